@@ -1,1 +1,1 @@
-"""The command line: one file a command group; each command parses, makes one library call, and renders."""
+"""Command line: one file a command group; each command parses, makes one library call, and renders."""

@@ -1,4 +1,4 @@
-"""`python -m vlltr_index.cli` is `vlltr`."""
+"""Run `vlltr` as `python -m vlltr_index.cli`."""
 
 from __future__ import annotations
 

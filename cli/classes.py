@@ -1,4 +1,4 @@
-"""`vlltr classes`, `sentences` and `images`: the class list as rows, and what each class has."""
+"""Commands `vlltr classes`, `sentences` and `images`: edit the class list and what each class has."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from vlltr_index.pipelines.classlist import ClassDetail
 
 _PICTURES = 10
-# The word in the tables to the reader's: a class that was ingested need not be trained yet.
+# Words shown for the tables' values: an ingested class has the origin "trained" before it is trained.
 _ORIGIN = {"trained": "ingested", "added": "added"}
 _sentence_option = click.option("--sentence", "sentences", multiple=True, help="A sentence; repeatable.")
 _text_option = click.option("--text", type=FILE, help="A file of text: .txt, or as for `ingest text`.")
@@ -137,7 +137,8 @@ def add(
             "Write them into the file, or leave --from out.",
         )
     if name is not None and manifest is None:
-        wanted = [NewClass(name, sentences, text, () if images is None else (require(images),), aliases)]
+        pictures = () if images is None else (require(images),)
+        wanted = [NewClass(name, sentences, text, images=pictures, aliases=aliases)]
     elif manifest is not None and name is None:
         wanted = read_manifest(manifest)
     else:

@@ -1,4 +1,4 @@
-"""`vlltr evaluate` and `vlltr report`."""
+"""Commands `vlltr evaluate` and `vlltr report`."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def evaluate_command(context: Context, /, split: str, **how: Any) -> EvaluationR
 
 
 def evaluation_table(report: EvaluationReport) -> Table:
-    """Rows by bin with 95 % intervals."""
+    """Return a table of rows by bin, with 95 % intervals."""
     bins = [b for b in _BINS if b in report.rows["vl-ltr"].top1]
     rows = []
     for name, row in report.rows.items():
@@ -78,7 +78,7 @@ def evaluation_table(report: EvaluationReport) -> Table:
 
 
 def _rank_tables(report: EvaluationReport) -> list[Table]:
-    """Accuracy by rank, where classes have parents."""
+    """Return a table of accuracy by rank, if classes have parents."""
     rows = []
     bins = list[str]()
     for rank, ways in report.ranks.items():
@@ -91,7 +91,7 @@ def _rank_tables(report: EvaluationReport) -> list[Table]:
 
 
 def difference_lines(report: EvaluationReport) -> list[str]:
-    """The paired difference to another row, a bin a line; nothing where there is no such row."""
+    """Return the paired difference to another row, one line a bin; none if there is no such row."""
     if not report.differences:
         return []
     lines = [f"vl-ltr less {report.against}, in points [95 % of the paired bootstrap]"]
@@ -115,7 +115,7 @@ def report_command(context: Context, out: Path | None, split: str, against: str 
     """
     from vlltr_index.pipelines.report import write_report
 
-    done = write_report(context.open(), out, split, against, context.progress)
+    done = write_report(context.open(), out, split, against, progress=context.progress)
     if done.top1:
         said = ", ".join(f"{shot} {percent(value.value)}" for shot, value in done.top1.items())
         context.say(f"{done.images:,} images of split {split}, top-1 accuracy in %: {said}")

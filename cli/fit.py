@@ -1,4 +1,4 @@
-"""`vlltr fit` and `vlltr quickstart`: from pictures to a model, each step a command that could have been typed."""
+"""Commands `vlltr fit` and `vlltr quickstart`: from pictures to a model, each step a command that could be typed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vlltr_index.evaluation.metrics import EvaluationReport
 
 Step = tuple[str, tuple[str, ...]]
-"""Why a command is run, and its words."""
+"""Title of a step, and the words of its command."""
 
 _TEXTS = ("texts", "texts.json", "texts.jsonl", "texts.csv", "texts.parquet")
 _TESTS = ("test", "val", "validation", "valid")
@@ -33,11 +33,11 @@ _TRAINED: list[Step] = [
 ]
 _FOLDER = {"fast": "vlltr-quickstart-fast", "short": "vlltr-quickstart", "full": "vlltr-quickstart-full"}
 _RECIPE = {"fast": "glyphs_lt/fast", "short": "glyphs_lt/quick", "full": "glyphs_lt/ours"}
-_UNSEEN = "latin small letter k with caron"  # held out; the method knows it well, as is measured beside it
+_UNSEEN = "latin small letter k with caron"  # a held-out class that the method recognises well from text
 
 
 def run_step(context: Context, folder: Path, step: Step, place: str) -> Any:
-    """Print a step and run it on the workspace `folder`; what the command returned. With --json it prints to stderr."""
+    """Print a step, run it on the workspace `folder`, and return its result; with --json it prints to stderr."""
     title, words = step
     args = words if words[0] == "init" else ("-w", str(folder), *words)
     context.say(f"\n{place} {title}\n$ {shlex.join(('vlltr', *args))}")
@@ -85,9 +85,10 @@ def fit_command(
     if not pictures.is_dir():
         raise InputError(f"{pictures} is no folder", "Give a folder of class folders: DIR/tench/1.jpg")
     if str(pictures).startswith("-"):
-        pictures = pictures.resolve()  # no option of a step
+        pictures = pictures.resolve()  # so that a step does not take it for an option
     folder = to or pictures.resolve().with_name(f"{pictures.resolve().name}-model")
-    texts = text or next((path for name in _TEXTS if (path := pictures / name).exists()), None)
+    found = [pictures / name for name in _TEXTS if (pictures / name).exists()]
+    texts = text or (found[0] if found else None)
     steps = plan_fit(pictures, texts, hold_out)
     chosen = [("--encoder", encoder), ("--recipe", recipe), *(("--set", value) for value in overrides)]
     options = [part for name, value in chosen if value for part in (name, value)]
@@ -115,7 +116,7 @@ def fit_command(
 
 
 def plan_fit(pictures: Path, texts: Path | None, hold_out: float) -> list[Step]:
-    """The commands of `vlltr fit` after `init`, in order.
+    """Return the commands of `vlltr fit` after `init`, in order.
 
     Raises:
         InputError: If the folder or the texts are not what they should be.
@@ -147,7 +148,7 @@ def plan_fit(pictures: Path, texts: Path | None, hold_out: float) -> list[Step]:
 
 
 def _check(pictures: Path, inside: dict[str, Path], test: str | None) -> None:
-    """Refuse folders whose names say that they are no classes."""
+    """Refuse folders whose names show that they are not class folders."""
     if (pictures / "vlltr.toml").exists():
         raise InputError(
             f"{pictures} is a workspace", "Give the folder of pictures; --to names the workspace."
@@ -163,7 +164,7 @@ def _check(pictures: Path, inside: dict[str, Path], test: str | None) -> None:
 
 
 def verdict(measured: EvaluationReport) -> str:
-    """How good the model is, beside the best simple rule, in a sentence or two."""
+    """Say in a sentence or two how accurate the model is, compared with the best simple rule."""
     mine = measured.rows["vl-ltr"].top1["overall"]
     other = measured.against
     said = (
@@ -180,7 +181,7 @@ def verdict(measured: EvaluationReport) -> str:
 
 
 def _count(folder: Path, where: str) -> int:
-    """How many pictures of the workspace are such."""
+    """Count the workspace's images for which the SQL condition `where` holds."""
     from vlltr_index.store.workspace import Workspace
 
     return Workspace.open(folder).snapshot().count("images", where)
@@ -232,7 +233,7 @@ def quickstart_command(context: Context, size: str | None, folder: Path | None) 
 
 
 def plan_quickstart(folder: Path, size: str) -> Iterator[Step]:
-    """The commands of a quickstart, in order; writes the sample files that they name."""
+    """Yield the commands of a quickstart, in order, writing the sample files that they name."""
     from vlltr_index.data.glyphs import glyph_files, write_part, write_sample
     from vlltr_index.data.writing import write_file
 

@@ -1,4 +1,4 @@
-"""`vlltr ingest images`, `text`, `classes` and `wikipedia`."""
+"""Commands `vlltr ingest images`, `text`, `classes` and `wikipedia`."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def wikipedia(
     given = [f" {option} {shlex.quote(value)}" for option, value in again.items() if value]
     report = ingest_wikipedia(
         workspace,
-        open_wiki(workspace, api, lang, contact, refresh),
+        open_wiki(workspace, api, lang, contact, refresh=refresh),
         lang=lang,
         hint=hint,
         titles=parse_titles(titles),
@@ -145,12 +145,12 @@ def wikipedia(
 
 
 def _choose(name: str, candidates: Sequence[str]) -> str | None:
-    """Ask on stderr which article is about the class."""
+    """Ask on stderr which article is about the class; return its title, or None to leave the class open."""
     listed = "".join(f"  {number:>2}  {title}\n" for number, title in enumerate(candidates, 1))
     question = f"{name!r} may be:\n{listed}A number, a title, or nothing to leave it open"
     try:
         text = ask(question)
-    except click.Abort:  # what was settled before is kept
+    except click.Abort:  # classes that were settled before stay settled
         raise KeyboardInterrupt from None
     if text.isdecimal() and 1 <= int(text) <= len(candidates):
         return candidates[int(text) - 1]
@@ -158,7 +158,7 @@ def _choose(name: str, candidates: Sequence[str]) -> str | None:
 
 
 def _articles(report: WikipediaReport) -> Iterator[str | Table]:
-    """The articles for people: a table, what settles the classes without one, and the counts."""
+    """Yield the report for people: a table, what settles the classes without an article, and the counts."""
     rows = [[r.name, r.title or "-", r.why, f"{r.sentences:,}", f"{r.added:,}"] for r in report.rows]
     columns = ["class", "article", "why not", "sentences", "added"]
     yield table(f"Articles from {report.source}", columns, rows, left=3)

@@ -1,4 +1,4 @@
-"""`vlltr`: the group and its options, what every command shares, and how errors leave the program."""
+"""Define the group `vlltr` with its options, what all commands share, and the handling of errors."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "completion": ("workspace", "Print the script that completes commands with Tab."),
 }
 
-_LONG = {"embed", "fit", "quickstart", "train"}  # worth a look at what else the machine does
+_LONG = {"embed", "fit", "quickstart", "train"}  # long commands, for which free cores are counted first
 _MENDS = {
     errno.ENOSPC: FREE_SPACE,
     errno.EROFS: "Choose a folder that you may write to.",
@@ -72,47 +72,48 @@ _PLAIN_EVERY = 10.0  # seconds between two plain lines of one step
 
 
 def echo(text: str, err: bool = False) -> None:
-    """Write a line to stdout or stderr: what comes from outside in it cannot act on the terminal."""
+    """Write a line to stdout or stderr, with control characters made harmless to the terminal."""
     click.echo(shown(text), err=err)
 
 
 def confirm(question: str) -> None:
-    """Ask on stderr; the command ends unless the answer is yes."""
+    """Ask a question on stderr; the command ends unless the answer is yes."""
     click.confirm(shown(question), abort=True, err=True)
 
 
 def ask(question: str) -> str:
-    """Ask on stderr, for a text that may be empty."""
+    """Ask on stderr for a text, which may be empty."""
     return str(click.prompt(shown(question), default="", show_default=False, err=True)).strip()
 
 
 @dataclass
 class Context:
-    """The global options, and the few things commands do with them."""
+    """Global options, and what commands share: the workspace, output and progress."""
 
     workspace: str | None = None
     as_json: bool = False
     quiet: bool = False
-    goes_on: bool = False  # one of several commands: the next one comes by itself
+    goes_on: bool = False  # whether the command is one of several, so that the next one need not be named
     opened: Workspace | None = None
     _drawing: ExitStack = field(default_factory=ExitStack)
     _draw: Progress | None = None
 
     def open(self) -> Workspace:
-        """The workspace named by `-w`, or the nearest one upward."""
+        """Open the workspace named by `-w`, or the nearest one upward."""
         from vlltr_index.store.workspace import Workspace
 
         self.opened = Workspace.open(self.workspace) if self.workspace else Workspace.find()
-        if (device := self.opened.recipe.device) != "auto":
+        device = self.opened.recipe.device
+        if device != "auto":
             os.environ.setdefault("VLLTR_DEVICE", device)
         return self.opened
 
     def run(self, work: Callable[..., Any], *args: Any, **how: Any) -> None:
-        """Do `work` on the workspace, with progress, and show the report that it gives."""
+        """Call `work` on the workspace, with progress, and show its report."""
         self.show(work(self.open(), *args, progress=self.progress, **how))
 
     def status(self) -> StatusReport | None:
-        """How the opened workspace stands; None where that cannot be said, which is for the next command to tell."""
+        """Return the status of the opened workspace, or None if it cannot be read."""
         from vlltr_index.pipelines.status import status
 
         with suppress(VlltrError):
@@ -120,28 +121,32 @@ class Context:
         return None
 
     def say_next(self) -> None:
-        """Tell people the command that comes next for the opened workspace."""
-        if not (self.quiet or self.as_json or self.goes_on) and (found := self.status()) is not None:
+        """Print the next command for the opened workspace."""
+        if self.quiet or self.as_json or self.goes_on:
+            return
+        found = self.status()
+        if found is not None:
             self.say(f"Next: {found.next}")
 
     def console(self, stderr: bool = False) -> Console:
-        """A rich console; results go to stdout, everything else to stderr."""
+        """Return a rich console; results go to stdout, everything else to stderr."""
         from rich.console import Console
 
-        made = partial(Console, stderr=stderr, highlight=False, markup=False, emoji=False)  # names are data
+        # Names of classes may look like markup, so it is switched off.
+        made = partial(Console, stderr=stderr, highlight=False, markup=False, emoji=False)
         console = made()
         return console if console.is_terminal else made(width=140)
 
     def width(self) -> int | None:
-        """Columns of the terminal that results go to; none where they go to a file or a pipe."""
+        """Return the columns of the terminal that results go to, or None for a file or a pipe."""
         console = self.console()
         return console.width if console.is_terminal else None
 
     def show(self, record: Any, lines: Iterable[str | Table] | None = None, always: bool = False) -> None:
-        """One result: as JSON where that was asked for, else as `lines`, default `record.lines()`, for people.
+        """Print one result: as JSON if requested, else as `lines` (default: `record.lines()`).
 
-        Under `-q` the lines are left out, unless they are what was asked for (`always`). Where other commands follow
-        by themselves, the next one is not told.
+        Under `-q` the lines are left out, unless `always` is set because they are the command's result. If the command
+        is one of several (`goes_on`), lines that name the next one are left out.
         """
         self.end_progress()
         if self.as_json:
@@ -157,7 +162,7 @@ class Context:
                     echo(line)
 
     def say(self, message: str) -> None:
-        """A line for people: on stdout, or on stderr where stdout carries JSON; not under `-q`."""
+        """Print a line for people: to stdout, or to stderr if stdout carries JSON; nothing under `-q`."""
         self.end_progress()
         if not self.quiet:
             echo(message, err=self.as_json)
@@ -172,13 +177,13 @@ class Context:
         self._draw(step, done, total)
 
     def end_progress(self) -> None:
-        """Leave what was drawn of the progress as it stands."""
+        """Stop drawing progress, and leave what is drawn."""
         self._drawing.close()
         self._draw = None
 
 
 def _bars(console: Console, drawing: ExitStack) -> Progress:
-    """Draws a bar a step until `drawing` is closed."""
+    """Return a function that draws one bar a step, until `drawing` is closed."""
     from rich import progress
 
     columns = (
@@ -197,7 +202,7 @@ def _bars(console: Console, drawing: ExitStack) -> Progress:
 
 
 def _plain(console: Console) -> Progress:
-    """Prints a line a step now and then, and one at its end."""
+    """Return a function that prints one line a step now and then, and one at its end."""
     due: dict[str, float] = {}
 
     def draw(step: str, done: int, total: int | None) -> None:
@@ -211,13 +216,13 @@ def _plain(console: Console) -> Progress:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> Table:
-    """A rich table whose first `left` columns are text and the others numbers."""
+    """Make a rich table whose first `left` columns are text and the others numbers."""
     from rich import box
     from rich.table import Table as RichTable
 
     result = RichTable(title=shown(title), box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
     for position, name in enumerate(columns):
-        text = position < left  # in a narrow terminal texts are broken, numbers never
+        text = position < left  # in a narrow terminal text is wrapped, numbers are not
         result.add_column(shown(name), justify="left" if text else "right", overflow="fold", no_wrap=not text)
     for row in rows:
         result.add_row(*map(shown, row))
@@ -225,12 +230,12 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], lef
 
 
 def percent(value: float | None) -> str:
-    """A fraction as a percentage with one decimal, or a dash."""
+    """Format a fraction as a percentage with one decimal, or None as a dash."""
     return "-" if value is None else f"{100 * value:.1f}"
 
 
 def broken(before: str, text: str, width: int | None) -> list[str]:
-    """`text` after `before`, broken at `width` columns with the rest below its beginning."""
+    """Wrap `text` after `before` at `width` columns, with later lines indented to its beginning."""
     if width is None or len(before) + len(text) <= width:
         return [before + text]
     from textwrap import wrap
@@ -246,12 +251,12 @@ class _Place(click.ParamType[Path]):
         self.name = name
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """Whether there is something is for the library to say."""
+        """Expand `~`; the library checks whether the path exists."""
         return Path(os.path.expanduser(value))
 
 
 def _compute_on(context: click.Context, parameter: click.Parameter, device: str | None) -> None:
-    """Let this process, and those that it starts, compute on `device`."""
+    """Set the device that this process, and processes that it starts, compute on."""
     if device is not None:
         from vlltr_index.tensors import choose_device
 
@@ -292,7 +297,7 @@ class LazyGroup(click.Group):
     """A group that imports a command's module only when the command is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """All commands, in the order of `COMMANDS`."""
+        """List all commands, in the order of `COMMANDS`."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -306,7 +311,7 @@ class LazyGroup(click.Group):
         raise click.NoSuchCommand(cmd_name, possibilities=COMMANDS, ctx=ctx)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; where it lacks a step, say which one comes first of all."""
+        """Run the command; if a step is missing, add to the error the step that comes first of all."""
         try:
             return super().invoke(ctx)
         except MissingStepError as error:
@@ -339,11 +344,11 @@ class LazyGroup(click.Group):
 @click.pass_context
 def vlltr(ctx: click.Context, /, threads: int | None, **options: Any) -> None:
     """Long-tailed image recognition that knows its classes through text (VL-LTR)."""
-    # Read when torch is loaded. Threads that wait by spinning take the core from those that they wait for.
+    # Must be set before torch is loaded. Threads that spin while they wait take cores from those they wait for.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if threads is None and ctx.invoked_subcommand in _LONG and "OMP_NUM_THREADS" not in os.environ:
         threads = _free_cores()
-        os.environ["VLLTR_FREE_CORES"] = str(threads)  # for one process: several share them
+        os.environ["VLLTR_FREE_CORES"] = str(threads)  # of this machine; several processes share them
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
     ctx.obj = Context(**options, goes_on=ctx.obj is True)
@@ -355,7 +360,7 @@ def vlltr(ctx: click.Context, /, threads: int | None, **options: Any) -> None:
 
 
 def _free_cores() -> int:
-    """Cores that no other program uses just now, at least one: a thread beside a busy program holds up all others."""
+    """Count the cores that no other program uses now, at least one; a thread on a busy core delays all others."""
     import psutil
 
     from vlltr_index.data.decoding import cores
@@ -365,23 +370,23 @@ def _free_cores() -> int:
 
 
 class _Echo(logging.Handler):
-    """Writes to whatever `sys.stderr` is at the time."""
+    """Log handler that writes to the current `sys.stderr`."""
 
     def emit(self, record: logging.LogRecord) -> None:
         sys.stderr.write(f"{shown(self.format(record))}\n")
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
-    """Run the command line: errors raised on purpose leave as a message and an exit code, never a traceback."""
+    """Run the command line; errors raised on purpose become a message and an exit code, not a traceback."""
     try:
         code = vlltr.main(args=argv, prog_name="vlltr", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except (click.Abort, KeyboardInterrupt) as error:
-        # A question that was not answered by yes.
+        # Without a cause, the abort is a confirmation that was declined.
         if isinstance(error, click.Abort) and error.__cause__ is None:
             echo("Nothing was changed. With --yes there is no question.", err=True)
             sys.exit(1)
-        if int(os.environ.get("WORLD_SIZE") or "1") == 1:  # of several, the one that started them says it
+        if int(os.environ.get("WORLD_SIZE") or "1") == 1:  # of several processes only the launcher prints it
             echo("Stopped. Run the same command again to go on.", err=True)
         sys.exit(130)
     except click.ClickException as error:
@@ -397,13 +402,13 @@ def main(argv: list[str] | None = None) -> NoReturn:
             echo(line, err=True)
         try:
             sys.stdout.flush()
-        except OSError:  # stdout is what is full: it is given up
+        except OSError:  # stdout itself is full, so it is discarded
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(getattr(error, "exit_code", 1))
 
 
 def _in_words(error: Exception) -> tuple[str, str | None] | None:
-    """What was wrong and what mends it, where a person can mend it: ours, the machine's, a GPU's memory."""
+    """Return an error's message and hint if a person can mend it, else None."""
     if isinstance(error, VlltrError):
         return f"Error: {error.message}", error.hint
     if isinstance(error, MemoryError):
@@ -411,7 +416,7 @@ def _in_words(error: Exception) -> tuple[str, str | None] | None:
     if isinstance(error, OSError):
         where = f": {error.filename}" if error.filename is not None else ""
         return f"Error: {error.strerror or error}{where}", _MENDS.get(error.errno or 0)
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, which nobody has foreseen
+    if type(error).__name__ == "OutOfMemoryError":  # torch's; compared by name, so that torch is not imported
         mend = "Free memory of the GPU (nvidia-smi shows who holds it), or use --device cpu."
         return f"Error: {str(error).partition('. Including')[0]}", mend
     return None

@@ -1,4 +1,4 @@
-"""`vlltr predict` and `vlltr explain`, and how people read an answer."""
+"""Commands `vlltr predict` and `vlltr explain`, and the text form of their answers."""
 
 from __future__ import annotations
 
@@ -114,14 +114,15 @@ def predict_command(
 
 
 def _names(only: str | None) -> list[str] | None:
-    """The classes of `--only`."""
+    """Return the class names of `--only`."""
     from vlltr_index.data.files import read_lines
 
     if only is None:
         return None
     listed: Iterable[str] = only.split(",")
-    # Not Path.is_file: a list may be too long for a name.
-    if os.path.isfile(file := os.path.expanduser(only)):
+    # Not Path.is_file, which raises if the list is too long for a file name.
+    file = os.path.expanduser(only)
+    if os.path.isfile(file):
         listed = (line for _, line in read_lines(Path(file)))
     return [name.strip() for name in listed if name.strip()]
 
@@ -149,7 +150,7 @@ def explain_command(
 
 
 def prediction_lines(prediction: Prediction, width: int | None = None, covered: bool = False) -> list[str]:
-    """A prediction for people: classes with what images and text gave, and under each its sentences, by share.
+    """Return a prediction as lines: classes with image part and text part, and below each its sentences, by share.
 
     Args:
         prediction: What the recognizer says of one image.
@@ -179,7 +180,7 @@ def prediction_lines(prediction: Prediction, width: int | None = None, covered: 
 
 
 def _said(groups: Sequence[Sequence[SentenceShare]], width: int | None) -> list[str]:
-    """Groups of sentences with their per cent; without those that speak against the answer."""
+    """Return groups of sentences with their per cent, without those that speak against the answer."""
     lines: list[str] = []
     for group in groups:
         share = sum(sentence.percent for sentence in group)
@@ -191,7 +192,7 @@ def _said(groups: Sequence[Sequence[SentenceShare]], width: int | None) -> list[
 
 
 def _head(score: ClassScore, width: int | None) -> list[str]:
-    """A class, and what images and text gave of its score as a bar: beside it, or below where it is too narrow."""
+    """Return a class with a bar of image part and text part beside it, or below it in a narrow terminal."""
     head = f"  {percent(score.probability):>5} %  {score.name}"
     sides = {"image": score.image_part, "text": score.text_part}
     against = " and ".join(name for name, part in sides.items() if part < 0)
@@ -208,7 +209,7 @@ def _head(score: ClassScore, width: int | None) -> list[str]:
 
 
 def _notes(scores: Sequence[ClassScore], silent: bool, width: int | None) -> list[str]:
-    """What the numbers are, what a prompt is, or that no sentence decided."""
+    """Return notes on what the numbers mean and what a prompt is, or that no sentence decided."""
     sentences = [s for score in scores for s in score.sentences]
     if not sentences:
         notes = []
@@ -224,12 +225,12 @@ def _notes(scores: Sequence[ClassScore], silent: bool, width: int | None) -> lis
 
 
 def _silent(scores: Sequence[ClassScore]) -> bool:
-    """Whether the text has no weight, so that no sentence decided."""
+    """Say whether the text has no weight, so that no sentence decided."""
     return not any(score.text_part or score.unit != "log-odds" for score in scores)
 
 
 def explanation_lines(image: str, scores: Sequence[ClassScore], width: int | None = None) -> list[str]:
-    """One class, or two side by side, with all their anchor sentences, broken at `width` columns."""
+    """Return one class, or two to compare, as lines with all anchor sentences, wrapped at `width` columns."""
     from vlltr_index.recognition.in_words import rather_than
 
     lines = [image]

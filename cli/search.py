@@ -1,4 +1,4 @@
-"""`vlltr search images` and `vlltr search sentences`."""
+"""Commands `vlltr search images` and `vlltr search sentences`."""
 
 from __future__ import annotations
 
@@ -36,15 +36,14 @@ def images(context: Context, text: str, split: str | None, top: int, out: Path |
         check_target(out)
     workspace = context.open()
     found = search_images(workspace, text, split=split, top=top, compare=compare, progress=context.progress)
-    sides = (
-        {"": found.hits}
-        if found.base is None
-        else {"trained here": found.hits, "before training": found.base}
-    )
+    sides = {"": found.hits}
+    if found.base is not None:
+        sides = {"trained here": found.hits, "before training": found.base}
     lines = []
     panels = []
     for heading, hits in sides.items():
-        lines += [f"{heading}:"] * bool(heading)
+        if heading:
+            lines.append(f"{heading}:")
         lines += [f"{hit.similarity:+.3f}  {hit.class_name}  [{hit.split}]  {hit.uri}" for hit in hits]
         if out is not None:
             sources = load_sources(workspace.snapshot(), [hit.image_id for hit in hits])

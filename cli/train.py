@@ -1,4 +1,4 @@
-"""`vlltr train`, `refit`, and what stands around them: `embed`, `select`, `index`."""
+"""Commands `vlltr train` and `refit`, and those around them: `embed`, `select`, `index`."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     from vlltr_index.schemas.config import Recipe
     from vlltr_index.store.workspace import Workspace
 
-_GRACE = 5.0  # seconds
+_GRACE = 5.0  # seconds that a failed process waits for the launcher to end it
 
 
 def _options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What every training takes."""
+    """Add the options that every training command takes."""
     for option in (
         set_option,
         device_option,
@@ -60,7 +60,7 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _recipe(workspace: Workspace, recipe: str | None, overrides: tuple[str, ...], part: str = "") -> Recipe:
-    """What to train by: of another recipe the section `part` alone counts, or all where none is named."""
+    """Return the recipe to train by: from another recipe only the section `part` is taken, or all without `part`."""
     from vlltr_index.schemas.recipes import load_recipe, override
 
     chosen = load_recipe(recipe) if recipe else workspace.recipe
@@ -68,12 +68,12 @@ def _recipe(workspace: Workspace, recipe: str | None, overrides: tuple[str, ...]
 
 
 def _number(name: str, default: int) -> int:
-    """What a launcher of processes says in the environment."""
+    """Read a number that a launcher of processes sets in the environment."""
     return int(os.environ.get(name) or default)
 
 
 def _threads() -> int:
-    """Threads that this process may use: what OMP_NUM_THREADS says, of a list its first number, else one a core."""
+    """Return the threads that this process may use: the first number of OMP_NUM_THREADS, else the number of cores."""
     from vlltr_index.data.decoding import cores
 
     first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
@@ -81,7 +81,7 @@ def _threads() -> int:
 
 
 def _shared_out(processes: int) -> bool:
-    """Run this very command in so many processes by torch's launcher; False for one, and in one of them.
+    """Run this same command in several processes by torch's launcher; False for one process, and inside of one.
 
     Raises:
         UsageError: If there are fewer GPUs than processes.
@@ -106,7 +106,7 @@ def _shared_out(processes: int) -> bool:
         max_restarts=0, signals_to_handle="SIGTERM,SIGHUP", local_addr="127.0.0.1",
         logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
     )  # fmt: skip
-    logging.disable(logging.CRITICAL)  # what went wrong is said by the processes, or below
+    logging.disable(logging.CRITICAL)  # errors are printed by the processes, or raised below
     try:
         elastic_launch(config, sys.executable)("-m", "vlltr_index.cli", *sys.argv[1:])
     except SignalException as error:
@@ -126,10 +126,10 @@ def _shared_out(processes: int) -> bool:
 
 @contextmanager
 def _training(context: Context) -> Iterator[None]:
-    """A run of a training command, which ends quietly where another process says what was wrong."""
+    """Wrap a training run, which ends quietly if another process reports the error."""
     from vlltr_index.train.distributed import leave, world
 
-    if _number("RANK", 0):  # of several processes the first talks to the user
+    if _number("RANK", 0):  # of several processes only the first prints
         context.quiet = True
         context.as_json = False
         logging.getLogger("vlltr_index").setLevel(logging.WARNING)
@@ -138,7 +138,9 @@ def _training(context: Context) -> Iterator[None]:
     except PeerError as error:
         raise click.exceptions.Exit(error.exit_code) from None
     except RuntimeError:
-        if world()[1] > 1:  # if it lost another one, the launcher ends this one meanwhile, and says why
+        if (
+            world()[1] > 1
+        ):  # if another process failed first, the launcher ends this one meanwhile and says why
             time.sleep(_GRACE)
         raise
     leave()
@@ -153,7 +155,7 @@ def _stage(
     resume: bool,
     **given: Any,
 ) -> None:
-    """Train by the section `part` of the recipe, in one process or several, and show what came of it."""
+    """Train by the section `part` of the recipe, in one process or several, and show the report."""
     workspace = context.open()
     config = getattr(_recipe(workspace, part=part, **given), part)
     if getattr(config, "live", True) and _shared_out(processes):
@@ -237,7 +239,9 @@ def baseline(context: Context, /, name: str, processes: int, resume: bool, **giv
 
     following = "vlltr evaluate --split test"
     if name == "fc":
-        _stage(context, "baseline", train_baseline_stage, following, processes, resume, **given)
+        _stage(
+            context, "baseline", train_baseline_stage, following, processes=processes, resume=resume, **given
+        )
         return
     if processes > 1:
         raise click.UsageError(f"baseline {name} is made in one process; --processes is for fc")
@@ -248,7 +252,8 @@ def baseline(context: Context, /, name: str, processes: int, resume: bool, **giv
         for row in train_baseline(workspace, one, config, context.progress):
             made[row.label] = {"settings": row.settings, "note": row.note}
             chosen = ", ".join(f"{key} {value}" for key, value in row.settings.items())
-            context.say(": ".join(filter(None, (row.label, "; ".join(filter(None, (chosen, row.note)))))))
+            facts = "; ".join(filter(None, (chosen, row.note)))
+            context.say(f"{row.label}: {facts}" if facts else row.label)
     context.show(made, [f"Next: {following}"])
 
 
@@ -283,7 +288,7 @@ def embed_command(
     """
     from vlltr_index.pipelines.embed import embed
 
-    report = embed(context.open(), views, context.progress, force, engine, actors)
+    report = embed(context.open(), views, context.progress, force, engine=engine, actors=actors)
     lines = [
         f"Embedded {many(report.sentences, 'sentence')} ({report.sentences_before:,} there before) and"
         f" {many(report.images, 'image vector')} ({report.images_before:,} there before)."
@@ -350,7 +355,7 @@ def index_command(
 
 
 def _plan_lines(plan: IndexPlan) -> list[str | Table]:
-    """The kind of index that would be built, what each kind costs, and where the figures come from."""
+    """Return the kind of index that would be built, the costs of each kind, and the source of the figures."""
     if not plan.costs:
         return [f"Would build no index: {plan.reason}."]
     rows = []
@@ -358,14 +363,16 @@ def _plan_lines(plan: IndexPlan) -> list[str | Table]:
         kind = "no index: every class is scored" if cost.kind == "none" else cost.kind
         sizes = [_size(mib) for mib in (cost.memory_mib, cost.disk_mib)]
         times = [_time(t) for t in (cost.build_seconds, cost.one_image_seconds, cost.batch_seconds)]
-        rows.append([kind + " *" * cost.beyond, *sizes, *times])
+        rows.append([f"{kind} *" if cost.beyond else kind, *sizes, *times])
     columns = ["kind", "memory", "disk", "build", "one image", "128 images"]
     lines: list[str | Table] = [
         f"Would build an index of kind {plan.kind}: {plan.reason}.",
         table(f"{plan.anchors:,} anchors of width {plan.dim:,}", columns, rows),
         f"Reckoned from times of a processor, measured on {plan.measured_on}.",
     ]
-    return lines + ["* larger than what was measured."] * any(cost.beyond for cost in plan.costs)
+    if any(cost.beyond for cost in plan.costs):
+        lines.append("* larger than what was measured.")
+    return lines
 
 
 def _size(mib: float) -> str:

@@ -1,4 +1,4 @@
-"""Commands about a workspace as a whole: `init`, `status`, `doctor`, its commits, what is shared, and `completion`."""
+"""Commands on a workspace as a whole: `init`, `status`, `doctor`, its commits, exports, and `completion`."""
 
 from __future__ import annotations
 
@@ -259,4 +259,5 @@ def completion_command(context: click.Context, shell: str) -> None:
     """
     from click.shell_completion import shell_complete
 
-    shell_complete(context.find_root().command, {}, "vlltr", "_VLLTR_COMPLETE", f"{shell}_source")
+    group = context.find_root().command
+    shell_complete(group, {}, "vlltr", "_VLLTR_COMPLETE", instruction=f"{shell}_source")

@@ -1,1 +1,1 @@
-"""`vlltr ui`: a page on which pictures are recognised, answers taken apart, and classes added."""
+"""Web page (`vlltr ui`) to recognise pictures, examine answers, and add classes."""

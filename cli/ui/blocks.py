@@ -1,4 +1,4 @@
-"""The page itself, in Gradio: what stands where, and which piece is drawn anew after which event.
+"""The page in Gradio: its layout, and which piece is redrawn after which event.
 
 A visit's state lives in the server, one for each tab. Each handler takes it, and returns it with what to draw.
 """
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 _Drawing = dict[Any, Any]  # component to what it shows
 
 _TOP = 5
-_FOLLOW = 3.0  # seconds between two looks whether there is a newer commit
-_TIDY = (600, 7200)  # seconds between two looks at the uploaded files, and what age they may reach
+_FOLLOW = 3.0  # seconds between two checks for a newer commit
+_TIDY = (600, 7200)  # seconds between two clean-ups of uploaded files, and the age at which they are deleted
 _QUEUE = 100  # events that may wait
 
 _CHOOSE = """
@@ -49,25 +49,25 @@ watch('value', () => {
 
 @dataclass(frozen=True)
 class Visit:
-    """What one tab looks at."""
+    """State of one browser tab."""
 
-    feature: Tensor | None = None  # of the picture, [D]
-    image_fp: str | None = None  # the tower that gave it
+    feature: Tensor | None = None  # the picture's, [D]
+    image_fp: str | None = None  # fingerprint of the tower that it is from
     struck: frozenset[str] = frozenset()
     chosen: str | None = None
     first: str | None = None
     second: str | None = None
-    commit: int = 0  # that was drawn last
+    commit: int = 0  # the commit that was drawn last
     offered: int | None = None  # the commit that the undo button names
 
 
 def _path(payload: Any) -> str | None:
-    """An uploaded file as it is: Gradio would decode a picture before anybody has looked at its size."""
+    """Return an uploaded file's path; Gradio would decode the picture before its size is checked."""
     return None if payload is None else payload.path
 
 
 def build_page(desk: Desk) -> gr.Blocks:
-    """The page of a workspace; with `desk.read_only` nothing on it adds or undoes."""
+    """Build the page of a workspace; with `desk.read_only` nothing on it adds or undoes."""
     name = desk.workspace.path.name
     with gr.Blocks(title=f"{name} · vlltr", analytics_enabled=False, delete_cache=_TIDY) as page:
         _Page(page, desk, name)
@@ -75,7 +75,7 @@ def build_page(desk: Desk) -> gr.Blocks:
 
 
 class _Page:
-    """The components and their handlers; made inside a `gr.Blocks`."""
+    """The page's components and their handlers; made inside a `gr.Blocks`."""
 
     def __init__(self, page: gr.Blocks, desk: Desk, name: str) -> None:
         self._desk = desk
@@ -166,14 +166,14 @@ class _Page:
     def _on(
         self, listen: Callable[..., Any], handler: Callable[..., Any], inputs: Any = (), **more: Any
     ) -> None:
-        """Connect a handler that reads the visit and draws; one runs at a time, so that none meets an old visit."""
+        """Connect a handler that reads the visit and draws; one runs at a time, so that none gets an outdated visit."""
         shared = {"concurrency_id": "visit", "show_progress": "hidden", "api_visibility": "private"}
         listen(handler, [self._visit, *inputs], self._drawn, **shared, **more)
 
     # Handlers: each takes the visit, and what its components hold.
 
     def _look(self, visit: Visit, picture: str | None) -> _Drawing:
-        """Another picture, or none any more."""
+        """Show another picture, or none."""
         if picture is None:
             return self._draw(Visit()) | {self._notice: ""}
         try:
@@ -190,7 +190,7 @@ class _Page:
         return self._draw(replace(visit, chosen=name), picture)
 
     def _strike(self, visit: Visit, picture: str | None, event: gr.EventData) -> _Drawing:
-        """Strike a sentence out, or put it back."""
+        """Leave a sentence out, or put it back."""
         one = {str(getattr(event, "sentence", ""))}
         struck = visit.struck | one if getattr(event, "struck", False) is True else visit.struck - one
         return self._draw(replace(visit, struck=struck), picture)
@@ -202,17 +202,17 @@ class _Page:
         return self._draw(replace(visit, first=first, second=second), picture)
 
     def _follow(self, visit: Visit, picture: str | None) -> _Drawing:
-        """Draw everything anew if there is a newer commit, or another thing to undo."""
+        """Redraw everything if there is a newer commit, or another commit to undo."""
         if (self._desk.answers().commit, self._desk.offer()[0]) == (visit.commit, visit.offered):
             return {self._visit: visit}
         return self._draw(visit, picture)
 
     def _look_again(self, visit: Visit, picture: str | None) -> _Drawing:
-        """Draw the picture's best classes after a change that was made here."""
+        """Redraw the picture's best classes after a change made on this page."""
         return self._draw(replace(visit, chosen=None, first=None, second=None), picture)
 
     def _add_class(self, name: str, text: str, pictures: list[str] | None) -> tuple[Any, ...]:
-        """Add a class; the form is emptied if that succeeds."""
+        """Add a class; the form is emptied on success."""
         try:
             report = self._desk.add(name, text, [(Path(p).name, Path(p)) for p in pictures or ()])
         except VlltrError as error:
@@ -220,7 +220,7 @@ class _Page:
         return "", "", None, piece("notice", report.lines())
 
     def _take_back(self, visit: Visit) -> str:
-        """Undo what the button names."""
+        """Undo the commit that the button names."""
         _, name = self._desk.offer()
         try:
             report = self._desk.undo(visit.offered or 0)
@@ -233,7 +233,7 @@ class _Page:
     # Drawing.
 
     def _draw(self, visit: Visit, picture: str | None = None) -> _Drawing:
-        """Everything as the visit has it; what belongs to the commit, only where that is another one."""
+        """Return all that a visit shows; what depends on the commit is left out if the commit is unchanged."""
         answers = self._desk.answers()
         notice = ""
         try:
@@ -244,13 +244,14 @@ class _Page:
             visit = Visit(commit=visit.commit, offered=visit.offered)
         names = names_of(answers)
         number = answers.commit
-        # What was said of a picture that cannot be shown stays until there is another one.
+        # An error about a picture stays until there is another picture.
         drawn: _Drawing = {self._notice: notice} if notice or found is not None else {}
         choices = {}
         (offered, name) = self._desk.offer()
         if (visit.commit, visit.offered) != (number, offered):
             visit = replace(visit, commit=number, offered=offered)
-            drawn[self._status] = piece("status", self._name, number, len(names), self._desk.read_only)
+            facts = (self._name, number, len(names), self._desk.read_only)
+            drawn[self._status] = piece("status", *facts)
             if not self._desk.read_only:
                 label = f"Undo: add {name!r}" if offered else "Nothing to undo"
                 drawn[self._undo] = gr.update(value=label, interactive=bool(offered))
@@ -265,7 +266,7 @@ class _Page:
         return drawn | self._draw_sentences(found, visit)
 
     def _examination(self, answers: Answers, visit: Visit, picture: str | None) -> Examination | None:
-        """The visit's picture under a commit; it is read again where that has another encoder."""
+        """Examine the visit's picture under the current commit; it is read again if the encoder changed."""
         if visit.feature is None or visit.image_fp is None:
             return None
         if answers.scorer.saved.image_fp == visit.image_fp:
@@ -273,13 +274,13 @@ class _Page:
         return self._desk.examine(Path(picture or ""))
 
     def _draw_sentences(self, found: Examination | None, visit: Visit) -> _Drawing:
-        """Those of the chosen class, and the two classes that are compared."""
+        """Return the sentences of the chosen class, and the comparison of two classes, to draw."""
         if found is None or visit.chosen is None:
             empty = {self._sentences: piece("sentences", None)}
             return empty | {self._comparison: piece("comparison", None)}
         one: ExaminedClass = found.look(visit.chosen, visit.struck)
         try:
-            assert visit.first is not None  # as `_settled` leaves it
+            assert visit.first is not None  # `_settled` sets both
             assert visit.second is not None
             two = piece("comparison", found.compare(visit.first, visit.second, visit.struck))
         except VlltrError as error:
@@ -289,7 +290,7 @@ class _Page:
 
 
 def _settled(visit: Visit, best: Sequence[ExaminedClass], names: Sequence[str]) -> Visit:
-    """The visit with the best classes where none is chosen, or one that is gone; with none without a picture."""
+    """Return the visit with default classes in place of none or removed ones; with no class if there is no picture."""
     if not best:
         return replace(visit, chosen=None, first=None, second=None)
     there = set(names)

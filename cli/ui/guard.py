@@ -1,4 +1,4 @@
-"""What stands before the page: whom it answers, and what of a request reaches Gradio.
+"""Check requests before they reach the page: who may use it, and which requests are passed on to Gradio.
 
 Gradio serves much that this page does not use, and opens any file that a call names. So only what the page itself asks
 for is passed on, and a call is read here first: its files are those that were uploaded to this page.
@@ -44,18 +44,18 @@ _PAGES = {
 }
 _FOLDERS = ("/assets/", "/static/", "/gradio_api/heartbeat/", _FILE)
 _MAX_BODY = {_CALL: 4 * 2**20, _UPLOAD: MAX_TOGETHER + 2**20}
-"""Bytes that the body of each request with one may have."""
+"""Most bytes of the body, for each path that takes one."""
 
 
 class _Upload(BaseModel):
-    """A file that a call names; its address, size and kind, which a client might invent, are left out."""
+    """A file named by a call; its URL, size and kind, which a client could forge, are left out."""
 
     path: str
     meta: Mapping[Literal["_type"], Literal["gradio.FileData"]] = {"_type": "gradio.FileData"}
 
 
 class _Call(BaseModel):
-    """What the page's own calls have; all else that Gradio would take is left out."""
+    """Fields of the page's own calls; all others that Gradio would accept are left out."""
 
     model_config = ConfigDict(strict=True)
 
@@ -67,14 +67,14 @@ class _Call(BaseModel):
 
 
 class Guard:
-    """The page as it is served; as an ASGI application, since middleware for answers holds up streams.
+    """The page as it is served: an ASGI application, since response middleware would delay streams.
 
     Args:
         app: The application that has the page.
         page: The page.
         folder: Where its uploads lie, without links.
-        token: What a browser must show once; without one, the page is for this machine alone.
-        names: With a token: the names, in lower case, that the page has beside its addresses.
+        token: Token that a browser must send once; without one, the page is for this machine only.
+        names: With a token: host names of the page, in lower case, beside its addresses.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class Guard:
             await PlainTextResponse("This is no upload of the page.\n", 400)(scope, receive, send)
 
     def _check_sender(self, request: Request) -> None:
-        """Refuse what comes under another name, and what another site's page made the browser send."""
+        """Refuse requests under another host name, and requests that another site's page sent."""
         hosts = request.headers.getlist("host")
         if len(hosts) != 1 or not self._is_own_name(hosts[0]):
             raise HTTPException(421, "This page does not answer under that name.")
@@ -137,7 +137,7 @@ class Guard:
             raise HTTPException(403, "Only the page itself may ask.")
 
     def _is_own_name(self, host: str) -> bool:
-        """Whether a Host header is one of this page; another name is of a site that was made to lead here."""
+        """Say whether a Host header is one of this page's names; another one hints at DNS rebinding."""
         try:
             name = urlsplit(f"//{host}").hostname or ""
         except ValueError:
@@ -149,7 +149,7 @@ class Guard:
         return address.is_loopback or self._token != ""
 
     def _entry(self, request: Request) -> RedirectResponse | None:
-        """Let in who has the token; who comes with the link gets a cookie, and an address without it.
+        """Let in requests with the token; one with the link's token gets a cookie and is redirected to `/`.
 
         Raises:
             HTTPException: 403 for who has none.
@@ -166,7 +166,7 @@ class Guard:
         return None
 
     def _is_token(self, shown: str | None) -> bool:
-        """Whether something is the token; takes as long whatever it is."""
+        """Compare with the token in constant time."""
         return shown is not None and secrets.compare_digest(shown.encode(), self._token.encode())
 
     def _check_asked(self, request: Request) -> None:
@@ -184,12 +184,12 @@ class Guard:
             raise HTTPException(403, "This is no file of the page.")
 
     def _is_upload(self, path: str) -> bool:
-        """Whether `path` is that of an upload to this page, and leads nowhere else; the file may be gone by now."""
+        """Say whether `path` is an upload to this page and no link to another place; the file may be gone."""
         above = os.path.dirname(os.path.dirname(path))
         return above == self._folder and "\0" not in path and os.path.realpath(path) == path
 
     def _checked_call(self, body: bytes) -> bytes:
-        """A call of one of the page's functions, with what that function takes, and nothing else.
+        """Check a call of one of the page's functions; return it with only the fields that the function takes.
 
         Raises:
             HTTPException: 400 if it is none, 404 if there is no such function, 403 if it names a file that was not
@@ -212,7 +212,7 @@ class Guard:
 
 
 def _fits(component: Any, value: str | _Upload | list[_Upload] | None) -> bool:
-    """Whether a component of the page can have a value; one of another kind takes none until it is named here."""
+    """Say whether a component of the page can have a value; a component of a kind not listed here takes None only."""
     if isinstance(component, gr.Image):
         return value is None or isinstance(value, _Upload)
     if isinstance(component, gr.File):
@@ -223,7 +223,7 @@ def _fits(component: Any, value: str | _Upload | list[_Upload] | None) -> bool:
 
 
 def _again(body: bytes, receive: Any) -> Any:
-    """What receives `body`, and then what is received."""
+    """Return a `receive` that first returns `body`, and then what the given one receives."""
     left = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive_again() -> Any:

@@ -1,4 +1,4 @@
-"""`vlltr ui`: the page at an address of its own, with a temporary folder of its own; nothing leaves the machine."""
+"""Serve the page (`vlltr ui`) at its own address, with its own temporary folder; nothing leaves the machine."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ def ui_command(context: Context, host: str, port: int, open_browser: bool, read_
         echo(f"Warning: who has the link can {can}, and nothing is encrypted on the way.", err=True)
         if not read_only:
             echo("With --read-only nothing can be added or undone.", err=True)
-    serve(workspace, listening, host, read_only, ready)
+    serve(workspace, listening, host, read_only, ready=ready)
 
 
 def is_local(host: str) -> bool:
-    """Whether only this machine can reach an address that is bound to `host`."""
+    """Say whether an address bound to `host` can be reached from this machine only."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -67,7 +67,7 @@ def is_local(host: str) -> bool:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Take an address to listen at; port 0 takes a free one.
+    """Open a socket to listen at; port 0 takes a free one.
 
     Raises:
         UsageError: If it is in use, or not an address of this machine.
@@ -86,20 +86,20 @@ def bind(host: str, port: int) -> socket.socket:
 def page_app(
     workspace: Workspace, read_only: bool = False, token: str = "", names: Collection[str] = ()
 ) -> Iterator[Any]:
-    """The page as an ASGI application; uploads lie in a temporary folder that is gone afterwards.
+    """Yield the page as an ASGI application; uploads lie in a temporary folder that is removed afterwards.
 
     Args:
         workspace: With a trained head.
         read_only: Nothing can be added or undone.
-        token: What a browser must show once; without one, the page is for this machine alone.
-        names: With a token: the names, in lower case, that the page has beside its addresses.
+        token: Token that a browser must send once; without one, the page is for this machine only.
+        names: With a token: host names of the page, in lower case, beside its addresses.
 
     Raises:
         MissingStepError: If a step before has not been run; the hint names what to do.
     """
     with tempfile.TemporaryDirectory(prefix="vlltr-ui-") as folder:
         folder = os.path.realpath(folder)
-        os.environ |= {  # what Gradio reads: no telemetry, and files in `folder` alone
+        os.environ |= {  # for Gradio: no telemetry, and files only in `folder`
             "GRADIO_ANALYTICS_ENABLED": "False",
             "GRADIO_TEMP_DIR": folder,
             "GRADIO_EXAMPLES_CACHE": os.path.join(folder, "examples"),
@@ -115,7 +115,7 @@ def page_app(
         from vlltr_index.cli.ui.service import MAX_UPLOAD, Desk
 
         app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-        app.get("/manifest.json")(lambda: _MANIFEST)  # the page names one, and Gradio has none
+        app.get("/manifest.json")(lambda: _MANIFEST)  # the page refers to one, which Gradio does not serve
         page = build_page(Desk(workspace, read_only))
         gr.mount_gradio_app(
             app,
@@ -124,7 +124,7 @@ def page_app(
             allowed_paths=[],
             blocked_paths=[str(workspace.path.resolve())],
             max_file_size=MAX_UPLOAD,
-            show_error=False,  # to clients: what nobody has foreseen may name files; it is told here
+            show_error=False,  # unexpected errors may name files, so clients do not see them
             ssr_mode=False,
             mcp_server=False,
             enable_monitoring=False,
@@ -136,7 +136,7 @@ def page_app(
             ),
             css=files("vlltr_index.cli.ui").joinpath("page.css").read_text(encoding="utf-8"),
         )
-        yield Guard(app, page, folder, token, names)
+        yield Guard(app, page, folder, token, names=names)
 
 
 def serve(
@@ -146,14 +146,14 @@ def serve(
     read_only: bool,
     ready: Callable[[str], None],
 ) -> None:
-    """Serve the page until it is interrupted; where other machines can reach it, to those that have its link.
+    """Serve the page until it is interrupted; if other machines can reach it, only those that have its link.
 
     Args:
         workspace: With a trained head.
-        listening: From `bind`; closed in the end.
-        host: What `bind` was given.
+        listening: Socket from `bind`; it is closed at the end.
+        host: The host that `bind` was called with.
         read_only: Nothing can be added or undone.
-        ready: Called with the page's link; from then on it answers.
+        ready: Called with the page's link once the page can be opened.
 
     Raises:
         MissingStepError: As for `page_app`.
@@ -166,11 +166,11 @@ def serve(
     with listening, page_app(workspace, read_only, token, {own.lower(), host.lower()}) as app:
         import uvicorn
 
-        # Open tabs hold connections: each that is cut off at the end would be logged with a traceback.
+        # Open tabs hold connections, and uvicorn logs a traceback for each one that it closes at the end.
         quiet = {"log_level": "critical", "access_log": False, "ws": "none"}
         server = uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=1, **quiet))
         ready(link)
         try:
             server.run(sockets=[listening])
-        except KeyboardInterrupt:  # the way to end it
+        except KeyboardInterrupt:  # Ctrl-C is how the page is stopped
             return

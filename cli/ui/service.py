@@ -1,4 +1,4 @@
-"""What the page does with a workspace, whatever draws it: answers, additions, taking these back, and pieces of HTML."""
+"""What the page does with a workspace, apart from Gradio: examine, add, undo, and render pieces of HTML."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     from vlltr_index.store.workspace import Workspace
 
 MAX_UPLOAD = 20 * 2**20
-"""Bytes a picture that is given to the page may have."""
+"""Most bytes of an uploaded picture."""
 MAX_PICTURES = 50
-"""Pictures a class may be added with."""
+"""Most pictures of an added class."""
 MAX_TOGETHER = 200 * 2**20
-"""Bytes these may have together."""
+"""Most bytes of the pictures of an added class."""
 MAX_TEXT = 200_000
-"""Characters the text of a class may have."""
+"""Most characters of an added class's text."""
 _MAX_FILE_NAME = 100
 
 
 class Desk:
-    """One workspace as all visitors of a page share it; several threads may use it.
+    """One workspace, shared by all visitors of a page; safe for several threads.
 
     Args:
         workspace: With a trained head.
@@ -51,17 +51,17 @@ class Desk:
         self.workspace = workspace
         self.read_only = read_only
         self._recognizer = Recognizer.open(workspace)
-        _ = self._recognizer.encoder  # what is wrong with it is said now, not to the first visitor
+        _ = self._recognizer.encoder  # loaded now, so that its errors are raised at the start
         self._session = Session(workspace)
         self._writing = threading.Lock()
-        self._made: dict[int, str] = {}  # commits that were made from the page, and the class that each added
+        self._made: dict[int, str] = {}  # name of the added class by commit made from the page
 
     def answers(self) -> Answers:
-        """The newest commit that can answer."""
+        """Return the model of the newest commit that can predict."""
         return self._recognizer.current()
 
     def examine(self, picture: Path) -> Examination:
-        """Look at a picture that was given to the page.
+        """Examine a picture that was uploaded to the page.
 
         Raises:
             InputError: If it is too large or cannot be read.
@@ -69,17 +69,17 @@ class Desk:
         return Examination.of(self.answers(), _read(picture))
 
     def neighbours(self, found: Examination, one: ExaminedClass) -> tuple[Thumbnail, ...]:
-        """Training pictures of a class that the image side decided for."""
+        """Return training pictures of a class that the image side decided for."""
         answers = found.answers
         return nearest_pictures(answers, self.workspace.snapshot(answers.commit), found.feature, one)
 
     def add(self, name: str, text: str, pictures: Sequence[tuple[str, Path]] = ()) -> ChangeReport:
-        """Add a class in one commit; its pictures are kept in the workspace.
+        """Add a class in one commit; its pictures are stored in the workspace.
 
         Args:
-            name: Its name.
-            text: What is known of it, any number of sentences.
-            pictures: Names of files as their owner calls them, and where they lie.
+            name: The class's name.
+            text: Its text, any number of sentences.
+            pictures: Original file name and path of each picture.
 
         Raises:
             InputError: If the name is taken or empty, a limit is passed, a picture cannot be read, or nothing at all
@@ -104,17 +104,19 @@ class Desk:
             newest = history.ids()[-1]
             report = add_classes(self.workspace, [wanted], ChangeOptions(session=self._session))
             name = report.classes[0].name
-            since = [history.read(i) for i in history.ids() if i > newest]  # others' commits among them
+            since = [
+                history.read(i) for i in history.ids() if i > newest
+            ]  # may include other processes' commits
             self._made |= {commit.id: name for commit in since if commit.command == f"classes add {name!r}"}
         return report
 
     def offer(self) -> tuple[int | None, str]:
-        """What can be taken back: the newest state's commit and its class, if it was made from the page."""
+        """Return the newest state's commit and its class if it was added from the page, else None and ""."""
         state = self.workspace.history.last().state
         return (state, self._made[state]) if state in self._made else (None, "")
 
     def undo(self, commit: int) -> RollbackReport:
-        """Go back to the commit before `commit`, if that is what `offer` offers.
+        """Go back to the commit before `commit`, if `offer` offers that.
 
         Raises:
             WorkspaceError: If something newer would be taken back with it, or the commit before is gone.
@@ -141,12 +143,12 @@ class Desk:
 
 
 def names_of(answers: Answers) -> list[str]:
-    """Names of all classes that can be recognised, in alphabetical order."""
+    """Return the names of all classes that can be recognised, in alphabetical order."""
     return sorted((answers.names[i] for i in answers.scorer.class_ids.tolist()), key=str.casefold)
 
 
 def _read(path: Path) -> bytes:
-    """The bytes of a file that was given to the page."""
+    """Read a file that was uploaded to the page."""
     if not path.is_file():
         raise InputError("the picture is not there any more", "Give it again.")
     size = path.stat().st_size
@@ -158,7 +160,7 @@ def _read(path: Path) -> bytes:
 
 
 def _checked(given: str, path: Path) -> bytes:
-    """The bytes of a picture that can be read."""
+    """Read a picture, and check that it can be decoded."""
     data = _read(path)
     try:
         open_image(data)
@@ -168,19 +170,19 @@ def _checked(given: str, path: Path) -> bytes:
 
 
 def _file_name(given: str) -> str:
-    """A file's name as its owner calls it, without folders, so that it can be shown and stored."""
+    """Return a file's name as its owner calls it, without folders, so that it can be shown and stored."""
     return normalise_text(Path(given.replace("\\", "/")).name)[-_MAX_FILE_NAME:] or "picture"
 
 
 def piece(name: str, *values: Any) -> str:
-    """The piece of the page that the macro `name` of its template draws of some values, with every text escaped."""
+    """Render the macro `name` of the page's template with some values; all texts are escaped."""
     return str(getattr(_macros(), name)(*values))
 
 
 @cache
 def _macros() -> Any:
     made = environment("vlltr_index.cli.ui")
-    # What rounds to nothing has no sign.
+    # A value that rounds to zero is shown without a sign.
     made.filters["change"] = lambda value: f"{value:+.3f}" if abs(value) >= 5e-4 else "0.000"
     made.globals["rather_than"] = rather_than
     return made.get_template("page.html").module

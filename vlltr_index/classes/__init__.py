@@ -1,4 +1,4 @@
-"""The class list of a trained workspace as rows: add, change and remove classes without training."""
+"""Add, change and remove classes of a trained workspace, as rows of its tables, without training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One change to the class list: what it keeps loaded, its way from the first row to the commit, and its report."""
+"""Make one change to the class list: write rows, update anchors and statistics, commit, and report the effect."""
 
 from __future__ import annotations
 
@@ -40,23 +40,22 @@ if TYPE_CHECKING:
 
 _NARROW = ("classes", "sentences", "sentence_scores", "anchors", "class_stats", "images")
 _MUTE = "Texts have no weight in this head (vlltr train lgr says why): by text alone a class is hardly found."
-_TIDY = 32  # commits
-_SMALL = 200_000  # rows: in a larger one the many small parts are no great part of a scan
-_SHOWN = 3  # classes of a change that are named one by one
-_HARM = 0.01  # a loss of the other classes' accuracy that is worth a warning
-# Validation images that the effect is seen through: so many that their scores stay within this, whatever the number
-# of classes, but no fewer and no more than these.
+_TIDY = 32  # commits between two compactions of the tables
+_SMALL = 200_000  # rows of a table worth compacting; in larger ones small fragments hardly slow a scan
+_SHOWN = 3  # classes of a change that are reported one by one
+_HARM = 0.01  # loss of the other classes' accuracy from which a warning is shown
+# The effect is measured on as many validation images as keep images times classes below _SCORES, within these bounds.
 _SCORES = 4_000_000
 _FEWEST = 300
 _MOST = 1000
 _RIVALS = 3
-_STILL = 1e-3  # of losses
-_FEW = 1000  # sentences that are worth a condition instead of a scan
+_STILL = 1e-3  # range of a class's loss changes below which its old losses are kept
+_FEW = 1000  # up to so many sentences a SQL condition is quicker than a scan
 
 
 @dataclass(frozen=True)
 class AddedClass:
-    """A class as a change leaves it."""
+    """State of a class after a change."""
 
     name: str
     class_id: int
@@ -64,10 +63,10 @@ class AddedClass:
     anchors: int
     images: int  # usable ones of split train
     rivals: list[str]
-    visual: str = "none"  # what its images do: "trained" on them | known by "images" that came later | "none"
+    visual: str = "none"  # use of its images: "trained" on them | "images" added later | "none"
 
     def line(self, verb: str) -> str:
-        """The class for people."""
+        """Return the class as a line of text."""
         how = {
             "trained": "the classifier was trained on them",
             "images": "known by text and images" if self.sentences else "known by its images alone",
@@ -82,18 +81,18 @@ class AddedClass:
 
 @dataclass(frozen=True)
 class Effect:
-    """Top-1 on stored validation vectors of the classes that a change was not about, before and after.
+    """Top-1 accuracy of the classes that a change did not touch, before and after, on stored validation vectors.
 
-    None where there are no such images, or nothing that could have an effect was changed.
+    Both are None if there are no such images, or the change cannot have an effect.
     """
 
     before: float | None = None
     after: float | None = None
     images: int = 0
-    unmeasured: bool = False  # there may be an effect, and no image to see it by
+    unmeasured: bool = False  # there may be an effect, but no validation image to measure it on
 
     def lines(self) -> list[str]:
-        """The effect for people, with a warning where it is harm."""
+        """Return the effect as lines of text, with a warning if accuracy fell."""
         if self.unmeasured:
             return [
                 "What the other classes lose by it was not measured: no image of theirs in split val is embedded."
@@ -115,18 +114,18 @@ class Effect:
 
 @dataclass(frozen=True)
 class ChangeReport:
-    """What a change did to the classes it was about, and to the accuracy of the others."""
+    """Report of a change: the classes it touched, and the accuracy of the others."""
 
     command: str
     dry_run: bool
-    notes: list[str]  # what was done, a sentence each
-    classes: list[AddedClass]  # as they are now
+    notes: list[str]  # sentences that say what was done
+    classes: list[AddedClass]  # state of the classes after the change
     effect: Effect
     changed: bool = True  # whether there is a new commit
     added: bool = False  # whether the classes are new
 
     def lines(self) -> list[str]:
-        """The report for people."""
+        """Return the report as lines of text."""
         verb = "Now" if self.changed else "Still"
         if self.added:
             verb = "Would add" if self.dry_run else "Added"
@@ -140,10 +139,10 @@ class ChangeReport:
 
 @dataclass(frozen=True)
 class View:
-    """A state of the workspace that scores images, and the validation images it is looked at through.
+    """Scorer of one state of the workspace, with the validation images that effects are measured on.
 
     Attributes:
-        scorer: Of that state.
+        scorer: The state's scorer.
         features: Float [V, D], stored vectors of split val, unnormalised; V may be 0.
         owners: int64 [V], class ids.
     """
@@ -157,18 +156,18 @@ class View:
         """Read a state as a whole."""
         scorer = load_scorer(snapshot)
         most = max(_FEWEST, min(_MOST, _SCORES // len(scorer.class_ids)))
-        # By their ids, which are hashes: as good as drawn.
+        # Ordered by ids, which are hashes, so that the first ones are a random sample.
         rows = loading.usable_images(snapshot, "val", []).slice(0, most)
         features = torch.empty(0, scorer.saved.head.dim)
         if rows.num_rows:
-            with suppress(MissingStepError):  # not embedded yet: the effect is not shown
+            with suppress(MissingStepError):  # not embedded yet, so the effect is not measured
                 features = loading.image_vectors_of(snapshot, rows["image_id"].to_pylist())
         owners = torch.tensor(rows["class_id"].to_pylist(), dtype=torch.int64)
         return cls(scorer, features, owners[: len(features)])
 
     @cached_property
     def text_logits(self) -> Tensor:
-        """Of the validation images, [V, C_a], a column an anchor bank's class."""
+        """Text logits of the validation images, [V, C_a], one column for each class of the anchor bank."""
         return self._text_logits(self.scorer.bank)
 
     @torch.inference_mode()
@@ -179,18 +178,17 @@ class View:
         return torch.cat([head.text_logits(part, bank) for part in self.features.split(256)])
 
     def updated(self, tx: Transaction, merged: Mapping[int, int]) -> View:
-        """The state after a change, at the cost of what differs in its anchors and rows."""
+        """Return the state after a change, computing only what differs in its anchors and rows."""
         loaded = _updated_bank(tx, self.scorer.loaded)
         saved = self.scorer.saved
-        scorer = Scorer.build(
-            loaded, saved, loading.class_stats(tx, saved.head.dim), self.scorer.fusion, merged
-        )
+        stats = loading.class_stats(tx, saved.head.dim)
+        scorer = Scorer.build(loaded, saved, stats, self.scorer.fusion, merged=merged)
         after = View(scorer, self.features, self.owners)
         after.__dict__["text_logits"] = self._columns_after(loaded)
         return after
 
     def _columns_after(self, loaded: loading.LoadedBank) -> Tensor:
-        """Text logits after a change: columns of classes with the same anchors are taken over."""
+        """Return text logits after a change; columns of classes with the same anchors are reused."""
         before = _anchors_of(self.scorer.loaded)
         after = _anchors_of(loaded)
         if not before:  # no class had a sentence
@@ -200,23 +198,25 @@ class View:
             [place[c] if before.get(c) == a else -1 for c, a in after.items()], dtype=torch.int64
         )
         logits = self.text_logits[:, same.clamp(min=0)]
-        if len(changed := (same < 0).nonzero()[:, 0]):
+        changed = (same < 0).nonzero()[:, 0]
+        if len(changed):
             logits[:, changed] = self._text_logits(loaded.bank.select(changed))
         return logits
 
     def effect(self, before: View, touched: set[int]) -> Effect:
-        """Top-1 of the classes that are in both states and not in `touched`."""
+        """Measure top-1 accuracy before and after on classes that are in both states and not in `touched`."""
         there = torch.isin(self.owners, self.scorer.class_ids)
         there &= torch.isin(self.owners, before.scorer.class_ids)
         there &= ~torch.isin(self.owners, torch.tensor(sorted(touched), dtype=torch.int64))
         if not bool(there.any()):
             return Effect(unmeasured=True)
-        was, now = (float(view.right[there].double().mean()) for view in (before, self))
+        was = float(before.right[there].double().mean())
+        now = float(self.right[there].double().mean())
         return Effect(was, now, int(there.sum()))
 
     @cached_property
     def right(self) -> Tensor:
-        """Whether the class of each validation image comes first, bool [V]."""
+        """Whether each validation image's class has the highest probability, bool [V]."""
         with torch.inference_mode():
             scorer = self.scorer
             fused = scorer.fuse(scorer.image_side(self.features), scorer.whole(self.text_logits))
@@ -225,7 +225,7 @@ class View:
 
 
 def rivals(bank: AnchorBank, class_ids: Sequence[int]) -> dict[int, list[int]]:
-    """The classes whose mean anchor is nearest to that of each of `class_ids`, nearest first; none for a mute one."""
+    """Return for each of `class_ids` the classes of the nearest mean anchors, nearest first; none without an anchor."""
     prototypes = F.normalize(bank.prototypes(), dim=1)
     ids = bank.class_ids.tolist()
     found: dict[int, list[int]] = {class_id: [] for class_id in class_ids}
@@ -237,7 +237,7 @@ def rivals(bank: AnchorBank, class_ids: Sequence[int]) -> dict[int, list[int]]:
 
 
 def _anchors_of(loaded: loading.LoadedBank) -> dict[int, tuple[tuple[str, float], ...]]:
-    """The sentences of each class with their losses, in the bank's order."""
+    """Return the anchors of each class with their losses, in the bank's order."""
     bounds = loaded.bank.bounds
     ids = loaded.bank.class_ids.tolist()
     anchors = list(zip(loaded.sentence_ids, loaded.bank.losses.tolist(), strict=True))
@@ -245,14 +245,15 @@ def _anchors_of(loaded: loading.LoadedBank) -> dict[int, tuple[tuple[str, float]
 
 
 def _updated_bank(tx: Snapshot, before: loading.LoadedBank) -> loading.LoadedBank:
-    """`load_bank` after a change, where only vectors that `before` does not have are read."""
+    """Load the anchor bank after a change, reading only the vectors that `before` does not have."""
     anchors = tx.table("anchors").sort_by([("class_id", "ascending"), ("rank", "ascending")])
     sentence_ids: list[str] = anchors["sentence_id"].to_pylist()
     row_of = {s: n for n, s in enumerate(before.sentence_ids)}
     at = torch.tensor([row_of.get(s, -1) for s in sentence_ids], dtype=torch.int64)
     vectors = before.bank.vectors.new_empty(len(at), before.bank.dim)
     vectors[at >= 0] = before.bank.vectors[at[at >= 0]]
-    if wanted := [s for s in sentence_ids if s not in row_of]:
+    wanted = [s for s in sentence_ids if s not in row_of]
+    if wanted:
         where = one_of("sentence_id", wanted) if len(wanted) <= _FEW else None
         rows = tx.table("sentences", ["sentence_id", "text_hash"], where)
         vectors[at < 0] = loading.text_vectors_of(tx, loading.hashes_of(rows, wanted))
@@ -262,9 +263,9 @@ def _updated_bank(tx: Snapshot, before: loading.LoadedBank) -> loading.LoadedBan
 
 
 def _settled(losses: Tensor, before: Tensor, at: Tensor, owners: Tensor) -> Tensor:
-    """Losses after a change, float [A], but a class's old ones where the differences among them hardly moved.
+    """Return losses after a change, float [A], but a class's old ones if its losses moved almost equally.
 
-    New images change the loss of every sentence a little; so the columns of classes far from them can be taken over.
+    New images change the loss of every sentence a little; with its old losses a class far from them keeps its columns.
     `at` int64 [A] is each anchor's place among the losses `before`, -1 for a new one, `owners` int64 [A] its class.
     """
     if not len(before):
@@ -272,20 +273,19 @@ def _settled(losses: Tensor, before: Tensor, at: Tensor, owners: Tensor) -> Tens
     old = before[at.clamp(min=0)]
     moved = torch.where(at < 0, torch.inf, losses - old)
     row = torch.unique_consecutive(owners, return_inverse=True)[1]
-    high, low = (
-        moved.new_zeros(len(moved)).scatter_reduce(0, row, moved, way, include_self=False)[row]
-        for way in ("amax", "amin")
-    )
-    return torch.where(high - low < _STILL, old, losses)  # infinite less infinite is no number, and not less
+    zeros = moved.new_zeros(len(moved))
+    high = zeros.scatter_reduce(0, row, moved, reduce="amax", include_self=False)[row]
+    low = zeros.scatter_reduce(0, row, moved, reduce="amin", include_self=False)[row]
+    return torch.where(high - low < _STILL, old, losses)  # inf - inf is NaN, which is not below _STILL
 
 
 class Session:
-    """Keeps a workspace's encoder and scorer loaded from one change to the next, so that each costs what it changes.
+    """Cache of a workspace's encoder and scorer between changes, so that each change costs only what it adds.
 
     Args:
         workspace: The workspace whose changes are made through it.
 
-    A change by another process is noticed: the scorer is read again then.
+    After a change by another process the scorer is loaded again.
     """
 
     def __init__(self, workspace: Workspace) -> None:
@@ -294,7 +294,7 @@ class Session:
         self._view: tuple[int, View] | None = None
 
     def encoder(self, snapshot: Snapshot) -> Encoder:
-        """The commit's encoder, in eval mode."""
+        """Return the commit's encoder, in eval mode."""
         commit = snapshot.commit
         facts = (commit.checkpoint, commit.text_fp, commit.image_fp)
         if self._encoder is None or self._encoder[0] != facts:
@@ -302,14 +302,14 @@ class Session:
         return self._encoder[1]
 
     def view(self, snapshot: Snapshot) -> View:
-        """The commit's state."""
+        """Return the commit's state."""
         number = snapshot.commit.id
         if self._view is None or self._view[0] != number:
             self._view = (number, View.load(self.workspace, self.workspace.snapshot(number or None)))
         return self._view[1]
 
     def keep(self, commit_id: int, view: View) -> None:
-        """Take `view` for the state of a commit that was just made."""
+        """Cache `view` as the state of a commit that was just made."""
         self._view = (commit_id, view)
 
 
@@ -333,16 +333,16 @@ USUAL = ChangeOptions()
 
 @dataclass
 class Edit:
-    """What a command wrote, for what has to follow.
+    """Rows that a command wrote, for the steps that follow.
 
     Attributes:
-        touched: Classes whose sentences or images changed, those that are gone too.
-        shown: Classes to report on though they are not touched.
+        touched: Classes whose sentences or images changed, removed classes included.
+        shown: Other classes to report on.
         sentences: New rows of `sentences`, written already.
         images: New rows of `images`, written already.
-        images_changed: Whether images of the touched classes came or went.
-        merged: All merges, where one was made: a class to the one that took it in.
-        notes: What was done, for people.
+        images_changed: Whether images of the touched classes were added or removed.
+        merged: After a merge: id of each merged class, to the class it was merged into.
+        notes: Sentences that say what was done.
     """
 
     touched: set[int] = field(default_factory=set)
@@ -360,13 +360,13 @@ def change(
     edit: Callable[[Transaction], Edit],
     options: ChangeOptions = USUAL,
 ) -> ChangeReport:
-    """Make a change in one commit: embed only what is new, bring scores, anchors and class statistics up to date.
+    """Make a change in one commit: embed what is new, and update scores, anchors and class statistics.
 
-    The index is not rebuilt: new anchors are searched beside it, exactly, and those that left are struck out.
+    The index is not rebuilt: new anchors are searched beside it, exactly, and removed ones are filtered out.
 
     Args:
         workspace: With a trained head.
-        command: What the commit says was run.
+        command: The command's text for the commit.
         edit: Writes the rows of `classes`, `sentences` and `images`.
         options: See there.
 
@@ -404,13 +404,13 @@ def change(
 
 
 def _is_mute(scorer: Scorer) -> bool:
-    """Whether no text can say anything to this head."""
+    """Say whether texts have no weight in this head, so that a class known by text alone is hardly found."""
     parts = scorer.saved.parts
     return parts is not None and not parts.weights.told.text and not bool(parts.shared.text_map.any())
 
 
 def _update_stats(tx: Transaction, touched: set[int]) -> None:
-    """Count and sum the training images of classes whose images came or went anew."""
+    """Recompute the statistics of training images for classes whose images were added or removed."""
     where = (
         f"split = 'train' AND problem IS NULL AND {one_of('class_id', touched & set(tx.class_table().ids))}"
     )
@@ -425,13 +425,13 @@ def _update_stats(tx: Transaction, touched: set[int]) -> None:
 
 
 def _tidy(tx: Transaction) -> None:
-    """Now and then merge what many small commits leave in the tables, so that the next ones stay quick."""
+    """Compact the tables after every 32nd commit, so that many small commits do not slow down the next ones."""
     commit = tx.commit
     if commit.id % _TIDY:
         return
     vectors = sentence_vectors_name(commit.text_fp or ""), image_vectors_name(commit.image_fp or "")
     for name in (*_NARROW, *vectors):
-        # Pictures that the table holds itself are too much to write anew.
+        # A table that holds image bytes is too large to rewrite.
         heavy = "data IS NOT NULL" if name == "images" else None
         if (
             tx.store.exists(name)
@@ -442,25 +442,34 @@ def _tidy(tx: Transaction) -> None:
 
 
 def _embed(session: Session, tx: Transaction, done: Edit, progress: Progress | None) -> None:
-    """Embed the new sentences, and the new training images in all views that the others have."""
+    """Embed the new sentences, and the new training images in as many views as the others have."""
     if done.sentences is not None and done.sentences.num_rows:
-        hashes, texts = (done.sentences[c].to_pylist() for c in ("text_hash", "text"))
-        embed_sentences(tx, session.encoder(tx), hashes, texts, progress)
-    if done.images is not None and (good := usable(done.images)["image_id"].to_pylist()):
+        hashes = done.sentences["text_hash"].to_pylist()
+        texts = done.sentences["text"].to_pylist()
+        embed_sentences(tx, session.encoder(tx), hashes, texts, progress=progress)
+    good = usable(done.images)["image_id"].to_pylist() if done.images is not None else []
+    if good:
         config = session.workspace.recipe.lgr.augment
         encoder = session.encoder(tx)
-        views = range(tx.commit.info.views)
-        augment = ViewAugment(config, encoder)
-        embed_images(tx, encoder, "train", views, augment, config, progress, only=good)
+        embed_images(
+            tx,
+            encoder,
+            "train",
+            views=range(tx.commit.info.views),
+            augment=ViewAugment(config, encoder),
+            config=config,
+            progress=progress,
+            only=good,
+        )
 
 
 def usable(images: pa.Table) -> pa.Table:
-    """The rows of `images` that can be read."""
+    """Return the rows of `images` that can be read."""
     return images.filter(pc.is_null(images["problem"]))
 
 
 def _states(tx: Transaction, view: View, class_ids: set[int]) -> list[AddedClass]:
-    """Those of the classes that there are now, as they are."""
+    """Return the current state of those of the classes that still exist."""
     table = tx.class_table()
     bank = view.scorer.bank
     shown = sorted(class_ids.intersection(table.ids))
@@ -494,13 +503,13 @@ def new_image_rows(
     names: Mapping[int, str],
     skipped: list[str],
 ) -> pa.Table:
-    """Rows of `images` in split train for files and folders of each class, each image decoded to see if it can be used.
+    """Build rows of `images` in split train from files and folders of each class; each image is decoded to check it.
 
     Args:
-        tx: Where they are to go.
-        paths: Class to files, folders, and names with encoded images: of these the bytes are kept.
-        names: Class to name.
-        skipped: Gains what was left out, and why.
+        tx: The open transaction.
+        paths: By class id: files, folders, and pairs of name and encoded image, whose bytes are stored.
+        names: Names by class id.
+        skipped: Entries that were left out are appended to it, with the reason.
 
     Raises:
         InputError: If a folder holds no image, or an image is another class's already.
@@ -526,7 +535,7 @@ def _records(paths: Sequence[Path | tuple[str, bytes]], name: str, skipped: list
     for path in paths:
         if isinstance(path, tuple):
             given, data = path
-            found.append(ImageRecord(given, f"given#{given}", name, "train", data))
+            found.append(ImageRecord(given, f"given#{given}", name, "train", data=data))
         elif path.is_file():
             full = str(path.resolve())
             found.append(ImageRecord(full, full, name, "train"))

@@ -1,4 +1,4 @@
-"""Changing the class list: classes added, removed, renamed and merged, and given more sentences and images, or fewer.
+"""Edit the class list: add, remove, rename and merge classes, and add or remove their sentences and images.
 
 Every function makes one commit; for `options` see `change.ChangeOptions`.
 """
@@ -41,18 +41,18 @@ if TYPE_CHECKING:
     from vlltr_index.store.workspace import Workspace
 
 _EXAMPLES = 5
-_LEAST = 6  # characters of an id that may stand for it
+_LEAST = 6  # least number of first characters that may stand for an id
 
 
 @dataclass(frozen=True)
 class NewClass:
-    """A class to be added: its name and what is known of it."""
+    """A class to add, with its sentences, images and other names."""
 
     name: str
     sentences: tuple[str, ...] = ()
     text: Path | None = None  # a file of text about it
     images: tuple[Path | tuple[str, bytes], ...] = ()
-    """Files, folders, and names with encoded images: of these the workspace keeps the bytes."""
+    """Files, folders, and pairs of name and encoded image, whose bytes the workspace stores."""
     aliases: tuple[str, ...] = ()
 
 
@@ -81,7 +81,7 @@ def read_manifest(path: Path) -> list[NewClass]:
     for name, given in entries.items():
         entry = given if isinstance(given, _Entry) else _Entry(sentences=given)
         files = tuple(path.parent / image for image in entry.images)
-        found.append(NewClass(name, tuple(entry.sentences), None, files, tuple(entry.aliases)))
+        found.append(NewClass(name, tuple(entry.sentences), images=files, aliases=tuple(entry.aliases)))
     return found
 
 
@@ -141,11 +141,17 @@ def _write(tx: Transaction, wanted: Sequence[NewClass]) -> Edit:
     tx.upsert("sentences", texts)
     tx.upsert("images", pictures)
     notes = [f"Left out: {what}" for what in skipped]
-    return Edit(set(new), (), texts, pictures, bool(pictures.num_rows), notes=notes)
+    return Edit(
+        touched=set(new),
+        sentences=texts,
+        images=pictures,
+        images_changed=bool(pictures.num_rows),
+        notes=notes,
+    )
 
 
 def _checked(tx: Transaction, wanted: Sequence[NewClass]) -> list[NewClass]:
-    """The new classes with names and aliases as they are stored, after a look whether these are free."""
+    """Return the new classes with cleaned names and aliases, after checking that these are not taken."""
     table = tx.class_table()
     checked: list[NewClass] = []
     seen: set[str] = set()
@@ -238,12 +244,13 @@ def rename_class(workspace: Workspace, old: str, new: str, options: ChangeOption
         taken_place = rename_node(tx, before, name)
         made, gone, kept = _renamed_prompts(tx, class_id, before, name)
         notes = [f"Renamed {before!r} to {name!r} (class {class_id})."]
-        notes.append(
-            f"{gone} sentences made from the old name gave way to {made.num_rows} made from the new one;"
-            f" {kept} other sentences stay as they are."
-            if gone
-            else f"No sentence was made from the old name; all {kept} stay as they are."
-        )
+        if gone:
+            notes.append(
+                f"{gone} sentences made from the old name gave way to {made.num_rows} made from the new one;"
+                f" {kept} other sentences stay as they are."
+            )
+        else:
+            notes.append(f"No sentence was made from the old name; all {kept} stay as they are.")
         if taken_place:
             notes.append(f"The tree of classes has a {name!r} already: the class is that now.")
         return Edit({class_id} if gone else set(), [class_id], made, notes=notes)
@@ -299,7 +306,8 @@ def merge_classes(
         _change_class(tx, kept, aliases=list(aliases.values()))
         _change_class(tx, gone, retired_at=_now(), aliases=[])
         merge_nodes(tx, name, table.names[gone])
-        merged = {i: kept if to == gone else to for i, to in tx.commit.info.merged.items()} | {gone: kept}
+        merged = {i: kept if to == gone else to for i, to in tx.commit.info.merged.items()}
+        merged[gone] = kept
         note = (
             f"Merged {table.names[gone]!r} (class {gone}) into {name!r} (class {kept}):"
             f" {many(moved, 'sentence')} and {many(images.num_rows, 'image')} went over;"
@@ -311,7 +319,7 @@ def merge_classes(
 
 
 def _move_sentences(tx: Transaction, gone: int, kept: int) -> int:
-    """Give the sentences of one class to another that does not have them; returns how many it did not have."""
+    """Move the sentences of a class to another, except those that it has; return how many were moved."""
     rows: list[dict[str, Any]] = tx.table("sentences", where=f"class_id = {gone}").to_pylist()
     there = set(tx.table("sentences", ["sentence_id"], f"class_id = {kept}")["sentence_id"].to_pylist())
     moved = [{**row, "class_id": kept, "sentence_id": sentence_id(kept, row["text_hash"])} for row in rows]
@@ -483,16 +491,16 @@ def _with_trained_note(report: ChangeReport) -> ChangeReport:
 
 
 def _change_class(tx: Transaction, class_id: int, **fields: Any) -> None:
-    """Write some fields of a class anew."""
+    """Update some fields of a class."""
     row = tx.table("classes", where=f"class_id = {class_id}").to_pylist()[0]
     tx.upsert("classes", pa.Table.from_pylist([{**row, **fields}], schema=CLASSES))
 
 
 def _chosen_ids(given: Sequence[str], there: Sequence[str], what: str, where: str) -> list[str]:
-    """Ids as they are stored, for ids or their first characters (six at least).
+    """Resolve ids, or their first characters (six at least), to stored ids.
 
     Raises:
-        InputError: If one is not there, or could be several.
+        InputError: If there is no such id, or several begin so.
     """
     chosen: list[str] = []
     for key in given:

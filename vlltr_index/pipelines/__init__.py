@@ -1,1 +1,1 @@
-"""What each command runs: one function a command, one commit."""
+"""One function a command, which makes one commit and returns a report."""

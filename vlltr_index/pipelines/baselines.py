@@ -1,4 +1,4 @@
-"""Baselines over a workspace: how `vlltr train baseline` makes them, and the scores that `vlltr evaluate` shows.
+"""Train the baselines of a workspace (`vlltr train baseline`) and score images with them (`vlltr evaluate`).
 
 What can be chosen is chosen on split val, or on held-back training images where there is none; never on test.
 """
@@ -49,13 +49,13 @@ Rule = Literal["linear", "cosine", "knn", "tip"]
 Tower = Literal["fc", "own"]
 _PLAIN = ("label", "rule", "tower", "checkpoint", "image_fp", "settings", "probabilities", "note")
 _S = TypeVar("_S")  # a setting
-_M = TypeVar("_M")  # what is fitted with it
+_M = TypeVar("_M")  # the model fitted with it
 _Fit = Callable[[float, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
 class BaselineRow:
-    """One row of the table: a rule over the features of one visual tower.
+    """One baseline classifier: a scoring rule over the features of one visual tower.
 
     The rule `linear` needs the tensors weight and bias; `cosine` weight and the setting `scale`; `tip` keys,
     key_labels, prototypes and `scale`, `alpha`, `beta`; `knn` the commit's sentences and `k`, `text_fp`.
@@ -68,12 +68,14 @@ class BaselineRow:
     image_fp: str | None  # of the encoder; None where it has not been looked up
     class_ids: Tensor  # int64 [C], ascending
     tensors: dict[str, Tensor]  # float32 but for labels
-    settings: dict[str, Any]  # numbers the rule needs, what was chosen, and on what
-    probabilities: bool = True  # whether softmax of its scores is meant as one
-    note: str = ""  # what a reader must know of it
+    settings: dict[
+        str, Any
+    ]  # numbers that the rule needs, the chosen setting, and the images it was chosen on
+    probabilities: bool = True  # whether the softmax of its scores is a probability
+    note: str = ""  # a remark for readers of the table
 
     def scores(self, features: Tensor, snapshot: Snapshot) -> Tensor:
-        """Scores [N, C] of features [N, D], unnormalised, of the row's tower."""
+        """Return scores [N, C] for unnormalised features [N, D] of this row's tower."""
         t = {k: v.to(features.device) for k, v in self.tensors.items()}
         numbers = self.settings
         if self.rule == "linear":
@@ -87,13 +89,17 @@ class BaselineRow:
         name = sentence_vectors_name(numbers["text_fp"])
         vectors = snapshot.store.vectors(name, "text_hash", sentences.hashes)
         return rules.knn_sentence_logits(
-            features, vectors.to(features.device), sentences.labels, len(self.class_ids), numbers["k"]
+            features,
+            vectors.to(features.device),
+            sentences.labels,
+            num_classes=len(self.class_ids),
+            k=numbers["k"],
         )
 
 
 @dataclass(frozen=True, eq=False)
 class Sentences:
-    """Sentences of some classes: labels int64 [N_t] are positions in `class_ids` int64 [C]."""
+    """Sentences of some classes; labels int64 [N_t] are positions in `class_ids` int64 [C]."""
 
     class_ids: Tensor
     labels: Tensor
@@ -103,7 +109,7 @@ class Sentences:
 
 
 def sentences_of(snapshot: Snapshot, class_ids: Tensor | None = None) -> Sentences:
-    """The commit's sentences of `class_ids`, default: of every class that has one, ordered by sentence_id.
+    """Read the commit's sentences of `class_ids`, ordered by sentence_id; by default of every class that has one.
 
     Raises:
         MissingStepError: If there is none.
@@ -118,16 +124,20 @@ def sentences_of(snapshot: Snapshot, class_ids: Tensor | None = None) -> Sentenc
     kept = (positions >= 0).nonzero()[:, 0]
     if not len(kept):
         raise MissingStepError("there are no sentences", "Run: vlltr ingest text PATH")
-    hashes, texts, sources = (rows[c].take(kept.numpy()).to_pylist() for c in ("text_hash", "text", "source"))
+    rows = rows.take(kept.numpy())
     return Sentences(
-        class_ids, positions[kept], hashes, texts, torch.tensor([s == "prompt" for s in sources])
+        class_ids=class_ids,
+        labels=positions[kept],
+        hashes=rows["text_hash"].to_pylist(),
+        texts=rows["text"].to_pylist(),
+        prompts=torch.tensor([source == "prompt" for source in rows["source"].to_pylist()]),
     )
 
 
 def train_baseline_stage(
     workspace: Workspace, config: BaselineConfig, progress: Progress | None = None, resume: bool = True
 ) -> training.TrainReport:
-    """The image-only baseline: the same visual tower from the same start, a linear layer, cross-entropy.
+    """Train the image-only baseline: the recipe's visual tower and a linear layer with cross-entropy; commit it.
 
     An interrupted run of the same settings goes on with `resume`, with as many processes or others.
 
@@ -142,8 +152,8 @@ def train_baseline_stage(
         "train baseline fc",
         config.batch_size,
         resume,
-        lambda _, data: training.run_key("baseline-fc", recipe, config, data),
-        training.image_facts,
+        key=lambda _, data: training.run_key("baseline-fc", recipe, config, data),
+        facts=training.image_facts,
     ) as run:
         encoder = training.starting_encoder(recipe, [["a"]], config.seed)
         data = run.data
@@ -151,18 +161,20 @@ def train_baseline_stage(
         stage = train_image_only(encoder, images, config, run_dir=run.folder, progress=progress)
 
         def keep(tx: Transaction) -> str:
-            digest = training.keep_stage(workspace, stage, data, "baseline-fc", config)
+            digest = training.keep_stage(workspace, stage, data, kind="baseline-fc", config=config)
             tx.note(baseline_fc=digest)
             return digest
 
         digest = run.commit(keep)
-    return training.stage_report("baseline fc", digest, data, config.epochs, run.resumed, stage)
+    return training.stage_report(
+        "baseline fc", digest, data, epochs=config.epochs, resumed=run.resumed, stage=stage
+    )
 
 
 def train_baseline(
     workspace: Workspace, name: str, config: BaselinesConfig, progress: Progress | None = None
 ) -> list[BaselineRow]:
-    """Make one of `BASELINES` from stored vectors, and commit its rows under its name; others may write meanwhile.
+    """Fit one of `BASELINES` on stored vectors and commit its rows under its name; others may write meanwhile.
 
     Raises:
         UsageError: If there is no such baseline.
@@ -234,7 +246,10 @@ def _rows(snapshot: Snapshot) -> Iterator[tuple[str, BaselineRow]]:
         config = json.loads((folder / "train.json").read_text(encoding="utf-8"))["config"]
         visual = load_file(folder / "visual.safetensors")
         tensors = {"weight": visual["weight"], "bias": visual["bias"]}
-        row = BaselineRow(FC, "linear", "fc", info.baseline_fc, None, visual["class_ids"], tensors, {})
+        ids = visual["class_ids"]
+        row = BaselineRow(
+            FC, "linear", "fc", info.baseline_fc, image_fp=None, class_ids=ids, tensors=tensors, settings={}
+        )
         yield "fc", row
         if config["logit_adjustment"] == 0:
             bias = rules.adjusted_logits(visual["bias"], visual["counts"], config["sampler_power"])
@@ -261,10 +276,10 @@ def score_baselines(
     image_ids: list[str],
     progress: Progress | None = None,
 ) -> Iterator[tuple[BaselineRow, Tensor]]:
-    """Each baseline of the commit, and its scores float [N, C] of images of `split`, in the order of `image_ids`.
+    """Yield each baseline row of the commit with its scores float [N, C] for `image_ids` of `split`, in their order.
 
-    The image-only baseline stands there as trained, and (where it was trained without) with logit adjustment after
-    training. Images that lack vectors are embedded (resumable), with `progress`.
+    The image-only baseline has a row as trained and, if it was trained without logit adjustment, one with logit
+    adjustment after training. Images without vectors are embedded first (resumable), with `progress`.
 
     Raises:
         MissingStepError: If a baseline's files are gone.
@@ -279,7 +294,7 @@ def score_baselines(
             if image_fp is None or not all_embedded(snapshot, image_fp, image_ids):
                 encoder = _encoder_of(snapshot, row, name)
                 image_fp = encoder.image_fp
-                _embed(workspace, encoder, split, image_ids, progress)
+                _embed(workspace, encoder, split, image_ids=image_ids, progress=progress)
             features = image_vectors_of(snapshot, image_ids, image_fp=image_fp)
             known = {tower: features.to(choose_device())}
         note = "; ".join(filter(None, (row.note, _age(row, snapshot, name))))
@@ -303,21 +318,21 @@ def _encoder_of(snapshot: Snapshot, row: BaselineRow, name: str) -> Encoder:
 def _embed(
     workspace: Workspace, encoder: Encoder, split: str, image_ids: list[str], progress: Progress | None
 ) -> None:
-    """Embed the images that have no vector yet; a commit is made only where some turn out to be unreadable."""
+    """Embed the images that have no vector yet; a commit is made only if some of them cannot be read."""
     if not all_embedded(workspace.snapshot(), encoder.image_fp, image_ids):
         with workspace.transaction("embed for a baseline") as tx:
             embed_images(tx, encoder.eval(), split, progress=progress)
 
 
 def _age(row: BaselineRow, snapshot: Snapshot, name: str) -> str:
-    """Says so where the tower the row was made with is not the commit's any more."""
+    """Return a note if the row was fitted with a tower that is no longer the commit's, else an empty string."""
     now = snapshot.commit.info.baseline_fc if row.tower == "fc" else snapshot.commit.checkpoint
     return "" if now == row.checkpoint else f"made with an earlier tower: vlltr train baseline {name}"
 
 
 @dataclass(frozen=True)
 class _Making:
-    """What every fit is given."""
+    """Inputs that every baseline's fit function gets."""
 
     workspace: Workspace
     snapshot: Snapshot
@@ -325,23 +340,32 @@ class _Making:
     progress: Progress | None
 
     def split(self, encoder: Encoder, split: str, class_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [N, D], embedded where they lack, and labels of the images of `class_ids` in a split."""
+        """Return features [N, D] and labels [N] of a split's images of `class_ids`; missing vectors are embedded
+        first."""
         ids = usable_images(self.workspace.snapshot(), split, [])["image_id"].to_pylist()
-        _embed(self.workspace, encoder, split, ids, self.progress)
-        found = image_set(self.workspace.snapshot(), split, image_fp=encoder.image_fp)  # what could be read
+        _embed(self.workspace, encoder, split, image_ids=ids, progress=self.progress)
+        found = image_set(self.workspace.snapshot(), split, image_fp=encoder.image_fp)  # the readable ones
         labels = class_positions(class_ids, found.class_ids)
         device = choose_device()
         return found.features[labels >= 0].to(device), labels[labels >= 0].to(device)
 
     def trained_classes(self) -> Tensor:
-        """The classes with training images, int64 [C]."""
+        """Return the ids of the classes with training images, int64 [C], ascending."""
         owners = usable_images(self.snapshot, "train", [])["class_id"].to_pylist()
         return torch.tensor(sorted(set(owners)), dtype=torch.int64)
 
     def training(self, lr: float) -> rules.HeadTraining:
-        """The numbers of cRT and LWS: balanced classes, plain cross-entropy."""
+        """Return the training settings of cRT and LWS: class-balanced sampling and plain cross-entropy."""
         c = self.config
-        return rules.HeadTraining(c.epochs, c.batch_size, lr, c.weight_decay, 1.0, 0.0, c.seed)
+        return rules.HeadTraining(
+            epochs=c.epochs,
+            batch_size=c.batch_size,
+            lr=lr,
+            weight_decay=c.weight_decay,
+            sampler_power=1.0,
+            logit_adjustment=0.0,
+            seed=c.seed,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -354,16 +378,16 @@ class _Tower:
     class_ids: Tensor  # int64 [C]
     features: Tensor  # float32 [N, D], unnormalised
     labels: Tensor  # int64 [N], positions in `class_ids`
-    fitted: Tensor  # bool [N], what may be fitted on while settings are tried
-    seen: Tensor  # float32 [M, D], what settings are chosen on
+    fitted: Tensor  # bool [N], images to fit on while settings are tried
+    seen: Tensor  # float32 [M, D], features of the images that settings are chosen on
     seen_labels: Tensor  # int64 [M]
-    chosen_on: str  # what those are
+    chosen_on: str  # which images these are, in words
 
     @classmethod
     def load(
         cls, making: _Making, encoder: Encoder, whose: Tower, checkpoint: str | None, class_ids: Tensor
     ) -> _Tower:
-        """Read splits train and val."""
+        """Read splits train and val; without val, hold back some training images to choose settings on."""
         features, labels = making.split(encoder, "train", class_ids)
         fitted = torch.ones(len(labels), dtype=torch.bool)
         chosen_on = "val"
@@ -374,24 +398,43 @@ class _Tower:
             seen = features[~fitted]
             seen_labels = labels[~fitted]
             chosen_on = "held-back training images" if len(seen) else "nothing: defaults"
-        images = features, labels, fitted, seen, seen_labels
-        return cls(encoder, whose, checkpoint, class_ids, *images, chosen_on)
+        return cls(
+            encoder=encoder,
+            whose=whose,
+            checkpoint=checkpoint,
+            class_ids=class_ids,
+            features=features,
+            labels=labels,
+            fitted=fitted,
+            seen=seen,
+            seen_labels=seen_labels,
+            chosen_on=chosen_on,
+        )
 
     def row(
         self, label: str, rule: Rule, tensors: dict[str, Tensor], settings: dict[str, Any], **more: Any
     ) -> BaselineRow:
-        """A row over this tower's features and classes; `more` are its other fields."""
+        """Build a row over this tower's features and classes; `more` are its other fields."""
         tensors = {k: v.cpu().float() if v.is_floating_point() else v.cpu() for k, v in tensors.items()}
-        tower = (self.whose, self.checkpoint, self.encoder.image_fp, self.class_ids)
-        return BaselineRow(label, rule, *tower, tensors, settings, **more)
+        return BaselineRow(
+            label=label,
+            rule=rule,
+            tower=self.whose,
+            checkpoint=self.checkpoint,
+            image_fp=self.encoder.image_fp,
+            class_ids=self.class_ids,
+            tensors=tensors,
+            settings=settings,
+            **more,
+        )
 
     def choose(
         self, settings: Sequence[_S], fit: Callable[[_S, Tensor, Tensor], _M], scores: Callable[[_M], Tensor]
     ) -> tuple[_S, _M, dict[str, Any]]:
-        """Fit with every setting, keep the best on what is held out, and fit it again on all where it saw less.
+        """Fit with every setting, keep the one most accurate on `seen`, and fit it again if images were held back.
 
-        `fit` takes a setting, features and labels to a model, `scores` a model to scores of `seen`. With nothing to
-        choose on the middle setting is taken. Returns the setting, the model, and the facts for the record.
+        `fit` maps a setting, features and labels to a model, `scores` a model to scores of `seen`. If there is nothing
+        to choose on, the middle setting is taken. Returns the setting, the model, and the facts for the record.
         """
         facts: dict[str, Any] = {"chosen_on": self.chosen_on}
         if not len(self.seen):
@@ -403,7 +446,7 @@ class _Tower:
         return settings[at], model, {**facts, "accuracy": round(accuracy, 4)}
 
     def linear(self, label: str, setting: str, values: Sequence[float], fit: _Fit) -> list[BaselineRow]:
-        """The row of a linear classifier with one setting to choose; `fit` gives weight and bias."""
+        """Fit a linear classifier with one setting to choose, and return its row; `fit` returns weight and bias."""
         value, (w, b), facts = self.choose(values, fit, lambda wb: rules.linear_logits(self.seen, *wb))
         return [self.row(label, "linear", {"weight": w, "bias": b}, {setting: value, **facts})]
 
@@ -420,9 +463,10 @@ def _fc_tower(making: _Making) -> tuple[_Tower, Tensor, Tensor]:
     visual = load_file(folder / "visual.safetensors")
     rows = torch.isin(visual["class_ids"], making.trained_classes())
     digest = making.snapshot.commit.info.baseline_fc
-    tower = _Tower.load(making, Encoder.open(folder), "fc", digest, visual["class_ids"][rows])
-    weight, bias = (visual[name][rows].to(tower.features.device) for name in ("weight", "bias"))
-    return tower, weight, bias
+    class_ids = visual["class_ids"][rows]
+    tower = _Tower.load(making, Encoder.open(folder), "fc", checkpoint=digest, class_ids=class_ids)
+    device = tower.features.device
+    return tower, visual["weight"][rows].to(device), visual["bias"][rows].to(device)
 
 
 def _ncm(making: _Making) -> list[BaselineRow]:
@@ -436,7 +480,9 @@ def _crt(making: _Making) -> list[BaselineRow]:
     tower, weight, _ = _fc_tower(making)
 
     def fit(lr: float, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        return rules.fc_head(features, labels, len(weight), making.training(lr), making.progress)
+        return rules.fc_head(
+            features, labels, len(weight), training=making.training(lr), progress=making.progress
+        )
 
     return tower.linear("crt", "lr", making.config.lrs, fit)
 
@@ -454,8 +500,9 @@ def _lws(making: _Making) -> list[BaselineRow]:
     tower, weight, bias = _fc_tower(making)
 
     def fit(lr: float, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        training = making.training(lr)
-        factors = rules.lws_scales(features, labels, weight, bias, training, making.progress)
+        factors = rules.lws_scales(
+            features, labels, weight, bias, training=making.training(lr), progress=making.progress
+        )
         return weight * factors[:, None], bias * factors
 
     return tower.linear("lws", "lr", making.config.lrs, fit)
@@ -481,11 +528,15 @@ def _knn(making: _Making) -> list[BaselineRow]:
     sentences = sentences_of(making.snapshot)
     tower = _own_tower(making, sentences.class_ids)
     vectors = _vectors(making, tower.encoder, sentences.hashes, sentences.texts)
-    k, _, facts = tower.choose(
-        making.config.neighbours,
-        lambda k, _, __: k,
-        lambda k: rules.knn_sentence_logits(tower.seen, vectors, sentences.labels, len(tower.class_ids), k),
-    )
+    classes = len(tower.class_ids)
+
+    def fit(k: int, features: Tensor, labels: Tensor) -> int:
+        return k
+
+    def scores(k: int) -> Tensor:
+        return rules.knn_sentence_logits(tower.seen, vectors, sentences.labels, num_classes=classes, k=k)
+
+    k, _, facts = tower.choose(making.config.neighbours, fit, scores)
     settings = {"k": k, "text_fp": tower.encoder.text_fp, **facts}
     return [tower.row("knn", "knn", {}, settings, probabilities=False)]
 
@@ -506,7 +557,7 @@ def _tip_adapter(making: _Making) -> list[BaselineRow]:
     if len(tower.seen):
         tried = cache(tower.features[tower.fitted], tower.labels[tower.fitted])
         (alpha, beta), accuracy = rules.choose_tip(
-            tower.seen, tower.seen_labels, tried, config.alphas, config.betas
+            tower.seen, tower.seen_labels, tried, alphas=config.alphas, betas=config.betas
         )
         facts["accuracy"] = round(accuracy, 4)
     kept = cache(tower.features, tower.labels)
@@ -516,25 +567,28 @@ def _tip_adapter(making: _Making) -> list[BaselineRow]:
 
 
 def _ensemble(making: _Making, encoder: Encoder, sentences: Sentences) -> tuple[Tensor, str]:
-    """Prompt ensemble: mean of each class's normalised prompt vectors, [C, D]; all sentences where it has none."""
+    """Return class weights [C, D] and a note: each class's mean normalised prompt vector, or that of all its
+    sentences."""
     classes = len(sentences.class_ids)
     prompted = torch.bincount(sentences.labels[sentences.prompts], minlength=classes) > 0
     kept = (sentences.prompts | ~prompted[sentences.labels]).nonzero()[:, 0]
-    hashes, texts = ([values[i] for i in kept.tolist()] for values in (sentences.hashes, sentences.texts))
+    hashes = [sentences.hashes[i] for i in kept.tolist()]
+    texts = [sentences.texts[i] for i in kept.tolist()]
     bare = int((~prompted).sum())
     note = f"{bare:,} of {classes:,} classes have no prompt: the mean of all their sentences" if bare else ""
-    return rules.class_means(_vectors(making, encoder, hashes, texts), sentences.labels[kept], classes), note
+    vectors = _vectors(making, encoder, hashes, texts)
+    return rules.class_means(vectors, sentences.labels[kept], classes), note
 
 
 def _vectors(making: _Making, encoder: Encoder, hashes: list[str], texts: list[str]) -> Tensor:
-    """Stored vectors of sentences, embedded where they lack; float32 [N_t, D], unnormalised."""
+    """Return vectors of sentences, float32 [N_t, D], unnormalised; missing ones are embedded first."""
     name = sentence_vectors_name(encoder.text_fp)
     store = making.workspace.store
     try:
         return store.vectors(name, "text_hash", hashes).to(choose_device())
     except MissingStepError:
         with making.workspace.transaction("embed for a baseline") as tx:  # only the cache grows: no commit
-            embed_sentences(tx, encoder, hashes, texts, making.progress)
+            embed_sentences(tx, encoder, hashes, texts, progress=making.progress)
     return store.vectors(name, "text_hash", hashes).to(choose_device())
 
 

@@ -1,4 +1,4 @@
-"""`vlltr index`: the FAISS index over a workspace's anchors."""
+"""Build the FAISS index over a workspace's anchors (`vlltr index`)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NO_ANCHOR = "no class has a sentence, so all are scored by their images"
 
 @dataclass(frozen=True)
 class IndexReport:
-    """What kind of index was built, over how many anchors, and why that kind; `none` where there is no anchor."""
+    """Kind of the index built, the reason for it, and its size; kind `none` if there is no anchor."""
 
     kind: str
     reason: str
@@ -30,13 +30,15 @@ class IndexReport:
 
 
 def plan_for(workspace: Workspace) -> IndexPlan:
-    """What an index over the workspace's anchors would be, and cost; where there is no anchor, that there is none.
+    """Plan the index over the workspace's anchors, with its cost; kind `none` if there is no anchor.
 
     Raises:
         MissingStepError: If no anchors have been selected.
     """
     size, dim = load_bank(workspace.snapshot()).bank.vectors.shape
-    return plan_index(size, dim) if size else IndexPlan("none", _NO_ANCHOR, size, dim, (), "")
+    if size:
+        return plan_index(size, dim)
+    return IndexPlan(kind="none", reason=_NO_ANCHOR, anchors=size, dim=dim, costs=(), measured_on="")
 
 
 def index_anchors(workspace: Workspace, kind: str = "auto", progress: Progress | None = None) -> IndexReport:
@@ -52,9 +54,12 @@ def index_anchors(workspace: Workspace, kind: str = "auto", progress: Progress |
         size, dim = loaded.bank.vectors.shape
         if not size:
             tx.set(index=None)
-            return IndexReport("none", _NO_ANCHOR, size, dim, None)
+            return IndexReport(kind="none", reason=_NO_ANCHOR, anchors=size, dim=dim, digest=None)
         planned, reason = plan(size)
-        chosen, reason = (planned, reason) if kind == "auto" else (kind, f"asked for; {size:,} anchors")
+        chosen: str = planned
+        if kind != "auto":
+            chosen = kind
+            reason = f"asked for; {size:,} anchors"
         if progress:
             progress("build index", 0, size)
         index = build_index(F.normalize(loaded.bank.vectors, dim=1), loaded.keys, kind=chosen)
@@ -62,4 +67,4 @@ def index_anchors(workspace: Workspace, kind: str = "auto", progress: Progress |
         if progress:
             progress("build index", size, size)
         tx.set(index={"digest": digest, "kind": chosen, "text_fp": tx.commit.text_fp})
-    return IndexReport(chosen, reason, size, dim, digest)
+    return IndexReport(kind=chosen, reason=reason, anchors=size, dim=dim, digest=digest)

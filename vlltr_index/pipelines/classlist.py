@@ -1,4 +1,4 @@
-"""`vlltr classes list` and `show`."""
+"""List classes, or show one (`vlltr classes list` and `show`)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ClassRow:
-    """One class in a list."""
+    """One class of a list."""
 
     class_id: int
     name: str
@@ -29,7 +29,7 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class AnchorRow:
-    """One sentence of a class: its rank among the anchors, None if it is not one, and its selection loss."""
+    """One sentence of a class: its rank among the anchors (None if it is not one) and its selection loss."""
 
     rank: int | None
     loss: float | None  # None where it has not been scored
@@ -50,10 +50,10 @@ class ImageRow:
 
 @dataclass(frozen=True)
 class ClassDetail:
-    """A class with its anchors, best first.
+    """One class with its anchors, best first.
 
-    `visual` says what its images do: trained on them, known by images that came later, or none. `rivals` are
-    the classes whose mean anchor is nearest to its own, `merged` the names of classes that it took in.
+    `visual` says how its images are used: the head was trained on them, they were added later, or there are none.
+    `rivals` are the classes whose mean anchor is nearest to its own, `merged` the names of classes merged into it.
     """
 
     class_id: int
@@ -71,7 +71,7 @@ class ClassDetail:
 
 
 def list_classes(workspace: Workspace) -> list[ClassRow]:
-    """The classes in the order of their ids; no torch is loaded."""
+    """List the classes in the order of their ids, without loading torch."""
     snapshot = workspace.snapshot()
     tree = load_taxonomy(snapshot)
     classes = snapshot.table("classes").sort_by("class_id").to_pylist()
@@ -80,12 +80,12 @@ def list_classes(workspace: Workspace) -> list[ClassRow]:
     sentences = Counter(snapshot.table("sentences", ["class_id"])["class_id"].to_pylist())
     return [
         ClassRow(
-            c["class_id"],
-            c["name"],
-            c["origin"],
-            pictures[c["class_id"]],
-            sentences[c["class_id"]],
-            tree[c["name"]].parent if c["name"] in tree else None,
+            class_id=c["class_id"],
+            name=c["name"],
+            origin=c["origin"],
+            images=pictures[c["class_id"]],
+            sentences=sentences[c["class_id"]],
+            parent=tree[c["name"]].parent if c["name"] in tree else None,
         )
         for c in classes
         if c["retired_at"] is None
@@ -93,7 +93,7 @@ def list_classes(workspace: Workspace) -> list[ClassRow]:
 
 
 def show_class(workspace: Workspace, name: str, every_sentence: bool = False) -> ClassDetail:
-    """One class by name or alias; with `every_sentence`, those that are no anchors too.
+    """Look up a class by name or alias; with `every_sentence`, include sentences that are not anchors.
 
     Raises:
         UnknownClassError: If there is none of that name; the message lists close ones.
@@ -125,13 +125,16 @@ def show_class(workspace: Workspace, name: str, every_sentence: bool = False) ->
 
 
 def _sentences(snapshot: Snapshot, class_id: int) -> tuple[list[AnchorRow], list[AnchorRow]]:
-    """Anchors by rank, and the other sentences by loss."""
+    """Return the anchors by rank, and the other sentences by loss."""
     where = f"class_id = {class_id}"
     texts = {r["sentence_id"]: r for r in snapshot.table("sentences", where=where).to_pylist()}
     rank = {r["sentence_id"]: r["rank"] for r in snapshot.table("anchors", where=where).to_pylist()}
     scores = snapshot.table("sentence_scores", ["sentence_id", "loss"], one_of("sentence_id", texts))
     loss = dict(zip(scores["sentence_id"].to_pylist(), scores["loss"].to_pylist(), strict=True))
-    rows = [AnchorRow(rank.get(i), loss.get(i), r["text"], r["source"], i) for i, r in texts.items()]
+    rows = [
+        AnchorRow(rank=rank.get(i), loss=loss.get(i), text=r["text"], source=r["source"], sentence_id=i)
+        for i, r in texts.items()
+    ]
     rows.sort(key=lambda r: (r.rank is None, r.rank or 0, r.loss is None, r.loss or 0.0, r.sentence_id))
     return [r for r in rows if r.rank is not None], [r for r in rows if r.rank is None]
 

@@ -1,4 +1,4 @@
-"""`vlltr doctor`: versions, the device, and whether the workspace opens and holds the files that were written."""
+"""Check versions, the device, and whether a workspace opens and its files are undamaged (`vlltr doctor`)."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ State = Literal["ok", "note", "problem"]
 
 _NAME = "vlltr-index"
 _FAISS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12", "faiss-gpu-cuvs")
-_CU12_CARDS = (7, 0), (8, 9)  # compute capabilities, as its page says
+_CU12_CARDS = (7, 0), (8, 9)  # lowest and highest compute capability, from the package's page
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at.
+    """Result of one check.
 
     Attributes:
-        name: What.
-        state: `problem` is what stops the work; `note` is worth knowing.
+        name: What was checked.
+        state: `problem` stops the work, `note` is worth knowing.
         value: What was found, and what is needed.
         mend: The command that mends it.
     """
@@ -50,7 +50,7 @@ class Check:
 
 
 def diagnose(start: str | os.PathLike[str] | None = None) -> list[Check]:
-    """Look at everything.
+    """Run every check.
 
     Args:
         start: A workspace; default: the nearest one upward from the current folder, if there is one.
@@ -60,7 +60,7 @@ def diagnose(start: str | os.PathLike[str] | None = None) -> list[Check]:
 
 
 def _packages() -> list[Check]:
-    """The packages that are needed, and the optional ones that are there."""
+    """Check the packages that are needed, and the optional ones that are installed."""
     found: dict[str, Check] = {}
     for needed in map(Requirement, metadata.requires(_NAME) or ()):
         try:
@@ -74,7 +74,7 @@ def _packages() -> list[Check]:
 
 
 def check_requirement(needed: Requirement, version: str | None) -> Check:
-    """Whether a package is there, in a version within its bounds."""
+    """Check that a package is installed, in a version within its bounds."""
     bounds = str(needed.specifier) or "any"
     mend = f'pip install "{needed.name}{needed.specifier}"'
     if version is None:
@@ -85,10 +85,10 @@ def check_requirement(needed: Requirement, version: str | None) -> Check:
 
 
 def _faiss() -> Iterator[Check]:
-    """Whether there is one build of FAISS, that it can be imported, and the GPUs that it is made for."""
+    """Check that one build of FAISS is installed and imports, and that it supports the GPUs."""
     try:
         from vlltr_index.anchors.index import gpu_count
-    except Exception:  # whatever a half-installed torch raises: `_device` says it
+    except Exception:  # a broken torch can raise anything; `_device` reports it
         return
     builds = [d.name for d in metadata.distributions() if d.name in _FAISS]
     again = f'pip uninstall -y {" ".join(builds)} && pip install "vlltr-index[{{}}]"'
@@ -103,7 +103,8 @@ def _faiss() -> Iterator[Check]:
         return
     cards = _cards() if builds == ["faiss-gpu-cu12"] else {}
     (least, most) = _CU12_CARDS
-    if wrong := [f"{name} has {c[0]}.{c[1]}" for name, c in cards.items() if not least <= c <= most]:
+    wrong = [f"{name} has {c[0]}.{c[1]}" for name, c in cards.items() if not least <= c <= most]
+    if wrong:
         what = f"faiss-gpu-cu12 is made for compute capability 7.0 to 8.9, {', '.join(wrong)}"
         yield Check("faiss", "problem", what, again.format("gpu"))
     elif builds and builds != ["faiss-cpu"]:
@@ -111,7 +112,7 @@ def _faiss() -> Iterator[Check]:
 
 
 def _cards() -> dict[str, tuple[int, int]]:
-    """The GPUs that torch sees, and their compute capability."""
+    """Return the GPUs that torch sees, with their compute capability."""
     import torch
 
     numbers = range(torch.cuda.device_count())
@@ -119,10 +120,10 @@ def _cards() -> dict[str, tuple[int, int]]:
 
 
 def _device() -> Check:
-    """What torch computes on."""
+    """Check the device that torch computes on."""
     try:
         import torch
-    except Exception as error:  # whatever a half-installed package raises
+    except Exception as error:  # a broken installation can raise anything
         why = f"torch cannot be imported: {type(error).__name__}: {error}"
         return Check("device", "problem", why, "pip install --force-reinstall torch")
     from vlltr_index.tensors import choose_device, cuda_problem, device_name
@@ -139,7 +140,7 @@ def _device() -> Check:
 
 
 def check_workspace(start: str | os.PathLike[str] | None = None) -> list[Check]:
-    """Whether the workspace opens, and holds what its newest commit names."""
+    """Check that the workspace opens, and that the files its newest commit names are there and undamaged."""
     name = "workspace"
     found = list[Check]()
     try:
@@ -149,7 +150,7 @@ def check_workspace(start: str | os.PathLike[str] | None = None) -> list[Check]:
         commits, wrong = workspace.history.look()
         commit = commits[-1] if commits else NOTHING
         found += [Check(name, "problem", error.message, error.hint) for error in wrong]
-        if commit.id != workspace.history.highest():  # the newest one is among what is wrong
+        if commit.id != workspace.history.highest():  # the newest commit cannot be read
             return found
         check_tags(workspace.store, commit)
     except VlltrError as error:
@@ -171,7 +172,7 @@ def check_workspace(start: str | os.PathLike[str] | None = None) -> list[Check]:
 
 
 def _exports(workspace: Workspace) -> Iterator[Check]:
-    """Exports that were killed, and what they left."""
+    """Check for exports that were killed, and say what they left."""
     for folder in unfinished(workspace):
         lost = "" if folder.is_dir() else f", and moved what {folder} held there"
         found = f"one to {folder} was killed: it left {beside(folder)}{lost}"
@@ -180,7 +181,7 @@ def _exports(workspace: Workspace) -> Iterator[Check]:
 
 
 def _problems(workspace: Workspace, commit: Commit) -> Iterator[Check]:
-    """Tables that the commit names and that do not open, and files that are not those that were written."""
+    """Yield the commit's tables that do not open, and its files that are damaged or gone."""
     snapshot = workspace.snapshot(commit.id)
     looks: list[tuple[str, Callable[[], object]]] = [
         (f"table {name}", partial(snapshot.count, name)) for name in sorted(commit.tables)
@@ -204,7 +205,7 @@ def _problems(workspace: Workspace, commit: Commit) -> Iterator[Check]:
             whole = False
             yield Check(what, "problem", error.message, error.hint)
     if not whole:
-        return  # what is damaged cannot be compared
+        return  # damaged files cannot be compared
     try:
         for told in differences(snapshot):
             yield Check(

@@ -1,4 +1,4 @@
-"""`vlltr embed`: vectors of every sentence and image that has none yet, into caches keyed by fingerprint."""
+"""Embed every sentence and image that has no vector yet (`vlltr embed`), into caches keyed by fingerprint."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ EngineName = Literal["local", "ray"]
 
 @dataclass(frozen=True)
 class EmbedReport:
-    """What was embedded in this run, and what was there already."""
+    """Report of an embedding run: what was embedded, and what had a vector before."""
 
     sentences: int
     sentences_before: int
@@ -56,16 +56,16 @@ def embed(
     engine: EngineName = "local",
     actors: int | None = None,
 ) -> EmbedReport:
-    """Embed what is new; the caches resume by key, and the commit names their fingerprints.
+    """Embed what has no vector yet; the caches resume by key, and the commit names their fingerprints.
 
     Args:
         workspace: Where sentences and images are.
-        views: Vectors an image of split train: 1 plain and the rest augmented; default: the recipe's `lgr.views`.
+        views: Vectors per image of split train: 1 plain and the rest augmented; default: the recipe's `lgr.views`.
         progress: Called with the step's name, what is done, and the total.
-        force: Whether an encoder other than the last commit's is taken; anchors, head and index that belong to the
-            other one are given up then.
+        force: Whether an encoder other than the last commit's is accepted; the commit then names no anchors, head or
+            index, since those belong to the previous encoder.
         engine: Where vectors are computed: in this process, or by Ray Data; this process writes them either way.
-        actors: How many models Ray holds; default: one a GPU, or where there is none one a CPU.
+        actors: How many models Ray loads; default: one for each GPU, or without a GPU one for each CPU.
 
     Raises:
         ConfigError: If the engine's package is not installed.
@@ -85,43 +85,55 @@ def embed(
                 "encoder.precision is tf32: vectors differ by up to 1e-3 from fp32's, and stand for them"
             )
         augment = ViewAugment(drawn, encoder)
-        with _open_engine(engine, actors, encoder, augment, _workers(workspace, encoder, views)) as computes:
+        workers = _workers(workspace, encoder, views)
+        with _open_engine(engine, actors, encoder, augment=augment, workers=workers) as computes:
             hashes, texts = tx.table("sentences", ["text_hash", "text"]).to_pydict().values()
-            new, before, truncated = embed_sentences(tx, encoder, hashes, texts, progress, computes)
+            new, before, truncated = embed_sentences(
+                tx, encoder, hashes, texts, progress=progress, engine=computes
+            )
             images = 0
             there = 0
             unreadable = 0
             for split in sorted(set(tx.table("images", ["split"])["split"].to_pylist())):
                 wanted = range(views if split == "train" else 1)
                 made, had, failed = embed_images(
-                    tx, encoder, split, wanted, None, drawn, progress, engine=computes
+                    tx, encoder, split, wanted, config=drawn, progress=progress, engine=computes
                 )
                 images = images + made
                 there = there + had
                 unreadable = unreadable + failed
         fps = encoder.text_fp, encoder.image_fp
-        if (commit.text_fp or fps[0], commit.image_fp or fps[1]) != fps:  # they were another encoder's
+        if (commit.text_fp or fps[0], commit.image_fp or fps[1]) != fps:  # these belong to another encoder
             tx.set(selection_id=None, head=None, index=None, fusion=None)
         tx.set(text_fp=encoder.text_fp, image_fp=encoder.image_fp)
         precision = "tf32" if commit.info.precision == "tf32" else encoder.precision
         tx.note(
             logit_scale=encoder.logit_scale, dim=encoder.dim, views=views, augment=drawn, precision=precision
         )
-    context = encoder.tokenizer.context_length
-    return EmbedReport(new, before, truncated, context, images, there, unreadable, *fps)
+    return EmbedReport(
+        sentences=new,
+        sentences_before=before,
+        truncated=truncated,
+        context=encoder.tokenizer.context_length,
+        images=images,
+        images_before=there,
+        unreadable=unreadable,
+        text_fp=fps[0],
+        image_fp=fps[1],
+    )
 
 
 def _workers(workspace: Workspace, encoder: Encoder, views: int) -> int:
-    """Processes that read images: none for small images, nor where their batches would not fit shared memory.
+    """Return the number of processes that read images; 0 for small images, and if batches exceed shared memory.
 
-    Docker gives a container 64 MB of it.
+    Docker's default for shared memory is 64 MB.
     """
     workers = workspace.recipe.cvlp.workers if max(encoder.image_size) > SMALL_SIDE else 0
     batch = 4 * 3 * IMAGE_BATCH * max(views, 1) * math.prod(encoder.image_size)  # bytes of float32
     try:
         return workers if (2 * workers + 2) * batch <= shutil.disk_usage("/dev/shm").free else 0
     except OSError:
-        return workers  # no Linux
+        return workers  # only Linux has /dev/shm
 
 
 def _open_engine(

@@ -1,4 +1,5 @@
-"""`vlltr evaluate`: accuracy by many, medium and few, the method, both branches and every baseline."""
+"""Evaluate a workspace (`vlltr evaluate`): accuracy on many, medium and few of the method, its branches and
+baselines."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ _BRANCHES = (METHOD, "image branch", "text branch")
 
 @dataclass(frozen=True, eq=False)
 class RowAnswers:
-    """What one row answered.
+    """Answers of one row of the table.
 
     Attributes:
         best: int64 [N, K], K at most 5: columns of the best classes, best first; -1 for a class that is gone.
@@ -52,12 +53,12 @@ class RowAnswers:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """An evaluation with what was answered for each image.
+    """Figures of an evaluation, with the answers for each image.
 
     Attributes:
         report: The figures.
         answers: What each row answered, by the names of `report.rows`.
-        recognizer: What answered, pinned to the commit.
+        recognizer: The recognizer that was evaluated, pinned to the commit.
         data: The images.
         class_ids: int64 [C], the class of each column.
         labels: int64 [N], columns of the images' classes.
@@ -74,7 +75,8 @@ class Evaluation:
 
 
 def evaluate(workspace: Workspace, split: str = "test", **how: Any) -> metrics.EvaluationReport:
-    """Evaluate on the stored vectors of `split` over all classes of the workspace, beside every committed baseline.
+    """Evaluate on the stored vectors of `split` over all classes, beside every committed baseline; return the
+    figures.
 
     The report is also written to `reports/evaluate-<split>-<commit>.json`, with crops, another rule or retrieval to
     one whose name says so; where that cannot be written, a warning says why. Arguments and errors are those of
@@ -83,12 +85,16 @@ def evaluate(workspace: Workspace, split: str = "test", **how: Any) -> metrics.E
     result = evaluation(workspace, split, **how).report
     crops = f"crops-{result.crops}"
     retrieval = result.retrieval
-    ways = crops * (result.crops > 1), how.get("rule"), retrieval * (retrieval != "exhaustive")
+    ways = [
+        crops if result.crops > 1 else None,
+        how.get("rule"),
+        retrieval if retrieval != "exhaustive" else None,
+    ]
     name = "-".join(filter(None, ("reports/evaluate", split, str(result.commit), *ways))) + ".json"
     text = json.dumps(asdict(result), indent=2, sort_keys=True) + "\n"
     try:
         workspace.storage.write(name, text.encode("utf-8"))
-    except (OSError, WorkspaceError) as error:  # it is not worth losing the result over
+    except (OSError, WorkspaceError) as error:  # the result is returned even if it cannot be saved
         _log.warning("this evaluation could not be kept in %s: %s", workspace.storage.at(name), reason(error))
     return result
 
@@ -104,7 +110,7 @@ def evaluation(
     crops: int = 1,
     rule: Rule | None = None,
 ) -> Evaluation:
-    """Evaluate, and keep what each row answered for each image; nothing is written but vectors into their caches.
+    """Evaluate, and keep each row's answers for each image; nothing is written but vectors into their caches.
 
     Args:
         workspace: What to evaluate.
@@ -116,7 +122,7 @@ def evaluation(
         against: The row whose paired difference to the method is reported; default: image-only with logit
             adjustment, where it is there, else the baseline that is right most often.
         crops: Test-time crops of each image, 1 or 5; they are embedded first, and kept. Baselines see the plain view.
-        rule: Put the branches together by this rule instead of the workspace's.
+        rule: Fuse the branches by this rule instead of the workspace's.
 
     Raises:
         MissingStepError: If the split is empty or not embedded, or there is no head.
@@ -138,14 +144,14 @@ def evaluation(
     class_ids = scorer.class_ids
     labels = _labels(snapshot, class_ids, data, split)
     if crops != 1:
-        features = embed_crops(workspace, recognizer.encoder, data.image_ids, crops, progress)
+        features = embed_crops(workspace, recognizer.encoder, data.image_ids, number=crops, progress=progress)
         data = replace(data, features=features)
     tree = recognizer.current().tree() if own.taxonomy else None
-    answers, summed = _own_answers(recognizer, data, labels, retrieval, tree, progress)
+    answers, summed = _own_answers(recognizer, data, labels, retrieval, tree=tree, progress=progress)
     seen = f"{crops} crops an image" if crops != 1 else ""
     notes = dict.fromkeys(answers, seen)
     notes[METHOD] = "; ".join(filter(None, (_rule_note(scorer.fusion), seen)))
-    for row, scores in score_baselines(workspace, snapshot, split, data.image_ids, progress):
+    for row, scores in score_baselines(workspace, snapshot, split, data.image_ids, progress=progress):
         best, confidence = _top(scores.softmax(1) if row.probabilities else scores)
         places = class_positions(class_ids, row.class_ids[best].reshape(-1)).reshape(best.shape)
         sure = confidence if row.probabilities else None
@@ -155,6 +161,8 @@ def evaluation(
     added = snapshot.table("classes", ["class_id"], "origin = 'added'")["class_id"].to_pylist()
     new = torch.isin(class_ids, torch.tensor(added, dtype=torch.int64)) & ~scorer.trained
     counts[new] = 0
+    best = answers[METHOD].best[:, 0]
+    ranks = _by_rank(tree, best, summed, labels, counts=counts, bootstrap=bootstrap) if tree else {}
     report = metrics.EvaluationReport(
         split=split,
         commit=snapshot.commit.id,
@@ -165,28 +173,28 @@ def evaluation(
         notes={name: note for name, note in notes.items() if note},
         crops=crops,
         rule=scorer.fusion.rule,
-        ranks=_by_rank(tree, answers[METHOD].best[:, 0], summed, labels, counts, bootstrap) if tree else {},
-        **_figures(answers, labels, counts, bootstrap, against),
+        ranks=ranks,
+        **_figures(answers, labels, counts, bootstrap=bootstrap, against=against),
     )
-    return Evaluation(report, answers, recognizer, data, class_ids, labels, counts)
+    return Evaluation(report, answers, recognizer, data, class_ids=class_ids, labels=labels, counts=counts)
 
 
 def _rule_note(fusion: FusionConfig) -> str:
-    """What put the branches together, where it is not our rule."""
+    """Describe the fusion rule if it is not `ours`, else return an empty string."""
     if fusion.rule == "ours":
         return ""
     return f"fusion rule {fusion.rule}" + (f", alpha {fusion.alpha:g}" if fusion.rule == "paper" else "")
 
 
 def training_counts(snapshot: Snapshot, class_ids: Tensor) -> Tensor:
-    """Usable training images of each class, int64 [C]."""
+    """Count the usable training images of each class, int64 [C]."""
     owners = torch.from_numpy(usable_images(snapshot, "train", [])["class_id"].to_numpy().copy()).long()
     positions = class_positions(class_ids, owners)
     return torch.bincount(positions[positions >= 0], minlength=len(class_ids))
 
 
 def _labels(snapshot: Snapshot, class_ids: Tensor, data: ImageSet, split: str) -> Tensor:
-    """Columns of the images' classes, int64 [N].
+    """Return the column of each image's class, int64 [N].
 
     Raises:
         MissingStepError: If one of the classes cannot be answered: it has no text, or came after the selection.
@@ -211,7 +219,8 @@ def _own_answers(
     tree: ClassTree | None,
     progress: Progress | None,
 ) -> tuple[dict[str, RowAnswers], list[Tensor]]:
-    """What the method and each branch answer, in the scorer's columns, and the best node of each of `tree.levels`."""
+    """Return the answers of the method and of each branch, in the scorer's columns, and for each of `tree.levels` the
+    most probable node, int64 [N]."""
     tops: list[list[Tensor]] = []
     nodes: list[list[Tensor]] = []
     for start in range(0, len(data.features), _BATCH):
@@ -221,8 +230,9 @@ def _own_answers(
         nodes.append([tree.best_at(rank, fused.probabilities) for rank in tree.levels] if tree else [])
         if progress:
             progress("evaluate", min(start + _BATCH, len(data.features)), len(data.features))
-    whole, summed = ([torch.cat(parts) for parts in zip(*kind, strict=True)] for kind in (tops, nodes))
-    rows = zip(_BRANCHES, whole[::2], whole[1::2], strict=True)
+    whole = [torch.cat(parts) for parts in zip(*tops, strict=True)]
+    summed = [torch.cat(parts) for parts in zip(*nodes, strict=True)]
+    rows = zip(_BRANCHES, whole[::2], whole[1::2], strict=True)  # best classes and confidence alternate
     return {name: RowAnswers(best, best[:, 0] == labels, sure) for name, best, sure in rows}, summed
 
 
@@ -234,7 +244,7 @@ def _by_rank(
     counts: Tensor,
     bootstrap: int,
 ) -> dict[str, dict[str, dict[str, metrics.Interval]]]:
-    """Accuracy at each rank on the images whose class has a node of it; see `EvaluationReport.ranks`."""
+    """Return the accuracy at each rank, on the images whose class has a node of it; see `EvaluationReport.ranks`."""
     found: dict[str, dict[str, dict[str, metrics.Interval]]] = {}
     for rank, sure in zip(tree.levels, summed, strict=True):
         nodes = tree.at_rank[rank]
@@ -258,7 +268,8 @@ def _top(scores: Tensor) -> tuple[Tensor, Tensor]:
 def _figures(
     answers: dict[str, RowAnswers], labels: Tensor, counts: Tensor, bootstrap: int, against: str | None
 ) -> dict[str, Any]:
-    """Accuracy and calibration error of each row, and the method less the row `against`, or the default's, by bin."""
+    """Return accuracy and calibration error of each row, and by bin the method less the row `against` (or the
+    default)."""
     found = {name: float(row.right.double().mean()) for name, row in answers.items() if name not in _BRANCHES}
     other = against or (ADJUSTED if ADJUSTED in found else max(found, key=found.__getitem__, default=None))
     right = answers[METHOD].right

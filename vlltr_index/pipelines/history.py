@@ -1,4 +1,4 @@
-"""`vlltr rollback`, `diff` and `prune`: back to an earlier commit, what lies between two, old ones given up."""
+"""Go back to a commit, compare two, and delete old ones (`vlltr rollback`, `diff` and `prune`)."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RollbackReport:
-    """What going back did.
+    """Report of a rollback.
 
     Attributes:
-        target: The commit gone back to.
-        command: What made that commit.
-        commit: The commit that this made; the newest one where the state was that one's already.
+        target: Number of the commit whose state was restored.
+        command: The command that made that commit.
+        commit: Number of the new commit, or of the newest one if that had the state already.
         changed: Whether a commit was made.
-        before: The commit that was the newest that can be read.
-        damaged: Commits whose files are damaged: given up.
+        before: Number of the newest readable commit before the rollback.
+        damaged: Numbers of the commits that were given up because their files are damaged.
     """
 
     target: int
@@ -38,7 +38,7 @@ class RollbackReport:
     damaged: tuple[int, ...] = ()
 
     def lines(self) -> list[str]:
-        """The report for people."""
+        """Return the report as lines of text."""
         if not self.changed:
             return [f"The workspace is in the state of commit {self.target} ({self.command}) already."]
         lines = [f"Commit {self.commit} has the state of commit {self.target} ({self.command})."]
@@ -53,14 +53,14 @@ class RollbackReport:
 def rollback(workspace: Workspace, commit_id: int, newest: int | None = None) -> RollbackReport:
     """Append a commit that has the rows, encoder, head, index, parts and fusion values of commit `commit_id`.
 
-    Parts that are damaged or gone are made again of its tables, also where the workspace is in that state already.
-    History is not rewritten, numbers of classes and anchors are not used again, and vectors stay: they are caches.
-    Where commits are damaged or gone, the workspace goes on without them.
+    Parts that are damaged or gone are written again from its tables, even if the workspace is in that state already.
+    History is not rewritten, ids of classes and anchors are not reused, and vectors stay: they are caches.
+    Commits that are damaged or gone are given up.
 
     Args:
         workspace: The workspace.
         commit_id: Where to go back to.
-        newest: Go back only if this is still the newest commit, so that nobody else's work is taken back.
+        newest: Go back only if this is still the newest commit, so that no other process's work is undone.
 
     Raises:
         WorkspaceError: If there is no such commit, or there are commits after `newest`.
@@ -86,12 +86,19 @@ def rollback(workspace: Workspace, commit_id: int, newest: int | None = None) ->
         if last.state != target.state or _lacks_parts(workspace, target):
             tx.go_back(target)
     made = tx.result_commit
-    damaged = workspace.history.set_aside()  # only now that the workspace can be gone on with
-    return RollbackReport(commit_id, target.command, made.id, made != last, last.id, tuple(damaged))
+    damaged = workspace.history.set_aside()  # last, so that nothing is set aside if the rollback fails
+    return RollbackReport(
+        target=commit_id,
+        command=target.command,
+        commit=made.id,
+        changed=made != last,
+        before=last.id,
+        damaged=tuple(damaged),
+    )
 
 
 def _lacks_parts(workspace: Workspace, commit: Commit) -> bool:
-    """Whether a commit names no parts though it has a head, or some that are not those that were written."""
+    """Say whether a commit has a head but no parts, or parts that are damaged or gone."""
     if not commit.parts:
         return commit.head is not None
     try:
@@ -102,9 +109,10 @@ def _lacks_parts(workspace: Workspace, commit: Commit) -> bool:
 
 
 def undone(workspace: Workspace, commit_id: int) -> list[str]:
-    """The commands whose effect going back to `commit_id` takes away, oldest first; none where nothing would change.
+    """Return the commands whose effect a rollback to `commit_id` would undo, oldest first; none if it changes
+    nothing.
 
-    Those of commits that cannot be read are not among them.
+    Commands of commits that cannot be read are left out.
 
     Raises:
         WorkspaceError: If there is no such commit.
@@ -118,7 +126,7 @@ def undone(workspace: Workspace, commit_id: int) -> list[str]:
 
 @dataclass(frozen=True)
 class DiffReport:
-    """What differs between two commits.
+    """Differences between two commits.
 
     Attributes:
         before: The one commit.
@@ -139,7 +147,7 @@ class DiffReport:
     rows: dict[str, tuple[int, int]]
 
     def lines(self) -> list[str]:
-        """The report for people."""
+        """Return the report as lines of text."""
         return [
             f"from commit {self.before} to commit {self.after}",
             *(f"  ran: vlltr {command}" for command in self.commands),
@@ -151,16 +159,15 @@ class DiffReport:
 
 
 def diff(workspace: Workspace, before: int, after: int) -> DiffReport:
-    """What differs between two commits, and the commands between them.
+    """Compare two commits, and list the commands between them.
 
     Raises:
         WorkspaceError: If there is no such commit.
     """
     old = workspace.snapshot(before)
     new = workspace.snapshot(after)
-    was, now = (
-        {i: snapshot.class_table().names[i] for i in snapshot.class_table().ids} for snapshot in (old, new)
-    )
+    was = {i: old.class_table().names[i] for i in old.class_table().ids}
+    now = {i: new.class_table().names[i] for i in new.class_table().ids}
     between = [i for i in workspace.history.ids() if min(before, after) < i <= max(before, after)]
     return DiffReport(
         before=before,
@@ -175,7 +182,7 @@ def diff(workspace: Workspace, before: int, after: int) -> DiffReport:
 
 @dataclass(frozen=True)
 class PruneReport:
-    """What pruning removed.
+    """Report of a pruning.
 
     Attributes:
         kept: Numbers of the commits that stay.
@@ -188,13 +195,13 @@ class PruneReport:
     removed: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """The report for people."""
+        """Return the report as lines of text."""
         gone = f"Gave up {len(self.pruned)} commits; kept: {', '.join(map(str, self.kept)) or 'none'}."
         return [gone, *(f"  removed {name}" for name in self.removed)]
 
 
 def prune(workspace: Workspace, keep: int, progress: Progress | None = None) -> PruneReport:
-    """Keep the newest `keep` commits; give up the others, and remove what only they needed.
+    """Keep the newest `keep` commits, delete the others, and remove what only they needed.
 
     The commits that stay answer as before. Running it again after an interruption finishes the work. Readers of a
     commit that is given up fail; no process should be loading this workspace meanwhile.
@@ -221,7 +228,7 @@ def prune(workspace: Workspace, keep: int, progress: Progress | None = None) -> 
         for name in vectors:
             store.drop(name)
         names = [name for name in store.names() if store.exists(name)]
-        merged = f"p{kept[-1].id}" if kept else ""  # the tag of the same rows, from where writers go on
+        merged = f"p{kept[-1].id}" if kept else ""  # tag of the cleaned version with the newest commit's rows
         for done, name in enumerate(names):
             committed = bool(kept) and name in kept[-1].tables
             if name in KEYS:
@@ -237,6 +244,6 @@ def prune(workspace: Workspace, keep: int, progress: Progress | None = None) -> 
 
 
 def _vectors(commits: Iterable[Commit]) -> set[str]:
-    """The tables of vectors that commits use."""
+    """Return the names of the vector tables that commits use."""
     texts = {sentence_vectors_name(c.text_fp) for c in commits if c.text_fp}
     return texts | {image_vectors_name(c.image_fp) for c in commits if c.image_fp}

@@ -1,4 +1,4 @@
-"""`vlltr import release`: checkpoints of the VL-LTR release as a workspace's encoder and head, in one commit."""
+"""Import checkpoints of the VL-LTR release as a workspace's encoder and head (`vlltr import release`)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _SOURCE = "anchors of the release"
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What an import brought in."""
+    """Report of an import."""
 
     stage: int
     source: str
@@ -53,7 +53,7 @@ class ImportReport:
     next_step: str = "vlltr embed"
 
     def lines(self) -> list[str]:
-        """The report for people."""
+        """Return the report as lines of text."""
         after = f", saved after epoch {self.epoch}" if self.epoch is not None else ""
         lines = [
             f"{self.source}: stage {self.stage} of the release{after}.",
@@ -77,21 +77,21 @@ def import_release(
     label_names: Path | None = None,
     anchors: bool = False,
 ) -> ImportReport:
-    """Make a checkpoint of the release the workspace's encoder (stage 1), or its image tower and head (stage 2).
+    """Import a checkpoint of the release as the workspace's encoder (stage 1), or its image tower and head (stage 2).
 
-    Nothing in the file is executed. The release keeps the words of its sentences apart, in pickled files, which are
+    Nothing in the file is executed. The release keeps the text of its sentences in separate pickled files, which are
     not read: embed and select choose the anchors anew. With `anchors`, the checkpoint's own vectors become the
     anchors: predictions are then the release's, without sentences to show.
 
     Args:
-        workspace: Where to.
-        path: What the release's training program saved.
+        workspace: The workspace to write to.
+        path: A checkpoint file of the release's training program.
         label_names: A file of the names of the head's classes in the order of the benchmark's labels; stage 2.
         anchors: Whether the vectors of the checkpoint become the anchors; stage 2.
 
     Raises:
         EncoderError: If the file is refused, damaged or of another kind, or does not fit the workspace's encoder.
-        UsageError: If the recipe names another encoder, or an option is missing or of no use for it.
+        UsageError: If the recipe names another encoder, or an option is missing or does not apply to the stage.
         InputError: If there are more or fewer names than classes.
         MissingStepError: If stage 2 comes before the workspace has an encoder.
     """
@@ -113,7 +113,8 @@ def import_release(
 
 def _stage_one(workspace: Workspace, checkpoint: release_weights.ReleaseCheckpoint) -> ImportReport:
     encoder = release_weights.stage_one_encoder(checkpoint, workspace.recipe.encoder.precision)
-    name, asked = encoder.name, workspace.recipe.encoder.model  # which a later training run starts from
+    name = encoder.name
+    asked = workspace.recipe.encoder.model  # a later training run starts from it
     if " " not in name and asked.removesuffix("-quickgelu") != name.removesuffix("-quickgelu"):
         raise UsageError(
             f"{checkpoint.path} holds a {name}, the workspace's recipe names {asked}",
@@ -132,8 +133,16 @@ def _stage_one(workspace: Workspace, checkpoint: release_weights.ReleaseCheckpoi
 def _report(
     checkpoint: release_weights.ReleaseCheckpoint, encoder: Encoder, digest: str, **more: Any
 ) -> ImportReport:
-    facts = checkpoint.stage, str(checkpoint.path), encoder.name, encoder.dim, encoder.image_size[0], digest
-    return ImportReport(*facts, checkpoint.epoch, **more)
+    return ImportReport(
+        stage=checkpoint.stage,
+        source=str(checkpoint.path),
+        encoder=encoder.name,
+        dim=encoder.dim,
+        image_size=encoder.image_size[0],
+        checkpoint=digest,
+        epoch=checkpoint.epoch,
+        **more,
+    )
 
 
 def _keep_encoder(
@@ -184,11 +193,11 @@ def _stage_two(
         rule = "paper" if own.rule == "ours" else own.rule
         fusion = FusionConfig(rule=rule, alpha=own.alpha if alpha is None else alpha)
         tx.set(checkpoint=digest, head=head_digest, fusion=fusion, image_fp=encoder.image_fp)
-        if tx.commit.text_fp != encoder.text_fp:  # else anchors and index stay
+        if tx.commit.text_fp != encoder.text_fp:  # otherwise anchors and index stay valid
             tx.set(text_fp=None, image_fp=None, selection_id=None, index=None)
         tx.note(tuned={"checkpoint": digest, "start": start}, lgr=None, recipe=None, protocol=None)
         if anchors:
-            _keep_anchors(tx, encoder, vectors, ids, names)
+            _keep_anchors(tx, encoder, vectors, ids=ids, names=names)
         added = len(tx.class_table()) - before
     after = "vlltr index" if anchors else "vlltr select and vlltr index"
     return _report(
@@ -226,14 +235,14 @@ def _base(tx: Transaction) -> tuple[Encoder, str | None, list[str]]:
 def _keep_anchors(
     tx: Transaction, encoder: Encoder, vectors: list[Tensor], ids: Tensor, names: ClassNames
 ) -> None:
-    """Rows for vectors whose sentences are not known: a stand-in each, so that they can be named and removed."""
+    """Store the checkpoint's vectors as anchors, each with a placeholder sentence, since its own is not known."""
     if len(vectors) != len(ids):
         raise InputError(
             f"the checkpoint has {len(ids):,} classes in its head and {len(vectors):,} among its anchors",
             "Leave its anchors out; vlltr embed and vlltr select choose new ones.",
         )
     flat = torch.cat(vectors)
-    mark = weights_digest({"anchors": flat})[:8]  # no two files share a stand-in: none gets another's vector
+    mark = weights_digest({"anchors": flat})[:8]  # in each placeholder, so that no two files share one
     owned: dict[int, list[SentenceRecord]] = {}
     for class_id, name, rows in zip(ids.tolist(), names.names, vectors, strict=True):
         what = f"of {name} in the release's file {mark}, words unknown"
@@ -252,7 +261,8 @@ def _keep_anchors(
         tx.store.append(table, vector_table({"text_hash": [hashes[n] for n in new]}, flat[new]))
     selection_id = short(digest_json(["release", encoder.text_fp, wanted]))
     ranks = torch.cat([torch.arange(len(rows)) for rows in vectors])
-    write_anchors(tx, selection_id, wanted, torch.tensor(sentences["class_id"].to_pylist()), ranks)
+    owners = torch.tensor(sentences["class_id"].to_pylist())
+    write_anchors(tx, selection_id, wanted, class_ids=owners, ranks=ranks)
     if tx.commit.selection_id != selection_id:
         tx.set(selection_id=selection_id, index=None)
     tx.set(text_fp=encoder.text_fp, image_fp=encoder.image_fp)

@@ -1,4 +1,4 @@
-"""`vlltr ingest`: images and sentences into the workspace, one commit a command; again adds only what is new."""
+"""Bring images and sentences into a workspace (`vlltr ingest`): one commit a command; a second run adds what is new."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _EXAMPLES = 10  # of each kind of note
 
 @dataclass(frozen=True)
 class IngestReport:
-    """What an ingestion did. `notes` are examples of what was left out or kept aside, ten at most of each kind."""
+    """Report of an ingestion; `notes` has at most ten examples of each kind of entry left out or kept aside."""
 
     kind: str  # "images" | "sentences"
     source: str
@@ -57,7 +57,7 @@ class IngestReport:
     next_step: str | None = None
 
     def lines(self) -> list[str]:
-        """The report for people."""
+        """Return the report as lines of text."""
         by_split = ", ".join(f"{name} {count:,}" for name, count in sorted(self.splits.items()))
         same = "there before" if self.kind == "images" else "repeated or there before"
         counts = [(self.added, "added"), (self.updated, "updated"), (self.unchanged, same)]
@@ -101,9 +101,9 @@ def ingest_images(
     that have no sentence get their prompts.
 
     Args:
-        workspace: Where to.
+        workspace: The workspace to write to.
         path: See `data.image_readers.read_images`.
-        split: Names of classes are made from split `train`; images of other splits need a class that is there.
+        split: Split of the images. Split `train` makes classes of new names; images of other splits need a class.
         list_root: What the paths of a list are relative to; default: its own folder.
         label_names: A file of the names of numeric labels: see `data.names.read_class_names`.
         create_classes: Make classes for unknown names in every split.
@@ -137,7 +137,14 @@ def ingest_images(
             replace(item, split="test") if isinstance(item, ImageRecord) and item.source in out else item
             for item in read_images(path, split, list_root, names, with_data=True)
         )
-        run = _ImageRun(tx, classes, store, hold_out is not None, total, progress)
+        run = _ImageRun(
+            tx=tx,
+            classes=classes,
+            side=store,
+            moves=hold_out is not None,
+            total=total,
+            progress=progress,
+        )
         run.take(images)
         run.compare(names, labels)
         mute = _classes_without_text(tx)[0].intersection(classes.values())
@@ -147,9 +154,8 @@ def ingest_images(
 def _listed(
     items: Iterator[ImageRecord | Skipped], share: float
 ) -> tuple[dict[str, Counter[str]], frozenset[str]]:
-    """What a source lists: how many images of each class each split has, in order of appearance, and the sources of a
-    share of each class's images, at most, in the order of a hash of their group or source.
-    """
+    """Count the images of each class by split, in order of appearance, and choose the sources to hold out: at most
+    `share` of each class's images, in the order of a hash of their group or source, whole groups only."""
     labels: dict[str, Counter[str]] = defaultdict(Counter)
     of: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for item in items:
@@ -161,7 +167,8 @@ def _listed(
     held: list[str] = []
     for images in map(sorted, of.values()):
         last = min(round(share * len(images)), len(images) - 1)
-        while 0 < last < len(images) and images[last - 1][0] == images[last][0]:  # within a group
+        # Move back to the start of a group, so that none is split.
+        while 0 < last < len(images) and images[last - 1][0] == images[last][0]:
             last -= 1
         held += [source for _, source in images[:last]]
     return labels, frozenset(held)
@@ -169,7 +176,7 @@ def _listed(
 
 @dataclass
 class _Notes:
-    """Counts of what was left out, and the first few of each kind in words."""
+    """Counts of the entries left out, and the first few notes of each kind."""
 
     counts: Counter[str] = field(default_factory=Counter)
     lines: list[str] = field(default_factory=list)
@@ -185,23 +192,25 @@ class _Notes:
 
 @dataclass
 class _ImageRun:
-    """One ingestion of images."""
+    """State of one ingestion of images."""
 
     tx: Transaction
     classes: dict[str, int | None]
     side: int | None
-    moves: bool  # whether an image leaves the other one of `train` and `test`
+    moves: bool  # whether an image stored in the other split of `train` and `test` is moved to the new one
     total: int
     progress: Progress | None
     notes: _Notes = field(default_factory=_Notes)
     splits: Counter[str] = field(default_factory=Counter)
-    unknown: Counter[str] = field(default_factory=Counter)  # images of classes that are not there, by name
+    unknown: Counter[str] = field(default_factory=Counter)  # images of unknown classes, by class name
     added: int = 0
     updated: int = 0
     seen: set[str] = field(default_factory=set)
-    # By id without side: id, uri, hash.
+    # Id, URI and content hash of each stored image, by its id without the suffix of the stored size.
     stored: dict[str, tuple[str, str, str | None]] = field(default_factory=dict)
-    replaced: list[str] = field(default_factory=list)  # ids of images that were kept at another side
+    replaced: list[str] = field(
+        default_factory=list
+    )  # ids of rows to delete: stored at another size or moved
     probes: dict[str, Probe] = field(default_factory=dict)  # of readable images, by content hash
 
     def __post_init__(self) -> None:
@@ -213,7 +222,7 @@ class _ImageRun:
                     self.probes[content] = Probe(content, width, height, None)
 
     def take(self, items: Iterator[ImageRecord | Skipped]) -> None:
-        """Store all images of a source."""
+        """Store all images of a source, in parts of bounded size."""
         part: list[ImageRecord] = []
         size = 0
         for item in items:
@@ -243,7 +252,7 @@ class _ImageRun:
             )
 
     def compare(self, names: ClassNames | None, labels: dict[str, Counter[str]]) -> None:
-        """Note the named classes of which the source has no image, and labels that are bare numbers."""
+        """Note the named classes that have no image in the source, or that all labels are bare numbers."""
         if names is not None:
             empty = [name for name in names.names if name not in labels]
             told = f"{len(empty):,} of the {len(names):,} named classes have no image here: {some(empty)}"
@@ -287,10 +296,10 @@ class _ImageRun:
             self.progress("ingest images", done, max(self.total, done))
 
     def _identify(self, row: dict[str, Any], record: ImageRecord) -> str | None:
-        """Settle a row's key and address; returns the key that the image is stored under, if it is.
+        """Set a row's id and URI, and return the id that the image is stored under, or None if it is new.
 
-        The same name with other bytes, while the file it stood for is still there, is another image: it goes by its
-        full address. The same name and bytes elsewhere is the same image: it keeps the address it has.
+        The same name with other bytes, while the stored file still exists, is another image: its id is made from its
+        full URI. The same name and bytes at another place is the same image: it keeps its stored URI.
         """
         key, uri, content = self.stored.get(
             ingestion.image_id(record.split, record.source), (None, record.uri, None)
@@ -306,7 +315,7 @@ class _ImageRun:
         return key
 
     def report(self, source: str, classes_before: int, prompts: int) -> IngestReport:
-        """What was done."""
+        """Return the report of the ingestion."""
         if self.unknown:
             self.notes.add("unknown", f"no class of the name {_counted(self.unknown)}")
         classes = len(self.tx.class_table())
@@ -337,7 +346,7 @@ def _counted(names: Counter[str]) -> str:
 
 
 def _shared(tx: Transaction, given: Iterable[str]) -> list[set[str]]:
-    """The splits of each image of those `given` that is, byte for byte, in another split too."""
+    """Return, for each image content found in several splits of which one is `given`, the set of its splits."""
     rows = tx.table("images", ["content_hash", "split"])
     splits = defaultdict[str | None, set[str]](set)
     for content, split in zip(rows["content_hash"].to_pylist(), rows["split"].to_pylist(), strict=True):
@@ -347,7 +356,7 @@ def _shared(tx: Transaction, given: Iterable[str]) -> list[set[str]]:
 
 
 def _next_step(tx: Transaction) -> str | None:
-    """The command that brings text, where classes lack it."""
+    """Return the next command to run if classes lack text, else None."""
     mute, bare = map(len, _classes_without_text(tx))
     if mute:
         return f"vlltr ingest text PATH   ({many(mute, 'class has', 'classes have')} no sentence yet)"
@@ -364,11 +373,12 @@ def write_prompts(tx: Transaction, class_ids: Iterable[int]) -> int:
 
 
 def _classes_without_text(tx: Transaction) -> tuple[set[int], set[int]]:
-    """The classes that have no sentence, and those that have none but prompts or none at all."""
+    """Return the ids of classes without any sentence, and of classes with no sentence but prompts."""
     rows = tx.table("sentences", ["class_id", "source"])
     told = rows.filter(pc.not_equal(rows["source"], "prompt"))
     ids = set(tx.class_table().ids)
-    mute, bare = (ids.difference(pc.unique(part["class_id"]).to_pylist()) for part in (rows, told))
+    mute = ids.difference(pc.unique(rows["class_id"]).to_pylist())
+    bare = ids.difference(pc.unique(told["class_id"]).to_pylist())
     return mute, bare
 
 
@@ -380,10 +390,10 @@ def ingest_text(
     prompts: bool | None = None,
     progress: Progress | None = None,
 ) -> IngestReport:
-    """Bring in sentences, make classes for new names, and give every class its prompts.
+    """Bring in sentences, make classes for unknown names, and add every class's prompts.
 
     Args:
-        workspace: Where to.
+        workspace: The workspace to write to.
         path: See `data.text_readers.read_text`.
         label_names: A file of the names of a release corpus's class numbers; default: the one beside it.
         prompts: Whether every class of the workspace gets the recipe's prompts; default: yes.
@@ -432,7 +442,7 @@ def ingest_text(
 
 
 def _corpus_names(path: Path, given: Path | None) -> ClassNames | None:
-    """The names of a release corpus's class numbers.
+    """Return the names of a release corpus's class numbers, or None if the source names its classes itself.
 
     Raises:
         InputError: If there are none, or they are given for another kind of source.
@@ -451,7 +461,7 @@ def _corpus_names(path: Path, given: Path | None) -> ClassNames | None:
 def _read_sentences(
     path: Path, names: ClassNames | None, notes: _Notes, progress: Progress | None
 ) -> dict[str, list[SentenceRecord]]:
-    """The sentences of a source by class name."""
+    """Read the sentences of a source, by class name."""
     found: dict[str, list[SentenceRecord]] = defaultdict(list)
     read = 0
     for item in read_text(path, names):

@@ -1,4 +1,4 @@
-"""`vlltr predict --out`: answers for any number of pictures into one table, resumable."""
+"""Write predictions for any number of pictures into one table (`vlltr predict --out`), resumable."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _USUAL = PredictOptions()
 
 @dataclass(frozen=True)
 class PredictReport:
-    """What was written."""
+    """Report of a written table."""
 
     path: str
     images: int
@@ -45,7 +45,7 @@ class PredictReport:
     unreadable: int
 
     def lines(self) -> list[str]:
-        """The report for people."""
+        """Return the report as lines of text."""
         before = f", {self.there_before:,} of them before it was stopped" if self.there_before else ""
         return [
             f"Wrote {self.images:,} rows to {self.path}{before}; {many(self.unreadable, 'picture')} could not be read."
@@ -54,10 +54,11 @@ class PredictReport:
 
 @dataclass(frozen=True)
 class OnRay:
-    """Answers by Ray's actors, each of which opens the workspace: all machines must see it, and the pictures."""
+    """Settings for predicting by Ray actors, each of which opens the workspace: all machines must see it and the
+    pictures."""
 
     address: str  # the workspace's folder or URI
-    actors: int | None = None  # default: one a GPU, or where there is none one a CPU
+    actors: int | None = None  # default: one for each GPU, or without a GPU one for each CPU
 
 
 def named_predictions(
@@ -84,14 +85,14 @@ def predict_to_file(
     progress: Progress | None = None,
     ray: OnRay | None = None,
 ) -> PredictReport:
-    """Answer for pictures into a CSV, JSONL or Parquet file, one row a picture; each name once.
+    """Predict pictures into a CSV, JSONL or Parquet file, one row a picture; each name once.
 
     Answers are kept in `OUT.part` as they come; a run that was stopped goes on from there. `out` appears whole at the
-    end. JSONL has all that a `Prediction` has; the tables have the best classes with their probabilities, what image
-    and text gave the best one, and its sentences.
+    end. JSONL has every field of a `Prediction`; the tables have the best classes with their probabilities, the image
+    part and text part of the best one, and its sentences.
 
     Args:
-        answers: What answers.
+        answers: The model that predicts.
         paths: As for `data.unlabelled.unlabelled_images`.
         out: The file; it must not be there.
         options: See there.
@@ -100,7 +101,8 @@ def predict_to_file(
 
     Raises:
         ConfigError: If Ray is not installed.
-        UsageError: If `out` ends otherwise, is there or being written, or what lies beside it was answered otherwise.
+        UsageError: If `out` has another suffix, exists or is being written, or `OUT.part` is of another commit, model
+            or command.
         WorkspaceError: If it cannot be written.
     """
     if out.suffix.lower() not in _FORMATS:
@@ -109,13 +111,14 @@ def predict_to_file(
         raise UsageError(
             f"there is no folder {out.parent}", f"Make it: mkdir -p {shlex.quote(str(out.parent))}"
         )
-    part, lock = (out.with_name(out.name + ending) for ending in (".part", ".lock"))
+    part = out.with_name(out.name + ".part")
+    lock = out.with_name(out.name + ".lock")
     model = [answers.scorer.saved.text_fp, answers.scorer.saved.image_fp, answers.scorer.loaded.selection_id]
     facts = {"commit": answers.commit, "model": model, "images": list(paths), **asdict(options)}
     asked = json.dumps(facts, sort_keys=True).encode() + b"\n"
     try:
         with FileLock(lock, timeout=0):
-            if out.exists():  # by now
+            if out.exists():  # another process may have finished before the lock was free
                 raise UsageError(f"{out} is there already", "Choose another file, or remove it.")
             done = _begun(part, asked)
             before = len(done)
@@ -137,7 +140,7 @@ def predict_to_file(
                         if progress:
                             progress("predict", written, None)
             except VlltrError:
-                if not before + written:  # nothing to go on from
+                if not before + written:  # there is nothing to resume
                     part.unlink()
                     lock.unlink()
                 raise
@@ -155,7 +158,7 @@ def predict_to_file(
 def _lines(
     answers: Answers, named: Iterable[tuple[str, str | bytes]], ray: OnRay | None, options: PredictOptions
 ) -> Generator[tuple[str, bool], None, None]:
-    """What `_as_json` gives of each prediction, made here or by Ray's actors."""
+    """Yield the result of `_as_json` for each prediction, computed here or by Ray actors."""
     if ray is None:
         yield from map(_as_json, named_predictions(answers, named, options))
         return
@@ -170,7 +173,7 @@ def _lines(
 
 
 class _Answering:
-    """What an actor holds: a commit's model, opened at the first call, whose errors are told."""
+    """Ray actor that opens a commit's model at its first call; errors name the machine."""
 
     def __init__(
         self, address: str, commit: int, options: PredictOptions, size: tuple[int, int], on_cpu: bool
@@ -206,22 +209,23 @@ class _Answering:
 
 
 def _as_json(prediction: Prediction) -> tuple[str, bool]:
-    """A prediction as JSON, and whether the picture could not be read."""
+    """Return a prediction as JSON, and whether the picture could not be read."""
     return json.dumps(prediction, ensure_ascii=False, default=_values), prediction.problem is not None
 
 
 def _values(record: Any) -> dict[str, Any]:
-    """What `asdict` gives of a record with slots, without its copies: a tenth of the time of a small model."""
+    """Return the fields of a record with slots, without the copies of `asdict`, which cost a tenth of a small model's
+    time."""
     return {name: getattr(record, name) for name in record.__slots__}
 
 
 def _unlinked(path: str, flags: int) -> int:
-    """Open a file for `open`, but not through a link."""
+    """Open a file for `open`, refusing to follow a symbolic link."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def _begun(part: Path, asked: bytes) -> dict[str, bool]:
-    """Names that are answered, and whether each could not be read; a line that was cut off is taken away."""
+    """Read the names already predicted, and whether each could not be read; cut off an incomplete last line."""
     done: dict[str, bool] = {}
     with open(part, "ab+", opener=_unlinked) as file:
         file.seek(0)
@@ -251,13 +255,14 @@ def _begun(part: Path, asked: bytes) -> dict[str, bool]:
 
 
 def _finish(part: Path, out: Path, schema: pa.Schema) -> None:
-    """Make `out` of the answers, whole or not at all."""
+    """Write `out` from the collected answers, whole or not at all."""
     kind = out.suffix.lower()
     with part.open(encoding="utf-8") as file, whole_file(out) as made:
         file.readline()
         if kind == ".parquet":
             with pq.ParquetWriter(made, schema) as table:
-                while rows := [_flat(json.loads(line)) for line in islice(file, _ROWS)]:
+                while lines := list(islice(file, _ROWS)):
+                    rows = [_flat(json.loads(line)) for line in lines]
                     table.write_table(pa.Table.from_pylist(rows, schema=schema))
         else:
             with made.open("w", encoding="utf-8", newline="") as target:
@@ -266,8 +271,9 @@ def _finish(part: Path, out: Path, schema: pa.Schema) -> None:
                 else:
                     writer = csv.DictWriter(target, schema.names)
                     writer.writeheader()
-                    flat = (_flat(json.loads(line)) for line in file)
-                    writer.writerows({name: cell(value) for name, value in row.items()} for row in flat)
+                    for line in file:
+                        row = _flat(json.loads(line))
+                        writer.writerow({name: cell(value) for name, value in row.items()})
     part.unlink()
 
 
@@ -290,11 +296,12 @@ def _schema(top: int, by_rank: bool) -> pa.Schema:
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of the table from a prediction."""
+    """Return a row of the table from a prediction."""
     values = {key: row[key] for key in ("image", "known", "problem")}
     for k, score in enumerate(row["classes"], 1):
         values |= {f"class_{k}": score["name"], f"probability_{k}": score["probability"]}
-    if answer := row["answer"]:
+    answer = row["answer"]
+    if answer:
         values |= {"answer": answer["node"], "answer_rank": answer["rank"]}
         values["answer_probability"] = answer["probability"]
     for best in row["classes"][:1]:

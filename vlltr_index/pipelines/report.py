@@ -1,4 +1,4 @@
-"""`vlltr report`: what a workspace's newest commit is and does, gathered and written as one HTML file."""
+"""Gather what a workspace's newest commit holds and how it performs into one HTML file (`vlltr report`)."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ _CONFUSIONS = 12
 _WEAKEST = 20
 _SHOWN = 12
 _SENTENCES = 3
-_NAME, _LISTED, _TEXT = 120, 240, 300  # letters of a name, of a sentence in a list, of one under a picture
+_NAME = 120  # letters of a name
+_LISTED = 240  # letters of a sentence in a list
+_TEXT = 300  # letters of a sentence under a picture
 _ANCHOR_ROWS = 6000  # sentences in the list of anchors, about
 _ANCHOR_CLASSES = 3000
 _GROUP = 50  # classes under one heading
@@ -55,7 +57,7 @@ _LIBRARIES = (
 
 @dataclass(frozen=True)
 class ReportFile:
-    """A report that was written, and its key figures.
+    """A written report, with its key figures.
 
     Attributes:
         path: The file.
@@ -117,7 +119,7 @@ def write_report(
             "nothing has been committed yet: there is nothing to report on",
             "Run: vlltr ingest images PATH --split train",
         )
-    report = gather_report(workspace, commit.id, split, against, progress)
+    report = gather_report(workspace, commit.id, split=split, against=against, progress=progress)
     data = render(report).encode("utf-8", "replace")
     path = out or workspace.path / "reports" / f"report-{split}-{commit.id}.html"
     try:
@@ -155,14 +157,14 @@ def gather_report(
     against: str | None = None,
     progress: Progress | None = None,
 ) -> records.Report:
-    """Gather what the report says of commit `at`; parts that are not there name the command that brings them.
+    """Gather the content of the report on commit `at`; a missing part names the command that makes it.
 
     Raises:
         UsageError: If there is no row `against`.
     """
     snapshot = workspace.snapshot(at)
     state = status(workspace, at)
-    measured = _measure(workspace, snapshot, split, against, progress)
+    measured = _measure(workspace, snapshot, split, against=against, progress=progress)
     notes = [f"To do: {what}." for what in state.stale] if isinstance(measured, Evaluation) else []
     if "val" not in state.images:
         notes.append(
@@ -184,10 +186,10 @@ def gather_report(
 def _measure(
     workspace: Workspace, snapshot: Snapshot, split: str, against: str | None, progress: Progress | None
 ) -> Evaluation | records.Missing:
-    """The evaluation, or what it lacks."""
+    """Return the evaluation, or what it lacks."""
     try:
         return evaluation(workspace, split, at=snapshot.commit.id, progress=progress, against=against)
-    except WorkspaceError as error:  # not there, damaged, or another encoder's
+    except WorkspaceError as error:  # something is missing, damaged, or made with another encoder
         return records.Missing(error.message, error.hint or "See: vlltr status")
 
 
@@ -196,12 +198,14 @@ def _parts(measured: Evaluation, snapshot: Snapshot) -> records.Measured:
     method = measured.answers[METHOD]
     names = {i: clip(name) for i, name in snapshot.class_table().names.items()}
     columns = [names[i] for i in measured.class_ids.tolist()]
-    rows = [METHOD, *([report.against] if report.against else [])]
-    sure = {
-        name: tuple(reliability(row.confidence, row.right))
-        for name in rows
-        if (row := measured.answers[name]).confidence is not None
-    }
+    rows = [METHOD]
+    if report.against:
+        rows.append(report.against)
+    sure = {}
+    for name in rows:
+        row = measured.answers[name]
+        if row.confidence is not None:
+            sure[name] = tuple(reliability(row.confidence, row.right))
     best = method.best[:, 0]
     labels = measured.labels
     counts = measured.counts
@@ -210,13 +214,20 @@ def _parts(measured: Evaluation, snapshot: Snapshot) -> records.Measured:
     )
     if report.against is not None:
         other = measured.answers[report.against].right
-        gained = gains(report.against, method.right, other, labels, counts, columns)
+        gained = gains(
+            report.against,
+            method=method.right,
+            other=other,
+            labels=labels,
+            counts=counts,
+            names=columns,
+        )
     return records.Measured(
         evaluation=report,
         reliability=sure,
         gains=gained,
         confusions=_confusions(measured, snapshot, columns),
-        weakest=weakest(best, labels, counts, columns, _WEAKEST),
+        weakest=weakest(best, labels, counts, names=columns, limit=_WEAKEST),
         gallery=_gallery(measured, snapshot, columns),
     )
 
@@ -224,7 +235,7 @@ def _parts(measured: Evaluation, snapshot: Snapshot) -> records.Measured:
 def _confusions(
     measured: Evaluation, snapshot: Snapshot, columns: Sequence[str]
 ) -> tuple[records.Confusion, ...]:
-    """Pairs of classes, each with its surest image."""
+    """Return the most frequent pairs of confused classes, each with its most confident image."""
     method = measured.answers[METHOD]
     labels = measured.labels
     best = method.best[:, 0]
@@ -238,7 +249,12 @@ def _confusions(
     examples = _explain(measured, snapshot, surest, columns)
     return tuple(
         records.Confusion(
-            columns[truth], columns[taken], shot[truth], n, int((labels == truth).sum()), example
+            truth=columns[truth],
+            taken_for=columns[taken],
+            shot=shot[truth],
+            wrong=n,
+            images=int((labels == truth).sum()),
+            example=example,
         )
         for (truth, taken, n), example in zip(pairs, examples, strict=True)
     )
@@ -251,7 +267,7 @@ def _gallery(
     sure = _confidence(measured)
     gallery = []
     for heading, chosen in (("Wrong", ~right), ("Right", right)):
-        places = spread(chosen, measured.labels, sure, measured.counts, _SHOWN)
+        places = spread(chosen, measured.labels, confidence=sure, counts=measured.counts, limit=_SHOWN)
         gallery.append((heading, _explain(measured, snapshot, places, columns)))
     return tuple(gallery)
 
@@ -265,7 +281,7 @@ def _confidence(measured: Evaluation) -> Tensor:
 def _explain(
     measured: Evaluation, snapshot: Snapshot, places: Sequence[int], columns: Sequence[str]
 ) -> tuple[records.Explained, ...]:
-    """Images by their places: picture, answer and, where that is wrong, the right class, with sentences."""
+    """Explain the images at `places`: picture, the answer and, if it is wrong, the right class, with sentences."""
     ids = measured.class_ids.tolist()
     shot = shots(measured.counts)
     sources = load_sources(snapshot, [measured.data.image_ids[place] for place in places])
@@ -277,16 +293,22 @@ def _explain(
         wanted = [ids[taken]] if taken == truth else [ids[taken], ids[truth]]
         feature = measured.data.features[place]
         scores = [_clipped(s) for s in answers.explained(feature, wanted, _SENTENCES)]
-        right = scores[1] if len(scores) > 1 else None
-        picture = thumbnail(source)
-        train = int(measured.counts[truth])
-        near = nearest_pictures(answers, snapshot, feature, scores[0])
-        result.append(records.Explained(picture, columns[truth], shot[truth], train, scores[0], right, near))
+        result.append(
+            records.Explained(
+                picture=thumbnail(source),
+                truth=columns[truth],
+                shot=shot[truth],
+                train=int(measured.counts[truth]),
+                best=scores[0],
+                right=scores[1] if len(scores) > 1 else None,
+                neighbours=nearest_pictures(answers, snapshot, feature, scores[0]),
+            )
+        )
     return tuple(result)
 
 
 def _clipped(score: ClassScore) -> ClassScore:
-    """The score with names and sentences of a bounded length."""
+    """Return the score with names and sentences cut to a bounded length."""
     sentences = (
         replace(
             s, text=clip(s.text, _TEXT), source=clip(s.source), source_ref=clip(s.source_ref or "") or None
@@ -297,7 +319,7 @@ def _clipped(score: ClassScore) -> ClassScore:
 
 
 def clip(text: str, letters: int = _NAME) -> str:
-    """`text` on one line, cut with an ellipsis where it is longer."""
+    """Put `text` on one line, and cut it with an ellipsis if it is longer than `letters`."""
     text = " ".join(text.split())
     return text if len(text) <= letters else text[: letters - 1].rstrip() + "…"
 
@@ -346,7 +368,7 @@ def _fusion(snapshot: Snapshot, fusion: FusionConfig) -> str:
 
 
 def _by_shot(snapshot: Snapshot) -> str:
-    """Classes by size, in words; `few` with few5."""
+    """Count classes by number of training images, in words; `few` includes few5."""
     counts = _train_counts(snapshot)
     found = Counter(shots(torch.tensor([counts[i] for i in snapshot.class_table().ids], dtype=torch.int64)))
     found["few"] += found["few5"]
@@ -388,13 +410,14 @@ def curves(snapshot: Snapshot) -> tuple[records.Curves | records.Missing, ...]:
 
 
 def _read_log(path: Path, title: str) -> records.Curves:
-    """The loss parts that every epoch has; raises what damaged JSON raises."""
+    """Read the loss terms that every epoch has; errors of damaged JSON are raised."""
     log = json.loads(path.read_text(encoding="utf-8"))["log"]
-    names = [n for n in log[0] if n not in _NO_LOSS and all(math.isfinite(float(e[n])) for e in log)]
+    candidates = [n for n in log[0] if n not in _NO_LOSS]
+    names = [n for n in candidates if all(math.isfinite(float(e[n])) for e in log)]
     if not names:
         raise ValueError("no losses")
     names.sort(key=lambda n: (n != "loss", n))
-    if len(names) == 2 and "loss" in names:  # one part is all of it
+    if len(names) == 2 and "loss" in names:  # a single term equals the total
         names = ["loss"]
     words = {"loss": "total"} if len(names) > 1 else {}
     values = {clip(words.get(n, n), 40): tuple(float(e[n]) for e in log) for n in names[:5]}
@@ -402,7 +425,7 @@ def _read_log(path: Path, title: str) -> records.Curves:
 
 
 def anchor_list(snapshot: Snapshot) -> records.AnchorList | records.Missing:
-    """Anchors by class, bounded: at most 3,000 classes (the smallest), and about 6,000 sentences."""
+    """List anchors by class, bounded: at most 3,000 classes (the smallest), and about 6,000 sentences."""
     anchors = snapshot.table("anchors", ["class_id", "sentence_id", "rank"])
     if not anchors.num_rows:
         return records.Missing("no anchor sentences have been selected yet", "Run: vlltr select")
@@ -416,23 +439,21 @@ def anchor_list(snapshot: Snapshot) -> records.AnchorList | records.Missing:
     shown = {c: by_class[c][:each] for c in chosen}
     text = _anchor_texts(snapshot, {s for ids in shown.values() for s in ids})
     names = snapshot.class_table().names
-    listed = {
-        c: records.ClassAnchors(
-            clip(names[c]), counts[c], tuple(text[s] for s in ids), len(by_class[c]) - len(ids)
-        )
-        for c, ids in shown.items()
-    }
+    listed = {}
+    for c, ids in shown.items():
+        sentences = tuple(text[s] for s in ids)
+        listed[c] = records.ClassAnchors(clip(names[c]), counts[c], sentences, len(by_class[c]) - len(ids))
     return records.AnchorList(_grouped(listed), len(by_class), anchors.num_rows, each)
 
 
 def _anchor_texts(snapshot: Snapshot, wanted: set[str]) -> dict[str, records.Anchor]:
     scores = snapshot.table("sentence_scores", ["sentence_id", "loss"])
     loss = dict(zip(scores["sentence_id"].to_pylist(), scores["loss"].to_pylist(), strict=True))
-    columns = ["sentence_id", "text", "source", "source_ref"]
-    rows = snapshot.table("sentences", columns)
+    rows = snapshot.table("sentences", ["sentence_id", "text", "source", "source_ref"])
+    columns = rows.to_pydict().values()
     return {
         i: records.Anchor(clip(text, _LISTED), clip(ref or source, 60), loss.get(i))
-        for i, text, source, ref in zip(*(rows[c].to_pylist() for c in columns), strict=True)
+        for i, text, source, ref in zip(*columns, strict=True)
         if i in wanted
     }
 
@@ -440,7 +461,7 @@ def _anchor_texts(snapshot: Snapshot, wanted: set[str]) -> dict[str, records.Anc
 def _grouped(
     listed: dict[int, records.ClassAnchors],
 ) -> tuple[tuple[str, tuple[records.ClassAnchors, ...]], ...]:
-    """Classes by size and name, some under each heading."""
+    """Group classes by number of training images, then by name, with a bounded number under each heading."""
     shot = shots(torch.tensor([c.train for c in listed.values()], dtype=torch.int64))
     groups = []
     for name in SHOTS:
@@ -454,7 +475,7 @@ def _grouped(
 
 
 def quarantine(snapshot: Snapshot) -> records.Quarantine:
-    """Images that take no part, with the reason; the first 100 by name."""
+    """List the images that cannot be used, with the reason; the first 100 by name."""
     rows = snapshot.table("images", ["uri", "split", "problem"], "problem IS NOT NULL").to_pylist()
     found = []
     for r in rows:

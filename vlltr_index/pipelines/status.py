@@ -1,4 +1,4 @@
-"""`vlltr status`: what a workspace holds, what is stale, and the next command. Loads no torch."""
+"""Say what a workspace holds, what is stale, and the next command (`vlltr status`), without loading torch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StatusReport:
-    """What a workspace holds.
+    """Report on what a workspace holds.
 
     Attributes:
         workspace: Its folder.
@@ -70,7 +70,7 @@ class StatusReport:
     next: str
 
     def lines(self) -> list[tuple[str, str]]:
-        """The report as (label, value) pairs for people."""
+        """Return the report as (label, value) pairs."""
         splits = ", ".join(f"{split} {n:,}" for split, n in self.images.items()) or "none"
         total = sum(self.images.values())
         lines = [
@@ -93,7 +93,7 @@ class StatusReport:
 
 
 def status(workspace: Workspace, at: int | None = None) -> StatusReport:
-    """Look at the newest commit, or number `at`, and the vectors beside it.
+    """Inspect the newest commit, or number `at`, and the vectors stored for it.
 
     Raises:
         WorkspaceError: If the commit's file is damaged, or the history is not that of the tables.
@@ -110,7 +110,8 @@ def status(workspace: Workspace, at: int | None = None) -> StatusReport:
     images = {split: counts[split] for split in sorted(counts, key=lambda s: (first.get(s, 3), s))}
     hashes = snapshot.table("sentences", ["text_hash"])["text_hash"].to_pylist()
     keys = [f"{i}:0" for i in usable["image_id"].to_pylist()]
-    text_vectors = image_vectors = 0
+    text_vectors = 0
+    image_vectors = 0
     if commit.text_fp:
         text_vectors = _there(snapshot, sentence_vectors_name(commit.text_fp), "text_hash", hashes)
     if commit.image_fp:
@@ -144,19 +145,21 @@ def status(workspace: Workspace, at: int | None = None) -> StatusReport:
 
 
 def _there(snapshot: Snapshot, name: str, column: str, keys: Iterable[str]) -> int:
-    """How many of `keys` a table of vectors has."""
+    """Count how many of `keys` a table of vectors has."""
     have = snapshot.store.keys(name, column)
     return sum(key in have for key in keys)
 
 
-_BESIDE = 0.25  # of all anchors: so many that an index over them would be quicker than looking at each
+_BESIDE = (
+    0.25  # share of anchors outside the index above which a new index is quicker than exact search of these
+)
 _Steps = Iterator[tuple[str, str]]
 
 
 def _todo(
     workspace: Workspace, snapshot: Snapshot, images: dict[str, int], lacking: dict[str, int]
 ) -> _Steps:
-    """What is to do, and the command that does it; `lacking` are rows without a vector, by their kind."""
+    """Yield what is to do and the command that does it; `lacking` counts rows without a vector, by kind."""
     commit = snapshot.commit
     add_text = "vlltr ingest text PATH"
     if not images.get("train"):
@@ -194,13 +197,13 @@ def _encoder_steps(workspace: Workspace, commit: Commit) -> _Steps:
 
 
 def encoder_change(workspace: Workspace, checkpoint: str) -> str | None:
-    """How the encoder that `vlltr.toml` names differs from the one of a checkpoint, in words; None if it does not."""
+    """Describe how the encoder named in `vlltr.toml` differs from a checkpoint's, or return None if it does not."""
     asked = workspace.recipe.encoder
     trained = _trained(workspace, checkpoint)
     if trained is None or "/" in asked.model or ":" in asked.model:  # a folder, or a name on a hub
         return None
     model, size, resize = trained
-    plain = "-quickgelu"  # weights decide on it
+    plain = "-quickgelu"  # this suffix of a model's name depends on its weights
     same = model.removesuffix(plain) == asked.model.removesuffix(plain)
     if same and asked.image_size in (None, size) and asked.resize in (None, resize):
         return None
@@ -209,12 +212,12 @@ def encoder_change(workspace: Workspace, checkpoint: str) -> str | None:
 
 
 def _described(model: str, size: int | None, resize: int | None) -> str:
-    """An encoder in words, such as `RN50 at 224 px out of 256 px`."""
+    """Describe an encoder in words, such as `RN50 at 224 px out of 256 px`."""
     return model + (f" at {size} px" if size else "") + (f" out of {resize} px" if resize else "")
 
 
 def _trained(workspace: Workspace, digest: str) -> tuple[str, int, int | None] | None:
-    """The open_clip model that a checkpoint says it is, its image size, and what images are resized to before."""
+    """Read from a checkpoint its open_clip model, its image size, and the size that images are resized to before."""
     try:
         facts = json.loads(workspace.objects.file("checkpoints", digest, "encoder.json"))
         config = facts["config"]
@@ -237,11 +240,10 @@ def _selection_steps(snapshot: Snapshot) -> _Steps:
         held = held_images(snapshot)
     if changed := len(set(used["sentence_id"].to_pylist()) ^ set(scored["sentence_id"].to_pylist())):
         yield f"the selection is from before {many(changed, 'sentence')} came or went", "vlltr select"
-    elif not config.augmented and (  # else the images' name depends on the augmentation too
-        set(scored["image_set"].to_pylist())
-        - {short(digest_json(score_image_rows(snapshot, config, held)["image_id"].to_pylist()))}
-    ):
-        yield "the selection is from before images that it scores against came or went", "vlltr select"
+    elif not config.augmented:  # with augmentation the digest depends on more than the images
+        image_ids = score_image_rows(snapshot, config, held)["image_id"].to_pylist()
+        if set(scored["image_set"].to_pylist()) - {short(digest_json(image_ids))}:
+            yield "the selection is from before images that it scores against came or went", "vlltr select"
 
 
 def _head_steps(workspace: Workspace, commit: Commit) -> _Steps:
@@ -276,7 +278,7 @@ def _index_steps(workspace: Workspace, snapshot: Snapshot) -> _Steps:
 
 
 def _anchors_since(workspace: Workspace, snapshot: Snapshot, digest: str) -> int:
-    """How many anchors came or went since the index was built."""
+    """Count the anchors that were added or removed since the index was built."""
     newest_first = map(workspace.history.read, reversed(workspace.history.ids()))
     since = takewhile(lambda commit: commit.index is not None and commit.index.digest == digest, newest_first)
     built = [snapshot.commit, *since][-1]
@@ -284,7 +286,7 @@ def _anchors_since(workspace: Workspace, snapshot: Snapshot, digest: str) -> int
         return 0
     try:
         then = workspace.snapshot(built.id).table("anchors", ["anchor_key"])["anchor_key"]
-    except WorkspaceError:  # cleaned away
+    except WorkspaceError:  # that version of the table was pruned
         return snapshot.count("anchors")
     now = snapshot.table("anchors", ["anchor_key"])["anchor_key"]
     return len(set(then.to_pylist()) ^ set(now.to_pylist()))

@@ -1,4 +1,4 @@
-"""`vlltr ingest classes`: what the classes lie below, in one commit."""
+"""Bring in the tree of names above the classes (`vlltr ingest classes`), in one commit."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TaxonomyReport:
-    """What an ingestion did.
+    """Report of an ingestion of a taxonomy.
 
     Attributes:
         source: The file.
@@ -35,8 +35,8 @@ class TaxonomyReport:
         changed: How many of them are new, or have another parent or rank.
         classes: Classes of the workspace.
         placed: How many of them have a parent.
-        unknown: Names of the file that are no class, and have nothing below them: classes that may come.
-        notes: Such names, and classes without a parent.
+        unknown: How many names of the file are no class and have nothing below them; they may be later classes.
+        notes: Examples of such names, and of classes without a parent.
     """
 
     source: str
@@ -48,7 +48,7 @@ class TaxonomyReport:
     notes: list[str]
 
     def lines(self) -> list[str]:
-        """The report for people."""
+        """Return the report as lines of text."""
         return [
             f"{self.source}: {many(self.nodes, 'name')} in the tree of classes, {self.changed:,} of them new or moved.",
             f"Classes: {self.classes:,}, {self.placed:,} of them with a parent.",
@@ -57,13 +57,13 @@ class TaxonomyReport:
 
 
 def ingest_classes(workspace: Workspace, path: Path) -> TaxonomyReport:
-    """Bring in what classes lie below; a name that has a parent already gets the file's.
+    """Bring in the parents of classes; a name that has a parent already gets the file's.
 
-    Case and blanks do not tell two names apart. A name or alias of a class is that class; names may stand for classes
-    that come later. No class is made. Aliases are given to classes.
+    Names are compared without regard to case and blanks. A name or alias of a class stands for that class; other
+    names may be those of later classes. No class is made. Aliases in the file are added to the classes.
 
     Args:
-        workspace: Where to.
+        workspace: The workspace to write to.
         path: See `data.taxonomy.read_taxonomy`.
 
     Raises:
@@ -101,11 +101,19 @@ def ingest_classes(workspace: Workspace, path: Path) -> TaxonomyReport:
         notes.append(f"{no} nothing below: {some(unknown)}.")
     if flat:
         notes.append(f"{many(len(flat), 'class has', 'classes have')} no parent: {some(flat)}")
-    return TaxonomyReport(str(path), len(tree), changed, len(own), len(own) - len(flat), len(unknown), notes)
+    return TaxonomyReport(
+        source=str(path),
+        nodes=len(tree),
+        changed=changed,
+        classes=len(own),
+        placed=len(own) - len(flat),
+        unknown=len(unknown),
+        notes=notes,
+    )
 
 
 def _named(tx: Transaction, given: Sequence[Taxon], before: Taxonomy) -> list[Taxon]:
-    """The records by the names that classes and the tree have, one a name; aliases are given to the classes.
+    """Resolve records to the names that classes and the tree have, one a name; aliases are added to the classes.
 
     Raises:
         InputError: If two records of one name do not say the same.

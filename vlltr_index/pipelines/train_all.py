@@ -1,4 +1,4 @@
-"""`vlltr train all`: both stages and what lies between."""
+"""Run both training stages and the steps between (`vlltr train all`)."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _log = logging.getLogger(__name__)
 
 
 def adopt_recipe(workspace: Workspace, recipe: Recipe) -> bool:
-    """Make `recipe` the workspace's own before both stages are trained by it: `vlltr.toml` says so from then on.
+    """Make `recipe` the workspace's own, in `vlltr.toml`, before both stages are trained by it.
 
-    The encoder, the prompts, the augmentation of stored views and the fusion are read from there by the steps, so a
-    recipe is taken as a whole or not at all. Prompts are made when texts and images come in: where the recipe has
-    others than the workspace, a warning says that the texts have to come in again.
+    The steps read the encoder, the prompts, the augmentation of stored views and the fusion from there, so a recipe is
+    adopted as a whole or not at all. Prompts are made when texts and images are ingested: if the recipe's prompts
+    differ from the workspace's, a warning says that the texts have to be ingested again.
 
     Returns:
         Whether anything changed.
@@ -84,7 +84,7 @@ def train_all(
     reports["embed"] = by_first(lambda: embed(workspace, recipe.lgr.views, progress))
     reports["select"] = by_first(lambda: select(workspace, recipe.select, progress))
     reports["train lgr"] = train_lgr_stage(workspace, recipe.lgr, progress, resume)
-    if recipe.lgr.tune != "head":  # image vectors of the tuned tower
+    if recipe.lgr.tune != "head":  # the tuned tower has no image vectors yet
         reports["embed again"] = by_first(lambda: embed(workspace, recipe.lgr.views, progress))
     reports["index"] = by_first(lambda: index_anchors(workspace, progress=progress))
     return reports

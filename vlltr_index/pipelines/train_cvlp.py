@@ -1,4 +1,4 @@
-"""`vlltr train cvlp`: stage 1 over a workspace."""
+"""Train stage 1 of a workspace (`vlltr train cvlp`)."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 def train_cvlp_stage(
     workspace: Workspace, config: CVLPConfig, progress: Progress | None = None, resume: bool = True
 ) -> training.TrainReport:
-    """Stage 1: train the encoder on the workspace's training split; commit it as the workspace's encoder.
+    """Train the encoder on the workspace's training split (stage 1), and commit it as the workspace's encoder.
 
-    Some images and classes are kept out, see `vlltr_index.store.holdout`; the checkpoint says which (`read_held_out`).
-    With `tune = "text"` the visual tower stays as it is and training runs on the images' plain vectors; those that are
+    Some images and classes are held out, see `vlltr_index.store.holdout`; the checkpoint lists them (`read_held_out`).
+    With `tune = "text"` the visual tower is frozen and training runs on the images' plain vectors; those that are
     not stored yet are embedded first, as `vlltr embed` would, and stored.
-    Vectors, anchors, head and index of the encoder before are of another fingerprint: the commit names none. Others
+    Vectors, anchors, head and index of the previous encoder have another fingerprint: the commit names none. Others
     may read and write the workspace meanwhile.
 
     Args:
-        workspace: What it trains on, and where it commits.
+        workspace: The workspace that it trains on and commits to.
         config: The recipe's `cvlp` section.
         progress: Called after every step, in the first process.
         resume: Whether an interrupted run of the same settings goes on, with as many processes or others.
@@ -55,8 +55,10 @@ def train_cvlp_stage(
         "train cvlp",
         config.batch_size,
         resume,
-        lambda snapshot, data: training.run_key("cvlp", recipe, config, _parted(snapshot, data, config)[1]),
-        _facts,
+        key=lambda snapshot, data: training.run_key(
+            "cvlp", recipe, config, _parted(snapshot, data, config)[1]
+        ),
+        facts=_facts,
         with_texts=True,
     ) as run:
         held, data = _parted(run.snapshot, run.data, config)
@@ -69,19 +71,28 @@ def train_cvlp_stage(
         stage = train_cvlp(encoder, images, texts, config, run_dir=run.folder, progress=progress)
 
         def keep(tx: Transaction) -> str:
-            digest = training.keep_stage(workspace, stage, data, "cvlp", config, held)
+            digest = training.keep_stage(workspace, stage, data, kind="cvlp", config=config, held=held)
             tx.set(checkpoint=digest, text_fp=None, image_fp=None)
-            tx.set(head=None, index=None, selection_id=None, fusion=None)  # of another encoder's vectors
+            # These depend on the previous encoder's vectors.
+            tx.set(head=None, index=None, selection_id=None, fusion=None)
             tx.note(cvlp=config.model_dump(mode="json"))
             return digest
 
         digest = run.commit(keep)
-    out = {"held_images": len(held.images), "held_classes": len(held.classes)}
-    return training.stage_report("cvlp", digest, data, config.epochs, run.resumed, stage, **out)
+    return training.stage_report(
+        "cvlp",
+        digest,
+        data,
+        epochs=config.epochs,
+        resumed=run.resumed,
+        stage=stage,
+        held_images=len(held.images),
+        held_classes=len(held.classes),
+    )
 
 
 def _facts(snapshot: Snapshot) -> dict[str, object]:
-    """What a run of stage 1 depends on: the training images and the sentences of their classes."""
+    """Return what a run of stage 1 depends on: the training images and the sentences of their classes."""
     images = training.image_facts(snapshot)
     owners = usable_images(snapshot, "train", [])["class_id"].unique().to_pylist()
     return {**images, "the sentences of the training classes": training.class_texts(snapshot, owners)}
@@ -104,7 +115,7 @@ def _embed_first(workspace: Workspace, progress: Progress | None) -> None:
 
 
 def _stored_images(snapshot: Snapshot, data: training.TrainingSet, encoder: Encoder) -> TrainImages:
-    """The plain vectors of the training images, which `_embed_first` has stored."""
+    """Return the training images as their plain vectors, which `_embed_first` has stored."""
     features = image_vectors_of(snapshot, data.image_ids, image_fp=encoder.image_fp)
     return TrainImages.from_features(features, data.labels)
 
@@ -112,7 +123,7 @@ def _stored_images(snapshot: Snapshot, data: training.TrainingSet, encoder: Enco
 def _parted(
     snapshot: Snapshot, data: training.TrainingSet, config: CVLPConfig
 ) -> tuple[HeldOut, training.TrainingSet]:
-    """What is kept out of the training split, and the rest."""
+    """Split the training set into what is held out and the rest."""
     names = snapshot.class_table().names
     ids = data.class_ids.tolist()
     counts = {names[i]: n for i, n in zip(ids, data.counts.tolist(), strict=True)}
@@ -122,9 +133,9 @@ def _parted(
 
 
 def _texts(data: training.TrainingSet, names: Mapping[int, str], apart: frozenset[int]) -> list[list[str]]:
-    """The sentences of the classes that are not kept `apart`, without those that name one that is.
+    """Return the sentences of the classes that are not held out (`apart`), without those that name one that is.
 
-    A class all of whose sentences do keeps them.
+    A class that would lose all of its sentences keeps them.
     """
     told = {i: texts for i, texts in zip(data.class_ids.tolist(), data.texts, strict=True) if i not in apart}
     clean = without_names(told, names, sorted(apart))

@@ -1,4 +1,4 @@
-"""`vlltr train lgr` and `refit`: stage 2 over a workspace, on stored vectors or with the visual tower."""
+"""Train stage 2 of a workspace (`vlltr train lgr`, `vlltr refit`), on stored vectors or with the visual tower."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ def train_lgr_stage(
     resume: bool = True,
     command: str = "train lgr",
 ) -> training.TrainReport:
-    """Stage 2: both branches of the head; commit the head.
+    """Train both branches of the head (stage 2) and commit it.
 
     With `tune = "head"` the encoder is frozen and one process trains on stored vectors, or with mixup or cutmix on
-    images. With `tune = "visual"` or `lora` the visual tower learns too: the commit names the tuned encoder and its
-    fingerprint, `vlltr embed` has to follow, and the anchors, their vectors and the index stay. Run again, it starts
-    from the untuned tower, as the first time.
+    images. With `tune = "visual"` or `lora` the visual tower is trained too: the commit names the tuned encoder and
+    its fingerprint, `vlltr embed` has to follow, and the anchors, their vectors and the index stay valid. A second
+    run starts from the untuned tower again.
     `progress` and `resume` are as for `train_cvlp_stage`.
 
     Raises:
@@ -73,7 +73,7 @@ def train_lgr_stage(
     if config.live:
         return _tune_visual(workspace, config, progress, resume)
     meet()
-    return by_first(lambda: _train_head(workspace, config, progress, resume, command))
+    return by_first(lambda: _train_head(workspace, config, progress=progress, resume=resume, command=command))
 
 
 def _train_head(
@@ -88,8 +88,11 @@ def _train_head(
     if ours and not loading.usable_images(snapshot, "train", []).num_rows:
         decision = without_images(loaded.bank, config, commit.logit_scale)
         no_class = torch.empty(0, dtype=torch.int64)
-        return _commit_head(workspace, config, decision, no_class, None, before, False, command)
-    if (stored := commit.info.views) < config.views:
+        return _commit_head(
+            workspace, config, decision, no_class, images=None, before=before, resumed=False, command=command
+        )
+    stored = commit.info.views
+    if stored < config.views:
         raise MissingStepError(
             f"the head is to be trained on {config.views} views of each image (lgr.views), and {stored} are stored",
             f"Make them: vlltr embed --views {config.views}, or use --set lgr.views={stored}",
@@ -97,8 +100,9 @@ def _train_head(
     first = loading.image_set(snapshot, "train")
     augment = workspace.recipe.lgr.augment
     features = first.features.new_empty(config.views, *first.features.shape)
-    for view, target in enumerate(features):
-        target.copy_(loading.image_set(snapshot, "train", view, augment).features if view else first.features)
+    features[0] = first.features
+    for view in range(1, config.views):
+        features[view] = loading.image_set(snapshot, "train", view, augment).features
     first = replace(first, features=features[0])
     facts = [
         before,
@@ -122,12 +126,14 @@ def _train_head(
             bank = _trained_bank(snapshot, loaded, class_ids)
             init = _visual_init(workspace, commit.checkpoint, class_ids)
             head, log = train_until(
-                new_head(bank, config, init, commit.logit_scale), features, labels, bank, config, None,
+                new_head(bank, config, init, commit.logit_scale), features, labels, bank, config=config, stop=None,
                 places=torch.arange(bank.num_classes), run_dir=folder, progress=progress,
             )  # fmt: skip
             decision = Decision(head, None, log)
-        report = _commit_head(workspace, config, decision, class_ids, first, before, resumed, command)
-        shutil.rmtree(folder, ignore_errors=True)  # only now that the commit is there
+        report = _commit_head(
+            workspace, config, decision, class_ids, images=first, before=before, resumed=resumed, command=command
+        )  # fmt: skip
+        shutil.rmtree(folder, ignore_errors=True)  # after the commit, so that a killed run can resume
     return report
 
 
@@ -137,7 +143,7 @@ def _stage_two_data(
     first: loading.ImageSet,
     features: Tensor,
 ) -> tuple[StageTwoData, Tensor]:
-    """What stage 2 learns from, and the classes int64 [C] that have training images."""
+    """Return the training data of stage 2, and the ids int64 [C] of the classes that have training images."""
     commit = snapshot.commit
     class_ids, labels = torch.unique(first.class_ids, return_inverse=True)
     held = HeldOut()
@@ -145,9 +151,11 @@ def _stage_two_data(
     if commit.checkpoint:
         folder = snapshot.objects.path("checkpoints", commit.checkpoint)
         held = read_held_out(folder)
-        if (visual := training.load_visual(folder, class_ids)) is not None:
+        visual = training.load_visual(folder, class_ids)
+        if visual is not None:
             weight, bias, known = visual
-            init = weight, torch.where(known, bias, torch.nan)  # rows that are not stage 1's start elsewhere
+            # A NaN bias marks a row that stage 1 does not have: the head initialises it otherwise.
+            init = weight, torch.where(known, bias, torch.nan)
     unseen, unseen_classes = _unseen(held, first.image_ids, class_ids)
     places = loading.class_positions(loaded.bank.class_ids, class_ids)
     there = places[places >= 0]
@@ -175,11 +183,12 @@ def _stage_two_data(
 def _anchors_without(
     snapshot: Snapshot, config: SelectConfig, class_ids: Tensor, image_ids: list[str], out: Tensor
 ) -> AnchorBank:
-    return anchors_without(snapshot, config, frozenset(compress(image_ids, out.tolist())), class_ids)
+    left_out = frozenset(compress(image_ids, out.tolist()))
+    return anchors_without(snapshot, config, left_out, class_ids)
 
 
 def _unseen(held: HeldOut, image_ids: list[str], class_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """The images bool [N] and classes bool [C] that were held out."""
+    """Return which images bool [N] and which classes bool [C] stage 1 held out."""
     images = [held.has(i) for i in image_ids]
     classes = [i in held.classes for i in class_ids.tolist()]
     return torch.tensor(images, dtype=torch.bool), torch.tensor(classes, dtype=torch.bool)
@@ -195,7 +204,7 @@ def _commit_head(
     resumed: bool,
     command: str,
 ) -> training.TrainReport:
-    """Commit the head and the statistics of the classes' images, if nothing that they rest on changed meanwhile."""
+    """Commit the head and the classes' image statistics, if nothing that they depend on changed meanwhile."""
     log = decision.log
     count = 0
     with workspace.transaction(command) as tx:
@@ -209,12 +218,20 @@ def _commit_head(
         tx.note(merged={})
     last = log[-1] if log else {}
     notes = tuple(decision.notes)
-    epochs = round(last.get("epoch", 0))
-    return training.TrainReport("lgr", digest, len(class_ids), count, epochs, resumed, last, notes=notes)
+    return training.TrainReport(
+        what="lgr",
+        digest=digest,
+        classes=len(class_ids),
+        images=count,
+        epochs=round(last.get("epoch", 0)),
+        resumed=resumed,
+        last=last,
+        notes=notes,
+    )
 
 
 def _facts(snapshot: Snapshot) -> dict[str, object]:
-    """What a head depends on: the images, the encoder, and the anchors of the classes that have images."""
+    """Return what a head depends on: training images, encoder, and anchors of the classes that have images."""
     commit = snapshot.commit
     owners = loading.usable_images(snapshot, "train", [])["class_id"]
     anchors = snapshot.table("anchors", ["class_id", "sentence_id", "rank"])
@@ -232,13 +249,15 @@ def _tune_visual(
     workspace: Workspace, config: LGRConfig, progress: Progress | None, resume: bool
 ) -> training.TrainReport:
     def key(snapshot: Snapshot, data: training.TrainingSet) -> str:
-        settings = config.model_dump(exclude={"micro_batch"})  # the gradients are the same
+        settings = config.model_dump(exclude={"micro_batch"})  # it does not change the gradients
         start = _start(snapshot, config)
         selection = load_bank(snapshot).selection_id
         facts = [start, selection, settings, data.image_ids, data.labels.tolist()]
         return f"lgr-{short(digest_json(facts))}"
 
-    with training.training_run(workspace, "train lgr", config.batch_size, resume, key, _facts) as run:
+    with training.training_run(
+        workspace, "train lgr", config.batch_size, resume, key=key, facts=_facts
+    ) as run:
         snapshot = run.snapshot
         workers = workspace.recipe.cvlp.workers
         start = _start(snapshot, config)
@@ -255,8 +274,22 @@ def _tune_visual(
             progress=progress,
         )
         stage = StageOne(encoder, head.visual_head if isinstance(head.visual_head, nn.Linear) else None, log)
-        digest, notes = run.commit(lambda tx: _keep_tuned(run, tx, stage, head, data, held, config, progress))
-    return training.stage_report("lgr", digest, data, config.epochs, run.resumed, stage, notes=tuple(notes))
+
+        def keep(tx: Transaction) -> tuple[str, list[str]]:
+            return _keep_tuned(
+                run, tx, stage, head=head, data=data, held=held, config=config, progress=progress
+            )
+
+        digest, notes = run.commit(keep)
+    return training.stage_report(
+        "lgr",
+        digest,
+        data,
+        epochs=config.epochs,
+        resumed=run.resumed,
+        stage=stage,
+        notes=tuple(notes),
+    )
 
 
 def _keep_tuned(
@@ -269,16 +302,16 @@ def _keep_tuned(
     config: LGRConfig,
     progress: Progress | None,
 ) -> tuple[str, list[str]]:
-    """Commit a head and a tower that were trained together; the head's digest, and what was decided."""
+    """Store a head and the tower tuned with it; return the head's digest, and notes on what was decided."""
     encoder = stage.encoder
     workspace = run.workspace
     notes = list[str]()
     if config.tune != "head":
-        checkpoint = training.keep_stage(workspace, stage, data, "lgr", config, held)
+        checkpoint = training.keep_stage(workspace, stage, data, kind="lgr", config=config, held=held)
         tx.set(checkpoint=checkpoint, image_fp=encoder.image_fp)
         tx.note(tuned={"checkpoint": checkpoint, "start": _start(tx, config)})
     embed_images(tx, encoder, "train", progress=progress)
-    # The transaction's commit is still the one before: it names the vectors of the encoder before.
+    # The fingerprint is given because tx.commit still names the vectors of the previous encoder.
     images = loading.image_set(tx, "train", image_fp=encoder.image_fp)
     parts = None
     if workspace.recipe.fusion.rule == "ours":
@@ -286,7 +319,7 @@ def _keep_tuned(
         unseen, apart = _unseen(held, images.image_ids, class_ids)
         whole = replace(whole, unseen=unseen, unseen_classes=apart, visual_init=None)
         parts, notes = weigh(whole, head)
-    saved = SavedHead(head, data.class_ids, encoder.text_fp, encoder.image_fp, parts)
+    saved = SavedHead(head, data.class_ids, text_fp=encoder.text_fp, image_fp=encoder.image_fp, parts=parts)
     groups = loading.image_groups(tx)
     tx.replace("class_stats", loading.stats_rows(images.features, images.class_ids, groups, saved.image_fp))
     return _keep_head(tx, saved, config, stage.log), notes
@@ -295,7 +328,7 @@ def _keep_tuned(
 def _parted(
     workspace: Workspace, data: training.TrainingSet, start: str | None
 ) -> tuple[training.TrainingSet, HeldOut]:
-    """The training images without those that the parts are weighed on, and these: stage 1's, or as many chosen anew."""
+    """Split off the images that the parts are weighed on: those that stage 1 held out, or as many chosen now."""
     if workspace.recipe.fusion.rule != "ours":
         return data, HeldOut()
     held = read_held_out(workspace.objects.path("checkpoints", start)) if start else HeldOut()
@@ -316,9 +349,9 @@ def _keep_head(tx: Transaction, saved: SavedHead, config: LGRConfig, log: Log) -
 
 
 def _start(snapshot: Snapshot, config: LGRConfig) -> str | None:
-    """The checkpoint that stage 2 starts from; None: the recipe's weights.
+    """Return the checkpoint that stage 2 starts from, or None for the recipe's weights.
 
-    A tower that is tuned starts from the one before an earlier tuning.
+    With a visual tower to tune, it is the checkpoint from before any earlier tuning.
     """
     return snapshot.commit.checkpoint if config.tune == "head" else snapshot.commit.untuned
 
@@ -333,7 +366,7 @@ def _starting_encoder(snapshot: Snapshot, start: str | None) -> Encoder:
 
 
 def _trained_bank(tx: Snapshot, loaded: loading.LoadedBank, class_ids: Tensor) -> AnchorBank:
-    """The anchors of the training classes int64 [C], in their order.
+    """Return the anchors of the training classes int64 [C], in their order.
 
     Raises:
         MissingStepError: If one of them has no anchor: it came after the selection.
@@ -355,18 +388,18 @@ def _visual_init(
 
 @dataclass(frozen=True)
 class RefitReport:
-    """What the head was trained on, and what that did to the classes that it knew before."""
+    """Report of a refit: what the head was trained on, and the effect on classes that it knew before."""
 
     digest: str
     classes: int
-    new_classes: list[str]  # trained now and not before
+    new_classes: list[str]  # those with a row in the classifier now, and not before
     text_only: int
     images: int
     notes: tuple[str, ...]
     effect: Effect
 
     def lines(self) -> list[str]:
-        """The report for people."""
+        """Return the report as lines of text."""
         more = ", ".join(self.new_classes[:5]) + (" ..." if len(self.new_classes) > 5 else "")
         lines = [
             f"Trained the head on {many(self.images, 'image')} of {many(self.classes, 'class', 'classes')}:"
@@ -383,7 +416,7 @@ def refit(workspace: Workspace, config: LGRConfig, progress: Progress | None = N
 
     Args:
         workspace: With a trained head.
-        config: The `lgr` section of a recipe; `tune`, `mixup` and `cutmix` are not looked at.
+        config: The `lgr` section of a recipe; `tune`, `mixup` and `cutmix` are ignored.
         progress: Called with the step's name, what is done, and the total.
 
     Raises:
@@ -400,5 +433,12 @@ def refit(workspace: Workspace, config: LGRConfig, progress: Progress | None = N
     known = set(before.scorer.row_owners.tolist())
     effect = after.effect(before, set(before.scorer.class_ids.tolist()) - known)
     text_only = len(after.scorer.class_ids) - len(after.scorer.visual_sides())
-    new = [names[i] for i in after.scorer.row_owners.tolist() if i not in known]
-    return RefitReport(report.digest, report.classes, new, text_only, report.images, report.notes, effect)
+    return RefitReport(
+        digest=report.digest,
+        classes=report.classes,
+        new_classes=[names[i] for i in after.scorer.row_owners.tolist() if i not in known],
+        text_only=text_only,
+        images=report.images,
+        notes=report.notes,
+        effect=effect,
+    )

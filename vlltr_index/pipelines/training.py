@@ -1,6 +1,6 @@
-"""What the training stages share: the training split, a run that commits at its end, where it starts, what it keeps.
+"""Steps that the training stages share: read the training split, run, commit, and store what was trained.
 
-A run reads a snapshot, trains without the lock, and commits only if what it was trained on is there still. Of
+A run reads a snapshot, trains without the lock, and commits only if its training data is unchanged. Of
 several processes the first prepares and commits; all of them train.
 """
 
@@ -40,12 +40,12 @@ _LOCK = "lock"
 T = TypeVar("T")
 
 Facts = Callable[["Snapshot"], Mapping[str, object]]
-"""What a run depends on, by a name for people; compared when it commits."""
+"""Reads what a run depends on, by a name for people; compared when the run commits."""
 
 
 @dataclass(frozen=True)
 class TrainReport:
-    """What a training run did."""
+    """Report of a training run."""
 
     what: str
     digest: str
@@ -54,12 +54,12 @@ class TrainReport:
     epochs: int
     resumed: bool
     last: dict[str, Any]
-    held_images: int = 0  # kept out, of the classes that it saw
+    held_images: int = 0  # held-out images of the classes that it was trained on
     held_classes: int = 0
-    notes: tuple[str, ...] = ()  # what was decided, for people
+    notes: tuple[str, ...] = ()  # what was decided, in words
 
     def lines(self) -> list[str]:
-        """The report for people."""
+        """Return the report as lines of text."""
         epochs = f", {self.epochs} epochs" if self.epochs else ""
         lines = [
             f"Trained {self.what} on {many(self.images, 'image')} of {many(self.classes, 'class', 'classes')}"
@@ -76,7 +76,7 @@ class TrainReport:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """The images and texts of the classes that have training images; labels are positions in `class_ids`."""
+    """Images and texts of the classes that have training images; labels are positions in `class_ids`."""
 
     class_ids: Tensor  # int64 [C], ascending
     counts: Tensor  # int64 [C]
@@ -89,13 +89,13 @@ class TrainingSet:
 
     @property
     def owners(self) -> list[int]:
-        """The class of each image."""
+        """Class id of each image."""
         owners: list[int] = self.class_ids[self.labels].tolist()
         return owners
 
 
 def training_set(snapshot: Snapshot, with_texts: bool = True) -> TrainingSet:
-    """Collect split `train`.
+    """Read the training split from a snapshot.
 
     Raises:
         MissingStepError: If there are no training images, or a class with images has no sentence.
@@ -105,35 +105,49 @@ def training_set(snapshot: Snapshot, with_texts: bool = True) -> TrainingSet:
         raise MissingStepError("there are no training images", "Run: vlltr ingest images PATH --split train")
     ids, owners, uris, data, digests, groups = rows.to_pydict().values()
     class_ids, labels, counts = torch.unique(torch.tensor(owners), return_inverse=True, return_counts=True)
-    sources = [uri if held is None else held for uri, held in zip(uris, data, strict=True)]
+    sources = [uri if stored is None else stored for uri, stored in zip(uris, data, strict=True)]
     texts = class_texts(snapshot, class_ids.tolist()) if with_texts else {}
     bare = [i for i, told in texts.items() if not told]
     check_told(snapshot, bare, "sentence", "Bring text for them: vlltr ingest text PATH")
-    return TrainingSet(class_ids, counts, ids, labels, sources, digests, groups, list(texts.values()))
+    return TrainingSet(
+        class_ids=class_ids,
+        counts=counts,
+        image_ids=ids,
+        labels=labels,
+        sources=sources,
+        digests=digests,
+        groups=groups,
+        texts=list(texts.values()),
+    )
 
 
 def hold_out(data: TrainingSet, most: int, classes: frozenset[int] = frozenset()) -> HeldOut:
-    """What to keep out of the training split: some classes, and at most so many images of the others."""
+    """Choose the images and classes to hold out: `classes` whole, and at most `most` images of the others."""
     owners = data.owners
     seen = [n for n, owner in enumerate(owners) if owner not in classes]
     ids = _at(data.image_ids, seen)
     groups = _at(data.groups, seen)
     digests = _at(data.digests, seen)
-    return HeldOut.of(
-        (ids[n] for n in choose_held_out(ids, _at(owners, seen), groups, digests, most)), classes
-    )
+    chosen = choose_held_out(ids, _at(owners, seen), groups, content_hashes=digests, most=most)
+    return HeldOut.of((ids[n] for n in chosen), classes)
 
 
 def without(data: TrainingSet, held: HeldOut, texts: list[list[str]]) -> TrainingSet:
-    """The images that are not held out, with the sentences of their classes."""
+    """Return the training set without the images and classes held out; `texts` are the sentences of its classes."""
     pairs = zip(data.image_ids, data.owners, strict=True)
     kept = [n for n, (image, i) in enumerate(pairs) if not held.has(image) and i not in held.classes]
     owners = data.class_ids[data.labels[kept]]
     class_ids, labels, counts = torch.unique(owners, return_inverse=True, return_counts=True)
-    sources = _at(data.sources, kept)
-    digests = _at(data.digests, kept)
-    groups = _at(data.groups, kept)
-    return TrainingSet(class_ids, counts, _at(data.image_ids, kept), labels, sources, digests, groups, texts)
+    return TrainingSet(
+        class_ids=class_ids,
+        counts=counts,
+        image_ids=_at(data.image_ids, kept),
+        labels=labels,
+        sources=_at(data.sources, kept),
+        digests=_at(data.digests, kept),
+        groups=_at(data.groups, kept),
+        texts=texts,
+    )
 
 
 def _at(column: Sequence[T], places: Sequence[int]) -> list[T]:
@@ -141,7 +155,7 @@ def _at(column: Sequence[T], places: Sequence[int]) -> list[T]:
 
 
 def class_texts(snapshot: Snapshot, class_ids: list[int]) -> dict[int, list[str]]:
-    """The sentences of each class, in sentence_id order."""
+    """Return the sentences of each class, in sentence_id order."""
     rows = snapshot.table("sentences", columns=["sentence_id", "class_id", "text"]).sort_by("sentence_id")
     by_class: dict[int, list[str]] = {i: [] for i in class_ids}
     for class_id, text in zip(rows["class_id"].to_pylist(), rows["text"].to_pylist(), strict=True):
@@ -151,7 +165,7 @@ def class_texts(snapshot: Snapshot, class_ids: list[int]) -> dict[int, list[str]
 
 
 def check_told(snapshot: Snapshot, bare: Sequence[int], what: str, mend: str) -> None:
-    """See that no class with training images is `bare` of `what`.
+    """Check that no class with training images lacks `what`; `bare` are the ids of those that do.
 
     Raises:
         MissingStepError: If one is; `mend` says what to do.
@@ -163,22 +177,22 @@ def check_told(snapshot: Snapshot, bare: Sequence[int], what: str, mend: str) ->
 
 
 def image_facts(snapshot: Snapshot) -> dict[str, object]:
-    """The training images and their classes; see `Facts`."""
+    """Return the training images and their classes; see `Facts`."""
     return {"the training images": usable_images(snapshot, "train", []).to_pydict()}
 
 
 @dataclass
 class TrainingRun:
-    """A run in its folder.
+    """One training run with its folder.
 
     Attributes:
-        workspace: What it trains on.
-        command: What the commit will say was run.
-        snapshot: What the run reads.
-        data: Its training split.
-        folder: Where its state is kept until the commit.
-        resumed: Whether there was a state from before.
-        facts: What must not change until it commits.
+        workspace: The workspace that it trains on.
+        command: The command's text for the commit.
+        snapshot: The snapshot that the run reads.
+        data: The training split.
+        folder: The folder that keeps its state until the commit.
+        resumed: Whether an earlier state was resumed.
+        facts: Reads what must not change until the run commits.
     """
 
     workspace: Workspace
@@ -190,11 +204,11 @@ class TrainingRun:
     facts: Facts
 
     def commit(self, write: Callable[[Transaction], T]) -> T:
-        """Let the first process `write` the result, in one transaction; all get what `write` gives.
+        """Call `write` in the first process, in one transaction; every process gets its result.
 
         Raises:
-            WorkspaceError: If what the run was trained on has changed since; nothing is committed then, and the run's
-                folder stays.
+            WorkspaceError: If the training data has changed since; nothing is committed then, and the run's folder
+                stays.
         """
 
         def first() -> T:
@@ -206,7 +220,9 @@ class TrainingRun:
                     )
                     refuse_changes(self.command, self.facts(self.snapshot), self.facts(tx), kept)
                 result = write(tx)
-            shutil.rmtree(self.folder, ignore_errors=True)  # only now that the commit is there
+            shutil.rmtree(
+                self.folder, ignore_errors=True
+            )  # after the commit, so that a killed run can resume
             return result
 
         return by_first(first)
@@ -222,16 +238,16 @@ def training_run(
     facts: Facts,
     with_texts: bool = False,
 ) -> Iterator[TrainingRun]:
-    """Prepare a run, and keep others from the same one while it trains; the workspace itself stays open to writers.
+    """Prepare a run and lock it against a second process; the workspace itself stays open to writers.
 
     Args:
         workspace: What it trains on.
-        command: For the commit, and for others who wait.
-        batch_size: The global batch.
+        command: The command's name, for the commit and for the message to processes that wait for the lock.
+        batch_size: The global batch size.
         resume: Whether the state of an interrupted run is kept.
-        key: Names the run's folder after all it depends on.
-        facts: What must not change until it commits.
-        with_texts: Whether it trains on the sentences too.
+        key: Returns the name of the run's folder, which depends on all that the run depends on.
+        facts: Reads what must not change until the run commits.
+        with_texts: Whether the run trains on the sentences too.
 
     Raises:
         MissingStepError: As `training_set`.
@@ -251,27 +267,39 @@ def training_run(
     data, folder = first_then_all(read)
     with ExitStack() as held:
         resumed = by_first(lambda: held.enter_context(held_folder(folder, command, resume)))
-        yield TrainingRun(workspace, command, snapshot, data, folder, resumed, facts)
+        yield TrainingRun(
+            workspace=workspace,
+            command=command,
+            snapshot=snapshot,
+            data=data,
+            folder=folder,
+            resumed=resumed,
+            facts=facts,
+        )
 
 
 @contextmanager
 def held_folder(folder: Path, command: str, resume: bool) -> Iterator[bool]:
-    """Keep others from the run in `folder`; whether there is a state to go on from, which is removed without `resume`.
+    """Lock the folder of a run and yield whether an earlier state is there to resume; without `resume`, remove it.
 
     Raises:
         LockedError: If another process trains the same run.
     """
     with write_lock(folder / _LOCK, command, timeout=0):
         there = [path for path in folder.iterdir() if not path.name.startswith(_LOCK)]
-        for path in () if resume else there:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if not resume:
+            for path in there:
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
         yield resume and bool(there)
 
 
 def refuse_changes(
     command: str, before: Mapping[str, object], now: Mapping[str, object], kept: str = ""
 ) -> None:
-    """Refuse to commit what was trained on something else than what is there now.
+    """Refuse to commit a result whose training data changed since the run started.
 
     Raises:
         WorkspaceError: If a fact is another now.
@@ -285,7 +313,7 @@ def refuse_changes(
 
 
 def starting_encoder(recipe: Recipe, texts: list[list[str]] | None = None, seed: int = 0) -> Encoder:
-    """The recipe's weights, their word vocabulary (where they have one) grown by `texts`, or random ones."""
+    """Open the encoder that training starts from: the recipe's weights, or random ones."""
     config = recipe.encoder
     flat = [t for group in texts for t in group] if texts is not None else None
     if config.pretrained:
@@ -297,11 +325,11 @@ def starting_encoder(recipe: Recipe, texts: list[list[str]] | None = None, seed:
 
 
 def run_key(what: str, recipe: Recipe, section: Any, data: TrainingSet) -> str:
-    """The name of a run's folder, after what it trains and on what."""
+    """Return the name of a run's folder, from a digest of all that the run depends on."""
     facts = [
         what,
         recipe.encoder.model_dump(),
-        section.model_dump(exclude={"micro_batch"}),  # the gradients are the same
+        section.model_dump(exclude={"micro_batch"}),  # it does not change the gradients
         data.image_ids,
         data.labels.tolist(),
         data.texts,
@@ -317,7 +345,7 @@ def keep_stage(
     config: Any,
     held: HeldOut | None = None,
 ) -> str:
-    """Keep a stage's encoder, its visual classifier, what it was trained on and what not; the checkpoint's digest."""
+    """Store a stage's encoder, visual classifier, training record and held-out ids; return the checkpoint's digest."""
     facts = {"config": config.model_dump(mode="json"), "kind": kind}
     record = {**facts, "log": stage.log, "classes": len(data.class_ids), "images": len(data.labels)}
 
@@ -336,10 +364,10 @@ def keep_stage(
 
 
 def load_visual(folder: Path, class_ids: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-    """The visual classifier saved with a checkpoint, rows in the order of `class_ids`: weight [C, D], bias [C], and
-    bool [C], the classes that the checkpoint knows.
+    """Load the visual classifier saved with a checkpoint: weight [C, D] and bias [C] in the order of `class_ids`, and
+    which of them the checkpoint has a row for, bool [C].
 
-    Another class gets the mean row. None where there is no classifier, or it knows none.
+    Other classes get the mean row. Returns None if there is no classifier, or it has a row for none of the classes.
 
     Raises:
         WorkspaceError: If the file is damaged.
@@ -349,7 +377,9 @@ def load_visual(folder: Path, class_ids: Tensor) -> tuple[Tensor, Tensor, Tensor
         return None
     try:
         tensors = load_file(path)
-        weights, biases, known = (tensors[name] for name in ("weight", "bias", "class_ids"))
+        weights = tensors["weight"]
+        biases = tensors["bias"]
+        known = tensors["class_ids"]
     except (OSError, SafetensorError, KeyError) as error:
         raise WorkspaceError(
             f"the visual classifier {path} cannot be read: {error}",
@@ -360,13 +390,23 @@ def load_visual(folder: Path, class_ids: Tensor) -> tuple[Tensor, Tensor, Tensor
         return None
     weight = weights[at]
     bias = biases[at]
-    weight[at < 0], bias[at < 0] = weights.mean(0), biases.mean()
+    weight[at < 0] = weights.mean(0)
+    bias[at < 0] = biases.mean()
     return weight, bias, at >= 0
 
 
 def stage_report(
     what: str, digest: str, data: TrainingSet, epochs: int, resumed: bool, stage: StageOne, **more: Any
 ) -> TrainReport:
-    """The report of a stage; `more` are its other fields."""
+    """Build the report of a stage; `more` are its other fields."""
     last = stage.log[-1] if stage.log else {}
-    return TrainReport(what, digest, len(data.class_ids), len(data.labels), epochs, resumed, last, **more)
+    return TrainReport(
+        what=what,
+        digest=digest,
+        classes=len(data.class_ids),
+        images=len(data.labels),
+        epochs=epochs,
+        resumed=resumed,
+        last=last,
+        **more,
+    )

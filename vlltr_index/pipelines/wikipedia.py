@@ -1,4 +1,4 @@
-"""`vlltr ingest wikipedia`: an encyclopaedia article for each class, as sentences, in one commit."""
+"""Bring in an encyclopaedia article for each class, as sentences (`vlltr ingest wikipedia`): one commit a run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _URL = re.compile(r"https?://[\w-]+(\.[\w-]+)*(:\d+)?/\S*")
 
 @dataclass
 class ClassArticle:
-    """A class's article, or why it has none, with the candidates and the command that settles it."""
+    """Article of a class, or why it has none, with the candidates and the command that chooses one."""
 
     name: str
     title: str | None = None
@@ -48,7 +48,7 @@ class ClassArticle:
 
 @dataclass(frozen=True)
 class WikipediaReport:
-    """What an ingestion from a wiki did, a row a class, in the order of the class numbers."""
+    """Report of an ingestion from a wiki, one row a class, in the order of class ids."""
 
     source: str
     rows: tuple[ClassArticle, ...]
@@ -58,12 +58,12 @@ class WikipediaReport:
 
     @property
     def found(self) -> int:
-        """Classes with an article."""
+        """Number of classes with an article."""
         return sum(not row.why for row in self.rows)
 
 
 def open_wiki(workspace: Workspace, api: str | None, lang: str, contact: str | None, refresh: bool) -> Wiki:
-    """The wiki whose API is at `api`, else Wikipedia in `lang`; its answers are kept in the workspace.
+    """Return the wiki whose API is at `api`, else Wikipedia in `lang`; its answers are cached in the workspace.
 
     Raises:
         UsageError: If `api` is no address, `lang` no code of a language, or `contact` more than a line.
@@ -93,24 +93,24 @@ def ingest_wikipedia(
 ) -> WikipediaReport:
     """Bring in the sentences of the article about each class.
 
-    Each sentence keeps its page, revision and licence. What nearly repeats another sentence of the article or one
-    that the class has is left out. Titles that are given or chosen are remembered for later runs.
+    Each sentence keeps its page, revision and licence. Near duplicates of another sentence of the article, or of one
+    that the class has, are left out. Titles that are given or chosen are remembered for later runs.
 
     Args:
-        workspace: Where to.
-        wiki: Where from.
-        lang: The wiki's language: it says which sections describe nothing.
+        workspace: The workspace to write to.
+        wiki: The wiki to read from.
+        lang: The wiki's language, which determines the sections to drop.
         hint: What all classes have in common, such as `bird`.
-        titles: The article of a class, by class.
+        titles: Titles of articles by class.
         prompts: Whether every class gets the recipe's prompts.
         choose: Called with a class's name and the candidates, where there are several; returns a title, or None to
             leave it open.
-        command: What the commands in the report start with.
+        command: Beginning of the commands in the report.
         progress: Called with the step's name, what is done, and the total.
 
     Raises:
         MissingStepError: If there are no classes.
-        UnknownClassError: If `titles` names none.
+        UnknownClassError: If `titles` names a class that does not exist.
         InputError: If the wiki gives no answer.
     """
     classes = workspace.snapshot().class_table()
@@ -128,7 +128,7 @@ def ingest_wikipedia(
     texts: dict[int, list[str]] = {}
     for class_id, names in wanted.items():
         name = names[0]
-        title = settled.get(names[0])
+        title = settled.get(name)
         match = Match(None) if title else match_class(names, own, wiki, hint)
         if choose and match.candidates and match.page is None:
             title = choose(name, match.candidates)
@@ -142,7 +142,7 @@ def ingest_wikipedia(
         article = wiki.article(match.page) if match.page else None
         away = DROPPED_SECTIONS.get(lang, DROPPED_SECTIONS["en"])
         texts[class_id] = article_sentences(article.extract, away) if article else []
-        rows[class_id] = row = _row(name, match, article, len(texts[class_id]), None if title else hint)
+        rows[class_id] = row = _row(name, match, article, len(texts[class_id]), hint=None if title else hint)
         if row.why:
             one = shlex.quote(f"{name}={row.candidates[0] if row.candidates else 'TITLE'}")
             row.settle = f"{command} --title {one}"
@@ -160,11 +160,11 @@ def ingest_wikipedia(
         tx.upsert("sentences", table)
         made = write_prompts(tx, tx.class_table().ids) if prompts else 0
     next_step = "vlltr embed" if table.num_rows or made else None
-    return WikipediaReport(wiki.url, tuple(rows.values()), table.num_rows, made, next_step)
+    return WikipediaReport(wiki.url, tuple(rows.values()), table.num_rows, made, next_step=next_step)
 
 
 def _remembered(wiki: Wiki) -> dict[str, str]:
-    """Titles that were settled in earlier runs, by class."""
+    """Read the titles that earlier runs were given or chose, by class."""
     try:
         values: dict[str, str] = json.loads(_titles_file(wiki).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -182,7 +182,7 @@ def _titles_file(wiki: Wiki) -> Path:
 
 
 def _row(name: str, match: Match, article: Article | None, sentences: int, hint: str | None) -> ClassArticle:
-    """A class's article as far as it is known before anything is written."""
+    """Build a class's row from its article, before anything is written."""
     if article is None:
         return ClassArticle(name, why=match.why, candidates=match.candidates)
     if not sentences:
@@ -190,22 +190,40 @@ def _row(name: str, match: Match, article: Article | None, sentences: int, hint:
     if hint and not mentions(hint, article.title, article.extract):
         why = f"the article {article.title!r} does not mention {hint!r}"
         return ClassArticle(name, why=why, candidates=(article.title,))
-    source = article.url, article.revision, article.timestamp, article.licence
-    return ClassArticle(name, article.title, *source, sentences=sentences)
+    return ClassArticle(
+        name=name,
+        title=article.title,
+        url=article.url,
+        revision=article.revision,
+        timestamp=article.timestamp,
+        licence=article.licence,
+        sentences=sentences,
+    )
 
 
 def _records(row: ClassArticle, texts: Sequence[str], had: Sequence[str]) -> list[SentenceRecord]:
-    """What a class does not have yet of an article's sentences; the row gets its counts."""
+    """Return those of an article's sentences that are new to the class; set the row's counts."""
     old = {text.casefold() for text in had}
     new = [text for text in texts if text.casefold() not in old]
     near = set(near_duplicates(new, had))
     fresh = [text for position, text in enumerate(new) if position not in near]
-    row.sentences, row.added, row.near_duplicates = len(texts) - len(near), len(fresh), len(near)
-    return [SentenceRecord(row.name, text, f"Wikipedia: {row.title}", row.url, row.licence) for text in fresh]
+    row.sentences = len(texts) - len(near)
+    row.added = len(fresh)
+    row.near_duplicates = len(near)
+    return [
+        SentenceRecord(
+            class_name=row.name,
+            text=text,
+            source=f"Wikipedia: {row.title}",
+            source_ref=row.url,
+            licence=row.licence,
+        )
+        for text in fresh
+    ]
 
 
 def parse_titles(values: Sequence[str]) -> dict[str, str]:
-    """`CLASS=TITLE`, parted at the last `=`, as article by class.
+    """Parse `CLASS=TITLE` values, split at the last `=`, into titles by class.
 
     Raises:
         UsageError: If there is no `=`, or nothing before or after it.

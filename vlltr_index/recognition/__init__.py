@@ -1,1 +1,1 @@
-"""From pictures to explained answers: scorer, predictor, counterfactuals, search, exported models."""
+"""Predict classes of images and explain the answers; search, and exported models."""

@@ -1,7 +1,7 @@
-"""One image under one commit, looked at from all sides: its best classes, their sentences, two classes compared.
+"""Examine one image under one commit: its best classes, their sentences, comparisons, all with sentences left out.
 
-Any sentences may be struck out beforehand. Then the class's cosine is that of what is left (`explain_class`), its
-text logit is scale * cosine, and the probabilities of all classes are fused anew.
+Any sentences may be left out (`struck`). Then the class's cosine is that of the remaining ones (`explain_class`), its
+text logit is scale * cosine, and the probabilities of all classes are fused again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ExaminedSentence(SentenceShare):
-    """An anchor sentence of a class, and what it does for the image; a share is zero where it is struck out."""
+    """An anchor sentence of a class with its share and effect; the share is zero if it is left out."""
 
     sentence_id: str
     struck: bool
@@ -36,14 +36,14 @@ class ExaminedSentence(SentenceShare):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExaminedClass(ClassScore):
-    """A class's score for the image; the fields with `before` are what it had with nothing struck out.
+    """A class's score for the image; fields ending in `before` are its values with no sentence left out.
 
     Attributes:
         logit: scale * cosine, before the text's weight.
         probability_before: As `probability`.
         cosine_before: As `cosine`.
         logit_before: As `logit`.
-        sentences: All its anchors, by share with nothing struck out; empty where they were not asked for.
+        sentences: All its anchors, by share with no sentence left out; empty unless requested.
     """
 
     logit: float
@@ -55,12 +55,12 @@ class ExaminedClass(ClassScore):
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Why one class and not another.
+    """Comparison of two classes for one image: why the first and not the second.
 
     Attributes:
         first: The class argued for, with its sentences.
         second: The class argued against, with its sentences.
-        gap: Cosine of the first less cosine of the second.
+        gap: Cosine of the first minus cosine of the second.
         for_first: The first's sentences that widen the gap, strongest first.
         for_second: The second's sentences that narrow it, strongest first.
     """
@@ -73,11 +73,11 @@ class Comparison:
 
 
 class Examination:
-    """One image under one commit; it never changes, and every class is scored exactly.
+    """One image under one commit; immutable, and every class is scored exactly.
 
     Args:
-        answers: The commit's.
-        feature: Float [D], unnormalised as the commit's encoder gives it.
+        answers: The commit's model.
+        feature: Float [D], unnormalised, from the commit's encoder.
     """
 
     def __init__(self, answers: Answers, feature: Tensor) -> None:
@@ -91,7 +91,7 @@ class Examination:
 
     @classmethod
     def of(cls, answers: Answers, image: str | Path | bytes) -> Examination:
-        """Look at an image file, or its bytes.
+        """Examine an image file, or its bytes.
 
         Raises:
             InputError: If it cannot be read.
@@ -99,10 +99,10 @@ class Examination:
         return cls(answers, answers.feature(image))
 
     def scores(self, struck: Collection[str] = ()) -> FusedScores:
-        """Fused scores of all classes, rows of one, without the sentences that are struck out.
+        """Return fused scores of all classes, in rows of one, with the sentences `struck` left out.
 
         Args:
-            struck: Sentence ids of any classes; those that are no anchors of this commit are passed over.
+            struck: Sentence ids of any classes; ids that are no anchors of this commit are ignored.
         """
         text = self._text.clone()
         for place, sentences in self._places(struck).items():
@@ -110,7 +110,7 @@ class Examination:
         return self._fuse(text)
 
     def best(self, top: int = 5, struck: Collection[str] = ()) -> list[ExaminedClass]:
-        """The `top` best classes, best first, without their sentences; `struck` as for `scores`."""
+        """Return the `top` best classes, best first, without their sentences; `struck` as for `scores`."""
         fused = self.scores(struck)
         left_out = self._places(struck)
         ids = self.answers.scorer.class_ids
@@ -118,7 +118,7 @@ class Examination:
         return [self._class(class_id, fused, left_out) for class_id in ids[best].tolist()]
 
     def look(self, name: str, struck: Collection[str] = ()) -> ExaminedClass:
-        """One class with all its sentences; `struck` as for `scores`.
+        """Return one class with all its sentences; `struck` as for `scores`.
 
         Raises:
             UnknownClassError: If there is no such class.
@@ -132,7 +132,7 @@ class Examination:
         return self._class(class_id, self.scores(struck), self._places(struck), sentences=True)
 
     def compare(self, first: str, second: str, struck: Collection[str] = ()) -> Comparison:
-        """Why the class `first` and not `second`; `struck` as for `scores`.
+        """Compare the class `first` with `second`; `struck` as for `scores`.
 
         Raises:
             UnknownClassError: If there is no such class.
@@ -143,14 +143,20 @@ class Examination:
         other = self.look(second, struck)
         if one.class_id == other.class_id:
             raise InputError(f"class {first!r} cannot be compared with itself", "Choose another one.")
-        return Comparison(one, other, one.cosine - other.cosine, _arguments(one), _arguments(other))
+        return Comparison(
+            first=one,
+            second=other,
+            gap=one.cosine - other.cosine,
+            for_first=_arguments(one),
+            for_second=_arguments(other),
+        )
 
     def _fuse(self, text: Tensor) -> FusedScores:
         with torch.inference_mode():
             return self.answers.scorer.fuse(self._visual, self.answers.scorer.whole(text))
 
     def _places(self, struck: Collection[str]) -> Mapping[int, Sequence[int]]:
-        """Position of a class to its sentences that are struck out, by their place among its anchors."""
+        """Return the sentences left out, by position of their class, as places among its anchors."""
         bank = self.answers.scorer.bank
         found = dict[int, list[int]]()
         for row in sorted(self._rows[sentence_id] for sentence_id in struck if sentence_id in self._rows):
@@ -160,12 +166,12 @@ class Examination:
 
     @cached_property
     def _rows(self) -> dict[str, int]:
-        """Sentence id to its row among all anchors."""
+        """Rows among all anchors by sentence id."""
         return {sentence_id: row for row, sentence_id in enumerate(self.answers.scorer.loaded.sentence_ids)}
 
     def _explain(self, position: int, struck: Sequence[int] = ()) -> ClassExplanation:
         scorer = self.answers.scorer
-        return explain_class(scorer.saved.head, scorer.bank, position, self.feature, struck)
+        return explain_class(scorer.saved.head, scorer.bank, position, self.feature, struck=struck)
 
     def _class(
         self,
@@ -180,15 +186,17 @@ class Examination:
         cosines = (0.0, 0.0)
         logits = (0.0, 0.0)
         told = list[ExaminedSentence]()
-        if (place := self.answers.places.get(class_id)) is not None:
+        place = self.answers.places.get(class_id)
+        if place is not None:
             struck = left_out.get(place, ())
             before = self._explain(place)
             now = self._explain(place, struck)
             cosines = (now.cosine, before.cosine)
             logits = (now.logit, before.logit)
-            shares = {m: asdict(share) for m, _, share in self.answers.by_share(now)}
-            for m, sentence_id, _ in self.answers.by_share(before) if sentences else ():
-                told.append(ExaminedSentence(**shares[m], sentence_id=sentence_id, struck=m in struck))
+            if sentences:
+                shares = {m: asdict(share) for m, _, share in self.answers.by_share(now)}
+                for m, sentence_id, _ in self.answers.by_share(before):
+                    told.append(ExaminedSentence(**shares[m], sentence_id=sentence_id, struck=m in struck))
         return ExaminedClass(
             class_id=class_id,
             name=self.answers.names[class_id],
@@ -206,6 +214,6 @@ class Examination:
 
 
 def _arguments(one: ExaminedClass) -> tuple[ExaminedSentence, ...]:
-    """The sentences that count and have a positive effect, strongest first."""
+    """Return the sentences that are not left out and have a positive effect, strongest first."""
     speaking = (sentence for sentence in one.sentences if sentence.effect > 0 and not sentence.struck)
     return tuple(sorted(speaking, key=lambda sentence: -sentence.effect))

@@ -1,4 +1,4 @@
-"""An explanation in plain words: which sentences say the same, and why one class rather than another."""
+"""Explain in words: which sentences say the same, and why one class rather than another."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _WORD = re.compile(r"[^\W_]+")
 
 
 def sayings(sentences: Iterable[tuple[int, str, str]], names: Mapping[int, str]) -> list[Hashable]:
-    """What each sentence says that is a template around its class's name; None for every other sentence.
+    """Return a group key for each sentence that is a template around its class's name, None for every other one.
 
-    A prompt is one, and all prompts say the same. Any other sentence is one if it has the class's name, or words of it,
-    and what else it says is said of a tenth of the classes too (two at least), as in "a picture of the X."; it says
-    the same as those with the same words of the name. So "The kestrel has pointed wings." is none: no other class has
-    that sentence.
+    All prompts have one key. Any other sentence is a template if it contains the class's name, or words of it, and its
+    other words occur in sentences of at least a tenth of the classes (two at least), as in "a picture of the X."; its
+    key depends on these words and on the words of the name. "The kestrel has pointed wings." is not a template: no
+    other class has that sentence.
 
     Args:
         sentences: Class id, text and source of each, of all classes.
@@ -46,13 +46,13 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def numbered(said: Sequence[Hashable]) -> list[int]:
-    """A group number for each of a class's sentences, from `sayings`: the place of the first that says the same."""
+    """Return a group number for each of a class's sentences, from `sayings`: the place of the first in its group."""
     first: dict[Hashable, int] = {}
     return [first.setdefault(place if what is None else what, place) for place, what in enumerate(said)]
 
 
 def rather_than(one: ClassScore, other: ClassScore) -> str:
-    """Why the likelier of two classes, and not the other, in one sentence.
+    """Say in one sentence why the likelier of two classes is the answer, and not the other.
 
     Args:
         one: A class with its sentences.
@@ -60,14 +60,17 @@ def rather_than(one: ClassScore, other: ClassScore) -> str:
     """
     image, text = _difference(one, other)
     if image + text < 0:
-        one, other, image, text = other, one, -image, -text
+        one, other = other, one
+        image = -image
+        text = -text
     if image > 0 and text > 0:
         share = round(100 * image / (image + text))
         why = f"the image ({share} % of the difference) and the text ({100 - share} %) both speak for it"
     elif text == 0:
         why = "the image speaks for it; the text makes no difference" if image else "both are as likely"
     else:
-        first, second = ("the image", "the text") if image > 0 else ("the text", "the image")
+        first = "the image" if image > 0 else "the text"
+        second = "the text" if image > 0 else "the image"
         why = f"{first} speaks for it" + (f", more than {second} against it" if image else "")
     speaking = one if text > 0 else other
     best = max(speaking.sentences, key=lambda s: s.effect, default=None)
@@ -77,9 +80,9 @@ def rather_than(one: ClassScore, other: ClassScore) -> str:
 
 
 def _difference(one: ClassScore, other: ClassScore) -> tuple[float, float]:
-    """What images and text gave of log P(one) / P(other), or of the difference of both probabilities.
+    """Return the image's and the text's part of log P(one) / P(other), or of the difference of both probabilities.
 
-    Parts of log-odds are against the best other class: that is `other` where one of both is the best, else a third one.
+    Parts of log-odds are against the best other class, which is `other` if one of the two is the best, else a third.
     """
     if one.unit == "log-odds" and one.image_part + one.text_part > 0:
         return -other.image_part, -other.text_part

@@ -1,4 +1,4 @@
-"""Answers of one model, of a workspace's commit or an exported folder: from image files to explained predictions."""
+"""Predict and explain: from image files to the answers of one model, a workspace's commit or an exported folder."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ Texts = Mapping[str, tuple[str, str, str | None, str | None]]
 
 
 class ReadImage(NamedTuple):
-    """An image that was decoded elsewhere: what to call it, its pixels as `Crops` gives them, or what was wrong."""
+    """An image that was decoded elsewhere: label, and pixels as `Crops` returns them or why it has none."""
 
     label: str
     pixels: Tensor | None
@@ -65,20 +65,19 @@ class ReadImage(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """What one model answers; it never changes. Encoder, index and texts may be read when they are first asked for.
+    """One immutable model that predicts; encoder, index and texts may be loaded on first use.
 
     Attributes:
         commit: The number of the workspace's commit.
-        state: The commit that first held this state: another one after a rollback.
+        state: The commit that first held this state, which differs from `commit` after a rollback.
         scorer: Anchors, head and fusion.
         classes: Names and aliases.
-        open_encoder: Gives the encoder, in eval mode.
-        open_index: Gives an index over anchors, some of which may have changed since; None: all classes are scored.
-        texts: Gives the texts of the anchors at least.
-        training_images: Gives ids and uris of a class's training images, and their unit vectors [N, D]; None: there are
-            none, as in an exported folder.
-        device: Where images are scored, as a rule the encoder's; scores come back to the CPU.
-        taxonomy: What lies above the classes; empty where nothing does.
+        open_encoder: Returns the encoder, in eval mode.
+        open_index: Returns an index over anchors, which may have changed since; None: all classes are scored.
+        texts: Returns texts by sentence id, those of the anchors at least.
+        training_images: Returns ids, URIs and unit vectors [N, D] of a class's training images; None in an export.
+        device: Device that images are scored on, usually the encoder's; scores are moved to the CPU.
+        taxonomy: The tree above the classes; empty if there is none.
     """
 
     commit: int
@@ -99,17 +98,17 @@ class Answers:
 
     @property
     def names(self) -> dict[int, str]:
-        """Class id to name."""
+        """Names of classes by class id."""
         return self.classes.names
 
     @cached_property
     def places(self) -> dict[int, int]:
-        """Class id to position among the anchors' classes; a class without an anchor has none."""
+        """Positions in the anchor bank by class id; a class without an anchor has none."""
         return {class_id: place for place, class_id in enumerate(self.scorer.bank.class_ids.tolist())}
 
     @cached_property
     def _index(self) -> AnchorIndex | None:
-        """The index with what changed since as an exact delta; None if none was built, or could not find a class."""
+        """The index with later changes as an exact delta; None if there is none, or some class has no anchor."""
         base = self.open_index()
         if base is None or self.scorer.bank.num_classes < len(self.scorer.class_ids):
             return None
@@ -151,12 +150,12 @@ class Answers:
                 )
             for label, read, problem in batch:
                 if read is None:
-                    yield Prediction(label, (), 0.0, used, self.state, problem)
+                    yield Prediction(label, (), 0.0, used, commit=self.state, problem=problem)
                 else:
                     yield replace(next(answered), image=label)
 
     def _columns(self, only: Sequence[str] | None, parent: str | None) -> Tensor:
-        """The columns of the classes that are answered among, int64, ascending."""
+        """Return the columns of the classes that may be the answer, int64, ascending."""
         wanted = set(range(len(self.scorer.class_ids)))
         if parent is not None:
             if not self.taxonomy:
@@ -165,13 +164,12 @@ class Answers:
         if only is not None:
             wanted &= {self._column(name) for name in only}
         if not wanted:
-            raise UsageError(
-                "an answer among some classes (--only, --parent) that names no class", "Name others."
-            )
+            what = "an answer among some classes (--only, --parent) that names no class"
+            raise UsageError(what, "Name others.")
         return torch.tensor(sorted(wanted))
 
     def tree(self, columns: Tensor | None = None) -> ClassTree:
-        """The tree above the classes, or above those in some columns, int64."""
+        """Return the tree above the classes, or above those in some columns, int64."""
         classes = self.scorer.class_ids if columns is None else self.scorer.class_ids[columns]
         return tree_above(self.taxonomy, [self.names[i] for i in classes.tolist()])
 
@@ -207,7 +205,7 @@ class Answers:
         columns: Tensor,
         explain: int,
     ) -> list[tuple[tuple[RankScore, ...], RankScore | None]]:
-        """What each image's best class lies below, and the answer that its rank gives, with sentences."""
+        """Return the ancestors of each image's best class, and the answer at a rank, with sentences."""
         if tree is None:
             return [((), None)] * len(features)
         sums = tree.sums(probabilities)
@@ -218,7 +216,7 @@ class Answers:
             scores = tuple(RankScore(tree.names[n], tree.ranks[n], float(own[n])) for n in path)
             answer = None
             if node >= 0:
-                said = self._said(feature, row, tree.below(node), columns, explain)
+                said = self._said(feature, row, tree.below(node), columns, explain=explain)
                 answer = RankScore(tree.names[node], tree.ranks[node], float(own[node]), said)
             found.append((scores, answer))
         return found
@@ -226,23 +224,18 @@ class Answers:
     def _said(
         self, feature: Tensor, probabilities: Tensor, below: Tensor, columns: Tensor, explain: int
     ) -> tuple[SentenceShare, ...]:
-        """The first groups of sentences of the most probable classes below a node, each as much as its class.
+        """Return the first groups of sentences of the most probable classes below a node, weighted by these classes.
 
-        Args:
-            feature: Float [D], of the image.
-            probabilities: Float [C], of the classes in `columns`.
-            below: Int64, the places in `columns` of the classes that the node holds.
-            columns: Int64 [C].
-            explain: Groups of sentences.
+        `feature` is float [D], `probabilities` float [C] of the classes in `columns` int64 [C], `below` int64 the
+        places in `columns` of the classes below the node, and `explain` the number of groups.
         """
         if not explain:
             return ()
         chances = probabilities[below]
         parts, best = (chances / chances.sum()).topk(min(_SPOKESMEN, len(below)))
         found: dict[tuple[int, int], list[SentenceShare]] = {}
-        for class_id, part in zip(
-            self.scorer.class_ids[columns[below[best]]].tolist(), parts.tolist(), strict=True
-        ):
+        class_ids = self.scorer.class_ids[columns[below[best]]].tolist()
+        for class_id, part in zip(class_ids, parts.tolist(), strict=True):
             for share in self._shares(feature, class_id, None)[1]:
                 weighed = replace(share, percent=part * share.percent)
                 found.setdefault((class_id, share.group), []).append(weighed)
@@ -250,7 +243,7 @@ class Answers:
         return tuple(replace(share, group=n) for n, group in enumerate(groups) for share in group)
 
     def _read(self, images: Iterable[ImageSource | ReadImage], views: Crops) -> Iterator[list[ReadImage]]:
-        """Batches of labels, pixels and what was wrong; the next one is read while one is worked on."""
+        """Yield batches of labels, pixels and problems; the next batch is read while the caller works on one."""
 
         def read(image: ImageSource | ReadImage) -> ReadImage:
             if isinstance(image, ReadImage):
@@ -268,7 +261,7 @@ class Answers:
                 yield batch
 
     def features(self, images: Sequence[ImageSource], crops: int = 1) -> tuple[Tensor, list[str | None]]:
-        """Features [B, D] of the readable images, unnormalised, and for each image why it was not readable."""
+        """Return features [B, D] of the readable images, unnormalised, and why each image is unreadable, or None."""
         views = Crops(self.encoder, crops)
         features = [torch.empty(0, self.encoder.dim)]
         problems = list[str | None]()
@@ -279,7 +272,7 @@ class Answers:
         return torch.cat(features), problems
 
     def feature(self, image: ImageSource, crops: int = 1) -> Tensor:
-        """Feature [D] of an image, unnormalised.
+        """Return the feature [D] of an image, unnormalised.
 
         Raises:
             InputError: If it cannot be read.
@@ -290,7 +283,7 @@ class Answers:
         return features[0]
 
     def probabilities(self, images: Sequence[ImageSource], crops: int = 1) -> NDArray[np.float64]:
-        """As `Recognizer.predict_proba`: float64 [B, C]."""
+        """Return class probabilities, float64 [B, C], as `Recognizer.predict_proba`."""
         rows: list[NDArray[np.float64]] = [np.empty((0, len(self.scorer.class_ids)))]
         for start in range(0, len(images), _BATCH):
             part = images[start : start + _BATCH]
@@ -306,37 +299,38 @@ class Answers:
 
     @torch.inference_mode()
     def score(self, features: Tensor, retrieval: str = "faiss") -> tuple[FusedScores, Tensor]:
-        """As `Recognizer.score`; what it gives lies on the CPU."""
+        """Score features as `Recognizer.score`; the result lies on the CPU."""
         check_matrix("features", features, columns=self.scorer.saved.head.dim)
-        features, residual = features.to(self.device, non_blocking=True), torch.zeros(len(features))
+        residual = torch.zeros(len(features))
+        features = features.to(self.device, non_blocking=True)
         if self._used(retrieval, len(features)) == "exhaustive":
             found = self._placed.exhaustive(features)
         else:
             found, residual = self._retrieve(features)
-        if self.device.type != "cpu":  # in one piece: the device is waited for once
+        if self.device.type != "cpu":  # stacked, so that there is one transfer to wait for
             found = FusedScores(*torch.stack(list(found)).cpu())
         _check_finite(features, found)
         return found, residual.cpu()
 
     def _used(self, retrieval: str, images: int) -> str:
-        """`faiss` or `exhaustive`: what is used where `retrieval` is asked for, for so many images at once.
+        """Return `faiss` or `exhaustive`: the retrieval used for `images` at once where `retrieval` is requested.
 
-        By itself retrieval is used where it is quicker: on a CPU, with many anchors and an index that does not look at
-        all of them; for several images also with many anchors a class, since it looks at each class's prototype. A GPU
-        scores every class in no time.
+        `auto` uses the index where it is quicker: on a CPU, with many anchors and an index that does not search all of
+        them; for several images only with many anchors per class, since retrieval scores each class's prototype.
         """
         anchors = len(self.scorer.bank.vectors)
         classes = self.scorer.bank.num_classes
         quick = self.device.type != "cuda" and anchors >= MANY_ANCHORS
         quick = quick and (images == 1 or anchors >= _DENSE * classes)
         wanted = retrieval == "faiss" or (retrieval == "auto" and quick)
-        if not wanted or (index := self._index) is None:  # which is read now
+        index = self._index if wanted else None  # loaded only if it is wanted
+        if index is None or (retrieval == "auto" and index.kind in ("torch", "flat")):
             return "exhaustive"
-        return "exhaustive" if retrieval == "auto" and index.kind in ("torch", "flat") else "faiss"
+        return "faiss"
 
     @cached_property
     def _placed(self) -> Scorer:
-        """The scorer with its anchors and head on `device`; class numbers stay on the CPU."""
+        """The scorer with anchors and head on `device`; class ids stay on the CPU."""
         scorer = self.scorer
         if self.device.type == "cpu":
             return scorer
@@ -345,14 +339,14 @@ class Answers:
         return replace(scorer, loaded=replace(scorer.loaded, bank=bank), saved=saved)
 
     def _known(self, features: Tensor, level: float | None) -> list[tuple[bool | None, float | None]]:
-        """For each of features [B, D] whether it is of any class at all, and the likelihood that this is judged by."""
+        """Return for each of features [B, D] whether it is of any class at all, and the likelihood that decides it."""
         if level is None:
             return [(None, None)] * len(features)
         values = self._placed.log_likelihoods(features).amax(1).tolist()
         return [(value >= level, value) for value in values]
 
     def _retrieve(self, features: Tensor) -> tuple[FusedScores, Tensor]:
-        """Fused scores [B, C] and the residual probability [B]."""
+        """Return fused scores [B, C] and the residual probability [B], scoring only retrieved classes exactly."""
         scorer = self._placed
         index = self._index
         assert index is not None
@@ -362,23 +356,25 @@ class Answers:
             return scorer.resting(image if len(rows) == len(features) else image.rows(rows), text)
 
         head = scorer.saved.head
-        bank = scorer.bank
-        found = retrieve(features, head, bank, index, self._anchor_classes, image.scores, fuse)
+        classes = self._anchor_classes
+        found = retrieve(
+            features, head, scorer.bank, index, anchor_classes=classes, visual_scores=image.scores, fuse=fuse
+        )
         return found.fused, found.residual
 
     @cached_property
     def _anchor_classes(self) -> AnchorClasses:
-        """Anchor key to the position of its class, on `device`."""
+        """Positions of classes by anchor key, on `device`."""
         bank = self._placed.bank
         return AnchorClasses(self.scorer.loaded.keys.to(self.device), bank.class_of_row, bank.num_classes)
 
     def explain(self, image: ImageSource, name: str, crops: int = 1) -> ClassScore:
-        """As `Recognizer.explain`."""
+        """Explain an image's score of one class, as `Recognizer.explain`."""
         class_id = int(self.scorer.class_ids[self._column(name)])
         return self.explained(self.feature(image, crops), [class_id], None)[0]
 
     def _column(self, name: str) -> int:
-        """The column of a class."""
+        """Return the column of a class."""
         column = int(class_positions(self.scorer.class_ids, torch.tensor(self.classes.lookup(name))))
         if column < 0:
             raise MissingStepError(
@@ -388,12 +384,11 @@ class Answers:
         return column
 
     def explained(self, feature: Tensor, class_ids: Sequence[int], explain: int | None) -> list[ClassScore]:
-        """Scores of some classes for one image, with their first sentences by share; all classes are scored.
+        """Score some classes for one image, with their first sentences by share; all classes are scored.
 
         Args:
             feature: Float [D], unnormalised as the encoder gives it.
-            class_ids: Classes that are among the answers.
-            explain: Groups of sentences a class; None: all.
+            explain: Number of groups of sentences for each class; None: all.
         """
         fused, _ = self.score(feature[None], "exhaustive")
         columns = class_positions(self.scorer.class_ids, torch.tensor([class_ids]))
@@ -408,23 +403,23 @@ class Answers:
         columns: Tensor | None = None,
         neighbours: int = 0,
     ) -> list[tuple[ClassScore, ...]]:
-        """The scores of each image's classes, with their first groups of sentences.
+        """Return the scores of each image's classes, with their first groups of sentences.
 
         Args:
             features: Float [B, D].
             fused: Their scores.
             positions: Int64 [B, K], columns of `fused`.
-            explain: Groups of sentences a class; None: all.
-            columns: Int64, the classes that `fused` is about; None: all.
-            neighbours: Nearest training images of the first class of each image.
+            explain: Number of groups of sentences for each class; None: all.
+            columns: Int64, columns of the classes in `fused`; None: all.
+            neighbours: Number of nearest training images of each image's first class.
         """
         classes = self.scorer.class_ids if columns is None else self.scorer.class_ids[columns]
         rule = self.scorer.fusion.rule
         scale = float(self.scorer.saved.head.logit_scale.detach())
         told = torch.isin(classes, self.scorer.bank.class_ids)
         cosines = torch.where(told, fused.text_logits / scale, 0.0)
-        chances, cosines = (values.gather(1, positions) for values in (fused.probabilities, cosines))
-        values = classes[positions], chances, *parts_of(fused, positions, rule), cosines
+        chances = fused.probabilities.gather(1, positions)
+        values = classes[positions], chances, *parts_of(fused, positions, rule), cosines.gather(1, positions)
         unit = "probability" if rule == "paper" else "log-odds"
         features = features if explain == 0 else features.cpu()
         found = []
@@ -444,7 +439,7 @@ class Answers:
     def _shares(
         self, feature: Tensor, class_id: int, explain: int | None
     ) -> tuple[float, tuple[SentenceShare, ...]]:
-        """The cosine of an image with a class's sentences, and the first groups of these; none without any."""
+        """Return an image's cosine with a class's text and the first groups of sentences; 0 and () without anchors."""
         if class_id not in self.places:
             return 0.0, ()
         found = explain_class(self.scorer.saved.head, self.scorer.bank, self.places[class_id], feature)
@@ -453,7 +448,7 @@ class Answers:
         return float(found.cosine), tuple(share for _, _, share in told if share.group in first)
 
     def by_share(self, found: ClassExplanation) -> list[tuple[int, str, SentenceShare]]:
-        """A class's sentences, groups by the sum of their shares, each by falling share: place, id and record."""
+        """List a class's sentences as (place, id, record): groups by summed share, then by share, both descending."""
         first, last = self.scorer.bank.bounds[found.position : found.position + 2]
         texts = self.texts()
         groups = numbered(self._sayings[first:last])
@@ -474,7 +469,7 @@ class Answers:
 
     @cached_property
     def _sayings(self) -> list[Hashable]:
-        """What each anchor says that is a template around its class's name."""
+        """Group key of each anchor whose text is a template around its class's name, else None."""
         bank = self.scorer.bank
         texts = self.texts()
         owners = bank.class_ids[bank.class_of_row].tolist()
@@ -482,22 +477,20 @@ class Answers:
         return sayings(((owner, *one) for owner, one in zip(owners, told, strict=True)), self.names)
 
     def nearest(self, feature: Tensor, class_id: int, count: int) -> tuple[Neighbour, ...]:
-        """The training images of a class that are nearest to an image, by the cosine of stored vectors.
+        """Return the training images of a class that are nearest to an image, by the cosine of stored vectors.
 
         Args:
             feature: Float [D], unnormalised as the encoder gives it.
             class_id: The class.
-            count: How many, at most.
+            count: Number of images, at most.
 
         Raises:
             UsageError: If this is an exported folder, which has no training images.
             MissingStepError: If one of them has no vector.
         """
         if self.training_images is None:
-            raise UsageError(
-                "an exported folder has no training images to show as neighbours",
-                "Ask the workspace that it came from, or leave neighbours out.",
-            )
+            what = "an exported folder has no training images to show as neighbours"
+            raise UsageError(what, "Ask the workspace that it came from, or leave neighbours out.")
         rows, vectors = self.training_images(class_id)
         if not rows.num_rows:
             return ()
@@ -507,11 +500,11 @@ class Answers:
 
 
 def _check_finite(features: Tensor, found: FusedScores) -> None:
-    """See whether scores are numbers.
+    """Check that scores are finite numbers.
 
     Raises:
-        InputError: If features are not.
-        WorkspaceError: If what they were scored by is not sound.
+        InputError: If the features are not finite.
+        WorkspaceError: If the features are finite, so that the model's own values must be damaged.
     """
     good = (found.probabilities + found.visual_part + found.text_part + found.text_logits).isfinite().all(1)
     if bool(good.all()):
@@ -549,7 +542,7 @@ def load_answers(snapshot: Snapshot) -> Answers:
 
 
 def _training_images(snapshot: Snapshot, class_id: int) -> tuple[pa.Table, Tensor]:
-    """Ids and uris of a class's usable training images, and their unit vectors [N, D]."""
+    """Read the ids and URIs of a class's usable training images, and their unit vectors [N, D]."""
     where = f"split = 'train' AND class_id = {class_id} AND problem IS NULL"
     rows = snapshot.table("images", ["image_id", "uri"], where).sort_by("image_id")
     return rows, F.normalize(image_vectors_of(snapshot, rows["image_id"].to_pylist()), dim=1)
@@ -561,6 +554,6 @@ def _anchor_texts(snapshot: Snapshot) -> Texts:
 
 
 def texts_of(rows: pa.Table) -> Texts:
-    """The texts in rows that have `TEXT_COLUMNS`."""
-    ids, *columns = (rows[name].to_pylist() for name in TEXT_COLUMNS)
+    """Return the texts of rows that have `TEXT_COLUMNS`, by sentence id."""
+    ids, *columns = rows.select(TEXT_COLUMNS).to_pydict().values()
     return dict(zip(ids, zip(*columns, strict=True), strict=True))

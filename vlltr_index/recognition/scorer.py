@@ -1,5 +1,4 @@
-"""A workspace's commit as something that scores image features: anchors, head, generative model, fusion; and the tree
-above its classes, with the ranks that may answer."""
+"""Score image features by a commit's anchors, head, generative model and fusion; and the tree above its classes."""
 
 from __future__ import annotations
 
@@ -51,11 +50,11 @@ class Scorer:
     Attributes:
         loaded: The anchors.
         saved: The trained head.
-        stats: What is known of the classes' images.
+        stats: Statistics of the classes' images.
         class_ids: int64 [C], the class of each column.
         model: The generative model of the C classes; None for a head without parts of the rule `ours`.
         fusion: The rule.
-        merged: A class that was merged into another, to that one: its visual row is the other's now.
+        merged: Id of each merged class, to the class it was merged into, which has its visual row now.
     """
 
     loaded: LoadedBank
@@ -75,12 +74,12 @@ class Scorer:
         fusion: FusionConfig,
         merged: Mapping[int, int],
     ) -> Scorer:
-        """Put the parts together; a head without parts of the rule `ours` goes by the rule `paper`."""
+        """Build a scorer from its parts; a head without parts of the rule `ours` uses the rule `paper`."""
         bank = loaded.bank
         if saved.parts is None:
             rule = "paper" if fusion.rule == "ours" else fusion.rule
             fusion = fusion.model_copy(update={"rule": rule})
-            return cls(loaded, saved, stats, bank.class_ids, None, fusion, merged)
+            return cls(loaded, saved, stats, bank.class_ids, model=None, fusion=fusion, merged=merged)
         class_ids = torch.unique(torch.cat([bank.class_ids, stats.class_ids]))
         counts = torch.zeros(len(class_ids), dtype=torch.int64)
         sums = torch.zeros(len(class_ids), saved.head.dim, dtype=torch.float64)
@@ -90,7 +89,7 @@ class Scorer:
         sums[at] = stats.sums
         prototypes[class_positions(class_ids, bank.class_ids)] = bank.prototypes(True).float()
         model = GenerativeModel(saved.parts.shared, counts, sums, prototypes)
-        return cls(loaded, saved, stats, class_ids, model, fusion, merged)
+        return cls(loaded, saved, stats, class_ids, model=model, fusion=fusion, merged=merged)
 
     @property
     def bank(self) -> AnchorBank:
@@ -99,36 +98,37 @@ class Scorer:
 
     @property
     def row_owners(self) -> Tensor:
-        """int64 [C_v], the class each visual row belongs to now, after merges."""
+        """Class id of each visual row after merges, int64 [C_v]."""
         if not self.merged:
             return self.saved.class_ids
         return torch.tensor([self.merged.get(i, i) for i in self.saved.class_ids.tolist()])
 
     @property
     def trained(self) -> Tensor:
-        """bool [C], the classes that the head was trained on."""
+        """Mask of the classes that the head was trained on, bool [C]."""
         return torch.isin(self.class_ids, self.row_owners)
 
     def visual_sides(self) -> dict[int, str]:
-        """The classes that images are known of: `trained` on them, or by `images` that came later."""
+        """Return how images of each class are used: `trained` on them, or later `images`; classes without are left
+        out."""
         later = self.stats.class_ids.tolist() if self.model is not None else []
         return dict.fromkeys(later, "images") | dict.fromkeys(self.row_owners.tolist(), "trained")
 
     def visual_logits(self, features: Tensor) -> Tensor:
-        """Logits of the visual classifier, [B, C]; minus infinity for a class without a row."""
+        """Return the visual classifier's logits [B, C], minus infinity for a class without a row."""
         rows = self.saved.head.visual_logits(features)
         owners = self.row_owners
-        if torch.equal(owners, self.class_ids):  # each class has its row, in order: as a rule
+        if torch.equal(owners, self.class_ids):  # the usual case: every class has a row, in order
             return rows
         return class_logits(rows, class_positions(self.class_ids, owners), len(self.class_ids))
 
     def log_likelihoods(self, features: Tensor) -> Tensor:
-        """Of the generative model, [B, C]."""
+        """Return the generative model's log-likelihoods [B, C] of features [B, D], which are normalised first."""
         assert self.model is not None
         return self.model.log_likelihoods(unit_rows(features))
 
     def image_side(self, features: Tensor) -> ImageSide:
-        """What the visual side says: log-scores under `ours`, else the visual classifier's logits."""
+        """Score features by the visual side: log-scores under `ours`, else the visual classifier's logits."""
         if self.saved.parts is None or self.fusion.rule != "ours":
             logits = self.visual_logits(features)
             return ImageSide(logits, logits, self.trained, self.trained)
@@ -136,32 +136,32 @@ class Scorer:
         weights = self.saved.parts.weights
         likelihoods = self.log_likelihoods(features)
         visual = self.visual_logits(features) if weights.image else likelihoods
-        return image_side(visual, likelihoods, self.trained, self.model.counts > 0, weights)
+        return image_side(visual, likelihoods, self.trained, self.model.counts > 0, weights=weights)
 
     def text_logits(self, features: Tensor) -> Tensor:
-        """Text logits, [B, C]; a class without anchors has the mean of the others, neither for nor against it."""
+        """Return text logits [B, C]; a class without anchors gets the mean of the others."""
         if not self.bank.num_classes:
             return self.whole(features.new_zeros(len(features), 0))
         return self.whole(self.saved.head.text_logits(features, self.bank))
 
     def whole(self, bank_logits: Tensor) -> Tensor:
-        """Text logits of the anchors' classes [B, C_a] to logits of all classes [B, C]."""
+        """Expand text logits of the anchors' classes [B, C_a] to all classes [B, C]."""
         if self.bank.num_classes == len(self.class_ids):
             return bank_logits
-        missing = bank_logits.mean(1, keepdim=True).nan_to_num()  # there may be none at all
+        missing = bank_logits.mean(1, keepdim=True).nan_to_num()  # NaN if no class has an anchor
         logits = missing.expand(-1, len(self.class_ids)).clone()
         logits[:, class_positions(self.class_ids, self.bank.class_ids)] = bank_logits
         return logits
 
     def fuse(self, image: ImageSide, text_logits: Tensor) -> FusedScores:
-        """Put what the visual side says and `text_logits` [B, C] into one distribution."""
+        """Fuse the visual side's scores and text logits [B, C] into one distribution."""
         if self.fusion.rule != "ours":
             return fuse_protocol(image.scores, text_logits, self.fusion.rule, self.fusion.alpha)
         assert self.saved.parts is not None
         return fuse(image, text_logits, self.saved.parts.weights)
 
     def resting(self, image: ImageSide, text_logits: Tensor) -> tuple[FusedScores, Tensor]:
-        """Fused scores, and how much of an answer rests on each class's text logit [B, C]."""
+        """Return fused scores, and how much of an answer depends on each class's text logit, [B, C]."""
         fused = self.fuse(image, text_logits)
         if self.fusion.rule == "paper":
             return fused, fused.text_part
@@ -177,13 +177,13 @@ class Scorer:
         return FusedScores(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
     def held_out(self, what: str) -> tuple[float, HeldOutAnswers]:
-        """What images that were held out when the head was trained say: see `accept_above` and `held_out` of `Parts`.
+        """Return the acceptance level and the answers on the images held out in training; see `Parts`.
 
         Args:
-            what: What is asked of them, for the error.
+            what: The question that they are to answer, for the error message.
 
         Raises:
-            MissingStepError: If there were none.
+            MissingStepError: If no image was held out.
         """
         lacking = f"this head cannot say {what}: "
         if self.saved.parts is None:
@@ -205,7 +205,7 @@ class Scorer:
             is logged.
 
         Args:
-            tree: Of the classes that are answered among.
+            tree: The tree above the classes that may be the answer.
             columns: Int64 [C], the columns of these classes.
             min_accuracy: The accuracy, between 0 and 1.
 
@@ -221,7 +221,8 @@ class Scorer:
         told = ", ".join(f"{rank} from {100 * value:.0f} %" for rank, value in least.items()) or "none"
         if images < (needed := least_needed(min_accuracy)):
             told += f" (it takes {needed} at least)"
-        if later := int((class_positions(owners, classes) < 0).sum()):
+        later = int((class_positions(owners, classes) < 0).sum())
+        if later:
             told += f"; {many(later, 'class', 'classes')} that came later had no part in it"
         answered = tree.answers(tree.sums(answers.probabilities.float()), least) >= 0
         _log.info(
@@ -234,7 +235,7 @@ class Scorer:
         return least
 
     def with_rule(self, fusion: FusionConfig) -> Scorer:
-        """The same scorer with another rule.
+        """Return the same scorer with another fusion rule.
 
         Raises:
             MissingStepError: If the rule is `ours` and the head was trained for another protocol.
@@ -273,13 +274,14 @@ def load_scorer(snapshot: Snapshot) -> Scorer:
 
 
 def tree_above(taxonomy: Taxonomy, names: list[str]) -> ClassTree:
-    """The tree above classes, by their names in the order of the columns."""
-    parents, ranks = ({n: getattr(taxon, key) for n, taxon in taxonomy.items()} for key in ("parent", "rank"))
+    """Build the tree above classes, given by name in the order of the columns."""
+    parents = {name: taxon.parent for name, taxon in taxonomy.items()}
+    ranks = {name: taxon.rank for name, taxon in taxonomy.items()}
     return grow(parents, ranks, names)
 
 
 def classes_below(tree: ClassTree, classes: ClassTable, name: str) -> set[int]:
-    """The columns of the classes that a node holds; it goes by its name, or an alias of its class.
+    """Return the columns of the classes below a node, given by its name or an alias of its class.
 
     Raises:
         UnknownClassError: If there is no such node, naming close ones.

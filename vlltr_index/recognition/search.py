@@ -1,4 +1,4 @@
-"""Search the stored vectors: images by a text, sentences by an image or a text, and by their words."""
+"""Search the stored vectors: images by a text, sentences by an image or a text, also by their words."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.workspace import Workspace
 
-_DEEP = 10  # candidates of each ranking for each hit that is shown
+_DEEP = 10  # candidates from each ranking per hit
 _LEAST_DEEP = 100
 
 
 @dataclass(frozen=True)
 class ImageHit:
-    """An image and the cosine similarity of its vector to the query's."""
+    """An image and the cosine of its vector with the query's."""
 
     image_id: str
     class_id: int
@@ -42,14 +42,14 @@ class ImageHit:
 
 @dataclass(frozen=True)
 class ImageSearch:
-    """The images nearest to a text.
+    """Result of a search for images by a text.
 
     Attributes:
         query: The text.
-        searched: Images with a vector that were compared.
-        without_vector: Images that could not be.
+        searched: Number of images with a vector, which were compared.
+        without_vector: Number of images without one.
         hits: Best first.
-        base: The same with the encoder that training started from, where that was asked for.
+        base: The same with the encoder that training started from, if `compare` was given.
     """
 
     query: str
@@ -61,10 +61,9 @@ class ImageSearch:
 
 @dataclass(frozen=True)
 class SentenceHit:
-    """A sentence and the cosine similarity of its vector to the query's.
+    """A sentence and the cosine of its vector with the query's.
 
-    `by_vector` and `by_words` are its ranks, from 1, in the two rankings of a hybrid search; null where it is not in
-    one.
+    `by_vector` and `by_words` are its ranks, from 1, in the two rankings of a hybrid search, or None.
     """
 
     sentence_id: str
@@ -81,7 +80,7 @@ class SentenceHit:
 
 @dataclass(frozen=True)
 class SentenceSearch:
-    """The sentences nearest to an image or a text, best first; `searched` are those with a vector."""
+    """Result of a search for sentences, best first; `searched` counts the sentences with a vector."""
 
     query: str
     kind: Literal["image", "text"]
@@ -99,7 +98,7 @@ def search_images(
     compare: bool = False,
     progress: Progress | None = None,
 ) -> ImageSearch:
-    """The images whose stored vectors are nearest to a text's, exactly.
+    """Find the images whose stored vectors are nearest to a text's, exactly.
 
     Args:
         workspace: With embedded images.
@@ -128,8 +127,8 @@ def search_images(
             with workspace.transaction("search images --compare") as tx:
                 for name in sorted(set(images["split"].to_pylist())):
                     embed_images(tx, base_encoder, name, progress=progress)
-        base, _ = _nearest_images(snapshot, images, base_encoder, text, top)
-    return ImageSearch(text, searched, images.num_rows - searched, hits, base)
+        base, _ = _nearest_images(snapshot, images, base_encoder, text, top=top)
+    return ImageSearch(text, searched, images.num_rows - searched, hits, base=base)
 
 
 def _check_text(text: str) -> None:
@@ -141,7 +140,7 @@ def _check_text(text: str) -> None:
 
 
 def _images(snapshot: Snapshot, split: str | None) -> pa.Table:
-    """The usable images of classes in use."""
+    """Read the usable images of classes in use."""
     where = f"problem IS NULL AND {one_of('class_id', snapshot.class_table().ids)}"
     where += f" AND split = {quote(split)}" if split else ""
     rows = snapshot.table("images", ["image_id", "class_id", "split", "uri"], where)
@@ -171,9 +170,10 @@ def _starting_encoder(snapshot: Snapshot) -> Encoder:
 def _nearest_images(
     snapshot: Snapshot, images: pa.Table, encoder: Encoder, text: str, top: int
 ) -> tuple[tuple[ImageHit, ...], int]:
-    """The hits, and how many images were compared."""
+    """Return the nearest images, and how many images were compared."""
     query = encoder.encode_texts([text])[0]
-    ranked = _ranked(snapshot, image_vectors_name(encoder.image_fp), images, "image_id", query, "view = 0")
+    name = image_vectors_name(encoder.image_fp)
+    ranked = _ranked(snapshot, name, images, "image_id", query=query, where="view = 0")
     names = snapshot.class_table().names
     hits = [ImageHit(class_name=names[row["class_id"]], **row) for row in ranked.slice(0, top).to_pylist()]
     return tuple(hits), ranked.num_rows
@@ -182,15 +182,15 @@ def _nearest_images(
 def _ranked(
     snapshot: Snapshot, table: str, rows: pa.Table, key: str, query: Tensor, where: str | None = None
 ) -> pa.Table:
-    """Those of `rows` that have a vector, nearest first; equal ones by their first column.
+    """Sort those of `rows` that have a vector by cosine, nearest first; ties by their first column.
 
     Args:
         snapshot: Where the vectors are.
-        table: Name of the table of vectors; it need not be there.
-        rows: What is searched.
-        key: The column that names a row's vector.
+        table: Name of the table of vectors; it need not exist.
+        rows: Rows to search.
+        key: The column that holds the key of a row's vector.
         query: Float [D], unnormalised.
-        where: Which vectors count.
+        where: SQL condition on the vectors.
 
     Returns:
         The rows with their cosine in a new column `similarity`.
@@ -217,7 +217,7 @@ def search_sentences(
     hybrid: bool | None = None,
     is_image: bool = False,
 ) -> SentenceSearch:
-    """The sentences whose stored vectors are nearest to an image's or a text's, exactly.
+    """Find the sentences whose stored vectors are nearest to an image's or a text's, exactly.
 
     A hybrid search ranks them by their words too (BM25) and fuses both rankings by reciprocal rank.
 
@@ -251,19 +251,25 @@ def search_sentences(
         vector = crops.features([read_image(query, crops.pixels)])[0].cpu()
     else:
         vector = encoder.encode_texts([query])[0]
-    ranked = _ranked(snapshot, sentence_vectors_name(encoder.text_fp), rows, "text_hash", vector)
+    ranked = _ranked(snapshot, sentence_vectors_name(encoder.text_fp), rows, "text_hash", query=vector)
     if not ranked.num_rows:
         raise MissingStepError("no sentence has been embedded with this encoder", "Run: vlltr embed")
     use_words = not is_image if hybrid is None else hybrid
-    best = _with_words(snapshot, ranked, query, where, top) if use_words else ranked.slice(0, top)
-    hits = _sentence_hits(snapshot, best)
-    return SentenceSearch(query, "image" if is_image else "text", use_words, ranked.num_rows, hits)
+    best = _with_words(snapshot, ranked, query, where, top=top) if use_words else ranked.slice(0, top)
+    return SentenceSearch(
+        query=query,
+        kind="image" if is_image else "text",
+        hybrid=use_words,
+        searched=ranked.num_rows,
+        hits=_sentence_hits(snapshot, best),
+    )
 
 
 def _with_words(snapshot: Snapshot, ranked: pa.Table, words: str, where: str, top: int) -> pa.Table:
-    """The best `top` by vector and by words together, with their ranks; equal ones by similarity."""
+    """Return the best `top` rows by vector and words together, with both ranks; ties by similarity."""
     deep = max(_LEAST_DEEP, _DEEP * top)
-    found = snapshot.full_text("sentences", "text", words, where, deep)["sentence_id"].combine_chunks()
+    keys = snapshot.full_text("sentences", "text", words, where, limit=deep)
+    found = keys["sentence_id"].combine_chunks()
     by_words = pc.add(pc.index_in(ranked["sentence_id"], value_set=found), 1)
     ranked = ranked.append_column("by_words", by_words)
     near = ranked.slice(0, deep)
@@ -285,10 +291,10 @@ def _sentence_hits(snapshot: Snapshot, best: pa.Table) -> tuple[SentenceHit, ...
 
 
 def is_image_path(query: str) -> bool:
-    """Whether a query ends as the name of an image file does.
+    """Say whether a query ends like the name of an image file.
 
     Raises:
-        InputError: If it ends as an image does, and there is no such file.
+        InputError: If it ends like an image, and there is no such file.
     """
     if not query.casefold().endswith(ENDINGS):
         return False

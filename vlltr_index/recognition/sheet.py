@@ -1,4 +1,4 @@
-"""Contact sheets: pictures in a grid, each with a caption under it."""
+"""Draw contact sheets: pictures in a grid, each with a caption."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 _SIDE = 160  # pixels of a picture, at most
 _GAP = 12
 _LINE = 17
-_LONGEST = 500  # characters of a line that are looked at
+_LONGEST = 500  # characters of a line that are measured
 _PAPER = "white"
 _INK = "#1a1a1a"
 _GREY = "#595959"
@@ -26,7 +26,7 @@ _ENLARGED = 96  # smaller pictures are enlarged by a whole factor, so that their
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture and the lines under it: the first in ink, the others in grey."""
+    """A picture and the lines of its caption: the first in black, the others in grey."""
 
     source: bytes | str
     lines: tuple[str, ...]
@@ -41,7 +41,7 @@ class Panel:
 
 
 def check_target(path: Path) -> Path:
-    """`path`, if a sheet can be written there.
+    """Return `path` if a sheet can be written there.
 
     Raises:
         UsageError: If its ending names no picture format.
@@ -73,12 +73,12 @@ def write_sheet(path: Path, title: str, panels: Sequence[Panel], columns: int = 
 
 
 def contact_sheet(title: str, panels: Sequence[Panel], columns: int = 5) -> Image.Image:
-    """Panels side by side under a title. A picture that cannot be read is an empty frame that says so.
+    """Draw panels side by side under a title; an unreadable picture becomes an empty frame that says so.
 
     Args:
-        title: Above all of it.
+        title: Title of the sheet.
         panels: One or more.
-        columns: Pictures beside each other in a panel, at most.
+        columns: Pictures in a row of a panel, at most.
     """
     columns = max(1, min(columns, max(len(panel.pictures) for panel in panels)))
     lines = max((len(p.lines) for panel in panels for p in panel.pictures), default=1)
@@ -100,12 +100,13 @@ def contact_sheet(title: str, panels: Sequence[Panel], columns: int = 5) -> Imag
             draw.text((left + _GAP, top - 4), text, fill=_GREY, font=_font(14))
         for at, picture in enumerate(panel.pictures):
             x = left + _GAP + at % columns * (_SIDE + _GAP)
-            _place(sheet, draw, picture, x, top + heading + at // columns * cell)
+            y = top + heading + at // columns * cell
+            _place(sheet, draw, picture, x, y=y)
     return sheet
 
 
 def _place(sheet: Image.Image, draw: ImageDraw.ImageDraw, picture: Picture, x: int, y: int) -> None:
-    """One picture, centred in its square, and its caption."""
+    """Draw one picture, centred in its square, and its caption."""
     try:
         image = _scaled(open_image(picture.source))
         sheet.paste(image, (x + (_SIDE - image.width) // 2, y + (_SIDE - image.height) // 2))
@@ -134,8 +135,9 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 def _fit(
     draw: ImageDraw.ImageDraw, text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont
 ) -> str:
-    """`text` on one line, cut with three dots where it is too long."""
-    text = shown = " ".join(text.split())[:_LONGEST]
+    """Put `text` on one line, cut with three dots if it is too long."""
+    text = " ".join(text.split())[:_LONGEST]
+    shown = text
     while draw.textlength(shown, font) > width and text:
         text = text[:-1].rstrip()
         shown = text + "..."

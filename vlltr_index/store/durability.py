@@ -1,12 +1,12 @@
-"""How LanceDB's tables in a folder outlast a power cut: LanceDB writes without a sync.
+"""Make LanceDB's tables in a folder survive a power cut, since LanceDB writes without a sync.
 
 Before a commit is written, `sync_changed` makes durable what was written to the tables since the one before it. What
-was written after the newest commit may be lost, or be there by name alone, without its bytes. No commit rests on that;
+was written after the newest commit may be lost, or be there as a name without content. No commit depends on that;
 but LanceDB does not open a table whose newest manifest is empty, not even at an older version. `recover` removes it.
 
 The tables of vectors lie outside the commits, and what an interrupted command wrote to them is used by the next one. So
-they are synced after each write (`keep`); the versions that are durable are listed in `lance/synced.json`, and what is
-newer than that is removed.
+they are synced after each write (`keep`); the durable versions are listed in `lance/synced.json`, and newer ones are
+removed.
 
 A table is the folder `NAME.lance`; a version of it is a file in `_versions` that ends with the letters LANC, a tag a
 file of JSON in `_refs/tags`.
@@ -41,7 +41,7 @@ def sync_changed(folder: Path, since: Path | None) -> int:
         How many files and folders were synced.
     """
     start = 0 if since is None else since.stat().st_mtime_ns - _COARSE
-    if start > time.time_ns():  # the clock was set back
+    if start > time.time_ns():  # the clock was set back, so sync everything
         start = 0
     changed = list(_changed(folder, start))
     sync_all(changed)
@@ -49,7 +49,7 @@ def sync_changed(folder: Path, since: Path | None) -> int:
 
 
 def _changed(folder: Path, start: int) -> Iterator[Path]:
-    """The folder and what is in it, where it changed since a time in nanoseconds."""
+    """Yield the folder and its content as far as it changed since `start`, in nanoseconds."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir():
@@ -61,7 +61,7 @@ def _changed(folder: Path, start: int) -> Iterator[Path]:
 
 
 def keep(lance: Path, name: str, version: int) -> None:
-    """Make a table of vectors durable, and list its version as the newest that is.
+    """Make a table of vectors durable, and list its version as the newest durable one.
 
     Args:
         lance: The folder of the tables.
@@ -78,14 +78,14 @@ def keep(lance: Path, name: str, version: int) -> None:
 
 
 def give_up(lance: Path, name: str) -> None:
-    """Take a table of vectors, which was removed, from the list."""
+    """Remove a deleted table of vectors from the list."""
     known = kept(lance)
     if known.pop(name, None) is not None:
         _write(lance, known)
 
 
 def kept(lance: Path) -> dict[str, int]:
-    """The durable version of each table of vectors; one that is not listed is from before there was a list."""
+    """Read the durable version of each table of vectors; tables from before there was a list are not in it."""
     try:
         return {str(name): int(version) for name, version in json.loads((lance / _LIST).read_bytes()).items()}
     except (FileNotFoundError, ValueError, TypeError, AttributeError):
@@ -93,9 +93,9 @@ def kept(lance: Path) -> dict[str, int]:
 
 
 def remove_versions(lance: Path, name: str, but: Container[int]) -> None:
-    """Remove all versions of a table but some; files that only they needed are then of none.
+    """Remove all versions of a table except some; files that only they needed become unused.
 
-    LanceDB itself removes versions before the oldest tagged one alone, and a killed command leaves its own after that.
+    LanceDB itself removes only versions before the oldest tagged one, and those of a killed command are newer.
     """
     for version, path in list(_manifests(lance / f"{name}{_SUFFIX}")):
         if version not in but:
@@ -107,7 +107,7 @@ def _write(lance: Path, versions: Mapping[str, int]) -> None:
 
 
 def is_whole(lance: Path) -> bool:
-    """Whether each table's newest manifest is whole, and no table of vectors is newer than the list says."""
+    """Say whether each table's newest manifest is complete, and no table of vectors is newer than listed."""
     durable = kept(lance)
     for name, folder in _tables(lance):
         newest = max(_manifests(folder), default=None)
@@ -123,8 +123,8 @@ def recover(lance: Path, commit: int, committed: Mapping[str, int]) -> list[str]
 
     Args:
         lance: The folder of the tables.
-        commit: Number of the newest commit. Its tags, and those of the ones before, are left alone, damaged or not.
-        committed: The versions that it names; so are these, and those before.
+        commit: Number of the newest commit. Its tags and those of earlier commits are left alone, damaged or not.
+        committed: The table versions that it names; these and earlier ones are left alone, too.
 
     Returns:
         Names of the tables that something was removed from.
@@ -144,7 +144,7 @@ def recover(lance: Path, commit: int, committed: Mapping[str, int]) -> list[str]
 
 
 def _tags_after(folder: Path, commit: int) -> Iterator[Path]:
-    """The tags of a table but for those of commits up to `commit`."""
+    """Yield the tags of a table except those of commits up to `commit`."""
     for path in (folder / "_refs" / "tags").glob("*.json"):
         number = path.stem.removeprefix("c")
         if not number.isdigit() or int(number) > commit:
@@ -152,9 +152,9 @@ def _tags_after(folder: Path, commit: int) -> Iterator[Path]:
 
 
 def sweep(lance: Path, name: str) -> None:
-    """Remove the unfinished files of a table's killed writers, which LanceDB's cleaning leaves, and sync the others.
+    """Remove unfinished files that killed writers left, which LanceDB's cleaning does not, and sync the others.
 
-    Call it only while nobody writes. Afterwards a tag may say that the newest version can be gone on from.
+    Call it only while nobody writes. Afterwards the newest version may be tagged as one that writers can continue from.
     """
     folder = lance / f"{name}{_SUFFIX}"
     for path in folder.rglob("*"):
@@ -164,7 +164,7 @@ def sweep(lance: Path, name: str) -> None:
 
 
 def _tables(lance: Path) -> Iterator[tuple[str, Path]]:
-    """Name and folder of each table."""
+    """Yield the name and folder of each table."""
     with suppress(FileNotFoundError), os.scandir(lance) as entries:
         for entry in entries:
             if entry.name.endswith(_SUFFIX):
@@ -172,7 +172,7 @@ def _tables(lance: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _manifests(folder: Path) -> Iterator[tuple[int, Path]]:
-    """Version and file of each manifest of a table."""
+    """Yield the version and file of each manifest of a table."""
     with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder / "_versions") as entries:
         for entry in entries:
             stem, _, suffix = entry.name.partition(".")
@@ -181,7 +181,7 @@ def _manifests(folder: Path) -> Iterator[tuple[int, Path]]:
 
 
 def _ends(path: Path) -> bool:
-    """Whether a manifest has its end."""
+    """Say whether a manifest is complete, that is, ends with the letters LANC."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - len(_END)))

@@ -1,4 +1,4 @@
-"""Which training images and classes stage 1 does not see, so that parts can be weighed and offsets fitted on them."""
+"""Choose the training images and classes that stage 1 is not trained on, to fit fusion weights and offsets on them."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ if TYPE_CHECKING:
     from vlltr_index.store.snapshot import Snapshot
 
 
-SHARE = 10  # one training image in ten is kept out, at most
-LEAST_LEFT = 2  # images that a class keeps
-SMALL = 5  # images of a group that always stays whole
-CLASS_SHARE = 50  # one class in so many is kept out
+SHARE = 10  # at most one training image in this many is held out
+LEAST_LEFT = 2  # images that are left of every class
+SMALL = 5  # groups of up to this many images always stay whole
+CLASS_SHARE = 50  # one class in this many is held out
 MOST_CLASSES = 20
-LEAST_CLASSES = 100  # below it none is
-LEAST_IMAGES = 10  # that a class kept out has
+LEAST_CLASSES = 100  # with fewer classes none is held out
+LEAST_IMAGES = 10  # images that a held-out class has at least
 _FILE = "held_out.json"
 
 
 @dataclass(frozen=True)  # pydantic's
 class HeldOut:
-    """What a stage 1 did not see.
+    """Images and classes that a stage 1 was not trained on.
 
     Attributes:
-        images: Ids of images of the classes that it saw, without the side that the workspace keeps them at.
-        classes: Classes kept out with all their images and sentences.
+        images: Ids of held-out images of the other classes, without the suffix of their stored size.
+        classes: Ids of classes held out with all their images and sentences.
     """
 
     images: frozenset[str] = frozenset()
@@ -48,11 +48,11 @@ class HeldOut:
 
     @classmethod
     def of(cls, image_ids: Iterable[str], classes: frozenset[int] = frozenset()) -> HeldOut:
-        """From ids with their sides."""
+        """Build from image ids with their suffix of the stored size."""
         return cls(frozenset(map(_without_side, image_ids)), classes)
 
     def has(self, image_id: str) -> bool:
-        """Whether an image is one of `images`, at whatever side it is kept now."""
+        """Say whether an image is held out, whatever size it is stored at now."""
         return _without_side(image_id) in self.images
 
 
@@ -67,12 +67,13 @@ def choose_held_out(
     content_hashes: Sequence[str | None],
     most: int,
 ) -> list[int]:
-    """Choose images to keep out of training: `most`, or a tenth if that is less; never one of a class's last two.
+    """Choose images to hold out of training: `most`, or a tenth if that is less; never one of a class's last two.
 
-    Half of them are whole groups, in a fixed pseudo-random order, each taken if it fits in what is left; images without
-    a group go with those of equal content. The other half stands for all classes alike: one image of each class, then a
-    second of each, and so on. There too groups stay whole, but for those of more than 5 images and a tenth of `most`: a
-    few large groups would not stand for all classes. The choice does not depend on the order of the images.
+    Half of them are whole groups, in a fixed pseudo-random order, each taken if it fits the remaining budget; images
+    without a group form one with those of equal content. The other half covers all classes evenly: one image of each
+    class, then a second of each, and so on. Groups stay whole there too, except those of more than 5 images and a tenth
+    of `most`, since a few large groups would not cover all classes. The choice does not depend on the order of the
+    images.
 
     Args:
         image_ids: N different ids.
@@ -115,7 +116,7 @@ def choose_held_out(
 
 
 def choose_held_out_classes(images: Mapping[str, int]) -> list[str]:
-    """Choose classes to keep out of training: one in 50, at most 20, among those with 10 images or more, by hash.
+    """Choose classes to hold out of training: one in 50, at most 20, among those with 10 images or more, by hash.
 
     Args:
         images: How many training images each class has, by its name; below 100 classes none is chosen.
@@ -129,34 +130,38 @@ def choose_held_out_classes(images: Mapping[str, int]) -> list[str]:
 def without_names(
     told: Mapping[int, list[str]], names: Mapping[int, str], left_out: Sequence[int]
 ) -> dict[int, list[str]]:
-    """The texts of each class without those that give a left-out class's name away.
+    """Return the texts of each class without those that contain a left-out class's name.
 
-    A class whose own name holds a left-out one keeps them: they could say nothing else. Another may be left with none.
+    A class whose own name contains a left-out one keeps its texts, since all would contain it. Another class may be
+    left without any.
     """
     patterns = [re.compile(rf"\b{re.escape(names[i].casefold())}\b") for i in left_out]
-    # One pass with all names at once; the few hits are then looked at name by name.
+    # One pass with all names at once is quick; only its few hits are searched for each name.
     every = re.compile("|".join(p.pattern for p in patterns) or r"(?!)")
-    found = {}
+    found: dict[int, list[str]] = {}
     for i, texts in told.items():
         telling = [p for p in patterns if not p.search(names[i].casefold())]
-        spoken = ((text, text.casefold()) for text in texts)
-        found[i] = [t for t, low in spoken if not (every.search(low) and any(p.search(low) for p in telling))]
+        found[i] = []
+        for text in texts:
+            low = text.casefold()
+            if not (every.search(low) and any(p.search(low) for p in telling)):
+                found[i].append(text)
     return found
 
 
 def _order(key: str) -> str:
-    """A fixed pseudo-random order that depends on nothing but the key."""
+    """Return a sort key for a fixed pseudo-random order that depends on nothing but `key`."""
     return hashlib.sha256(f"hold out:{key}".encode()).hexdigest()
 
 
 def write_held_out(held: HeldOut, folder: Path) -> None:
-    """Keep what a stage 1 did not see with its checkpoint in `folder`."""
+    """Write the held-out images and classes to a file in the checkpoint `folder`."""
     values = {"images": sorted(held.images), "classes": sorted(held.classes)}
     (folder / _FILE).write_text(json.dumps(values, indent=0) + "\n", encoding="utf-8")
 
 
 def read_held_out(folder: Path) -> HeldOut:
-    """What the stage 1 whose checkpoint is in `folder` did not see; nothing where the checkpoint does not say.
+    """Read the images and classes that the checkpoint in `folder` was not trained on; none if it has no such file.
 
     Raises:
         WorkspaceError: If the file is damaged.
@@ -184,10 +189,11 @@ def held_images(snapshot: Snapshot) -> frozenset[str]:
 
 
 def score_image_rows(snapshot: Snapshot, config: SelectConfig, held: frozenset[str]) -> pa.Table:
-    """The images that sentences are scored against: rows of class_id, content_hash and image_id, in this order.
+    """Return the images that sentences are scored against: rows of class_id, content_hash and image_id, in this
+    order.
 
-    Of each class in the split those with the smallest content hashes, so that the order they came in does not matter;
-    those that are `held` out, of no class, or cannot be read are not among them.
+    Of each class in the split these are the images with the smallest content hashes, whatever the order in which they
+    were ingested. Images that are `held` out, have no class, or cannot be read are left out.
     """
     where = f"split = {quote(config.split)} AND class_id IS NOT NULL AND problem IS NULL"
     columns = ["class_id", "content_hash", "image_id"]

@@ -1,4 +1,4 @@
-"""Records to rows of the workspace's tables, and class names to class numbers."""
+"""Convert records to rows of the workspace's tables, and class names to class ids."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ U = TypeVar("U")
 
 
 def image_id(split: str, source: str, side: int | None = None) -> str:
-    """The key of an image: what it is called in its source, within its split, and the side it is kept at, if any."""
+    """Return the id of an image, from its split, its name in the source, and the size it is stored at, if any."""
     hashed = hashlib.sha256(f"{split}\0{source}".encode()).hexdigest()[:32]
     return hashed if side is None else f"{hashed}-{side}"
 
@@ -37,7 +37,7 @@ def image_id(split: str, source: str, side: int | None = None) -> str:
 def image_row(
     record: ImageRecord, found: Probe, class_id: int | None, side: int | None = None
 ) -> dict[str, Any]:
-    """A row of the table `images`; its bytes are in it where the record has them."""
+    """Build a row of the table `images`, with the image's bytes if the record has them."""
     return {
         "image_id": image_id(record.split, record.source, side),
         "content_hash": found.content_hash,
@@ -53,9 +53,9 @@ def image_row(
 
 
 def image_rows(images: Mapping[int, Sequence[ImageRecord]]) -> pa.Table:
-    """Rows of the table `images` for the images of each class, each decoded to see whether it can be used.
+    """Build rows of the table `images` for the images of each class; each is decoded to check that it can be used.
 
-    An image's key is made of its path and content: a file that changed is another image.
+    An image's id is made of its path and content: a changed file is another image.
     """
     owned = [(class_id, record) for class_id, records in images.items() for record in records]
     probes = probe_all([record for _, record in owned])
@@ -67,16 +67,16 @@ def image_rows(images: Mapping[int, Sequence[ImageRecord]]) -> pa.Table:
 
 
 def probe_all(records: Sequence[ImageRecord], known: Mapping[str, Probe] | None = None) -> list[Probe]:
-    """Probe images on all cores; `known` are good probes by content hash, which spare the decoding."""
+    """Probe images on all cores; images whose content hash is in `known` are not decoded again."""
     return _on_all_cores(lambda record: probe(record, known=known), records)
 
 
 def with_stored_bytes(
     records: Sequence[ImageRecord], probes: Sequence[Probe], side: int
 ) -> list[tuple[ImageRecord, Probe]]:
-    """The records with their bytes, reduced to `side` (see `reduced_bytes`), and their probes.
+    """Return the records with their bytes, reduced to `side` (see `reduced_bytes`), and their probes.
 
-    What cannot be read stays as it is; what cannot be reduced gets a problem.
+    Images that cannot be read stay as they are; those that cannot be reduced get a problem.
     """
 
     def reduce(pair: tuple[ImageRecord, Probe]) -> tuple[ImageRecord, Probe]:
@@ -99,7 +99,7 @@ def _on_all_cores(work: Callable[[T], U], items: Sequence[T]) -> list[U]:
 def sentence_rows(
     sentences: Mapping[int, Iterable[SentenceRecord]], known: Callable[[str], bool] | None = None
 ) -> pa.Table:
-    """Rows of the table `sentences` for the sentences of each class: the first of those that are the same.
+    """Build rows of the table `sentences` for the sentences of each class; of duplicates the first is kept.
 
     Two sentences of a class are the same if they differ only in case, white space or invisible characters. Empty
     ones, and those whose sentence_id is `known`, are left out.
@@ -126,7 +126,8 @@ def sentence_rows(
 def resolve_classes(
     tx: Transaction, names: Sequence[str], create: Callable[[str], bool]
 ) -> dict[str, int | None]:
-    """The class of each of a source's names; new classes are made where `create` allows it, else None.
+    """Return the class id of each of a source's names; unknown names get a new class if `create` allows it, else
+    None.
 
     A name that is not known as it is written may differ in case, unless the source uses the known spelling too.
 
@@ -155,9 +156,9 @@ def resolve_classes(
 
 
 def known_names(tx: Transaction, names: ClassNames) -> ClassNames:
-    """`names` as the workspace has them: a class that it knows by an alias alone goes by its name there.
+    """Replace names by the workspace's own, where it knows a class by an alias only.
 
-    Folders of ImageNet, for one, are named by WordNet ids; who has ingested them has classes of that name.
+    For example, ImageNet's folders are named by WordNet ids, so that a workspace has classes of these names.
 
     Raises:
         UnknownClassError: If a name fits two of the workspace's classes equally well.
@@ -173,27 +174,28 @@ def known_names(tx: Transaction, names: ClassNames) -> ClassNames:
 def note_aliases(
     tx: Transaction, given: ClassNames, used: ClassNames, classes: Mapping[str, int | None]
 ) -> None:
-    """Give classes the other names that their benchmark has for them, unless another class goes by one.
+    """Add a benchmark's other names to classes as aliases, except for names that another class has.
 
     Args:
         tx: The open transaction.
-        given: Names and aliases as the benchmark has them.
-        used: What `known_names` made of them.
+        given: Names and aliases of the benchmark.
+        used: The result of `known_names` for them.
         classes: The class of each name of `used` that occurred.
     """
     table = tx.class_table()
     rows = {row["class_id"]: row for row in tx.table("classes").to_pylist()}
     for name, shown, aliases in zip(given.names, used.names, given.aliases, strict=True):
-        if (class_id := classes.get(shown)) is not None:
+        class_id = classes.get(shown)
+        if class_id is not None:
             rows[class_id]["aliases"] += [a for a in (name, *aliases) if a not in table]
     tx.upsert("classes", pa.Table.from_pylist(list(rows.values()), schema=CLASSES))
 
 
 def file_of(uri: str) -> str:
-    """The file behind an image's address: the Parquet file of a row."""
+    """Return the path of the file behind an image's URI: for a row of a Parquet file, that file."""
     return uri if is_address(uri) or Path(uri).exists() else uri.rpartition("#")[0] or uri
 
 
 def is_gone(uri: str) -> bool:
-    """Whether the file at an image's address is no longer there; of one in object storage that is not known."""
+    """Say whether the file at an image's URI no longer exists; False for object storage, where it is not checked."""
     return not (is_address(uri) or Path(file_of(uri)).exists())

@@ -1,8 +1,8 @@
-"""What answers rest on beside encoder, head and index, as objects that never change: the parts that a commit names.
+"""Parts: objects that a commit names, with the rows that answers are computed from, beside encoder, head and index.
 
-A part holds rows of the tables below, and says which of its tables it holds whole and which keys are gone. The first
-one of a commit holds all of them whole; each later one what a command changed. So a reader needs no table of the
-database, and sees by the digests whether what it reads is what was written.
+A part holds rows of the tables below, and lists the tables that it holds whole and the keys that are gone. The first
+part of a commit holds all tables whole; each later one what a command changed. So a reader needs no table of the
+database, and the digests show whether the files are unchanged.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ TABLES = {
     "anchors": "anchor_key",
     "ranks": "anchor_key",
 }
-"""The tables of a part and their keys. The first three are the workspace's. `anchors` has what never changes of an
-anchor, its vector and its text too; `ranks` has its rank and its loss, which new images change for all anchors."""
+"""The tables of a part and their keys. The first three are the workspace's. `anchors` has the columns of an anchor that
+never change, with its vector and text; `ranks` has its rank and loss, which new images change for all anchors."""
 
 _LINKS = (
     ("anchors", "ranks", "anchor_key"),
@@ -41,28 +41,28 @@ _LINKS = (
     ("class_stats", "classes", "class_id"),
 )
 _COPIED = ("classes", "taxonomy", "class_stats")
-_EDITED = ("classes", "taxonomy")  # commands read rows of these, and write them back with something changed
+_EDITED = ("classes", "taxonomy")  # commands read rows of these, and write them back with a change
 _TEXT = ("text", "source", "source_ref", "licence")
 _SOURCES = ("anchors", "sentences", "sentence_scores")  # of the parts' `anchors` and `ranks`
 _ANCHOR = ["anchor_key", "class_id", "sentence_id"]
 _SENTENCE = ["sentence_id", "text_hash", *_TEXT]
-_FEW = 2000  # keys that are worth a condition instead of a scan
-_ROWS = 65_536  # a batch in a file
-_SHARE = 8  # what changed may be the base's size divided by this
-_KEPT = 256  # parts that stay open
+_FEW = 2000  # up to so many keys a SQL condition is quicker than a scan
+_ROWS = 65_536  # rows of a batch in a file
+_SHARE = 8  # later parts may together have this fraction (1/8) of the base's size
+_KEPT = 256  # parts that are cached
 _DOCTOR = "See what is damaged: vlltr doctor"
 _SELECT = f"{_DOCTOR}; or select again: vlltr select"
 _BACK = "Bring the table's folder below lance/ back from a backup."
 
 
 class PartFacts(BaseModel):
-    """The file `part.json`.
+    """Content of the file `part.json`.
 
     Attributes:
-        format: Of the part.
-        rows: How many rows of each of `TABLES` there are, in `<table>.arrow`.
-        whole: The tables of which no earlier part counts.
-        gone: By table, keys of rows of earlier parts that are no more.
+        format: Format of the part.
+        rows: Number of rows of each of `TABLES`, in `<table>.arrow`.
+        whole: Tables that this part holds whole, so that earlier parts are ignored.
+        gone: By table, keys of rows of earlier parts that were removed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -75,14 +75,15 @@ class PartFacts(BaseModel):
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """What a part says of one table: rows that came or changed, keys that went; or, `whole`, all rows."""
+    """What a part holds of one table: rows that are new or changed, and keys that are gone; or, with `whole`, all
+    rows."""
 
     rows: pa.Table
     gone: pa.Array
     whole: bool = False
 
     def after(self, older: Change, key: str) -> Change:
-        """What this one and an older one say together."""
+        """Merge this change with an older one."""
         if self.whole:
             return self
         mine = self.rows[key].combine_chunks()
@@ -93,16 +94,16 @@ class Change:
 
 
 def _without(rows: pa.Table, key: str, keys: pa.Array) -> pa.Table:
-    """`rows` without those of the keys; not copied where there is none."""
+    """Return `rows` without those of the keys, uncopied if there are none."""
     there = pc.is_in(rows[key], value_set=keys)
     return rows.filter(pc.invert(there)) if pc.any(there, min_count=0).as_py() else rows
 
 
 class PartReader:
-    """Reads parts by their digests, each checked once, when it is first read.
+    """Reader of parts by digest; each part is checked once, when it is first read.
 
     Args:
-        whole: Gives the folder of a part whose files are those that were written.
+        whole: Returns the folder of a part, after checking its files against its digest.
     """
 
     def __init__(self, whole: Callable[[str], Path]) -> None:
@@ -110,7 +111,7 @@ class PartReader:
         self._read: dict[str, dict[str, Change]] = {}
 
     def rows(self, parts: Sequence[Part], name: str) -> pa.Table:
-        """The rows of one of `TABLES` as these parts have them, oldest first.
+        """Return the rows of one of `TABLES` as these parts, oldest first, have them.
 
         Raises:
             MissingStepError: If one of the parts is gone.
@@ -119,9 +120,9 @@ class PartReader:
         return self.together(parts)[name].rows
 
     def together(self, parts: Sequence[Part]) -> dict[str, Change]:
-        """What some parts say of each table, oldest first; errors as for `rows`."""
+        """Merge some parts, oldest first, into one change for each table; errors as for `rows`."""
         *older, newest = (self._changes(part.digest) for part in parts)
-        for part in reversed(older):  # so that the base, which is large, is looked at once
+        for part in reversed(older):  # newest first, so that the large base is merged only once
             newest = {name: newest[name].after(part[name], key) for name, key in TABLES.items()}
         return newest
 
@@ -129,7 +130,7 @@ class PartReader:
         found = self._read.get(digest)
         if found is None:
             found = _read_part(self._whole(digest))
-            # Never changed in place: other threads read it.
+            # Replaced, not changed in place, since other threads read it.
             self._read = {**(self._read if len(self._read) < _KEPT else {}), digest: found}
         return found
 
@@ -165,19 +166,19 @@ def _write_part(changes: dict[str, Change], folder: Path) -> None:
 def next_parts(
     tx: Transaction, reader: PartReader, put: Callable[[Callable[[Path], object]], str]
 ) -> tuple[Part, ...]:
-    """Write what the commit that `tx` is about to make answers with; none where it cannot answer.
+    """Write the parts of the commit that `tx` is about to make; return none if the commit cannot answer.
 
-    Rows that the command wrote come from the tables and are checked; all others from the parts of the commit before,
-    whatever the tables say by now. Going back takes the parts that there were; where there are none, or damaged ones,
-    they are made of the tables.
+    Rows that the command wrote come from the tables and are checked; all others come from the parts of the commit
+    before, whatever the tables hold by now. A rollback takes the target's parts; if there are none, or they are
+    damaged, they are made from the tables.
 
     Args:
-        tx: After the command's last write.
-        reader: Of the parts that there are.
-        put: Keeps an object that a function writes into an empty folder, and gives its digest.
+        tx: The transaction, after the command's last write.
+        reader: Reads existing parts.
+        put: Stores an object that a function writes into an empty folder, and returns its digest.
 
     Raises:
-        WorkspaceError: If rows do not fit each other, are not finite, or not those that were written.
+        WorkspaceError: If rows do not refer to each other, are not finite, or were changed from outside.
     """
     state = tx.state
     if not (state.head and state.text_fp and state.selection_id):
@@ -192,7 +193,7 @@ def next_parts(
     before = reader.together(old) if old else {}
     try:
         changes = _changes(tx, before)
-    except MissingStepError:  # vectors are still to be made
+    except MissingStepError:  # vectors are missing until the next `vlltr embed`
         return ()
     after = {
         name: change.after(before[name], TABLES[name]) if old else change for name, change in changes.items()
@@ -202,7 +203,7 @@ def next_parts(
         return old
     size = _size(changes)
     kept = list(old)
-    # There are few parts, then, and each row is written few times.
+    # Merging small parts as they come keeps their number low, and rewrites each row only a few times.
     while len(kept) > 1 and kept[-1].bytes <= 2 * size:
         last = reader.together([kept.pop()])
         changes = {name: change.after(last[name], TABLES[name]) for name, change in changes.items()}
@@ -219,7 +220,7 @@ def _size(changes: dict[str, Change]) -> int:
 
 
 def _changes(tx: Transaction, before: dict[str, Change]) -> dict[str, Change]:
-    """What a command changed, by table: all of it where there is nothing before, or any row may have changed."""
+    """Return what a command changed, by table; all rows if there were no parts, or any row may have changed."""
     found = {
         name: Change(change.rows.slice(0, 0), change.gone.slice(0, 0)) for name, change in before.items()
     }
@@ -234,7 +235,8 @@ def _changes(tx: Transaction, before: dict[str, Change]) -> dict[str, Change]:
         moved = tx.touched.get("anchors", set()) if before else None
         retold = None if told_anew else _anchors_of(rows, tx.touched.get("sentences", set()))
         weighed = _anchors_of(rows, tx.touched.get("sentence_scores", set()))
-        told = ranked = None
+        told = None
+        ranked = None
         if moved is not None and retold is not None:
             told = retold | _came_or_went(_among(rows, "anchor_key", moved), before["anchors"].rows, moved)
         if moved is not None and weighed is not None:
@@ -246,21 +248,24 @@ def _changes(tx: Transaction, before: dict[str, Change]) -> dict[str, Change]:
 
 
 def _came_or_went(now: pa.Table, before: pa.Table, keys: set[int]) -> set[int]:
-    """Of the keys those of new anchors, and of such that are no more: what there was keeps its text and its vector.
+    """Return those of the keys whose anchors are new or gone; other anchors keep their text and vector.
 
     Raises:
         WorkspaceError: If one that there was is of another sentence now.
     """
     was = _among(before.select(_ANCHOR), "anchor_key", keys)
-    here, there = (set(rows["anchor_key"].to_pylist()) for rows in (now, was))
-    one, other = (_among(rows, "anchor_key", here & there) for rows in (now.select(_ANCHOR), was))
-    if (key := _differs(one, other, "anchor_key")) is not None:
+    here = set(now["anchor_key"].to_pylist())
+    there = set(was["anchor_key"].to_pylist())
+    one = _among(now.select(_ANCHOR), "anchor_key", here & there)
+    other = _among(was, "anchor_key", here & there)
+    key = _differs(one, other, "anchor_key")
+    if key is not None:
         raise WorkspaceError(f"anchor {key} is of another sentence than it was", _SELECT)
     return here ^ there
 
 
 def _change(rows: pa.Table, name: str, keys: set[Any] | None) -> Change:
-    """The change of the rows with these keys to `rows`; None: `rows` are all.
+    """Build the change of the rows with these keys to `rows`; with None, `rows` are all rows.
 
     Raises:
         WorkspaceError: If a number is not finite.
@@ -281,7 +286,7 @@ def _all(true: pa.ChunkedArray) -> bool:
 
 
 def _among(rows: pa.Table, column: str, values: set[Any] | None) -> pa.Table:
-    """The rows whose column has one of some values; None: all rows."""
+    """Return the rows whose column has one of some values; with None, all rows."""
     if values is None:
         return rows
     return rows.filter(pc.is_in(rows[column], value_set=pa.array(values, rows.schema.field(column).type)))
@@ -290,21 +295,21 @@ def _among(rows: pa.Table, column: str, values: set[Any] | None) -> pa.Table:
 def _some(
     snapshot: Snapshot, name: str, column: str, values: set[Any] | None, columns: list[str] | None = None
 ) -> pa.Table:
-    """The rows of a table whose column has one of some values; None: all rows."""
+    """Read the rows of a table whose column has one of some values; with None, all rows."""
     if values is not None and len(values) <= _FEW:
         return snapshot.table(name, columns, one_of(column, sorted(values)))
     return _among(snapshot.table(name, columns), column, values)
 
 
 def _anchors_of(anchors: pa.Table, sentences: set[str] | None) -> set[int] | None:
-    """Keys of the anchors that these sentences are; None: of all."""
+    """Return the keys of the anchors made from these sentences; None stands for all."""
     if sentences is None:
         return None
     return set(_among(anchors, "sentence_id", sentences)["anchor_key"].to_pylist())
 
 
 def _anchor_rows(snapshot: Snapshot, anchors: pa.Table, text_fp: str) -> pa.Table:
-    """Anchors with text and vector.
+    """Return anchors with text and vector.
 
     Raises:
         MissingStepError: If one has no vector.
@@ -312,7 +317,7 @@ def _anchor_rows(snapshot: Snapshot, anchors: pa.Table, text_fp: str) -> pa.Tabl
     """
     rows = anchors.select(_ANCHOR)
     ids = rows["sentence_id"].combine_chunks()
-    sentences = _some(snapshot, "sentences", "sentence_id", set(ids.to_pylist()), _SENTENCE)
+    sentences = _some(snapshot, "sentences", "sentence_id", set(ids.to_pylist()), columns=_SENTENCE)
     at = pc.index_in(ids, value_set=sentences["sentence_id"].combine_chunks())
     if at.null_count:
         key = rows["anchor_key"].filter(at.is_null())[0].as_py()
@@ -337,15 +342,16 @@ def _anchor_rows(snapshot: Snapshot, anchors: pa.Table, text_fp: str) -> pa.Tabl
 
 
 def _rank_rows(snapshot: Snapshot, anchors: pa.Table) -> pa.Table:
-    """Anchors with rank and loss; null where it is not known."""
+    """Return anchors with rank and loss, which is null if it is not known."""
     ids = anchors["sentence_id"].combine_chunks()
-    scores = _some(snapshot, "sentence_scores", "sentence_id", set(ids.to_pylist()), ["sentence_id", "loss"])
+    columns = ["sentence_id", "loss"]
+    scores = _some(snapshot, "sentence_scores", "sentence_id", set(ids.to_pylist()), columns=columns)
     at = pc.index_in(ids, value_set=scores["sentence_id"].combine_chunks())
     return anchors.select(["anchor_key", "rank"]).append_column("loss", scores["loss"].take(at))
 
 
 def _check_edited(tx: Transaction, name: str, before: pa.Table, keys: set[Any]) -> None:
-    """See whether rows that a command changed were before it what answers rested on: it may have copied some of it.
+    """Check that rows that a command changed were, before it, those of the parts: it may have copied values.
 
     Raises:
         WorkspaceError: If they were not.
@@ -356,12 +362,13 @@ def _check_edited(tx: Transaction, name: str, before: pa.Table, keys: set[Any]) 
 
 
 def _differs(one: pa.Table, other: pa.Table, key: str) -> Any:
-    """The key of a row that two tables do not have alike; None: there is none."""
+    """Return the key of a row in which two tables differ, or None."""
     one = one.sort_by(key)
     other = other.sort_by(key)
     if one.equals(other):
         return None
-    if apart := set(one[key].to_pylist()) ^ set(other[key].to_pylist()):
+    apart = set(one[key].to_pylist()) ^ set(other[key].to_pylist())
+    if apart:
         return min(apart)
     rows = zip(one.to_batches(1), other.to_batches(1), strict=False)
     return next((a[key][0].as_py() for a, b in rows if not a.equals(b)), one[key][0].as_py())
@@ -372,7 +379,7 @@ def _other(name: str, key: Any, commit: int) -> str:
 
 
 def _check_counts(tx: Transaction, after: dict[str, Change]) -> None:
-    """See whether the parts hold as many rows as the tables, and name each other.
+    """Check that the parts have as many rows as the tables, and that their keys refer to each other.
 
     Raises:
         WorkspaceError: If they do not.
@@ -393,7 +400,7 @@ def _check_counts(tx: Transaction, after: dict[str, Change]) -> None:
 
 
 def differences(snapshot: Snapshot) -> Iterator[str]:
-    """What the tables of a commit say otherwise than its parts, a sentence a table.
+    """Yield a sentence for each table of a commit that differs from its parts.
 
     Raises:
         WorkspaceError: If a table or a part is damaged.
@@ -406,5 +413,6 @@ def differences(snapshot: Snapshot) -> Iterator[str]:
             rows = _anchor_rows(snapshot, rows, snapshot.commit.text_fp or "")
         elif name == "ranks":
             rows = _rank_rows(snapshot, rows)
-        if (found := _differs(rows, snapshot.parts(name), key)) is not None:
+        found = _differs(rows, snapshot.parts(name), key)
+        if found is not None:
             yield _other(name, found, snapshot.commit.id)

@@ -1,4 +1,4 @@
-"""The commits, and reading a workspace at exactly one of them: its tables, and its classes by number, name and alias.
+"""Commits and their history, and a snapshot that reads a workspace's tables and classes as of one commit.
 
 A commit is `history/<n>.json`, written once, whole or not at all, and never changed.
 """
@@ -33,13 +33,13 @@ _log = logging.getLogger(__name__)
 
 _FOLDER = "history"
 NEWEST = f"{_FOLDER}/newest"
-"""The file that says the number of the newest commit."""
+"""The file that holds the number of the newest commit."""
 
 _ANEW = "make a new workspace: vlltr init DIR"
 
 _Version = Annotated[int, Field(ge=1, lt=2**63)]
 _Fingerprint = Annotated[str, Field(pattern="^[A-Za-z0-9_.-]+$")]  # part of a table's name
-_Count = Annotated[int, Field(ge=0, lt=2**53)]  # every reader of JSON keeps it exactly
+_Count = Annotated[int, Field(ge=0, lt=2**53)]  # exact in every reader of JSON
 
 
 class _Record(BaseModel):
@@ -47,7 +47,7 @@ class _Record(BaseModel):
 
 
 class Index(_Record):
-    """The index over the anchors: its digest, and the text tower whose vectors it holds."""
+    """Index over the anchors: its digest, kind, and the text tower whose vectors it holds."""
 
     digest: str = Field(min_length=1)
     kind: Literal["torch", "flat", "ivf", "hnsw"] | None = None
@@ -55,36 +55,36 @@ class Index(_Record):
 
 
 class Tuned(_Record):
-    """A checkpoint whose visual tower stage 2 trained, and the one it started from; null: the recipe's weights."""
+    """Checkpoint whose visual tower stage 2 tuned, and the one it started from (None: the recipe's weights)."""
 
     checkpoint: str
     start: str | None
 
 
 class Part(_Record):
-    """An object below `parts/` that answers rest on: its digest and its size."""
+    """Object below `parts/`, with rows that answers are computed from: its digest and size."""
 
     digest: str = Field(pattern="^[0-9a-f]{64}$")
     bytes: _Count
 
 
 class Info(_Record):
-    """What commands note for later ones; each commit hands it on to the next.
+    """Facts that commands note for later commands; each commit copies them to the next.
 
     Attributes:
         logit_scale: The scale of the encoder that made the vectors.
         dim: Width of the vectors.
-        precision: Of the arithmetic that made the newest of them; tf32 is no part of their fingerprint.
+        precision: Arithmetic that the newest vectors were computed in; tf32 is not part of their fingerprint.
         views: How many views of each training image have a vector.
-        augment: How the augmented ones among them were made.
-        cvlp: The settings of stage 1; null where it did not run here.
-        select: Those of the selection; null where the anchors were imported.
-        lgr: Those of the head; null where it was.
-        recipe: Name of the recipe that the head was trained by.
-        protocol: Its protocol.
-        tuned: What stage 2 made of the visual tower.
-        merged: A class that was merged into another, to that one; no chains.
-        next: By table, the first number that no row has, or ever had.
+        augment: Augmentation of the views other than the plain one.
+        cvlp: Settings of stage 1; None if it did not run here.
+        select: Settings of the selection; None if the anchors were imported.
+        lgr: Settings of the head; None if it was imported.
+        recipe: Name of the recipe that the head was trained with.
+        protocol: Protocol of that recipe.
+        tuned: The visual tower that stage 2 tuned, if it did.
+        merged: Id of each merged class, to the class it was merged into; no chains.
+        next: By table, the lowest id that no row has or ever had.
         baseline_fc: Digest of the image-only baseline's checkpoint.
         baselines: Digest of each other baseline by its name.
     """
@@ -107,19 +107,19 @@ class Info(_Record):
 
 
 class State(_Record):
-    """What a commit says beside its tables; a rollback brings it back.
+    """Content of a commit beside its tables; a rollback restores it.
 
     Attributes:
         text_fp: Fingerprint of the text tower whose vectors the commit uses.
         image_fp: Fingerprint of the visual tower.
-        checkpoint: Digest of the stage 1 run that gave the encoder; null: the recipe's weights.
+        checkpoint: Digest of the encoder's checkpoint; None: the recipe's weights.
         head: Digest of the head.
-        fusion: How both branches are put together.
+        fusion: How both branches are fused.
         index: The index over the anchors.
         selection_id: The selection that the table `anchors` holds.
-        parts: What answers rest on beside encoder, head and index: a base, and what changed since, oldest first; none
-            where the commit cannot answer.
-        info: Small facts that are handed on from commit to commit.
+        parts: Rows that answers are computed from, beside encoder, head and index: a base and later changes, oldest
+            first; empty if the commit cannot answer.
+        info: Small facts that are copied from commit to commit.
     """
 
     text_fp: _Fingerprint | None = None
@@ -134,12 +134,12 @@ class State(_Record):
 
 
 class Commit(State):
-    """What a workspace holds after one command.
+    """State of a workspace after one command.
 
     Attributes:
         format: The workspace format it was written in.
-        id: 1, 2, 3 ...; 0 where nothing has been committed.
-        parent: The commit before; null for the first.
+        id: 1, 2, 3 ...; 0 if nothing has been committed.
+        parent: The commit before; None for the first.
         command: The command that made it, without `vlltr`.
         created_at: ISO 8601, UTC.
         program_version: The version of this program that wrote it.
@@ -160,20 +160,20 @@ class Commit(State):
 
     @property
     def state(self) -> int:
-        """The commit that first held this state: itself, or the one that a rollback went back to."""
+        """Id of the commit that first held this state: this one, or the one that a rollback went back to."""
         return self.id if self.state_of is None else self.state_of
 
     @property
     def own_index(self) -> Index | None:
-        """`index`; None where it was built over other vectors."""
+        """The commit's index, or None if it was built over another encoder's vectors."""
         return self.index if self.index is not None and self.index.text_fp == self.text_fp else None
 
     @property
     def logit_scale(self) -> float:
-        """The scale of the encoder that made the vectors.
+        """Scale of the encoder that made the vectors.
 
         Raises:
-            WorkspaceError: If the commit does not say it, though whatever embeds notes it.
+            WorkspaceError: If the commit does not have it, though every command that embeds notes it.
         """
         if self.info.logit_scale is None:
             raise WorkspaceError(f"commit {self.id} has no logit_scale", "Note it again: vlltr embed")
@@ -181,26 +181,26 @@ class Commit(State):
 
     @property
     def untuned(self) -> str | None:
-        """The checkpoint before stage 2 tuned its visual tower; `checkpoint` where it did not."""
+        """The checkpoint from before stage 2 tuned its visual tower, or `checkpoint` if it did not."""
         tuned = self.info.tuned
         return tuned.start if tuned is not None and tuned.checkpoint == self.checkpoint else self.checkpoint
 
 
 class _Filed(Commit):
-    """A commit as its file has it, with the digest of all that the file says beside it; none where there was none."""
+    """Commit as stored in its file, with a digest of the file's other content (None in old files)."""
 
     digest: str | None = None
 
 
-# What a workspace holds before its first commit; never written, and so not held to what a file must say.
+# State of a workspace before its first commit. It is never written, so its values are not validated.
 NOTHING = Commit.model_construct(id=0, parent=None, command="", created_at="", program_version="", tables={})
 
 
 class History:
-    """The commits below `history/`, oldest first.
+    """Commits below `history/`, oldest first.
 
-    Beside them `history/newest` says the number of the newest one: so a folder that was lost is not taken for one in
-    which nothing has been committed, and a newest commit that is gone is missed.
+    The file `history/newest` holds the number of the newest one. So a lost folder is not mistaken for a workspace
+    without commits, and a missing newest commit is noticed.
     """
 
     def __init__(self, storage: Storage) -> None:
@@ -210,14 +210,14 @@ class History:
         return f"{_FOLDER}/{commit_id}.json"
 
     def begin(self) -> None:
-        """Say that nothing has been committed."""
+        """Write `history/newest` for a workspace without commits."""
         self._note(0)
 
     def _note(self, newest: int) -> None:
         self._storage.write(NEWEST, f"{newest}\n".encode())
 
     def _noted(self) -> int | None:
-        """The number of the newest commit that was made; None where that is not known."""
+        """Read the number of the newest commit, or None if it is not known."""
         try:
             return int(self._storage.read(NEWEST))
         except (FileNotFoundError, ValueError):
@@ -227,24 +227,25 @@ class History:
             raise WorkspaceError(said, "Mend its permissions, or look at the disk.") from error
 
     def _there(self) -> Sequence[int]:
-        """Numbers of the commits whose files are there, ascending."""
+        """Return the numbers of the commits whose files exist, ascending."""
         stems = [n.removesuffix(".json") for n in self._storage.names(_FOLDER) if n.endswith(".json")]
         return sorted(int(stem) for stem in stems if stem.isascii() and stem.isdigit())
 
     def ids(self) -> Sequence[int]:
-        """Numbers of all commits, ascending.
+        """Return the numbers of all commits, ascending.
 
         Raises:
             WorkspaceError: If the history is missing, cannot be listed, or lacks its newest commit.
         """
-        noted = self._noted()  # before the commits: another process may be adding one
+        noted = self._noted()  # read before the commits, since another process may be adding one
         there = self._there()
-        if (missing := self._missing(noted, there)) is not None:
+        missing = self._missing(noted, there)
+        if missing is not None:
             raise missing
         return there
 
     def _missing(self, noted: int | None, there: Sequence[int]) -> WorkspaceError | None:
-        """What to say where the folder is not whole."""
+        """Return the error to raise if the history is incomplete, else None."""
         folder = self._storage.at(_FOLDER)
         if noted is None and not there:
             return WorkspaceError(
@@ -263,24 +264,24 @@ class History:
         return None
 
     def _ways_on(self, bring: str) -> str:
-        """How to go on where a file of the history is missing or damaged."""
+        """Say how to go on if a file of the history is missing or damaged."""
         last = self._last_readable()
         without = f"go on from commit {last.id} without it: vlltr rollback {last.id}" if last.id else _ANEW
         return f"{bring} back from a backup, or {without}"
 
     def _last_readable(self) -> Commit:
-        """The newest commit that can be read; `NOTHING` where none can."""
+        """Return the newest commit that can be read, or `NOTHING`."""
         found = (self._parsed(commit_id) for commit_id in reversed(self._there()))
         return next((commit for commit in found if isinstance(commit, Commit)), NOTHING)
 
     def newer_than(self, commit_id: int) -> bool:
-        """Whether commit `commit_id` is no longer the newest: two looks at the folder, no listing."""
+        """Say whether there is a commit newer than `commit_id`, by two file look-ups and no listing."""
         return (self._noted() or 0) > commit_id or (
             commit_id > 0 and not self._storage.exists(self._name(commit_id))
         )
 
     def last(self) -> Commit:
-        """The newest commit; `NOTHING` where nothing has been committed.
+        """Return the newest commit, or `NOTHING` if nothing has been committed.
 
         Raises:
             WorkspaceError: If the history is not whole, or the commit's file is damaged.
@@ -289,7 +290,7 @@ class History:
         return self.read(ids[-1]) if ids else NOTHING
 
     def list(self) -> Sequence[Commit]:
-        """All commits, oldest first.
+        """Return all commits, oldest first.
 
         Raises:
             WorkspaceError: If the history is not whole, or a commit's file is damaged.
@@ -300,7 +301,7 @@ class History:
         return commits
 
     def look(self) -> tuple[Sequence[Commit], Sequence[WorkspaceError]]:
-        """The commits that can be read, oldest first, and what is wrong with the history, if anything.
+        """Return the commits that can be read, oldest first, and what is wrong with the history.
 
         Raises:
             WorkspaceError: If nothing of the history can be read.
@@ -310,14 +311,15 @@ class History:
         found = {commit_id: self._parsed(commit_id) for commit_id in there}
         commits = [commit for commit in found.values() if isinstance(commit, Commit)]
         wrong = [self._damaged(n, why) for n, why in found.items() if isinstance(why, str)]
-        if (missing := self._missing(noted, there)) is not None:
+        missing = self._missing(noted, there)
+        if missing is not None:
             wrong.append(missing)
         if wrong and not commits:
             raise wrong[0]
         return commits, wrong
 
     def read(self, commit_id: int) -> Commit:
-        """One commit.
+        """Read one commit.
 
         Raises:
             WorkspaceError: If there is no such commit, or its file is damaged.
@@ -334,7 +336,7 @@ class History:
         return commit
 
     def _parsed(self, commit_id: int) -> Commit | str | None:
-        """A commit, or what is wrong with its file; None where there is none."""
+        """Read a commit; return a text that says what is wrong with its file, or None if there is no file."""
         try:
             data = self._storage.read(self._name(commit_id))
             filed = _Filed.model_validate_json(data)
@@ -358,22 +360,22 @@ class History:
         )
 
     def remove(self, commit_id: int) -> None:
-        """Give a commit up: what only it names may be removed."""
+        """Delete a commit's file; what only it names may be removed then."""
         self._storage.remove(self._name(commit_id))
 
     def highest(self) -> int:
-        """The highest number that a commit has, or had as far as is known."""
+        """Return the highest number that a commit has, or is known to have had."""
         return max([self._noted() or 0, *self._there()])
 
     def set_aside(self) -> Sequence[int]:
-        """Give the commits up whose files are damaged; these stay, as `<n>.json.damaged`. Returns their numbers."""
+        """Rename damaged commits to `<n>.json.damaged`, so that they are no longer read; return their numbers."""
         damaged = [commit_id for commit_id in self._there() if isinstance(self._parsed(commit_id), str)]
         for commit_id in damaged:
             self._storage.rename(self._name(commit_id), f"{self._name(commit_id)}.damaged")
         return damaged
 
     def append(self, commit: Commit) -> None:
-        """Write the next commit: it, and the tables that it names, are durable when this returns.
+        """Write the next commit; it and the tables that it names are durable when this returns.
 
         Raises:
             WorkspaceError: If a commit of that number exists, or something cannot be written.
@@ -391,17 +393,17 @@ class History:
         self.note_newest(commit)
 
     def note_newest(self, commit: Commit) -> None:
-        """See that `history/newest` names the newest commit: a writer may have been killed before it did."""
+        """Write the newest commit's number to `history/newest`, unless it is there already."""
         if self._noted() == commit.id:
             return
         try:
             self._note(commit.id)
-        except (OSError, WorkspaceError) as error:  # the commit is made
+        except (OSError, WorkspaceError) as error:  # not fatal, since the commit is made
             _log.warning("%s was not written: %s", self._storage.at(NEWEST), error)
 
 
 def folded(name: str) -> str:
-    """A name as it is compared where neither case nor blanks matter."""
+    """Normalise a name for comparison without regard to case and blanks."""
     return " ".join(unicodedata.normalize("NFC", name).casefold().split())
 
 
@@ -412,7 +414,7 @@ class ClassTable:
     Attributes:
         names: Name of every class, retired ones too, by class_id.
         aliases: Other names, by class_id.
-        retired: The classes that were removed; their numbers are never used again.
+        retired: Ids of the classes that were removed; they are never used again.
     """
 
     names: dict[int, str]
@@ -421,7 +423,7 @@ class ClassTable:
 
     @classmethod
     def from_arrow(cls, table: pa.Table) -> ClassTable:
-        """Read rows of the table `classes`."""
+        """Build from rows of the table `classes`."""
         rows: list[dict[str, Any]] = table.select(["class_id", "name", "aliases", "retired_at"]).to_pylist()
         return cls(
             {row["class_id"]: row["name"] for row in rows},
@@ -431,7 +433,7 @@ class ClassTable:
 
     @cached_property
     def ids(self) -> tuple[int, ...]:
-        """Numbers of the classes that are not retired, ascending."""
+        """Ids of the classes that are not retired, ascending."""
         return tuple(sorted(self.names.keys() - self.retired))
 
     def __len__(self) -> int:
@@ -442,7 +444,7 @@ class ClassTable:
 
     @cached_property
     def _spelled(self) -> dict[tuple[int, str], list[int]]:
-        """Class numbers by exact name (0), exact alias (1), folded name (2), folded alias (3)."""
+        """Class ids by exact name (0), exact alias (1), folded name (2), folded alias (3)."""
         found: dict[tuple[int, str], list[int]] = {}
         for i in self.ids:
             name = self.names[i]
@@ -453,7 +455,7 @@ class ClassTable:
         return found
 
     def find(self, name: str) -> int | None:
-        """The class of that name or alias, None if there is none; case does not matter unless it decides.
+        """Return the id of the class of that name or alias, or None; case matters only where it decides.
 
         Raises:
             UnknownClassError: If two classes fit equally well.
@@ -470,7 +472,7 @@ class ClassTable:
         return None
 
     def lookup(self, name: str) -> int:
-        """The class of that name or alias.
+        """Return the id of the class of that name or alias.
 
         Raises:
             UnknownClassError: If there is none, with close names, or if two fit equally well.
@@ -488,7 +490,7 @@ class ClassTable:
 
 
 class Snapshot:
-    """The committed tables as one commit names them; writers after it change nothing here.
+    """Committed tables as of one commit; later writers do not change them.
 
     Attributes:
         store: The tables, for the vectors: those are caches outside the commits.
@@ -516,7 +518,7 @@ class Snapshot:
         self._checksums = dict(commit.checksums)
 
     def _version(self, name: str) -> int | None:
-        """The version to read, None for the newest."""
+        """Return the version of a table to read, or None for the newest."""
         return self.commit.tables.get(name)
 
     def _check(self, name: str) -> None:
@@ -525,7 +527,7 @@ class Snapshot:
             self.store.check(name, self._checksums[name], self._version(name))
 
     def has(self, name: str) -> bool:
-        """Whether the commit has that table.
+        """Say whether the commit has that table.
 
         Raises:
             UsageError: If `name` is not the name of a committed table.
@@ -535,13 +537,13 @@ class Snapshot:
         return name in self.commit.tables
 
     def schema(self, name: str) -> pa.Schema:
-        """The table's columns, whether it is there or not."""
+        """Return a table's schema, also of a table that does not exist yet."""
         if not self.has(name) or name != CLASS_STATS:
             return COMMITTED.get(name) or class_stats(self.commit.info.dim)
         return self.store.schema(name, self._version(name))
 
     def table(self, name: str, columns: Sequence[str] | None = None, where: str | None = None) -> pa.Table:
-        """A committed table's rows, in no order to rely on; no rows where it has not been written yet.
+        """Read a committed table's rows, in no particular order; no rows if it has not been written yet.
 
         Args:
             name: One of `schemas.tables.KEYS`.
@@ -570,8 +572,16 @@ class Snapshot:
             yield from self.store.scan(name, columns, where, self._version(name), batch_rows)
 
     def full_text(self, name: str, column: str, words: str, where: str, limit: int) -> pa.Table:
-        """Keys of a committed table's rows whose text has the words; see `Store.full_text`."""
-        return self.store.full_text(name, column, words, KEYS[name], limit, where, self._version(name))
+        """Return the keys of a committed table's rows whose text has the words; see `Store.full_text`."""
+        return self.store.full_text(
+            name,
+            column,
+            words,
+            key=KEYS[name],
+            limit=limit,
+            where=where,
+            version=self._version(name),
+        )
 
     def count(self, name: str, where: str | None = None) -> int:
         """How many rows a committed table has (for which `where` holds); errors as for `table`."""
@@ -581,11 +591,11 @@ class Snapshot:
         return self.store.count(name, where, self._version(name))
 
     def class_table(self) -> ClassTable:
-        """The classes by number, name and alias."""
+        """Return the classes by id, name and alias."""
         if self._classes is None:
             self._classes = ClassTable.from_arrow(self.answering("classes"))
         return self._classes
 
     def answering(self, name: str) -> pa.Table:
-        """The rows of `classes`, `taxonomy` or `class_stats` that answers rest on: the parts', else the table's."""
+        """Return the rows of `classes`, `taxonomy` or `class_stats` that answers use: the parts', else the table's."""
         return self.table(name) if self.parts is None else self.parts(name)

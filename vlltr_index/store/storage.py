@@ -1,4 +1,4 @@
-"""A workspace's files and its lock: in a folder, or in S3, Google Cloud Storage or Azure."""
+"""Files and the write lock of a workspace: in a folder, or in S3, Google Cloud Storage or Azure."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def write_lock(path: Path, command: str, timeout: float | None = None) -> Iterat
 
     Args:
         path: The lock file; made if it is not there, never removed.
-        command: What others who wait are told.
+        command: Shown to other processes that wait for the lock.
         timeout: Seconds to wait; default: as long as it takes.
 
     Raises:
         LockedError: If another process still holds it after `timeout` seconds.
         WorkspaceError: If the file cannot be written, for example on a full disk.
-        UsageError: If this thread holds it already: it would wait for itself.
+        UsageError: If this thread holds the lock already, and would wait for itself.
     """
     lock = FileLock(path)
     beside = path.with_name(f"{path.name}.holder")
@@ -71,7 +71,7 @@ def write_lock(path: Path, command: str, timeout: float | None = None) -> Iterat
 
 
 def _signature(command: str) -> bytes:
-    """What a holder writes beside its lock: its command, process and host, and since when it holds it."""
+    """Return the text that a lock's holder writes beside it: its command, process, host and start time."""
     since = datetime.now(UTC).isoformat(timespec="seconds")
     return f"`vlltr {command}` (process {os.getpid()} on {socket.gethostname()}, since {since})".encode()
 
@@ -79,12 +79,12 @@ def _signature(command: str) -> bytes:
 def _holder(path: Path) -> str:
     try:
         return path.with_name(f"{path.name}.holder").read_text(encoding="utf-8")
-    except FileNotFoundError:  # it has only just taken the lock
+    except FileNotFoundError:  # the holder has taken the lock, and not written its name yet
         return "another process"
 
 
 def storage_at(address: str | os.PathLike[str]) -> Storage:
-    """What keeps the files at a folder's path, or at an address such as `s3://bucket/birds`.
+    """Return the storage for a folder's path, or for an address such as `s3://bucket/birds`.
 
     Raises:
         UsageError: If the address is of a kind that cannot hold a workspace.
@@ -97,13 +97,13 @@ def storage_at(address: str | os.PathLike[str]) -> Storage:
 
 
 class Storage:
-    """A workspace's files by name, such as `history/1.json`: each is written whole or not at all.
+    """Files of a workspace by name, such as `history/1.json`; each is written whole or not at all.
 
     Attributes:
-        address: What people call the place: the folder's path, or the URI.
-        root: A folder on this machine: the workspace itself, or what this machine keeps of it.
+        address: The folder's path, or the URI, for messages.
+        root: A folder on this machine: the workspace itself, or local copies of its objects.
         tables: The address for LanceDB.
-        lance: The folder of the tables; None in object storage, where what is written is durable.
+        lance: The folder of the tables; None in object storage, where writes are durable.
     """
 
     def __init__(self, root: Path) -> None:
@@ -113,15 +113,15 @@ class Storage:
         self.tables = str(self.lance)
 
     def at(self, name: str) -> str:
-        """What people call the file: its path or URI."""
+        """Return the path or URI of a file, for messages."""
         return f"{self.address}/{name}"
 
     def exists(self, name: str) -> bool:
-        """Whether the file is there."""
+        """Say whether a file exists."""
         return (self.root / name).is_file()
 
     def names(self, folder: str = "") -> Iterator[str]:
-        """Names of all files below a folder, relative to it, in no order; hidden ones are left out.
+        """List the names of all files below a folder, relative to it, in no order; hidden ones are left out.
 
         Raises:
             WorkspaceError: If a folder cannot be listed; one that is not there has none.
@@ -133,7 +133,7 @@ class Storage:
             yield from ((inner / name).as_posix() for name in files if not name.startswith("."))
 
     def read(self, name: str) -> bytes:
-        """The file's content.
+        """Read a file.
 
         Raises:
             FileNotFoundError: If there is no such file.
@@ -141,12 +141,12 @@ class Storage:
         return (self.root / name).read_bytes()
 
     def write(self, name: str, data: bytes, new: bool = False) -> None:
-        """Write the file, durable when this returns.
+        """Write a file; it is durable when this returns.
 
         Args:
             name: The file.
             data: Its content.
-            new: Refuse to write over one that is there; of several writers at once one succeeds.
+            new: Refuse to overwrite an existing file; of several concurrent writers one succeeds.
 
         Raises:
             FileExistsError: If it is there already, and should be new.
@@ -155,11 +155,11 @@ class Storage:
         try:
             write_file(path, data, new)
         except OSError as error:
-            error.filename = error.filename or str(path)  # the system names none where the disk is full
+            error.filename = error.filename or str(path)  # the error of a full disk names no file
             raise
 
     def sync_tables(self, since: str | None) -> None:
-        """Make durable what was written to the tables since a file was written; None: all of it.
+        """Make durable what was written to the tables since the file `since` was written; None: everything.
 
         Raises:
             WorkspaceError: If the disk refuses.
@@ -173,7 +173,7 @@ class Storage:
             raise write_error(self.lance, error) from error
 
     def remove(self, name: str) -> None:
-        """Remove a file, or a folder with all in it: half of one is never found under its name on this machine."""
+        """Remove a file, or a folder with its content; on this machine no half-removed folder keeps its name."""
         path = self.root / name
         if path.is_dir():
             remove_folder(path)
@@ -183,15 +183,15 @@ class Storage:
             sync(path.parent)
 
     def rename(self, name: str, new: str) -> None:
-        """Give a file another name, in the place of one that has it; what it holds need not be readable."""
+        """Rename a file, replacing one of the new name; the file need not be readable."""
         os.replace(self.root / name, self.root / new)
         sync((self.root / new).parent)
 
     def upload(self, folder: str) -> None:
-        """Keep what lies in the local folder `root / folder`: nothing to do in a folder."""
+        """Upload the local folder `root / folder`; in a local workspace there is nothing to do."""
 
     def download(self, folder: str, target: Path) -> bool:
-        """Bring what is kept in `folder` into the empty local folder `target`; False where there is nothing."""
+        """Download what is stored in `folder` into the empty local folder `target`; False if there is nothing."""
         return False
 
     def lock(self, command: str, timeout: float | None = None) -> AbstractContextManager[None]:
@@ -202,7 +202,7 @@ class Storage:
         return write_lock(self.root / _LOCK, command, timeout)
 
     def writer(self) -> str | None:
-        """Who holds the lock now, in words; None if nobody does."""
+        """Describe who holds the lock now; None if nobody does."""
         path = self.root / _LOCK
         try:
             if path.is_file():
@@ -210,20 +210,21 @@ class Storage:
                     pass
         except Timeout:
             return _holder(path)
-        except OSError:  # it may not be written, so nobody writes
+        except OSError:  # the lock file cannot be written, so nobody can write here
             pass
         return None
 
     def unlock(self) -> str | None:
-        """Clear a lock that a killed writer left, and say whose it was; a folder's lock goes with its holder: None."""
+        """Remove a lock that a killed writer left and return its holder; None for a folder, whose lock ends with its
+        process."""
         return None
 
 
 class ObjectStorage(Storage):
-    """The files below an address such as `s3://bucket/birds`; credentials and endpoint are the environment's.
+    """Files below an address such as `s3://bucket/birds`; credentials and endpoint come from the environment.
 
-    What libraries want as files, and what belongs to this machine, is kept in a folder below the user's cache, or below
-    `VLLTR_CACHE_DIR`.
+    Local copies, for libraries that read files, and files of this machine are kept in a folder below the user's cache,
+    or below `VLLTR_CACHE_DIR`.
 
     Raises:
         UsageError: If it is no such address.
@@ -258,11 +259,11 @@ class ObjectStorage(Storage):
         return type(self), (self.address,)
 
     def _asked(self, name: str) -> AbstractContextManager[None]:
-        """obstore's errors with the address of an object."""
+        """Translate obstore's errors, adding the object's address."""
         return told_by(self._library, self.at(name))
 
     def exists(self, name: str) -> bool:
-        """Whether the object is there."""
+        """Say whether the object exists."""
         try:
             with self._asked(name):
                 self._library.head(self._store, name)
@@ -271,41 +272,41 @@ class ObjectStorage(Storage):
         return True
 
     def names(self, folder: str = "") -> Iterator[str]:
-        """Names of all objects below a prefix, relative to it."""
+        """List the names of all objects below a prefix, relative to it."""
         with self._asked(folder):
             for part in self._library.list(self._store, folder or None):
                 yield from (found["path"].removeprefix(f"{folder}/") for found in part)
 
     def read(self, name: str) -> bytes:
-        """The object's content."""
+        """Read an object."""
         with self._asked(name):
             return bytes(self._library.get(self._store, name).bytes())
 
     def write(self, name: str, data: bytes | Path, new: bool = False) -> None:
-        """Write the object, on the condition that there is none if it should be `new`; large ones in parts."""
+        """Write an object, in parts if it is large; with `new`, only if none of that name exists."""
         with self._asked(name):
             self._library.put(self._store, name, data, mode="create" if new else "overwrite")
 
     def remove(self, name: str) -> None:
-        """Remove an object, or all below a prefix and this machine's copy."""
+        """Remove an object, or all objects below a prefix, and the local copy."""
         inside = [f"{name}/{inner}" for inner in self.names(name)]
         with self._asked(name):
             self._library.delete(self._store, inside or name)
         shutil.rmtree(self.root / name, ignore_errors=True)
 
     def rename(self, name: str, new: str) -> None:
-        """Give an object another name."""
+        """Rename an object."""
         with self._asked(name):
             self._library.rename(self._store, name, new)
 
     def upload(self, folder: str) -> None:
-        """Write the local folder's files as objects."""
+        """Upload a local folder's files as objects."""
         source = self.root / folder
         for path in (p for p in source.rglob("*") if p.is_file()):
             self.write(f"{folder}/{path.relative_to(source).as_posix()}", path)
 
     def download(self, folder: str, target: Path) -> bool:
-        """Bring the objects below a prefix, in parts."""
+        """Download the objects below a prefix, in parts."""
         names = list(self.names(folder))
         for name in names:
             path = target / name
@@ -317,7 +318,7 @@ class ObjectStorage(Storage):
 
     @contextmanager
     def lock(self, command: str, timeout: float | None = None) -> Iterator[None]:
-        """Hold the lock object, made only where there is none; one of a killed writer stays until `unlock`."""
+        """Hold the lock object while the block runs; that of a killed writer stays until `unlock`."""
         start = time.monotonic()
         signed = _signature(command)
         while True:
@@ -335,7 +336,7 @@ class ObjectStorage(Storage):
             yield
         finally:
             try:
-                if self.read(_LOCK) == signed:  # not another's, after an `unlock`
+                if self.read(_LOCK) == signed:  # after an `unlock` it may be another process's
                     self.remove(_LOCK)
             except (WorkspaceError, FileNotFoundError) as error:
                 _log.warning(
@@ -343,21 +344,22 @@ class ObjectStorage(Storage):
                 )
 
     def writer(self) -> str | None:
-        """Who holds the lock object, or held it when it was killed."""
+        """Describe who holds the lock object, or held it when it was killed."""
         try:
             return self.read(_LOCK).decode("utf-8", "replace")
         except FileNotFoundError:
             return None
 
     def unlock(self) -> str | None:
-        """Remove the lock object, and say whose it was."""
-        if (holder := self.writer()) is not None:
+        """Remove the lock object and return its holder."""
+        holder = self.writer()
+        if holder is not None:
             self.remove(_LOCK)
         return holder
 
 
 def _not_listed(error: OSError) -> None:
-    """Raise what `os.walk` would pass over, unless there is no folder."""
+    """Raise the errors that `os.walk` would ignore, except for a folder that does not exist."""
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
         raise WorkspaceError(
             f"{error.filename} cannot be listed: {error.strerror}",

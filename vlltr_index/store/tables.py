@@ -61,7 +61,7 @@ _MENDS = {  # of committed tables that are damaged
 
 
 def quote(value: str) -> str:
-    """`value` as an SQL string literal for a `where`, safe whatever it holds.
+    """Quote `value` as an SQL string literal for a `where`.
 
     Raises:
         InputError: If it is not valid Unicode or holds a null character.
@@ -76,13 +76,13 @@ def quote(value: str) -> str:
 
 
 def one_of(column: str, values: Iterable[str | int]) -> str:
-    """A `where` that holds for the rows whose `column` is one of `values`."""
+    """Return a `where` that holds for the rows whose `column` is one of `values`."""
     items = ", ".join(quote(v) if isinstance(v, str) else str(int(v)) for v in values)
     return f"{column} IN ({items})" if items else "false"
 
 
 def conform(data: pa.Table, schema: pa.Schema, what: str) -> pa.Table:
-    """`data` with exactly the columns and types of `schema`; nullable columns may be left out.
+    """Return `data` with exactly the columns and types of `schema`; nullable columns may be left out.
 
     Raises:
         InputError: If a column is unknown, missing, of another type, null where it must not be, or a vector
@@ -107,7 +107,7 @@ def conform(data: pa.Table, schema: pa.Schema, what: str) -> pa.Table:
 
 
 def last_per_key(rows: pa.Table, key: str) -> pa.Table:
-    """`rows` without those whose `key` comes again further down: what writing them one by one would leave."""
+    """Return `rows` with only the last row of each `key`, as if they were written one by one."""
     last = {value: at for at, value in enumerate(rows[key].to_pylist())}
     return rows if len(last) == rows.num_rows else rows.take(sorted(last.values()))
 
@@ -176,12 +176,12 @@ class Store:
         return table
 
     def _forget(self, name: str) -> None:
-        """Open the table anew the next time."""
+        """Drop the cached handles of a table, so that it is opened again."""
         self._opened = {key: table for key, table in self._opened.items() if key[0] != name}
         self._checked = {key for key in self._checked if key[0] != name}
 
     def sync(self, name: str) -> None:
-        """Make all of a table durable; in object storage it is by itself."""
+        """Make all of a table durable; in object storage there is nothing to do."""
         if self._folder is not None:
             try:
                 sync_changed(self._folder / f"{name}.lance", None)
@@ -189,7 +189,7 @@ class Store:
                 raise write_error(self._folder, error) from error
 
     def _keep(self, name: str) -> None:
-        """Make a table that no commit names durable, as it is now."""
+        """Make a table that no commit names durable in its current version."""
         if self._folder is not None and name not in KEYS:
             try:
                 keep(self._folder, name, self.version(name))
@@ -198,7 +198,7 @@ class Store:
 
     @contextmanager
     def _explained(self, subject: str, what: str) -> Iterator[None]:
-        """In the block, LanceDB's errors about the subject become a `WorkspaceError`."""
+        """Turn LanceDB's errors in the block into a `WorkspaceError` about the subject."""
         try:
             yield
         except (VlltrError, KeyboardInterrupt, SystemExit, GeneratorExit):
@@ -220,12 +220,12 @@ class Store:
             yield table
 
     def names(self) -> list[str]:
-        """Names of all tables, half-made ones too, sorted."""
+        """List the names of all tables, sorted; half-made ones are included."""
         with self._explained("the list of tables", "read"):
             return sorted(self._connection.list_tables(limit=_MOST_TABLES).tables)
 
     def exists(self, name: str) -> bool:
-        """Whether the table is there and opens: a writer killed while making it leaves just a name."""
+        """Say whether the table exists and opens; a writer killed while making it leaves only a name."""
         try:
             return bool(self._open(name).version)
         except MissingStepError:
@@ -237,7 +237,7 @@ class Store:
             return name in self.names()
 
     def create(self, name: str, schema: pa.Schema, key: str | None = None) -> None:
-        """Make an empty table, unless it is there; a half-made one is made anew.
+        """Make an empty table if it does not exist; a half-made one is made again.
 
         Raises:
             WorkspaceError: If a table of that name has other columns, or the name has other characters than letters,
@@ -290,7 +290,7 @@ class Store:
 
     @contextmanager
     def appending(self, name: str) -> Iterator[Callable[[pa.Table], None]]:
-        """Gives an `append` that writes many rows at a time: readers open a file for each time.
+        """Yield an `append` that collects rows and writes many at a time, since readers open a file for each write.
 
         A run that is killed loses those of half a minute at most.
         """
@@ -333,7 +333,7 @@ class Store:
         return gone
 
     def count(self, name: str, where: str | None = None, version: int | None = None) -> int:
-        """How many rows there are (for which `where` holds)."""
+        """Count the rows (for which `where` holds)."""
         with self._table(name, version=version) as table:
             return int(table.count_rows(where))
 
@@ -345,7 +345,7 @@ class Store:
         version: int | None = None,
         batch_rows: int = _BATCH,
     ) -> Iterator[pa.RecordBatch]:
-        """Stream a table's rows, in no order to rely on.
+        """Stream a table's rows, in no particular order.
 
         Raises:
             WorkspaceError: If the table's files are damaged.
@@ -367,7 +367,7 @@ class Store:
         where: str | None = None,
         version: int | None = None,
     ) -> pa.Table:
-        """A table's rows as one Arrow table, with `columns` in their order."""
+        """Read a table's rows as one Arrow table, with `columns` in their order."""
         schema = self.schema(name, version)
         if columns is not None:
             schema = pa.schema([schema.field(c) for c in columns])
@@ -377,7 +377,7 @@ class Store:
         )
 
     def keys(self, name: str, column: str) -> set[Any]:
-        """All values of a column; an empty set where there is no such table."""
+        """Return all values of a column; an empty set if there is no such table."""
         if not self.exists(name):
             return set()
         return {key for batch in self.scan(name, [column]) for key in batch.column(0).to_pylist()}
@@ -447,7 +447,7 @@ class Store:
         return total(batch[CHECKSUM] for batch in self.scan(name, [CHECKSUM]))
 
     def vectors(self, name: str, key_column: str, keys: Sequence[str]) -> torch.Tensor:
-        """Vectors as one tensor float32 [n, D], unnormalised as stored.
+        """Read vectors into one tensor float32 [n, D], unnormalised as stored.
 
         Args:
             name: A table with a key column and a fixed-size list column `vector`.
@@ -479,12 +479,12 @@ class Store:
         return out if len(place) == len(keys) else out[torch.tensor([place[key] for key in keys])]
 
     def version(self, name: str) -> int:
-        """The newest version's number."""
+        """Return the number of the newest version."""
         with self._table(name) as table:
             return int(table.version)
 
     def tags(self, name: str) -> dict[str, int]:
-        """Tags and the version each names; it reads a file for each.
+        """Return the version of each tag; a file is read for each.
 
         Raises:
             WorkspaceError: If the file of one is damaged.
@@ -493,7 +493,7 @@ class Store:
             return {tag: int(facts["version"]) for tag, facts in table.tags.list().items()}
 
     def tag(self, name: str, version: int, tag: str) -> None:
-        """Name a version, which keeps it from being cleaned away; a tag that is there is moved."""
+        """Tag a version, so that it is not cleaned away; an existing tag is moved."""
         with self._table(name, "written") as table:
             try:
                 table.tags.update(tag, version)
@@ -501,13 +501,13 @@ class Store:
                 table.tags.create(tag, version)
 
     def untag(self, name: str, *tags: str) -> None:
-        """Remove tags that are there."""
+        """Remove existing tags."""
         with self._table(name, "written") as table:
             for tag in tags:
                 table.tags.delete(tag)
 
     def restore(self, name: str, version: int) -> int:
-        """Make an old version's rows the newest again; returns the number of the version that this makes.
+        """Make an old version's rows the newest again; return the number of the new version.
 
         Raises:
             WorkspaceError: If the version was cleaned away.
@@ -524,7 +524,7 @@ class Store:
         self._keep(name)
 
     def clean(self, name: str) -> None:
-        """Merge, then remove all versions but the newest and those that are tagged, and files of none.
+        """Compact the table, then remove all untagged versions except the newest, and unused files.
 
         In object storage those after the oldest tagged one stay, and what is older than that by a few seconds alone. No
         other process may write meanwhile.
@@ -546,7 +546,7 @@ class Store:
             sweep(self._folder, name)
 
     def index_text(self, name: str, column: str) -> None:
-        """Make the full-text index of a text column, unless there is one; `optimize` takes later rows into it."""
+        """Make the full-text index of a text column if there is none; `optimize` adds later rows to it."""
         with self._table(name, "indexed") as table:
             if not table.list_indices():
                 table.create_index(column, config=lancedb.index.FTS())
@@ -561,7 +561,7 @@ class Store:
         where: str = "true",
         version: int | None = None,
     ) -> pa.Table:
-        """The `key` of rows whose text has the words, and their BM25 `_score`, best first; equal ones by `key`.
+        """Return the `key` of rows whose text has the words, with their BM25 `_score`, best first; ties by `key`.
 
         Rows that are not in the index yet are searched one by one.
         """
@@ -572,7 +572,7 @@ class Store:
 
 
 def fuse_rankings(key: str, one: pa.Table, other: pa.Table) -> pa.Table:
-    """Two rankings, best first, made one by LanceDB's reciprocal rank fusion; the score is in `_relevance_score`.
+    """Fuse two rankings, best first, by LanceDB's reciprocal rank fusion; the score is in `_relevance_score`.
 
     Args:
         key: The column that says which rows are the same.
@@ -584,7 +584,7 @@ def fuse_rankings(key: str, one: pa.Table, other: pa.Table) -> pa.Table:
 
 
 def _columns(name: str) -> list[str] | None:
-    """The columns of a workspace's table; None: it is none of these."""
+    """Return the columns of a workspace's table, or None if it is none of these."""
     if name in COMMITTED:
         return list(COMMITTED[name].names)
     kinds = {CLASS_STATS: class_stats, "sentence_vectors_": sentence_vectors, "image_vectors_": image_vectors}

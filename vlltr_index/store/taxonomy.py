@@ -1,4 +1,4 @@
-"""What lies above the classes: the table `taxonomy`, read by the names that classes have now."""
+"""Read and edit the tree above the classes (table `taxonomy`), by the current names of classes."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 
 Taxonomy = Mapping[str, Taxon]
-"""By name: a class's, or that of what lies above classes. There is no circle."""
+"""Nodes by name: classes, and names above them. There are no cycles."""
 
 
 def load_taxonomy(snapshot: Snapshot) -> Taxonomy:
-    """The tree of a commit; empty where there is none."""
+    """Read the tree of a commit; empty if there is none."""
     rows = snapshot.answering("taxonomy").to_pylist()
     return taxonomy_of((Taxon(**row) for row in rows), snapshot.class_table()) if rows else {}
 
 
 def taxonomy_of(taxa: Iterable[Taxon], classes: ClassTable) -> Taxonomy:
-    """The tree of these nodes; one that bears a class's name, or else its alias, goes by that class's name.
+    """Build the tree of some nodes; a node named like a class, or like its alias, gets the class's name.
 
-    Neither case nor blanks tell names apart.
+    Names are compared without regard to case and blanks.
     """
     rows = {taxon.name: taxon for taxon in taxa}
     nodes = {t.parent: Taxon(t.parent, None) for t in rows.values() if t.parent is not None} | rows
@@ -51,11 +51,14 @@ def taxonomy_of(taxa: Iterable[Taxon], classes: ClassTable) -> Taxonomy:
 
 
 def circle(taxonomy: Taxonomy, names: Iterable[str]) -> list[str]:
-    """The first names that lie below each other in a round, each below the next, among those above `names`."""
+    """Return the first cycle among the ancestors of `names`, each name below the next; empty if there is none."""
     done: set[str] = set()
     for name in names:
         path = {name: 0}
-        while name not in done and name in taxonomy and (above := taxonomy[name].parent) is not None:
+        while name not in done and name in taxonomy:
+            above = taxonomy[name].parent
+            if above is None:
+                break
             if above in path:
                 return list(path)[path[above] :]
             path[above] = len(path)
@@ -65,21 +68,25 @@ def circle(taxonomy: Taxonomy, names: Iterable[str]) -> list[str]:
 
 
 def rename_node(tx: Transaction, old: str, new: str) -> bool:
-    """Let a class that is called otherwise keep its place; whether the tree has one for its new name, which it gets."""
+    """Rename a class's node in the tree; say whether the tree had a node of the new name already, which is kept."""
     rows = tx.table("taxonomy").to_pylist()
     names = {folded(row[key]) for row in rows for key in ("name", "parent") if row[key] is not None}
-    if (same := folded(old)) in names and folded(new) not in names - {same}:
-        moved = [
-            {k: new if k != "rank" and v and folded(v) == same else v for k, v in r.items()} for r in rows
-        ]
-        tx.replace("taxonomy", pa.Table.from_pylist(moved, schema=tx.schema("taxonomy")))
-    return folded(new) in names - {same}
+    same = folded(old)
+    taken = folded(new) in names - {same}
+    if same in names and not taken:
+        for row in rows:
+            for key in ("name", "parent"):
+                if row[key] and folded(row[key]) == same:
+                    row[key] = new
+        tx.replace("taxonomy", pa.Table.from_pylist(rows, schema=tx.schema("taxonomy")))
+    return taken
 
 
 def merge_nodes(tx: Transaction, kept: str, gone: str) -> None:
-    """Put what lies below a class below the one that it was merged into, or where that lies below it, a step up.
+    """Move the children of the class `gone` below `kept`, or, if `kept` lies below `gone`, up to the parent of
+    `gone`.
 
-    Without a place of its own that one gets the other's by its alias.
+    If `kept` has no node of its own, nothing is written: it has the node of `gone` by its alias.
     """
     rows = tx.table("taxonomy").to_pylist()
     old = folded(gone)

@@ -1,4 +1,4 @@
-"""One command's writes: all of them in one commit, or none."""
+"""One command's writes, committed together or not at all."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
     from vlltr_index.store.objects import Objects
     from vlltr_index.store.tables import Store
 
-_NUMBERED = frozenset({"classes", "anchors"})  # tables whose key is a number that is never used again
+_NUMBERED = frozenset({"classes", "anchors"})  # tables whose key is a number that is never reused
 _ALL = "true"  # a condition that holds for all rows
-_PART = 1000  # rows compared with what is there at once
-_COMPACT_FROM = 32  # writes to one table that are worth merging before the commit
+_PART = 1000  # rows that are compared with the stored ones at once
+_COMPACT_FROM = 32  # number of writes to a table from which it is compacted before the commit
 
 
 def put_back(store: Store, last: Commit, force: bool = False) -> list[str]:
-    """Undo what a writer left that did not commit; returns the names of the tables it had touched.
+    """Undo what a writer left without a commit; return the names of the tables that it had touched.
 
     Args:
         store: The tables.
         last: The newest commit.
-        force: Do so though there are signs of a later commit.
+        force: Do so even if there are signs of a later commit.
 
     Raises:
         WorkspaceError: If a table of the commit is gone, or another would be undone that bears the tag of a later one.
@@ -50,9 +50,9 @@ def put_back(store: Store, last: Commit, force: bool = False) -> list[str]:
         )
     for name in names:
         if name not in KEYS:
-            continue  # vectors are caches: what is there is right
+            continue  # vectors are caches outside the commits
         if name not in there:
-            store.drop(name)  # half made
+            store.drop(name)  # it was only half made
             touched.append(name)
         elif name not in last.tables or store.version(name) != last.tables[name]:
             tags = store.tags(name)
@@ -64,22 +64,22 @@ def put_back(store: Store, last: Commit, force: bool = False) -> list[str]:
 
 
 def _undo(store: Store, last: Commit, name: str, tags: Mapping[str, int]) -> bool:
-    """Make a table what the commit says; whether it was something else."""
+    """Restore a table to the commit's version; say whether it had another content."""
     if name in last.tables:
         if tags.get(f"p{last.id}") == store.version(name):  # the same rows, merged by prune or put back
             return False
         restored = store.restore(name, last.tables[name])
-        store.sync(name)  # before the tag by which a writer goes on from it
+        store.sync(name)  # before the tag that lets a writer continue from it
         store.tag(name, restored, f"p{last.id}")
         return True
-    if any(map(_commit_of, tags)):  # what a commit may name is emptied, in a new version
+    if any(map(_commit_of, tags)):  # a commit may name it, so it is emptied in a new version
         return store.delete(name, "true") > 0
     store.drop(name)
     return True
 
 
 def check_tags(store: Store, last: Commit) -> None:
-    """See that no table bears the tag of a commit that must have come after `last`.
+    """Check that no table has the tag of a commit that must be later than `last`.
 
     Raises:
         WorkspaceError: If one does.
@@ -91,7 +91,7 @@ def check_tags(store: Store, last: Commit) -> None:
 
 def _check_tags(store: Store, last: Commit, name: str, tags: Iterable[str]) -> None:
     newest = max(map(_commit_of, tags), default=0)
-    if newest <= last.id + 1:  # a killed writer may have tagged the next one
+    if newest <= last.id + 1:  # a killed writer may have tagged the next number
         return
     there = f"the newest in its history is commit {last.id}" if last.id else "no commit is in its history"
     on = f"go on from it: vlltr rollback {last.id}" if last.id else "make a new workspace: vlltr init DIR"
@@ -102,13 +102,13 @@ def _check_tags(store: Store, last: Commit, name: str, tags: Iterable[str]) -> N
 
 
 def newest_tag(store: Store) -> int:
-    """The highest number of a commit that a table bears the tag of."""
+    """Return the highest commit number among the tables' tags."""
     tags = (store.tags(name) for name in store.names() if name in KEYS and store.exists(name))
     return max((_commit_of(tag) for found in tags for tag in found), default=0)
 
 
 def _commit_of(tag: str) -> int:
-    """The commit that a tag is of; 0 where it is of none."""
+    """Return the number of the commit that a tag belongs to, or 0 if it belongs to none."""
     number = tag.removeprefix("c")
     return int(number) if tag != number and number.isdigit() else 0
 
@@ -139,7 +139,7 @@ class Transaction(Snapshot):
         self.command = command
         self.result_commit = base
         self._history = history
-        self._number = number  # of the commit, which is made in any case
+        self._number = number  # if given, of a commit that is made even without changes
         self._tables = set(base.tables)
         self._writes = Counter[str]()
         self.touched: dict[str, set[Any] | None] = {}
@@ -150,7 +150,7 @@ class Transaction(Snapshot):
         self._state_of: int | None = None
 
     def has(self, name: str) -> bool:
-        """Whether the table is there now."""
+        """Say whether the table exists now."""
         super().has(name)
         return name in self._tables
 
@@ -158,7 +158,7 @@ class Transaction(Snapshot):
         return None
 
     def _wrote(self, name: str, keys: pa.ChunkedArray | None = None, all_new: bool = False) -> None:
-        """Note a write to rows with these keys, of which `all_new` may be gone; no keys: to any rows."""
+        """Record a write to rows with these keys (None: to any rows); with `all_new`, rows may have been removed."""
         before = self.touched.get(name, set())
         self.touched[name] = None if keys is None or before is None else before.union(keys.to_pylist())
         self._writes[name] += 1
@@ -170,7 +170,7 @@ class Transaction(Snapshot):
             self._following = None
 
     def _ready(self, name: str, schema: pa.Schema) -> None:
-        """Make the table if it is not there yet, anew if the encoder's width is another now."""
+        """Make the table if it does not exist yet, or make it again if its schema changed."""
         if not self.has(name) and not self.store.exists(name):
             self.store.create(name, schema, KEYS[name])
         elif self.store.schema(name) != schema:
@@ -180,7 +180,7 @@ class Transaction(Snapshot):
         self._wrote(name, all_new=True)
 
     def _conform(self, name: str, rows: pa.Table) -> pa.Table:
-        """`rows` in the table's columns: sums have the width of the rows, so that a new encoder can write its own."""
+        """Return `rows` in the table's columns; for class statistics the width is taken from the rows."""
         self.has(name)
         new_width = name == CLASS_STATS
         schema = class_stats(rows.field("sum").type.list_size) if new_width else self.schema(name)
@@ -223,16 +223,16 @@ class Transaction(Snapshot):
         return int(count)
 
     def _changed(self, name: str, rows: pa.Table) -> pa.Table:
-        """Those of `rows`, whose keys are all there, that differ from what is there."""
+        """Return those of `rows`, whose keys all exist, that differ from the stored rows."""
         key = KEYS[name]
         keys = rows[key].to_pylist()
         stored = {row[key]: row for row in self.table(name, where=one_of(key, keys)).to_pylist()}
-        if name == "sentences":  # a sentence keeps the place it came in at
+        if name == "sentences":  # a stored sentence keeps its position
             rows = _with_positions(rows, [stored[k]["position"] for k in keys])
         return rows.filter(pa.array([row != stored[row[key]] for row in rows.to_pylist()], pa.bool_()))
 
     def _numbered(self, rows: pa.Table) -> pa.Table:
-        """New sentences numbered within their class, after those that are there."""
+        """Number new sentences within their class, after the stored ones."""
         if self._following is None:
             last = self.table("sentences", ["class_id", "position"]).group_by("class_id")
             last = last.aggregate([("position", "max")]).to_pylist()
@@ -250,7 +250,7 @@ class Transaction(Snapshot):
             self._next[name] = max(self._next[name], pc.max(rows[KEYS[name]]).as_py() + 1)
 
     def delete(self, name: str, where: str) -> int:
-        """Delete the rows for which `where` holds (literals through `tables.quote`); returns how many."""
+        """Delete the rows for which `where` holds (literals through `tables.quote`); return how many."""
         if not self.has(name):
             return 0
         gone = None if where == _ALL else self.table(name, [KEYS[name]], where)[KEYS[name]]
@@ -280,7 +280,7 @@ class Transaction(Snapshot):
         return True
 
     def next_id(self, name: str, count: int = 1) -> int:
-        """The first of `count` numbers for new rows of `classes` or `anchors` that no row has, or ever had."""
+        """Reserve `count` ids for new rows of `classes` or `anchors`, never used before; return the first."""
         self._next[name] += count
         return self._next[name] - count
 
@@ -293,7 +293,7 @@ class Transaction(Snapshot):
         self._state["info"] = Info.model_validate({**dict(self._state["info"]), **facts})
 
     def go_back(self, target: Commit) -> None:
-        """Make rows, fields and facts what they were at `target`; numbers given out since then stay taken.
+        """Restore rows, fields and facts as they were at `target`; ids given out since then are not reused.
 
         The vectors are caches, and stay.
 
@@ -315,7 +315,7 @@ class Transaction(Snapshot):
 
     @property
     def state(self) -> State:
-        """What the new commit says beside its tables."""
+        """The new commit's content beside its tables."""
         return State.model_validate(self._state)
 
     @property
@@ -372,6 +372,6 @@ def _state(commit: Commit) -> dict[str, Any]:
 
 
 def _with_positions(rows: pa.Table, positions: list[int]) -> pa.Table:
-    """Sentences with other positions."""
+    """Return sentences with other positions."""
     at = rows.schema.get_field_index("position")
     return rows.set_column(at, rows.field(at), pa.array(positions, pa.int32()))

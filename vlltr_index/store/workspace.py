@@ -1,4 +1,4 @@
-"""A folder or a URI that holds it all: vlltr.toml, lance/, heads/, checkpoints/, index/, parts/, history/."""
+"""A workspace in a folder or at a URI: its configuration, commits, tables, objects and lock."""
 
 from __future__ import annotations
 
@@ -73,26 +73,26 @@ class Workspace:
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe the workspace works by."""
+        """The workspace's recipe."""
         return self.config.recipe
 
     @cached_property
     def store(self) -> Store:
-        """Its tables."""
+        """The workspace's tables."""
         from vlltr_index.store.tables import Store
 
         return Store(self.storage.tables)
 
     @cached_property
     def parts(self) -> PartReader:
-        """What reads the parts that commits name."""
+        """Reader of the parts that commits name."""
         from vlltr_index.store.parts import PartReader
 
         return PartReader(partial(self.objects.whole, "parts"))
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], recipe: Recipe) -> Workspace:
-        """Make a workspace in a new or empty folder, or at a URI; one that is there with the same recipe is opened.
+        """Make a workspace in a new or empty folder, or at a URI; an existing one with the same recipe is opened.
 
         Raises:
             UsageError: If `path` is an address that cannot hold a workspace.
@@ -107,7 +107,7 @@ class Workspace:
                     f"Edit {storage.at(CONFIG_NAME)}, or choose another folder.",
                 )
             return there
-        if any(name != NEWEST for name in storage.names()):  # that alone is of an `init` that was killed
+        if any(name != NEWEST for name in storage.names()):  # a killed `init` leaves this one file
             raise WorkspaceError(
                 f"{storage.address} is not empty and not a workspace", "Choose a new one: vlltr init DIR"
             )
@@ -160,7 +160,7 @@ class Workspace:
             WorkspaceError: If neither it nor a folder above it is a workspace.
         """
         first = storage_at(Path.cwd() if start is None else start)
-        above = first.root.parents if type(first) is Storage else ()  # a bucket is no tree of folders
+        above = first.root.parents if type(first) is Storage else ()  # object storage has no folders above
         for storage in (first, *map(Storage, above)):
             if storage.exists(CONFIG_NAME):
                 return cls.open(storage.address)
@@ -170,13 +170,13 @@ class Workspace:
         )
 
     def write_config(self, config: WorkspaceConfig | None = None) -> None:
-        """Write `vlltr.toml`, whole or not at all, and keep to it from here on."""
+        """Write `vlltr.toml`, whole or not at all; `config` replaces the current configuration."""
         self.config = config or self.config
         text = _HEADER + tomli_w.dumps(_for_toml(self.config.model_dump()))
         self.storage.write(CONFIG_NAME, text.encode("utf-8"))
 
     def snapshot(self, at: int | None = None) -> Snapshot:
-        """Read exactly one commit: the newest, or number `at`.
+        """Return a snapshot of one commit: the newest, or number `at`.
 
         Raises:
             WorkspaceError: If there is no such commit, or its file is damaged.
@@ -188,7 +188,7 @@ class Workspace:
         return Snapshot(self.store, commit, self.objects, self.recipe, parts)
 
     def table(self, name: str, at: int | None = None, columns: Sequence[str] | None = None) -> pa.Table:
-        """A table as Arrow, as of the newest commit or of `at`: for pandas `.to_pandas()`, for polars `from_arrow`.
+        """Read a table as Arrow, as of the newest commit or `at`; for pandas `.to_pandas()`, for polars `from_arrow`.
 
         Args:
             name: `classes`, `sentences`, `images`, `sentence_scores`, `anchors`, `class_stats` or `taxonomy`.
@@ -201,16 +201,17 @@ class Workspace:
         """
         snapshot = self.snapshot(at)
         known = snapshot.schema(name).names
-        if unknown := [column for column in columns or () if column not in known]:
+        unknown = [column for column in columns or () if column not in known]
+        if unknown:
             raise UsageError(
                 f"table {name!r} has no column {unknown[0]!r}", f"There are: {', '.join(known)}."
             )
         return snapshot.table(name, columns)
 
     def _recover(self) -> None:
-        """Remove what a power cut left half-written, with which LanceDB opens no table; not while another writes."""
+        """Remove half-written files that LanceDB cannot open after a power cut, unless another process is writing."""
         lance = self.storage.lance
-        with suppress(VlltrError, OSError):  # whoever reads a table is told
+        with suppress(VlltrError, OSError):  # reading a table reports the error
             if lance is not None and not is_whole(lance):
                 with self.storage.lock("doctor", timeout=0):
                     last = self.history.last()
@@ -220,19 +221,19 @@ class Workspace:
     def transaction(
         self, command: str, timeout: float | None = None, dry_run: bool = False, mend: bool = False
     ) -> Iterator[Transaction]:
-        """Write: one commit at the end if anything changed, nothing if an error leaves the block.
+        """Open a transaction: one commit at the end if anything changed, none if an error leaves the block.
 
         Args:
-            command: What the commit says was run, without `vlltr`.
+            command: The command's text for the commit, without `vlltr`.
             timeout: Seconds to wait for another writer; default: in a folder as long as it takes, in object storage not
                 at all.
-            dry_run: Put the tables back at the end in place of the commit; new vectors stay, they are caches.
-            mend: Where the history is not whole, go on from the newest commit that can be read, and make a commit in
+            dry_run: Restore the tables at the end instead of committing; new vectors stay, since they are caches.
+            mend: If the history is incomplete, continue from the newest commit that can be read, and make a commit in
                 any case.
 
         Raises:
             LockedError: If another writer is still there after `timeout`.
-            WorkspaceError: If the history is not whole, but for `mend`, or nothing of it can be read.
+            WorkspaceError: If the history is incomplete (without `mend`), or nothing of it can be read.
         """
         from vlltr_index.store.parts import next_parts
         from vlltr_index.store.transaction import Transaction, put_back
@@ -263,12 +264,14 @@ class Workspace:
             except BaseException:
                 try:
                     put_back(self.store, self.history.last())
-                except WorkspaceError as error:  # such as a disk that is full: the next writer puts it back
+                except (
+                    WorkspaceError
+                ) as error:  # for example a full disk; the next writer restores the tables
                     _log.debug("what the command wrote was not put back: %s", error.message)
                 raise
 
     def _base(self, mend: bool) -> tuple[Commit, int | None]:
-        """The commit that a writer goes on from, and the number of a commit that it makes in any case."""
+        """Return the commit that a writer continues from, and the number of a commit that must be made in any case."""
         from vlltr_index.store.transaction import newest_tag
 
         commits, wrong = self.history.look() if mend else ((), ())
@@ -276,13 +279,13 @@ class Workspace:
         if self.storage.lance is not None:
             recover(self.storage.lance, last.id, last.tables)
         highest = max(self.history.highest(), newest_tag(self.store)) if mend else 0
-        if wrong or highest > last.id + 1:  # a killed writer may have tagged the next one
+        if wrong or highest > last.id + 1:  # a killed writer may have tagged the next number
             return last, highest + 1
         self.history.note_newest(last)
         return last, None
 
     def _sweep(self) -> None:
-        """Remove what a killed writer left."""
+        """Remove the scratch folders that a killed writer left."""
         for folder in ("", "history", "lance", *get_args(Kind)):
             for left in (self.path / folder).glob(f"{SCRATCH}*"):
                 if left.is_dir():
@@ -292,7 +295,7 @@ class Workspace:
 
 
 def _for_toml(value: Any) -> Any:
-    """`value` for TOML, which has no null: "none" stands for it."""
+    """Replace None by "none" in a value, since TOML has no null."""
     if isinstance(value, dict):
         return {key: _for_toml(inner) for key, inner in value.items()}
     return "none" if value is None else value

@@ -1,1 +1,1 @@
-"""Sharing a model: exporting a workspace as a folder, reading such a folder, and the hub."""
+"""Export a workspace as a folder, read such a folder, and push it to the hub."""

@@ -1,4 +1,4 @@
-"""The cards of exported folders: YAML front matter for the hub, Markdown for people."""
+"""Write the cards of exported folders: YAML front matter for the hub, Markdown for people."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ _TABLES = ("anchors", "class_stats")
 
 
 def plain(text: object) -> str:
-    """Text from anywhere as one line of Markdown that shows just it: no markup, no HTML, no table cell's end."""
+    """Escape any text as one line of Markdown without markup, HTML or table syntax."""
     line = " ".join(str(text).split())
     return _SPECIAL.sub(r"\\\1", html.escape(line, quote=False))
 
 
 def licence_id(licences: Sequence[str | None]) -> str:
-    """The hub's identifier of a licence that all of these are, `other` where they differ or one is unknown."""
+    """Return the hub's identifier of a licence that all of these are, or `other` if they differ or one is unknown."""
     named = {re.sub(r"[\s_]+", "-", (text or "").strip().casefold()) for text in licences}
     return named.pop() if len(named) == 1 and named < set(_LICENCES) else "other"
 
@@ -54,11 +54,11 @@ def save_card(folder: Path, template: str, data: CardData, sentences: pa.Table, 
     """Write `README.md` from a template beside this module.
 
     Args:
-        folder: Where to.
-        template: Its name.
+        folder: The exported folder.
+        template: File name of the template.
         data: The front matter.
-        sentences: All that are exported, with `source` and `licence`.
-        facts: What else the template names.
+        sentences: All exported sentences, with `source` and `licence`.
+        facts: Other variables of the template.
     """
     from huggingface_hub import RepoCard
 
@@ -80,9 +80,9 @@ def write_card(
     """Write `README.md` for an exported model.
 
     Args:
-        folder: The folder.
-        config: What is exported.
-        sentences: All its sentences, with `source` and `licence`.
+        folder: The exported folder.
+        config: Its configuration.
+        sentences: All exported sentences, with `source` and `licence`.
         results: The evaluation to quote, from `newest_results`; None: the card says that there is none.
     """
     from huggingface_hub import EvalResult, ModelCardData
@@ -118,10 +118,10 @@ def write_card(
 
 
 def newest_results(workspace: Workspace, commit: Commit) -> dict[str, Any] | None:
-    """The newest plain evaluation of `commit` or one before it, preferring split test; None if there is none.
+    """Return the newest plain evaluation of `commit` or an earlier one, preferring split test; None if there is none.
 
-    It is the report as `vlltr evaluate` left it in `reports/`, and `same`: whether the commit that was measured answers
-    as `commit` does, by the same towers, head, anchors, class statistics and rule.
+    It is a report that `vlltr evaluate` wrote to `reports/`, with the key `same`: whether the evaluated commit predicts
+    as `commit` does, with the same towers, head, anchors, class statistics and rule.
     """
     found = []
     for name in workspace.storage.names("reports"):
@@ -139,7 +139,7 @@ def newest_results(workspace: Workspace, commit: Commit) -> dict[str, Any] | Non
     if same:
         try:
             other = workspace.history.read(best["commit"])
-        except WorkspaceError:  # a damaged old commit
+        except WorkspaceError:  # the evaluated commit's file is damaged
             return best | {"same": False}
         same = all(getattr(other, name) == getattr(commit, name) for name in _SAME)
         same = same and all(other.tables.get(name) == commit.tables.get(name) for name in _TABLES)

@@ -1,4 +1,4 @@
-"""How an export takes its place: it is written into a hidden folder beside it, of which a kill leaves a known name."""
+"""Put an export in its place atomically: it is written into a hidden folder beside it, of a known name."""
 
 from __future__ import annotations
 
@@ -21,22 +21,24 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_NEW, _OLD, _LOCK = "new", "new-old", "lock"  # the second is what `settle` calls it
+_NEW = "new"
+_OLD = "new-old"  # the name that `settle` gives the folder that it replaces
+_LOCK = "lock"
 _PATIENCE = 10.0  # seconds that a reader waits between the two renames of another process
 
 
 def beside(folder: Path) -> Path:
-    """The hidden folder that an export to `folder` is written into."""
+    """Return the hidden folder that an export to `folder` is written into."""
     return folder.with_name(f".{folder.name}.exporting")
 
 
 @contextmanager
 def new_folder(workspace: Workspace, folder: Path) -> Iterator[Path]:
-    """Give an empty folder, for `take_place` in the block; what a killed export to `folder` left is removed.
+    """Yield an empty folder to write into, for `take_place` in the block; leftovers of a killed export are removed.
 
     Args:
-        workspace: What is exported: it keeps a note of where to until the block ends, so that `unfinished` finds it.
-        folder: The place.
+        workspace: The workspace that is exported; a note in it names `folder` until the block ends, for `unfinished`.
+        folder: Where the export will lie.
 
     Raises:
         PretrainedError: If another process is writing it.
@@ -44,7 +46,7 @@ def new_folder(workspace: Workspace, folder: Path) -> Iterator[Path]:
     """
     hidden = beside(folder)
     note = workspace.path / "runs" / f"export-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}"
-    with suppress(OSError):  # a workspace may be read by who cannot write into it
+    with suppress(OSError):  # the workspace may be read-only for this user
         write_file(note, os.fsencode(folder))
     make_folder(hidden)
     try:
@@ -61,29 +63,31 @@ def new_folder(workspace: Workspace, folder: Path) -> Iterator[Path]:
             (hidden / _NEW).mkdir()
             yield hidden / _NEW
         finally:
-            _put_back(folder)  # where it could not be replaced
+            _put_back(folder)  # if the replacement failed half-way
             shutil.rmtree(hidden, ignore_errors=True)
             with suppress(OSError):
-                for written in note.parent.glob(f"*{note.name}*"):  # and one that a kill left unfinished
+                for written in note.parent.glob(
+                    f"*{note.name}*"
+                ):  # also a half-written note of a killed export
                     written.unlink()
 
 
 def take_place(new: Path, folder: Path) -> None:
-    """Give what `new_folder` gave its place, durably; the export that is there goes.
+    """Move the folder from `new_folder` to its place, durably, replacing an earlier export.
 
-    A kill between the two renames leaves no folder there, which `bring_back` mends.
+    A kill between the two renames leaves no folder there; `bring_back` repairs that.
 
     Raises:
-        OSError: If the disk refuses, or another folder is there by now.
+        OSError: If the disk refuses, or another folder has appeared there.
     """
     if not settle(new, folder, replace=True):
         raise FileExistsError(f"{folder} was made by another program meanwhile")
 
 
 def bring_back(folder: Path) -> None:
-    """Bring back an export that a process moved away to replace it, where that was killed before it did.
+    """Restore an export that a killed process had moved away in order to replace it.
 
-    Whoever opens or replaces an export calls it first.
+    Call it before an export is opened or replaced.
     """
     if folder.is_dir() or not (beside(folder) / _OLD).is_dir():
         return
@@ -93,7 +97,7 @@ def bring_back(folder: Path) -> None:
 
 
 def _put_back(folder: Path) -> bool:
-    """For who holds the lock: move the old export back where there is no other; whether that was needed."""
+    """Move the old export back if there is no other, while holding the lock; say whether that was needed."""
     old = beside(folder) / _OLD
     if folder.is_dir() or not old.is_dir():
         return False
@@ -103,10 +107,10 @@ def _put_back(folder: Path) -> bool:
 
 
 def unfinished(workspace: Workspace) -> list[Path]:
-    """The folders to which exports of a workspace were killed, and beside which something is left."""
+    """List the folders to which exports of a workspace were killed and left files."""
     found = []
     for note in sorted((workspace.path / "runs").glob("export-*")):
-        with suppress(OSError, Timeout):  # one that goes on holds the lock
+        with suppress(OSError, Timeout):  # a running export holds the lock
             folder = Path(os.fsdecode(note.read_bytes()))
             if folder.name and beside(folder).is_dir():
                 with FileLock(beside(folder) / _LOCK, timeout=0):

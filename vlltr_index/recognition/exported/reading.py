@@ -1,7 +1,7 @@
-"""Reading an exported folder, from the hub too: it may come from anybody, and is checked before it is used.
+"""Read an exported folder, also from the hub. It may come from anybody, so it is checked before use.
 
-Only files with fixed names are read, and what is read takes as much memory as the file is long, or less than a limit. A
-model is first laid out without memory ("meta") and compared with the file of its weights.
+Only files with fixed names are read, and reading one takes as much memory as the file is long, or less than a limit. A
+model is first built without memory (device "meta") and compared with the file of its weights.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ MODEL_FILES = (
     "sentences.parquet",
     *OPTIONAL,
 )
-"""All files of an exported model but the digests; no other is ever read, whatever a folder says."""
+"""All files of an exported model except the digests; no other file is ever read."""
 
 
 _REPOSITORY = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -91,7 +91,8 @@ def locate(
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
 ) -> Path:
-    """The local folder of an exported model: `name` itself, or what the hub has under it, fetched into the cache.
+    """Return the local folder of an exported model: `name` itself, or its files on the hub, downloaded into the
+    cache.
 
     Args:
         name: A folder, or a repository on the hub, `user/name`.
@@ -123,7 +124,7 @@ def locate(
             library_name=LIBRARY,
             library_version=VERSION,
         )
-    except Exception as error:  # huggingface_hub, its HTTP library and the file system each raise their own
+    except Exception as error:  # huggingface_hub, its HTTP library and the file system raise different kinds
         raise refused(repository, error) from error
     return Path(str(found))
 
@@ -142,7 +143,7 @@ def check_repository(repo_id: str) -> None:
 
 
 def refused(repository: str, error: Exception) -> PretrainedError:
-    """What to say when the hub does not do what it was asked; huggingface_hub says why."""
+    """Return the error to raise when the hub refuses a request, with its reason."""
     why = " ".join(str(error).split()) or type(error).__name__
     return PretrainedError(
         f"{repository} on the hub: {why}",
@@ -152,16 +153,16 @@ def refused(repository: str, error: Exception) -> PretrainedError:
 
 
 def read_model(folder: Path, device: str | torch.device | None = None, trust_index: bool = False) -> Answers:
-    """What an exported folder answers with: as the workspace did, at the commit that was exported.
+    """Load an exported folder as a model that predicts like the workspace did at the exported commit.
 
     Digests, shapes, sizes and values are checked, and nothing in the folder is executed. The folder is not needed
     afterwards.
 
     Args:
         folder: Written by `export_model`, or a copy.
-        device: Of the encoder; default: a GPU where there is one.
-        trust_index: Whether FAISS may read the index file in the folder. FAISS was not made for files that somebody
-            changed on purpose; without it the anchors are searched exactly.
+        device: Device of the encoder; default: a GPU if there is one.
+        trust_index: Whether FAISS may read the index file in the folder. FAISS is not safe against files that were
+            changed on purpose; without the index file the anchors are searched exactly.
 
     Raises:
         PretrainedError: Naming the file, what is wrong with it, and what to do.
@@ -177,7 +178,7 @@ def read_model(folder: Path, device: str | torch.device | None = None, trust_ind
         anchors = _rows(folder / "anchors.parquet", anchors_schema(config.dim), config.anchors)
         _check_links(folder, config, anchors)
         loaded = _bank(anchors, config)
-        scorer = Scorer.build(loaded, saved, stats, config.fusion, config.merged)
+        scorer = Scorer.build(loaded, saved, stats, config.fusion, merged=config.merged)
         encoder = Encoder.open(folder / "encoder", device=device)
         _check_towers(folder / "encoder", encoder, config)
         index = _index(folder, config, loaded, trust_index and "index/index.json" in files)
@@ -190,14 +191,15 @@ def read_model(folder: Path, device: str | torch.device | None = None, trust_ind
         {item.class_id: item.aliases for item in config.classes},
     )
     taxonomy = taxonomy_of((Taxon(**item.model_dump()) for item in config.taxonomy), classes)
-    if round_about := circle(taxonomy, taxonomy):
+    round_about = circle(taxonomy, taxonomy)
+    if round_about:
         _damaged(folder / "config.json", f"{round_about[0]!r} lies below itself")
     texts = anchors.select(TEXT_COLUMNS)
     return Answers(
         config.commit,
         config.commit,
         scorer,
-        classes,
+        classes=classes,
         open_encoder=lambda: encoder,
         open_index=lambda: index,
         texts=cache(lambda: texts_of(texts)),
@@ -207,7 +209,7 @@ def read_model(folder: Path, device: str | torch.device | None = None, trust_ind
 
 
 def read_sums(folder: Path) -> dict[str, str]:
-    """The digests in `SHA256SUMS` by file name.
+    """Read the digests in `SHA256SUMS` by file name.
 
     Raises:
         PretrainedError: If it is missing or damaged.
@@ -228,19 +230,20 @@ def read_sums(folder: Path) -> dict[str, str]:
 
 
 def verify(folder: Path) -> dict[str, str]:
-    """Hold the files against their digests; gives those, by name. A model card may be edited.
+    """Check all files against their digests, and return these by name; the model card may be edited.
 
     Raises:
         PretrainedError: If a file is missing, not listed, or not what was written.
     """
     digests = read_sums(folder)
-    if strange := digests.keys() - set(MODEL_FILES):
+    strange = digests.keys() - set(MODEL_FILES)
+    if strange:
         _damaged(folder / SUMS, f"it names {min(strange)!r}, which is no file of an exported model")
     for name in MODEL_FILES:
         path = folder / name
         if name == CARD or (name in OPTIONAL and name not in digests and not path.exists()):
             continue
-        if not path.is_file():  # opening a pipe would wait forever
+        if not path.is_file():  # also refuses a pipe, which would block forever
             raise PretrainedError(f"{folder} has no file {name}", _AGAIN)
         if name.endswith(".json") and path.stat().st_size > _MOST_JSON:
             _damaged(path, f"larger than {_MOST_JSON >> 20} MiB")
@@ -250,7 +253,7 @@ def verify(folder: Path) -> dict[str, str]:
 
 
 def read_config(folder: Path) -> ExportedConfig:
-    """`config.json` of a folder that `verify` has seen.
+    """Read `config.json` of a folder that `verify` has checked.
 
     Raises:
         PretrainedError: If it is damaged, or of a newer format.
@@ -277,7 +280,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _numbers(value: Any, where: str) -> Iterator[tuple[str, float]]:
-    """Every number in a JSON value, with the keys that lead to it."""
+    """Yield every number in a JSON value, with the keys that lead to it."""
     if isinstance(value, dict | list):
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _numbers(inner, f"{where}.{key}")
@@ -290,7 +293,7 @@ def _damaged(path: Path, why: str) -> NoReturn:
 
 
 def _check_towers(path: Path, found: Encoder | SavedHead, config: ExportedConfig) -> None:
-    """Refuse an encoder, or a head that was trained on an encoder, other than `config` says."""
+    """Refuse an encoder, or a head trained on an encoder, with other fingerprints than `config`."""
     stated = (config.text_fp, config.image_fp)
     fingerprints = (found.text_fp, found.image_fp)
     if stated != fingerprints:
@@ -302,7 +305,7 @@ def _check_towers(path: Path, found: Encoder | SavedHead, config: ExportedConfig
 
 
 def _check_encoder(folder: Path, config: ExportedConfig) -> None:
-    """See whether an encoder's configuration is one that can be built, and its weights have just its shapes."""
+    """Check that an encoder's configuration can be built, and that its weights have exactly its shapes."""
     path = folder / "encoder.json"
     facts = _json(path)
     try:
@@ -319,13 +322,14 @@ def _check_encoder(folder: Path, config: ExportedConfig) -> None:
     for key, name in (*text.items(), *vision.items()):
         if key == "hf_model_name" or (key.endswith("model_name") and set(":/") & set(str(name))):
             _damaged(path, f"{key} {name!r} would be fetched from elsewhere")
-    if name := text.get("hf_tokenizer_name"):
-        _check_tokenizer(folder, str(name))
-    if strange := set(text.get("tokenizer_kwargs") or ()) - {"clean", "strip_sep_token"}:
+    if text.get("hf_tokenizer_name"):
+        _check_tokenizer(folder, str(text["hf_tokenizer_name"]))
+    strange = set(text.get("tokenizer_kwargs") or ()) - {"clean", "strip_sep_token"}
+    if strange:
         _damaged(path, f"{min(strange)!r} is no option of a saved tokenizer")
     for where, number in _numbers(facts["config"], "config"):
         deep = any(word in where for word in ("layers", "depth"))
-        if not abs(number) <= (_DEEPEST if deep else _LARGEST_NUMBER):  # nan too
+        if not abs(number) <= (_DEEPEST if deep else _LARGEST_NUMBER):  # `not <=` also refuses NaN
             _damaged(path, f"{where} is {number:,}")
     for size in sizes:
         sides = size if isinstance(size, list) and size else [size]
@@ -341,21 +345,23 @@ def _check_encoder(folder: Path, config: ExportedConfig) -> None:
 
 
 def _check_tokenizer(folder: Path, name: str) -> None:
-    """See whether a Hugging Face tokenizer is whole in the folder: neither files nor code come from elsewhere."""
+    """Check that a Hugging Face tokenizer is complete in the folder, so that nothing is fetched from elsewhere."""
     path = folder / "tokenizer_config.json"
     if not path.is_file() or not (folder / "tokenizer.json").is_file():
         _damaged(folder / "encoder.json", f"hf_tokenizer_name {name!r} would be fetched from elsewhere")
-    if others := sorted(p.name for p in folder.iterdir() if f"encoder/{p.name}" not in MODEL_FILES):
+    others = sorted(p.name for p in folder.iterdir() if f"encoder/{p.name}" not in MODEL_FILES)
+    if others:
         _damaged(folder / others[0], "not a file of an exported model, and a tokenizer might read it")
     facts = _json(path)
-    if strange := sorted(facts.keys() - SAVED_KEYS):
+    strange = sorted(facts.keys() - SAVED_KEYS)
+    if strange:
         _damaged(path, f"{strange[0][:80]!r} is not part of a saved tokenizer")
     if facts.get("tokenizer_class") != GENERIC or not all(isinstance(v, str) for v in facts.values()):
         _damaged(path, f"tokenizer_class must be {GENERIC!r}, and all values texts")
 
 
 def _head(folder: Path, config: ExportedConfig) -> SavedHead:
-    """The head, whose weights have just the shapes that its description asks for, and are finite."""
+    """Load the head after checking that its weights are finite and have exactly the described shapes."""
     path = folder / "head.json"
     weights = folder / "head.safetensors"
     try:
@@ -371,8 +377,9 @@ def _head(folder: Path, config: ExportedConfig) -> SavedHead:
         head = LGRHead(config.dim, rows, facts.visual, loss_bias=facts.loss_bias)
     expected = {f"head.{name}": tuple(value.shape) for name, value in head.state_dict().items()}
     if facts.parts is not None:
-        wide = {"basis", "text_map"}
-        expected |= {f"generative.{n}": (config.dim,) * (2 if n in wide else 1) for n in SHARED}
+        for name in SHARED:
+            square = name in ("basis", "text_map")
+            expected[f"generative.{name}"] = (config.dim, config.dim) if square else (config.dim,)
         if held:
             expected |= {"held_out.labels": (held,), "held_out.probabilities": (held, rows)}
     _check_shapes(weights, tensors, expected | {"class_ids": (rows,)})
@@ -393,7 +400,7 @@ def _head(folder: Path, config: ExportedConfig) -> SavedHead:
 
 
 def _stats(path: Path, config: ExportedConfig, there: bool) -> ClassStats:
-    """What is known of the classes' images; of none without the file."""
+    """Load the statistics of the classes' images; empty without the file."""
     dim = config.dim
     none = torch.empty(0, dtype=torch.int64)
     if not there:
@@ -401,8 +408,9 @@ def _stats(path: Path, config: ExportedConfig, there: bool) -> ClassStats:
     found = _tensors(path)
     count = _length(found, "class_ids")
     _check_shapes(path, found, {"class_ids": (count,), "counts": (count,), "sums": (count, dim)})
-    # In memory of its own: rows that lie askew in a mapped file are multiplied by other kernels, and round otherwise.
-    ids, counts = (found[name].clone().long() for name in ("class_ids", "counts"))
+    # Cloned because unaligned rows in a mapped file are multiplied by other kernels, which round differently.
+    ids = found["class_ids"].clone().long()
+    counts = found["counts"].clone().long()
     sums = found["sums"].clone().double()
     if set(ids.tolist()) - {item.class_id for item in config.classes} or bool((ids.diff() <= 0).any()):
         _damaged(path, "class_ids must be ascending numbers of classes in config.json")
@@ -412,7 +420,7 @@ def _stats(path: Path, config: ExportedConfig, there: bool) -> ClassStats:
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, all values finite; it takes as much memory as the file is long."""
+    """Load a safetensors file and check that all values are finite; it takes as much memory as the file is long."""
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError, KeyError) as error:
@@ -430,7 +438,7 @@ def _length(tensors: Mapping[str, Tensor], name: str) -> int:
 
 
 def _check_shapes(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """See whether a file's tensors are just these."""
+    """Check that a file has exactly these tensors, in these shapes."""
     for name, shape in expected.items():
         if name not in found:
             _damaged(path, f"{name} is missing")
@@ -441,7 +449,7 @@ def _check_shapes(path: Path, found: Mapping[str, Tensor], expected: Mapping[str
 
 
 def _rows(path: Path, schema: pa.Schema, number: int) -> pa.Table:
-    """The rows of a Parquet file that has exactly these columns, `number` of them, and unpacks to a sane size."""
+    """Read a Parquet file that must have exactly these columns, `number` rows, and a bounded size in memory."""
     try:
         with pq.ParquetFile(path) as file:
             if file.metadata.num_rows != number:
@@ -464,7 +472,7 @@ def _rows(path: Path, schema: pa.Schema, number: int) -> pa.Table:
 
 
 def _check_links(folder: Path, config: ExportedConfig, anchors: pa.Table) -> None:
-    """See whether classes, sentences and anchors name each other: distinct keys, and nothing that is not there."""
+    """Check that classes, sentences and anchors refer to each other: distinct keys, and no missing ones."""
     path = folder / "anchors.parquet"
     beside = folder / "sentences.parquet"
     sentences = _rows(beside, sentences_schema(), config.sentences)
@@ -487,22 +495,21 @@ def _check_links(folder: Path, config: ExportedConfig, anchors: pa.Table) -> Non
 
 
 def _all(true: pa.ChunkedArray) -> bool:
-    """Whether all of these booleans are true; so they are where there is none."""
+    """Say whether all of these booleans are true, also if there is none."""
     return bool(pc.all(true, min_count=0).as_py())
 
 
 def _bank(rows: pa.Table, config: ExportedConfig) -> LoadedBank:
     rows = rows.sort_by([("class_id", "ascending"), ("rank", "ascending")])
-    flat = pc.list_flatten(rows["vector"])
-    losses = rows["loss"]
-    vectors, known = (torch.from_numpy(column.to_numpy().copy()) for column in (flat, losses))
-    return LoadedBank.of(rows, vectors.view(-1, config.dim), known, config.selection_id)
+    vectors = torch.from_numpy(pc.list_flatten(rows["vector"]).to_numpy().copy())
+    losses = torch.from_numpy(rows["loss"].to_numpy().copy())
+    return LoadedBank.of(rows, vectors.view(-1, config.dim), losses, config.selection_id)
 
 
 def _index(
     folder: Path, config: ExportedConfig, loaded: LoadedBank, trusted: bool
 ) -> FaissIndex | TorchIndex | None:
-    """What retrieval searches: None where the workspace had no index, so that all classes are scored."""
+    """Return the index for retrieval, or None if the workspace had none, so that all classes are scored."""
     if config.index is None:
         return None
     if trusted:

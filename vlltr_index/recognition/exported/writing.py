@@ -1,4 +1,4 @@
-"""Exporting a workspace: the folder that `Recognizer.from_pretrained` reads without it, or tables for `datasets`."""
+"""Export a workspace: as a folder for `Recognizer.from_pretrained`, or as tables for `datasets`."""
 
 from __future__ import annotations
 
@@ -58,22 +58,22 @@ if TYPE_CHECKING:
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.workspace import Workspace
 
-_ROWS = 128  # images held at once
+_ROWS = 128  # images in memory at once
 _SPLIT = re.compile(r"\W+", re.ASCII)
-_HUBS_OWN = {".gitattributes", ".cache"}  # what the hub's tools put into a folder
+_HUBS_OWN = {".gitattributes", ".cache"}  # files that the hub's tools add to a folder
 _COLUMNS = ["image_id", "content_hash", "uri", "data", "class_id", "split", "width", "height"]
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was exported.
+    """Report of an export.
 
     Attributes:
-        folder: Where it lies.
-        commit: The commit whose predictions it gives; None for tables of a workspace without commits.
-        rows: Rows of each table.
+        folder: The exported folder.
+        commit: The exported commit; None for tables of a workspace without commits.
+        rows: Number of rows of each table.
         bytes: Size of all files.
-        notes: What a reader should know, such as texts without a licence.
+        notes: Remarks for the reader, such as the number of texts without a licence.
     """
 
     folder: str
@@ -83,7 +83,7 @@ class ExportReport:
     notes: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        """The report for people."""
+        """Return the report as lines of text."""
         rows = ", ".join(f"{number:,} {name}" for name, number in self.rows.items())
         return [f"Wrote {self.folder}: {rows} ({self.bytes / 2**20:.1f} MiB).", *self.notes]
 
@@ -96,16 +96,16 @@ def export_model(
     force: bool = False,
     with_index: bool = False,
 ) -> ExportReport:
-    """Write what `Recognizer.from_pretrained` reads: encoder, head, anchors, sentences, a model card and digests.
+    """Write the folder that `Recognizer.from_pretrained` reads: encoder, head, anchors, sentences, card and digests.
 
     The folder appears whole or not at all. The same commit gives the same bytes. No image goes into it.
 
     Args:
-        workspace: What to export.
+        workspace: The workspace to export.
         folder: A new or empty folder.
         at: As of this commit; default: the newest.
-        force: Replace an export that is there; anything else is left alone all the same.
-        with_index: Put the FAISS index in, where there is one; without, the anchors are searched exactly.
+        force: Replace an earlier export; a folder with anything else is refused all the same.
+        with_index: Include the FAISS index, if there is one; without it the anchors are searched exactly.
 
     Raises:
         PretrainedError: If the folder may not be written, or the encoder cannot be moved.
@@ -129,7 +129,8 @@ def export_model(
         _save_stats(scorer, new / "class_stats.safetensors")
         pq.write_table(anchors, new / "anchors.parquet")
         pq.write_table(sentences, new / "sentences.parquet")
-        if with_index and (index := answers.open_index()) is not None:
+        index = answers.open_index() if with_index else None
+        if index is not None:
             (new / "index").mkdir()
             save_index(index, new / "index")
         text = json.dumps(config.model_dump(mode="json"), indent=1, ensure_ascii=False, sort_keys=True)
@@ -138,7 +139,8 @@ def export_model(
     without = sentences["licence"].null_count
     unsaid = f"Sentences that state no licence: {without:,}. See whether you may share them."
     rows = {"classes": len(config.classes), "anchors": config.anchors, "sentences": config.sentences}
-    return ExportReport(str(target), commit.id, rows, _folder_size(target), (unsaid,) if without else ())
+    notes = (unsaid,) if without else ()
+    return ExportReport(str(target), commit.id, rows, _folder_size(target), notes=notes)
 
 
 def push_model(
@@ -149,7 +151,7 @@ def push_model(
     commit_message: str | None = None,
     token: str | bool | None = None,
 ) -> str:
-    """Make what `folder` holds the model `repo_id` on the hub, in one commit; the repository is made if there is none.
+    """Upload the exported folder as the model `repo_id` on the hub, in one commit; create the repository if needed.
 
     Args:
         folder: Written by `export_model`; its digests are checked first.
@@ -178,9 +180,9 @@ def push_model(
             folder_path=folder,
             commit_message=commit_message or f"Upload commit {config.commit} of recipe {config.recipe}",
             allow_patterns=[SUMS, *files],
-            delete_patterns=list(OPTIONAL),  # of an earlier push; those that are uploaded stay
+            delete_patterns=list(OPTIONAL),  # leftovers of an earlier push; uploaded files are not deleted
         )
-    except Exception as error:  # as in `locate`
+    except Exception as error:  # huggingface_hub and its HTTP library raise many kinds, as in `locate`
         raise refused(repo_id, error) from error
     return str(done.commit_url)
 
@@ -190,7 +192,7 @@ def _place(folder: str | Path) -> Path:
 
 
 def _check_target(folder: Path, force: bool) -> None:
-    """See whether `folder` may be written: it is new or empty, or with `force` an exported folder and nothing else.
+    """Check that `folder` may be written: it is new or empty, or with `force` an exported folder and nothing else.
 
     Raises:
         PretrainedError: If it may not.
@@ -200,7 +202,8 @@ def _check_target(folder: Path, force: bool) -> None:
     there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()}
     own = {SUMS, *read_sums(folder)} if {SUMS, CARD} <= there else set[str]()
     hubs = {name for name in there if own and name.split("/")[0] in _HUBS_OWN}
-    if others := sorted(there - own - hubs):
+    others = sorted(there - own - hubs)
+    if others:
         raise PretrainedError(
             f"{folder} holds other things than an export, and is left as it is: {some(others)}",
             "Move them away, or choose a new folder: vlltr export DIR",
@@ -213,10 +216,10 @@ def _check_target(folder: Path, force: bool) -> None:
 
 @contextmanager
 def _new_folder(workspace: Workspace, folder: Path, force: bool) -> Iterator[Path]:
-    """An empty folder beside `folder` for the block to write into: with digests it gets that name at the end.
+    """Yield an empty folder to write into; at the end digests are added, and it becomes `folder`.
 
     Raises:
-        PretrainedError: If `folder` may not be written, which is seen before the block runs, or the disk refuses.
+        PretrainedError: If `folder` may not be written, which is checked before the block runs, or the disk refuses.
     """
     bring_back(folder)
     _check_target(folder, force)
@@ -234,13 +237,14 @@ def _new_folder(workspace: Workspace, folder: Path, force: bool) -> Iterator[Pat
 
 
 def _check_movable(encoder: Encoder) -> None:
-    """Refuse an encoder part of which is known by a name on the hub alone.
+    """Refuse an encoder that needs a part from the hub.
 
     Raises:
         PretrainedError: Naming the part.
     """
     text = encoder.config["model_cfg"].get("text_cfg") or {}
-    if name := text.get("hf_model_name"):
+    name = text.get("hf_model_name")
+    if name:
         raise PretrainedError(
             f"the text tower of {encoder.name} is built by transformers from {name!r} on the hub: "
             "it cannot be put into a folder of its own",
@@ -249,12 +253,12 @@ def _check_movable(encoder: Encoder) -> None:
 
 
 def _folder_size(folder: Path) -> int:
-    """Bytes of all files in a folder."""
+    """Return the bytes of all files in a folder."""
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
 
 
 def _sentence_rows(snapshot: Snapshot, loaded: LoadedBank | None) -> pa.Table:
-    """The sentences of all classes in use, by class and position; those that are anchors have their rank."""
+    """Return the sentences of all classes in use, by class and position; anchors have their rank."""
     table = snapshot.class_table()
     columns = ["sentence_id", "class_id", "text", "source", "source_ref", "licence", "position"]
     rows = snapshot.table("sentences", columns, one_of("class_id", table.ids))
@@ -263,7 +267,7 @@ def _sentence_rows(snapshot: Snapshot, loaded: LoadedBank | None) -> pa.Table:
     _check_sentences(snapshot, rows)
     names = pa.array([table.names[i] for i in rows["class_id"].to_pylist()], pa.string())
     ranks: dict[str, int] = {}
-    if loaded is not None:  # each anchor's place among its class's, from 0, in the bank's order
+    if loaded is not None:  # ranks are the anchors' places within their class, from 0
         places = (place for n in loaded.bank.offsets.diff().tolist() for place in range(n))
         ranks = dict(zip(loaded.sentence_ids, places, strict=True))
     rank = pa.array([ranks.get(i) for i in rows["sentence_id"].to_pylist()], pa.int32())
@@ -272,14 +276,13 @@ def _sentence_rows(snapshot: Snapshot, loaded: LoadedBank | None) -> pa.Table:
 
 
 def _check_sentences(snapshot: Snapshot, rows: pa.Table) -> None:
-    """See whether rows of the table of sentences are those that were written.
+    """Check that rows of the table of sentences are unchanged.
 
     Raises:
-        WorkspaceError: If one is not.
+        WorkspaceError: If one was changed.
     """
-    keys, owners, texts, *beside = (
-        rows[n].to_pylist() for n in ("sentence_id", "class_id", *TEXT_COLUMNS[1:])
-    )
+    columns = ["sentence_id", "class_id", *TEXT_COLUMNS[1:]]
+    keys, owners, texts, *beside = rows.select(columns).to_pydict().values()
     known = {} if snapshot.parts is None else texts_of(snapshot.parts("anchors"))
     for key, class_id, text, *told in zip(keys, owners, texts, *beside, strict=True):
         if sentence_id(class_id, text_hash(text)) != key or known.get(key, (text, *told)) != (text, *told):
@@ -290,10 +293,10 @@ def _check_sentences(snapshot: Snapshot, rows: pa.Table) -> None:
 
 
 def _anchor_rows(sentences: pa.Table, loaded: LoadedBank) -> pa.Table:
-    """The anchors in the bank's order, with their losses and vectors.
+    """Return the anchors in the bank's order, with their losses and vectors.
 
     Args:
-        sentences: As `_sentence_rows` gives them.
+        sentences: From `_sentence_rows`.
         loaded: The anchors.
     """
     schema = anchors_schema(loaded.bank.dim)
@@ -307,7 +310,7 @@ def _anchor_rows(sentences: pa.Table, loaded: LoadedBank) -> pa.Table:
 
 
 def _save_stats(scorer: Scorer, path: Path) -> None:
-    """What is known of the classes' images, where there is a generative model."""
+    """Save the statistics of the classes' images, if there is a generative model."""
     if scorer.model is not None:
         stats = scorer.stats
         tensors = {"class_ids": stats.class_ids, "counts": stats.counts, "sums": stats.sums}
@@ -316,6 +319,9 @@ def _save_stats(scorer: Scorer, path: Path) -> None:
 
 def _config(snapshot: Snapshot, scorer: Scorer, encoder: Encoder, sentences: int) -> ExportedConfig:
     commit = snapshot.commit
+    own = commit.own_index
+    fields = ("class_id", "name", "aliases", "origin")
+    classes = [{name: row[name] for name in fields} for row in _classes(snapshot).to_pylist()]
     return ExportedConfig(
         program_version=VERSION,
         commit=commit.state,
@@ -332,10 +338,7 @@ def _config(snapshot: Snapshot, scorer: Scorer, encoder: Encoder, sentences: int
         selection_id=scorer.loaded.selection_id,
         fusion=scorer.fusion,
         rejects=scorer.saved.parts is not None and scorer.saved.parts.accept_above is not None,
-        classes=tuple(
-            ExportedClass(**{name: row[name] for name in ("class_id", "name", "aliases", "origin")})
-            for row in _classes(snapshot).to_pylist()
-        ),
+        classes=tuple(ExportedClass(**row) for row in classes),
         taxonomy=tuple(
             ExportedTaxon(name=taxon.name, parent=taxon.parent, rank=taxon.rank)
             for _, taxon in sorted(load_taxonomy(snapshot).items())
@@ -343,12 +346,12 @@ def _config(snapshot: Snapshot, scorer: Scorer, encoder: Encoder, sentences: int
         merged=dict(scorer.merged),
         anchors=len(scorer.loaded.keys),
         sentences=sentences,
-        index=own.kind if (own := commit.own_index) is not None else None,
+        index=own.kind if own is not None else None,
     )
 
 
 def _images_schema() -> pa.Schema:
-    """The columns of `images`; the metadata tells `datasets` that `image` is one, to be decoded as it is read."""
+    """Return the columns of `images`; the metadata tells `datasets` to decode column `image`."""
     columns = {"image_id": pa.string(), "image": pa.struct({"bytes": pa.binary(), "path": pa.string()})}
     columns |= {"class_id": pa.int32(), "class": pa.string(), "split": pa.string()}
     columns |= {"width": pa.int32(), "height": pa.int32(), "content_hash": pa.string()}
@@ -366,17 +369,17 @@ def export_tables(
     embed_images: bool = False,
     progress: Progress | None = None,
 ) -> ExportReport:
-    """Write classes, sentences, images and anchors, those of classes in use, as Parquet files with a README.md.
+    """Write classes, sentences, images and anchors of the classes in use as Parquet files with a README.md.
 
     `datasets.load_dataset(folder, "sentences")` reads them by name; so do pandas, polars and DuckDB. The folder appears
     whole or not at all. Images that cannot be read are left out, and counted.
 
     Args:
-        workspace: What to export.
+        workspace: The workspace to export.
         folder: A new or empty folder.
         at: As of this commit; default: the newest.
-        force: Replace an export that is there; anything else is left alone all the same.
-        embed_images: Put the bytes of image files in. Without, only images that came out of Parquet have theirs, and
+        force: Replace an earlier export; a folder with anything else is refused all the same.
+        embed_images: Include the bytes of image files. Without it only images that came from Parquet have theirs, and
             the others the path on this machine.
         progress: Called as images are written.
 
@@ -407,11 +410,12 @@ def export_tables(
         files["images"], rows["images"], paths = _write_images(snapshot, new, embed_images, progress)
         _write_card(new, files, sentences, rows=rows, recipe=workspace.recipe.name, commit=number)
     notes = []
-    if broken := snapshot.count("images", "problem IS NOT NULL"):
+    broken = snapshot.count("images", "problem IS NOT NULL")
+    if broken:
         notes.append(f"Images that cannot be read, left out: {broken:,}.")
     if paths:
         notes.append(f"Images named by their path on this machine: {paths:,}; --embed-images puts them in.")
-    return ExportReport(str(target), number, rows, _folder_size(target), tuple(notes))
+    return ExportReport(str(target), number, rows, _folder_size(target), notes=tuple(notes))
 
 
 def _classes(snapshot: Snapshot) -> pa.Table:
@@ -422,7 +426,7 @@ def _classes(snapshot: Snapshot) -> pa.Table:
 def _write_images(
     snapshot: Snapshot, folder: Path, embed: bool, progress: Progress | None
 ) -> tuple[dict[str, str], int, int]:
-    """One file a split; gives the files, the number of images, and how many of them are only a path."""
+    """Write one file a split; return the files, the number of images, and how many are stored as a path only."""
     owned = f"({one_of('class_id', snapshot.class_table().ids)} OR class_id IS NULL) AND problem IS NULL"
     counts = pc.value_counts(snapshot.table("images", ["split"], owned)["split"].combine_chunks())
     number = {str(item["values"]): int(item["counts"]) for item in counts.to_pylist()}
@@ -447,7 +451,7 @@ def _write_images(
 
 
 def _split_name(split: str, taken: Mapping[str, str]) -> str:
-    """A name that `datasets` allows: letters, digits and underlines; different for each split."""
+    """Return a name that `datasets` allows (letters, digits, underscores), different for each split."""
     name = _SPLIT.sub("_", split).strip("_") or "split"
     while name in taken:
         name += "_2"
@@ -476,15 +480,13 @@ def _write_card(
 ) -> None:
     from huggingface_hub import DatasetCardData
 
-    configs = [
-        {
-            "config_name": name,
-            "data_files": [{"split": split, "path": path} for split, path in parts.items()],
-            **({"default": True} if name == "sentences" else {}),
-        }
-        for name, parts in files.items()
-        if parts
-    ]
+    configs: list[dict[str, Any]] = []
+    for name, parts in files.items():
+        if parts:
+            paths = [{"split": split, "path": path} for split, path in parts.items()]
+            configs.append({"config_name": name, "data_files": paths})
+            if name == "sentences":
+                configs[-1]["default"] = True
     licence = licence_id(sentences["licence"].unique().to_pylist())
     data = DatasetCardData(license=licence, tags=[LIBRARY], configs=configs)
     save_card(folder, "dataset_card.md", data, sentences, **facts)
