@@ -112,6 +112,7 @@ class Guard:
 
     async def _upload(self, scope: Any, receive: Any, send: Any) -> None:
         """Pass an upload on; where Gradio cannot read its form, and the machine is not at fault, that is a 400."""
+        failed = False
 
         async def unless_failed(message: Any) -> None:
             nonlocal failed
@@ -119,7 +120,6 @@ class Guard:
             if not failed:
                 await send(message)
 
-        failed = False
         try:
             await self._app(scope, receive, unless_failed)
         except OSError:
