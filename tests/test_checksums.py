@@ -24,6 +24,7 @@ from vlltr_index.pipelines.doctor import check_workspace
 from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.history import rollback
 from vlltr_index.recognizer import Recognizer
+from vlltr_index.schemas.options import PredictOptions
 from vlltr_index.schemas.tables import CHECKED, IMAGES, KEYS, SENTENCE_SCORES, sentence_vectors
 from vlltr_index.store.checksums import CHECKSUM, checksums, covered
 from vlltr_index.store.tables import Store
@@ -240,7 +241,7 @@ def test_selecting_mends_the_scores(small: Workspace, world: World) -> None:
                 change_value(workspace, "sentence_scores", column, value)
             select(workspace, workspace.recipe.select)
         add_class(workspace, "new", ["a circle around a dot."])
-        (found,) = Recognizer.open(workspace).predict([world.pictures[0]], explain=2)
+        (found,) = Recognizer.open(workspace).predict([world.pictures[0]], PredictOptions(explain=2))
         answers.append(found.classes)
         scores.append(workspace.snapshot().table("sentence_scores").sort_by("sentence_id"))
     assert scores[0].equals(scores[1])
@@ -276,10 +277,10 @@ def unsummed(workspace: Workspace) -> None:
 def test_a_workspace_without_checksums(small: Workspace, world: World) -> None:
     """Of an earlier program: it answers, changes and grows as before, unchecked."""
     asked = [world.pictures[0]]
-    before = Recognizer.open(small).predict(asked, explain=2)
+    before = Recognizer.open(small).predict(asked, PredictOptions(explain=2))
     unsummed(small)
     old = Workspace.open(small.path)
-    assert Recognizer.open(old).predict(asked, explain=2) == before
+    assert Recognizer.open(old).predict(asked, PredictOptions(explain=2)) == before
     name, texts = next(iter(world.texts.items()))
     names = old.snapshot().class_table().names
     add_class(old, name, texts[:3])
