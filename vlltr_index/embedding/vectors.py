@@ -221,9 +221,10 @@ def embed_sentences(
     progress: Progress | None = None,
     engine: Engine | None = None,
 ) -> tuple[int, int, int]:
-    """Embed the texts whose hash is not in the cache; return how many were embedded, there before, and cut.
+    """Embed the texts whose hash is not in the cache, by `engine`, by default in this process.
 
-    The vectors are computed by `engine`, by default in this process, and appended here.
+    Returns:
+        How many texts were embedded, how many had vectors before, and how many were cut to the context length.
     """
     name = sentence_vectors_name(encoder.text_fp)
     tx.store.create(name, sentence_vectors(encoder.dim), "text_hash")
@@ -254,9 +255,12 @@ def embed_images(
 ) -> tuple[int, int, int]:
     """Embed the views of the images of `split` that have no vector yet.
 
-    Returned is how many vectors were embedded, how many there were before, and how many images are unreadable. An image is decoded once for all views that it lacks. If
-    an image can no longer be read, its problem is stored with it, and it is not used. With `only`, these images are
-    embedded instead of the split's. The vectors are computed by `engine`, by default in this process with `augment`.
+    An image is decoded once for all views that it lacks. If an image can no longer be read, its problem is stored with
+    it, and it is not used. With `only`, these images are embedded instead of the split's. The vectors are computed by
+    `engine`, by default in this process with `augment`.
+
+    Returns:
+        How many vectors were embedded, how many there were before, and how many images are unreadable.
     """
     name = image_vectors_name(encoder.image_fp)
     tx.store.create(name, image_vectors(encoder.dim), "vector_key")

@@ -328,7 +328,7 @@ class Encoder:
         order = torch.argsort(lengths, stable=True)
         done = 0
         while done < len(order):
-            # A first estimate by the shortest text, which comes first, and then the size by the longest, which comes last.
+            # A first estimate by the shortest text, which comes first; then the size by the longest, which comes last.
             step = max(1, _TOKENS_A_BATCH // max(1, int(lengths[order[done]])))
             rows = order[done : done + step]
             rows = rows[: max(1, _TOKENS_A_BATCH // max(1, int(lengths[rows[-1]])))]

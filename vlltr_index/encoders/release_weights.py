@@ -157,7 +157,7 @@ def _count(state: dict[str, Tensor], pattern: str) -> int:
 
 
 def _preprocess(checkpoint: ReleaseCheckpoint, image_size: int) -> dict[str, Any]:
-    """Return the release's evaluation preprocessing: bicubic to 256 / 224 of the size, centre crop, its mean and std."""
+    """Return the release's evaluation preprocessing: bicubic to 256 / 224 of the size, centre crop, mean and std."""
     clip = checkpoint.args.get("clip_ms") is not False
     mean, std = (_MEAN, _STD) if clip else (_IMAGENET_MEAN, _IMAGENET_STD)
     own = preprocessing({"size": image_size, "mean": mean, "std": std})

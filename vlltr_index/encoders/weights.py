@@ -267,7 +267,7 @@ def read_source(model: str, pretrained: str | None) -> Source:
 
 
 def _find_folder(model: str, pretrained: str | None) -> Path | None:
-    """Return the local folder that is meant, if any: `FOLDER`, `local-dir:FOLDER`, a folder as tag, or the shipped one."""
+    """Return the local folder that is meant, if any: `FOLDER`, `local-dir:FOLDER`, a folder as tag, or the shipped."""
     if (model, pretrained) == (_OWN, _SHIPPED):
         return Path(str(files("vlltr_index.recipes.glyphs_lt"))) / "pretrained"
     scheme, _, rest = model.partition(":")
@@ -325,7 +325,7 @@ def _describe(folder: Path) -> dict[str, Any]:
 
 
 def _from_folder(folder: Path, name: str | None = None) -> Source:
-    """Read a folder that `Encoder.save` wrote, or one in open_clip's layout, with a configuration beside the weights."""
+    """Read a folder that `Encoder.save` wrote, or one in open_clip's layout with a configuration and weights."""
     facts = _describe(folder)
     config = facts["config"]
     called = facts.get("name") or name or folder.name
