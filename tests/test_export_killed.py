@@ -105,6 +105,28 @@ def test_an_error_between_the_renames(
     assert sorted(os.listdir(tmp_path)) == ["model", "workspace"]
 
 
+def test_an_export_that_was_moved_away_is_back_for_the_next(workspace: Workspace, tmp_path: Path) -> None:
+    """It is not replaced without --force, and not swept with what else a kill left."""
+    folder = tmp_path / "model"
+    export(workspace, folder, "old")
+
+    def move_away() -> None:
+        beside(folder).mkdir(exist_ok=True)
+        os.rename(folder, beside(folder) / "new-old")
+
+    move_away()
+    with (
+        pytest.raises(PretrainedError, match="model holds an export already"),
+        _new_folder(workspace, folder, force=False) as new,
+    ):
+        (new / CARD).write_text("new")
+    assert whole(folder) == "old"
+    move_away()
+    with new_folder(workspace, folder):
+        pass
+    assert whole(folder) == "old"
+
+
 def test_one_export_at_a_time(workspace: Workspace, tmp_path: Path) -> None:
     """A second one to the same folder is refused, and leaves the first alone; the doctor sees nothing amiss."""
     folder = tmp_path / "model"
