@@ -38,9 +38,9 @@ from vlltr_index.embedding.loading import image_set, stats_rows
 from vlltr_index.embedding.vectors import vector_table
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.heads.checkpoint import Parts, SavedHead, save_head
-from vlltr_index.heads.fusion import Meeting, PartWeights
-from vlltr_index.heads.generative import Moments, fit_shared
+from vlltr_index.heads.fusion import Gate, PartWeights
 from vlltr_index.heads.lgr import LGRHead
+from vlltr_index.heads.plda import Moments, fit_shared
 from vlltr_index.pipelines.build_index import index_anchors
 from vlltr_index.schemas.recipes import load_recipe, override
 from vlltr_index.schemas.tables import (
@@ -196,7 +196,7 @@ def _workspace(folder: Path, classes: int, sentences: int = SENTENCES_EACH) -> W
     each = torch.arange(len(images.class_ids))
     moments = Moments.of(unit_rows(images.features)[None], images.class_ids, each, classes)
     shared = fit_shared(moments, unit_rows(centres))
-    later = Meeting(0.1, 0.1)
+    later = Gate(0.1, 0.1)
     parts = Parts(shared, PartWeights(1.0, 0.1, 0.1, later, later))
     saved = SavedHead(head, torch.arange(classes), encoder.text_fp, encoder.image_fp, parts)
     with workspace.transaction("a head out of the air") as tx:

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from vlltr_index.data.glyphs import glyph_files
-from vlltr_index.embedding.vectors import ImageSource, ImageVectors
+from vlltr_index.embedding.vectors import ImageVectors, NamedImage
 from vlltr_index.encoders import openclip
 from vlltr_index.encoders.encoder import Encoder
 
@@ -292,7 +292,7 @@ def text_vectors(encoder: Encoder, texts: Sequence[str]) -> tuple[Tensor, int]:
 
 
 def image_vectors(
-    engine: object, batches: Iterable[Sequence[ImageSource]], views: Sequence[int]
+    engine: object, batches: Iterable[Sequence[NamedImage]], views: Sequence[int]
 ) -> Iterator[ImageVectors]:
     """In the place of `LocalEngine.images`; an augmented view has a tenth of the noise of its own."""
     for batch in batches:

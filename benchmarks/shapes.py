@@ -17,7 +17,7 @@ MODULES = (
     "anchors.anss",
     "heads.anchor_bank",
     "heads.lgr",
-    "heads.generative",
+    "heads.plda",
     "heads.weighing",
     "heads.fusion",
     "heads.explanation",

@@ -48,7 +48,7 @@ from benchmarks.without_text import training_data, with_rows_for_all
 from vlltr_index.anchors.selection import select
 from vlltr_index.embedding.loading import class_positions, image_set, usable_images
 from vlltr_index.heads.fusion import fuse, image_side
-from vlltr_index.heads.generative import GenerativeModel, unit_sums
+from vlltr_index.heads.plda import PLDA, unit_sums
 from vlltr_index.pipelines.baselines import score_baselines, train_baseline
 from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.evaluate import training_counts
@@ -58,7 +58,7 @@ from vlltr_index.schemas.records import SentenceRecord
 from vlltr_index.store.ingestion import sentence_rows
 from vlltr_index.store.workspace import Workspace
 from vlltr_index.tensors import unit_rows
-from vlltr_index.train.deciding import StageTwoData, weigh
+from vlltr_index.train.stage_two import StageTwoData, weigh
 
 KEPT = ("right", "top5", "decided")
 Texts = Mapping[str, list[str]]
@@ -187,7 +187,7 @@ def _prior_off(workspace: Workspace, scorer: Scorer, features: Tensor) -> Tensor
     data = _Untold(**{field.name: getattr(data, field.name) for field in fields(data)})
     parts, _ = weigh(data, with_rows_for_all(scorer))
     counts, sums = unit_sums(unit_rows(data.features[0]), data.labels, data.observations, data.classes)
-    model = GenerativeModel(parts.shared, counts, sums, data.prototypes)
+    model = PLDA(parts.shared, counts, sums, data.prototypes)
     with torch.inference_mode():
         likelihoods = model.log_likelihoods(unit_rows(features))
         visual, trained = scorer.visual_logits(features), scorer.trained

@@ -10,8 +10,8 @@ from vlltr_index.evaluation.baselines import class_means
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.checkpoint import Parts
 from vlltr_index.heads.fusion import image_side
-from vlltr_index.heads.generative import GenerativeModel, unit_sums
 from vlltr_index.heads.lgr import LGRHead
+from vlltr_index.heads.plda import PLDA, unit_sums
 from vlltr_index.heads.units import units_of
 from vlltr_index.heads.weighing import HeldOutScores, fit_weights, image_weights
 from vlltr_index.recognition.scorer import Scorer
@@ -19,7 +19,7 @@ from vlltr_index.store.holdout import read_held_out
 from vlltr_index.store.snapshot import Snapshot
 from vlltr_index.store.workspace import Workspace
 from vlltr_index.tensors import cosine_logits, unit_rows
-from vlltr_index.train.deciding import StageTwoData, weigh
+from vlltr_index.train.stage_two import StageTwoData, weigh
 
 __all__ = ["WHOLE", "discriminant", "held_out", "rows_without_text", "training_data", "with_rows_for_all"]
 
@@ -41,7 +41,7 @@ def rows_without_text(
     plain, trained = data.features[0], scorer.trained
     counts, sums = unit_sums(unit_rows(plain), data.labels, data.observations, data.classes)
     parts, _ = weigh(data, with_rows_for_all(scorer))
-    model = GenerativeModel(parts.shared, counts, sums, data.prototypes)
+    model = PLDA(parts.shared, counts, sums, data.prototypes)
     means = class_means(plain, data.labels, data.classes)
 
     @torch.inference_mode()
@@ -84,7 +84,7 @@ def with_rows_for_all(scorer: Scorer) -> LGRHead:
     return whole
 
 
-def discriminant(model: GenerativeModel, features: Tensor) -> Tensor:
+def discriminant(model: PLDA, features: Tensor) -> Tensor:
     """Fisher's linear discriminant with the model's shrunk covariance; float64 [N, C] of features [N, D]."""
     shared = model.shared
     means = (model.sums / model.counts[:, None] - shared.centre) @ shared.basis

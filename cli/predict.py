@@ -231,11 +231,11 @@ def _silent(scores: Sequence[ClassScore]) -> bool:
 
 def explanation_lines(image: str, scores: Sequence[ClassScore], width: int | None = None) -> list[str]:
     """Return one class, or two to compare, as lines with all anchor sentences, wrapped at `width` columns."""
-    from vlltr_index.recognition.in_words import rather_than
+    from vlltr_index.recognition.in_words import contrast
 
     lines = [image]
     if len(scores) == 2:
-        lines += broken("  ", rather_than(*scores), width)
+        lines += broken("  ", contrast(*scores), width)
     for score in scores:
         image_part = score.image_part
         text_part = score.text_part

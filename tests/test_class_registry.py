@@ -6,7 +6,7 @@ import pytest
 from tablerows import class_rows
 
 from vlltr_index.errors import UnknownClassError
-from vlltr_index.store.snapshot import ClassTable
+from vlltr_index.store.class_table import ClassTable
 
 
 @pytest.fixture

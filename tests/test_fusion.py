@@ -15,8 +15,8 @@ from torch import Tensor
 
 from vlltr_index.heads.fusion import (
     FusedScores,
+    Gate,
     ImageSide,
-    Meeting,
     PartWeights,
     Rule,
     class_logits,
@@ -30,10 +30,10 @@ from vlltr_index.heads.fusion import (
 quick = settings(max_examples=40, deadline=None)
 CLASSES = 5
 NONE = -math.inf
-EVEN = PartWeights(1.0, 1.0, 1.0, Meeting(1.0, 1.0), Meeting(1.0, 1.0))
+EVEN = PartWeights(1.0, 1.0, 1.0, Gate(1.0, 1.0), Gate(1.0, 1.0))
 
 factors = st.sampled_from([0.0, 0.05, 1.0, 3.0])
-meetings = st.builds(Meeting, factors, factors, st.sampled_from([-2.0, 0.0, 1.5]))
+meetings = st.builds(Gate, factors, factors, st.sampled_from([-2.0, 0.0, 1.5]))
 weights_of = st.builds(PartWeights, factors, factors, factors, meetings, meetings)
 sizes = st.sampled_from([0.0, 1.0, 30.0, 1e4])
 masks = st.lists(st.booleans(), min_size=CLASSES, max_size=CLASSES)
@@ -141,7 +141,7 @@ def test_what_the_trained_classes_have_together_their_classifier_does_not_say() 
     """Their share is that of the generative model and the text by the later classes' weights."""
     likelihoods, text = drawn(4, 1.0, 2, 1, 4)
     trained = torch.tensor([True, True, False, False])
-    weights = PartWeights(1.0, 0.5, 0.7, Meeting(0.8, 0.3), Meeting(2.0, 2.0))
+    weights = PartWeights(1.0, 0.5, 0.7, Gate(0.8, 0.3), Gate(2.0, 2.0))
     expected = (0.8 * likelihoods + 0.3 * text).softmax(1)[:, :2].sum()
     for visual in ([0.0, 0.0, 0.0, 0.0], [9.0, 0.0, 50.0, 50.0]):
         logits = torch.tensor([visual], dtype=torch.float64)

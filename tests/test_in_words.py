@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vlltr_index.data.text import class_prompts
-from vlltr_index.recognition.in_words import numbered, rather_than, sayings
+from vlltr_index.recognition.in_words import contrast, numbered, template_groups
 from vlltr_index.schemas.records import ClassScore, SentenceShare
 
 BIRDS = {
@@ -35,7 +35,7 @@ def test_templates_say_the_same_and_facts_do_not(
     names = dict(enumerate(classes))
     rows = [(i, text, "texts") for i, name in names.items() for text in classes[name]]
     rows += [(i, p.text, p.source) for i, name in names.items() for p in class_prompts(name, "clip")]
-    said = sayings(rows, names)
+    said = template_groups(rows, names)
     for i in names:
         own = [what for (owner, _, _), what in zip(rows, said, strict=True) if owner == i]
         assert numbered(own) == groups + [3] * 80
@@ -68,10 +68,8 @@ def test_one_rather_than_another(image: float, text: float, why: str) -> None:
         score("crow", -image, -text),
         score("owl", -image - 4, -text - 4),
     )
-    assert rather_than(kite, crow) == rather_than(crow, kite) == f"kite rather than crow because {why}"
-    assert rather_than(crow, owl).startswith(
-        "crow rather than owl because the image (50 % of the difference)"
-    )
+    assert contrast(kite, crow) == contrast(crow, kite) == f"kite rather than crow because {why}"
+    assert contrast(crow, owl).startswith("crow rather than owl because the image (50 % of the difference)")
     share = score("kite", 0.5 + image / 10, 0.3 + text / 10, "probability")
     other = score("crow", 0.5, 0.3, "probability")
-    assert rather_than(other, share) == f"kite rather than crow because {why}"
+    assert contrast(other, share) == f"kite rather than crow because {why}"

@@ -16,7 +16,7 @@ from tests.commands import run
 from vlltr_index.classes import NewClass, add_classes
 from vlltr_index.cli.ui import server
 from vlltr_index.cli.ui import service as service_module
-from vlltr_index.cli.ui.service import Desk, piece
+from vlltr_index.cli.ui.service import PageService, piece
 from vlltr_index.errors import InputError, UsageError, WorkspaceError
 from vlltr_index.store.workspace import Workspace
 
@@ -25,17 +25,17 @@ TEXT = "It has a long tail. The tail is striped."
 
 
 @pytest.fixture
-def desk(trained: Workspace) -> Desk:
+def desk(trained: Workspace) -> PageService:
     """On a copy of the trained workspace."""
-    return Desk(trained)
+    return PageService(trained)
 
 
-def last(desk: Desk) -> int:
+def last(desk: PageService) -> int:
     """The newest commit."""
     return desk.workspace.history.ids()[-1]
 
 
-def test_a_class_is_added_used_and_taken_back(desk: Desk, pictures: Path) -> None:
+def test_a_class_is_added_used_and_taken_back(desk: PageService, pictures: Path) -> None:
     """One commit each way; its pictures live in the workspace; the answer is as it was; blanks around a name go."""
     before, number = desk.examine(pictures / "unseen" / "1.png").best(3), last(desk)
     assert desk.offer() == (None, "")
@@ -58,7 +58,7 @@ def test_a_class_is_added_used_and_taken_back(desk: Desk, pictures: Path) -> Non
     assert desk.offer() == (None, "")
 
 
-def test_only_what_was_done_here_and_last_can_be_undone(desk: Desk) -> None:
+def test_only_what_was_done_here_and_last_can_be_undone(desk: PageService) -> None:
     """Two additions are undone one after the other; one from elsewhere stands in the way."""
     for name in ("okapi", "dodo"):
         desk.add(name, TEXT)
@@ -85,7 +85,7 @@ def test_only_what_was_done_here_and_last_can_be_undone(desk: Desk) -> None:
 
 
 def test_additions_that_are_refused(
-    desk: Desk, tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+    desk: PageService, tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each limit, a broken picture, a name that is taken: said in words, and nothing is written."""
     bad = tmp_path / "secret-folder" / "bad.png"
@@ -123,7 +123,7 @@ def test_additions_that_are_refused(
 
 def test_a_page_for_reading_only(trained: Workspace) -> None:
     """Neither adds nor undoes, whoever asks."""
-    desk, number = Desk(trained, read_only=True), trained.history.ids()[-1]
+    desk, number = PageService(trained, read_only=True), trained.history.ids()[-1]
     for act in (lambda: desk.add("okapi", TEXT), lambda: desk.undo(number)):
         with pytest.raises(UsageError) as error:
             act()
@@ -134,7 +134,7 @@ def test_a_page_for_reading_only(trained: Workspace) -> None:
     assert trained.history.ids()[-1] == number
 
 
-def test_every_text_is_escaped(desk: Desk, pictures: Path) -> None:
+def test_every_text_is_escaped(desk: PageService, pictures: Path) -> None:
     """A class's name and sentences, an error's words, and the workspace's name are shown as they are written."""
     report = desk.add(HOSTILE, f"{HOSTILE}.", [("a.png", pictures / "unseen" / "0.png")])
     found = desk.examine(pictures / "unseen" / "0.png")

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from tests.pretended_cuda import CardTensor, pretended
-from tests.test_deciding import CONFIG, drawn, held_out
 from tests.test_recognition import fitted
+from tests.test_stage_two import CONFIG, drawn, held_out
 from vlltr_index.anchors import anss
 from vlltr_index.anchors.anss import positive_terms, score_sentences, shift_images
 from vlltr_index.anchors.selection import select
@@ -47,7 +47,7 @@ from vlltr_index.schemas.options import PredictOptions
 from vlltr_index.schemas.records import Prediction
 from vlltr_index.store.workspace import Workspace
 from vlltr_index.tensors import cosine_logits
-from vlltr_index.train.deciding import decide, weigh
+from vlltr_index.train.stage_two import fit_stage_two, weigh
 
 
 def test_the_pretended_gpu_is_like_one() -> None:
@@ -201,10 +201,10 @@ def test_stage_two_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cross-fitting, head, generative model and weights decide as on the CPU; what is kept is there."""
     monkeypatch.setenv("VLLTR_DEVICE", "cpu")
     data = drawn([9, 8, 7, 6, 5, 4, 3], told=[True] * 6 + [False], groups=["a", "a", *[None] * 40])
-    plain = decide(data, CONFIG)
+    plain = fit_stage_two(data, CONFIG)
     with pretended():
         monkeypatch.setenv("VLLTR_DEVICE", "cuda")
-        found = decide(data, CONFIG)
+        found = fit_stage_two(data, CONFIG)
         judged, _ = weigh(replace(data, unseen=torch.arange(42) % 5 == 0), deepcopy(found.head))
     assert held_out(found) == held_out(plain)
     assert plain.parts is not None

@@ -24,7 +24,7 @@ from vlltr_index.errors import InputError
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.fusion import (
     FusedScores,
-    Meeting,
+    Gate,
     PartWeights,
     class_logits,
     fuse,
@@ -115,7 +115,7 @@ class World:
         if self.alpha is not None:
             fused = fuse_protocol(self.by_class[rows], text_logits, "paper", self.alpha)
             return fused, fused.text_part
-        weights = PartWeights(0.5, 0.5, 1.0, Meeting(1.0, 1.0), Meeting(0.5, 1.5))
+        weights = PartWeights(0.5, 0.5, 1.0, Gate(1.0, 1.0), Gate(0.5, 1.5))
         likelihoods = self.features[rows] @ self.centres.T / 20
         trained = torch.arange(self.classes) < self.rows
         pictured = torch.arange(self.classes) <= self.rows

@@ -23,7 +23,7 @@ from vlltr_index.pipelines.taxonomy import ingest_classes
 from vlltr_index.recognition.scorer import classes_below, tree_above
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.records import Taxon
-from vlltr_index.store.snapshot import ClassTable
+from vlltr_index.store.class_table import ClassTable
 from vlltr_index.store.taxonomy import circle, load_taxonomy, taxonomy_of
 from vlltr_index.store.workspace import Workspace
 

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize  # type: ignore[import-untyped]  # it has no types
 from torch import Tensor
 
-from vlltr_index.heads.fusion import Meeting, PartWeights, fuse, image_side
+from vlltr_index.heads.fusion import Gate, PartWeights, fuse, image_side
 from vlltr_index.heads.weighing import (
     PLAINEST,
     SHRINKAGES,
     Covariances,
+    HeldOutClasses,
     HeldOutScores,
-    Newcomers,
-    fit_meeting,
+    fit_gate,
     fit_temperature,
     fit_weights,
     image_weights,
@@ -233,7 +233,7 @@ def test_the_usual_weights_give_the_text_a_share_of_the_spread() -> None:
     labels, (image, likelihoods, text), weights = drawn(0, 9, 4, (2.0, 0), (2.0, 2), (2.0, -1))
     found = usual_weights(HeldOutScores(labels, image, likelihoods, text, weights))
     assert (found.image, found.generative) == (0.0, 1 / 12)
-    assert found.pictured == found.told == Meeting(1 / 12, found.text)
+    assert found.pictured == found.told == Gate(1 / 12, found.text)
     seen, told = found.generative * spread(likelihoods), found.text * spread(text)
     assert told / (seen + told) == pytest.approx(0.15)
     for nothing in (None, torch.zeros_like(text)):
@@ -305,7 +305,7 @@ def test_parts_that_tell_no_class_apart_have_no_weight() -> None:
 
 def design(
     seed: int, old: int, new: int, images: int, reach: float = 2.2
-) -> tuple[Newcomers, Tensor, Tensor]:
+) -> tuple[HeldOutClasses, Tensor, Tensor]:
     """Likelihoods of points about the centres of old and new classes in a space of 8 dimensions, and their classes."""
     g = torch.Generator().manual_seed(seed)
     centres = reach * torch.randn(old + new, 8, generator=g)
@@ -317,10 +317,10 @@ def design(
         text = torch.eye(old + new)[owners] + torch.randn(len(owners), old + new, generator=g)
         return -0.5 * torch.cdist(points, centres).square().double(), text.double()
 
-    return Newcomers(*said(labels), *said(new_labels), new_labels, old), labels, new_labels
+    return HeldOutClasses(*said(labels), *said(new_labels), new_labels, old), labels, new_labels
 
 
-def chances(meeting: Meeting, likelihoods: Tensor, text: Tensor, trained: int) -> Tensor:
+def chances(meeting: Gate, likelihoods: Tensor, text: Tensor, trained: int) -> Tensor:
     """Probabilities where later classes meet the others so, and the latter are parted by the generative model."""
     weights = PartWeights(0.0, 1.0, 0.0, meeting, meeting)
     known = torch.arange(likelihoods.shape[1]) < trained
@@ -328,12 +328,12 @@ def chances(meeting: Meeting, likelihoods: Tensor, text: Tensor, trained: int) -
     return fuse(side, text, weights).probabilities.double()
 
 
-PLAIN = Meeting(0.7, 0.3)
+PLAIN = Gate(0.7, 0.3)
 
 
 @pytest.mark.parametrize(("old", "new", "reach"), [(40, 4, 0.5), (40, 1, 2.2), (5, 10, 2.2)])
 def test_a_meeting_is_the_most_probable(old: int, new: int, reach: float) -> None:
-    """Newcomers are found among all, the others not taken for one of them, by weights and an offset near the usual."""
+    """Held-out classes are found among all, others not taken for them, by weights and an offset near the usual."""
     designs = [design(seed, old, new, 200, reach)[0] for seed in range(3)]
     units = [
         torch.cat([one.new_likelihoods for one in designs]),
@@ -342,7 +342,7 @@ def test_a_meeting_is_the_most_probable(old: int, new: int, reach: float) -> Non
     seen, told = (spread(unit) for unit in units)
     whole = 0.7 * seen + 0.3 * told
 
-    def loss(m: Meeting) -> float:
+    def loss(m: Gate) -> float:
         apart = (m.generative - 0.7) * seen / whole, (m.text - 0.3) * told / whole, m.offset
         total = 0.5 * sum(a**2 for a in apart)
         for one in designs:
@@ -352,23 +352,23 @@ def test_a_meeting_is_the_most_probable(old: int, new: int, reach: float) -> Non
             total -= float(some.log().mean()) * 200 * old / new
         return total
 
-    found = fit_meeting(PLAIN, designs)
+    found = fit_gate(PLAIN, designs)
     for name in ("generative", "text", "offset"):
         for near in (0.02, -0.02):
             other = replace(
                 found, **{name: max(getattr(found, name) + near, 0.0 if name != "offset" else -9.0)}
             )
             assert loss(found) <= loss(other) + 1e-6
-    alone = fit_meeting(PLAIN, designs, weights=False)
+    alone = fit_gate(PLAIN, designs, weights=False)
     assert (alone.generative, alone.text) == pytest.approx((0.7, 0.3))
     assert loss(alone) <= loss(replace(alone, offset=alone.offset + 0.02))
     assert loss(alone) <= loss(replace(alone, offset=alone.offset - 0.02))
-    assert fit_meeting(PLAIN, designs, offset=False).offset == 0.0
+    assert fit_gate(PLAIN, designs, offset=False).offset == 0.0
 
 
 def test_new_classes_that_lie_apart_are_found_and_cost_little() -> None:
     """On designs that the meeting was not fitted on."""
-    found = fit_meeting(PLAIN, [design(seed, 40, 4, 300, reach=3.0)[0] for seed in range(3)])
+    found = fit_gate(PLAIN, [design(seed, 40, 4, 300, reach=3.0)[0] for seed in range(3)])
     one, labels, new_labels = design(9, 40, 4, 1500, reach=3.0)
     some = chances(found, one.likelihoods, one.text, 40).argmax(1)
     assert float((some != labels).double().mean()) < 0.03
@@ -382,7 +382,7 @@ def test_designs_of_nobody_leave_the_weights_alone() -> None:
     empty = replace(one, **{
         name: getattr(one, name)[:0] for name in ("new_labels", "new_likelihoods", "new_text")
     })  # fmt: skip
-    assert fit_meeting(PLAIN, [empty]) == PLAIN
-    assert fit_meeting(PLAIN, [one, empty]) == fit_meeting(PLAIN, [one])
+    assert fit_gate(PLAIN, [empty]) == PLAIN
+    assert fit_gate(PLAIN, [one, empty]) == fit_gate(PLAIN, [one])
     same = replace(one, new_likelihoods=torch.zeros(50, 12), new_text=torch.zeros(50, 12))
-    assert fit_meeting(PLAIN, [same]) == PLAIN
+    assert fit_gate(PLAIN, [same]) == PLAIN

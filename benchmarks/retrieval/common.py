@@ -16,9 +16,9 @@ from vlltr_index.anchors.index import WithDelta
 from vlltr_index.embedding.loading import ClassStats, LoadedBank
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.checkpoint import Parts, SavedHead
-from vlltr_index.heads.fusion import Meeting, PartWeights
-from vlltr_index.heads.generative import SharedGaussian
+from vlltr_index.heads.fusion import Gate, PartWeights
 from vlltr_index.heads.lgr import LGRHead
+from vlltr_index.heads.plda import SharedGaussian
 from vlltr_index.recognition.predictor import Answers
 from vlltr_index.recognition.scorer import Scorer
 from vlltr_index.schemas.config import FusionConfig
@@ -128,7 +128,7 @@ def parts(dim: int) -> Parts:
     """A generative model in which each direction varies alike, and weights of the size that training fits."""
     zeros, eye = torch.zeros(dim, dtype=torch.float64), torch.eye(dim, dtype=torch.float64)
     shared = SharedGaussian(zeros, dim**0.5 * eye, zeros + 1.0, zeros + 1.0, zeros, 0.0 * eye)
-    later = Meeting(generative=0.1, text=0.2)
+    later = Gate(generative=0.1, text=0.2)
     return Parts(shared, PartWeights(0.5, 0.05, 0.2, later, later))
 
 

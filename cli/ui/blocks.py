@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 from torch import Tensor
 
-from vlltr_index.cli.ui.service import MAX_PICTURES, MAX_TOGETHER, MAX_UPLOAD, Desk, names_of, piece
+from vlltr_index.cli.ui.service import MAX_PICTURES, MAX_TOGETHER, MAX_UPLOAD, PageService, names_of, piece
 from vlltr_index.errors import VlltrError
 from vlltr_index.recognition.counterfactual import Examination, ExaminedClass
 
@@ -66,7 +66,7 @@ def _path(payload: Any) -> str | None:
     return None if payload is None else payload.path
 
 
-def build_page(desk: Desk) -> gr.Blocks:
+def build_page(desk: PageService) -> gr.Blocks:
     """Build the page of a workspace; with `desk.read_only` nothing on it adds or undoes."""
     name = desk.workspace.path.name
     with gr.Blocks(title=f"{name} · vlltr", analytics_enabled=False, delete_cache=_TIDY) as page:
@@ -77,7 +77,7 @@ def build_page(desk: Desk) -> gr.Blocks:
 class _Page:
     """The page's components and their handlers; made inside a `gr.Blocks`."""
 
-    def __init__(self, page: gr.Blocks, desk: Desk, name: str) -> None:
+    def __init__(self, page: gr.Blocks, desk: PageService, name: str) -> None:
         self._desk = desk
         self._name = name
         self._visit = gr.State(Visit())

@@ -112,11 +112,11 @@ def page_app(
 
         from vlltr_index.cli.ui.blocks import build_page
         from vlltr_index.cli.ui.guard import Guard
-        from vlltr_index.cli.ui.service import MAX_UPLOAD, Desk
+        from vlltr_index.cli.ui.service import MAX_UPLOAD, PageService
 
         app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
         app.get("/manifest.json")(lambda: _MANIFEST)  # the page refers to one, which Gradio does not serve
-        page = build_page(Desk(workspace, read_only))
+        page = build_page(PageService(workspace, read_only))
         gr.mount_gradio_app(
             app,
             page,

@@ -15,7 +15,7 @@ from vlltr_index.errors import InputError, UsageError, WorkspaceError
 from vlltr_index.evaluation.report import environment, nearest_pictures
 from vlltr_index.pipelines.history import RollbackReport, rollback
 from vlltr_index.recognition.counterfactual import Examination
-from vlltr_index.recognition.in_words import rather_than
+from vlltr_index.recognition.in_words import contrast
 from vlltr_index.recognizer import Recognizer
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ MAX_TEXT = 200_000
 _MAX_FILE_NAME = 100
 
 
-class Desk:
+class PageService:
     """One workspace, shared by all visitors of a page; safe for several threads.
 
     Args:
@@ -184,5 +184,5 @@ def _macros() -> Any:
     made = environment("vlltr_index.cli.ui")
     # A value that rounds to zero is shown without a sign.
     made.filters["change"] = lambda value: f"{value:+.3f}" if abs(value) >= 5e-4 else "0.000"
-    made.globals["rather_than"] = rather_than
+    made.globals["contrast"] = contrast
     return made.get_template("page.html").module

@@ -30,8 +30,8 @@ from vlltr_index.data.text_readers import class_sentences
 from vlltr_index.errors import InputError, UsageError
 from vlltr_index.schemas.records import SentenceRecord
 from vlltr_index.schemas.tables import CLASSES
+from vlltr_index.store.class_table import folded
 from vlltr_index.store.ingestion import sentence_rows
-from vlltr_index.store.snapshot import folded
 from vlltr_index.store.tables import one_of
 from vlltr_index.store.taxonomy import merge_nodes, rename_node
 from vlltr_index.wording import many, some

@@ -22,7 +22,7 @@ from vlltr_index.errors import (
     write_error,
 )
 from vlltr_index.heads.anchor_bank import AnchorBank
-from vlltr_index.heads.generative import unit_sums
+from vlltr_index.heads.plda import unit_sums
 from vlltr_index.heads.units import number_observations, units_of
 from vlltr_index.schemas.config import AugmentConfig, EncoderConfig
 from vlltr_index.schemas.fingerprint import digest_json

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from vlltr_index.embedding.vectors import (
     Augment,
-    ImageSource,
     ImageVectors,
+    NamedImage,
     Reader,
     StoredImages,
     image_features,
@@ -58,7 +58,7 @@ class Sources(Protocol):
         """Return the sources at some positions."""
         ...
 
-    def load(self) -> Iterable[ImageSource]:
+    def load(self) -> Iterable[NamedImage]:
         """Read all sources, in their order."""
         ...
 
@@ -263,7 +263,7 @@ def _load(sources: Sources, places: Sequence[int]) -> Iterator[pa.Table]:
         yield pa.table({**columns, "source": pa.array(data, pa.large_binary())})
 
 
-def _sources(table: pa.Table) -> list[ImageSource]:
+def _sources(table: pa.Table) -> list[NamedImage]:
     """Convert a table of `_load` to ids with bytes, path or text."""
     columns = (table[name].to_pylist() for name in ("id", "source", "is_text"))
     return [(i, os.fsdecode(data) if is_text else data) for i, data, is_text in zip(*columns, strict=True)]

@@ -50,7 +50,7 @@ _log = logging.getLogger(__name__)
 Augment = Callable[[Tensor, Sequence[int]], Tensor]
 """Takes pixels [B, 3, H, W], preprocessed for the encoder, and a seed for each; gives an augmented batch."""
 
-ImageSource = tuple[str, bytes | str]
+NamedImage = tuple[str, bytes | str]
 """An image's id, and its bytes or its path."""
 
 IMAGE_BATCH = 64
@@ -108,7 +108,7 @@ class Reader(Dataset[ImageVectors]):
         self._augment = augment
         self._views = views
 
-    def __getitems__(self, batch: Sequence[ImageSource]) -> ImageVectors:
+    def __getitems__(self, batch: Sequence[NamedImage]) -> ImageVectors:
         """Read a batch of images in all views."""
         ids = list[str]()
         pixels = list[Tensor]()
@@ -154,9 +154,7 @@ class LocalEngine:
             vectors, cut = text_vectors(self._encoder, [text for _, text in part])
             yield [key for key, _ in part], vectors, cut
 
-    def images(
-        self, batches: Iterable[Sequence[ImageSource]], views: Sequence[int]
-    ) -> Iterator[ImageVectors]:
+    def images(self, batches: Iterable[Sequence[NamedImage]], views: Sequence[int]) -> Iterator[ImageVectors]:
         """Yield the vectors of images, as `Engine` says."""
         reader = Reader(self._encoder.transform, self._augment, views)
         encoder = self._encoder
@@ -179,7 +177,7 @@ class LocalEngine:
             yield ImageVectors(ids, vectors, problems)
 
 
-def _threads(reader: Reader, batches: Iterable[Sequence[ImageSource]]) -> Iterator[ImageVectors]:
+def _threads(reader: Reader, batches: Iterable[Sequence[NamedImage]]) -> Iterator[ImageVectors]:
     """Read batches ahead in threads, and yield them in their order."""
     with ThreadPoolExecutor(_THREADS) as pool:
         coming = deque[Any]()
@@ -326,7 +324,7 @@ class StoredImages:
     def __len__(self) -> int:
         return len(self._ids)
 
-    def __iter__(self) -> Iterator[list[ImageSource]]:
+    def __iter__(self) -> Iterator[list[NamedImage]]:
         """Yield the images in batches of `IMAGE_BATCH`."""
         for start in range(0, len(self), _SOURCES):
             found = self.take(range(start, min(start + _SOURCES, len(self)))).load()
@@ -336,17 +334,17 @@ class StoredImages:
         """Return the images at some positions."""
         return StoredImages(self._store, [self._ids[place] for place in places])
 
-    def load(self) -> list[ImageSource]:
+    def load(self) -> list[NamedImage]:
         """Read all images: each id with its bytes or its path."""
         return _sources(self._store.read("images", _SOURCE, one_of("image_id", self._ids)), self._ids)
 
 
-def load_sources(snapshot: Snapshot, ids: Sequence[str]) -> list[ImageSource]:
+def load_sources(snapshot: Snapshot, ids: Sequence[str]) -> list[NamedImage]:
     """Read the bytes or the path of each image of `ids`, in their order."""
     return _sources(snapshot.table("images", _SOURCE, one_of("image_id", ids)), ids)
 
 
-def _sources(rows: pa.Table, ids: Sequence[str]) -> list[ImageSource]:
+def _sources(rows: pa.Table, ids: Sequence[str]) -> list[NamedImage]:
     """Convert rows of `images` to sources, in the order of `ids`."""
     columns = zip(*rows.to_pydict().values(), strict=True)
     found = {i: uri if data is None else data for i, uri, data in columns}

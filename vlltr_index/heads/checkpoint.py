@@ -16,8 +16,8 @@ from torch import Tensor
 
 from vlltr_index.errors import WorkspaceError
 from vlltr_index.heads.fusion import PartWeights
-from vlltr_index.heads.generative import SharedGaussian
 from vlltr_index.heads.lgr import LGRHead
+from vlltr_index.heads.plda import SharedGaussian
 from vlltr_index.heads.tree import HeldOutAnswers
 
 _TIMES = ("seconds", "images_per_s")  # left out of the log, so that the same training gives the same digest

@@ -29,7 +29,7 @@ Weight = Annotated[float, Field(ge=0.0, le=1e6)]
 
 
 @dataclass(frozen=True, slots=True)
-class Meeting:
+class Gate:
     """Weights by which later classes are compared with the trained ones; only the offset may be negative.
 
     Attributes:
@@ -58,8 +58,8 @@ class PartWeights:
     image: Weight
     generative: Weight
     text: Weight
-    pictured: Meeting
-    told: Meeting
+    pictured: Gate
+    told: Gate
 
 
 class ImageSide(NamedTuple):
@@ -81,7 +81,7 @@ class ImageSide(NamedTuple):
         """Return the scores of the images at the positions int64 [b]: scores and likelihoods [b, C]."""
         return self._replace(scores=self.scores[rows], likelihoods=self.likelihoods[rows])
 
-    def later(self, weights: PartWeights) -> tuple[tuple[Tensor, Meeting], ...]:
+    def later(self, weights: PartWeights) -> tuple[tuple[Tensor, Gate], ...]:
         """Return the kinds of later classes that there are, bool [C], each with its weights."""
         kinds = (
             (~self.trained & self.pictured, weights.pictured),

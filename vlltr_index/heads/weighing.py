@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vlltr_index.heads.fusion import Meeting, PartWeights
-from vlltr_index.heads.generative import GenerativeModel
+from vlltr_index.heads.fusion import Gate, PartWeights
+from vlltr_index.heads.plda import PLDA
 
 _PRIOR_SPREAD = 0.25  # standard deviation of the prior of a weight, as a share of the visual parts' sum
 TEMPERED = 1 / 12  # usual weight of the generative model's log-likelihoods, which are overconfident
@@ -34,7 +34,7 @@ class Covariances(NamedTuple):
     shrinkage: float | None
     noise: float
 
-    def noisy(self, model: GenerativeModel) -> GenerativeModel:
+    def noisy(self, model: PLDA) -> PLDA:
         """Return a model, fitted with this shrinkage, with this noise."""
         return replace(model, shared=replace(model.shared, noise=self.noise))
 
@@ -225,7 +225,7 @@ def fit_weights(held_out: HeldOutScores) -> PartWeights:
     image = 0.0 if held_out.image is None else found[0]
     counts = held_out.text is not None and float(factors[-1]) >= _LEAST * float(factors.sum())
     told = found[-1] if counts else 0.0
-    meeting = Meeting(fit_temperature(likelihoods, labels, weights), told)
+    meeting = Gate(fit_temperature(likelihoods, labels, weights), told)
     return PartWeights(
         image=image, generative=found[len(visual) - 1], text=told, pictured=meeting, told=meeting
     )
@@ -247,7 +247,7 @@ def usual_weights(held_out: HeldOutScores) -> PartWeights:
     visual = TEMPERED * _spread(held_out.likelihoods)
     if held_out.text is not None and visual < math.inf:
         told = _USUAL_TEXT / (1.0 - _USUAL_TEXT) * visual / _spread(held_out.text)
-    meeting = Meeting(TEMPERED, told)
+    meeting = Gate(TEMPERED, told)
     return PartWeights(image=0.0, generative=TEMPERED, text=told, pictured=meeting, told=meeting)
 
 
@@ -305,7 +305,7 @@ def _fit(parts: Tensor, labels: Tensor, weights: Tensor, means: Tensor, precisio
 
 
 @dataclass(frozen=True, eq=False)
-class Newcomers:
+class HeldOutClasses:
     """Scores of images where some classes play later ones, each known by a few images.
 
     The first C classes are the trained ones, the K others the newcomers.
@@ -327,13 +327,13 @@ class Newcomers:
     trained: int
 
 
-def fit_meeting(
-    start: Meeting, designs: Sequence[Newcomers], weights: bool = True, offset: bool = True
-) -> Meeting:
+def fit_gate(
+    start: Gate, designs: Sequence[HeldOutClasses], weights: bool = True, offset: bool = True
+) -> Gate:
     """Fit the most probable weights and offset of later classes, on classes that play them.
 
     The likelihood is that an image of a newcomer is recognised among all classes, and that one of a trained class is
-    assigned to any of the trained ones. Newcomers together weigh their share of all classes. The prior of the weights
+    assigned to any of the trained ones. Held-out classes together weigh their share of all classes. The prior of both
     has its mean at `start`, and as standard deviation the spread that both parts have there over the classes; that of
     the offset is a standard normal one.
 
@@ -366,7 +366,7 @@ def fit_meeting(
         generative, text = roots.square() * factors
         value = 0.5 * (roots.square() - usual).square().sum() + 0.5 * shift.square()
         for one in designs:
-            value = value + _meeting_loss(one, generative, text, shift)
+            value = value + _gate_loss(one, generative, text, shift)
         value.backward()
         return value
 
@@ -377,10 +377,10 @@ def fit_meeting(
     shares = roots.detach().square()
     shares[shares < 1e-6] = 0.0  # a root comes near 0 but never reaches it
     generative, text = (shares * factors).tolist()
-    return Meeting(generative, text, found)
+    return Gate(generative, text, found)
 
 
-def _meeting_loss(one: Newcomers, generative: Tensor, text: Tensor, offset: Tensor) -> Tensor:
+def _gate_loss(one: HeldOutClasses, generative: Tensor, text: Tensor, offset: Tensor) -> Tensor:
     """Compute the negative log-likelihood of a design, in which an image of a newcomer has the weight one."""
     first = one.trained
     classes = one.likelihoods.shape[1]

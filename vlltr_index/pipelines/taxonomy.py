@@ -15,8 +15,8 @@ from vlltr_index.data.taxonomy import read_taxonomy
 from vlltr_index.errors import InputError, UnknownClassError
 from vlltr_index.schemas.records import Taxon
 from vlltr_index.schemas.tables import TAXONOMY
+from vlltr_index.store.class_table import folded
 from vlltr_index.store.ingestion import known_names, note_aliases
-from vlltr_index.store.snapshot import folded
 from vlltr_index.store.taxonomy import Taxonomy, circle, load_taxonomy
 from vlltr_index.wording import many, some
 

@@ -30,10 +30,10 @@ from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.store.holdout import HeldOut, read_held_out
 from vlltr_index.tensors import choose_device, device_name, memory_mended_by
 from vlltr_index.train.data import TrainImages
-from vlltr_index.train.deciding import Decision, StageTwoData, decide, weigh, without_images
 from vlltr_index.train.distributed import by_first, first_then_all, meet
 from vlltr_index.train.loop import StageOne
 from vlltr_index.train.recognition import new_head, train_until, tune_visual
+from vlltr_index.train.stage_two import StageTwoData, StageTwoResult, fit_stage_two, weigh, without_images
 from vlltr_index.wording import many
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def _train_head(
     with training.held_folder(folder, command, resume) as resumed, memory_mended_by(command, _LESS_MEMORY):
         if ours:
             data, class_ids = _stage_two_data(snapshot, loaded, first, features)
-            decision = decide(data, config, folder, progress)
+            decision = fit_stage_two(data, config, folder, progress)
             class_ids = class_ids[decision.rows]
         else:
             class_ids, labels = torch.unique(first.class_ids, return_inverse=True)
@@ -129,7 +129,7 @@ def _train_head(
                 new_head(bank, config, init, commit.logit_scale), features, labels, bank, config=config, stop=None,
                 places=torch.arange(bank.num_classes), run_dir=folder, progress=progress,
             )  # fmt: skip
-            decision = Decision(head, None, log)
+            decision = StageTwoResult(head, None, log)
         report = _commit_head(
             workspace, config, decision, class_ids, images=first, before=before, resumed=resumed, command=command
         )  # fmt: skip
@@ -197,7 +197,7 @@ def _unseen(held: HeldOut, image_ids: list[str], class_ids: Tensor) -> tuple[Ten
 def _commit_head(
     workspace: Workspace,
     config: LGRConfig,
-    decision: Decision,
+    decision: StageTwoResult,
     class_ids: Tensor,
     images: loading.ImageSet | None,
     before: Mapping[str, object],

@@ -11,7 +11,7 @@ from vlltr_index.schemas.records import ClassScore
 _WORD = re.compile(r"[^\W_]+")
 
 
-def sayings(sentences: Iterable[tuple[int, str, str]], names: Mapping[int, str]) -> list[Hashable]:
+def template_groups(sentences: Iterable[tuple[int, str, str]], names: Mapping[int, str]) -> list[Hashable]:
     """Return a group key for each sentence that is a template around its class's name, None for every other one.
 
     All prompts have one key. Any other sentence is a template if it contains the class's name, or words of it, and its
@@ -46,12 +46,12 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def numbered(said: Sequence[Hashable]) -> list[int]:
-    """Return a group number for each of a class's sentences, from `sayings`: the place of the first in its group."""
+    """Number the groups of a class's sentences, from `template_groups`, by the place of the first in each."""
     first: dict[Hashable, int] = {}
     return [first.setdefault(place if what is None else what, place) for place, what in enumerate(said)]
 
 
-def rather_than(one: ClassScore, other: ClassScore) -> str:
+def contrast(one: ClassScore, other: ClassScore) -> str:
     """Say in one sentence why the likelier of two classes is the answer, and not the other.
 
     Args:

@@ -23,7 +23,7 @@ from vlltr_index.embedding.vectors import Crops
 from vlltr_index.errors import InputError, MissingStepError, UsageError, WorkspaceError
 from vlltr_index.heads.explanation import ClassExplanation, explain_class
 from vlltr_index.heads.fusion import FusedScores, parts_of
-from vlltr_index.recognition.in_words import numbered, sayings
+from vlltr_index.recognition.in_words import numbered, template_groups
 from vlltr_index.recognition.scorer import NO_TREE, Scorer, classes_below, load_scorer, tree_above
 from vlltr_index.schemas.options import PredictOptions
 from vlltr_index.schemas.records import ClassScore, Neighbour, Prediction, RankScore, SentenceShare
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
     from vlltr_index.encoders.encoder import Encoder
     from vlltr_index.heads.tree import ClassTree
-    from vlltr_index.store.snapshot import ClassTable, Snapshot
+    from vlltr_index.store.class_table import ClassTable
+    from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.taxonomy import Taxonomy
 
 _BATCH = 64
@@ -451,7 +452,7 @@ class Answers:
         """List a class's sentences as (place, id, record): groups by summed share, then by share, both descending."""
         first, last = self.scorer.bank.bounds[found.position : found.position + 2]
         texts = self.texts()
-        groups = numbered(self._sayings[first:last])
+        groups = numbered(self._template_groups[first:last])
         told = []
         percents = found.percents
         for m, sentence_id in enumerate(self.scorer.loaded.sentence_ids[first:last]):
@@ -468,13 +469,13 @@ class Answers:
         return sorted(told, key=lambda one: (-sums[one[2].group], one[2].group, -one[2].share))
 
     @cached_property
-    def _sayings(self) -> list[Hashable]:
+    def _template_groups(self) -> list[Hashable]:
         """Group key of each anchor whose text is a template around its class's name, else None."""
         bank = self.scorer.bank
         texts = self.texts()
         owners = bank.class_ids[bank.class_of_row].tolist()
         told = (texts[sentence_id][:2] for sentence_id in self.scorer.loaded.sentence_ids)
-        return sayings(((owner, *one) for owner, one in zip(owners, told, strict=True)), self.names)
+        return template_groups(((owner, *one) for owner, one in zip(owners, told, strict=True)), self.names)
 
     def nearest(self, feature: Tensor, class_id: int, count: int) -> tuple[Neighbour, ...]:
         """Return the training images of a class that are nearest to an image, by the cosine of stored vectors.

@@ -22,10 +22,10 @@ from vlltr_index.heads.fusion import (
     image_side,
     resting,
 )
-from vlltr_index.heads.generative import GenerativeModel
+from vlltr_index.heads.plda import PLDA
 from vlltr_index.heads.tree import ClassTree, HeldOutAnswers, grow, least_needed, thresholds
 from vlltr_index.schemas.config import FusionConfig
-from vlltr_index.store.snapshot import ClassTable
+from vlltr_index.store.class_table import ClassTable
 from vlltr_index.tensors import unit_rows
 from vlltr_index.wording import many
 
@@ -61,7 +61,7 @@ class Scorer:
     saved: SavedHead
     stats: ClassStats
     class_ids: Tensor
-    model: GenerativeModel | None
+    model: PLDA | None
     fusion: FusionConfig
     merged: Mapping[int, int] = field(default_factory=dict)
 
@@ -88,7 +88,7 @@ class Scorer:
         counts[at] = stats.counts
         sums[at] = stats.sums
         prototypes[class_positions(class_ids, bank.class_ids)] = bank.prototypes(True).float()
-        model = GenerativeModel(saved.parts.shared, counts, sums, prototypes)
+        model = PLDA(saved.parts.shared, counts, sums, prototypes)
         return cls(loaded, saved, stats, class_ids, model=model, fusion=fusion, merged=merged)
 
     @property

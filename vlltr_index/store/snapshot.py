@@ -1,4 +1,4 @@
-"""Commits and their history, and a snapshot that reads a workspace's tables and classes as of one commit.
+"""Commits and their history, and a snapshot that reads a workspace's tables as of one commit.
 
 A commit is `history/<n>.json`, written once, whole or not at all, and never changed.
 """
@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import json
 import logging
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from difflib import get_close_matches
-from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vlltr_index.errors import UnknownClassError, UsageError, WorkspaceError
+from vlltr_index.errors import UsageError, WorkspaceError
 from vlltr_index.schemas.config import FORMAT, AugmentConfig, FusionConfig, SelectConfig
 from vlltr_index.schemas.fingerprint import digest_json
 from vlltr_index.schemas.tables import CLASS_STATS, COMMITTED, KEYS, class_stats
+from vlltr_index.store.class_table import ClassTable
 from vlltr_index.store.storage import Storage
 
 if TYPE_CHECKING:
@@ -400,93 +397,6 @@ class History:
             self._note(commit.id)
         except (OSError, WorkspaceError) as error:  # not fatal, since the commit is made
             _log.warning("%s was not written: %s", self._storage.at(NEWEST), error)
-
-
-def folded(name: str) -> str:
-    """Normalise a name for comparison without regard to case and blanks."""
-    return " ".join(unicodedata.normalize("NFC", name).casefold().split())
-
-
-@dataclass(frozen=True)
-class ClassTable:
-    """Names and aliases of classes.
-
-    Attributes:
-        names: Name of every class, retired ones too, by class_id.
-        aliases: Other names, by class_id.
-        retired: Ids of the classes that were removed; they are never used again.
-    """
-
-    names: dict[int, str]
-    aliases: dict[int, tuple[str, ...]]
-    retired: frozenset[int] = frozenset()
-
-    @classmethod
-    def from_arrow(cls, table: pa.Table) -> ClassTable:
-        """Build from rows of the table `classes`."""
-        rows: list[dict[str, Any]] = table.select(["class_id", "name", "aliases", "retired_at"]).to_pylist()
-        return cls(
-            {row["class_id"]: row["name"] for row in rows},
-            {row["class_id"]: tuple(row["aliases"]) for row in rows},
-            frozenset(row["class_id"] for row in rows if row["retired_at"] is not None),
-        )
-
-    @cached_property
-    def ids(self) -> tuple[int, ...]:
-        """Ids of the classes that are not retired, ascending."""
-        return tuple(sorted(self.names.keys() - self.retired))
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __contains__(self, name: str) -> bool:
-        return self.find(name) is not None
-
-    @cached_property
-    def _spelled(self) -> dict[tuple[int, str], list[int]]:
-        """Class ids by exact name (0), exact alias (1), folded name (2), folded alias (3)."""
-        found: dict[tuple[int, str], list[int]] = {}
-        for i in self.ids:
-            name = self.names[i]
-            aliases = self.aliases.get(i, ())
-            for level, keys in enumerate(([name], aliases, [folded(name)], map(folded, aliases))):
-                for key in set(keys):
-                    found.setdefault((level, key), []).append(i)
-        return found
-
-    def find(self, name: str) -> int | None:
-        """Return the id of the class of that name or alias, or None; case matters only where it decides.
-
-        Raises:
-            UnknownClassError: If two classes fit equally well.
-        """
-        for key in enumerate((name, name, folded(name), folded(name))):
-            found = self._spelled.get(key, [])
-            if len(found) > 1:
-                these = " or ".join(f"{self.names[i]!r} (class {i})" for i in found)
-                raise UnknownClassError(
-                    f"class name {name!r} may mean {these}", "Give the name as it is written there."
-                )
-            if found:
-                return found[0]
-        return None
-
-    def lookup(self, name: str) -> int:
-        """Return the id of the class of that name or alias.
-
-        Raises:
-            UnknownClassError: If there is none, with close names, or if two fit equally well.
-        """
-        found = self.find(name)
-        if found is not None:
-            return found
-        shown = {key: self.names[ids[0]] for (level, key), ids in self._spelled.items() if level > 1}
-        close = list(dict.fromkeys(shown[s] for s in get_close_matches(folded(name), list(shown), n=3)))
-        hint = f"Did you mean {', '.join(map(repr, close))}? " if close else ""
-        hint += (
-            "List all: vlltr classes list" if self.ids else "There are no classes yet: vlltr ingest text PATH"
-        )
-        raise UnknownClassError(f"no class {name!r}", hint)
 
 
 class Snapshot:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from vlltr_index.schemas.records import Taxon
-from vlltr_index.store.snapshot import folded
+from vlltr_index.store.class_table import folded
 
 if TYPE_CHECKING:
-    from vlltr_index.store.snapshot import ClassTable, Snapshot
+    from vlltr_index.store.class_table import ClassTable
+    from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.transaction import Transaction
 
 

@@ -39,7 +39,7 @@ from vlltr_index.recognition.scorer import Scorer
 from vlltr_index.schemas.exported import LIBRARY, ExportedConfig, anchors_schema, sentences_schema
 from vlltr_index.schemas.fingerprint import digest_file
 from vlltr_index.schemas.records import Taxon
-from vlltr_index.store.snapshot import ClassTable
+from vlltr_index.store.class_table import ClassTable
 from vlltr_index.store.taxonomy import circle, taxonomy_of
 from vlltr_index.version import VERSION
 

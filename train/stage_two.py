@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from vlltr_index.heads.checkpoint import Parts
-from vlltr_index.heads.fusion import Meeting, PartWeights
-from vlltr_index.heads.generative import GenerativeModel, Moments, SharedGaussian, class_sums, fit_shared
+from vlltr_index.heads.fusion import Gate, PartWeights
 from vlltr_index.heads.lgr import LGRHead
+from vlltr_index.heads.plda import PLDA, Moments, SharedGaussian, class_sums, fit_shared
 from vlltr_index.heads.tree import HeldOutAnswers
 from vlltr_index.heads.units import number_observations
 from vlltr_index.heads.weighing import (
@@ -23,10 +23,10 @@ from vlltr_index.heads.weighing import (
     SHRINKAGES,
     TEMPERED,
     Covariances,
+    HeldOutClasses,
     HeldOutScores,
-    Newcomers,
     balanced_accuracy,
-    fit_meeting,
+    fit_gate,
     fit_temperature,
     fit_weights,
     image_weights,
@@ -55,7 +55,7 @@ _ACCEPTED = 0.95
 _FEWEST_TO_MATCH = 5
 _QUERIES = 20
 _LATE = 100
-_ALONE = Meeting(TEMPERED, 0.0)
+_ALONE = Gate(TEMPERED, 0.0)
 _BY_DEFAULT = PartWeights(image=0.0, generative=TEMPERED, text=0.0, pictured=_ALONE, told=_ALONE)
 _NOTHING_TO_SPARE = (
     "No image could be kept out of training, so nothing could be weighed: the images count, text as a prior."
@@ -133,7 +133,7 @@ class StageTwoData:
 
 
 @dataclass(frozen=True, eq=False)
-class Decision:
+class StageTwoResult:
     """Result of stage 2.
 
     Attributes:
@@ -151,9 +151,9 @@ class Decision:
     rows: Tensor | None = None
 
 
-def decide(
+def fit_stage_two(
     data: StageTwoData, config: LGRConfig, run_dir: Path | None = None, progress: Progress | None = None
-) -> Decision:
+) -> StageTwoResult:
     """Train the head, fit the generative model, and choose their weights on images that none of them was trained on.
 
     Held out are the images that stage 1 did not see. Without such images there are five folds; from 5,000 images on,
@@ -199,7 +199,7 @@ def decide(
         )  # fmt: skip
     _keep_rows(head.cpu(), rows)
     parts = replace(parts, shared=parts.shared.to("cpu"))
-    return Decision(head=head.eval(), parts=parts, log=log, notes=notes, rows=rows)
+    return StageTwoResult(head=head.eval(), parts=parts, log=log, notes=notes, rows=rows)
 
 
 def _keep_rows(head: LGRHead, rows: Tensor) -> None:
@@ -228,7 +228,7 @@ def weigh(data: StageTwoData, head: LGRHead) -> tuple[Parts, list[str]]:
     return replace(parts, shared=parts.shared.to("cpu")), notes
 
 
-def without_images(bank: AnchorBank, config: LGRConfig, logit_scale: float) -> Decision:
+def without_images(bank: AnchorBank, config: LGRConfig, logit_scale: float) -> StageTwoResult:
     """Make a head for classes without any image: untrained attention over their sentences alone decides."""
     dim = bank.dim
     head = new_head(bank, config, (torch.zeros(0, dim), torch.zeros(0)), logit_scale)
@@ -239,10 +239,10 @@ def without_images(bank: AnchorBank, config: LGRConfig, logit_scale: float) -> D
     shared = SharedGaussian(
         centre=zeros, basis=eye, spread=ones, blank=ones, text_centre=zeros, text_map=none
     )
-    by_text = Meeting(0.0, 1.0)
+    by_text = Gate(0.0, 1.0)
     weights = PartWeights(image=0.0, generative=0.0, text=0.0, pictured=by_text, told=by_text)
     notes = ["There is no training image: the classes are told apart by their texts alone."]
-    return Decision(head=head.eval(), parts=Parts(shared, weights), log=[], notes=notes)
+    return StageTwoResult(head=head.eval(), parts=Parts(shared, weights), log=[], notes=notes)
 
 
 def text_matches(data: StageTwoData) -> bool | None:
@@ -284,13 +284,13 @@ class _Fold:
     out: Tensor  # bool [N], the held-out images
     labels: Tensor  # int64 [M]
     features: Tensor  # [M, D], normalised
-    models: Mapping[float | None, GenerativeModel]  # by shrinkage, with a noise of 1
+    models: Mapping[float | None, PLDA]  # by shrinkage, with a noise of 1
     head: LGRHead
     image: Tensor  # [M, C], logits of the visual classifier
     text: Tensor  # [M, C], text logits
     steps: int  # of training the head
 
-    def at(self, covariances: Covariances) -> GenerativeModel:
+    def at(self, covariances: Covariances) -> PLDA:
         """Return the model with the given shrinkage and noise."""
         return covariances.noisy(self.models[covariances.shrinkage])
 
@@ -337,19 +337,19 @@ def _moments(data: StageTwoData, rest: Tensor) -> Moments:
     return Moments.of(unit_rows(data.features[:, rest]), data.labels[rest], units, data.classes)
 
 
-def _model(data: StageTwoData, moments: Moments, shrinkage: float | None = SHRINKAGES[0]) -> GenerativeModel:
+def _model(data: StageTwoData, moments: Moments, shrinkage: float | None = SHRINKAGES[0]) -> PLDA:
     """Fit the generative model by moments of images and the classes' prototypes."""
     shared = fit_shared(moments, data.prototypes, shrinkage)
-    return GenerativeModel(shared, moments.counts, moments.sums, data.prototypes)
+    return PLDA(shared, moments.counts, moments.sums, data.prototypes)
 
 
-def _models(data: StageTwoData, rest: Tensor) -> dict[float | None, GenerativeModel]:
+def _models(data: StageTwoData, rest: Tensor) -> dict[float | None, PLDA]:
     """Fit one generative model for each shrinkage on the images `rest`, bool [N]."""
     moments = _moments(data, rest)
     return {shrinkage: _model(data, moments, shrinkage) for shrinkage in SHRINKAGES}
 
 
-def _head(data: StageTwoData, config: LGRConfig, model: GenerativeModel, rest: Tensor) -> LGRHead:
+def _head(data: StageTwoData, config: LGRConfig, model: PLDA, rest: Tensor) -> LGRHead:
     """Make an untrained head; classes without a visual row of stage 1 get that of the model's linear discriminant."""
     shared = model.shared
     length = data.features[0, rest].norm(dim=1).mean()
@@ -397,7 +397,7 @@ def _rest(data: StageTwoData, out: Tensor) -> Tensor:
 
 
 def _judged(
-    data: StageTwoData, out: Tensor, models: Mapping[float | None, GenerativeModel], head: LGRHead, steps: int
+    data: StageTwoData, out: Tensor, models: Mapping[float | None, PLDA], head: LGRHead, steps: int
 ) -> _Fold:
     """Score the images `out`, bool [N], by a head that was trained and models that were fitted without them."""
     plain = data.features[0, out]
@@ -461,7 +461,7 @@ def _weigh(
     )
     found = fit_weights(scores) if enough else usual_weights(scores)
     if enough:
-        found = _meetings(data, folds, chosen, found)
+        found = _gates(data, folds, chosen, found)
     best = scores.likelihoods.amax(1).sort().values
     accept = float(best[int((1.0 - _ACCEPTED) * len(best))])
     left = f"Stage 1 left {many(len(labels), 'image')} out, too few to weigh by: the usual weights hold."
@@ -471,7 +471,7 @@ def _weigh(
     return Parts(shared, found, accept, held), notes
 
 
-def _meetings(data: StageTwoData, folds: list[_Fold], chosen: Covariances, found: PartWeights) -> PartWeights:
+def _gates(data: StageTwoData, folds: list[_Fold], chosen: Covariances, found: PartWeights) -> PartWeights:
     """Fit the weights and offsets of later classes, on classes that play them.
 
     After a stage 1 these are the classes that it did not see. Without one a fifth of the classes in each fold, 100 at
@@ -488,16 +488,16 @@ def _meetings(data: StageTwoData, folds: list[_Fold], chosen: Covariances, found
             with torch.inference_mode():
                 return _text(data, fold.head, features)
 
-        alone = [_newcomers(data, fold.out, model, late=late & told, images=0, text_logits=said)]
+        alone = [_held_out_classes(data, fold.out, model, late=late & told, images=0, text_logits=said)]
         few = [
-            _newcomers(data, fold.out, model, late=late, images=k, text_logits=said)
+            _held_out_classes(data, fold.out, model, late=late, images=k, text_logits=said)
             for k in _NEW_IMAGES
             if k < most
         ]
         return replace(
             found,
-            pictured=fit_meeting(found.pictured, few, weights=False),
-            told=fit_meeting(found.told, alone),
+            pictured=fit_gate(found.pictured, few, weights=False),
+            told=fit_gate(found.told, alone),
         )
     if bool(data.unseen.any()) or data.visual_init is not None or not data.has_text:
         return found
@@ -518,18 +518,20 @@ def _meetings(data: StageTwoData, folds: list[_Fold], chosen: Covariances, found
             model = chosen.noisy(_model(fold.data, _moments(fold.data, rest), chosen.shrinkage))
             prototypes = torch.where(late[:, None].to(texts.device), texts, model.prototypes)
             model = replace(model, prototypes=prototypes)
-            designs.append(_newcomers(data, fold.out, model, late=late, images=0, text_logits=zero_shot))
-    return replace(found, told=fit_meeting(found.told, designs, offset=False))
+            designs.append(
+                _held_out_classes(data, fold.out, model, late=late, images=0, text_logits=zero_shot)
+            )
+    return replace(found, told=fit_gate(found.told, designs, offset=False))
 
 
-def _newcomers(
+def _held_out_classes(
     data: StageTwoData,
     out: Tensor,
-    model: GenerativeModel,
+    model: PLDA,
     late: Tensor,
     images: int,
     text_logits: Callable[[Tensor], Tensor],
-) -> Newcomers:
+) -> HeldOutClasses:
     """Score images with the classes `late`, bool [C], as later ones: each is known by its text and `images` images.
 
     Scored are those of the held-out images `out`, bool [N], that are of other classes, and 20 images of each late one.
@@ -551,7 +553,7 @@ def _newcomers(
     model = replace(model, counts=counts, sums=sums).select(order)
     old = data.features[0, out & known[data.labels]]
     new = data.features[0, queries]
-    return Newcomers(
+    return HeldOutClasses(
         likelihoods=model.log_likelihoods(unit_rows(old)).cpu().double(),
         text=text_logits(old)[:, order].double(),
         new_likelihoods=model.log_likelihoods(unit_rows(new)).cpu().double(),

@@ -61,8 +61,8 @@ class SharedGaussian:
 
 
 @dataclass(frozen=True, eq=False)
-class GenerativeModel:
-    """Generative model of C classes under shared parameters.
+class PLDA:
+    """PLDA model of C classes under shared parameters.
 
     Attributes:
         shared: The parameters.
@@ -138,7 +138,7 @@ class GenerativeModel:
         weights = torch.cat([-0.5 / variance, mean / variance], 1).T.contiguous()
         return weights, 0.5 * (mean.square() / variance + variance.log()).sum(1)
 
-    def add_class(self, count: int, total: Tensor, prototype: Tensor) -> GenerativeModel:
+    def add_class(self, count: int, total: Tensor, prototype: Tensor) -> PLDA:
         """Return the model with one more class at the end; the others do not change.
 
         Args:
@@ -153,12 +153,10 @@ class GenerativeModel:
             prototypes=torch.cat([self.prototypes, prototype.to(self.prototypes)[None]]),
         )
 
-    def select(self, classes: Tensor) -> GenerativeModel:
+    def select(self, classes: Tensor) -> PLDA:
         """Return the model of the classes at the positions int64 [C'] alone."""
         classes = classes.to(self.sums.device)
-        return GenerativeModel(
-            self.shared, self.counts[classes], self.sums[classes], self.prototypes[classes]
-        )
+        return PLDA(self.shared, self.counts[classes], self.sums[classes], self.prototypes[classes])
 
 
 def class_sums(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
@@ -250,7 +248,7 @@ def fit_shared(moments: Moments, prototypes: Tensor, shrinkage: float | None = 1
 
     Args:
         moments: Statistics of the images.
-        prototypes: Float [C, T], as for `GenerativeModel`; T is D.
+        prototypes: Float [C, T], as for `PLDA`; T is D.
         shrinkage: How much both covariances are shrunk, see `shrunk`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Tests of `vlltr_index.heads.generative` against loops and whole covariance matrices."""
+"""Tests of `vlltr_index.heads.plda` against loops and whole covariance matrices."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vlltr_index.errors import InputError
-from vlltr_index.heads.generative import (
-    GenerativeModel,
+from vlltr_index.heads.plda import (
+    PLDA,
     Moments,
     SharedGaussian,
     class_sums,
@@ -123,7 +123,7 @@ def test_log_likelihoods_equal_their_twin(
     shared = any_shared(dim, noise, seed + 1)
     found_counts, sums = class_sums(features[0], labels, len(counts))
     assert found_counts.tolist() == counts
-    model = GenerativeModel(shared, found_counts, sums, texts)
+    model = PLDA(shared, found_counts, sums, texts)
     images = torch.randn(3, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     expected = twins.log_likelihoods(whole(shared), noise, counts, sums, texts, images)
     found = model.log_likelihoods(images)
@@ -144,8 +144,8 @@ def test_an_added_class_is_as_in_a_fit_with_the_same_shared_parameters(
     features, labels, texts = drawn([3, 2, 0, count], [True, False, True, told], dim, seed=seed)
     shared = any_shared(dim, 0.8, seed)
     counts, sums = class_sums(features[0], labels, 4)
-    together = GenerativeModel(shared, counts, sums, texts)
-    before = GenerativeModel(shared, counts[:3], sums[:3], texts[:3])
+    together = PLDA(shared, counts, sums, texts)
+    before = PLDA(shared, counts[:3], sums[:3], texts[:3])
     after = before.add_class(count, sums[3], texts[3])
     for one, other in zip(after.posterior, together.posterior, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
@@ -169,10 +169,10 @@ def test_texts_foretell_classes_that_have_no_image() -> None:
     shared = fit_shared(moments, texts)
     assert shared.text_r2 > 0.9
     counts, sums = moments.counts, moments.sums
-    model = GenerativeModel(shared, counts, sums, texts)
+    model = PLDA(shared, counts, sums, texts)
     right = model.log_likelihoods(features[~seen]).argmax(1) == labels[~seen]
     assert float(right.float().mean()) > 0.9
-    without = GenerativeModel(shared, counts, sums, torch.zeros_like(texts))
+    without = PLDA(shared, counts, sums, torch.zeros_like(texts))
     mean, variance = without.posterior
     assert bool((mean[30:] == 0).all())
     torch.testing.assert_close(variance[30], shared.noise + shared.blank)
@@ -187,9 +187,7 @@ def test_a_text_that_its_images_contradict_counts_for_nothing() -> None:
     shared, counts, sums = fit_shared(moments, texts), moments.counts, moments.sums
     swapped, none = texts.clone(), texts.clone()
     swapped[:2], none[:2] = texts[[1, 0]], 0.0
-    own, others, blank = (
-        GenerativeModel(shared, counts, sums, t).posterior[0] for t in (texts, swapped, none)
-    )
+    own, others, blank = (PLDA(shared, counts, sums, t).posterior[0] for t in (texts, swapped, none))
     torch.testing.assert_close(others, blank)
     assert float((own[:2] - blank[:2]).norm(dim=1).min()) > 0.1
 
@@ -265,7 +263,7 @@ def test_likelihoods_are_finite_where_nothing_can_be_estimated(counts: list[int]
     if same and len(set(counts)) == 1 and counts[0] == 1:
         features = features[:, :1].expand_as(features)
     moments = Moments.of(features.float(), labels, torch.arange(len(labels)), len(counts))
-    model = GenerativeModel(fit_shared(moments, texts), moments.counts, moments.sums, texts)
+    model = PLDA(fit_shared(moments, texts), moments.counts, moments.sums, texts)
     other = features[0].float() + torch.randn(1, 4, generator=torch.Generator().manual_seed(0))
     for images in (features[0].float(), other):
         assert float(model.log_likelihoods(images).abs().max()) < 1e3

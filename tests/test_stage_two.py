@@ -12,11 +12,18 @@ from torch import Tensor
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.checkpoint import Parts
 from vlltr_index.heads.fusion import fuse, image_side
-from vlltr_index.heads.generative import GenerativeModel, Moments, class_sums
+from vlltr_index.heads.plda import PLDA, Moments, class_sums
 from vlltr_index.heads.units import units_of
 from vlltr_index.schemas.config import LGRConfig
 from vlltr_index.tensors import unit_rows
-from vlltr_index.train.deciding import Decision, StageTwoData, decide, text_matches, weigh, without_images
+from vlltr_index.train.stage_two import (
+    StageTwoData,
+    StageTwoResult,
+    fit_stage_two,
+    text_matches,
+    weigh,
+    without_images,
+)
 
 WIDTH = 8
 CONFIG = LGRConfig(batch_size=16, lr=1e-2, projection_lr=0.1, views=2)
@@ -60,12 +67,12 @@ def drawn(
     )
 
 
-def answers(decision: Decision, data: StageTwoData) -> Tensor:
+def answers(decision: StageTwoResult, data: StageTwoData) -> Tensor:
     """Probabilities of the training images, put together as a workspace does."""
     plain, head, parts = data.features[0], decision.head, parts_of(decision)
     assert decision.rows is not None
     counts, sums = class_sums(unit_rows(plain), data.labels, data.classes)
-    model = GenerativeModel(parts.shared, counts, sums, data.prototypes)
+    model = PLDA(parts.shared, counts, sums, data.prototypes)
     likelihoods = model.log_likelihoods(unit_rows(plain))
     with torch.no_grad():
         visual, text = torch.zeros(2, len(plain), data.classes)
@@ -77,19 +84,19 @@ def answers(decision: Decision, data: StageTwoData) -> Tensor:
     return fuse(side, text, parts.weights).probabilities
 
 
-def parts_of(decision: Decision) -> Parts:
+def parts_of(decision: StageTwoResult) -> Parts:
     """What was decided."""
     assert decision.parts is not None
     return decision.parts
 
 
-def held_out(decision: Decision) -> int:
+def held_out(decision: StageTwoResult) -> int:
     """How many images the weights were fitted on."""
     answers = parts_of(decision).held_out
     return 0 if answers is None else len(answers.labels)
 
 
-def right(decision: Decision, data: StageTwoData) -> float:
+def right(decision: StageTwoResult, data: StageTwoData) -> float:
     """Share of the training images that are named."""
     return float((answers(decision, data).argmax(1) == data.labels).double().mean())
 
@@ -126,7 +133,7 @@ def test_what_goes_together_is_held_out_together(fits: Fits) -> None:
         features[0, first + 3] = features[0, first + 2] * 1.001 + 1e-3
         features[0, first + 4] = features[0, first + 5] * 0.999 - 1e-3
     data = replace(data, features=features, units=units_of(features[0], data.labels, groups * 4))
-    decision = decide(data, CONFIG)
+    decision = fit_stage_two(data, CONFIG)
     out = left_out(fits, data)
     together = [[n for n in range(32) if groups[n % 8] == name] for name in ("a", "b")]
     together += [[first + 2, first + 3] for first in range(0, 32, 8)]
@@ -143,14 +150,14 @@ def test_what_goes_together_is_held_out_together(fits: Fits) -> None:
 def test_a_fold_has_the_anchors_that_its_own_images_chose() -> None:
     """Sentences that only the held-out images made look right do not count; asked for once a fold, for its images."""
     data, asked = drawn([6] * 8, apart=1.5), list[set[int]]()
-    assert parts_of(decide(data, CONFIG)).weights.text > 0.0
+    assert parts_of(fit_stage_two(data, CONFIG)).weights.text > 0.0
     wrong = AnchorBank.build(data.bank.vectors.roll(9, 0), data.bank.class_of_row, data.bank.class_ids)
 
     def without(out: Tensor) -> AnchorBank:
         asked.append(set(out.nonzero()[:, 0].tolist()))
         return wrong
 
-    assert parts_of(decide(replace(data, anchors_without=without), CONFIG)).weights.text == 0.0
+    assert parts_of(fit_stage_two(replace(data, anchors_without=without), CONFIG)).weights.text == 0.0
     assert len(asked) == 5
     assert sorted(n for out in asked for n in out) == list(range(48))
 
@@ -162,7 +169,7 @@ def test_a_class_keeps_its_last_images(fits: Fits) -> None:
     features = data.features.clone()
     features[0, 2] = features[0, 1] * 1.001 + 1e-3
     data = replace(data, features=features, units=units_of(features[0], data.labels, groups))
-    decision = decide(data, CONFIG)
+    decision = fit_stage_two(data, CONFIG)
     held = {n for some in left_out(fits, data) for n in some}
     assert held == set(range(6, 12))
     assert held_out(decision) == 6
@@ -172,7 +179,7 @@ def test_a_class_keeps_its_last_images(fits: Fits) -> None:
 def test_from_5000_images_on_one_part_is_held_out(fits: Fits) -> None:
     """A tenth of the images, and then the trained classifier counts too."""
     data = drawn([2500, 2500], [False, False], apart=1.5)
-    decision = decide(data, CONFIG.model_copy(update={"batch_size": 256, "lr": 0.1}))
+    decision = fit_stage_two(data, CONFIG.model_copy(update={"batch_size": 256, "lr": 0.1}))
     assert 400 <= held_out(decision) <= 600
     assert {len(labels) for _, labels in fits} == {5000, 5000 - held_out(decision)}
     assert parts_of(decision).weights.image > 0.0
@@ -190,7 +197,7 @@ def test_from_5000_images_on_one_part_is_held_out(fits: Fits) -> None:
 )
 def test_classes_of_all_kinds_are_answered(data: StageTwoData) -> None:
     """The head has a row for each class, the weights are finite, and the training images are named."""
-    decision = decide(data, CONFIG)
+    decision = fit_stage_two(data, CONFIG)
     assert decision.head.num_visual_classes == data.classes
     assert not decision.head.training
     assert right(decision, data) > 0.9
@@ -204,7 +211,7 @@ def test_classes_of_all_kinds_are_answered(data: StageTwoData) -> None:
     level = parts_of(decision).accept_above
     assert level is not None
     counts, sums = class_sums(unit_rows(data.features[0]), data.labels, data.classes)
-    model = GenerativeModel(parts_of(decision).shared, counts, sums, data.prototypes)
+    model = PLDA(parts_of(decision).shared, counts, sums, data.prototypes)
     best = model.log_likelihoods(unit_rows(data.features[0])).amax(1)
     assert float((best >= level).double().mean()) > 0.8
 
@@ -212,7 +219,7 @@ def test_classes_of_all_kinds_are_answered(data: StageTwoData) -> None:
 def test_where_every_class_has_one_image_nothing_is_weighed() -> None:
     """The images count, with the text as a prior; the classifier starts from the discriminant and stays there."""
     data = drawn([1] * 6)
-    decision = decide(data, CONFIG)
+    decision = fit_stage_two(data, CONFIG)
     assert held_out(decision) == 0
     assert decision.log == []
     assert parts_of(decision).accept_above is None
@@ -232,7 +239,7 @@ def test_texts_of_other_classes_do_not_count() -> None:
     """Swapped between the classes they are seen not to match, and the answers are those of the images alone."""
     data = drawn([6] * 8, order=[3, 4, 5, 6, 7, 0, 1, 2])
     assert text_matches(data) is False
-    decision = decide(data, CONFIG)
+    decision = fit_stage_two(data, CONFIG)
     assert parts_of(decision).weights.text == 0.0
     assert decision.notes[1] == (
         "The texts do not match the images: permuted between the classes they fit as well. They do not count."
@@ -255,10 +262,10 @@ def test_texts_match_where_they_lie_nearer_to_their_own_images() -> None:
 def test_texts_say_more_of_classes_without_images() -> None:
     """Classes left out, known by their texts alone, tell how much; beside images that name all, they hardly do."""
     data = drawn([8] * 10, apart=0.2)
-    weights = parts_of(decide(data, CONFIG)).weights
+    weights = parts_of(fit_stage_two(data, CONFIG)).weights
     assert weights.told.text > 2.0 * weights.text
     assert weights.told.offset == 0.0
-    silent = parts_of(decide(drawn([8] * 10, [False] * 10, apart=0.2), CONFIG)).weights
+    silent = parts_of(fit_stage_two(drawn([8] * 10, [False] * 10, apart=0.2), CONFIG)).weights
     assert silent.told == silent.pictured
 
 
@@ -269,12 +276,12 @@ def test_a_decision_is_made_again() -> None:
     calls = list[int]()
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
-    whole = decide(data, config, progress=lambda _, done, __: calls.append(done))
+    whole = fit_stage_two(data, config, progress=lambda _, done, __: calls.append(done))
     assert torch.equal(torch.random.get_rng_state(), before)
     assert len(whole.log) > 1
     assert whole.log[-1]["best"] == whole.log[-1]["steps"] == calls[-1]
     torch.manual_seed(2)
-    found = decide(data, config)
+    found = fit_stage_two(data, config)
     assert torch.equal(answers(found, data), answers(whole, data))
     assert (found.log, found.notes, held_out(found)) == (whole.log, whole.notes, held_out(whole))
 
@@ -297,7 +304,7 @@ def test_after_stage_one_the_images_that_it_did_not_see_decide(fits: Fits) -> No
     """The weights rest on those alone, the final parts on all; but never on a class's last images."""
     data = drawn([70] * 8 + [1], apart=0.8)
     data = after_stage_one(data, [*range(0, 560, 5), 560], [])
-    decision = decide(data, CONFIG.model_copy(update={"lr": 1e-3}))
+    decision = fit_stage_two(data, CONFIG.model_copy(update={"lr": 1e-3}))
     assert held_out(decision) == 112
     assert {frozenset(some) for some in left_out(fits, data)} == {frozenset(range(0, 560, 5))}
     assert parts_of(decision).weights.image > 0.0
@@ -310,7 +317,7 @@ def test_classes_that_stage_one_did_not_see_set_how_new_ones_meet_the_others(ima
     """They stand for new ones: none of their images is weighed on, and the offset lets them in; with few images too."""
     data = drawn([20] * 8 + [images] * 2, apart=0.4)
     data = after_stage_one(data, list(range(0, 160, 5)), [8, 9])
-    decision = decide(data, CONFIG)
+    decision = fit_stage_two(data, CONFIG)
     assert held_out(decision) == 32
     for some in left_out(fits, data):
         assert some >= set(range(160, len(data.labels)))
@@ -328,7 +335,7 @@ def test_classes_that_stage_one_did_not_see_set_how_new_ones_meet_the_others(ima
 def test_few_images_that_stage_one_did_not_see_weigh_nothing(unseen: int) -> None:
     """Of those it saw its classifier would be sure: the generative model answers, with some text."""
     data = after_stage_one(drawn([10] * 8, apart=0.4), list(range(0, 10 * unseen, 10)), [])
-    decision = decide(data, CONFIG)
+    decision = fit_stage_two(data, CONFIG)
     assert held_out(decision) == unseen
     assert (parts_of(decision).accept_above is None) is (unseen == 0)
     none = "No image could be kept out of training, so nothing could be weighed: the images count, text as a prior."
@@ -343,7 +350,7 @@ def test_few_images_that_stage_one_did_not_see_weigh_nothing(unseen: int) -> Non
 def test_a_head_that_is_trained_already_is_weighed_as_it_is() -> None:
     """On the images that it did not see; without such images the default weights hold."""
     data = after_stage_one(drawn([40] * 5, apart=0.8), list(range(0, 200, 5)), [])
-    head = decide(data, CONFIG).head
+    head = fit_stage_two(data, CONFIG).head
     before = {name: value.clone() for name, value in head.state_dict().items()}
     parts, notes = weigh(data, head)
     assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())
@@ -365,7 +372,7 @@ def test_without_any_image_the_texts_decide() -> None:
     weights = parts_of(decision).weights
     text = decision.head.text_logits(data.features[0], data.bank).detach()
     nothing = torch.zeros(4, dtype=torch.int64), torch.zeros(4, WIDTH).double()
-    model = GenerativeModel(parts_of(decision).shared, *nothing, data.prototypes)
+    model = PLDA(parts_of(decision).shared, *nothing, data.prototypes)
     likelihoods = model.log_likelihoods(unit_rows(data.features[0]))
     none = torch.zeros(4, dtype=torch.bool)
     side = image_side(likelihoods, likelihoods, none, none, weights)
