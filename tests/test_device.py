@@ -133,7 +133,7 @@ def test_a_full_gpu_names_what_mends_it(
     short = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.00 GiB free"
     assert caught.value.message == f"train baseline fc: {short}"
     assert "baseline.precision=auto" in (caught.value.hint or "")
-    monkeypatch.setattr("vlltr_index.pipelines.train_lgr.decide", full)
+    monkeypatch.setattr("vlltr_index.pipelines.train_lgr.fit_stage_two", full)
     with pytest.raises(VlltrError) as caught:
         train_lgr_stage(trained, trained.recipe.lgr)
     assert caught.value.message == f"train lgr: {short}"

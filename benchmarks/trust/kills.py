@@ -35,7 +35,7 @@ from vlltr_index.schemas.tables import KEYS
 from vlltr_index.store.workspace import Workspace
 
 RESULT = Path(__file__).parents[1] / "results" / "trust-kills.json"
-_INDEX = re.compile(r"(_indices/)[^/]+")
+_NAMED = re.compile(r"(_indices/|^parts/)[^/]+")  # anew each time
 _YOUNG = 3.0  # seconds: what is younger is kept by prune
 _MOST = 3  # kills of one command, one after the other
 _SCRATCH = (SCRATCH, ".tmp", ".new-")  # LanceDB's own among them
@@ -186,9 +186,9 @@ def _unfinished(path: Path) -> bool:
 
 
 def _files(folder: Path) -> Counter[str]:
-    """How many files each folder holds; the folder of an index of a table has another name each time."""
+    """Count the files of each folder; indices of tables, and parts, go without their names, which differ each time."""
     paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return Counter(_INDEX.sub(r"\1*", path.parent.as_posix()) for path in paths)
+    return Counter(_NAMED.sub(r"\1*", path.parent.as_posix()) for path in paths)
 
 
 def run_command(number: int, place: Path, folder: Path, wanted: int, found: Found | None) -> Found:
