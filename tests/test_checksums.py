@@ -159,10 +159,9 @@ def test_the_store_alone_sees_them(tmp_path: Path) -> None:
         store.check(name, total % 2**53)
 
 
-def amend(workspace: Workspace, table: str, **fields: object) -> None:
-    """Have the newest commit name what is in a table now."""
-    last = workspace.history.last()
-    path = workspace.path / "history" / f"{last.id}.json"
+def amend(workspace: Workspace, table: str, number: int | None = None, **fields: object) -> None:
+    """Have a commit, by default the newest, name what is in a table now."""
+    path = workspace.path / "history" / f"{number or workspace.history.last().id}.json"
     said = json.loads(path.read_text(encoding="utf-8"))
     said["tables"][table], said["digest"] = workspace.store.version(table), None
     path.write_text(json.dumps({**said, **fields}), encoding="utf-8")
@@ -259,6 +258,12 @@ def test_going_back_takes_the_rows_that_there_were(small: Workspace) -> None:
     change_value(small, "sentence_scores", "loss", 0.25)
     rollback(Workspace.open(small.path), there.id)
     add_class(Workspace.open(small.path), "new", ["a circle around a dot."])
+    small.store.restore("sentence_scores", there.tables["sentence_scores"])
+    with small.store._table("sentence_scores") as table:
+        table.update(where="true", values={"loss": 0.25})
+    amend(small, "sentence_scores", there.id, parts=[])  # which are made of the tables, then
+    with pytest.raises(WorkspaceError, match=r"'sentence_scores' .*is damaged"):
+        rollback(Workspace.open(small.path), there.id)
 
 
 def unsummed(workspace: Workspace) -> None:
