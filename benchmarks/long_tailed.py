@@ -51,7 +51,7 @@ from vlltr_index.recognition.scorer import Scorer, load_scorer
 from vlltr_index.schemas.config import Recipe, WorkspaceConfig
 from vlltr_index.schemas.recipes import load_recipe, override
 from vlltr_index.store.workspace import Workspace
-from vlltr_index.train.stage_two import StageTwoData
+from vlltr_index.train.stage_two_data import StageTwoData
 
 RESULTS = Path(__file__).parent / "results"
 GLYPHS, ICONS = DATA = ("glyphs_lt", "icons_lt")

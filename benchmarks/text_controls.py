@@ -58,7 +58,8 @@ from vlltr_index.schemas.records import SentenceRecord
 from vlltr_index.store.ingestion import sentence_rows
 from vlltr_index.store.workspace import Workspace
 from vlltr_index.tensors import unit_rows
-from vlltr_index.train.stage_two import StageTwoData, weigh
+from vlltr_index.train.stage_two import weigh
+from vlltr_index.train.stage_two_data import StageTwoData
 
 KEPT = ("right", "top5", "decided")
 Texts = Mapping[str, list[str]]

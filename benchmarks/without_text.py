@@ -19,7 +19,8 @@ from vlltr_index.store.holdout import read_held_out
 from vlltr_index.store.snapshot import Snapshot
 from vlltr_index.store.workspace import Workspace
 from vlltr_index.tensors import cosine_logits, unit_rows
-from vlltr_index.train.stage_two import StageTwoData, weigh
+from vlltr_index.train.stage_two import weigh
+from vlltr_index.train.stage_two_data import StageTwoData
 
 __all__ = ["WHOLE", "discriminant", "held_out", "rows_without_text", "training_data", "with_rows_for_all"]
 

@@ -16,14 +16,8 @@ from vlltr_index.heads.plda import PLDA, Moments, class_sums
 from vlltr_index.heads.units import units_of
 from vlltr_index.schemas.config import LGRConfig
 from vlltr_index.tensors import unit_rows
-from vlltr_index.train.stage_two import (
-    StageTwoData,
-    StageTwoResult,
-    fit_stage_two,
-    text_matches,
-    weigh,
-    without_images,
-)
+from vlltr_index.train.stage_two import StageTwoResult, fit_stage_two, weigh, without_images
+from vlltr_index.train.stage_two_data import StageTwoData, text_matches
 
 WIDTH = 8
 CONFIG = LGRConfig(batch_size=16, lr=1e-2, projection_lr=0.1, views=2)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,7 +94,6 @@ def train_until(
     home = features.device
     device = work_device(features)
     log = Log()
-    held = None
     steady = None if stop is None else max(steps_per_epoch(len(labels), config.batch_size), _LEAST_STEPS)
     epochs = config.epochs
     if steady is not None:
@@ -111,35 +111,56 @@ def train_until(
     rates = dict.fromkeys(_PROJECTIONS, config.projection_lr)
     groups = parameter_groups(head.named_parameters(), config.lr, config.weight_decay, rates)
     optimizer = torch.optim.AdamW(groups, fused=True)
-    best = 0
-    lowest = math.inf
-    kept = dict[str, Tensor]()
+    stopping = None
     if isinstance(stop, tuple):
-        held = stop[0], stop[1].cpu(), bank.to(device)
-        lowest = objective.held_out(*held)
-        kept = deepcopy(head.state_dict())
+        stopping = _EarlyStopping(head, partial(objective.held_out, stop[0], stop[1].cpu(), bank.to(device)))
     for epoch in range(load_state(run_dir, head, optimizer, log), epochs):
         entry = _head_epoch(
             epoch, features, objective, optimizer, progress=progress, epochs=epochs, steady=steady
         )
         log.append(entry)
         save_state(run_dir, head, optimizer, log)
-        if held is None:
-            continue
-        loss = objective.held_out(*held)
-        log[-1]["held_out"] = loss
-        if loss < min((1.0 - _GAIN) * lowest, lowest - _LEAST_GAIN):
-            best = epoch + 1
-            lowest = loss
-            kept = deepcopy(head.state_dict())
-        elif epoch + 1 - best >= _PATIENCE:
-            break
-    if held is not None:
-        head.load_state_dict(kept)
+        if stopping is not None:
+            log[-1]["held_out"] = stopping.measure(epoch + 1)
+            if stopping.converged:
+                break
+    if stopping is not None:
+        stopping.restore()
     check_finite(head, "train lgr")
     if log and steady:
-        log[-1]["best"] = float((epochs if held is None else best) * steady)
+        log[-1]["best"] = float((epochs if stopping is None else stopping.best) * steady)
     return head.to(home).eval(), log
+
+
+class _EarlyStopping:
+    """Keep the state that a head has at its lowest held-out loss, and say when that has converged.
+
+    Args:
+        head: The head, before its first step.
+        held_out: Gives its loss.
+    """
+
+    def __init__(self, head: nn.Module, held_out: Callable[[], float]) -> None:
+        self.best = 0
+        self.converged = False
+        self._head = head
+        self._held_out = held_out
+        self._lowest = held_out()
+        self._state = deepcopy(head.state_dict())
+
+    def measure(self, checks: int) -> float:
+        """Return the loss after so many checks, the first being 1."""
+        loss = self._held_out()
+        if loss < min((1.0 - _GAIN) * self._lowest, self._lowest - _LEAST_GAIN):
+            self.best = checks
+            self._lowest = loss
+            self._state = deepcopy(self._head.state_dict())
+        self.converged = checks - self.best >= _PATIENCE
+        return loss
+
+    def restore(self) -> None:
+        """Give the head the state at the lowest loss."""
+        self._head.load_state_dict(self._state)
 
 
 def _head_epoch(

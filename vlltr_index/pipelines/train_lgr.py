@@ -33,7 +33,8 @@ from vlltr_index.train.data import TrainImages
 from vlltr_index.train.distributed import by_first, first_then_all, meet
 from vlltr_index.train.loop import StageOne
 from vlltr_index.train.recognition import new_head, train_until, tune_visual
-from vlltr_index.train.stage_two import StageTwoData, StageTwoResult, fit_stage_two, weigh, without_images
+from vlltr_index.train.stage_two import StageTwoResult, fit_stage_two, weigh, without_images
+from vlltr_index.train.stage_two_data import StageTwoData
 from vlltr_index.wording import many
 
 if TYPE_CHECKING:

@@ -1,0 +1,122 @@
+"""Training data of stage 2, and whether the texts in it match the images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vlltr_index.heads.plda import class_sums
+from vlltr_index.heads.units import number_observations
+from vlltr_index.tensors import unit_rows, work_device
+
+if TYPE_CHECKING:
+    from vlltr_index.heads.anchor_bank import AnchorBank
+
+_PERMUTATIONS = 99
+_FEWEST_TO_MATCH = 5
+
+
+@dataclass(frozen=True, eq=False)
+class StageTwoData:
+    """Training data of stage 2.
+
+    Attributes:
+        features: Float [V, N, D], V views of N images, the plain one first, unnormalised.
+        labels: Int64 [N], 0 to C - 1.
+        bank: Anchors of the C classes, or of some; the others have no sentence.
+        places: Int64 [C], each class's position in the bank; -1 for one without a sentence.
+        units: The name of each image's unit, see `units_of`; in a class it is one observation, and held out as a whole.
+        unseen: Bool [N], images that stage 1 did not see, of classes that it saw; all False where it did not run.
+        unseen_classes: Bool [C], classes that stage 1 did not see.
+        visual_init: Rows [C, D] and biases [C] of stage 1's visual classifier, NaN biases for classes it did not see.
+        logit_scale: The multiplier of the cosine.
+        sentence_means: Float [C, D], mean of all normalised sentences of each class, selected or not; zeros without
+            one. None: `prototypes` takes its place.
+        anchors_without: Selects anchors without the images bool [N], and returns their bank; None: `bank` is used.
+    """
+
+    features: Tensor
+    labels: Tensor
+    bank: AnchorBank
+    places: Tensor
+    units: Sequence[str]
+    unseen: Tensor
+    unseen_classes: Tensor
+    visual_init: tuple[Tensor, Tensor] | None
+    logit_scale: float
+    sentence_means: Tensor | None = None
+    anchors_without: Callable[[Tensor], AnchorBank] | None = None
+
+    @property
+    def classes(self) -> int:
+        """Number of classes, C."""
+        return len(self.places)
+
+    @cached_property
+    def observations(self) -> Tensor:
+        """Number of each image's observation, int64 [N]: the images of a unit that are of one class have the same."""
+        return number_observations(self.labels, self.units)
+
+    @property
+    def has_text(self) -> bool:
+        """Whether any class has a sentence."""
+        return bool((self.places >= 0).any())
+
+    @property
+    def rows(self) -> Tensor:
+        """Classes with a row in the visual classifier, bool [C]: all but those that stage 1 did not see."""
+        seen = ~self.unseen_classes
+        return seen if self.visual_init is None else seen & self.visual_init[1].isfinite()
+
+    def placed(self) -> StageTwoData:
+        """Return the data with its vectors on the device of `work_device`; labels and masks stay on the CPU."""
+        device = work_device(self.features)
+        means = self.sentence_means if self.sentence_means is None else self.sentence_means.to(device)
+        bank = self.bank.to(device)
+        features = self.features.to(device)
+        return replace(self, features=features, bank=bank, sentence_means=means)
+
+    @property
+    def prototypes(self) -> Tensor:
+        """Mean of each class's normalised anchors, float32 [C, D]; zeros for a class without a sentence."""
+        rows = torch.zeros(self.classes, self.features.shape[2], device=self.features.device)
+        told = self.places >= 0
+        if bool(told.any()):
+            rows[told] = self.bank.prototypes(True).float()[self.places[told]]
+        return rows
+
+
+def text_matches(data: StageTwoData) -> bool | None:
+    """Test whether texts lie nearer to their own classes' images than permuted ones; None below 5 classes with both.
+
+    The statistic is the sum over the classes of the inner product of the mean image and the mean sentence, both less
+    their means over the classes; it has to exceed those of 95 % of 99 permutations. All sentences count, for anchors
+    were selected by the images.
+    """
+    images = unit_rows(data.features[0])
+    text = data.prototypes if data.sentence_means is None else data.sentence_means
+    counts, sums = class_sums(images, data.labels, data.classes)
+    both = (counts > 0).cpu() & (data.places >= 0)
+    if int(both.sum()) < _FEWEST_TO_MATCH:
+        return None
+    means = sums[both] / counts[both][:, None]
+    text = text[both].double()
+    agreement = (means - means.mean(0)) @ (text - text.mean(0)).T
+    generator = torch.Generator().manual_seed(0)
+    own = float(agreement.trace())
+    drawn = [torch.randperm(len(text), generator=generator) for _ in range(_PERMUTATIONS)]
+    less = sum(float(agreement.gather(1, order[:, None].to(agreement.device)).sum()) < own for order in drawn)
+    return less >= 0.95 * _PERMUTATIONS
+
+
+def with_matching_text(data: StageTwoData) -> tuple[StageTwoData, bool | None]:
+    """Remove all text from the data where `text_matches` denies a match; return the data and the test's outcome."""
+    matches = text_matches(data)
+    if matches is False:
+        data = replace(data, places=torch.full_like(data.places, -1))
+    return data, matches
