@@ -1,6 +1,6 @@
 """Damages: what commands make of a workspace and an exported folder in which one file is not what was written.
 
-    python -m benchmarks.trust.damages run [--cases 5000]     # writes results/trust-damages.json
+    python -m benchmarks.trust.damages run [--cases 5000]     # writes results/trust-damages.json; goes on if stopped
     python -m benchmarks.trust.damages case 4711              # one case again, with all that it said
 
 A case is a number. It draws a file, a damage (a flipped bit, bytes turned to zeroes, a file cut short, swapped with
@@ -289,26 +289,34 @@ def _opened(folder: Path | None) -> Base:
     return Base(place)
 
 
-def _run(base: Base, cases: int, workers: int, first: int) -> dict[str, Any]:
-    """All cases, shared by as many processes."""
+def _run(base: Base, wanted: range, workers: int) -> dict[str, Any]:
+    """All cases, shared by as many processes; those that an earlier run kept beside the folders are not done again."""
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="vlltr-damages-") as place:
-        children = []
-        for worker in range(workers):
-            child = os.fork()
-            if not child:
-                with (Path(place) / str(worker)).open("w", encoding="utf-8") as file:
-                    for number in range(first + worker, first + cases, workers):
-                        file.write(json.dumps(base.case(number)) + "\n")
-                        file.flush()
-                os._exit(0)
-            children.append(child)
-        for child in children:
-            os.waitpid(child, 0)
-        lines = [
-            line for path in Path(place).iterdir() for line in path.read_text(encoding="utf-8").splitlines()
-        ]
-    return summary([json.loads(line) for line in lines], round(time.monotonic() - started))
+    kept = base.folder / "cases"
+    kept.mkdir(exist_ok=True)
+    done = {int(one["case"]) for one in _kept(kept)}
+    todo = [number for number in wanted if number not in done]
+    children = []
+    for worker in range(workers):
+        child = os.fork()
+        if not child:
+            with (kept / f"{os.getpid()}.jsonl").open("a", encoding="utf-8") as file:
+                for number in todo[worker::workers]:
+                    file.write(json.dumps(base.case(number)) + "\n")
+                    file.flush()
+            os._exit(0)
+        children.append(child)
+    for child in children:
+        os.waitpid(child, 0)
+    return summary([one for one in _kept(kept) if one["case"] in wanted], round(time.monotonic() - started))
+
+
+def _kept(folder: Path) -> Iterator[dict[str, Any]]:
+    """Read the cases that were done; a line that was cut short is passed over."""
+    for path in sorted(folder.iterdir()):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                yield json.loads(line)
 
 
 def summary(cases: list[dict[str, Any]], seconds: int) -> dict[str, Any]:
@@ -363,7 +371,8 @@ def main() -> None:
     elif args.command == "case":
         sys.stdout.write(json.dumps(_opened(args.folder).case(args.number), indent=1) + "\n")
     else:
-        result = _run(_opened(args.folder), args.cases, args.workers, args.first)
+        wanted = range(args.first, args.first + args.cases)
+        result = _run(_opened(args.folder), wanted, args.workers)
         args.out.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         sys.exit(bool(result["failed"]))
 
