@@ -139,9 +139,9 @@ class SelectConfig(_Config):
 class LGRConfig(_Training):
     """Stage 2: the language-guided recognition head.
 
-    `epochs` holds for `tune = "visual"` and for the protocols; otherwise training ends when the held-out loss has
-    converged. `clip_grad` is used if images pass the tower, not on stored vectors. `precision` is the tower's; the head
-    always computes in float32.
+    `epochs` holds where images pass the tower, and for the protocols; otherwise training ends when the held-out loss
+    has converged. `clip_grad` is used if images pass the tower, not on stored vectors. `precision` is the tower's; the
+    head always computes in float32.
     """
 
     tune: Literal["head", "visual", "lora"] = "head"  # visual and lora also tune the visual tower

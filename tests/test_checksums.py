@@ -6,6 +6,7 @@ import json
 import shutil
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from vlltr_index.pipelines.history import rollback
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.options import PredictOptions
 from vlltr_index.schemas.tables import CHECKED, IMAGES, KEYS, SENTENCE_SCORES, sentence_vectors
-from vlltr_index.store.checksums import CHECKSUM, checksums, covered
+from vlltr_index.store.checksums import CHECKSUM, checksums, covered, wrong_row
 from vlltr_index.store.tables import Store
 from vlltr_index.store.workspace import Workspace
 
@@ -228,6 +229,37 @@ def test_rows_that_went_or_came_back_are_missed(small: Workspace, table: str) ->
             add_class(Workspace.open(small.path), "new", ["a circle."])
         small.store.append(table, pa.concat_tables([row, row]))
         amend(small, table)
+
+
+def test_a_table_that_lost_its_checksums_is_damaged(small: Workspace) -> None:
+    """Where the commit states their sum."""
+    with small.store._table("sentence_scores") as table:
+        table.drop_columns([CHECKSUM])
+    amend(small, "sentence_scores")
+    with pytest.raises(WorkspaceError, match="its rows have no checksums") as caught:
+        add_class(Workspace.open(small.path), "new", ["a circle."])
+    assert "vlltr select" in str(caught.value.hint)
+
+
+def test_a_process_compares_what_it_wrote_itself_no_more(
+    small: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of two additions costs what it adds."""
+    compared = list[int]()
+
+    def noting(rows: pa.RecordBatch, columns: Sequence[str]) -> int | None:
+        if tuple(columns) == tuple(CHECKED["sentence_scores"]):
+            compared.append(rows.num_rows)
+        return wrong_row(rows, columns)
+
+    monkeypatch.setattr("vlltr_index.store.tables.wrong_row", noting)
+    there = Workspace.open(small.path).snapshot().count("sentence_scores")
+    compared.clear()
+    add_class(small, "new", ["a circle around a dot."])
+    assert sum(compared) == there
+    compared.clear()
+    add_class(small, "another", ["two dots."])
+    assert compared == []
 
 
 def test_selecting_mends_the_scores(small: Workspace, world: World) -> None:

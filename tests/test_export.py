@@ -39,6 +39,17 @@ def test_answers_are_the_workspaces(exported: Recognizer, shared: Shared, pictur
         exported.predict([image], PredictOptions(neighbours=1))
 
 
+def test_the_cards_python_runs(
+    shared: Shared, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As it stands there, in the exported folder."""
+    monkeypatch.chdir(shared.folder)
+    card = Path("README.md").read_text(encoding="utf-8")
+    code = card.partition("```python\n")[2].partition("```")[0]
+    exec(code.replace("photo.jpg", str(pictures / "known-0.png")), {})
+    assert len(capsys.readouterr().out.splitlines()) == 5
+
+
 def test_no_pickle_and_true_digests(shared: Shared) -> None:
     """The folder has the files it should have, and `sha256sum` agrees with the digests."""
     names = {p.relative_to(shared.folder).as_posix() for p in shared.folder.rglob("*") if p.is_file()}

@@ -83,8 +83,8 @@ def fit_stage_two(
 ) -> StageTwoResult:
     """Train the head, fit the generative model, and choose their weights on images that none of them was trained on.
 
-    Held out are the images that stage 1 did not see. Without such images there are five folds; from 5,000 images on,
-    one split that holds out a tenth. For each fold anchors are selected and everything is fitted on the rest. With
+    Held out are the images that stage 1 did not see. Without a stage 1 there are five folds; from 5,000 images on, one
+    split that holds out a tenth. For each fold anchors are selected and everything is fitted on the rest. With
     fewer than 30 images that stage 1 did not see no weight is fitted; with fewer than 100 stage 1's classifier gets no
     weight, for it is poor where images are few. At last everything is fitted on all images, the head with the number
     of steps after which its held-out loss had converged, averaged over the folds.

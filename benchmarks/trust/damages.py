@@ -27,9 +27,12 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import vlltr_index
+from vlltr_index.data.writing import digest_folder
 from vlltr_index.schemas.options import PredictOptions
 
 RESULT = Path(__file__).parents[1] / "results" / "trust-damages.json"
@@ -278,13 +281,14 @@ def _load(copy: Path, picture: Path) -> int:
 
 def _opened(folder: Path | None) -> Base:
     """The undamaged folders, built if they are not there; what commands need is imported once, before the forks."""
-    place = folder or Path(tempfile.gettempdir()) / "vlltr-damages"
+    program = digest_folder(Path(vlltr_index.__file__).parent)[:12]  # another one begins anew
+    place = folder or Path(tempfile.gettempdir()) / f"vlltr-damages-{program}"
     if not (place / "export").is_dir():
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
         subprocess.run([sys.executable, "-m", __spec__.name, "build", str(place)], check=True)
-    import vlltr_index.pipelines.doctor
-    import vlltr_index.recognizer  # noqa: F401  # for the children
+    import_module("vlltr_index.pipelines.doctor")
+    import_module("vlltr_index.recognizer")
 
     return Base(place)
 
@@ -308,7 +312,10 @@ def _run(base: Base, wanted: range, workers: int) -> dict[str, Any]:
         children.append(child)
     for child in children:
         os.waitpid(child, 0)
-    return summary([one for one in _kept(kept) if one["case"] in wanted], round(time.monotonic() - started))
+    found = {int(one["case"]): one for one in _kept(kept)}
+    assert found.keys() >= set(wanted), "a worker died"
+    shutil.rmtree(kept)
+    return summary([found[number] for number in wanted], round(time.monotonic() - started))
 
 
 def _kept(folder: Path) -> Iterator[dict[str, Any]]:

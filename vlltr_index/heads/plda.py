@@ -206,7 +206,8 @@ class Moments:
         within: Float64 [D, D], S: the pooled covariance of unit means about their class mean, plus that of images and
             views about their unit's mean; where every class has one unit, or nothing varies, half the total covariance.
         sampling: Float64 [D, D], the pooled covariance of plain unit means about their class mean. Divided by n it is
-            the covariance of the mean of a class with n units. It equals S where each unit is one image with one view.
+            the covariance of the mean of a class with n units. It equals S where each unit is one image with one
+            view, and where S is half the total.
         freedom: Degrees of freedom: number of units less number of classes with images.
     """
 

@@ -181,7 +181,8 @@ def _exports(workspace: Workspace) -> Iterator[Check]:
 
 
 def _problems(workspace: Workspace, commit: Commit) -> Iterator[Check]:
-    """Yield the commit's tables that do not open, and its files that are damaged or gone."""
+    """Yield the commit's tables that do not open or whose rows fail their checksums, and its files that are damaged or
+    gone."""
     snapshot = workspace.snapshot(commit.id)
     looks: list[tuple[str, Callable[[], object]]] = [
         (f"table {name}", partial(snapshot.count, name)) for name in sorted(commit.tables)

@@ -17,9 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import lancedb.index
 import lancedb.query
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from lancedb.rerankers import RRFReranker
 
 from vlltr_index.errors import (
@@ -42,6 +40,7 @@ from vlltr_index.schemas.tables import (
 )
 from vlltr_index.store.checksums import CHECKSUM, checksums, covered, total, with_checksum, wrong_row
 from vlltr_index.store.durability import give_up, keep, remove_versions, sweep, sync_changed
+from vlltr_index.store.rows import conform, last_per_key
 
 if TYPE_CHECKING:
     import torch
@@ -79,37 +78,6 @@ def one_of(column: str, values: Iterable[str | int]) -> str:
     """Return a `where` that holds for the rows whose `column` is one of `values`."""
     items = ", ".join(quote(v) if isinstance(v, str) else str(int(v)) for v in values)
     return f"{column} IN ({items})" if items else "false"
-
-
-def conform(data: pa.Table, schema: pa.Schema, what: str) -> pa.Table:
-    """Return `data` with exactly the columns and types of `schema`; nullable columns may be left out.
-
-    Raises:
-        InputError: If a column is unknown, missing, of another type, null where it must not be, or a vector
-            holds something that is not a finite number; `what` names the table in the message.
-    """
-    for field in schema:
-        if field.nullable and field.name not in data.column_names:
-            data = data.append_column(field, pa.nulls(data.num_rows, field.type))
-    try:
-        if unknown := set(data.column_names) - set(schema.names):
-            raise KeyError(f"it has no column {min(unknown)!r}")
-        rows = data.select(schema.names).cast(schema)
-    except (KeyError, ValueError, pa.ArrowException) as error:
-        raise InputError(f"rows do not fit table {what}: {error.args[0]}") from None
-    for field in schema:
-        is_vector = pa.types.is_fixed_size_list(field.type)
-        if is_vector and not np.isfinite(pc.list_flatten(rows[field.name]).to_numpy()).all():
-            raise InputError(
-                f"column {field.name!r} of table {what} has a vector that is not all finite numbers"
-            )
-    return rows
-
-
-def last_per_key(rows: pa.Table, key: str) -> pa.Table:
-    """Return `rows` with only the last row of each `key`, as if they were written one by one."""
-    last = {value: at for at, value in enumerate(rows[key].to_pylist())}
-    return rows if len(last) == rows.num_rows else rows.take(sorted(last.values()))
 
 
 def _fitting(data: pa.Table, schema: pa.Schema, what: str) -> pa.Table:
@@ -434,10 +402,17 @@ class Store:
         key = name, self.version(name) if version is None else version
         if key in self._checked:
             return
+        with self._table(name, version=version) as table:
+            if CHECKSUM not in table.schema.names:
+                raise self._damaged(name, "its rows have no checksums, and those that were written had")
         rows = self._checked_rows(name, version=version)
         if total(batch[CHECKSUM] for batch in rows) != checksum:
             raise self._damaged(name, "rows are missing, or there are others than were written")
-        self._checked.add(key)
+        self.take_for_checked(*key)
+
+    def take_for_checked(self, name: str, version: int) -> None:
+        """Compare a version of a table no more: the rows that this process did not write were compared before."""
+        self._checked = self._checked | {(name, version)}  # never changed in place: other threads read it
 
     def checksum(self, name: str) -> int | None:
         """The sum of the rows' checksums, below 2**53; None: they have none."""

@@ -13,8 +13,9 @@ import pyarrow.compute as pc
 
 from vlltr_index.errors import InputError, WorkspaceError
 from vlltr_index.schemas.tables import CLASS_STATS, KEYS, class_stats
+from vlltr_index.store.rows import conform, last_per_key
 from vlltr_index.store.snapshot import Commit, History, Info, Snapshot, State
-from vlltr_index.store.tables import conform, last_per_key, one_of
+from vlltr_index.store.tables import one_of
 from vlltr_index.version import VERSION
 
 if TYPE_CHECKING:
@@ -346,7 +347,7 @@ class Transaction(Snapshot):
             program_version=VERSION,
             state_of=self._state_of if self.changed or self.goes_back else base.state,
             tables=tables,
-            checksums=self._checksums_now(),
+            checksums=self._checksums_now(tables),
         )
         self._history.append(self.result_commit)
         return self.result_commit
@@ -362,9 +363,15 @@ class Transaction(Snapshot):
             self.store.tag(name, versions[name], f"c{commit_id}")
         return versions
 
-    def _checksums_now(self) -> dict[str, int]:
-        found = {name: self.store.checksum(name) for name in sorted(self._tables - self._checksums.keys())}
-        return self._checksums | {name: total for name, total in found.items() if total is not None}
+    def _checksums_now(self, versions: Mapping[str, int]) -> dict[str, int]:
+        """Return the sums of the tables that have one, of those that were written anew."""
+        found = dict(self._checksums)
+        for name in sorted(self._tables - found.keys()):
+            total = self.store.checksum(name)
+            if total is not None:
+                found[name] = total
+                self.store.take_for_checked(name, versions[name])
+        return found
 
 
 def _state(commit: Commit) -> dict[str, Any]:
