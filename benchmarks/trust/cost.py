@@ -1,7 +1,7 @@
 """`python -m benchmarks.trust.cost BEFORE`: what durable commits cost, in pairs of runs with another version.
 
 BEFORE is a folder with an installed tree of that version (`pip install --no-deps --target BEFORE .`). `classes add` by
-sentences and by pictures, and `ingest images` of many small pictures, run in turns with both; each run is a process of
+sentences and by pictures, `ingest images` of many small pictures, and `predict` run in turns with both; each run is a process of
 its own, on a copy of the same workspace. The part that is spent in syncs is measured within the run.
 """
 
@@ -108,6 +108,7 @@ def main() -> None:
             "classes add, sentences": ("classes", "add", "zag", "--sentence", "A zag of many strokes."),
             "classes add, pictures": COMMANDS[ADDED],
             "ingest images": pictures,
+            "predict, in a new process": ("predict", "{inputs}/more"),
         }
         for question, command in questions.items():
             runs: dict[str, list[dict[str, float]]] = {"before": [], "after": []}
