@@ -1,8 +1,8 @@
 """`python -m benchmarks.trust.cost BEFORE`: what durable commits cost, in pairs of runs with another version.
 
 BEFORE is a folder with an installed tree of that version (`pip install --no-deps --target BEFORE .`). `classes add` by
-sentences and by pictures, `ingest images` of many small pictures, and `predict` run in turns with both; each run is a process of
-its own, on a copy of the same workspace. The part that is spent in syncs is measured within the run.
+sentences and by pictures, `ingest images` of many small pictures, and `predict`, run in turns with both; each run is a
+process of its own, on a copy of the same workspace. The part that is spent in syncs is measured within the run.
 """
 
 from __future__ import annotations
