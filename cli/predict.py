@@ -23,6 +23,7 @@ from vlltr_index.cli.main import (
     pass_context,
     percent,
 )
+from vlltr_index.schemas.options import RETRIEVALS
 from vlltr_index.schemas.records import ClassScore, Prediction, SentenceShare, by_group
 
 _INDENT = " " * 11
@@ -49,7 +50,7 @@ _SILENT = "the text has no weight in this head (vlltr train lgr says why): no se
 @click.option("--out", type=FILE, help="Write to .csv, .jsonl or .parquet; stopped, the command goes on.")
 @click.option(
     "--retrieval",
-    type=click.Choice(["auto", "faiss", "exhaustive"]),
+    type=click.Choice(RETRIEVALS),
     default="auto",
     help="Score the classes that the index retrieves, or all; auto: what is quicker.",
 )

@@ -60,3 +60,6 @@ class PredictOptions:
     def some(self) -> bool:
         """Whether the answer is among some of the classes."""
         return self.only is not None or self.parent is not None
+
+
+USUAL = PredictOptions()

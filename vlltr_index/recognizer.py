@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vlltr_index.errors import UsageError, WorkspaceError
 from vlltr_index.recognition.predictor import Answers, load_answers
-from vlltr_index.schemas.options import PredictOptions
+from vlltr_index.schemas.options import USUAL, PredictOptions
 from vlltr_index.schemas.records import ClassScore, Prediction
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from vlltr_index.store.workspace import Workspace
 
 _log = logging.getLogger(__name__)
-_USUAL = PredictOptions()
 
 
 class Recognizer:
@@ -215,7 +214,7 @@ class Recognizer:
             answers = replace(answers, open_encoder=self._answers.open_encoder)
         self._answers = answers
 
-    def predict(self, images: Sequence[ImageSource], options: PredictOptions = _USUAL) -> list[Prediction]:
+    def predict(self, images: Sequence[ImageSource], options: PredictOptions = USUAL) -> list[Prediction]:
         """The best classes of each image, best first, each with its nearest sentences; all from one commit.
 
         An image that cannot be read gets a `Prediction` with `problem` set; the others are answered.
@@ -234,7 +233,7 @@ class Recognizer:
         """
         return list(self.stream(images, options))
 
-    def stream(self, images: Iterable[ImageSource], options: PredictOptions = _USUAL) -> Iterator[Prediction]:
+    def stream(self, images: Iterable[ImageSource], options: PredictOptions = USUAL) -> Iterator[Prediction]:
         """Predict any number of images, one after the other in their order, in flat memory."""
         return self.current().stream(images, options)
 

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from vlltr_index.data.unlabelled import Pictures, unlabelled_images
 from vlltr_index.data.writing import whole_file
 from vlltr_index.errors import UsageError, VlltrError, WorkspaceError, write_error
-from vlltr_index.schemas.options import PredictOptions
+from vlltr_index.schemas.options import USUAL, PredictOptions
 from vlltr_index.wording import cell, many
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 _FORMATS = (".csv", ".jsonl", ".parquet")
 _ROWS = 10_000
-_USUAL = PredictOptions()
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class OnRay:
 
 
 def named_predictions(
-    answers: Answers, images: Iterable[tuple[str, str | bytes]], options: PredictOptions = _USUAL
+    answers: Answers, images: Iterable[tuple[str, str | bytes]], options: PredictOptions = USUAL
 ) -> Iterator[Prediction]:
     """Predict named sources; each prediction goes by its source's name."""
     names = deque[str]()
@@ -80,7 +79,7 @@ def predict_to_file(
     answers: Answers,
     paths: Sequence[str],
     out: Path,
-    options: PredictOptions = _USUAL,
+    options: PredictOptions = USUAL,
     *,
     progress: Progress | None = None,
     ray: OnRay | None = None,

@@ -25,7 +25,7 @@ from vlltr_index.heads.explanation import ClassExplanation, explain_class
 from vlltr_index.heads.fusion import FusedScores, parts_of
 from vlltr_index.recognition.in_words import numbered, template_groups
 from vlltr_index.recognition.scorer import NO_TREE, Scorer, classes_below, load_scorer, tree_above
-from vlltr_index.schemas.options import PredictOptions
+from vlltr_index.schemas.options import USUAL, PredictOptions
 from vlltr_index.schemas.records import ClassScore, Neighbour, Prediction, RankScore, SentenceShare
 from vlltr_index.store.taxonomy import load_taxonomy
 from vlltr_index.tensors import check_matrix, choose_device
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 _BATCH = 64
 _READERS = 8
 _CPU = torch.device("cpu")
-_USUAL = PredictOptions()
 _DENSE = 32  # anchors a class
 _CLASSES = 32  # whose training vectors are kept
 _KEPT_RANKS = 8  # trees, each above the classes of one `only` or `parent`
@@ -121,7 +120,7 @@ class Answers:
         return WithDelta(base, F.normalize(self.scorer.bank.vectors[new], dim=1), keys[new], gone)
 
     def stream(
-        self, images: Iterable[ImageSource | ReadImage], options: PredictOptions = _USUAL
+        self, images: Iterable[ImageSource | ReadImage], options: PredictOptions = USUAL
     ) -> Iterator[Prediction]:
         """Predict as `Recognizer.stream` does; images may be decoded already."""
         level = self.scorer.held_out("'none of these'")[0] if options.reject else None
