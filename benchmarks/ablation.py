@@ -23,7 +23,7 @@ from torch import Tensor
 from benchmarks.long_tailed import RESULTS, SPLITS, Clock, dataset, surroundings, write_result
 from benchmarks.page import put
 from vlltr_index.data.glyphs import GlyphFiles, glyph_files
-from vlltr_index.embedding.loading import class_positions, image_set
+from vlltr_index.embedding.loading import image_set
 from vlltr_index.evaluation.baselines import HeadTraining, best_setting, fc_head, linear_logits
 from vlltr_index.evaluation.metrics import AccuracyReport, accuracy_report
 from vlltr_index.pipelines.baselines import score_baselines, train_baseline
@@ -35,6 +35,7 @@ from vlltr_index.pipelines.train_cvlp import train_cvlp_stage
 from vlltr_index.schemas.config import Recipe, WorkspaceConfig
 from vlltr_index.schemas.recipes import load_recipe, override
 from vlltr_index.store.workspace import Workspace
+from vlltr_index.tensors import class_positions
 
 RECIPE = "glyphs_lt/ablation"
 COMMAND = "python -m benchmarks.ablation table"

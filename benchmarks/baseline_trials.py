@@ -26,13 +26,14 @@ from torch import Tensor
 from benchmarks.long_tailed import DATA, GLYPHS, RESULTS, Clock, dataset, files_of, surroundings
 from benchmarks.long_tailed_table import NAMES, command
 from benchmarks.page import put
-from vlltr_index.embedding.loading import class_positions, usable_images
+from vlltr_index.embedding.loading import usable_images
 from vlltr_index.heads.weighing import balanced_accuracy
 from vlltr_index.pipelines.baselines import score_baselines, train_baseline_stage
 from vlltr_index.pipelines.evaluate import training_counts
 from vlltr_index.pipelines.ingest import ingest_images
 from vlltr_index.schemas.recipes import load_recipe, override
 from vlltr_index.store.workspace import Workspace
+from vlltr_index.tensors import class_positions
 
 HELD_GROUPS = 20
 TRIALS: tuple[tuple[str, ...], ...] = (

@@ -23,13 +23,14 @@ from benchmarks.long_tailed_table import BINS, ROOT, difference, mean, spread
 from benchmarks.long_tailed_table import bits as numbers
 from benchmarks.random_words import control
 from vlltr_index.data.glyphs import glyph_files
-from vlltr_index.embedding.loading import class_positions, image_set
+from vlltr_index.embedding.loading import image_set
 from vlltr_index.evaluation.metrics import expected_calibration_error
 from vlltr_index.pipelines.baselines import ADJUSTED, FC, score_baselines, train_baseline
 from vlltr_index.pipelines.evaluate import training_counts
 from vlltr_index.recognition.scorer import load_scorer
 from vlltr_index.schemas.records import BASELINES
 from vlltr_index.store.workspace import Workspace
+from vlltr_index.tensors import class_positions
 
 MARKS = (
     "<!-- generated: python -m benchmarks.baselines table -->",

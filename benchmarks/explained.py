@@ -13,12 +13,13 @@ from pathlib import Path
 from torch import Tensor
 
 from vlltr_index.cli.predict import prediction_lines
-from vlltr_index.embedding.loading import class_positions, image_set, usable_images
+from vlltr_index.embedding.loading import image_set, usable_images
 from vlltr_index.pipelines.evaluate import training_counts
 from vlltr_index.recognition.sheet import Panel, Picture, write_sheet
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.options import PredictOptions
 from vlltr_index.store.workspace import Workspace
+from vlltr_index.tensors import class_positions
 
 DOCS = Path(__file__).parents[1] / "docs"
 KINDS = {

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.long_tailed import RESULTS, decided, surroundings, weights_of
-from vlltr_index.embedding.loading import class_positions, image_set
+from vlltr_index.embedding.loading import image_set
 from vlltr_index.pipelines.evaluate import training_counts
 from vlltr_index.recognition.scorer import load_scorer
 from vlltr_index.store.workspace import Workspace
+from vlltr_index.tensors import class_positions
 
 DRAWS, IMAGES = 25, 300
 

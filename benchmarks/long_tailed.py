@@ -35,7 +35,7 @@ from torch import Tensor
 from benchmarks.without_text import WHOLE, held_out, rows_without_text, training_data
 from vlltr_index.anchors.selection import select
 from vlltr_index.data.glyphs import GlyphFiles, glyph_files
-from vlltr_index.embedding.loading import class_positions, image_set, usable_images
+from vlltr_index.embedding.loading import image_set, usable_images
 from vlltr_index.evaluation.metrics import expected_calibration_error
 from vlltr_index.heads.checkpoint import Parts
 from vlltr_index.heads.fusion import PartWeights
@@ -51,6 +51,7 @@ from vlltr_index.recognition.scorer import Scorer, load_scorer
 from vlltr_index.schemas.config import Recipe, WorkspaceConfig
 from vlltr_index.schemas.recipes import load_recipe, override
 from vlltr_index.store.workspace import Workspace
+from vlltr_index.tensors import class_positions
 from vlltr_index.train.stage_two_data import StageTwoData
 
 RESULTS = Path(__file__).parent / "results"

@@ -56,7 +56,7 @@ from benchmarks.long_tailed import (
 from benchmarks.random_words import waffle_noise, waffle_text
 from vlltr_index.classes import NewClass, Session, add_classes
 from vlltr_index.data.glyphs import GlyphFiles
-from vlltr_index.embedding.loading import class_positions, image_set
+from vlltr_index.embedding.loading import image_set
 from vlltr_index.evaluation.baselines import (
     TipCache,
     choose_tip,
@@ -68,7 +68,7 @@ from vlltr_index.pipelines.train_lgr import refit
 from vlltr_index.recognition.scorer import Scorer, load_scorer
 from vlltr_index.schemas.tables import sentence_vectors_name
 from vlltr_index.store.workspace import Workspace
-from vlltr_index.tensors import cosine_logits
+from vlltr_index.tensors import class_positions, cosine_logits
 
 DRAWS = 3
 SHOTS = (1, 5)

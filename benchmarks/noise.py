@@ -27,14 +27,14 @@ from benchmarks.long_tailed_table import NAMES, command
 from benchmarks.page import put
 from vlltr_index.anchors.anss import anchor_limits, score_sentences, select_anchors
 from vlltr_index.anchors.selection import score_images
-from vlltr_index.embedding.loading import class_positions, image_set, image_vectors_of
+from vlltr_index.embedding.loading import image_set, image_vectors_of
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.pipelines.baselines import sentences_of
 from vlltr_index.recognition.scorer import load_scorer
 from vlltr_index.schemas.tables import sentence_vectors_name
 from vlltr_index.store.workspace import Workspace
-from vlltr_index.tensors import cosine_logits
+from vlltr_index.tensors import class_positions, cosine_logits
 
 TITLE = "noise among the sentences"
 WRONG = (0, 1, 3)  # of other classes, for each right sentence

@@ -32,12 +32,13 @@ from benchmarks.long_tailed import (
 from benchmarks.long_tailed_table import BINS, NAMES, command, difference, mean
 from benchmarks.long_tailed_table import bits as numbers
 from benchmarks.page import put
-from vlltr_index.embedding.loading import class_positions, image_set
+from vlltr_index.embedding.loading import image_set
 from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.evaluate import training_counts
 from vlltr_index.recognition.scorer import load_scorer
 from vlltr_index.schemas.recipes import load_recipe
 from vlltr_index.store.workspace import Workspace
+from vlltr_index.tensors import class_positions
 
 PROTOCOLS = ("paper", "release")
 ROWS = {METHOD: "both branches", "image side": "image branch", "text branch": "text branch"}

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from vlltr_index.data.text import class_prompts
-from vlltr_index.embedding.loading import class_positions, image_set, load_bank, open_encoder
+from vlltr_index.embedding.loading import image_set, load_bank, open_encoder
 from vlltr_index.evaluation.baselines import class_means
 from vlltr_index.heads.weighing import balanced_accuracy
 from vlltr_index.pipelines.baselines import sentences_of
 from vlltr_index.store.workspace import Workspace
-from vlltr_index.tensors import cosine_logits
+from vlltr_index.tensors import class_positions, cosine_logits
 
 __all__ = ["control", "waffle_noise", "waffle_text"]
 

@@ -39,7 +39,7 @@ from benchmarks.long_tailed import (
 from benchmarks.long_tailed_table import NAMES, spread
 from benchmarks.page import put
 from vlltr_index.data.glyphs import glyph_files
-from vlltr_index.embedding.loading import class_positions, image_set
+from vlltr_index.embedding.loading import image_set
 from vlltr_index.pipelines.evaluate import training_counts
 from vlltr_index.pipelines.taxonomy import ingest_classes
 from vlltr_index.pipelines.train_lgr import train_lgr_stage
@@ -47,6 +47,7 @@ from vlltr_index.recognition.predictor import load_answers
 from vlltr_index.recognition.scorer import load_scorer
 from vlltr_index.schemas.recipes import override
 from vlltr_index.store.workspace import Workspace
+from vlltr_index.tensors import class_positions
 from vlltr_index.wording import many
 
 COMMAND = "python -m benchmarks.ranks table"

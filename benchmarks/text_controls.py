@@ -46,7 +46,7 @@ from benchmarks.long_tailed_table import BINS, BY_FAMILY, NAMES, Runs, command, 
 from benchmarks.page import put
 from benchmarks.without_text import training_data, with_rows_for_all
 from vlltr_index.anchors.selection import select
-from vlltr_index.embedding.loading import class_positions, image_set, usable_images
+from vlltr_index.embedding.loading import image_set, usable_images
 from vlltr_index.heads.fusion import fuse, image_side
 from vlltr_index.heads.plda import PLDA, unit_sums
 from vlltr_index.pipelines.baselines import score_baselines, train_baseline
@@ -57,7 +57,7 @@ from vlltr_index.recognition.scorer import Scorer, load_scorer
 from vlltr_index.schemas.records import SentenceRecord
 from vlltr_index.store.ingestion import sentence_rows
 from vlltr_index.store.workspace import Workspace
-from vlltr_index.tensors import unit_rows
+from vlltr_index.tensors import class_positions, unit_rows
 from vlltr_index.train.stage_two import weigh
 from vlltr_index.train.stage_two_data import StageTwoData
 

@@ -30,11 +30,11 @@ from benchmarks.long_tailed import (
 from benchmarks.long_tailed_table import BINS, difference, mean
 from benchmarks.page import put
 from vlltr_index.data.glyphs import glyph_files
-from vlltr_index.embedding.loading import class_positions, image_set
+from vlltr_index.embedding.loading import image_set
 from vlltr_index.pipelines.evaluate import training_counts
 from vlltr_index.recognition.scorer import load_scorer
 from vlltr_index.schemas.recipes import override
-from vlltr_index.tensors import cosine_logits
+from vlltr_index.tensors import class_positions, cosine_logits
 
 WAYS = ("none", "text")
 COMMAND = "python -m benchmarks.tuning table"

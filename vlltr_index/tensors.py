@@ -57,6 +57,14 @@ def check_labels(name: str, value: Tensor, size: int | None = None, classes: int
         )
 
 
+def class_positions(class_ids: Tensor, wanted: Tensor) -> Tensor:
+    """Find the position of each of `wanted`, int64 [N], in the ascending `class_ids`, int64 [C]; -1 if missing."""
+    if class_ids.numel() == 0:
+        return torch.full_like(wanted, -1)
+    at = torch.searchsorted(class_ids, wanted).clamp(max=class_ids.numel() - 1)
+    return torch.where(class_ids[at] == wanted, at, -1)
+
+
 def working_dtype(*values: Tensor) -> torch.dtype:
     """Return the dtype to compute in: the widest of the tensors' dtypes, and float32 at least."""
     dtype = torch.float32

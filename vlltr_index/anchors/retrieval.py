@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 
 from vlltr_index.anchors.index import AnchorIndex
-from vlltr_index.embedding.loading import class_positions
 from vlltr_index.errors import InputError
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.fusion import FusedScores
 from vlltr_index.heads.lgr import LGRHead
-from vlltr_index.tensors import unit_rows
+from vlltr_index.tensors import class_positions, unit_rows
 
 Fuse = Callable[[Tensor, Tensor], tuple[FusedScores, Tensor]]
 """Takes image rows int64 [b] and text logits [b, C]; gives fused scores, and how much an answer depends on each class's

@@ -29,7 +29,7 @@ from vlltr_index.schemas.fingerprint import digest_json
 from vlltr_index.schemas.tables import class_stats as class_stats_schema
 from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
 from vlltr_index.store.tables import quote
-from vlltr_index.tensors import unit_rows
+from vlltr_index.tensors import class_positions, unit_rows
 
 if TYPE_CHECKING:
     from vlltr_index.store.snapshot import Snapshot
@@ -104,14 +104,6 @@ def image_groups(snapshot: Snapshot) -> list[str | None]:
 def numbers(rows: pa.Table, column: str) -> Tensor:
     """Convert an integer column to int64 [N]."""
     return torch.from_numpy(rows[column].to_numpy().copy()).long()
-
-
-def class_positions(class_ids: Tensor, wanted: Tensor) -> Tensor:
-    """Find the position of each of `wanted`, int64 [N], in the ascending `class_ids`, int64 [C]; -1 if missing."""
-    if class_ids.numel() == 0:
-        return torch.full_like(wanted, -1)
-    at = torch.searchsorted(class_ids, wanted).clamp(max=class_ids.numel() - 1)
-    return torch.where(class_ids[at] == wanted, at, -1)
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vlltr_index.embedding.loading import (
-    class_positions,
-    image_set,
-    image_vectors_of,
-    open_encoder,
-    usable_images,
-)
+from vlltr_index.embedding.loading import image_set, image_vectors_of, open_encoder, usable_images
 from vlltr_index.embedding.vectors import all_embedded, embed_images, embed_sentences
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import FingerprintMismatch, MissingStepError, UsageError, WorkspaceError
@@ -29,7 +23,7 @@ from vlltr_index.evaluation import baselines as rules
 from vlltr_index.pipelines import training
 from vlltr_index.schemas.records import BASELINES
 from vlltr_index.schemas.tables import sentence_vectors_name
-from vlltr_index.tensors import choose_device, cosine_logits
+from vlltr_index.tensors import choose_device, class_positions, cosine_logits
 from vlltr_index.train.cvlp import train_image_only
 from vlltr_index.train.data import TrainImages
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vlltr_index.embedding.loading import ImageSet, class_positions, image_set, usable_images
+from vlltr_index.embedding.loading import ImageSet, image_set, usable_images
 from vlltr_index.embedding.vectors import embed_crops
 from vlltr_index.errors import MissingStepError, UsageError, WorkspaceError, reason
 from vlltr_index.evaluation import metrics
@@ -21,6 +21,7 @@ from vlltr_index.pipelines.baselines import ADJUSTED, baseline_labels, score_bas
 from vlltr_index.recognition.predictor import load_answers
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.config import FusionConfig
+from vlltr_index.tensors import class_positions
 from vlltr_index.wording import many
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from vlltr_index.pipelines import training
 from vlltr_index.schemas.config import LGRConfig, SelectConfig
 from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.store.holdout import HeldOut, read_held_out
-from vlltr_index.tensors import choose_device, device_name, memory_mended_by
+from vlltr_index.tensors import choose_device, class_positions, device_name, memory_mended_by
 from vlltr_index.train.data import TrainImages
 from vlltr_index.train.distributed import by_first, first_then_all, meet
 from vlltr_index.train.loop import StageOne
@@ -158,7 +158,7 @@ def _stage_two_data(
             # A NaN bias marks a row that stage 1 does not have: the head initialises it otherwise.
             init = weight, torch.where(known, bias, torch.nan)
     unseen, unseen_classes = _unseen(held, first.image_ids, class_ids)
-    places = loading.class_positions(loaded.bank.class_ids, class_ids)
+    places = class_positions(loaded.bank.class_ids, class_ids)
     there = places[places >= 0]
     bank = loaded.bank.select(there) if len(there) else loaded.bank
     again: Callable[[Tensor], AnchorBank] | None = None
@@ -372,7 +372,7 @@ def _trained_bank(tx: Snapshot, loaded: loading.LoadedBank, class_ids: Tensor) -
     Raises:
         MissingStepError: If one of them has no anchor: it came after the selection.
     """
-    positions = loading.class_positions(loaded.bank.class_ids, class_ids)
+    positions = class_positions(loaded.bank.class_ids, class_ids)
     bare = class_ids[positions < 0].tolist()
     training.check_told(tx, bare, "anchor sentence", "Select again: vlltr embed, then vlltr select")
     return loaded.bank.select(positions)

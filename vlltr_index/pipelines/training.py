@@ -19,13 +19,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vlltr_index.embedding.loading import class_positions, recipe_encoder, run_folder, usable_images
+from vlltr_index.embedding.loading import recipe_encoder, run_folder, usable_images
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import MissingStepError, WorkspaceError
 from vlltr_index.schemas.config import Recipe
 from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.store.holdout import HeldOut, choose_held_out, write_held_out
 from vlltr_index.store.storage import write_lock
+from vlltr_index.tensors import class_positions
 from vlltr_index.train.distributed import by_first, first_then_all, meet, own_part
 from vlltr_index.train.loop import StageOne
 from vlltr_index.wording import many, some

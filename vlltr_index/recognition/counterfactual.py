@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vlltr_index.embedding.loading import class_positions
 from vlltr_index.errors import InputError, MissingStepError
 from vlltr_index.heads.explanation import ClassExplanation, explain_class
 from vlltr_index.heads.fusion import parts_of
 from vlltr_index.schemas.records import ClassScore, SentenceShare
+from vlltr_index.tensors import class_positions
 
 if TYPE_CHECKING:
     from vlltr_index.heads.fusion import FusedScores

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from vlltr_index.anchors.index import MANY_ANCHORS, AnchorIndex, FaissIndex, TorchIndex, WithDelta, load_index
 from vlltr_index.anchors.retrieval import AnchorClasses, retrieve
 from vlltr_index.data.decoding import UNREADABLE, ImageSource, cores, image_label, read_image
-from vlltr_index.embedding.loading import class_positions, image_vectors_of, open_encoder
+from vlltr_index.embedding.loading import image_vectors_of, open_encoder
 from vlltr_index.embedding.vectors import Crops
 from vlltr_index.errors import InputError, MissingStepError, UsageError, WorkspaceError
 from vlltr_index.heads.explanation import ClassExplanation, explain_class
@@ -28,7 +28,7 @@ from vlltr_index.recognition.scorer import NO_TREE, Scorer, classes_below, load_
 from vlltr_index.schemas.options import USUAL, PredictOptions
 from vlltr_index.schemas.records import ClassScore, Neighbour, Prediction, RankScore, SentenceShare
 from vlltr_index.store.taxonomy import load_taxonomy
-from vlltr_index.tensors import check_matrix, choose_device
+from vlltr_index.tensors import check_matrix, choose_device, class_positions
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vlltr_index.embedding.loading import ClassStats, LoadedBank, class_positions, class_stats, load_bank
+from vlltr_index.embedding.loading import ClassStats, LoadedBank, class_stats, load_bank
 from vlltr_index.errors import FingerprintMismatch, MissingStepError
 from vlltr_index.heads.checkpoint import SavedHead, load_head
 from vlltr_index.heads.fusion import (
@@ -26,7 +26,7 @@ from vlltr_index.heads.plda import PLDA
 from vlltr_index.heads.tree import ClassTree, HeldOutAnswers, grow, least_needed, thresholds
 from vlltr_index.schemas.config import FusionConfig
 from vlltr_index.store.class_table import ClassTable
-from vlltr_index.tensors import unit_rows
+from vlltr_index.tensors import class_positions, unit_rows
 from vlltr_index.wording import many
 
 if TYPE_CHECKING:
