@@ -4,9 +4,9 @@
     python -m benchmarks.additions table            to docs/results.md
 
 The classes that are there have random vectors in clusters, written straight into the tables: the cost does not depend
-on what they mean. Encoder: vlltr-tiny with random weights. Timed is `add_classes` with a `Session` that is loaded, from
-files and sentences to the commit, with 80 sentences and 5 images (or none) for each new class. Seconds are of processor
-time, all threads together, since other programs may run beside it; wall-clock time stands in the result too.
+on what they mean. Encoder: vlltr-tiny with random weights. Timed is `add_classes` with a `Recognizer` that is loaded,
+from files and sentences to the commit, with 80 sentences and 5 images (or none) for each new class. Seconds are of
+processor time, all threads together, since other programs may run beside it; wall-clock time stands in the result too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from benchmarks.page import put
 from vlltr_index.anchors.selection import select
-from vlltr_index.classes import ChangeOptions, NewClass, Session, add_classes
+from vlltr_index.classes import ChangeOptions, NewClass, add_classes
 from vlltr_index.data.text import sentence_id, text_hash
 from vlltr_index.embedding.loading import image_set, stats_rows
 from vlltr_index.embedding.vectors import vector_table
@@ -42,6 +42,7 @@ from vlltr_index.heads.fusion import Gate, PartWeights
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.heads.plda import Moments, fit_shared
 from vlltr_index.pipelines.build_index import index_anchors
+from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.recipes import load_recipe, override
 from vlltr_index.schemas.tables import (
     CLASSES,
@@ -88,13 +89,13 @@ def _cost(classes: int, repeats: int) -> dict[str, Any]:
         started = time.monotonic()
         workspace = _workspace(Path(folder) / "workspace", classes)
         made = time.monotonic() - started
-        session, draw, found = Session(workspace), random.Random(0), dict[str, Any]()
+        recognizer, draw, found = Recognizer.open(workspace), random.Random(0), dict[str, Any]()
         add_classes(
-            workspace, [_new(draw, Path(folder), "warm", 1)], ChangeOptions(session=session)
+            workspace, [_new(draw, Path(folder), "warm", 1)], ChangeOptions(recognizer=recognizer)
         )  # loads what is kept
         for kind, images in (("text", 0), ("text + 5 images", 5)):
             steps = [
-                _timed(workspace, session, _new(draw, Path(folder), f"{kind} {number}", images))
+                _timed(workspace, recognizer, _new(draw, Path(folder), f"{kind} {number}", images))
                 for number in range(repeats)
             ]
             found[kind] = {
@@ -114,10 +115,10 @@ def _row(classes: int, count: int) -> dict[str, Any]:
     """Seconds and bytes of each of many additions in a row."""
     with tempfile.TemporaryDirectory() as folder:
         workspace = _workspace(Path(folder) / "workspace", classes, ROW_SENTENCES)
-        session, draw = Session(workspace), random.Random(1)
-        add_classes(workspace, [_new(draw, Path(folder), "warm", 1)], ChangeOptions(session=session))
+        recognizer, draw = Recognizer.open(workspace), random.Random(1)
+        add_classes(workspace, [_new(draw, Path(folder), "warm", 1)], ChangeOptions(recognizer=recognizer))
         steps = [
-            _timed(workspace, session, _new(draw, Path(folder), f"class {n}", 5, ROW_NEW))
+            _timed(workspace, recognizer, _new(draw, Path(folder), f"class {n}", 5, ROW_NEW))
             for n in range(count)
         ]
         found: dict[str, Any] = {
@@ -138,9 +139,9 @@ def _quarters(values: list[float]) -> list[float]:
     return [round(mean(values[n : n + size]), 3) for n in range(0, 4 * size, size)][:4]
 
 
-def _timed(workspace: Workspace, session: Session, wanted: NewClass) -> tuple[float, float, int]:
+def _timed(workspace: Workspace, recognizer: Recognizer, wanted: NewClass) -> tuple[float, float, int]:
     before, started, busy = _bytes(workspace.path), time.monotonic(), time.process_time()
-    add_classes(workspace, [wanted], ChangeOptions(session=session))
+    add_classes(workspace, [wanted], ChangeOptions(recognizer=recognizer))
     return (
         time.process_time() - busy,
         time.monotonic() - started,

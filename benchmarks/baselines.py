@@ -27,7 +27,7 @@ from vlltr_index.embedding.loading import image_set
 from vlltr_index.evaluation.metrics import expected_calibration_error
 from vlltr_index.pipelines.baselines import ADJUSTED, FC, score_baselines, train_baseline
 from vlltr_index.pipelines.evaluate import training_counts
-from vlltr_index.recognition.scorer import load_scorer
+from vlltr_index.recognition.model import Model
 from vlltr_index.schemas.records import BASELINES
 from vlltr_index.store.workspace import Workspace
 from vlltr_index.tensors import class_positions
@@ -85,7 +85,7 @@ def _copy(old: dict[str, Any], result: dict[str, Any]) -> None:
 
 def _measure(workspace: Workspace, seed: int) -> dict[str, Any]:
     snapshot = workspace.snapshot()
-    scorer, test = load_scorer(snapshot), image_set(snapshot, "test")
+    scorer, test = Model.open(snapshot), image_set(snapshot, "test")
     labels = class_positions(scorer.class_ids, test.class_ids)
     found: dict[str, Any] = {
         "order": [],

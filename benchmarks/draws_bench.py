@@ -147,7 +147,9 @@ class Bench:
         """Share of the others' test images that are right, and of the new class's."""
         recognizer = Recognizer.open(place)
         ids = _columns(recognizer)
-        number = next((i for i, name in recognizer.names.items() if name == self._drawn.new.name), -1)
+        number = next(
+            (i for i, name in recognizer.current().names.items() if name == self._drawn.new.name), -1
+        )
         old = ids[sides(recognizer, test.features)[METHOD].argmax(1)] == test.class_ids
         return _share(old), _share(ids[sides(recognizer, new)[METHOD].argmax(1)] == number)
 
@@ -206,7 +208,7 @@ def sides(recognizer: Recognizer, features: Tensor) -> dict[str, Tensor]:
 
 def _columns(recognizer: Recognizer) -> Tensor:
     """The class of each column of `sides`, int64 [C]."""
-    number = {name: i for i, name in recognizer.names.items()}
+    number = {name: i for i, name in recognizer.current().names.items()}
     return torch.tensor([number[name] for name in recognizer.classes_.tolist()])
 
 

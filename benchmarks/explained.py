@@ -39,7 +39,7 @@ def of_each_kind(right: Tensor, text_right: Tensor, few: Tensor) -> list[list[in
 def write(path: Path) -> None:
     """Write the page and its picture."""
     workspace, recognizer = Workspace.open(path), Recognizer.open(path)
-    snapshot, scorer, names = workspace.snapshot(), recognizer.scorer, recognizer.names
+    snapshot, scorer, names = workspace.snapshot(), recognizer.current(), recognizer.current().names
     test, counts = image_set(snapshot, "test"), training_counts(snapshot, scorer.class_ids)
     labels, said = class_positions(scorer.class_ids, test.class_ids), scorer.exhaustive(test.features)
     told = said.by_text.argmax(1)

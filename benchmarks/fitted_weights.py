@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks.long_tailed import RESULTS, decided, surroundings, weights_of
 from vlltr_index.embedding.loading import image_set
 from vlltr_index.pipelines.evaluate import training_counts
-from vlltr_index.recognition.scorer import load_scorer
+from vlltr_index.recognition.model import Model
 from vlltr_index.store.workspace import Workspace
 from vlltr_index.tensors import class_positions
 
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("workspace", type=Path)
     workspace = Workspace.open(parser.parse_args().workspace)
     snapshot = workspace.snapshot()
-    scorer, test = load_scorer(snapshot), image_set(snapshot, "test")
+    scorer, test = Model.open(snapshot), image_set(snapshot, "test")
     counts, labels = (
         training_counts(snapshot, scorer.class_ids),
         class_positions(scorer.class_ids, test.class_ids),

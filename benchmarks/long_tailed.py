@@ -47,7 +47,7 @@ from vlltr_index.pipelines.evaluate import training_counts
 from vlltr_index.pipelines.ingest import ingest_images, ingest_text
 from vlltr_index.pipelines.train_cvlp import train_cvlp_stage
 from vlltr_index.pipelines.train_lgr import train_lgr_stage
-from vlltr_index.recognition.scorer import Scorer, load_scorer
+from vlltr_index.recognition.model import Model
 from vlltr_index.schemas.config import Recipe, WorkspaceConfig
 from vlltr_index.schemas.recipes import load_recipe, override
 from vlltr_index.store.workspace import Workspace
@@ -159,7 +159,7 @@ def permuted(texts: Path, target: Path) -> Path:
 def measure(workspace: Workspace, baseline: bool) -> dict[str, Any]:
     """Which test images each row has right, and what was decided; the image-only rows where there is a `baseline`."""
     snapshot = workspace.snapshot()
-    scorer, test = load_scorer(snapshot), image_set(snapshot, "test")
+    scorer, test = Model.open(snapshot), image_set(snapshot, "test")
     counts = training_counts(snapshot, scorer.class_ids)
     labels = class_positions(scorer.class_ids, test.class_ids)
     fused, data = scorer.exhaustive(test.features), training_data(workspace, snapshot)
@@ -194,7 +194,7 @@ def measure(workspace: Workspace, baseline: bool) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def _tempered(data: StageTwoData, scorer: Scorer, features: Tensor) -> dict[str, Tensor]:
+def _tempered(data: StageTwoData, scorer: Model, features: Tensor) -> dict[str, Tensor]:
     """Logits [N, C] of the linear layer and the text branch, each at the temperature of the images held out."""
     held, labels, weights = held_out(data, scorer.trained)
     rows = {}
@@ -205,7 +205,7 @@ def _tempered(data: StageTwoData, scorer: Scorer, features: Tensor) -> dict[str,
 
 
 @torch.inference_mode()
-def weights_of(scorer: Scorer, features: Tensor, labels: Tensor, counts: Tensor) -> PartWeights:
+def weights_of(scorer: Model, features: Tensor, labels: Tensor, counts: Tensor) -> PartWeights:
     """What images of the test split would have weighed the parts, had they been the ones held out."""
     known = scorer.trained[labels]
     some, position = features[known], scorer.trained.long().cumsum(0) - 1

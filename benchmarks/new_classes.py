@@ -54,9 +54,10 @@ from benchmarks.long_tailed import (
     write_result,
 )
 from benchmarks.random_words import waffle_noise, waffle_text
-from vlltr_index.classes import NewClass, Session, add_classes
+from vlltr_index.classes import NewClass, add_classes
 from vlltr_index.data.glyphs import GlyphFiles
-from vlltr_index.embedding.loading import image_set
+from vlltr_index.embedding.loading import image_set, open_encoder
+from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.evaluation.baselines import (
     TipCache,
     choose_tip,
@@ -65,7 +66,7 @@ from vlltr_index.evaluation.baselines import (
     tip_logits,
 )
 from vlltr_index.pipelines.train_lgr import refit
-from vlltr_index.recognition.scorer import Scorer, load_scorer
+from vlltr_index.recognition.model import Model
 from vlltr_index.schemas.tables import sentence_vectors_name
 from vlltr_index.store.workspace import Workspace
 from vlltr_index.tensors import class_positions, cosine_logits
@@ -87,7 +88,7 @@ class Old:
     """The workspace before anything is added, and its images."""
 
     workspace: Workspace
-    scorer: Scorer
+    scorer: Model
     test: Tensor
     test_owners: Tensor
     right: Tensor  # bool, which test images are
@@ -96,7 +97,7 @@ class Old:
     def load(cls, workspace: Workspace) -> Old:
         """Read a finished workspace."""
         snapshot = workspace.snapshot()
-        scorer, test = load_scorer(snapshot), image_set(snapshot, "test")
+        scorer, test = Model.open(snapshot), image_set(snapshot, "test")
         best = scorer.class_ids[scorer.exhaustive(test.features).probabilities.argmax(1)]
         return cls(workspace, scorer, test.features, test.class_ids, best == test.class_ids)
 
@@ -109,14 +110,14 @@ def run(source: Path, seed: int, group_name: str, fast: bool = False) -> None:
         data = files_of(about(workspace), fast)
         name = result_name(about(workspace), f"{seed}-{group_name}")
         earlier = {} if fast else _earlier(name)
-        old, session = Old.load(workspace), Session(workspace)
-        group = read_group(data, group_name, session.encoder(workspace.snapshot()), Path(folder) / "support")
+        old, encoder = Old.load(workspace), open_encoder(workspace.snapshot())
+        group = read_group(data, group_name, encoder, Path(folder) / "support")
         rows: dict[str, Row] = {}
         for label, wanted, refitted in _conditions(group):
             lost = _lost(earlier["rows"][label], earlier) if label in earlier.get("rows", {}) else None
             rows[label] = _added(old, group, wanted, refitted, lost, Path(folder))
             _log.info("%6.0f s  %s: %s", time.monotonic() - started, label, _percent(rows[label]))
-        for label, row in _baselines(old, group, session):
+        for label, row in _baselines(old, group, encoder):
             rows[label] = row
             _log.info("%6.0f s  %s: %s", time.monotonic() - started, label, _percent(row))
         result = {
@@ -150,9 +151,9 @@ def oracle(
     texts, pictures = _together(files, group_name, images, folder / name)
     workspace = made(folder / name, recipe, texts, pictures, seconds, SPLITS)
     snapshot = workspace.snapshot()
-    scorer, test = load_scorer(snapshot), image_set(snapshot, "test")
+    scorer, test = Model.open(snapshot), image_set(snapshot, "test")
     with tempfile.TemporaryDirectory() as support:
-        encoder = Session(workspace).encoder(snapshot)
+        encoder = open_encoder(snapshot)
         group = read_group(files, group_name, encoder, Path(support))
     row = _row(scorer, snapshot.class_table().lookup, group, test.features, test.class_ids)
     _log.info("%s: %s", name, _percent(row))
@@ -249,13 +250,13 @@ def _added(
     if refitted:
         refit(workspace, workspace.recipe.lgr)
     snapshot = workspace.snapshot()
-    scorer, lookup = load_scorer(snapshot), snapshot.class_table().lookup
+    scorer, lookup = Model.open(snapshot), snapshot.class_table().lookup
     shutil.rmtree(workspace.path)
     return _row(scorer, lookup, group, old.test, old.test_owners, lost)
 
 
 def _row(
-    scorer: Scorer,
+    scorer: Model,
     lookup: Callable[[str], int],
     group: Group,
     test: Tensor,
@@ -274,7 +275,7 @@ def _row(
     return row
 
 
-def _scores(scorer: Scorer, features: Tensor) -> Tensor:
+def _scores(scorer: Model, features: Tensor) -> Tensor:
     """What probabilities are the softmax of, [N, C]."""
     fused = scorer.exhaustive(features)
     return fused.visual_part + fused.text_part
@@ -312,24 +313,24 @@ def _bits_of(new: Tensor, old: Tensor, labels: Tensor, owners: Tensor) -> Row:
     }
 
 
-def _baselines(old: Old, group: Group, session: Session) -> Iterator[tuple[str, Row]]:
+def _baselines(old: Old, group: Group, encoder: Encoder) -> Iterator[tuple[str, Row]]:
     """Ways without the head, over old and new classes together: the new ones come last."""
-    classes = len(old.scorer.class_ids)
-    owners = class_positions(old.scorer.class_ids, old.test_owners)
-    prototypes = torch.cat([_text_means(old), _new_text_means(old, group, session)])
-    scale = old.scorer.saved.head.logit_scale.item()
+    classes = len(old.class_ids)
+    owners = class_positions(old.class_ids, old.test_owners)
+    prototypes = torch.cat([_text_means(old), _new_text_means(old, group, encoder)])
+    scale = old.saved.head.logit_scale.item()
 
     def row(score: Callable[[Tensor], Tensor]) -> Row:
         return _bits_of(score(group.features), score(old.test), group.labels + classes, owners)
 
     yield "text prototypes", row(lambda f: cosine_logits(f, prototypes))
     train = image_set(old.workspace.snapshot(), "train")
-    places = class_positions(old.scorer.class_ids, train.class_ids)
+    places = class_positions(old.class_ids, train.class_ids)
     first = first_of_each_class(places, CACHE)
     val = image_set(old.workspace.snapshot(), "val")
     own = TipCache(train.features[first], places[first], prototypes[:classes], scale)
     (alpha, beta), _ = choose_tip(
-        val.features, class_positions(old.scorer.class_ids, val.class_ids), own, ALPHAS, BETAS
+        val.features, class_positions(old.class_ids, val.class_ids), own, ALPHAS, BETAS
     )
     for shots in SHOTS:
         for draw, label in _draws(shots):
@@ -343,14 +344,13 @@ def _text_means(old: Old) -> Tensor:
     """Mean of all sentences of each old class, [C, D]."""
     snapshot = old.workspace.snapshot()
     rows = snapshot.table("sentences", ["class_id", "text_hash"])
-    name = sentence_vectors_name(old.scorer.saved.text_fp)
+    name = sentence_vectors_name(old.saved.text_fp)
     vectors = snapshot.store.vectors(name, "text_hash", rows["text_hash"].to_pylist())
-    owner = class_positions(old.scorer.class_ids, torch.tensor(rows["class_id"].to_pylist()))
-    return class_means(vectors, owner, len(old.scorer.class_ids))
+    owner = class_positions(old.class_ids, torch.tensor(rows["class_id"].to_pylist()))
+    return class_means(vectors, owner, len(old.class_ids))
 
 
-def _new_text_means(old: Old, group: Group, session: Session) -> Tensor:
-    encoder = session.encoder(old.workspace.snapshot())
+def _new_text_means(old: Old, group: Group, encoder: Encoder) -> Tensor:
     means = []
     for name in group.names:
         vectors = encoder.encode_texts(encoder.tokenize(group.texts[name]))

@@ -31,7 +31,7 @@ from vlltr_index.embedding.loading import image_set, image_vectors_of
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.pipelines.baselines import sentences_of
-from vlltr_index.recognition.scorer import load_scorer
+from vlltr_index.recognition.model import Model
 from vlltr_index.schemas.tables import sentence_vectors_name
 from vlltr_index.store.workspace import Workspace
 from vlltr_index.tensors import class_positions, cosine_logits
@@ -48,7 +48,7 @@ def run(path: Path, draws: int = DRAWS, keep: bool = True) -> dict[str, Any]:
     """Measure the ladder on one workspace."""
     workspace = Workspace.open(path)
     snapshot, config = workspace.snapshot(), workspace.recipe.select
-    scorer, test = load_scorer(snapshot), image_set(snapshot, "test")
+    scorer, test = Model.open(snapshot), image_set(snapshot, "test")
     right = sentences_of(snapshot, scorer.class_ids)
     assert snapshot.commit.text_fp is not None
     name = sentence_vectors_name(snapshot.commit.text_fp)

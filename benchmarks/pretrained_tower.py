@@ -37,7 +37,7 @@ from benchmarks.without_text import WHOLE
 from vlltr_index.encoders import openclip, weights
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.encoders.openclip import WordTokenizer
-from vlltr_index.recognition.scorer import load_scorer
+from vlltr_index.recognition.model import Model
 from vlltr_index.schemas.recipes import override
 
 NAME, SIDE = "pretrained-icons_lt", 96
@@ -63,7 +63,7 @@ def run(folder: Path) -> None:
     names, snapshot = imagenet_names(), workspace.snapshot()
     measured = measure(workspace, baseline=False)
     known = {i: name.casefold() in names for i, name in snapshot.class_table().names.items()}
-    columns = [known[i] for i in load_scorer(snapshot).class_ids.tolist()]
+    columns = [known[i] for i in Model.open(snapshot).class_ids.tolist()]
     result = {
         "dataset": dataset(files),
         **surroundings(),

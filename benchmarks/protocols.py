@@ -35,7 +35,7 @@ from benchmarks.page import put
 from vlltr_index.embedding.loading import image_set
 from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.evaluate import training_counts
-from vlltr_index.recognition.scorer import load_scorer
+from vlltr_index.recognition.model import Model
 from vlltr_index.schemas.recipes import load_recipe
 from vlltr_index.store.workspace import Workspace
 from vlltr_index.tensors import class_positions
@@ -62,7 +62,7 @@ def run(data: str, protocol: str, folder: Path) -> None:
 def _measure(workspace: Workspace) -> dict[str, Any]:
     embed(workspace)  # the paper's second stage tuned the visual tower
     snapshot = workspace.snapshot()
-    scorer, test = load_scorer(snapshot), image_set(snapshot, "test")
+    scorer, test = Model.open(snapshot), image_set(snapshot, "test")
     labels = class_positions(scorer.class_ids, test.class_ids)
     fused = scorer.exhaustive(test.features)
     rows = {METHOD: fused.probabilities, "image side": fused.by_image, "text branch": fused.by_text}

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from vlltr_index.data.text import class_prompts
-from vlltr_index.embedding.loading import image_set, load_bank, open_encoder
+from vlltr_index.embedding.loading import image_set, open_encoder
 from vlltr_index.evaluation.baselines import class_means
 from vlltr_index.heads.weighing import balanced_accuracy
 from vlltr_index.pipelines.baselines import sentences_of
+from vlltr_index.recognition.state import ModelState
 from vlltr_index.store.workspace import Workspace
 from vlltr_index.tensors import class_positions, cosine_logits
 
@@ -33,7 +34,7 @@ def control(workspace: Workspace, seed: int, features: Tensor) -> Iterator[tuple
     draws the one with the median accuracy on split val is taken.
     """
     snapshot = workspace.snapshot()
-    encoder, bank = open_encoder(snapshot).eval(), load_bank(snapshot).bank
+    encoder, bank = open_encoder(snapshot).eval(), ModelState(snapshot).anchors.bank
     val, counts = image_set(snapshot, "val"), bank.offsets.diff()
     known = class_positions(bank.class_ids, val.class_ids)
     seen, labels = val.features[known >= 0], known[known >= 0]

@@ -43,8 +43,7 @@ from vlltr_index.embedding.loading import image_set
 from vlltr_index.pipelines.evaluate import training_counts
 from vlltr_index.pipelines.taxonomy import ingest_classes
 from vlltr_index.pipelines.train_lgr import train_lgr_stage
-from vlltr_index.recognition.predictor import load_answers
-from vlltr_index.recognition.scorer import load_scorer
+from vlltr_index.recognition.model import Model
 from vlltr_index.schemas.recipes import override
 from vlltr_index.store.workspace import Workspace
 from vlltr_index.tensors import class_positions
@@ -75,7 +74,7 @@ def run(name: str, workspace: Workspace) -> None:
     """Measure a workspace."""
     data = about(workspace)
     ingest_classes(workspace, RECIPES / data / "tree.csv")
-    parts = load_scorer(workspace.snapshot()).saved.parts
+    parts = Model.open(workspace.snapshot()).saved.parts
     if parts is None or parts.held_out is None:
         train_lgr_stage(workspace, workspace.recipe.lgr)
     result = {"name": name, "data": data, "dataset": dataset(files_of(data)), **surroundings()}
@@ -86,8 +85,8 @@ def run(name: str, workspace: Workspace) -> None:
 def measured(workspace: Workspace) -> dict[str, Any]:
     """Each test image: whether each rank is right, and for each accuracy asked for at which rank it is answered."""
     snapshot = workspace.snapshot()
-    answers, test = load_answers(snapshot), image_set(snapshot, "test")
-    scorer, tree = answers.scorer, answers.tree()
+    answers, test = Model.open(snapshot), image_set(snapshot, "test")
+    scorer, tree = answers, answers.tree()
     labels = class_positions(scorer.class_ids, test.class_ids)
     chances = scorer.exhaustive(test.features).probabilities
     sums, holding = tree.sums(chances), tree.holding(labels)

@@ -27,7 +27,7 @@ from benchmarks.long_tailed_table import spread
 from benchmarks.page import put
 from vlltr_index.data.glyphs import glyph_files
 from vlltr_index.embedding.loading import image_set, open_encoder
-from vlltr_index.recognition.scorer import Scorer, load_scorer
+from vlltr_index.recognition.model import Model
 from vlltr_index.store.workspace import Workspace
 
 COMMAND = "python -m benchmarks.reject table"
@@ -39,7 +39,7 @@ def run(seed: int, folder: Path, groups: Sequence[str], fast: bool = False) -> d
     """Measure one seed's workspace; nothing is written to it."""
     data, workspace = glyph_files(fast), Workspace.open(folder / f"seed-{seed}")
     snapshot = workspace.snapshot()
-    scorer, encoder = load_scorer(snapshot), open_encoder(snapshot)
+    scorer, encoder = Model.open(snapshot), open_encoder(snapshot)
     encoder.eval()
     known = image_set(snapshot, "test").features
     result = {"seed": seed, "dataset": dataset(data), **surroundings(), "groups": {}}
@@ -93,7 +93,7 @@ def _two_sides(scores: Tensor, positives: Tensor) -> tuple[Tensor, Tensor]:
     return scores.double(), right
 
 
-def rates(scorer: Scorer, known: Tensor, unknown: Tensor) -> dict[str, Any]:
+def rates(scorer: Model, known: Tensor, unknown: Tensor) -> dict[str, Any]:
     """Both scores of images [N, D] of the scorer's classes and of others, and the shares that the head would accept."""
     parts = scorer.saved.parts
     assert parts is not None
@@ -113,7 +113,7 @@ def rates(scorer: Scorer, known: Tensor, unknown: Tensor) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def _scores(scorer: Scorer, features: Tensor) -> dict[str, Tensor]:
+def _scores(scorer: Model, features: Tensor) -> dict[str, Tensor]:
     """Float [N] each."""
     return {
         SCORE: scorer.log_likelihoods(features).amax(1),

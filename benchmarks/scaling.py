@@ -126,15 +126,16 @@ def train(folder: Path, classes: int) -> Facts:
     Its parts are weighed as they usually are.
     """
     from benchmarks.retrieval.common import parts
-    from vlltr_index.embedding.loading import load_bank, stats_rows
+    from vlltr_index.embedding.loading import stats_rows
     from vlltr_index.heads.checkpoint import SavedHead, save_head
+    from vlltr_index.recognition.state import ModelState
     from vlltr_index.store.workspace import Workspace
     from vlltr_index.train.recognition import new_head, train_until
 
     facts, workspace = dict[str, Any](), Workspace.open(folder)
     snapshot = workspace.snapshot()
     with timed(facts, "load the anchors"):
-        bank = load_bank(snapshot).bank
+        bank = ModelState(snapshot).anchors.bank
     labels = torch.arange(classes)
     centre = centres(np.random.default_rng(0), classes, bank.dim)
     features = torch.cat([part for _, part in vectors(centre, labels.numpy(), 1, 1.2)])
@@ -181,7 +182,7 @@ def predict(folder: Path, classes: int) -> Facts:
     facts: Facts = {}
     with timed(facts, "open the model"):
         recognizer = Recognizer.open(folder)
-    centre = centres(np.random.default_rng(0), classes, recognizer.scorer.saved.head.dim)
+    centre = centres(np.random.default_rng(0), classes, recognizer.current().saved.head.dim)
     labels = np.random.default_rng(7).integers(0, classes, BATCH)
     _, images = next(vectors(centre, labels, 7, 0.8))
     best = {}

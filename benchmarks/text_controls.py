@@ -53,7 +53,7 @@ from vlltr_index.pipelines.baselines import score_baselines, train_baseline
 from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.evaluate import training_counts
 from vlltr_index.pipelines.train_lgr import train_lgr_stage
-from vlltr_index.recognition.scorer import Scorer, load_scorer
+from vlltr_index.recognition.model import Model
 from vlltr_index.schemas.records import SentenceRecord
 from vlltr_index.store.ingestion import sentence_rows
 from vlltr_index.store.workspace import Workspace
@@ -98,7 +98,7 @@ def run(path: Path, wanted: Sequence[str] = WAYS) -> None:
     started, source = time.monotonic(), Workspace.open(path)
     rows, weighed = dict[str, Tensor](), dict[str, Any]()
     snapshot, files = source.snapshot(), files_of(about(source))
-    scorer, test = load_scorer(snapshot), image_set(snapshot, "test")
+    scorer, test = Model.open(snapshot), image_set(snapshot, "test")
     labels = class_positions(scorer.class_ids, test.class_ids)
 
     def add(name: str, scores: Tensor) -> None:
@@ -152,7 +152,7 @@ def _copy(source: Workspace, target: Path) -> Workspace:
     return Workspace.open(target)
 
 
-def _told(workspace: Workspace, texts: Texts) -> Scorer:
+def _told(workspace: Workspace, texts: Texts) -> Model:
     """The scorer after all steps behind stage 1 are done with other texts."""
     with workspace.transaction("replace sentences") as tx:
         ids = tx.class_table().lookup
@@ -161,7 +161,7 @@ def _told(workspace: Workspace, texts: Texts) -> Scorer:
     embed(workspace)
     select(workspace, workspace.recipe.select)
     train_lgr_stage(workspace, workspace.recipe.lgr)
-    return load_scorer(workspace.snapshot())
+    return Model.open(workspace.snapshot())
 
 
 def _rules(workspace: Workspace, image_ids: list[str]) -> Iterator[tuple[str, Tensor]]:
@@ -180,7 +180,7 @@ class _Untold(StageTwoData):
         return torch.zeros(self.classes, self.features.shape[2])
 
 
-def _prior_off(workspace: Workspace, scorer: Scorer, features: Tensor) -> Tensor:
+def _prior_off(workspace: Workspace, scorer: Model, features: Tensor) -> Tensor:
     """Probabilities [N, C] with the text branch, and a generative model without text, weighed anew beside the head."""
     data = training_data(workspace, workspace.snapshot())
     places = class_positions(scorer.bank.class_ids, scorer.class_ids)

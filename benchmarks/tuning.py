@@ -32,7 +32,7 @@ from benchmarks.page import put
 from vlltr_index.data.glyphs import glyph_files
 from vlltr_index.embedding.loading import image_set
 from vlltr_index.pipelines.evaluate import training_counts
-from vlltr_index.recognition.scorer import load_scorer
+from vlltr_index.recognition.model import Model
 from vlltr_index.schemas.recipes import override
 from vlltr_index.tensors import class_positions, cosine_logits
 
@@ -51,7 +51,7 @@ def run(way: str, folder: Path, fast: bool = False) -> None:
     left_out = () if way == "text" else ("train cvlp",)
     workspace = made(folder / name, recipe, data.texts, data.images, seconds, left_out=left_out)
     snapshot = workspace.snapshot()
-    scorer, test = load_scorer(snapshot), image_set(snapshot, "test")
+    scorer, test = Model.open(snapshot), image_set(snapshot, "test")
     labels = class_positions(scorer.class_ids, test.class_ids)
     said = scorer.exhaustive(test.features)
     means = prototypes(workspace, scorer.class_ids)[0]["own sentences"]

@@ -14,7 +14,7 @@ from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.heads.plda import PLDA, unit_sums
 from vlltr_index.heads.units import units_of
 from vlltr_index.heads.weighing import HeldOutScores, fit_weights, image_weights
-from vlltr_index.recognition.scorer import Scorer
+from vlltr_index.recognition.model import Model
 from vlltr_index.store.holdout import read_held_out
 from vlltr_index.store.snapshot import Snapshot
 from vlltr_index.store.workspace import Workspace
@@ -28,9 +28,7 @@ GENERATIVE, MEANS, DISCRIMINANT = "generative without text", "class means", "shr
 WHOLE = f"linear + {GENERATIVE}"
 
 
-def rows_without_text(
-    data: StageTwoData, scorer: Scorer, features: Tensor
-) -> tuple[dict[str, Tensor], Parts]:
+def rows_without_text(data: StageTwoData, scorer: Model, features: Tensor) -> tuple[dict[str, Tensor], Parts]:
     """Scores [N, C] of features [N, D] in the scorer's columns by each rule, and the parts of the row `WHOLE`.
 
     The linear layer is the head's. The generative model is fitted anew with prototypes of zero, and weighed beside it
@@ -72,7 +70,7 @@ def held_out(data: StageTwoData, trained: Tensor) -> tuple[Tensor, Tensor, Tenso
     return data.features[0, data.unseen], labels, weights
 
 
-def with_rows_for_all(scorer: Scorer) -> LGRHead:
+def with_rows_for_all(scorer: Model) -> LGRHead:
     """A head with the scorer's visual rows, in its columns; zeros for a class without one."""
     layer = scorer.saved.head.visual_head
     assert isinstance(layer, nn.Linear)

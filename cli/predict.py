@@ -81,26 +81,26 @@ def predict_command(
     """
     from vlltr_index.data.decoding import UNREADABLE
     from vlltr_index.data.unlabelled import unlabelled_images
-    from vlltr_index.pipelines.predict import OnRay, named_predictions, predict_to_file
+    from vlltr_index.pipelines.predict import OnRay, predict_to_file
     from vlltr_index.recognizer import Recognizer
     from vlltr_index.schemas.options import PredictOptions
 
     if engine == "ray" and out is None:
         raise click.UsageError("--engine ray writes a file: name it with --out FILE")
     workspace = context.open()
-    answers = Recognizer.open(workspace, at=at).current()
+    model = Recognizer.open(workspace, at=at).current()
     if explain is None:
         explain = 0 if out else 3
     options = PredictOptions(only=_names(only), explain=explain, **how)
     if out is not None:
         ray = OnRay(workspace.address, actors) if engine == "ray" else None
-        report = predict_to_file(answers, images, out, options, progress=context.progress, ray=ray)
+        report = predict_to_file(model, images, out, options, progress=context.progress, ray=ray)
         context.show(report)
         answered = report.images
         unread = report.unreadable
     else:
         predictions = []
-        for one in named_predictions(answers, unlabelled_images(images), options):
+        for one in model.stream(unlabelled_images(images), options):
             predictions.append(one if context.as_json else replace(one, classes=()))
             if not context.as_json:
                 lines = prediction_lines(one, context.width(), options.min_accuracy is not None)

@@ -19,7 +19,7 @@ from vlltr_index.pipelines.build_index import index_anchors
 from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.ingest import ingest_images, ingest_text
 from vlltr_index.pipelines.train_lgr import train_lgr_stage
-from vlltr_index.recognition.scorer import load_scorer
+from vlltr_index.recognition.model import Model
 from vlltr_index.schemas.recipes import override
 from vlltr_index.schemas.records import ImageRecord, SentenceRecord
 from vlltr_index.schemas.tables import CLASSES, KEYS, class_stats
@@ -192,5 +192,5 @@ def anchors(workspace: Workspace) -> dict[str, tuple[int, int]]:
 
 def probabilities(workspace: Workspace, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Class ids [C] and probabilities [B, C] with exhaustive retrieval."""
-    scorer = load_scorer(workspace.snapshot())
+    scorer = Model.open(workspace.snapshot())
     return scorer.class_ids, scorer.exhaustive(features).probabilities

@@ -74,7 +74,7 @@ def share(workspace: Workspace, folder: Path, pictures: Path) -> Shared:
     images = sorted(pictures.glob("known-*.png"))
     recognizer = Recognizer.open(workspace)
     answers = [recognizer.predict(images, asked) for asked in ASKED]
-    names = [recognizer.names[i] for i in recognizer.scorer.class_ids.tolist()]
+    names = [recognizer.current().names[i] for i in recognizer.current().class_ids.tolist()]
     explained = [recognizer.explain(images[0], names[n]) for n in (0, -1, -2)]
     recognizer.export(folder)
     shutil.rmtree(workspace.path)

@@ -17,7 +17,7 @@ FOLDERS = {"vlltr_index": "vlltr_index"} | {
 }
 ORDER = (
     "recipes", "errors", "version", "wording", "tensors", "schemas", "heads", "encoders", "data", "store", "embedding",
-    "anchors", "train", "recognition", "recognizer", "classes", "evaluation", "pipelines", "cli",
+    "anchors", "recognition", "train", "recognizer", "classes", "evaluation", "pipelines", "cli",
 )  # fmt: skip
 """Rooms and modules of the root: each imports from those before it alone."""
 BESIDE = {"recipes", "schemas", "train", "cli"}

@@ -27,7 +27,7 @@ from vlltr_index.classes.change import Effect
 from vlltr_index.embedding.loading import image_set
 from vlltr_index.errors import InputError, UnknownClassError, UsageError
 from vlltr_index.pipelines.classlist import show_class
-from vlltr_index.recognition.scorer import load_scorer
+from vlltr_index.recognition.model import Model
 from vlltr_index.store.transaction import put_back
 from vlltr_index.store.workspace import Workspace
 
@@ -93,7 +93,7 @@ def test_renaming_onto_another_class_is_refused(small: Workspace, names: list[st
 def test_merged_classes_add_their_rows(small: Workspace, names: list[str]) -> None:
     """Texts and images go over, the name is an alias, and the visual classifier gives the sum of the rows' chances."""
     features = image_set(small.snapshot(), "val").features
-    before = load_scorer(small.snapshot())
+    before = Model.open(small.snapshot())
     rows = before.visual_logits(features).softmax(1)
     counts = before.stats.counts[[1, 3, 7]].sum()
     report = merge_classes(small, names[3], names[7])
@@ -102,7 +102,7 @@ def test_merged_classes_add_their_rows(small: Workspace, names: list[str]) -> No
     detail = show_class(small, names[7])
     assert (detail.class_id, set(detail.aliases)) == (1, {names[3], names[7]})
     assert set(detail.merged) == {names[3], names[7]}
-    after = load_scorer(small.snapshot())
+    after = Model.open(small.snapshot())
     place = after.class_ids.tolist().index(1)
     expected = rows[:, [1, 3, 7]].sum(1)
     assert torch.allclose(after.visual_logits(features).softmax(1)[:, place], expected, atol=1e-5)

@@ -18,7 +18,6 @@ from tests.changes import World, anchors, losses, probabilities, rebuilt
 from vlltr_index.classes import (
     ChangeOptions,
     NewClass,
-    Session,
     add_classes,
     add_images,
     add_sentences,
@@ -41,7 +40,7 @@ class Story:
 
     def __init__(self, world: World, folder: Path) -> None:
         self.workspace = Workspace.open(shutil.copytree(world.folder, folder / "changed"))
-        self.options = ChangeOptions(session=Session(self.workspace))
+        self.options = ChangeOptions(recognizer=Recognizer.open(self.workspace))
         self.classes = {i: Model(k.name, dict(k.texts), set(k.pictures)) for i, k in world.classes.items()}
         self.world, self.merged = world, dict[int, int]()
         self.texts, self.pictures = sorted(world.texts), list(world.pictures)

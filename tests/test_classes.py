@@ -19,7 +19,7 @@ from vlltr_index.errors import InputError
 from vlltr_index.pipelines.classlist import show_class
 from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.ingest import ingest_images
-from vlltr_index.recognition.scorer import load_scorer
+from vlltr_index.recognition.model import Model
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.options import PredictOptions
 from vlltr_index.store.workspace import Workspace
@@ -40,8 +40,8 @@ def test_a_class_by_its_description_alone(
     assert (added.images, added.visual, added.anchors) == (0, "none", 8)
     assert added.sentences == len(heldout[name])
     recognizer = Recognizer.open(trained)
-    position = recognizer.scorer.class_ids.tolist().index(added.class_id)
-    assert not bool(recognizer.scorer.trained[position])
+    position = recognizer.current().class_ids.tolist().index(added.class_id)
+    assert not bool(recognizer.current().trained[position])
     scores = recognizer.predict(
         [pictures / "unseen" / "0.png"], PredictOptions(top=61, retrieval="exhaustive")
     )[0].classes
@@ -71,9 +71,9 @@ def test_old_classes_keep_their_order_among_themselves(
 ) -> None:
     """A class that comes by text takes the same share from each old class."""
     features = image_set(trained.snapshot(), "test").features[:50]
-    before = load_scorer(trained.snapshot()).exhaustive(features).probabilities
+    before = Model.open(trained.snapshot()).exhaustive(features).probabilities
     add_class(trained, min(heldout), heldout[min(heldout)])
-    scorer = load_scorer(trained.snapshot())
+    scorer = Model.open(trained.snapshot())
     after = scorer.exhaustive(features).probabilities
     assert torch.allclose(after.sum(1), torch.ones(50), atol=1e-5)
     old = after[:, scorer.trained]

@@ -12,8 +12,7 @@ from torch import Tensor
 from vlltr_index.errors import InputError
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.recognition.counterfactual import Examination
-from vlltr_index.recognition.predictor import Answers
-from vlltr_index.recognition.scorer import Scorer
+from vlltr_index.recognition.model import Model
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.config import FusionConfig
 from vlltr_index.schemas.options import PredictOptions
@@ -21,26 +20,25 @@ from vlltr_index.store.workspace import Workspace
 
 
 @pytest.fixture(scope="module", params=["ours", "logits", "paper"])
-def answers(trained_once: Path, request: pytest.FixtureRequest) -> Answers:
+def answers(trained_once: Path, request: pytest.FixtureRequest) -> Model:
     """Of the trained workspace under each rule; under ours the text counts, whatever it was worth in so short a run."""
     found = Recognizer.open(Workspace.open(trained_once)).current()
-    scorer = found.scorer.with_rule(FusionConfig(rule=request.param))
-    parts = scorer.saved.parts
+    ruled = found.with_rule(FusionConfig(rule=request.param))
+    parts = ruled.saved.parts
     assert parts is not None
     heard = replace(parts, weights=replace(parts.weights, text=0.5))
-    scorer = replace(scorer, saved=replace(scorer.saved, parts=heard))
-    return replace(found, scorer=scorer)
+    return replace(ruled, saved=replace(ruled.saved, parts=heard))
 
 
 @pytest.fixture(scope="module")
-def look(answers: Answers, pictures: Path) -> Examination:
+def look(answers: Model, pictures: Path) -> Examination:
     """One picture of a known class."""
     return Examination.of(answers, pictures / "known-0.png")
 
 
-def probabilities_without(scorer: Scorer, feature: Tensor, ids: set[str]) -> Tensor:
+def probabilities_without(scorer: Model, feature: Tensor, ids: set[str]) -> Tensor:
     """The naive twin: all scores again, with a bank that lacks the sentences."""
-    kept = [n for n, i in enumerate(scorer.loaded.sentence_ids) if i not in ids]
+    kept = [n for n, i in enumerate(scorer.anchors.sentence_ids) if i not in ids]
     bank = scorer.bank
     left = AnchorBank.build(
         bank.vectors[kept],
@@ -48,17 +46,16 @@ def probabilities_without(scorer: Scorer, feature: Tensor, ids: set[str]) -> Ten
         bank.class_ids.tolist(),
         bank.losses[kept],
     )
-    without = replace(scorer, loaded=replace(scorer.loaded, bank=left))
+    without = replace(scorer, anchors=replace(scorer.anchors, bank=left))
     return without.exhaustive(feature[None]).probabilities[0]
 
 
 def test_nothing_struck_out_is_what_predict_answers(
-    look: Examination, answers: Answers, pictures: Path
+    look: Examination, answers: Model, pictures: Path
 ) -> None:
     """Classes, probabilities and parts are those of exhaustive scoring; sentences those of `explain`."""
-    expected = next(
-        answers.stream([pictures / "known-0.png"], PredictOptions(top=4, retrieval="exhaustive"))
-    ).classes
+    options = PredictOptions(top=4, retrieval="exhaustive")
+    expected = answers.predict([pictures / "known-0.png"], options)[0].classes
     best = look.best(4)
     assert [one.name for one in best] == [one.name for one in expected]
     for one, other in zip(best, expected, strict=True):
@@ -75,12 +72,12 @@ def test_nothing_struck_out_is_what_predict_answers(
 
 
 def test_striking_out_moves_all_probabilities_as_a_bank_without_the_sentences_does(
-    look: Examination, answers: Answers
+    look: Examination, answers: Model
 ) -> None:
     """Sentences of two classes at once; the effect of one alone is the fall of the cosine."""
     first, second = (look.look(one.name) for one in look.best(2))
     struck = {first.sentences[0].sentence_id, first.sentences[2].sentence_id, second.sentences[1].sentence_id}
-    expected = probabilities_without(answers.scorer, look.feature, struck)
+    expected = probabilities_without(answers, look.feature, struck)
     assert torch.allclose(look.scores(struck).probabilities[0], expected, atol=1e-5)
     alone = look.look(first.name, {first.sentences[0].sentence_id})
     assert alone.cosine == pytest.approx(first.cosine - first.sentences[0].effect, abs=1e-9)
@@ -104,7 +101,7 @@ def test_two_classes_are_compared_by_what_speaks_for_each(look: Examination) -> 
         assert all(effect > 0 for effect in effects)
 
 
-def test_what_cannot_be_examined(look: Examination, answers: Answers, tmp_path: Path) -> None:
+def test_what_cannot_be_examined(look: Examination, answers: Model, tmp_path: Path) -> None:
     """A broken picture, a class against itself."""
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"\x89PNG nothing")

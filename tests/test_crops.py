@@ -14,8 +14,8 @@ from PIL import Image
 
 from tests.commands import run
 from tests.parts import check_parts
+from vlltr_index.embedding.crops import Crops, embed_crops, pool_crops
 from vlltr_index.embedding.loading import image_set
-from vlltr_index.embedding.vectors import Crops, embed_crops, pool_crops
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.encoders.openclip import Preprocessing
 from vlltr_index.errors import UsageError
@@ -76,9 +76,9 @@ def test_embedded_crops_are_kept_and_are_the_features_of_the_crops(trained: Work
     def watch(step: str, done: int, total: int | None) -> None:
         calls.append(step)
 
-    first = embed_crops(trained, recognizer.encoder, ids, 5, watch)
+    first = embed_crops(trained, recognizer.current().encoder, ids, 5, watch)
     with trained.transaction("another writer"):  # what is there is read without waiting
-        again = embed_crops(trained, recognizer.encoder, ids, 5, watch)
+        again = embed_crops(trained, recognizer.current().encoder, ids, 5, watch)
     assert calls == ["embed images, 5 crops each"]
     assert torch.equal(first, again)
     assert not torch.equal(first, data.features[:5])
@@ -94,11 +94,11 @@ def test_predictions_and_explanations_are_of_the_feature_that_is_scored(
     (cropped,) = recognizer.predict([image], PredictOptions(explain=99, retrieval="exhaustive", crops=5))
     features, _ = recognizer.features([image], crops=5)
     fused, _ = recognizer.score(features, "exhaustive")
-    position = {int(c): n for n, c in enumerate(recognizer.scorer.class_ids)}
+    position = {int(c): n for n, c in enumerate(recognizer.current().class_ids)}
     assert [c.probability for c in plain.classes] != [c.probability for c in cropped.classes]
     with torch.inference_mode():
-        logits = recognizer.scorer.saved.head.text_logits(features, recognizer.scorer.bank)[0]
-    scale = float(recognizer.scorer.saved.head.logit_scale.detach())
+        logits = recognizer.current().saved.head.text_logits(features, recognizer.current().bank)[0]
+    scale = float(recognizer.current().saved.head.logit_scale.detach())
     for found in cropped.classes:
         at = position[found.class_id]
         assert found.probability == pytest.approx(float(fused.probabilities[0, at]), abs=1e-6)

@@ -195,7 +195,7 @@ def test_answers_in_a_spreadsheet(
     with open("a.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file))
     assert [row[0] for row in rows[1:]] == ["'=1+1.png", "'@x.png", "'+x.png", "'-broken.png"]
-    names = Recognizer.open(spoilt).names.values()
+    names = Recognizer.open(spoilt).current().names.values()
     assert rows[1][1] in [f"'{name}" for name in names]
     for row in rows:
         for field in row:

@@ -14,11 +14,12 @@ from tests import drawings
 from tests.commands import run
 from tests.pictures import encoded, put
 from vlltr_index.data.decoding import open_image
-from vlltr_index.embedding.loading import image_set, load_bank, open_encoder
+from vlltr_index.embedding.loading import image_set, open_encoder
 from vlltr_index.embedding.vectors import LocalEngine, Reader, load_sources
 from vlltr_index.errors import FingerprintMismatch
 from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.ingest import ingest_images, ingest_text
+from vlltr_index.recognition.state import ModelState
 from vlltr_index.schemas.config import AugmentConfig, WorkspaceConfig
 from vlltr_index.schemas.recipes import override
 from vlltr_index.store.workspace import Workspace
@@ -37,7 +38,7 @@ def test_stored_vectors_are_what_the_encoder_gives(trained: Workspace) -> None:
             with torch.no_grad():
                 single = encoder.encode_pixels(encoder.preprocess(open_image(source))[None])[0]
             assert torch.allclose(single, stored.features[position], atol=1e-4, rtol=1e-4)
-    loaded = load_bank(snapshot)
+    loaded = ModelState(snapshot).anchors
     rows = snapshot.table("sentences", columns=["sentence_id", "text"]).to_pylist()
     text = {r["sentence_id"]: r["text"] for r in rows}
     for position in range(0, len(loaded.sentence_ids), 41):

@@ -16,7 +16,7 @@ from vlltr_index.pipelines.baselines import train_baseline, train_baseline_stage
 from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.evaluate import evaluate
 from vlltr_index.pipelines.ingest import ingest_images
-from vlltr_index.recognition.scorer import load_scorer
+from vlltr_index.recognition.model import Model
 from vlltr_index.schemas.config import FusionConfig
 from vlltr_index.schemas.recipes import override
 from vlltr_index.schemas.records import BASELINES
@@ -30,7 +30,7 @@ def test_the_text_row_is_the_text_branch_alone(trained: Workspace, heldout: dict
     with trained.transaction("test") as tx:
         tx.set(fusion=FusionConfig(rule="paper", alpha=0.9))
     report = evaluate(trained, bootstrap=10)
-    scorer, data = load_scorer(trained.snapshot()), image_set(trained.snapshot(), "test")
+    scorer, data = Model.open(trained.snapshot()), image_set(trained.snapshot(), "test")
     text = scorer.saved.head.text_logits(data.features, scorer.bank)
     right = scorer.class_ids[text.argmax(1)] == data.class_ids
     assert report.rows["text branch"].top1["overall"].value == pytest.approx(float(right.double().mean()))

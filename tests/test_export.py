@@ -215,7 +215,7 @@ def test_the_command_writes_and_reports(trained: Workspace, tmp_path: Path) -> N
     told = json.loads(done.stdout)
     assert told["commit"] == trained.history.ids()[-1]
     assert told["url"] is None
-    assert told["rows"]["anchors"] == len(Recognizer.from_pretrained(target).scorer.loaded.keys)
+    assert told["rows"]["anchors"] == len(Recognizer.from_pretrained(target).current().anchors.keys)
     again = runner.invoke(vlltr, ["-w", str(trained.path), "-q", "export", str(target)])
     assert isinstance(again.exception, PretrainedError)
     forced = runner.invoke(vlltr, ["-w", str(trained.path), "export", "--force", str(target)])

@@ -130,7 +130,7 @@ def test_predictions_on_the_checkpoints_anchors(
     other = release_twins.save(tmp_path / "other.pth", state)
     run(space, "import", "release", other, "--names", data / "labels.txt", "--anchors")
     assert space.snapshot().count("sentences") == space.snapshot().count("anchors") == 6
-    bank = Recognizer.open(space).scorer.bank
+    bank = Recognizer.open(space).current().bank
     assert float(bank.vectors.norm()) == pytest.approx(float(state["text_embeddings"].norm()))
 
 

@@ -12,7 +12,7 @@ import pytest
 from tests.changes import World, state
 from tests.killed import add_until, moments, okapi
 from vlltr_index.classes import add_classes
-from vlltr_index.recognition.scorer import load_scorer
+from vlltr_index.recognition.model import Model
 from vlltr_index.store.workspace import Workspace
 
 Undisturbed = tuple[dict[str, object], dict[str, object], int]
@@ -45,7 +45,7 @@ def test_kill_9(undisturbed: Undisturbed, world: World, tmp_path: Path, share: f
     assert process.exitcode == -signal.SIGKILL
     workspace = Workspace.open(path)
     assert state(workspace) == (after if share == 1.0 else before)
-    load_scorer(workspace.snapshot())
+    Model.open(workspace.snapshot())
     if share < 1.0:
         add_classes(workspace, [okapi(picture)])
         assert state(workspace) == after

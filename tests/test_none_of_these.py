@@ -22,10 +22,10 @@ from vlltr_index.store.workspace import Workspace
 def test_the_best_likelihood_is_held_against_the_heads_level(trained: Workspace, pictures: Path) -> None:
     """Each prediction says both; without the question it says nothing of it."""
     recognizer, images = Recognizer.open(trained.path), sorted(pictures.glob("known-*.png"))
-    parts = recognizer.scorer.saved.parts
+    parts = recognizer.current().saved.parts
     assert parts is not None
     assert parts.accept_above is not None
-    best = recognizer.scorer.log_likelihoods(recognizer.features(images)[0]).amax(1).tolist()
+    best = recognizer.current().log_likelihoods(recognizer.features(images)[0]).amax(1).tolist()
     for found, value in zip(recognizer.predict(images, PredictOptions(reject=True)), best, strict=True):
         assert found.known_score == pytest.approx(value, abs=1e-3)
         assert found.known is (value >= parts.accept_above)
@@ -41,7 +41,7 @@ def test_a_head_without_a_level_says_which_command_gives_one(
     trained: Workspace, pictures: Path, capsys: pytest.CaptureFixture[str], parts: bool, why: str
 ) -> None:
     """Where no image could be held out there is none, and none in heads of another rule; other answers go on."""
-    saved = Recognizer.open(trained).scorer.saved
+    saved = Recognizer.open(trained).current().saved
     assert saved.parts is not None
     without = replace(saved, parts=replace(saved.parts, accept_above=None) if parts else None)
     with trained.transaction("a head without a level") as tx:

@@ -90,7 +90,7 @@ def check_export(workspace: Workspace, images: list[Path], folder: Path) -> None
     mine, read = Recognizer.open(workspace), Recognizer.from_pretrained(folder)
     np.testing.assert_allclose(read.predict_proba(images), mine.predict_proba(images), atol=1e-6)
     assert read.classes_.tolist() == mine.classes_.tolist()
-    if mine.scorer.saved.parts is not None and mine.scorer.saved.parts.accept_above is not None:
+    if mine.current().saved.parts is not None and mine.current().saved.parts.accept_above is not None:
         known = [[p.known for p in r.predict(images, PredictOptions(reject=True))] for r in (mine, read)]
         assert known[0] == known[1]
 
@@ -195,9 +195,9 @@ def test_without_an_image_the_texts_answer(
     recognizer = Recognizer.open(told)
     features, _ = recognizer.features(asked)
     with torch.inference_mode():
-        expected = recognizer.scorer.saved.head.text_logits(features, recognizer.scorer.bank).softmax(1)
+        expected = recognizer.current().saved.head.text_logits(features, recognizer.current().bank).softmax(1)
     np.testing.assert_allclose(recognizer.predict_proba(asked), expected.numpy(), atol=1e-5)
-    assert recognizer.scorer.visual_sides() == {}
+    assert recognizer.current().visual_sides() == {}
     best = recognizer.predict(asked[:1], PredictOptions(explain=2))[0].classes[0]
     assert (best.image_part, len(best.sentences)) == (0.0, 2)
     report = evaluate(told, bootstrap=10).rows
@@ -218,12 +218,12 @@ def test_images_come_to_a_workspace_of_texts(told: Workspace, asked: list[Path],
     for name in sorted(p.name for p in more.iterdir()):
         assert add_images(told, name, [more / name]).classes[0].visual == "images"
     shown = Recognizer.open(told)
-    assert set(shown.scorer.visual_sides().values()) == {"images"}
-    fused = shown.scorer.exhaustive(shown.features(asked)[0])
+    assert set(shown.current().visual_sides().values()) == {"images"}
+    fused = shown.current().exhaustive(shown.features(asked)[0])
     np.testing.assert_allclose(fused.by_image.numpy(), 1 / 8, atol=1e-6)
     refit(told, told.recipe.lgr)
     after = Recognizer.open(told)
-    assert Counter(after.scorer.visual_sides().values()) == {"trained": 7}  # one has no image yet
+    assert Counter(after.visual_sides().values()) == {"trained": 7}  # one has no image yet
     owners = np.array([after.classes_.tolist().index(image.parent.name) for image in asked])
     now = after.predict_proba(asked)
     assert np.abs(now - before).max() > 1e-3
@@ -247,7 +247,7 @@ def test_some_classes_by_pictures_and_some_by_texts(tmp_path: Path) -> None:
         ingest_images(workspace, drawings.write(tmp_path / split, seed), split)
     train_all(workspace, recipe, stage_one=False)
     recognizer, image = Recognizer.open(workspace), tmp_path / "test" / "ring" / "0.png"
-    assert int(recognizer.scorer.trained.sum()) == 8
+    assert int(recognizer.current().trained.sum()) == 8
     looked = [one.name for one in Examination.of(recognizer.current(), image).best(99)]
     assert sorted(looked) == sorted({*drawings.WORDS, *told})
     recognizer.export(tmp_path / "model")

@@ -74,14 +74,14 @@ def test_only_what_was_done_here_and_last_can_be_undone(desk: PageService) -> No
         commit, offered = desk.offer()
         assert offered == name
         desk.undo(commit or 0)
-    assert not {"dodo", "okapi"} & set(desk.answers().names.values())
+    assert not {"dodo", "okapi"} & set(desk.model().names.values())
     desk.add("okapi", TEXT)
     mine = last(desk)
     add_classes(desk.workspace, [NewClass("dodo", (TEXT,))])
     assert desk.offer() == (None, "")
     with pytest.raises(WorkspaceError, match=f"commit {mine} is not the newest any more"):
         desk.undo(mine)
-    assert "dodo" in service_module.names_of(desk.answers())
+    assert "dodo" in service_module.names_of(desk.model())
 
 
 def test_additions_that_are_refused(
@@ -111,7 +111,7 @@ def test_additions_that_are_refused(
             "bad.png: cannot read the image of 12 bytes: not a JPEG, PNG, WebP, BMP, GIF or TIFF image, or damaged",
         ),
         (("okapi", TEXT, [("large.png", large)]), "a picture of 1.0 MiB; 1 are allowed"),
-        ((next(iter(desk.answers().names.values())), TEXT), "there is a class "),
+        ((next(iter(desk.model().names.values())), TEXT), "there is a class "),
     ]
     for arguments, message in refused:
         with pytest.raises(InputError) as error:

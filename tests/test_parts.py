@@ -16,13 +16,13 @@ import torch
 from tests.changes import World
 from tests.commands import run
 from vlltr_index.classes import add_class, add_images, merge_classes, remove_classes, rename_class
-from vlltr_index.embedding.loading import class_stats, load_bank
 from vlltr_index.errors import InputError, MissingStepError, VlltrError, WorkspaceError
 from vlltr_index.pipelines.build_index import index_anchors
 from vlltr_index.pipelines.doctor import check_workspace
 from vlltr_index.pipelines.history import prune, rollback
 from vlltr_index.pipelines.taxonomy import ingest_classes
-from vlltr_index.recognition.predictor import load_answers
+from vlltr_index.recognition.model import Model
+from vlltr_index.recognition.state import ModelState
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.options import PredictOptions
 from vlltr_index.store.parts import TABLES, Change
@@ -51,22 +51,22 @@ def check_same(workspace: Workspace) -> None:
     again = Workspace.open(workspace.path)
     snapshot = again.snapshot()
     assert snapshot.parts is not None
-    mine, theirs = load_bank(snapshot), load_bank(tables_alone(workspace))
+    mine, theirs = ModelState(snapshot).anchors, ModelState(tables_alone(workspace)).anchors
     assert (mine.sentence_ids, mine.selection_id) == (theirs.sentence_ids, theirs.selection_id)
     for name in ("vectors", "offsets", "class_ids", "losses"):
         assert torch.equal(getattr(mine.bank, name), getattr(theirs.bank, name)), name
     assert torch.equal(mine.keys, theirs.keys)
     for a, b in zip(
-        vars(class_stats(snapshot, mine.bank.dim)).values(),
-        vars(class_stats(tables_alone(workspace), mine.bank.dim)).values(),
+        vars(ModelState(snapshot).class_stats).values(),
+        vars(ModelState(tables_alone(workspace)).class_stats).values(),
         strict=True,
     ):
         assert torch.equal(a, b)
     assert vars(snapshot.class_table())["names"] == tables_alone(workspace).class_table().names
-    answers, plain = load_answers(snapshot), load_answers(tables_alone(workspace))
+    answers, plain = Model.open(snapshot), Model.open(tables_alone(workspace))
     assert answers.taxonomy == plain.taxonomy
-    told = answers.texts()
-    assert told == {key: plain.texts()[key] for key in mine.sentence_ids}
+    told = answers.open_texts()
+    assert told == {key: plain.open_texts()[key] for key in mine.sentence_ids}
     (commit,) = (check for check in check_workspace(workspace.path) if check.name == "commit")
     assert commit.state == "ok"
     assert "say what it answers" in commit.value
@@ -241,15 +241,15 @@ def test_a_change_does_not_take_over_damaged_rows(workspace: Workspace, world: W
 def test_scores_that_are_not_finite_are_errors(workspace: Workspace, world: World) -> None:
     """Of features, and of what they are scored by: never NaN."""
     answers = Recognizer.open(workspace).current()
-    dim = answers.scorer.saved.head.dim
+    dim = answers.saved.head.dim
     bad = torch.full((2, dim), torch.nan)
     bad[0] = 1.0
     with pytest.raises(InputError, match="the features of 1 of 2 images are not all finite numbers"):
         answers.score(bad, "exhaustive")
-    assert answers.scorer.model is not None
-    answers.scorer.saved.head.log_logit_scale.data.fill_(torch.inf)
+    assert answers.plda is not None
+    answers.saved.head.log_logit_scale.data.fill_(torch.inf)
     with pytest.raises(WorkspaceError, match="the scores of 1 of 1 images are not all finite") as error:
-        list(answers.stream([world.pictures[0]]))
+        list(answers.predict([world.pictures[0]]))
     assert "vlltr doctor" in str(error.value.hint)
 
 

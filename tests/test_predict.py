@@ -21,7 +21,7 @@ from tests.commands import run
 from tests.pictures import encoded, put
 from vlltr_index.data.unlabelled import Pictures, unlabelled_images
 from vlltr_index.errors import InputError, UnknownClassError, UsageError
-from vlltr_index.pipelines.predict import named_predictions, predict_to_file
+from vlltr_index.pipelines.predict import predict_to_file
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.options import PredictOptions
 
@@ -113,7 +113,7 @@ def test_a_stream_takes_any_number(recognizer: Recognizer, pictures: Path) -> No
 
 def test_only_some_classes(recognizer: Recognizer, pictures: Path) -> None:
     """Their probabilities in the proportions they have among all, and the log-odds those among them."""
-    image, size = pictures / "known-0.png", len(recognizer.scorer.class_ids)
+    image, size = pictures / "known-0.png", len(recognizer.current().class_ids)
     whole = recognizer.predict([image], PredictOptions(top=size, retrieval="exhaustive"))[0].classes
     kept = [whole[1], whole[4], whole[6]]
     found = recognizer.predict([image], PredictOptions(only=[one.name for one in reversed(kept)]))[0].classes
@@ -145,7 +145,7 @@ def test_answers_in_a_file(recognizer: Recognizer, shots: Path, tmp_path: Path, 
     with pytest.raises(KeyboardInterrupt):
         predict_to_file(answers, paths, out, PredictOptions(top=2), progress=stop)
     assert not out.exists()
-    expected = list(named_predictions(answers, unlabelled_images([str(shots)]), PredictOptions(top=2)))
+    expected = list(answers.stream(unlabelled_images([str(shots)]), PredictOptions(top=2)))
     first = json.dumps(asdict(expected[0]), ensure_ascii=False) + "\n"
     head = part.read_text(encoding="utf-8").splitlines(keepends=True)[0]
     part.write_text(head + first + first[:20], encoding="utf-8")  # killed while it wrote the second

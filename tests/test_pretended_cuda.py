@@ -41,7 +41,7 @@ from vlltr_index.pipelines.build_index import index_anchors
 from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.evaluate import evaluate
 from vlltr_index.pipelines.train_lgr import train_lgr_stage
-from vlltr_index.recognition.predictor import Answers, load_answers
+from vlltr_index.recognition.model import Model
 from vlltr_index.schemas.config import LGRConfig
 from vlltr_index.schemas.options import PredictOptions
 from vlltr_index.schemas.records import Prediction
@@ -252,12 +252,11 @@ def test_a_prediction_waits_twice(
     """Once to learn whether anchors cancelled, once for the answer; which is the CPU's, with all that is said of it."""
     paths = sorted(pictures.glob("known-*.png"))
 
-    def answers(**how: Any) -> tuple[Answers, list[Prediction]]:
-        found = load_answers(trained.snapshot())
-        scorer = found.scorer
-        found = replace(found, scorer=scorer.with_rule(scorer.fusion.model_copy(update={"rule": rule})))
-        list(found.stream(paths[:1]))  # what is kept is made
-        return found, list(found.stream(paths, PredictOptions(**how)))
+    def answers(**how: Any) -> tuple[Model, list[Prediction]]:
+        found = Model.open(trained.snapshot())
+        found = found.with_rule(found.fusion.model_copy(update={"rule": rule}))
+        found.predict(paths[:1])  # what is kept is made
+        return found, found.predict(paths, PredictOptions(**how))
 
     _, expected = answers()
     _, explained = answers(explain=2, neighbours=1, reject=rule == "ours")
@@ -265,7 +264,7 @@ def test_a_prediction_waits_twice(
         monkeypatch.setenv("VLLTR_DEVICE", "cuda")
         there, _ = answers()
         before = card.waits.total()
-        found = list(there.stream(paths))
+        found = there.predict(paths)
         assert card.waits.total() - before <= 2, card.waits
         _, told = answers(explain=2, neighbours=1, reject=rule == "ours")
     for mine, theirs in zip((*found, *told), (*expected, *explained), strict=True):
@@ -282,10 +281,10 @@ def test_an_index_is_asked_on_the_gpu(
     """What retrieval answers there is what it answers on the CPU."""
     index_anchors(trained, "flat")
     paths = sorted(pictures.glob("known-*.png"))
-    expected = list(load_answers(trained.snapshot()).stream(paths, PredictOptions(retrieval="faiss")))
+    expected = Model.open(trained.snapshot()).predict(paths, PredictOptions(retrieval="faiss"))
     with pretended():
         monkeypatch.setenv("VLLTR_DEVICE", "cuda")
-        found = list(load_answers(trained.snapshot()).stream(paths, PredictOptions(retrieval="faiss")))
+        found = Model.open(trained.snapshot()).predict(paths, PredictOptions(retrieval="faiss"))
     for mine, theirs in zip(found, expected, strict=True):
         assert mine.retrieval == "faiss"
         assert [c.class_id for c in mine.classes] == [c.class_id for c in theirs.classes]

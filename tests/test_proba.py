@@ -21,7 +21,7 @@ def test_columns_are_the_classes(exported: Recognizer, pictures: Path) -> None:
     images = sorted(pictures.glob("known-*.png"))
     found = exported.predict_proba(images)
     assert found.dtype == np.float64
-    assert found.shape == (6, len(exported.classes_)) == (6, len(exported.scorer.class_ids))
+    assert found.shape == (6, len(exported.classes_)) == (6, len(exported.current().class_ids))
     assert np.abs(found.sum(axis=1) - 1).max() < 1e-12
     assert found.min() >= 0
     predicted = exported.predict(images, PredictOptions(top=3, retrieval="exhaustive"))

@@ -83,7 +83,7 @@ def recorded(folder: Path) -> dict[str, Any]:
         "named": (commit.info.protocol, commit.info.recipe),
         "tuned": commit.info.tuned is not None,
         "rule": commit.fusion.rule if commit.fusion is not None else None,
-        "visual": Recognizer.open(workspace).scorer.saved.head.visual,
+        "visual": Recognizer.open(workspace).current().saved.head.visual,
     }
 
 

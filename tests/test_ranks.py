@@ -47,7 +47,7 @@ def surely(workspace: Workspace, images: int = 400) -> Recognizer:
     """
     recognizer = Recognizer.open(workspace, reload=False)
     answers = recognizer.current()
-    saved = answers.scorer.saved
+    saved = answers.saved
     assert saved.parts is not None
     classes, every = len(saved.class_ids), torch.arange(images)
     labels, of_half = every % classes, (every // classes % 2).bool()
@@ -56,8 +56,7 @@ def surely(workspace: Workspace, images: int = 400) -> Recognizer:
     chances[of_half] = torch.where(same, 0.4 / (same.sum(1, True) - 1), 0.2 / (~same).sum(1, True))[of_half]
     chances[every, labels] = torch.where(of_half, 0.4, 0.8)
     parts = replace(saved.parts, held_out=HeldOutAnswers(labels, chances.half()))
-    scorer = replace(answers.scorer, saved=replace(saved, parts=parts))
-    return Recognizer(None, replace(answers, scorer=scorer), follow=False)
+    return Recognizer(None, replace(answers, saved=replace(saved, parts=parts)), follow=False)
 
 
 def known(pictures: Path) -> list[Path]:
@@ -67,7 +66,7 @@ def known(pictures: Path) -> list[Path]:
 
 def test_a_head_keeps_what_it_answered_to_held_out_images(tree: Workspace, tmp_path: Path) -> None:
     """Labels and probabilities in the order of the visual rows, and the same when it is saved again."""
-    saved = Recognizer.open(tree).scorer.saved
+    saved = Recognizer.open(tree).current().saved
     assert saved.parts is not None
     held = saved.parts.held_out
     assert held is not None
@@ -129,7 +128,7 @@ def test_trees_of_many_questions_are_not_all_kept(tree: Workspace, pictures: Pat
     first, *others = sorted(answers.names.values())[:12]
 
     def ask(name: str) -> list[Prediction]:
-        return list(answers.stream(known(pictures)[:1], PredictOptions(only=[name])))
+        return answers.predict(known(pictures)[:1], PredictOptions(only=[name]))
 
     before = ask(first)
     for name in others:
@@ -152,13 +151,13 @@ def test_a_head_that_cannot_say(tree: Workspace, trained_once: Path, pictures: P
     with pytest.raises(UsageError, match=r"an answer among some classes \(--only, --parent\) with --reject"):
         recognizer.predict(images, PredictOptions(parent="first", reject=True))
     answers = recognizer.current()
-    saved = answers.scorer.saved
+    saved = answers.saved
     assert saved.parts is not None
-    scorer = replace(answers.scorer, saved=replace(saved, parts=replace(saved.parts, held_out=None)))
+    without_images = replace(answers, saved=replace(saved, parts=replace(saved.parts, held_out=None)))
     with pytest.raises(
         MissingStepError, match="this head cannot say which rank held: no image could be held"
     ):
-        list(replace(answers, scorer=scorer).stream(images, PredictOptions(min_accuracy=0.9)))
+        without_images.predict(images, PredictOptions(min_accuracy=0.9))
 
 
 def test_the_command(

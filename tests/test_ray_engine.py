@@ -22,7 +22,7 @@ from torch import Tensor
 from tests.buckets import Bucket
 from tests.commands import run
 from tests.exports import check_same
-from vlltr_index.embedding import ray_engine
+from vlltr_index.embedding import crops, ray_engine
 from vlltr_index.embedding.ray_engine import RayData, RayEngine
 from vlltr_index.embedding.vectors import StoredImages
 from vlltr_index.errors import InputError, UsageError, VlltrError, WorkspaceError
@@ -31,7 +31,6 @@ from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.ingest import ingest_images
 from vlltr_index.pipelines.predict import OnRay, predict_to_file
 from vlltr_index.pipelines.train_all import train_all
-from vlltr_index.recognition import predictor
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.options import PredictOptions
 from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
@@ -109,7 +108,7 @@ def cluster(places: dict[str, str]) -> Iterator[Any]:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many batches of a few drawings, the same in this process."""
-    monkeypatch.setattr(predictor, "_BATCH", 8)
+    monkeypatch.setattr(crops, "_BATCH", 8)
     monkeypatch.setattr(ray_engine, "_BATCH", 8)
     monkeypatch.setattr(ray_engine, "_PART", 1)
 

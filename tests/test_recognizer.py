@@ -23,7 +23,7 @@ from vlltr_index.errors import (
 from vlltr_index.heads.checkpoint import save_head
 from vlltr_index.pipelines.build_index import index_anchors
 from vlltr_index.pipelines.history import rollback
-from vlltr_index.recognition import predictor
+from vlltr_index.recognition import model
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.config import FusionConfig
 from vlltr_index.schemas.options import PredictOptions
@@ -37,7 +37,7 @@ def test_parts_add_up(trained: Workspace, pictures: Path, rule: str) -> None:
     with trained.transaction("test") as tx:
         tx.set(fusion=FusionConfig.model_validate({"rule": rule, "alpha": 0.4}))
     recognizer = Recognizer.open(trained)
-    classes = len(recognizer.scorer.class_ids)
+    classes = len(recognizer.current().class_ids)
     for prediction in recognizer.predict(
         sorted(pictures.glob("known-*.png")), PredictOptions(top=classes, retrieval="exhaustive")
     ):
@@ -53,11 +53,11 @@ def test_shares_add_up_to_the_text_logit(recognizer: Recognizer, pictures: Path)
     """The shares of all anchors of a class sum to the cosine; times the scale, to the head's text logit."""
     image = pictures / "known-0.png"
     features, _ = recognizer.features([image])
-    head, bank = recognizer.scorer.saved.head, recognizer.scorer.bank
+    head, bank = recognizer.current().saved.head, recognizer.current().bank
     with torch.no_grad():
         logits = head.text_logits(features, bank)[0]
     for position in (0, 7, 31):
-        name = recognizer.names[int(bank.class_ids[position])]
+        name = recognizer.current().names[int(bank.class_ids[position])]
         score = recognizer.explain(image, name)
         assert len(score.sentences) == bank.bounds[position + 1] - bank.bounds[position]
         total = sum(s.share for s in score.sentences)
@@ -106,7 +106,7 @@ def test_what_cannot_be_answered(
     with pytest.raises(UnknownClassError, match="no class 'hippopotamus'"):
         recognizer.explain(pictures / "known-0.png", "hippopotamus")
     with pytest.raises(InputError):
-        recognizer.explain(tmp_path / "none.png", recognizer.names[0])
+        recognizer.explain(tmp_path / "none.png", recognizer.current().names[0])
 
 
 def test_retrieval_is_taken_where_it_is_quicker(
@@ -120,22 +120,22 @@ def test_retrieval_is_taken_where_it_is_quicker(
         return {prediction.retrieval for prediction in Recognizer.open(trained).predict(images)}
 
     assert taken(paths[:1]) == {"exhaustive"}
-    monkeypatch.setattr(predictor, "MANY_ANCHORS", 1)
+    monkeypatch.setattr(model, "MANY_ANCHORS", 1)
     assert (taken(paths[:1]), taken(paths)) == ({"faiss"}, {"exhaustive"})
-    monkeypatch.setattr(predictor, "_DENSE", 1)
+    monkeypatch.setattr(model, "_DENSE", 1)
     assert taken(paths) == {"faiss"}
 
 
 def test_features_of_another_width_are_refused(recognizer: Recognizer) -> None:
     """Before anything is computed with them."""
-    for features in (torch.ones(2, 3), torch.ones(recognizer.scorer.saved.head.dim)):
+    for features in (torch.ones(2, 3), torch.ones(recognizer.current().saved.head.dim)):
         with pytest.raises(InputError, match=r"features must have shape \[N, "):
             recognizer.score(features)
 
 
 def test_a_head_of_another_encoder_is_refused(trained: Workspace) -> None:
     """A head whose fingerprint is not the vectors' is refused, not used."""
-    other = replace(Recognizer.open(trained).scorer.saved, image_fp="0" * 16)
+    other = replace(Recognizer.open(trained).current().saved, image_fp="0" * 16)
     with trained.transaction("test") as tx:
         tx.set(head=trained.objects.put("heads", lambda folder: save_head(other, folder)))
     with pytest.raises(
@@ -153,14 +153,14 @@ def test_an_open_recognizer_takes_newer_commits(
     following = Recognizer.open(trained)
     staying = Recognizer.open(trained, reload=False)
     before = following.predict(images, PredictOptions(explain=2))
-    encoder = following.encoder
+    encoder = following.current().encoder
     name = min(heldout)
     add_class(Workspace.open(trained.path), name, heldout[name])
     after = following.predict(images, PredictOptions(explain=2))
     assert after == Recognizer.open(trained).predict(images, PredictOptions(explain=2)) != before
     assert {p.commit for p in after} == {following.commit} == {before[0].commit + 1}
-    assert name in following.names.values()
-    assert following.encoder is encoder
+    assert name in following.current().names.values()
+    assert following.current().encoder is encoder
     assert staying.predict(images, PredictOptions(explain=2)) == before
     assert following.explain(images[0], name).name == name
     rollback(trained, before[0].commit)
@@ -171,7 +171,7 @@ def test_another_encoder_is_loaded(trained: Workspace, pictures: Path) -> None:
     """Where a commit's vectors are of other towers, its encoder is opened anew: here that fails, as there is none."""
     recognizer = Recognizer.open(trained)
     recognizer.predict([pictures / "known-0.png"])
-    other = replace(recognizer.scorer.saved, image_fp="0" * 16)
+    other = replace(recognizer.current().saved, image_fp="0" * 16)
     with trained.transaction("train lgr") as tx:
         tx.set(image_fp="0" * 16, head=trained.objects.put("heads", lambda folder: save_head(other, folder)))
     with pytest.raises(FingerprintMismatch, match="the vectors of the images were made by encoder 0000"):

@@ -11,7 +11,7 @@ import torch
 from tests.changes import World
 from vlltr_index.classes import NewClass, add_classes, merge_classes, remove_classes
 from vlltr_index.pipelines.train_lgr import refit, train_lgr_stage
-from vlltr_index.recognition.scorer import load_scorer
+from vlltr_index.recognition.model import Model
 from vlltr_index.store.workspace import Workspace
 
 
@@ -42,13 +42,13 @@ pytestmark = pytest.mark.slow
 def test_all_classes_with_images_are_trained(small: Workspace) -> None:
     """The class known by images becomes a trained one, the class known by text stays so, merged rows become one."""
     before = small.history.last()
-    assert load_scorer(small.snapshot()).visual_sides()[10] == "images"
+    assert Model.open(small.snapshot()).visual_sides()[10] == "images"
     report = refit(small, small.recipe.lgr)
     after = small.history.last()
     assert (report.classes, report.new_classes, report.text_only) == (9, ["seen"], 1)
     assert after.head == report.digest != before.head
     assert after.checkpoint == before.checkpoint
-    scorer = load_scorer(small.snapshot())
+    scorer = Model.open(small.snapshot())
     assert scorer.saved.class_ids.tolist() == [0, 1, 3, 5, 6, 7, 8, 9, 10]
     assert scorer.class_ids[~scorer.trained].tolist() == [11]
     assert scorer.visual_sides() == dict.fromkeys([0, 1, 3, 5, 6, 7, 8, 9, 10], "trained")
@@ -62,7 +62,7 @@ def test_it_is_training_on_what_is_there(small: Workspace, tmp_path: Path) -> No
     odd = small.recipe.lgr.model_copy(update={"tune": "visual", "mixup": 0.8, "views": 3})
     refit(small, odd)
     train_lgr_stage(other, other.recipe.lgr)
-    one, two = (load_scorer(w.snapshot()) for w in (small, other))
+    one, two = (Model.open(w.snapshot()) for w in (small, other))
     features = torch.randn(5, one.saved.head.dim, generator=torch.Generator().manual_seed(0))
     assert one.saved.parts is not None
     assert two.saved.parts is not None

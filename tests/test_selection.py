@@ -17,7 +17,7 @@ from tests import drawings
 from tests.changes import anchors
 from vlltr_index.anchors.selection import anchors_without, score_images, select, update
 from vlltr_index.classes import add_class
-from vlltr_index.embedding.loading import image_set, load_bank
+from vlltr_index.embedding.loading import image_set
 from vlltr_index.errors import MissingStepError
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.pipelines import train_lgr
@@ -25,6 +25,7 @@ from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.ingest import ingest_images, ingest_text
 from vlltr_index.pipelines.status import status
 from vlltr_index.pipelines.train_lgr import train_lgr_stage
+from vlltr_index.recognition.state import ModelState
 from vlltr_index.schemas.config import Recipe, SelectConfig
 from vlltr_index.store.holdout import held_images
 from vlltr_index.store.snapshot import Snapshot
@@ -118,7 +119,7 @@ def test_without_any_image_texts_are_selected_by_each_other(tmp_path: Path) -> N
     assert (report.images, report.classes_without_images, report.classes) == (0, 3, 3)
     assert sizes(workspace) == {"arrow": 6, "circle": 4, "star": 1}
     assert set(losses(workspace).values()) == {None}
-    assert load_bank(workspace.snapshot()).bank.num_classes == 3
+    assert ModelState(workspace.snapshot()).anchors.bank.num_classes == 3
     assert not [what for what in status(workspace).stale if "selection" in what]
     more = {**TEXTS, "star": ["A star.", "A star with five points.", "A bright star."]}
     other = fresh(tmp_path / "two", more)
@@ -159,13 +160,13 @@ def test_anchors_without_some_images_are_as_if_these_had_never_been_there(traine
     with trained.transaction("as if without stage 1") as tx:
         tx.set(checkpoint=None)
     select(trained, config)
-    snapshot, before = trained.snapshot(), load_bank(trained.snapshot()).bank
+    snapshot, before = trained.snapshot(), ModelState(trained.snapshot()).anchors.bank
     gone = score_images(snapshot, config).ids[::3]
     found = anchors_without(snapshot, config, frozenset(gone), before.class_ids)
     with trained.transaction("fewer images") as tx:
         tx.delete("images", one_of("image_id", gone))
     select(trained, config)
-    wanted = load_bank(trained.snapshot()).bank
+    wanted = ModelState(trained.snapshot()).anchors.bank
     assert torch.equal(found.offsets, wanted.offsets)
     assert torch.equal(found.vectors, wanted.vectors)
     assert not torch.equal(found.vectors, before.vectors)
@@ -217,7 +218,7 @@ def test_classes_without_sentences_have_no_anchor(tmp_path: Path, pictures: Path
     assert (report.sentences, report.anchors, report.classes_without_sentences) == (0, 0, 1)
     commit = mute.history.last()
     assert commit.selection_id == report.selection_id
-    assert load_bank(mute.snapshot()).bank.num_classes == 0
+    assert ModelState(mute.snapshot()).anchors.bank.num_classes == 0
 
 
 def test_nothing_to_select_by_makes_no_commit(tmp_path: Path) -> None:

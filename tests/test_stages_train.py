@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from vlltr_index.embedding.loading import load_bank
 from vlltr_index.errors import MissingStepError
 from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.evaluate import evaluate
 from vlltr_index.pipelines.ingest import ingest_images
 from vlltr_index.pipelines.status import status
 from vlltr_index.pipelines.train_lgr import train_lgr_stage
+from vlltr_index.recognition.state import ModelState
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.config import WorkspaceConfig
 from vlltr_index.schemas.recipes import override
@@ -27,14 +27,14 @@ def test_tuning_the_visual_tower(trained: Workspace, pictures: Path) -> None:
     """The commit names a new encoder and image fingerprint; texts, anchors and index stay; embed has to follow."""
     config = override(trained.recipe, ("lgr.tune=visual", "lgr.epochs=1")).lgr
     before = trained.history.last()
-    keys = load_bank(trained.snapshot()).keys
+    keys = ModelState(trained.snapshot()).anchors.keys
     report = train_lgr_stage(trained, config)
     after = trained.history.last()
     assert (after.head, after.id) == (report.digest, before.id + 1)
     assert after.checkpoint != before.checkpoint
     assert after.image_fp != before.image_fp
     assert (after.text_fp, after.index) == (before.text_fp, before.index)
-    assert torch.equal(load_bank(trained.snapshot()).keys, keys)
+    assert torch.equal(ModelState(trained.snapshot()).anchors.keys, keys)
     assert status(trained).next == "vlltr embed"
     with pytest.raises(MissingStepError, match="are not in image_vectors_"):
         evaluate(trained, bootstrap=10)
@@ -77,7 +77,7 @@ def test_classes_without_anchors_are_named(trained: Workspace, pictures: Path, t
     ingest_images(trained, tmp_path / "more", "train")
     embed(trained)
     train_lgr_stage(trained, trained.recipe.lgr)
-    scorer, names = Recognizer.open(trained).scorer, trained.snapshot().class_table().names
+    scorer, names = Recognizer.open(trained).current(), trained.snapshot().class_table().names
     assert names[int(scorer.class_ids[-1])] == "okapi"
     assert scorer.visual_sides()[int(scorer.class_ids[-1])] == "images"
     trained.write_config(WorkspaceConfig(recipe=override(trained.recipe, ("fusion.rule=paper",))))

@@ -20,7 +20,7 @@ from vlltr_index.errors import InputError
 from vlltr_index.pipelines.history import rollback
 from vlltr_index.pipelines.ingest import ingest_text
 from vlltr_index.pipelines.taxonomy import ingest_classes
-from vlltr_index.recognition.scorer import classes_below, tree_above
+from vlltr_index.recognition.ranks import classes_below, tree_above
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.records import Taxon
 from vlltr_index.store.class_table import ClassTable

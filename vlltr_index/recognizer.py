@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from vlltr_index.errors import UsageError, WorkspaceError
-from vlltr_index.recognition.predictor import Answers, load_answers
+from vlltr_index.recognition.model import Model, named
+from vlltr_index.recognition.state import ModelState
 from vlltr_index.schemas.options import USUAL, PredictOptions
 from vlltr_index.schemas.records import ClassScore, Prediction
 
@@ -21,10 +21,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vlltr_index.data.decoding import ImageSource
-    from vlltr_index.encoders.encoder import Encoder
     from vlltr_index.heads.fusion import FusedScores
     from vlltr_index.recognition.exported.writing import ExportReport
-    from vlltr_index.recognition.scorer import Scorer
     from vlltr_index.store.workspace import Workspace
 
 _log = logging.getLogger(__name__)
@@ -42,13 +40,13 @@ class Recognizer:
     def __init__(
         self,
         workspace: Workspace | None,
-        answers: Answers,
+        model: Model,
         follow: bool = True,
         folder: Path | None = None,
     ) -> None:
         self._workspace = workspace
         self._folder = folder
-        self._answers = answers
+        self._model = model
         self._follow = follow
         self._reloading = threading.Lock()
         self._passed_over = 0
@@ -73,8 +71,7 @@ class Recognizer:
 
         if not isinstance(workspace, Workspace):
             workspace = Workspace.open(workspace)
-        answers = load_answers(workspace.snapshot(at))
-        return cls(workspace, answers, follow=reload and at is None)
+        return cls(workspace, Model.open(workspace.snapshot(at)), follow=reload and at is None)
 
     @classmethod
     def from_pretrained(
@@ -170,49 +167,34 @@ class Recognizer:
     @property
     def commit(self) -> int:
         """Number of the commit that answered last."""
-        return self._answers.commit
+        return self._model.commit
 
-    @property
-    def scorer(self) -> Scorer:
-        """Scorer of `commit`, with its anchors, head and fusion weights."""
-        return self._answers.scorer
-
-    @property
-    def encoder(self) -> Encoder:
-        """The encoder of `commit`, loaded on first use."""
-        return self._answers.encoder
-
-    @property
-    def names(self) -> dict[int, str]:
-        """The name of each class id."""
-        return self._answers.names
-
-    def current(self) -> Answers:
+    def current(self) -> Model:
         """Return the model of the newest commit, loaded now if it is new; with `at` or without `reload` the opened one.
 
         Use it for several calls that must be answered by the same commit: the returned object never changes.
         """
         if not self._follow or self._workspace is None:
-            return self._answers
+            return self._model
         with self._reloading:
             if self._workspace.history.newer_than(max(self.commit, self._passed_over)):
                 self._reload(self._workspace)
-            return self._answers
+            return self._model
 
     def _reload(self, workspace: Workspace) -> None:
         """Load the newest commit, or skip it if it cannot answer."""
         newest = workspace.history.ids()[-1]
         try:
-            answers = load_answers(workspace.snapshot(newest))
+            self._model = Model.of(ModelState(workspace.snapshot(newest), before=self._model.state))
         except WorkspaceError as error:
             self._passed_over = newest
             _log.warning("answering as of commit %d: commit %d cannot yet: %s", self.commit, newest, error)
-            return
-        new = answers.scorer.saved
-        old = self._answers.scorer.saved
-        if (new.text_fp, new.image_fp) == (old.text_fp, old.image_fp):
-            answers = replace(answers, open_encoder=self._answers.open_encoder)
-        self._answers = answers
+
+    def keep(self, model: Model) -> None:
+        """Answer with a model that was just made, of a newer commit, without loading it; not with `at`."""
+        with self._reloading:
+            if self._follow and model.commit > self.commit:
+                self._model = model
 
     def predict(self, images: Sequence[ImageSource], options: PredictOptions = USUAL) -> list[Prediction]:
         """The best classes of each image, best first, each with its nearest sentences; all from one commit.
@@ -231,18 +213,19 @@ class Recognizer:
                 for have no vectors.
             UnknownClassError: If there is no class of a name in `only`, or no such parent.
         """
-        return list(self.stream(images, options))
+        return self.current().predict(images, options)
 
     def stream(self, images: Iterable[ImageSource], options: PredictOptions = USUAL) -> Iterator[Prediction]:
         """Predict any number of images, one after the other in their order, in flat memory."""
-        return self.current().stream(images, options)
+        return self.current().stream(named(images), options)
 
     @property
     def classes_(self) -> NDArray[np.str_]:
-        """Names of the classes [C] in the order of `predict_proba`'s columns, by the commit that answered last."""
+        """Names of the classes [C] in the order of `predict_proba`'s columns."""
         import numpy as np
 
-        return np.array([self.names[i] for i in self.scorer.class_ids.tolist()], dtype=np.str_)
+        model = self.current()
+        return np.array([model.names[i] for i in model.class_ids.tolist()], dtype=np.str_)
 
     def predict_proba(self, images: Sequence[ImageSource], crops: int = 1) -> NDArray[np.float64]:
         """Predict the probability of every class for each image, float64 [B, C]; columns as `classes_`, rows sum to 1.
@@ -262,9 +245,9 @@ class Recognizer:
 
     def predict_names(self, images: Sequence[ImageSource], crops: int = 1) -> list[str]:
         """Predict the name of the most probable class of each image; arguments and errors as for `predict_proba`."""
-        answers = self.current()
-        best = answers.probabilities(images, crops).argmax(axis=1)
-        return [answers.names[int(answers.scorer.class_ids[c])] for c in best]
+        model = self.current()
+        best = model.probabilities(images, crops).argmax(axis=1)
+        return [model.names[int(model.class_ids[c])] for c in best]
 
     def explain(self, image: ImageSource, name: str, crops: int = 1) -> ClassScore:
         """Explain one class's score for one image by all its anchor sentences, by share; `crops` as in `predict`.
@@ -278,10 +261,10 @@ class Recognizer:
 
     def features(self, images: Sequence[ImageSource], crops: int = 1) -> tuple[Tensor, list[str | None]]:
         """Compute features [B, D] of the readable images, unnormalised; and say for each image why it is unreadable."""
-        return self._answers.features(images, crops)
+        return self.current().features(images, crops)
 
     def score(self, features: Tensor, retrieval: str = "faiss") -> tuple[FusedScores, Tensor]:
-        """Score features [B, D], unnormalised: fused scores of all classes [B, C] of `commit`, and the residual [B].
+        """Score features [B, D], unnormalised: fused scores of all classes [B, C], and the residual [B].
 
         `retrieval` is as for `predict`. The residual is the probability of the classes that were not scored exactly: 0
         for `exhaustive`.
@@ -289,4 +272,4 @@ class Recognizer:
         Raises:
             InputError: The features are not [B, D] of the head's width.
         """
-        return self._answers.score(features, retrieval)
+        return self.current().score(features, retrieval)

@@ -13,14 +13,13 @@ from torch.nn import functional as F
 from benchmarks.clock import Clock
 from benchmarks.harness import Arrays
 from vlltr_index.anchors.index import WithDelta
-from vlltr_index.embedding.loading import ClassStats, LoadedBank
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.checkpoint import Parts, SavedHead
 from vlltr_index.heads.fusion import Gate, PartWeights
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.heads.plda import SharedGaussian
-from vlltr_index.recognition.predictor import Answers
-from vlltr_index.recognition.scorer import Scorer
+from vlltr_index.recognition.model import Model
+from vlltr_index.recognition.state import Anchors, ClassStats
 from vlltr_index.schemas.config import FusionConfig
 
 BATCH, SINGLES, RECALL_AT = 128, 16, 32
@@ -31,12 +30,12 @@ class State:
     """The classifier, its queries, and the index under test (None: exhaustive)."""
 
     def __init__(self, inputs: Arrays, values: dict[str, Any]) -> None:
-        anchors = torch.from_numpy(inputs["anchors"])
+        vectors = torch.from_numpy(inputs["anchors"])
         classes, dim = values["classes"], values["dim"]
-        ids, rows = torch.arange(classes), torch.arange(len(anchors))
+        ids, rows = torch.arange(classes), torch.arange(len(vectors))
         bounds = torch.arange(classes + 1) * values["anchors"]
         bank = AnchorBank(
-            anchors, bounds, ids, rows, torch.zeros(len(anchors))
+            vectors, bounds, ids, rows, torch.zeros(len(vectors))
         )  # in order: nothing is copied
         head = LGRHead(dim, classes, logit_scale=50.0)
         with torch.no_grad():
@@ -47,12 +46,12 @@ class State:
         saved = SavedHead(head.eval(), ids, "text", "image", parts(dim))
         means = F.normalize(visual.double(), dim=1)
         stats = ClassStats(ids, torch.full((classes,), IMAGES_EACH), IMAGES_EACH * means)
-        loaded = LoadedBank(bank, rows, [], "one")
-        self.scorer = Scorer.build(loaded, saved, stats, FusionConfig(), {})
+        anchors = Anchors(bank, rows, [], "one")
+        self.model = Model(anchors, saved, stats, FusionConfig(), {}, 0, 0, *[None] * 4)  # type: ignore[arg-type] # it only scores
         self.images = torch.from_numpy(inputs["images"])
         self.keys = rows
         self.facts: dict[str, Any] = {}
-        self.answers: Answers | None = None
+        self.indexed = False
         self.way = "faiss"
         self.change: Callable[[], object] | None = None
         self._nearest: Tensor | None = None
@@ -60,12 +59,12 @@ class State:
     @property
     def unit(self) -> Tensor:
         """The anchors at length one; made anew each time, for memory."""
-        return F.normalize(self.scorer.bank.vectors, dim=1)
+        return F.normalize(self.model.bank.vectors, dim=1)
 
     def use(self, index: Any, build_seconds: float) -> State:
         """Answer by way of this index."""
-        self.answers = Answers(0, 0, self.scorer, *[None] * 4)  # type: ignore[arg-type] # it only scores
-        self.answers.__dict__["_index"] = index
+        self.model.__dict__["_index"] = index
+        self.indexed = True
         self.facts = {"build_seconds": round(build_seconds, 2), "kind": index.kind}
         return self
 
@@ -97,9 +96,9 @@ class State:
 
     def score(self, images: Tensor) -> Tensor:
         """Probabilities of all classes [B, C]."""
-        if self.answers is None:
-            return self.scorer.exhaustive(images).probabilities
-        return self.answers.score(images, self.way)[0].probabilities
+        if not self.indexed:
+            return self.model.exhaustive(images).probabilities
+        return self.model.score(images, self.way)[0].probabilities
 
     def _changes(self) -> dict[str, float]:
         """Processor seconds to add 64 anchors and remove 64."""
@@ -111,14 +110,14 @@ class State:
 
     def _recall(self) -> dict[str, float]:
         """Share of the true nearest anchors that the index finds."""
-        if self.answers is None:
+        if not self.indexed:
             return {}
         queries = F.normalize(self.images[:BATCH], dim=1)
         if self._nearest is None:
             self._nearest = (
-                (queries @ self.scorer.bank.vectors.T / self.scorer.bank.norms).topk(RECALL_AT).indices
+                (queries @ self.model.bank.vectors.T / self.model.bank.norms).topk(RECALL_AT).indices
             )
-        index = self.answers.__dict__["_index"]
+        index = self.model.__dict__["_index"]
         found = index.search(queries, RECALL_AT)[1]
         hit = (found[:, :, None] == self._nearest[:, None, :]).any(1)
         return {f"recall_at_{RECALL_AT}": float(hit.float().mean())}

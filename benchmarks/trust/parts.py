@@ -114,7 +114,7 @@ def _write(tx: Any, classes: range) -> None:
 
 def read(folder: Path) -> dict[str, Any]:
     """Seconds of the digests and of the anchors, from the parts and from the tables."""
-    from vlltr_index.embedding.loading import load_bank
+    from vlltr_index.recognition.state import ModelState
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.workspace import Workspace
 
@@ -122,9 +122,9 @@ def read(folder: Path) -> dict[str, Any]:
     snapshot = workspace.snapshot()
     workspace.store.names()
     found = {"digests": _seconds(lambda: workspace.parts.together(snapshot.commit.parts))}
-    found["anchors_of_parts"] = _seconds(lambda: load_bank(snapshot))
+    found["anchors_of_parts"] = _seconds(lambda: ModelState(snapshot).anchors)
     tables = Snapshot(workspace.store, snapshot.commit, workspace.objects, workspace.recipe)
-    found["anchors_of_tables"] = _seconds(lambda: load_bank(tables))
+    found["anchors_of_tables"] = _seconds(lambda: ModelState(tables).anchors)
     return found
 
 

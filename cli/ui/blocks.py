@@ -18,7 +18,7 @@ from vlltr_index.errors import VlltrError
 from vlltr_index.recognition.counterfactual import Examination, ExaminedClass
 
 if TYPE_CHECKING:
-    from vlltr_index.recognition.predictor import Answers
+    from vlltr_index.recognition.model import Model
 
 _Drawing = dict[Any, Any]  # component to what it shows
 
@@ -180,7 +180,7 @@ class _Page:
             found = self._desk.examine(Path(picture))
         except VlltrError as error:
             return self._draw(Visit()) | {self._notice: piece("error", error)}
-        return self._draw(Visit(found.feature, found.answers.scorer.saved.image_fp))
+        return self._draw(Visit(found.feature, found.model.saved.image_fp))
 
     def _choose_there(self, visit: Visit, picture: str | None, event: gr.EventData) -> _Drawing:
         return self._choose(visit, picture, str(getattr(event, "name", "")))
@@ -203,7 +203,7 @@ class _Page:
 
     def _follow(self, visit: Visit, picture: str | None) -> _Drawing:
         """Redraw everything if there is a newer commit, or another commit to undo."""
-        if (self._desk.answers().commit, self._desk.offer()[0]) == (visit.commit, visit.offered):
+        if (self._desk.model().commit, self._desk.offer()[0]) == (visit.commit, visit.offered):
             return {self._visit: visit}
         return self._draw(visit, picture)
 
@@ -234,16 +234,16 @@ class _Page:
 
     def _draw(self, visit: Visit, picture: str | None = None) -> _Drawing:
         """Return all that a visit shows; what depends on the commit is left out if the commit is unchanged."""
-        answers = self._desk.answers()
+        model = self._desk.model()
         notice = ""
         try:
-            found = self._examination(answers, visit, picture)
+            found = self._examination(model, visit, picture)
         except VlltrError as error:
             found = None
             notice = piece("error", error)
             visit = Visit(commit=visit.commit, offered=visit.offered)
-        names = names_of(answers)
-        number = answers.commit
+        names = names_of(model)
+        number = model.commit
         # An error about a picture stays until there is another picture.
         drawn: _Drawing = {self._notice: notice} if notice or found is not None else {}
         choices = {}
@@ -265,12 +265,12 @@ class _Page:
         drawn[self._put_back] = gr.update(interactive=bool(visit.struck))
         return drawn | self._draw_sentences(found, visit)
 
-    def _examination(self, answers: Answers, visit: Visit, picture: str | None) -> Examination | None:
+    def _examination(self, model: Model, visit: Visit, picture: str | None) -> Examination | None:
         """Examine the visit's picture under the current commit; it is read again if the encoder changed."""
         if visit.feature is None or visit.image_fp is None:
             return None
-        if answers.scorer.saved.image_fp == visit.image_fp:
-            return Examination(answers, visit.feature)
+        if model.saved.image_fp == visit.image_fp:
+            return Examination(model, visit.feature)
         return self._desk.examine(Path(picture or ""))
 
     def _draw_sentences(self, found: Examination | None, visit: Visit) -> _Drawing:

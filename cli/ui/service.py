@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlltr_index.classes import ChangeOptions, ChangeReport, NewClass, Session, add_classes
+from vlltr_index.classes import ChangeOptions, ChangeReport, NewClass, add_classes
 from vlltr_index.data.decoding import UNREADABLE, open_image
 from vlltr_index.data.text import normalise_text, split_sentences
 from vlltr_index.errors import InputError, UsageError, WorkspaceError
@@ -21,7 +21,7 @@ from vlltr_index.recognizer import Recognizer
 if TYPE_CHECKING:
     from vlltr_index.evaluation.records import Thumbnail
     from vlltr_index.recognition.counterfactual import ExaminedClass
-    from vlltr_index.recognition.predictor import Answers
+    from vlltr_index.recognition.model import Model
     from vlltr_index.store.workspace import Workspace
 
 MAX_UPLOAD = 20 * 2**20
@@ -51,12 +51,11 @@ class PageService:
         self.workspace = workspace
         self.read_only = read_only
         self._recognizer = Recognizer.open(workspace)
-        _ = self._recognizer.encoder  # loaded now, so that its errors are raised at the start
-        self._session = Session(workspace)
+        _ = self._recognizer.current().encoder  # loaded now, so that its errors are raised at the start
         self._writing = threading.Lock()
         self._made: dict[int, str] = {}  # name of the added class by commit made from the page
 
-    def answers(self) -> Answers:
+    def model(self) -> Model:
         """Return the model of the newest commit that can predict."""
         return self._recognizer.current()
 
@@ -66,12 +65,12 @@ class PageService:
         Raises:
             InputError: If it is too large or cannot be read.
         """
-        return Examination.of(self.answers(), _read(picture))
+        return Examination.of(self.model(), _read(picture))
 
     def neighbours(self, found: Examination, one: ExaminedClass) -> tuple[Thumbnail, ...]:
         """Return training pictures of a class that the image side decided for."""
-        answers = found.answers
-        return nearest_pictures(answers, self.workspace.snapshot(answers.commit), found.feature, one)
+        model = found.model
+        return nearest_pictures(model, self.workspace.snapshot(model.commit), found.feature, one)
 
     def add(self, name: str, text: str, pictures: Sequence[tuple[str, Path]] = ()) -> ChangeReport:
         """Add a class in one commit; its pictures are stored in the workspace.
@@ -102,7 +101,7 @@ class PageService:
         history = self.workspace.history
         with self._writing:
             newest = history.ids()[-1]
-            report = add_classes(self.workspace, [wanted], ChangeOptions(session=self._session))
+            report = add_classes(self.workspace, [wanted], ChangeOptions(recognizer=self._recognizer))
             name = report.classes[0].name
             since = [
                 history.read(i) for i in history.ids() if i > newest
@@ -142,9 +141,9 @@ class PageService:
             )
 
 
-def names_of(answers: Answers) -> list[str]:
+def names_of(model: Model) -> list[str]:
     """Return the names of all classes that can be recognised, in alphabetical order."""
-    return sorted((answers.names[i] for i in answers.scorer.class_ids.tolist()), key=str.casefold)
+    return sorted((model.names[i] for i in model.class_ids.tolist()), key=str.casefold)
 
 
 def _read(path: Path) -> bytes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from vlltr_index.classes.change import AddedClass as AddedClass
 from vlltr_index.classes.change import ChangeOptions as ChangeOptions
 from vlltr_index.classes.change import ChangeReport as ChangeReport
-from vlltr_index.classes.change import Session as Session
 from vlltr_index.classes.editing import NewClass as NewClass
 from vlltr_index.classes.editing import add_class as add_class
 from vlltr_index.classes.editing import add_classes as add_classes

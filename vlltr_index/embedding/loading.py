@@ -18,10 +18,8 @@ from vlltr_index.errors import (
     EncoderError,
     FingerprintMismatch,
     MissingStepError,
-    WorkspaceError,
     write_error,
 )
-from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.plda import unit_sums
 from vlltr_index.heads.units import number_observations, units_of
 from vlltr_index.schemas.config import AugmentConfig, EncoderConfig
@@ -189,29 +187,6 @@ def _vectors(snapshot: Snapshot, name: str, column: str, keys: Sequence[str]) ->
     return snapshot.store.vectors(name, column, keys) if keys else torch.empty(0, snapshot.commit.info.dim)
 
 
-@dataclass(frozen=True, eq=False)
-class ClassStats:
-    """Statistics of the training images of S classes.
-
-    Attributes:
-        class_ids: Int64 [S], ascending.
-        counts: Int64 [S], number of units of images.
-        sums: Float64 [S, D], sum of the units' mean normalised vectors.
-    """
-
-    class_ids: Tensor
-    counts: Tensor
-    sums: Tensor
-
-
-def class_stats(snapshot: Snapshot, dim: int) -> ClassStats:
-    """Read the statistics of a commit's classes under its image fingerprint; `dim` is the width of the vectors."""
-    rows = snapshot.answering("class_stats")
-    rows = rows.filter(pc.equal(rows["image_fp"], snapshot.commit.image_fp or "")).sort_by("class_id")
-    sums = torch.from_numpy(pc.list_flatten(rows["sum"]).to_numpy().copy()).view(-1, dim)
-    return ClassStats(numbers(rows, "class_id"), numbers(rows, "images"), sums)
-
-
 def stats_rows(features: Tensor, class_ids: Tensor, groups: Sequence[str | None], image_fp: str) -> pa.Table:
     """Count and sum the units of training images, as rows of `class_stats`.
 
@@ -231,83 +206,6 @@ def stats_rows(features: Tensor, class_ids: Tensor, groups: Sequence[str | None]
         "sum": pa.FixedSizeListArray.from_arrays(pa.array(sums.flatten().numpy()), features.shape[1]),
     }
     return pa.table(columns).cast(class_stats_schema(features.shape[1]))
-
-
-@dataclass(frozen=True)
-class LoadedBank:
-    """Anchors of a commit, and the sentence of each."""
-
-    bank: AnchorBank
-    keys: Tensor  # int64 [A], in the bank's order
-    sentence_ids: list[str]
-    selection_id: str
-
-    @classmethod
-    def of(cls, rows: pa.Table, vectors: Tensor, losses: Tensor, selection_id: str) -> LoadedBank:
-        """Make it from rows of `anchors` sorted by class and rank, vectors float [A, D] and losses [A]; A may be 0."""
-        owner = numbers(rows, "class_id")
-        keys = numbers(rows, "anchor_key")
-        if len(owner):
-            bank = AnchorBank.build(vectors, owner, torch.unique(owner), losses)
-        else:
-            bank = AnchorBank(
-                vectors=vectors, offsets=owner.new_zeros(1), class_ids=owner, rows=owner, losses=losses
-            )
-        return cls(bank, keys, rows["sentence_id"].to_pylist(), selection_id)
-
-
-def load_bank(snapshot: Snapshot) -> LoadedBank:
-    """Load the anchors of a commit, ordered by class and rank, with their stored vectors.
-
-    Raises:
-        MissingStepError: No anchors have been selected, or their vectors are missing.
-    """
-    commit = snapshot.commit
-    if snapshot.parts is not None and commit.selection_id:
-        return _bank_of(snapshot.parts("anchors"), snapshot.parts("ranks"), commit.selection_id)
-    anchors = snapshot.table("anchors").sort_by([("class_id", "ascending"), ("rank", "ascending")])
-    if not commit.text_fp or not commit.selection_id:
-        raise MissingStepError("no anchor sentences have been selected yet", "Run: vlltr select")
-    sentences = snapshot.table("sentences", columns=["sentence_id", "text_hash"])
-    sentence_ids: list[str] = anchors["sentence_id"].to_pylist()
-    vectors = text_vectors_of(snapshot, hashes_of(sentences, sentence_ids))
-    return LoadedBank.of(anchors, vectors, anchor_losses(snapshot, sentence_ids), commit.selection_id)
-
-
-def hashes_of(sentences: pa.Table, wanted: Sequence[str]) -> list[str]:
-    """Return the text hashes of the sentences with the given ids, from rows of the table `sentences`.
-
-    Raises:
-        WorkspaceError: There is no sentence with one of the ids.
-    """
-    hash_of = dict(zip(sentences["sentence_id"].to_pylist(), sentences["text_hash"].to_pylist(), strict=True))
-    strange = set(wanted) - hash_of.keys()
-    if strange:
-        raise WorkspaceError(
-            f"the table 'anchors' names the sentence {min(strange)!r}, which the table 'sentences' has not",
-            "See what is damaged: vlltr doctor; or select again: vlltr select",
-        )
-    return [hash_of[key] for key in wanted]
-
-
-def _bank_of(anchors: pa.Table, ranks: pa.Table, selection_id: str) -> LoadedBank:
-    """Make the bank from the parts `anchors` and `ranks` of a commit, see `store.parts`."""
-    at = pc.index_in(ranks["anchor_key"].combine_chunks(), value_set=anchors["anchor_key"].combine_chunks())
-    rows = anchors.select(["anchor_key", "class_id", "sentence_id"]).take(at)
-    for name in ("rank", "loss"):
-        rows = rows.append_column(name, ranks[name])
-    rows = rows.append_column("row", at)
-    rows = rows.sort_by([("class_id", "ascending"), ("rank", "ascending")])
-    place = torch.empty(len(anchors), dtype=torch.int64)
-    start = 0
-    place[numbers(rows, "row")] = torch.arange(len(rows))
-    vectors = torch.empty(len(rows), anchors.schema.field("vector").type.list_size)
-    for chunk in anchors["vector"].chunks:
-        stored = torch.from_numpy(chunk.flatten().to_numpy().copy()).view(len(chunk), -1)
-        vectors[place[start : start + len(chunk)]] = stored
-        start += len(chunk)
-    losses = pc.fill_null(rows["loss"], 0.0).to_numpy().astype("float32")
-    return LoadedBank.of(rows, vectors, torch.from_numpy(losses), selection_id)
 
 
 def sentence_means(snapshot: Snapshot, class_ids: Tensor) -> Tensor:

@@ -1,9 +1,4 @@
-"""Computing the vectors of sentences and images that have none yet, and appending them to their encoder's caches.
-
-An image may be encoded through test-time crops: it is resized a little larger, and cropped at its centre and corners.
-The crops' features are normalised to length one and averaged, and the mean gets the crops' mean length. The result is a
-single feature, so that fusion, retrieval and explanation work as for any image, and stay exact.
-"""
+"""Computing the vectors of sentences and images that have none yet, and appending them to their encoder's caches."""
 
 from __future__ import annotations
 
@@ -19,15 +14,13 @@ import pyarrow as pa
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from vlltr_index.data.decoding import read_image
 from vlltr_index.data.objects import start_method
-from vlltr_index.embedding.loading import image_vectors_of, usable_images, view_suffix
+from vlltr_index.embedding.loading import usable_images, view_suffix
 from vlltr_index.encoders.encoder import Encoder
-from vlltr_index.encoders.openclip import Preprocessing
-from vlltr_index.errors import InputError, UsageError
+from vlltr_index.errors import InputError
 from vlltr_index.schemas.config import AugmentConfig
 from vlltr_index.schemas.tables import (
     image_vectors,
@@ -43,7 +36,6 @@ if TYPE_CHECKING:
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.tables import Store
     from vlltr_index.store.transaction import Transaction
-    from vlltr_index.store.workspace import Workspace
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +52,6 @@ _SOURCE = ["image_id", "uri", "data"]
 _EXAMPLES = 10  # images that are named in warnings
 _FEW = 1000  # keys that are looked up by a condition instead of a scan
 _THREADS = 2  # threads that read batches ahead; Pillow and torch release the interpreter's lock
-_MARGIN = 14  # the enlarged square has a margin of a fourteenth of the side on each side: 224 -> 256
 
 
 class ImageVectors(NamedTuple):
@@ -361,107 +352,3 @@ def image_vector_table(ids: list[str], suffix: str, view: int, vectors: Tensor) 
     """Make rows of a cache of image vectors, float32 [N, D]."""
     keys = [f"{image_id}:{suffix}" for image_id in ids]
     return vector_table({"vector_key": keys, "image_id": ids, "view": [view] * len(ids)}, vectors)
-
-
-class CropPixels:
-    """Preprocessing of an image into its crops' pixels; it can be pickled, and holds no weights.
-
-    Args:
-        encoder: Encoder whose size and preprocessing are used.
-        number: 1: the image as it is preprocessed. 5: preprocessed a seventh larger, and cropped at centre and corners.
-
-    Raises:
-        UsageError: Another number of crops.
-    """
-
-    def __init__(self, encoder: Encoder, number: int = 1) -> None:
-        if number not in (1, 5):
-            raise UsageError(f"crops is 1 or 5 (the centre and the corners), got {number}", "Use --crops 5")
-        height, width = encoder.image_size
-        self._size = (height, width)
-        self.number = number
-        self._margins = (max(1, round(height / _MARGIN)), max(1, round(width / _MARGIN)))
-        self._transform: Callable[[Image.Image], Tensor] = encoder.transform
-        if number > 1:
-            larger = (height + 2 * self._margins[0], width + 2 * self._margins[1])
-            cfg = encoder.config["preprocess_cfg"]
-            cfg["size"] = larger[0] if larger[0] == larger[1] else list(larger)
-            if "resize" in cfg:
-                cfg["resize"] = max(cfg["resize"], *larger)
-            self._transform = Preprocessing(cfg)
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        """Make the crops of one image, normalised for the encoder: float32 [number, 3, H, W]."""
-        whole = self._transform(image)
-        if self.number == 1:
-            return whole[None]
-        height, width = self._size
-        down, right = self._margins
-        places = [(down, right), (0, 0), (0, 2 * right), (2 * down, 0), (2 * down, 2 * right)]
-        return torch.stack([whole[:, y : y + height, x : x + width] for y, x in places])
-
-
-class Crops:
-    """Crops of images and their features for one encoder; arguments as for `CropPixels`."""
-
-    def __init__(self, encoder: Encoder, number: int = 1) -> None:
-        self.encoder = encoder
-        self.pixels = CropPixels(encoder, number)
-
-    @torch.inference_mode()
-    def features(self, pixels: Sequence[Tensor]) -> Tensor:
-        """Compute one feature for each image from its crops [number, 3, H, W]: float32 [B, D], unnormalised.
-
-        The features are on the encoder's device.
-        """
-        batch = torch.cat(list(pixels)).to(self.encoder.device, non_blocking=True)
-        features = self.encoder.encode_pixels(batch)
-        return pool_crops(features.view(len(pixels), self.pixels.number, -1))
-
-
-def pool_crops(features: Tensor) -> Tensor:
-    """Pool the features of crops into one feature per image: the mean direction, with the crops' mean length.
-
-    Args:
-        features: Float [B, N, D], unnormalised.
-
-    Returns:
-        [B, D], unnormalised; with one crop, that crop's feature.
-    """
-    if features.shape[1] == 1:
-        return features[:, 0]
-    length: Tensor = torch.linalg.vector_norm(features, dim=2).mean(1, keepdim=True)
-    return F.normalize(F.normalize(features, dim=2).mean(1), dim=1) * length
-
-
-def embed_crops(
-    workspace: Workspace,
-    encoder: Encoder,
-    image_ids: Sequence[str],
-    number: int,
-    progress: Progress | None = None,
-) -> Tensor:
-    """Read the features of images through `number` crops, more than 1, and compute and store those that are missing.
-
-    Returns:
-        Float32 [N, D], unnormalised.
-
-    Raises:
-        UsageError: The number of crops is not supported.
-        InputError: An image can no longer be read.
-    """
-    crops = Crops(encoder, number)
-    name = image_vectors_name(encoder.image_fp)
-    suffix = f"crops-{number}"
-    if not all_embedded(workspace.snapshot(), encoder.image_fp, image_ids, suffix):
-        with workspace.transaction("evaluate") as tx:  # it only adds to the cache, so there is no commit
-            tx.store.create(name, image_vectors(encoder.dim), "vector_key")
-            have = tx.store.keys(name, "vector_key")
-            todo = [image_id for image_id in image_ids if f"{image_id}:{suffix}" not in have]
-            for start in range(0, len(todo), IMAGE_BATCH):
-                part = todo[start : start + IMAGE_BATCH]
-                pixels = [read_image(source, crops.pixels) for _, source in load_sources(tx, part)]
-                tx.store.append(name, image_vector_table(part, suffix, -number, crops.features(pixels).cpu()))
-                if progress:
-                    progress(f"embed images, {number} crops each", start + len(part), len(todo))
-    return image_vectors_of(workspace.snapshot(), image_ids, suffix, encoder.image_fp)

@@ -25,7 +25,7 @@ from vlltr_index.wording import many
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vlltr_index.recognition.predictor import Answers
+    from vlltr_index.recognition.model import Model
     from vlltr_index.schemas.records import ClassScore
     from vlltr_index.store.snapshot import Snapshot
 
@@ -107,12 +107,12 @@ def thumbnail(source: bytes | str) -> Thumbnail:
 
 
 def nearest_pictures(
-    answers: Answers, snapshot: Snapshot, feature: Tensor, score: ClassScore
+    model: Model, snapshot: Snapshot, feature: Tensor, score: ClassScore
 ) -> tuple[Thumbnail, ...]:
     """Find the 3 nearest training pictures of a class, if the image side decided for it and there are stored vectors.
 
     Args:
-        answers: Answers of a workspace.
+        model: Model of a workspace.
         snapshot: The same commit of the workspace.
         feature: Float [D] of the image, unnormalised as the encoder gives it.
         score: The class's score.
@@ -120,7 +120,7 @@ def nearest_pictures(
     if not score.by_image:
         return ()
     try:
-        ids = [near.image_id for near in answers.nearest(feature, score.class_id, 3)]
+        ids = [near.image_id for near in model.nearest(feature, score.class_id, 3)]
     except MissingStepError:
         return ()
     return tuple(thumbnail(source) for _, source in load_sources(snapshot, ids))

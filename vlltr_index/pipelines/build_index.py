@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from vlltr_index.anchors.index import build_index, plan, save_index
 from vlltr_index.anchors.planning import IndexPlan, plan_index
-from vlltr_index.embedding.loading import load_bank
+from vlltr_index.recognition.state import ModelState
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
@@ -35,7 +35,7 @@ def plan_for(workspace: Workspace) -> IndexPlan:
     Raises:
         MissingStepError: If no anchors have been selected.
     """
-    size, dim = load_bank(workspace.snapshot()).bank.vectors.shape
+    size, dim = ModelState(workspace.snapshot()).anchors.bank.vectors.shape
     if size:
         return plan_index(size, dim)
     return IndexPlan(kind="none", reason=_NO_ANCHOR, anchors=size, dim=dim, costs=(), measured_on="")
@@ -50,7 +50,7 @@ def index_anchors(workspace: Workspace, kind: str = "auto", progress: Progress |
         MissingStepError: If no anchors have been selected.
     """
     with workspace.transaction("index") as tx:
-        loaded = load_bank(workspace.snapshot(tx.commit.id or None))
+        loaded = ModelState(workspace.snapshot(tx.commit.id or None)).anchors
         size, dim = loaded.bank.vectors.shape
         if not size:
             tx.set(index=None)

@@ -142,12 +142,12 @@ def _sentences(snapshot: Snapshot, class_id: int) -> tuple[list[AnchorRow], list
 def _standing(snapshot: Snapshot, class_id: int) -> tuple[str, list[str]]:
     """What the class's images do, and its nearest rivals."""
     from vlltr_index.classes.change import rivals
-    from vlltr_index.recognition.scorer import load_scorer
+    from vlltr_index.recognition.model import Model
 
     try:
-        scorer = load_scorer(snapshot)
+        model = Model.open(snapshot)
     except MissingStepError:  # no head yet
         return "none", []
     names = snapshot.class_table().names
-    near = rivals(scorer.bank, [class_id])[class_id]
-    return scorer.visual_sides().get(class_id, "none"), [names[i] for i in near]
+    near = rivals(model.bank, [class_id])[class_id]
+    return model.visual_sides().get(class_id, "none"), [names[i] for i in near]

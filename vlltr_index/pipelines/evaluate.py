@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from vlltr_index.embedding.crops import embed_crops
 from vlltr_index.embedding.loading import ImageSet, image_set, usable_images
-from vlltr_index.embedding.vectors import embed_crops
 from vlltr_index.errors import MissingStepError, UsageError, WorkspaceError, reason
 from vlltr_index.evaluation import metrics
 from vlltr_index.heads.fusion import Rule
 from vlltr_index.pipelines.baselines import ADJUSTED, baseline_labels, score_baselines
-from vlltr_index.recognition.predictor import load_answers
-from vlltr_index.recognizer import Recognizer
+from vlltr_index.recognition.model import Model
 from vlltr_index.schemas.config import FusionConfig
 from vlltr_index.tensors import class_positions
 from vlltr_index.wording import many
@@ -59,7 +58,7 @@ class Evaluation:
     Attributes:
         report: The figures.
         answers: What each row answered, by the names of `report.rows`.
-        recognizer: The recognizer that was evaluated, pinned to the commit.
+        model: The model that was evaluated.
         data: The images.
         class_ids: int64 [C], the class of each column.
         labels: int64 [N], columns of the images' classes.
@@ -68,7 +67,7 @@ class Evaluation:
 
     report: metrics.EvaluationReport
     answers: dict[str, RowAnswers]
-    recognizer: Recognizer
+    model: Model
     data: ImageSet
     class_ids: Tensor
     labels: Tensor
@@ -130,11 +129,9 @@ def evaluation(
         UsageError: If there is no row `against`, or another number of crops.
     """
     snapshot = workspace.snapshot(at)
-    own = load_answers(snapshot)
-    scorer = own.scorer
+    model = Model.open(snapshot)
     if rule is not None:
-        scorer = scorer.with_rule(scorer.fusion.model_copy(update={"rule": rule}))
-    recognizer = Recognizer(workspace, replace(own, scorer=scorer), follow=False)
+        model = model.with_rule(model.fusion.model_copy(update={"rule": rule}))
     rows = [*_BRANCHES[1:], *baseline_labels(snapshot)]
     if against is not None and against not in rows:  # before anything is scored
         raise UsageError(
@@ -142,16 +139,16 @@ def evaluation(
             f"There are: {', '.join(rows)}. Make others: vlltr train baseline NAME",
         )
     data = image_set(snapshot, split)
-    class_ids = scorer.class_ids
+    class_ids = model.class_ids
     labels = _labels(snapshot, class_ids, data, split)
     if crops != 1:
-        features = embed_crops(workspace, recognizer.encoder, data.image_ids, number=crops, progress=progress)
+        features = embed_crops(workspace, model.encoder, data.image_ids, number=crops, progress=progress)
         data = replace(data, features=features)
-    tree = recognizer.current().tree() if own.taxonomy else None
-    answers, summed = _own_answers(recognizer, data, labels, retrieval, tree=tree, progress=progress)
+    tree = model.tree() if model.taxonomy else None
+    answers, summed = _own_answers(model, data, labels, retrieval, tree=tree, progress=progress)
     seen = f"{crops} crops an image" if crops != 1 else ""
     notes = dict.fromkeys(answers, seen)
-    notes[METHOD] = "; ".join(filter(None, (_rule_note(scorer.fusion), seen)))
+    notes[METHOD] = "; ".join(filter(None, (_rule_note(model.fusion), seen)))
     for row, scores in score_baselines(workspace, snapshot, split, data.image_ids, progress=progress):
         best, confidence = _top(scores.softmax(1) if row.probabilities else scores)
         places = class_positions(class_ids, row.class_ids[best].reshape(-1)).reshape(best.shape)
@@ -160,7 +157,7 @@ def evaluation(
         notes[row.label] = row.note
     counts = training_counts(snapshot, class_ids)
     added = snapshot.table("classes", ["class_id"], "origin = 'added'")["class_id"].to_pylist()
-    new = torch.isin(class_ids, torch.tensor(added, dtype=torch.int64)) & ~scorer.trained
+    new = torch.isin(class_ids, torch.tensor(added, dtype=torch.int64)) & ~model.trained
     counts[new] = 0
     best = answers[METHOD].best[:, 0]
     ranks = _by_rank(tree, best, summed, labels, counts=counts, bootstrap=bootstrap) if tree else {}
@@ -173,11 +170,11 @@ def evaluation(
         retrieval=retrieval,
         notes={name: note for name, note in notes.items() if note},
         crops=crops,
-        rule=scorer.fusion.rule,
+        rule=model.fusion.rule,
         ranks=ranks,
         **_figures(answers, labels, counts, bootstrap=bootstrap, against=against),
     )
-    return Evaluation(report, answers, recognizer, data, class_ids=class_ids, labels=labels, counts=counts)
+    return Evaluation(report, answers, model, data, class_ids=class_ids, labels=labels, counts=counts)
 
 
 def _rule_note(fusion: FusionConfig) -> str:
@@ -213,19 +210,19 @@ def _labels(snapshot: Snapshot, class_ids: Tensor, data: ImageSet, split: str) -
 
 
 def _own_answers(
-    recognizer: Recognizer,
+    model: Model,
     data: ImageSet,
     labels: Tensor,
     retrieval: str,
     tree: ClassTree | None,
     progress: Progress | None,
 ) -> tuple[dict[str, RowAnswers], list[Tensor]]:
-    """Return the answers of the method and of each branch, in the scorer's columns, and for each of `tree.levels` the
+    """Return the answers of the method and of each branch, in the model's columns, and for each of `tree.levels` the
     most probable node, int64 [N]."""
     tops: list[list[Tensor]] = []
     nodes: list[list[Tensor]] = []
     for start in range(0, len(data.features), _BATCH):
-        fused, _ = recognizer.score(data.features[start : start + _BATCH], retrieval)
+        fused, _ = model.score(data.features[start : start + _BATCH], retrieval)
         scores = fused.probabilities, fused.by_image, fused.by_text
         tops.append([part for one in scores for part in _top(one)])
         nodes.append([tree.best_at(rank, fused.probabilities) for rank in tree.levels] if tree else [])

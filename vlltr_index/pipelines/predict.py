@@ -7,10 +7,9 @@ import json
 import os
 import shlex
 import socket
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import islice, starmap
 from pathlib import Path
@@ -27,7 +26,7 @@ from vlltr_index.schemas.options import USUAL, PredictOptions
 from vlltr_index.wording import cell, many
 
 if TYPE_CHECKING:
-    from vlltr_index.recognition.predictor import Answers
+    from vlltr_index.recognition.model import Model
     from vlltr_index.schemas.records import Prediction, Progress
 
 _FORMATS = (".csv", ".jsonl", ".parquet")
@@ -60,23 +59,8 @@ class OnRay:
     actors: int | None = None  # default: one for each GPU, or without a GPU one for each CPU
 
 
-def named_predictions(
-    answers: Answers, images: Iterable[tuple[str, str | bytes]], options: PredictOptions = USUAL
-) -> Iterator[Prediction]:
-    """Predict named sources; each prediction goes by its source's name."""
-    names = deque[str]()
-
-    def sources() -> Iterator[str | bytes]:
-        for name, source in images:
-            names.append(name)
-            yield source
-
-    for prediction in answers.stream(sources(), options):
-        yield replace(prediction, image=names.popleft())
-
-
 def predict_to_file(
-    answers: Answers,
+    model: Model,
     paths: Sequence[str],
     out: Path,
     options: PredictOptions = USUAL,
@@ -91,7 +75,7 @@ def predict_to_file(
     part and text part of the best one, and its sentences.
 
     Args:
-        answers: The model that predicts.
+        model: The model that predicts.
         paths: As for `data.unlabelled.unlabelled_images`.
         out: The file; it must not be there.
         options: See there.
@@ -112,8 +96,8 @@ def predict_to_file(
         )
     part = out.with_name(out.name + ".part")
     lock = out.with_name(out.name + ".lock")
-    model = [answers.scorer.saved.text_fp, answers.scorer.saved.image_fp, answers.scorer.loaded.selection_id]
-    facts = {"commit": answers.commit, "model": model, "images": list(paths), **asdict(options)}
+    made = [model.saved.text_fp, model.saved.image_fp, model.anchors.selection_id]
+    facts = {"commit": model.commit, "model": made, "images": list(paths), **asdict(options)}
     asked = json.dumps(facts, sort_keys=True).encode() + b"\n"
     try:
         with FileLock(lock, timeout=0):
@@ -131,7 +115,7 @@ def predict_to_file(
             try:
                 with (
                     open(part, "a", encoding="utf-8", opener=_unlinked) as file,
-                    closing(_lines(answers, todo, ray, options)) as lines,
+                    closing(_lines(model, todo, ray, options)) as lines,
                 ):
                     for written, (line, lost) in enumerate(lines, 1):
                         file.write(line + "\n")
@@ -155,19 +139,20 @@ def predict_to_file(
 
 
 def _lines(
-    answers: Answers, named: Iterable[tuple[str, str | bytes]], ray: OnRay | None, options: PredictOptions
+    model: Model, named: Iterable[tuple[str, str | bytes]], ray: OnRay | None, options: PredictOptions
 ) -> Generator[tuple[str, bool], None, None]:
     """Yield the result of `_as_json` for each prediction, computed here or by Ray actors."""
     if ray is None:
-        yield from map(_as_json, named_predictions(answers, named, options))
+        yield from map(_as_json, model.stream(named, options))
         return
+    from vlltr_index.embedding.crops import CropPixels
     from vlltr_index.embedding.ray_engine import RayData, on_cpu
-    from vlltr_index.embedding.vectors import CropPixels, Reader
+    from vlltr_index.embedding.vectors import Reader
 
-    reader = Reader(CropPixels(answers.encoder, options.crops), None, (0,))
-    model = ray.address, answers.commit, options, answers.encoder.image_size, on_cpu()
+    reader = Reader(CropPixels(model.encoder, options.crops), None, (0,))
+    arguments = ray.address, model.commit, options, model.encoder.image_size, on_cpu()
     with RayData(ray.actors) as data:
-        for table in data.run(Pictures(list(named)), reader, _Answering, model):
+        for table in data.run(Pictures(list(named)), reader, _Answering, arguments):
             yield from zip(table["line"].to_pylist(), table["lost"].to_pylist(), strict=True)
 
 
@@ -184,7 +169,7 @@ class _Answering:
         os.environ["VLLTR_DEVICE"] = "cpu" if on_cpu else "auto"
 
     @cached_property
-    def _answers(self) -> Answers:
+    def _model(self) -> Model:
         from vlltr_index.recognizer import Recognizer
 
         try:
@@ -196,13 +181,13 @@ class _Answering:
             ) from None
 
     def __call__(self, table: pa.Table) -> pa.Table:
+        from vlltr_index.embedding.crops import ReadImage
         from vlltr_index.embedding.ray_engine import decoded
-        from vlltr_index.recognition.predictor import ReadImage
 
         rows = zip(
             table["id"].to_pylist(), decoded(table, self._size), table["problem"].to_pylist(), strict=True
         )
-        lines = map(_as_json, self._answers.stream(starmap(ReadImage, rows), self._options))
+        lines = map(_as_json, self._model.answer([list(starmap(ReadImage, rows))], self._options))
         line, lost = zip(*lines, strict=True)
         return pa.table({"place": table["place"], "line": line, "lost": lost})
 

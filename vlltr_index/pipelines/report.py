@@ -285,14 +285,14 @@ def _explain(
     ids = measured.class_ids.tolist()
     shot = shots(measured.counts)
     sources = load_sources(snapshot, [measured.data.image_ids[place] for place in places])
-    answers = measured.recognizer.current()
+    model = measured.model
     result = []
     for place, (_, source) in zip(places, sources, strict=True):
         taken = int(measured.answers[METHOD].best[place, 0])
         truth = int(measured.labels[place])
         wanted = [ids[taken]] if taken == truth else [ids[taken], ids[truth]]
         feature = measured.data.features[place]
-        scores = [_clipped(s) for s in answers.explained(feature, wanted, _SENTENCES)]
+        scores = [_clipped(s) for s in model.explained(feature, wanted, _SENTENCES)]
         result.append(
             records.Explained(
                 picture=thumbnail(source),
@@ -301,7 +301,7 @@ def _explain(
                 train=int(measured.counts[truth]),
                 best=scores[0],
                 right=scores[1] if len(scores) > 1 else None,
-                neighbours=nearest_pictures(answers, snapshot, feature, scores[0]),
+                neighbours=nearest_pictures(model, snapshot, feature, scores[0]),
             )
         )
     return tuple(result)

@@ -16,15 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from vlltr_index.anchors.selection import anchors_without
-from vlltr_index.classes.change import Effect, View
+from vlltr_index.classes.effect import Effect, measure
 from vlltr_index.embedding import loading
-from vlltr_index.embedding.loading import load_bank
 from vlltr_index.embedding.vectors import embed_images
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import MissingStepError
 from vlltr_index.heads.checkpoint import SavedHead, save_head
 from vlltr_index.heads.units import units_of
 from vlltr_index.pipelines import training
+from vlltr_index.recognition.model import Model
+from vlltr_index.recognition.state import Anchors, ModelState
 from vlltr_index.schemas.config import LGRConfig, SelectConfig
 from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.store.holdout import HeldOut, read_held_out
@@ -84,7 +85,7 @@ def _train_head(
     snapshot = workspace.snapshot()
     ours = workspace.recipe.fusion.rule == "ours"
     commit = snapshot.commit
-    loaded = load_bank(snapshot)
+    loaded = ModelState(snapshot).anchors
     before = _facts(snapshot)
     if ours and not loading.usable_images(snapshot, "train", []).num_rows:
         decision = without_images(loaded.bank, config, commit.logit_scale)
@@ -140,7 +141,7 @@ def _train_head(
 
 def _stage_two_data(
     snapshot: Snapshot,
-    loaded: loading.LoadedBank,
+    loaded: Anchors,
     first: loading.ImageSet,
     features: Tensor,
 ) -> tuple[StageTwoData, Tensor]:
@@ -252,7 +253,7 @@ def _tune_visual(
     def key(snapshot: Snapshot, data: training.TrainingSet) -> str:
         settings = config.model_dump(exclude={"micro_batch"})  # it does not change the gradients
         start = _start(snapshot, config)
-        selection = load_bank(snapshot).selection_id
+        selection = ModelState(snapshot).anchors.selection_id
         facts = [start, selection, settings, data.image_ids, data.labels.tolist()]
         return f"lgr-{short(digest_json(facts))}"
 
@@ -263,7 +264,7 @@ def _tune_visual(
         workers = workspace.recipe.cvlp.workers
         start = _start(snapshot, config)
         data, held = _parted(workspace, run.data, start)
-        bank = first_then_all(lambda: _trained_bank(snapshot, load_bank(snapshot), data.class_ids))
+        bank = first_then_all(lambda: _trained_bank(snapshot, ModelState(snapshot).anchors, data.class_ids))
         encoder = _starting_encoder(snapshot, start)
         head, log = tune_visual(
             encoder,
@@ -316,7 +317,7 @@ def _keep_tuned(
     images = loading.image_set(tx, "train", image_fp=encoder.image_fp)
     parts = None
     if workspace.recipe.fusion.rule == "ours":
-        whole, class_ids = _stage_two_data(tx, load_bank(tx), images, images.features[None])
+        whole, class_ids = _stage_two_data(tx, ModelState(tx).anchors, images, images.features[None])
         unseen, apart = _unseen(held, images.image_ids, class_ids)
         whole = replace(whole, unseen=unseen, unseen_classes=apart, visual_init=None)
         parts, notes = weigh(whole, head)
@@ -366,7 +367,7 @@ def _starting_encoder(snapshot: Snapshot, start: str | None) -> Encoder:
     return Encoder.open(snapshot.objects.path("checkpoints", start))
 
 
-def _trained_bank(tx: Snapshot, loaded: loading.LoadedBank, class_ids: Tensor) -> AnchorBank:
+def _trained_bank(tx: Snapshot, loaded: Anchors, class_ids: Tensor) -> AnchorBank:
     """Return the anchors of the training classes int64 [C], in their order.
 
     Raises:
@@ -425,19 +426,19 @@ def refit(workspace: Workspace, config: LGRConfig, progress: Progress | None = N
         WorkspaceError: If another command changed the workspace meanwhile.
     """
     snapshot = workspace.snapshot()
-    before = View.load(workspace, snapshot)
+    before = Model.open(snapshot)
     views = min(config.views, snapshot.commit.info.views)
     stored = config.model_copy(update={"tune": "head", "mixup": 0.0, "cutmix": 0.0, "views": views})
     report = train_lgr_stage(workspace, stored, progress, resume=False, command="refit")
-    after = View.load(workspace, workspace.snapshot())
+    after = Model.open(workspace.snapshot())
     names = snapshot.class_table().names
-    known = set(before.scorer.row_owners.tolist())
-    effect = after.effect(before, set(before.scorer.class_ids.tolist()) - known)
-    text_only = len(after.scorer.class_ids) - len(after.scorer.visual_sides())
+    known = set(before.row_owners.tolist())
+    effect = measure(before, after, set(before.class_ids.tolist()) - known)
+    text_only = len(after.class_ids) - len(after.visual_sides())
     return RefitReport(
         digest=report.digest,
         classes=report.classes,
-        new_classes=[names[i] for i in after.scorer.row_owners.tolist() if i not in known],
+        new_classes=[names[i] for i in after.row_owners.tolist() if i not in known],
         text_only=text_only,
         images=report.images,
         notes=report.notes,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,14 +15,12 @@ import torch
 from torch import Tensor
 
 from vlltr_index.errors import InputError, MissingStepError
-from vlltr_index.heads.explanation import ClassExplanation, explain_class
-from vlltr_index.heads.fusion import parts_of
 from vlltr_index.schemas.records import ClassScore, SentenceShare
 from vlltr_index.tensors import class_positions
 
 if TYPE_CHECKING:
     from vlltr_index.heads.fusion import FusedScores
-    from vlltr_index.recognition.predictor import Answers
+    from vlltr_index.recognition.model import Model
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,27 +73,26 @@ class Examination:
     """One image under one commit; immutable, and every class is scored exactly.
 
     Args:
-        answers: The commit's model.
+        model: The commit's model.
         feature: Float [D], unnormalised, from the commit's encoder.
     """
 
-    def __init__(self, answers: Answers, feature: Tensor) -> None:
-        scorer = answers.scorer
-        self.answers = answers
+    def __init__(self, model: Model, feature: Tensor) -> None:
+        self.model = model
         self.feature = feature
         with torch.inference_mode():
-            self._visual = scorer.image_side(feature[None])
-            self._text = scorer.saved.head.text_logits(feature[None], scorer.bank)
+            self._visual = model.image_side(feature[None])
+            self._text = model.saved.head.text_logits(feature[None], model.bank)
         self._whole = self._fuse(self._text)
 
     @classmethod
-    def of(cls, answers: Answers, image: str | Path | bytes) -> Examination:
+    def of(cls, model: Model, image: str | Path | bytes) -> Examination:
         """Examine an image file, or its bytes.
 
         Raises:
             InputError: If it cannot be read.
         """
-        return cls(answers, answers.feature(image))
+        return cls(model, model.feature(image))
 
     def scores(self, struck: Collection[str] = ()) -> FusedScores:
         """Return fused scores of all classes, in rows of one, with the sentences `struck` left out.
@@ -106,14 +102,14 @@ class Examination:
         """
         text = self._text.clone()
         for place, sentences in self._places(struck).items():
-            text[0, place] = self._explain(place, sentences).logit
+            text[0, place] = self.model.explainer.explain(self.feature, place, sentences).logit
         return self._fuse(text)
 
     def best(self, top: int = 5, struck: Collection[str] = ()) -> list[ExaminedClass]:
         """Return the `top` best classes, best first, without their sentences; `struck` as for `scores`."""
         fused = self.scores(struck)
         left_out = self._places(struck)
-        ids = self.answers.scorer.class_ids
+        ids = self.model.class_ids
         best = fused.probabilities[0].topk(min(top, len(ids))).indices
         return [self._class(class_id, fused, left_out) for class_id in ids[best].tolist()]
 
@@ -124,8 +120,8 @@ class Examination:
             UnknownClassError: If there is no such class.
             MissingStepError: If it has no anchors.
         """
-        class_id = self.answers.classes.lookup(name)
-        if class_id not in self.answers.places:
+        class_id = self.model.classes.lookup(name)
+        if class_id not in self.model.explainer.places:
             raise MissingStepError(
                 f"class {name!r} has no anchor sentence", "Select again: vlltr embed, then vlltr select"
             )
@@ -153,25 +149,17 @@ class Examination:
 
     def _fuse(self, text: Tensor) -> FusedScores:
         with torch.inference_mode():
-            return self.answers.scorer.fuse(self._visual, self.answers.scorer.whole(text))
+            return self.model.fuse(self._visual, self.model.whole(text))
 
     def _places(self, struck: Collection[str]) -> Mapping[int, Sequence[int]]:
         """Return the sentences left out, by position of their class, as places among its anchors."""
-        bank = self.answers.scorer.bank
+        bank = self.model.bank
+        rows = self.model.explainer.rows
         found = dict[int, list[int]]()
-        for row in sorted(self._rows[sentence_id] for sentence_id in struck if sentence_id in self._rows):
+        for row in sorted(rows[sentence_id] for sentence_id in struck if sentence_id in rows):
             position = int(bank.class_of_row[row])
             found.setdefault(position, []).append(row - bank.bounds[position])
         return found
-
-    @cached_property
-    def _rows(self) -> dict[str, int]:
-        """Rows among all anchors by sentence id."""
-        return {sentence_id: row for row, sentence_id in enumerate(self.answers.scorer.loaded.sentence_ids)}
-
-    def _explain(self, position: int, struck: Sequence[int] = ()) -> ClassExplanation:
-        scorer = self.answers.scorer
-        return explain_class(scorer.saved.head, scorer.bank, position, self.feature, struck=struck)
 
     def _class(
         self,
@@ -180,35 +168,35 @@ class Examination:
         left_out: Mapping[int, Sequence[int]],
         sentences: bool = False,
     ) -> ExaminedClass:
-        scorer = self.answers.scorer
-        column = int(class_positions(scorer.class_ids, torch.tensor(class_id)))
-        image_part, text_part = parts_of(fused, torch.tensor([[column]]), scorer.fusion.rule)
-        cosines = (0.0, 0.0)
+        model = self.model
+        column = class_positions(model.class_ids, torch.tensor([[class_id]]))
+        score = model.class_scores(fused, column)[0][0]
         logits = (0.0, 0.0)
+        cosines = (0.0, 0.0)
         told = list[ExaminedSentence]()
-        place = self.answers.places.get(class_id)
+        place = model.explainer.places.get(class_id)
         if place is not None:
             struck = left_out.get(place, ())
-            before = self._explain(place)
-            now = self._explain(place, struck)
+            before = model.explainer.explain(self.feature, place)
+            now = model.explainer.explain(self.feature, place, struck)
             cosines = (now.cosine, before.cosine)
             logits = (now.logit, before.logit)
             if sentences:
-                shares = {m: asdict(share) for m, _, share in self.answers.by_share(now)}
-                for m, sentence_id, _ in self.answers.by_share(before):
+                shares = {m: asdict(share) for m, _, share in model.explainer.by_share(now)}
+                for m, sentence_id, _ in model.explainer.by_share(before):
                     told.append(ExaminedSentence(**shares[m], sentence_id=sentence_id, struck=m in struck))
         return ExaminedClass(
             class_id=class_id,
-            name=self.answers.names[class_id],
-            probability=float(fused.probabilities[0, column]),
-            image_part=float(image_part),
-            text_part=float(text_part),
+            name=score.name,
+            probability=score.probability,
+            image_part=score.image_part,
+            text_part=score.text_part,
             cosine=cosines[0],
             logit=logits[0],
             probability_before=float(self._whole.probabilities[0, column]),
             cosine_before=cosines[1],
             logit_before=logits[1],
-            unit="probability" if scorer.fusion.rule == "paper" else "log-odds",
+            unit=score.unit,
             sentences=tuple(told),
         )
 

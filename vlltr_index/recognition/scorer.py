@@ -1,18 +1,16 @@
-"""Score image features by a commit's anchors, head, generative model and fusion; and the tree above its classes."""
+"""From image features to the probabilities of all classes: anchors, head, generative model and fusion."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
 
-from vlltr_index.embedding.loading import ClassStats, LoadedBank, class_stats, load_bank
-from vlltr_index.errors import FingerprintMismatch, MissingStepError
-from vlltr_index.heads.checkpoint import SavedHead, load_head
+from vlltr_index.errors import MissingStepError
 from vlltr_index.heads.fusion import (
     FusedScores,
     ImageSide,
@@ -23,78 +21,65 @@ from vlltr_index.heads.fusion import (
     resting,
 )
 from vlltr_index.heads.plda import PLDA
-from vlltr_index.heads.tree import ClassTree, HeldOutAnswers, grow, least_needed, thresholds
-from vlltr_index.schemas.config import FusionConfig
-from vlltr_index.store.class_table import ClassTable
 from vlltr_index.tensors import class_positions, unit_rows
-from vlltr_index.wording import many
 
 if TYPE_CHECKING:
     from vlltr_index.heads.anchor_bank import AnchorBank
-    from vlltr_index.store.snapshot import Snapshot
-    from vlltr_index.store.taxonomy import Taxonomy
+    from vlltr_index.heads.checkpoint import SavedHead
+    from vlltr_index.heads.tree import HeldOutAnswers
+    from vlltr_index.recognition.state import Anchors, ClassStats
+    from vlltr_index.schemas.config import FusionConfig
 
-_log = logging.getLogger(__name__)
-
-NO_TREE = "no class has a parent", "Say what lies below what: vlltr ingest classes FILE"
 OTHER_RULE = 'Put rule = "ours" under [recipe.fusion] in vlltr.toml, then run: vlltr train lgr'
 _BATCH = 512
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scorer:
-    """Everything that turns image features [B, D] (unnormalised) into class probabilities [B, C].
+    """The part of a model that scores features [B, D] (unnormalised): class probabilities [B, C].
 
-    The classes are those that have an anchor sentence or training images, ascending. Make it with `build`.
+    The classes are those that have an anchor sentence or training images, ascending.
 
     Attributes:
-        loaded: The anchors.
+        anchors: The anchors.
         saved: The trained head.
         stats: Statistics of the classes' images.
-        class_ids: int64 [C], the class of each column.
-        model: The generative model of the C classes; None for a head without parts of the rule `ours`.
-        fusion: The rule.
+        fusion: The rule; `ours` only for a head with parts, see `usable_rule`.
         merged: Id of each merged class, to the class it was merged into, which has its visual row now.
     """
 
-    loaded: LoadedBank
+    anchors: Anchors
     saved: SavedHead
     stats: ClassStats
-    class_ids: Tensor
-    model: PLDA | None
     fusion: FusionConfig
-    merged: Mapping[int, int] = field(default_factory=dict)
-
-    @classmethod
-    def build(
-        cls,
-        loaded: LoadedBank,
-        saved: SavedHead,
-        stats: ClassStats,
-        fusion: FusionConfig,
-        merged: Mapping[int, int],
-    ) -> Scorer:
-        """Build a scorer from its parts; a head without parts of the rule `ours` uses the rule `paper`."""
-        bank = loaded.bank
-        if saved.parts is None:
-            rule = "paper" if fusion.rule == "ours" else fusion.rule
-            fusion = fusion.model_copy(update={"rule": rule})
-            return cls(loaded, saved, stats, bank.class_ids, model=None, fusion=fusion, merged=merged)
-        class_ids = torch.unique(torch.cat([bank.class_ids, stats.class_ids]))
-        counts = torch.zeros(len(class_ids), dtype=torch.int64)
-        sums = torch.zeros(len(class_ids), saved.head.dim, dtype=torch.float64)
-        prototypes = torch.zeros(len(class_ids), saved.head.dim)
-        at = class_positions(class_ids, stats.class_ids)
-        counts[at] = stats.counts
-        sums[at] = stats.sums
-        prototypes[class_positions(class_ids, bank.class_ids)] = bank.prototypes(True).float()
-        model = PLDA(saved.parts.shared, counts, sums, prototypes)
-        return cls(loaded, saved, stats, class_ids, model=model, fusion=fusion, merged=merged)
+    merged: Mapping[int, int]
 
     @property
     def bank(self) -> AnchorBank:
-        """The anchors."""
-        return self.loaded.bank
+        """The anchors' vectors and classes."""
+        return self.anchors.bank
+
+    @cached_property
+    def class_ids(self) -> Tensor:
+        """The class of each column, int64 [C], ascending."""
+        if self.saved.parts is None:
+            return self.bank.class_ids
+        there: Tensor = torch.unique(torch.cat([self.bank.class_ids, self.stats.class_ids]))
+        return there
+
+    @cached_property
+    def plda(self) -> PLDA | None:
+        """The generative model of the C classes; None for a head without parts of the rule `ours`."""
+        if self.saved.parts is None:
+            return None
+        counts = torch.zeros(len(self.class_ids), dtype=torch.int64)
+        sums = torch.zeros(len(self.class_ids), self.saved.head.dim, dtype=torch.float64)
+        prototypes = torch.zeros(len(self.class_ids), self.saved.head.dim)
+        at = class_positions(self.class_ids, self.stats.class_ids)
+        counts[at] = self.stats.counts
+        sums[at] = self.stats.sums
+        prototypes[class_positions(self.class_ids, self.bank.class_ids)] = self.bank.prototypes(True).float()
+        return PLDA(self.saved.parts.shared, counts, sums, prototypes)
 
     @property
     def row_owners(self) -> Tensor:
@@ -111,8 +96,42 @@ class Scorer:
     def visual_sides(self) -> dict[int, str]:
         """Return how images of each class are used: `trained` on them, or later `images`; classes without are left
         out."""
-        later = self.stats.class_ids.tolist() if self.model is not None else []
+        later = self.stats.class_ids.tolist() if self.saved.parts is not None else []
         return dict.fromkeys(later, "images") | dict.fromkeys(self.row_owners.tolist(), "trained")
+
+    def with_rule(self, fusion: FusionConfig) -> Self:
+        """Return the same model with another fusion rule.
+
+        Raises:
+            MissingStepError: If the rule is `ours` and the head was trained for another protocol.
+        """
+        if fusion.rule == "ours" and self.saved.parts is None:
+            raise MissingStepError(
+                "this head was trained for the protocols paper or release: it has no weights for the rule 'ours'",
+                OTHER_RULE,
+            )
+        return replace(self, fusion=fusion)
+
+    def held_out(self, what: str) -> tuple[float, HeldOutAnswers]:
+        """Return the acceptance level and the answers on the images held out in training; see `Parts`.
+
+        Args:
+            what: The question that they are to answer, for the error message.
+
+        Raises:
+            MissingStepError: If no image was held out.
+        """
+        lacking = f"this head cannot say {what}: "
+        if self.saved.parts is None:
+            raise MissingStepError(f"{lacking}it was trained for the protocols paper or release", OTHER_RULE)
+        level = self.saved.parts.accept_above
+        answers = self.saved.parts.held_out
+        if level is None or answers is None:
+            raise MissingStepError(
+                f"{lacking}no image could be held out when it was trained",
+                "Bring in more images, then run: vlltr train lgr",
+            )
+        return level, answers
 
     def visual_logits(self, features: Tensor) -> Tensor:
         """Return the visual classifier's logits [B, C], minus infinity for a class without a row."""
@@ -124,19 +143,19 @@ class Scorer:
 
     def log_likelihoods(self, features: Tensor) -> Tensor:
         """Return the generative model's log-likelihoods [B, C] of features [B, D], which are normalised first."""
-        assert self.model is not None
-        return self.model.log_likelihoods(unit_rows(features))
+        assert self.plda is not None
+        return self.plda.log_likelihoods(unit_rows(features))
 
     def image_side(self, features: Tensor) -> ImageSide:
         """Score features by the visual side: log-scores under `ours`, else the visual classifier's logits."""
         if self.saved.parts is None or self.fusion.rule != "ours":
             logits = self.visual_logits(features)
             return ImageSide(logits, logits, self.trained, self.trained)
-        assert self.model is not None
+        assert self.plda is not None
         weights = self.saved.parts.weights
         likelihoods = self.log_likelihoods(features)
         visual = self.visual_logits(features) if weights.image else likelihoods
-        return image_side(visual, likelihoods, self.trained, self.model.counts > 0, weights=weights)
+        return image_side(visual, likelihoods, self.trained, self.plda.counts > 0, weights=weights)
 
     def text_logits(self, features: Tensor) -> Tensor:
         """Return text logits [B, C]; a class without anchors gets the mean of the others."""
@@ -175,119 +194,3 @@ class Scorer:
         """Score features [B, D] against every class, in batches."""
         parts = [self.fuse(self.image_side(part), self.text_logits(part)) for part in features.split(_BATCH)]
         return FusedScores(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
-
-    def held_out(self, what: str) -> tuple[float, HeldOutAnswers]:
-        """Return the acceptance level and the answers on the images held out in training; see `Parts`.
-
-        Args:
-            what: The question that they are to answer, for the error message.
-
-        Raises:
-            MissingStepError: If no image was held out.
-        """
-        lacking = f"this head cannot say {what}: "
-        if self.saved.parts is None:
-            raise MissingStepError(f"{lacking}it was trained for the protocols paper or release", OTHER_RULE)
-        level = self.saved.parts.accept_above
-        answers = self.saved.parts.held_out
-        if level is None or answers is None:
-            raise MissingStepError(
-                f"{lacking}no image could be held out when it was trained",
-                "Bring in more images, then run: vlltr train lgr",
-            )
-        return level, answers
-
-    def ranks_holding(self, tree: ClassTree, columns: Tensor, min_accuracy: float) -> dict[str, float]:
-        """Find the ranks that held an accuracy on the images held out from training.
-
-        Returns:
-            The least probability of an answer of each. How many of the held-out images they answer, their coverage,
-            is logged.
-
-        Args:
-            tree: The tree above the classes that may be the answer.
-            columns: Int64 [C], the columns of these classes.
-            min_accuracy: The accuracy, between 0 and 1.
-
-        Raises:
-            MissingStepError: If no image was held out.
-        """
-        classes = self.class_ids[columns]
-        owners = self.row_owners
-        _, answers = self.held_out("which rank held")
-        answers = answers.among(class_positions(classes, owners), len(columns))
-        images = len(answers.labels)
-        least = thresholds(tree, answers, min_accuracy)
-        told = ", ".join(f"{rank} from {100 * value:.0f} %" for rank, value in least.items()) or "none"
-        if images < (needed := least_needed(min_accuracy)):
-            told += f" (it takes {needed} at least)"
-        later = int((class_positions(owners, classes) < 0).sum())
-        if later:
-            told += f"; {many(later, 'class', 'classes')} that came later had no part in it"
-        answered = tree.answers(tree.sums(answers.probabilities.float()), least) >= 0
-        _log.info(
-            "%d images were held out; ranks that held %g %% on them: %s; they answer %.0f %% of these images",
-            images,
-            100 * min_accuracy,
-            told,
-            100 * float(answered.double().mean()) if images else 0.0,
-        )
-        return least
-
-    def with_rule(self, fusion: FusionConfig) -> Scorer:
-        """Return the same scorer with another fusion rule.
-
-        Raises:
-            MissingStepError: If the rule is `ours` and the head was trained for another protocol.
-        """
-        if fusion.rule == "ours" and self.saved.parts is None:
-            raise MissingStepError(
-                "this head was trained for the protocols paper or release: it has no weights for the rule 'ours'",
-                OTHER_RULE,
-            )
-        return replace(self, fusion=fusion)
-
-
-def load_scorer(snapshot: Snapshot) -> Scorer:
-    """Load what a commit names.
-
-    Raises:
-        MissingStepError: If anchors or head are not there yet.
-        WorkspaceError: If the head's files are damaged.
-        FingerprintMismatch: If the head was trained on another encoder's vectors.
-    """
-    loaded = load_bank(snapshot)
-    commit = snapshot.commit
-    if not commit.head:
-        raise MissingStepError("no head has been trained yet", "Run: vlltr train lgr")
-    saved = load_head(snapshot.objects.whole("heads", commit.head))
-    mine = (saved.text_fp, saved.image_fp)
-    theirs = (commit.text_fp, commit.image_fp)
-    if mine != theirs:
-        raise FingerprintMismatch(
-            f"the head was trained on vectors of the towers {mine}, the workspace's are of {theirs}",
-            "Train it again: vlltr train lgr",
-        )
-    stats = class_stats(snapshot, saved.head.dim)
-    fusion = commit.fusion or snapshot.recipe.fusion
-    return Scorer.build(loaded, saved, stats, fusion, commit.info.merged)
-
-
-def tree_above(taxonomy: Taxonomy, names: list[str]) -> ClassTree:
-    """Build the tree above classes, given by name in the order of the columns."""
-    parents = {name: taxon.parent for name, taxon in taxonomy.items()}
-    ranks = {name: taxon.rank for name, taxon in taxonomy.items()}
-    return grow(parents, ranks, names)
-
-
-def classes_below(tree: ClassTree, classes: ClassTable, name: str) -> set[int]:
-    """Return the columns of the classes below a node, given by its name or an alias of its class.
-
-    Raises:
-        UnknownClassError: If there is no such node, naming close ones.
-    """
-    nodes = ClassTable(dict(enumerate(tree.names)), {})
-    known = None
-    if name not in tree.names:
-        known = classes.find(name)
-    return set(tree.below(nodes.lookup(name if known is None else classes.names[known])).tolist())

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlltr_index.data.decoding import ENDINGS, read_image
+from vlltr_index.embedding.crops import Crops
 from vlltr_index.embedding.loading import open_encoder, recipe_encoder
-from vlltr_index.embedding.vectors import Crops, all_embedded, embed_images
+from vlltr_index.embedding.vectors import all_embedded, embed_images
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import InputError, MissingStepError, UsageError
 from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name

@@ -26,7 +26,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlltr_index.anchors.index import FaissIndex, TorchIndex, load_index
-from vlltr_index.embedding.loading import ClassStats, LoadedBank
 from vlltr_index.encoders import openclip
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.encoders.openclip import GENERIC, SAVED_KEYS
@@ -34,8 +33,8 @@ from vlltr_index.errors import MissingPackageError, MissingStepError, Pretrained
 from vlltr_index.heads.checkpoint import SHARED, SavedHead, load_head, read_facts
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.recognition.exported.place import bring_back
-from vlltr_index.recognition.predictor import TEXT_COLUMNS, Answers, texts_of
-from vlltr_index.recognition.scorer import Scorer
+from vlltr_index.recognition.model import Model
+from vlltr_index.recognition.state import TEXT_COLUMNS, Anchors, ClassStats, texts_of, usable_rule
 from vlltr_index.schemas.exported import LIBRARY, ExportedConfig, anchors_schema, sentences_schema
 from vlltr_index.schemas.fingerprint import digest_file
 from vlltr_index.schemas.records import Taxon
@@ -152,7 +151,7 @@ def refused(repository: str, error: Exception) -> PretrainedError:
     )
 
 
-def read_model(folder: Path, device: str | torch.device | None = None, trust_index: bool = False) -> Answers:
+def read_model(folder: Path, device: str | torch.device | None = None, trust_index: bool = False) -> Model:
     """Load an exported folder as a model that predicts like the workspace did at the exported commit.
 
     Digests, shapes, sizes and values are checked, and nothing in the folder is executed. The folder is not needed
@@ -175,13 +174,12 @@ def read_model(folder: Path, device: str | torch.device | None = None, trust_ind
         _check_encoder(folder / "encoder", config)
         saved = _head(folder / "head", config)
         stats = _stats(folder / "class_stats.safetensors", config, "class_stats.safetensors" in files)
-        anchors = _rows(folder / "anchors.parquet", anchors_schema(config.dim), config.anchors)
-        _check_links(folder, config, anchors)
-        loaded = _bank(anchors, config)
-        scorer = Scorer.build(loaded, saved, stats, config.fusion, merged=config.merged)
+        rows = _rows(folder / "anchors.parquet", anchors_schema(config.dim), config.anchors)
+        _check_links(folder, config, rows)
+        anchors = _anchors(rows, config)
         encoder = Encoder.open(folder / "encoder", device=device)
         _check_towers(folder / "encoder", encoder, config)
-        index = _index(folder, config, loaded, trust_index and "index/index.json" in files)
+        index = _index(folder, config, anchors, trust_index and "index/index.json" in files)
     except (PretrainedError, MissingPackageError):
         raise
     except VlltrError as error:
@@ -194,15 +192,19 @@ def read_model(folder: Path, device: str | torch.device | None = None, trust_ind
     round_about = circle(taxonomy, taxonomy)
     if round_about:
         _damaged(folder / "config.json", f"{round_about[0]!r} lies below itself")
-    texts = anchors.select(TEXT_COLUMNS)
-    return Answers(
-        config.commit,
-        config.commit,
-        scorer,
+    texts = rows.select(TEXT_COLUMNS)
+    return Model(
+        anchors=anchors,
+        saved=saved,
+        stats=stats,
+        fusion=usable_rule(config.fusion, saved),
+        merged=config.merged,
+        commit=config.commit,
+        restores=config.commit,
         classes=classes,
         open_encoder=lambda: encoder,
         open_index=lambda: index,
-        texts=cache(lambda: texts_of(texts)),
+        open_texts=cache(lambda: texts_of(texts)),
         device=encoder.device,
         taxonomy=taxonomy,
     )
@@ -499,15 +501,15 @@ def _all(true: pa.ChunkedArray) -> bool:
     return bool(pc.all(true, min_count=0).as_py())
 
 
-def _bank(rows: pa.Table, config: ExportedConfig) -> LoadedBank:
+def _anchors(rows: pa.Table, config: ExportedConfig) -> Anchors:
     rows = rows.sort_by([("class_id", "ascending"), ("rank", "ascending")])
     vectors = torch.from_numpy(pc.list_flatten(rows["vector"]).to_numpy().copy())
     losses = torch.from_numpy(rows["loss"].to_numpy().copy())
-    return LoadedBank.of(rows, vectors.view(-1, config.dim), losses, config.selection_id)
+    return Anchors.of(rows, vectors.view(-1, config.dim), losses, config.selection_id)
 
 
 def _index(
-    folder: Path, config: ExportedConfig, loaded: LoadedBank, trusted: bool
+    folder: Path, config: ExportedConfig, anchors: Anchors, trusted: bool
 ) -> FaissIndex | TorchIndex | None:
     """Return the index for retrieval, or None if the workspace had none, so that all classes are scored."""
     if config.index is None:
@@ -517,4 +519,4 @@ def _index(
             return load_index(folder / "index")
         except MissingStepError as error:
             _log.warning("the anchors are searched exactly: %s", error.message)
-    return TorchIndex(F.normalize(loaded.bank.vectors, dim=1), loaded.keys)
+    return TorchIndex(F.normalize(anchors.bank.vectors, dim=1), anchors.keys)

@@ -20,7 +20,6 @@ from safetensors.torch import save_file
 from vlltr_index.anchors.index import save_index
 from vlltr_index.data.decoding import image_bytes
 from vlltr_index.data.text import sentence_id, text_hash
-from vlltr_index.embedding.loading import load_bank
 from vlltr_index.errors import MissingStepError, PretrainedError, WorkspaceError, reason
 from vlltr_index.heads.checkpoint import save_head
 from vlltr_index.recognition.exported.card import licence_id, newest_results, save_card, write_card
@@ -35,7 +34,8 @@ from vlltr_index.recognition.exported.reading import (
     refused,
     verify,
 )
-from vlltr_index.recognition.predictor import TEXT_COLUMNS, load_answers, texts_of
+from vlltr_index.recognition.model import Model
+from vlltr_index.recognition.state import TEXT_COLUMNS, Anchors, ModelState, texts_of
 from vlltr_index.schemas.exported import (
     LIBRARY,
     ExportedClass,
@@ -51,9 +51,7 @@ from vlltr_index.version import VERSION
 from vlltr_index.wording import some
 
 if TYPE_CHECKING:
-    from vlltr_index.embedding.loading import LoadedBank
     from vlltr_index.encoders.encoder import Encoder
-    from vlltr_index.recognition.scorer import Scorer
     from vlltr_index.schemas.records import Progress
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.workspace import Workspace
@@ -115,21 +113,19 @@ def export_model(
     target = _place(folder)
     snapshot = workspace.snapshot(at)
     with _new_folder(workspace, target, force) as new:
-        answers = load_answers(snapshot)
+        model = Model.open(snapshot)
         commit = snapshot.commit
-        scorer = answers.scorer
-        encoder = answers.encoder
-        _check_movable(encoder)
-        sentences = _sentence_rows(snapshot, scorer.loaded)
-        anchors = _anchor_rows(sentences, scorer.loaded)
-        config = _config(snapshot, scorer, encoder, sentences.num_rows)
-        encoder.save(new / "encoder")
+        _check_movable(model.encoder)
+        sentences = _sentence_rows(snapshot, model.anchors)
+        anchors = _anchor_rows(sentences, model.anchors)
+        config = _config(snapshot, model, sentences.num_rows)
+        model.encoder.save(new / "encoder")
         (new / "head").mkdir()
-        save_head(scorer.saved, new / "head")
-        _save_stats(scorer, new / "class_stats.safetensors")
+        save_head(model.saved, new / "head")
+        _save_stats(model, new / "class_stats.safetensors")
         pq.write_table(anchors, new / "anchors.parquet")
         pq.write_table(sentences, new / "sentences.parquet")
-        index = answers.open_index() if with_index else None
+        index = model.open_index() if with_index else None
         if index is not None:
             (new / "index").mkdir()
             save_index(index, new / "index")
@@ -257,7 +253,7 @@ def _folder_size(folder: Path) -> int:
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
 
 
-def _sentence_rows(snapshot: Snapshot, loaded: LoadedBank | None) -> pa.Table:
+def _sentence_rows(snapshot: Snapshot, anchors: Anchors | None) -> pa.Table:
     """Return the sentences of all classes in use, by class and position; anchors have their rank."""
     table = snapshot.class_table()
     columns = ["sentence_id", "class_id", "text", "source", "source_ref", "licence", "position"]
@@ -267,9 +263,9 @@ def _sentence_rows(snapshot: Snapshot, loaded: LoadedBank | None) -> pa.Table:
     _check_sentences(snapshot, rows)
     names = pa.array([table.names[i] for i in rows["class_id"].to_pylist()], pa.string())
     ranks: dict[str, int] = {}
-    if loaded is not None:  # ranks are the anchors' places within their class, from 0
-        places = (place for n in loaded.bank.offsets.diff().tolist() for place in range(n))
-        ranks = dict(zip(loaded.sentence_ids, places, strict=True))
+    if anchors is not None:  # ranks are the anchors' places within their class, from 0
+        places = (place for n in anchors.bank.offsets.diff().tolist() for place in range(n))
+        ranks = dict(zip(anchors.sentence_ids, places, strict=True))
     rank = pa.array([ranks.get(i) for i in rows["sentence_id"].to_pylist()], pa.int32())
     rows = rows.append_column("class", names).append_column("rank", rank)
     return rows.select(sentences_schema().names).cast(sentences_schema())
@@ -292,34 +288,35 @@ def _check_sentences(snapshot: Snapshot, rows: pa.Table) -> None:
             )
 
 
-def _anchor_rows(sentences: pa.Table, loaded: LoadedBank) -> pa.Table:
+def _anchor_rows(sentences: pa.Table, anchors: Anchors) -> pa.Table:
     """Return the anchors in the bank's order, with their losses and vectors.
 
     Args:
         sentences: From `_sentence_rows`.
-        loaded: The anchors.
+        anchors: The anchors.
     """
-    schema = anchors_schema(loaded.bank.dim)
-    ids = pa.array(loaded.sentence_ids, pa.string())
+    schema = anchors_schema(anchors.bank.dim)
+    ids = pa.array(anchors.sentence_ids, pa.string())
     rows = sentences.take(pc.index_in(ids, value_set=sentences["sentence_id"].combine_chunks()))
-    flat = pa.array(loaded.bank.vectors.float().contiguous().view(-1).numpy())
+    flat = pa.array(anchors.bank.vectors.float().contiguous().view(-1).numpy())
     vectors = pa.FixedSizeListArray.from_arrays(flat, type=schema.field("vector").type)
-    rows = rows.append_column("anchor_key", pa.array(loaded.keys.numpy()))
-    rows = rows.append_column("loss", pa.array(loaded.bank.losses.numpy()))
+    rows = rows.append_column("anchor_key", pa.array(anchors.keys.numpy()))
+    rows = rows.append_column("loss", pa.array(anchors.bank.losses.numpy()))
     return rows.append_column("vector", vectors).select(schema.names).cast(schema)
 
 
-def _save_stats(scorer: Scorer, path: Path) -> None:
+def _save_stats(model: Model, path: Path) -> None:
     """Save the statistics of the classes' images, if there is a generative model."""
-    if scorer.model is not None:
-        stats = scorer.stats
+    if model.saved.parts is not None:
+        stats = model.stats
         tensors = {"class_ids": stats.class_ids, "counts": stats.counts, "sums": stats.sums}
         save_file({name: value.contiguous() for name, value in tensors.items()}, path)
 
 
-def _config(snapshot: Snapshot, scorer: Scorer, encoder: Encoder, sentences: int) -> ExportedConfig:
+def _config(snapshot: Snapshot, model: Model, sentences: int) -> ExportedConfig:
     commit = snapshot.commit
     own = commit.own_index
+    encoder = model.encoder
     fields = ("class_id", "name", "aliases", "origin")
     classes = [{name: row[name] for name in fields} for row in _classes(snapshot).to_pylist()]
     return ExportedConfig(
@@ -330,21 +327,21 @@ def _config(snapshot: Snapshot, scorer: Scorer, encoder: Encoder, sentences: int
         protocol=commit.info.protocol or snapshot.recipe.protocol,
         settings=commit.info.model_dump(mode="json", include={"cvlp", "select", "lgr"}),
         encoder=encoder.name,
-        text_fp=scorer.saved.text_fp,
-        image_fp=scorer.saved.image_fp,
-        dim=scorer.bank.dim,
+        text_fp=model.saved.text_fp,
+        image_fp=model.saved.image_fp,
+        dim=model.bank.dim,
         preprocess=encoder.config["preprocess_cfg"],
         tokenizer=encoder.tokenizer.identity(),
-        selection_id=scorer.loaded.selection_id,
-        fusion=scorer.fusion,
-        rejects=scorer.saved.parts is not None and scorer.saved.parts.accept_above is not None,
+        selection_id=model.anchors.selection_id,
+        fusion=model.fusion,
+        rejects=model.saved.parts is not None and model.saved.parts.accept_above is not None,
         classes=tuple(ExportedClass(**row) for row in classes),
         taxonomy=tuple(
             ExportedTaxon(name=taxon.name, parent=taxon.parent, rank=taxon.rank)
             for _, taxon in sorted(load_taxonomy(snapshot).items())
         ),
-        merged=dict(scorer.merged),
-        anchors=len(scorer.loaded.keys),
+        merged=dict(model.merged),
+        anchors=len(model.anchors.keys),
         sentences=sentences,
         index=own.kind if own is not None else None,
     )
@@ -394,13 +391,13 @@ def export_tables(
         raise MissingStepError("there are no classes to export", "Run: vlltr ingest text PATH")
     number = snapshot.commit.id or None
     with _new_folder(workspace, target, force) as new:
-        loaded = load_bank(snapshot) if snapshot.commit.selection_id else None
-        sentences = _sentence_rows(snapshot, loaded)
+        anchors = ModelState(snapshot).anchors if snapshot.commit.selection_id else None
+        sentences = _sentence_rows(snapshot, anchors)
         tables = {"classes": _classes(snapshot), "sentences": sentences}
         if snapshot.count("taxonomy"):
             tables["taxonomy"] = snapshot.table("taxonomy").sort_by("name")
-        if loaded is not None:
-            tables["anchors"] = _anchor_rows(sentences, loaded)
+        if anchors is not None:
+            tables["anchors"] = _anchor_rows(sentences, anchors)
         rows = dict[str, int]()
         files = dict[str, dict[str, str]]()
         for name, table in tables.items():

@@ -1,0 +1,181 @@
+"""What a change of classes does to the others: their top-1 accuracy before and after, on stored validation vectors."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from vlltr_index.embedding import loading
+from vlltr_index.errors import MissingStepError
+from vlltr_index.wording import many
+
+if TYPE_CHECKING:
+    from vlltr_index.heads.anchor_bank import AnchorBank
+    from vlltr_index.recognition.model import Model
+    from vlltr_index.recognition.state import Anchors
+
+_HARM = 0.01  # loss of the other classes' accuracy from which a warning is shown
+# The effect is measured on as many validation images as keep images times classes below _SCORES, within these bounds.
+_SCORES = 4_000_000
+_FEWEST = 300
+_MOST = 1000
+_BATCH = 256
+_STILL = 1e-3  # range of a class's loss changes below which its text logits are kept
+
+_Said = tuple[tuple[str, ...], tuple[float, ...]]  # sentence ids and losses of a class's anchors
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Top-1 accuracy of the classes that a change did not touch, before and after, on stored validation vectors.
+
+    Both are None if there are no such images, or the change cannot have an effect.
+    """
+
+    before: float | None = None
+    after: float | None = None
+    images: int = 0
+    unmeasured: bool = False  # there may be an effect, but no validation image to measure it on
+
+    def lines(self) -> list[str]:
+        """Return the effect as lines of text, with a warning if accuracy fell."""
+        if self.unmeasured:
+            return [
+                "What the other classes lose by it was not measured: no image of theirs in split val is embedded."
+            ]
+        if self.before is None or self.after is None:
+            return []
+        lines = [
+            f"Old classes on {many(self.images, 'validation image')}:"
+            f" {100 * self.before:.1f} % before, {100 * self.after:.1f} % after."
+        ]
+        if self.before - self.after > _HARM:
+            lines.append(
+                f"Warning: the old classes lose {100 * (self.before - self.after):.1f} points."
+                " Sentences that tell a class apart, or more images of it, may help; `vlltr history` shows the commit"
+                " before, `vlltr rollback ID` goes back to it."
+            )
+        return lines
+
+
+@dataclass(frozen=True, eq=False)
+class _Validation:
+    """A model's text logits on validation images, which take most of the time.
+
+    Attributes:
+        features: Float [V, D], stored vectors of split val, unnormalised; V may be 0.
+        owners: Int64 [V], class ids.
+        said: By class, in the anchor bank's order, the anchors that its column was computed from.
+        text_logits: Float [V, C_a], one column for each class of the anchor bank.
+    """
+
+    features: Tensor
+    owners: Tensor
+    said: dict[int, _Said]
+    text_logits: Tensor
+
+
+_kept: WeakKeyDictionary[Anchors, _Validation] = WeakKeyDictionary()
+"""What is known of models that are in use, so that of a further change only what differs is computed."""
+
+
+def measure(before: Model, after: Model, touched: set[int]) -> Effect:
+    """Measure top-1 accuracy before and after a change on classes that are in both models and not in `touched`.
+
+    Args:
+        before: The model before; its state has the validation images.
+        after: The model after.
+        touched: Ids of the classes that changed.
+    """
+    was = _kept.get(before.anchors) or _load(before)
+    now = _changed(after, was, same_head=after.saved is before.saved)
+    there = torch.isin(was.owners, before.class_ids) & torch.isin(was.owners, after.class_ids)
+    there &= ~torch.isin(was.owners, torch.tensor(sorted(touched), dtype=torch.int64))
+    if not bool(there.any()):
+        return Effect(unmeasured=True)
+    accuracy_before = float(_right(before, was)[there].double().mean())
+    accuracy_after = float(_right(after, now)[there].double().mean())
+    return Effect(accuracy_before, accuracy_after, int(there.sum()))
+
+
+def _load(model: Model) -> _Validation:
+    """Read the validation images of a model's commit, and compute their text logits."""
+    assert model.state is not None
+    snapshot = model.state.snapshot
+    most = max(_FEWEST, min(_MOST, _SCORES // len(model.class_ids)))
+    # Ordered by ids, which are hashes, so that the first ones are a random sample.
+    rows = loading.usable_images(snapshot, "val", []).slice(0, most)
+    features = torch.empty(0, model.saved.head.dim)
+    if rows.num_rows:
+        with suppress(MissingStepError):  # not embedded yet, so the effect is not measured
+            features = loading.image_vectors_of(snapshot, rows["image_id"].to_pylist())
+    owners = loading.numbers(rows, "class_id")[: len(features)]
+    logits = _text_logits(model, features, model.bank)
+    found = _Validation(features, owners, _said(model.anchors), logits)
+    _kept[model.anchors] = found
+    return found
+
+
+def _changed(model: Model, was: _Validation, same_head: bool) -> _Validation:
+    """Return the text logits after a change; columns of classes with the same anchors are taken from before.
+
+    New images change the loss of every sentence a little; a class whose losses moved almost equally keeps its column.
+    """
+    said = dict[int, _Said]()
+    places = []
+    place = {class_id: n for n, class_id in enumerate(was.said)}
+    for class_id, one in _said(model.anchors).items():
+        old = was.said.get(class_id)
+        same = same_head and old is not None and _alike(old, one)
+        places.append(place[class_id] if same else -1)
+        said[class_id] = old if same and old is not None else one
+    at = torch.tensor(places, dtype=torch.int64)
+    logits = was.features.new_empty(len(was.features), len(at))
+    logits[:, at >= 0] = was.text_logits[:, at[at >= 0]]
+    new = (at < 0).nonzero()[:, 0]
+    if len(new):
+        bank = model.bank if len(new) == len(at) else model.bank.select(new)
+        logits[:, new] = _text_logits(model, was.features, bank)
+    found = _Validation(was.features, was.owners, said, logits)
+    _kept[model.anchors] = found
+    return found
+
+
+def _alike(old: _Said, new: _Said) -> bool:
+    """Say whether a class has the same anchors as before, whose losses moved almost equally, which changes nothing."""
+    if old[0] != new[0]:
+        return False
+    moves = [b - a for a, b in zip(old[1], new[1], strict=True)]
+    return max(moves) - min(moves) < _STILL
+
+
+def _said(anchors: Anchors) -> dict[int, _Said]:
+    """Return the anchors of each class with their losses, in the bank's order."""
+    bounds = anchors.bank.bounds
+    losses = anchors.bank.losses.tolist()
+    return {
+        class_id: (tuple(anchors.sentence_ids[first:last]), tuple(losses[first:last]))
+        for class_id, first, last in zip(
+            anchors.bank.class_ids.tolist(), bounds[:-1], bounds[1:], strict=True
+        )
+    }
+
+
+@torch.inference_mode()
+def _text_logits(model: Model, features: Tensor, bank: AnchorBank) -> Tensor:
+    if not len(features) or not bank.num_classes:
+        return torch.empty(len(features), bank.num_classes)
+    head = model.saved.head
+    return torch.cat([head.text_logits(part, bank) for part in features.split(_BATCH)])
+
+
+@torch.inference_mode()
+def _right(model: Model, known: _Validation) -> Tensor:
+    """Say of each validation image whether its class has the highest probability, bool [V]."""
+    fused = model.fuse(model.image_side(known.features), model.whole(known.text_logits))
+    return model.class_ids[fused.probabilities.argmax(1)] == known.owners

@@ -1,0 +1,498 @@
+"""One model, of a workspace's commit or an exported folder: features to probabilities, images to explained answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vlltr_index.anchors.index import MANY_ANCHORS, AnchorIndex, FaissIndex, TorchIndex, WithDelta
+from vlltr_index.anchors.retrieval import AnchorClasses, retrieve
+from vlltr_index.data.decoding import UNREADABLE, ImageSource, image_label
+from vlltr_index.embedding.crops import Crops, read_ahead
+from vlltr_index.errors import InputError, MissingStepError, UsageError, WorkspaceError
+from vlltr_index.heads.fusion import FusedScores, parts_of
+from vlltr_index.recognition.explaining import Explainer, nearest
+from vlltr_index.recognition.ranks import NO_TREE, Ranks, classes_below, ranks_holding, tree_above
+from vlltr_index.recognition.scorer import Scorer
+from vlltr_index.recognition.state import ModelState
+from vlltr_index.schemas.options import USUAL, PredictOptions
+from vlltr_index.schemas.records import ClassScore, Neighbour, Prediction, RankScore, SentenceShare
+from vlltr_index.store.class_table import ClassTable
+from vlltr_index.tensors import check_matrix, choose_device, class_positions
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from vlltr_index.embedding.crops import ReadImage
+    from vlltr_index.encoders.encoder import Encoder
+    from vlltr_index.heads.tree import ClassTree
+    from vlltr_index.recognition.state import Texts
+    from vlltr_index.store.snapshot import Snapshot
+    from vlltr_index.store.taxonomy import Taxonomy
+
+_BATCH = 64
+_CPU = torch.device("cpu")
+_DENSE = 32  # anchors a class
+_KEPT_RANKS = 8  # trees, each above the classes of one `only` or `parent`
+_SPOKESMEN = 5  # classes whose sentences explain an answer above them
+
+
+@dataclass(frozen=True, eq=False)
+class _Question:
+    """What is asked of each image.
+
+    Attributes:
+        options: See there.
+        columns: Int64 [C_a], columns of the classes that may be the answer.
+        ranks: The tree above these classes; None if there is none.
+        level: The likelihood from which on an image is of a known class; None if that is not asked.
+    """
+
+    options: PredictOptions
+    columns: Tensor
+    ranks: Ranks | None
+    level: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Model(Scorer):
+    """One immutable model: scores features, predicts images, explains; encoder, index and texts load on first use.
+
+    Attributes:
+        commit: The number of the workspace's commit.
+        restores: The commit that first held this state, which differs from `commit` after a rollback.
+        classes: Names and aliases.
+        taxonomy: The tree above the classes; empty if there is none.
+        open_encoder: Returns the encoder, in eval mode.
+        open_index: Returns an index over anchors, which may have changed since; None: all classes are scored.
+        open_texts: Returns texts by sentence id, those of the anchors at least.
+        class_images: Returns ids, URIs and unit vectors [N, D] of a class's training images; None in an export.
+        device: Device that images are scored on, usually the encoder's; scores are moved to the CPU.
+        state: What it was made of; None for an exported folder.
+    """
+
+    commit: int
+    restores: int
+    classes: ClassTable
+    open_encoder: Callable[[], Encoder]
+    open_index: Callable[[], FaissIndex | TorchIndex | None]
+    open_texts: Callable[[], Texts]
+    taxonomy: Taxonomy = field(default_factory=dict)
+    class_images: Callable[[int], tuple[pa.Table, Tensor]] | None = None
+    device: torch.device = _CPU
+    state: ModelState | None = None
+
+    @classmethod
+    def of(cls, state: ModelState) -> Model:
+        """Return the model of a state.
+
+        Raises:
+            MissingStepError: If anchors or head are not there yet.
+            WorkspaceError: If the head's files are damaged.
+            FingerprintMismatch: If the head was trained on another encoder's vectors.
+        """
+        commit = state.snapshot.commit
+        return cls(
+            anchors=state.anchors,
+            saved=state.head,
+            stats=state.class_stats,
+            fusion=state.fusion,
+            merged=commit.info.merged,
+            commit=commit.id,
+            restores=commit.state,
+            classes=state.snapshot.class_table(),
+            taxonomy=state.taxonomy,
+            open_encoder=lambda: state.encoder,
+            open_index=lambda: state.index,
+            open_texts=lambda: state.texts,
+            class_images=state.class_images,
+            device=choose_device(),
+            state=state,
+        )
+
+    @classmethod
+    def open(cls, snapshot: Snapshot) -> Model:
+        """Return the model of a commit; errors as for `of`."""
+        return cls.of(ModelState(snapshot))
+
+    # What it is made of.
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder, loaded on first use."""
+        return self.open_encoder()
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Names of classes by class id."""
+        return self.classes.names
+
+    # From features to fused scores, on the model's device.
+
+    @torch.inference_mode()
+    def score(self, features: Tensor, retrieval: str = "faiss") -> tuple[FusedScores, Tensor]:
+        """Score features as `Recognizer.score`; the result lies on the CPU."""
+        check_matrix("features", features, columns=self.saved.head.dim)
+        residual = torch.zeros(len(features))
+        features = features.to(self.device, non_blocking=True)
+        if self._used(retrieval, len(features)) == "exhaustive":
+            found = self._placed.exhaustive(features)
+        else:
+            found, residual = self._retrieve(features)
+        if self.device.type != "cpu":  # stacked, so that there is one transfer to wait for
+            found = FusedScores(*torch.stack(list(found)).cpu())
+        _check_finite(features, found)
+        return found, residual.cpu()
+
+    def _used(self, retrieval: str, images: int) -> str:
+        """Return `faiss` or `exhaustive`: the retrieval used for `images` at once where `retrieval` is requested.
+
+        `auto` uses the index where it is quicker: on a CPU, with many anchors and an index that does not search all of
+        them; for several images only with many anchors per class, since retrieval scores each class's prototype.
+        """
+        anchors = len(self.bank.vectors)
+        classes = self.bank.num_classes
+        quick = self.device.type != "cuda" and anchors >= MANY_ANCHORS
+        quick = quick and (images == 1 or anchors >= _DENSE * classes)
+        wanted = retrieval == "faiss" or (retrieval == "auto" and quick)
+        index = self._index if wanted else None  # loaded only if it is wanted
+        if index is None or (retrieval == "auto" and index.kind in ("torch", "flat")):
+            return "exhaustive"
+        return "faiss"
+
+    @cached_property
+    def _index(self) -> AnchorIndex | None:
+        """The index with later changes as an exact delta; None if there is none, or some class has no anchor."""
+        base = self.open_index()
+        if base is None or self.bank.num_classes < len(self.class_ids):
+            return None
+        keys = self.anchors.keys
+        new = ~torch.isin(keys, base.keys)
+        gone = base.keys[~torch.isin(base.keys, keys)]
+        if not bool(new.any()) and not len(gone):
+            return base
+        return WithDelta(base, F.normalize(self.bank.vectors[new], dim=1), keys[new], gone)
+
+    @cached_property
+    def _placed(self) -> Model:
+        """The model with anchors and head on `device`; class ids stay on the CPU."""
+        if self.device.type == "cpu":
+            return self
+        bank = replace(self.bank.to(self.device), class_ids=self.bank.class_ids)
+        saved = replace(self.saved, head=deepcopy(self.saved.head).to(self.device))
+        placed = replace(self, anchors=replace(self.anchors, bank=bank), saved=saved)
+        placed.__dict__["plda"] = self.plda  # places itself
+        return placed
+
+    def _retrieve(self, features: Tensor) -> tuple[FusedScores, Tensor]:
+        """Return fused scores [B, C] and the residual probability [B], scoring only retrieved classes exactly."""
+        placed = self._placed
+        index = self._index
+        assert index is not None
+        image = placed.image_side(features)
+
+        def fuse(rows: Tensor, text: Tensor) -> tuple[FusedScores, Tensor]:
+            return placed.resting(image if len(rows) == len(features) else image.rows(rows), text)
+
+        head = placed.saved.head
+        classes = self._anchor_classes
+        found = retrieve(
+            features, head, placed.bank, index, anchor_classes=classes, visual_scores=image.scores, fuse=fuse
+        )
+        return found.fused, found.residual
+
+    @cached_property
+    def _anchor_classes(self) -> AnchorClasses:
+        """Positions of classes by anchor key, on `device`."""
+        bank = self._placed.bank
+        return AnchorClasses(self.anchors.keys.to(self.device), bank.class_of_row, bank.num_classes)
+
+    # From images to features.
+
+    def features(self, images: Sequence[ImageSource], crops: int = 1) -> tuple[Tensor, list[str | None]]:
+        """Return features [B, D] of the readable images, unnormalised, and why each image is unreadable, or None."""
+        views = Crops(self.encoder, crops)
+        features = [torch.empty(0, self.encoder.dim)]
+        problems = list[str | None]()
+        for batch in read_ahead(named(images), views.pixels):
+            problems += [problem for _, _, problem in batch]
+            if pixels := [read for _, read, _ in batch if read is not None]:
+                features.append(views.features(pixels).cpu())
+        return torch.cat(features), problems
+
+    def feature(self, image: ImageSource, crops: int = 1) -> Tensor:
+        """Return the feature [D] of an image, unnormalised.
+
+        Raises:
+            InputError: If it cannot be read.
+        """
+        features, problems = self.features([image], crops)
+        if problems[0] is not None:
+            raise InputError(problems[0], UNREADABLE)
+        return features[0]
+
+    # From images to answers.
+
+    def predict(self, images: Sequence[ImageSource], options: PredictOptions = USUAL) -> list[Prediction]:
+        """Predict images, as `Recognizer.predict`."""
+        return list(self.stream(named(images), options))
+
+    def stream(
+        self, images: Iterable[tuple[str, ImageSource]], options: PredictOptions = USUAL
+    ) -> Iterator[Prediction]:
+        """Predict any number of named images, one after the other in their order, in flat memory."""
+        views = Crops(self.encoder, options.crops)
+        return self.answer(read_ahead(images, views.pixels), options)
+
+    def answer(
+        self, batches: Iterable[Sequence[ReadImage]], options: PredictOptions = USUAL
+    ) -> Iterator[Prediction]:
+        """Predict images that have been read; errors as for `Recognizer.predict`."""
+        columns = self._columns(options.only, options.parent)
+        ranks = self._ranks(columns, options.min_accuracy)
+        level = self.held_out("'none of these'")[0] if options.reject else None
+        question = _Question(options, columns, ranks, level)
+        views = Crops(self.encoder, options.crops)
+        for batch in batches:
+            readable = [one for one in batch if one.pixels is not None]
+            used = "exhaustive" if options.some else self._used(options.retrieval, len(readable))
+            answered: Iterator[Prediction] = iter(())
+            if readable:
+                features = views.features([one.pixels for one in readable if one.pixels is not None])
+                answered = self._answered([one.name for one in readable], features, used, question)
+            for name, pixels, problem in batch:
+                if pixels is not None:
+                    yield next(answered)
+                else:
+                    yield Prediction(name, (), 0.0, used, commit=self.restores, problem=problem)
+
+    def _answered(
+        self, names: Sequence[str], features: Tensor, used: str, question: _Question
+    ) -> Iterator[Prediction]:
+        """Answer for named images, by their features [B, D]."""
+        options = question.options
+        columns = question.columns
+        fused, residual = self.score(features, used)
+        if options.some:
+            fused = fused.among(columns, self.fusion.rule)
+        known = None if question.level is None else self._placed.log_likelihoods(features).amax(1).tolist()
+        if options.explain:
+            features = features.cpu()
+        best = fused.probabilities.topk(min(options.top, len(columns))).indices
+        scores = self.class_scores(fused, best, columns)
+        for row, name in enumerate(names):
+            classes = [
+                self.explainer.with_sentences(one, features[row], options.explain) for one in scores[row]
+            ]
+            if options.neighbours:
+                near = self.nearest(features[row], classes[0].class_id, options.neighbours)
+                classes[0] = replace(classes[0], neighbours=near)
+            ranks, answer = self._above(features[row], fused.probabilities[row], question)
+            yield Prediction(
+                name,
+                tuple(classes),
+                float(residual[row]),
+                used,
+                commit=self.restores,
+                known=None if known is None else known[row] >= question.level,
+                known_score=None if known is None else known[row],
+                ranks=ranks,
+                answer=answer,
+            )
+
+    def _columns(self, only: Sequence[str] | None, parent: str | None) -> Tensor:
+        """Return the columns of the classes that may be the answer, int64, ascending."""
+        wanted = set(range(len(self.class_ids)))
+        if parent is not None:
+            if not self.taxonomy:
+                raise MissingStepError(*NO_TREE)
+            wanted = classes_below(self.tree(), self.classes, parent)
+        if only is not None:
+            wanted &= {self.column(name) for name in only}
+        if not wanted:
+            what = "an answer among some classes (--only, --parent) that names no class"
+            raise UsageError(what, "Name others.")
+        return torch.tensor(sorted(wanted))
+
+    def column(self, name: str) -> int:
+        """Return the column of a class.
+
+        Raises:
+            UnknownClassError: If there is no such class.
+            MissingStepError: If it has neither anchors nor images.
+        """
+        column = int(class_positions(self.class_ids, torch.tensor(self.classes.lookup(name))))
+        if column < 0:
+            raise MissingStepError(
+                f"class {name!r} has neither an anchor sentence nor a training image",
+                "Select again: vlltr embed, then vlltr select",
+            )
+        return column
+
+    def tree(self, columns: Tensor | None = None) -> ClassTree:
+        """Return the tree above the classes, or above those in some columns, int64."""
+        classes = self.class_ids if columns is None else self.class_ids[columns]
+        return tree_above(self.taxonomy, [self.names[i] for i in classes.tolist()])
+
+    def _ranks(self, columns: Tensor, min_accuracy: float | None) -> Ranks | None:
+        """Return the tree above the classes in some columns, int64, and the ranks that held an accuracy."""
+        if not self.taxonomy:
+            if min_accuracy is not None:
+                raise MissingStepError(*NO_TREE)
+            return None
+        key = columns.numpy().tobytes(), min_accuracy
+        found = self._kept_ranks.get(key)
+        if found is None:
+            tree = self.tree(columns)
+            least = None
+            if min_accuracy is not None:
+                _, answers = self.held_out("which rank held")
+                classes = self.class_ids[columns]
+                least = ranks_holding(tree, answers, classes, self.row_owners, min_accuracy=min_accuracy)
+            found = Ranks(tree, least)
+            if len(self._kept_ranks) >= _KEPT_RANKS:
+                self._kept_ranks.clear()
+            self._kept_ranks[key] = found
+        return found
+
+    @cached_property
+    def _kept_ranks(self) -> dict[tuple[bytes, float | None], Ranks]:
+        return {}
+
+    def _above(
+        self, feature: Tensor, probabilities: Tensor, question: _Question
+    ) -> tuple[tuple[RankScore, ...], RankScore | None]:
+        """Return what an image's best class lies below, and the answer at a rank, with sentences.
+
+        `feature` is float [D], `probabilities` float [C_a] of the classes that may be the answer.
+        """
+        if question.ranks is None:
+            return (), None
+
+        def spoken(below: Tensor) -> tuple[SentenceShare, ...]:
+            if not question.options.explain:
+                return ()
+            chances = probabilities[below]
+            parts, best = (chances / chances.sum()).topk(min(_SPOKESMEN, len(below)))
+            ids = self.class_ids[question.columns[below[best]]].tolist()
+            weights = dict(zip(ids, parts.tolist(), strict=True))
+            return self.explainer.of_several(feature, weights, question.options.explain)
+
+        return question.ranks.above(probabilities, spoken)
+
+    def probabilities(self, images: Sequence[ImageSource], crops: int = 1) -> NDArray[np.float64]:
+        """Return class probabilities, float64 [B, C], as `Recognizer.predict_proba`."""
+        rows: list[NDArray[np.float64]] = [np.empty((0, len(self.class_ids)))]
+        for start in range(0, len(images), _BATCH):
+            part = images[start : start + _BATCH]
+            features, problems = self.features(part, crops)
+            for place, problem in enumerate(problems, start):
+                if problem is not None:
+                    raise InputError(f"images[{place}]: {problem}", UNREADABLE)
+            fused, _ = self.score(features, "exhaustive")
+            rows.append(fused.probabilities.double().numpy())
+        whole: NDArray[np.float64] = np.concatenate(rows)
+        whole /= whole.sum(axis=1, keepdims=True)
+        return whole
+
+    # What is said of a class.
+
+    @cached_property
+    def explainer(self) -> Explainer:
+        """The sentences behind the text scores."""
+        return Explainer(self.saved.head, self.anchors, self.open_texts, self.names)
+
+    def explain(self, image: ImageSource, name: str, crops: int = 1) -> ClassScore:
+        """Explain an image's score of one class, as `Recognizer.explain`."""
+        class_id = int(self.class_ids[self.column(name)])
+        return self.explained(self.feature(image, crops), [class_id], None)[0]
+
+    def explained(self, feature: Tensor, class_ids: Sequence[int], explain: int | None) -> list[ClassScore]:
+        """Score some classes for one image, with their first sentences by share; all classes are scored.
+
+        Args:
+            feature: Float [D], unnormalised as the encoder gives it.
+            class_ids: The classes.
+            explain: Number of groups of sentences for each class; None: all.
+        """
+        fused, _ = self.score(feature[None], "exhaustive")
+        columns = class_positions(self.class_ids, torch.tensor([class_ids]))
+        scores = self.class_scores(fused, columns)[0]
+        return [self.explainer.with_sentences(one, feature.cpu(), explain) for one in scores]
+
+    def class_scores(
+        self, fused: FusedScores, positions: Tensor, columns: Tensor | None = None
+    ) -> list[list[ClassScore]]:
+        """Return the scores of each image's classes, without sentences.
+
+        Args:
+            fused: Scores of B images.
+            positions: Int64 [B, K], columns of `fused`.
+            columns: Int64, columns of the classes in `fused`; None: all.
+        """
+        classes = self.class_ids if columns is None else self.class_ids[columns]
+        rule = self.fusion.rule
+        scale = float(self.saved.head.logit_scale.detach())
+        told = torch.isin(classes, self.bank.class_ids)
+        cosines = torch.where(told, fused.text_logits / scale, 0.0)
+        chances = fused.probabilities.gather(1, positions)
+        values = classes[positions], chances, *parts_of(fused, positions, rule), cosines.gather(1, positions)
+        unit = "probability" if rule == "paper" else "log-odds"
+        found = []
+        for row in torch.stack([v.double() for v in values], 2).tolist():
+            scores = []
+            for number, probability, image_part, text_part, cosine in row:
+                parts = probability, image_part, text_part, cosine
+                scores.append(ClassScore(int(number), self.names[int(number)], *parts, unit=unit))
+            found.append(scores)
+        return found
+
+    def nearest(self, feature: Tensor, class_id: int, count: int) -> tuple[Neighbour, ...]:
+        """Return the training images of a class that are nearest to an image, by the cosine of stored vectors.
+
+        Args:
+            feature: Float [D], unnormalised as the encoder gives it.
+            class_id: The class.
+            count: Number of images, at most.
+
+        Raises:
+            UsageError: If this is an exported folder, which has no training images.
+            MissingStepError: If one of them has no vector.
+        """
+        if self.class_images is None:
+            what = "an exported folder has no training images to show as neighbours"
+            raise UsageError(what, "Ask the workspace that it came from, or leave neighbours out.")
+        return nearest(feature, *self.class_images(class_id), count=count)
+
+
+def named(images: Iterable[ImageSource]) -> Iterator[tuple[str, ImageSource]]:
+    """Give each image the name by which answers call it."""
+    return ((image_label(image), image) for image in images)
+
+
+def _check_finite(features: Tensor, found: FusedScores) -> None:
+    """Check that scores are finite numbers.
+
+    Raises:
+        InputError: If the features are not finite.
+        WorkspaceError: If the features are finite, so that the model's own values must be damaged.
+    """
+    good = (found.probabilities + found.visual_part + found.text_part + found.text_logits).isfinite().all(1)
+    if bool(good.all()):
+        return
+    wrong = f"of {int((~good).sum())} of {len(good)} images"
+    if not bool(features.isfinite().all()):
+        raise InputError(f"the features {wrong} are not all finite numbers", "Embed these images again.")
+    raise WorkspaceError(
+        f"the scores {wrong} are not all finite numbers: what they come from is damaged",
+        "See what is damaged: vlltr doctor; or train the head again: vlltr train lgr",
+    )
