@@ -13,7 +13,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
-from io import StringIO
+from io import StringIO, TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -66,7 +66,8 @@ _LONG = {"embed", "fit", "quickstart", "train"}  # long commands, for which free
 _MENDS = {
     errno.ENOSPC: FREE_SPACE,
     errno.EROFS: "Choose a folder that you may write to.",
-    errno.EACCES: "Choose a folder that you may write to.",
+    errno.EACCES: "Mend its permissions, or choose another place.",
+    errno.EAGAIN: "Allow more memory and processes: ulimit -v, ulimit -u.",
 }
 _PLAIN_EVERY = 10.0  # seconds between two plain lines of one step
 
@@ -252,6 +253,8 @@ class _Place(click.ParamType[Path]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Expand `~`; the library checks whether the path exists."""
+        if not str(value):  # as of an unset variable; it would be the current folder
+            self.fail("the path is empty", param, ctx)
         return Path(os.path.expanduser(value))
 
 
@@ -378,6 +381,9 @@ class _Echo(logging.Handler):
 
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run the command line; errors raised on purpose become a message and an exit code, not a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # what its encoding lacks is shown as a number
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = vlltr.main(args=argv, prog_name="vlltr", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
@@ -419,4 +425,6 @@ def _in_words(error: Exception) -> tuple[str, str | None] | None:
     if type(error).__name__ == "OutOfMemoryError":  # torch's; compared by name, so that torch is not imported
         mend = "Free memory of the GPU (nvidia-smi shows who holds it), or use --device cpu."
         return f"Error: {str(error).partition('. Including')[0]}", mend
+    if str(error) == "can't start new thread":
+        return "Error: no more threads can be started here", _MENDS[errno.EAGAIN]
     return None

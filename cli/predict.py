@@ -81,12 +81,14 @@ def predict_command(
     """
     from vlltr_index.data.decoding import UNREADABLE
     from vlltr_index.data.unlabelled import unlabelled_images
-    from vlltr_index.pipelines.predict import OnRay, predict_to_file
+    from vlltr_index.pipelines.predict import OnRay, check_target, predict_to_file
     from vlltr_index.recognizer import Recognizer
     from vlltr_index.schemas.options import PredictOptions
 
     if engine == "ray" and out is None:
         raise click.UsageError("--engine ray writes a file: name it with --out FILE")
+    if out is not None:
+        check_target(out)  # before the model is loaded
     workspace = context.open()
     model = Recognizer.open(workspace, at=at).current()
     if explain is None:

@@ -53,6 +53,9 @@ def init_command(
     from vlltr_index.schemas.recipes import load_recipe
     from vlltr_index.store.workspace import Workspace
 
+    for what, given in (("DIRECTORY", directory), ("--encoder", encoder)):
+        if given == "":  # as of an unset variable
+            raise click.UsageError(f"{what} is empty")
     chosen = load_recipe(recipe, overrides, encoder)
     if prompts is not None:
         from vlltr_index.data.text import prompt_templates

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,3 +43,15 @@ def refusal(space: Workspace, capsys: pytest.CaptureFixture[str], *args: object,
     inside(space, *args, code=code)
     assert space.history.last() == before
     return capsys.readouterr().err
+
+
+def forbid(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Let nobody list a folder, not even root, who may do everything."""
+    listing = os.scandir
+
+    def scandir(path: Any = ".") -> Any:
+        if Path(path) == folder:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return listing(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)

@@ -194,7 +194,7 @@ def test_dry_runs_commit_nothing(small: Workspace, world: World, names: list[str
         ChangeOptions(dry_run=True),
     )
     assert (added.classes[0].images, added.classes[0].visual) == (1, "images")
-    assert added.lines()[-1] == "This was a dry run: nothing was committed."
+    assert added.lines()[0] == "A dry run, which commits nothing:"
     reports: list[ChangeReport] = [
         remove_classes(small, [names[0]], ChangeOptions(dry_run=True)),
         rename_class(small, names[0], "other", ChangeOptions(dry_run=True)),
@@ -209,7 +209,7 @@ def test_dry_runs_commit_nothing(small: Workspace, world: World, names: list[str
     assert put_back(small.store, small.history.last()) == []
     for report in reports:
         assert report.dry_run
-        assert report.lines()[-1] == "This was a dry run: nothing was committed."
+        assert report.lines()[0] == "A dry run, which commits nothing:"
 
 
 def test_harm_is_warned_of() -> None:

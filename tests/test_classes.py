@@ -112,8 +112,8 @@ def test_a_manifest_of_many(
     [
         ('{"a": ["x"], "a": ["y"]}', "{path}: not JSON: 'a' occurs twice"),
         ("{}", "{path}: Dictionary should have at least 1 item after validation, not 0"),
-        ('{"a": {"text": []}}', "{path}: 'a': 'list[str]': Input should be a valid list"),
-        ('{"a": [1]}', "{path}: 'a': 'list[str]': 0: Input should be a valid string"),
+        ('{"a": {"text": []}}', "{path}: 'a': 'text': Extra inputs are not permitted"),
+        ('{"a": [1]}', "{path}: 'a': 0: Input should be a valid string"),
     ],
 )
 def test_bad_manifests(tmp_path: Path, content: str, message: str) -> None:

@@ -89,6 +89,7 @@ def test_float32_means_float32() -> None:
     """Towers, and whatever computes in full precision, switch TensorFloat-32 off for themselves; `tf32` has it on."""
     seen = list[tuple[bool, bool]]()
     both = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = both[0].allow_tf32, both[1].allow_tf32
 
     def look(*args: object) -> None:
         seen.append((both[0].allow_tf32, both[1].allow_tf32))
@@ -101,7 +102,7 @@ def test_float32_means_float32() -> None:
     with float32_by(tf32=True), full_precision(torch.device("cpu")):
         look()
     assert seen == [(False, False), (True, True), (False, False)]
-    assert (both[0].allow_tf32, both[1].allow_tf32) == (False, True)  # torch's own
+    assert (both[0].allow_tf32, both[1].allow_tf32) == before
 
 
 def test_tf32_is_noted_and_warned_of(trained: Workspace, caplog: pytest.LogCaptureFixture) -> None:

@@ -151,6 +151,9 @@ def test_results_stand_in_the_card(
 
 def test_what_is_not_an_export_is_left_alone(trained: Workspace, shared: Shared, tmp_path: Path) -> None:
     """Files, folders of other things and exports with something beside them stay, with `force` too."""
+    for name in ("heads/mine", "lance", "runs/a"):
+        with pytest.raises(PretrainedError, match="lies in a folder of the workspace"):
+            export_model(trained, trained.path / name)
     target = tmp_path / "out"
     target.mkdir()
     (target / "file").write_text("mine")

@@ -147,6 +147,10 @@ CASES: dict[str, tuple[Spoil, str]] = {
         lambda f: edit_json(f, "config.json", lambda v: v["classes"].append(v["classes"][0])),
         "two classes have one number",
     ),
+    "config: two of one name": (
+        lambda f: edit_json(f, "config.json", lambda v: v["classes"][1].update(name=v["classes"][0]["name"])),
+        "two classes have one name",
+    ),
     "config: towers": (config(image_fp="0" * 16), "is of the towers .*: they do not belong together"),
     "encoder: layers": (
         encoder("model_cfg", "text_cfg", "layers", value=10**9),
@@ -187,6 +191,14 @@ CASES: dict[str, tuple[Spoil, str]] = {
     "encoder: timm": (
         encoder("model_cfg", "vision_cfg", "timm_model_name", value="hf-hub:user/evil"),
         "timm_model_name 'hf-hub:user/evil' would be fetched from elsewhere",
+    ),
+    "encoder: a mask of its texts' square": (
+        encoder("model_cfg", "text_cfg", "context_length", value=30_000),
+        r"config\.model_cfg\.text_cfg\.context_length is 30,000",
+    ),
+    "encoder: options that are none": (
+        encoder("model_cfg", "text_cfg", "tokenizer_kwargs", value=5),
+        "encoder.json cannot be used: TypeError",
     ),
     "head: width": (head("dim", value=99), r"the head is 99 wide, config\.json says"),
     "head: scale": (
@@ -266,9 +278,11 @@ def test_each_is_refused_with_its_reason(folder: Path, case: str) -> None:
 
 
 def test_files_of_absurd_size(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading stops at the limit, however small a table's file is."""
-    monkeypatch.setattr(reading, "_MOST_TABLE", 1000)
-    with pytest.raises(PretrainedError, match="GiB in memory"):
+    """Reading stops at the limit, however small a table's file is: one text may be that of every row."""
+    monkeypatch.setattr(reading, "_SMALL_TABLE", 2**20)
+    monkeypatch.setattr(reading, "_UNPACKED", 1)
+    edit_rows(folder, "sentences.parquet", lambda table: [row.update(text="x" * 2**16) for row in table])
+    with pytest.raises(PretrainedError, match="more than 1 MiB in memory, 1 times its size"):
         read_model(folder)
     monkeypatch.setattr(reading, "_MOST_JSON", 100)
     with pytest.raises(PretrainedError, match=r"config\.json cannot be used: larger than"):

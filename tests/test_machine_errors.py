@@ -39,6 +39,11 @@ from vlltr_index.store.workspace import Workspace
             OSError(errno.EROFS, os.strerror(errno.EROFS), "/data/x"),
             "Error: Read-only file system: /data/x\nChoose a folder that you may write to.\n",
         ),
+        (
+            RuntimeError("can't start new thread"),
+            "Error: no more threads can be started here\n"
+            "Allow more memory and processes: ulimit -v, ulimit -u.\n",
+        ),
         (OSError("odd"), "Error: odd\n"),
         (MemoryError("8 TiB"), "Error: there is not enough memory: 8 TiB\n"),
         (MemoryError(), "Error: there is not enough memory: none is left\n"),
@@ -54,6 +59,17 @@ def test_what_no_command_foresees(
     """A full disk, a folder that cannot be written, too little memory: a message and exit code 1."""
     monkeypatch.setattr(Workspace, "open", Mock(side_effect=error))
     assert run(capsys, "-w", trained_once, "status") == (1, "", said)
+
+
+@pytest.mark.slow
+def test_an_output_that_cannot_hold_every_character(trained_once: Path, pictures: Path) -> None:
+    """As in Latin-1 locales, and on Windows: what it lacks is spelled out."""
+    command = [sys.executable, "-m", "vlltr_index.cli", "-w", str(trained_once), "predict"]
+    environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
+    image = str(pictures / "known-0.png")
+    done = subprocess.run([*command, image], capture_output=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"\\u2" in done.stdout
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -143,10 +143,14 @@ def test_classes_come_and_go_without_a_sentence(
     assert (added.visual, added.images, added.sentences, added.anchors) == ("images", 4, 1, 1)
     assert report.effect.images == 14
     told = (
-        "Texts have no weight in this head (vlltr train lgr says why): by text alone a class is hardly found."
+        "Texts have no weight in this head (vlltr train lgr says why): a class is not found by text alone, until it has"
+        " images (vlltr images add)."
     )
     assert told not in report.lines()
     assert told in add_class(mute, "gnu", ["It is an animal."]).lines()
+    unknown = Recognizer.open(mute)
+    assert unknown.classes_[-1] == "gnu"
+    assert unknown.predict_proba(drawn)[:, -1].max() < 1e-6
     remove_classes(mute, ["gnu"])
     recognizer = Recognizer.open(mute)
     found = [p.classes[0].name for p in recognizer.predict(sorted(new.glob("*.png")))]

@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
+import subprocess
+import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from vlltr_index.cli.ui import server
 from vlltr_index.store.workspace import Workspace
@@ -193,6 +198,7 @@ def test_paths_do_not_leave_their_folders(site: Site, pictures: Path) -> None:
         *(f"/gradio_api/file={site.folder}", "/gradio_api/file/etc/passwd", "//etc/passwd"),
     ):
         assert 400 <= site.ask("GET", path).status_code < 500, path
+    assert site.ask("GET", f"/assets/{'a' * 5000}").status_code == 404
     assert site.upload("..", b"x").status_code == 400
     for name in ("../../x.html", "/etc/x.html", "x" * 400 + ".html", "..\\..\\x.html"):
         told = Path(site.upload(name, b"<script>alert(1)</script>", "text/html").json()[0])
@@ -202,7 +208,7 @@ def test_paths_do_not_leave_their_folders(site: Site, pictures: Path) -> None:
         assert shown.headers["content-type"] == "application/octet-stream"
 
 
-def test_sizes(site: Site) -> None:
+def test_sizes(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a request says of its length is held against a limit before anything is read; without a length it is no
     request.
     """
@@ -220,6 +226,10 @@ def test_sizes(site: Site) -> None:
     held = set(site.folder.rglob("*"))
     assert site.upload("large.png", bytes(20 * 2**20 + 1)).status_code == 413
     assert set(site.folder.rglob("*")) == held
+    there = sum(path.stat().st_size for path in site.folder.rglob("*") if path.is_file())
+    monkeypatch.setattr("vlltr_index.cli.ui.guard._MAX_UPLOADS", there + 3 * 2**20)
+    assert site.upload("a.png", bytes(2**21)).status_code == 200
+    assert site.upload("b.png", bytes(2**21)).status_code == 507
 
 
 def test_forms_that_are_no_upload(site: Site) -> None:
@@ -297,6 +307,50 @@ def test_nothing_else_of_a_file_counts(site: Site, pictures: Path) -> None:
         other.settimeout(0.2)
         with pytest.raises(TimeoutError):
             other.accept()
+
+
+def test_a_class_that_is_gone_is_no_error_of_the_page(site: Site, pictures: Path) -> None:
+    """A name that is no choice, as of a class that another tab removed: the best class is shown instead."""
+    uploaded = site.upload("a.png", (pictures / "known-0.png").read_bytes()).json()[0]
+    kinds = {item["id"]: item["type"] for item in site.config()["components"]}
+    asked = 0
+    for function in site.config()["dependencies"]:
+        inputs = [kinds[i] for i in function["inputs"]]
+        if "dropdown" in inputs:
+            picture = {"path": uploaded, "meta": META}
+            data = [
+                picture if kind == "image" else "nobody" if kind == "dropdown" else None for kind in inputs
+            ]
+            assert site.call(function["id"], data, session_hash="gone").status_code == 200
+            ended = next(said for said in site.messages("gone") if said["msg"] == "process_completed")
+            assert ended["success"], ended
+            asked += 1
+    assert asked == 3
+
+
+def test_uploads_of_a_killed_page_are_removed(
+    trained: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the next page, unless the lock is held; a closed terminal ends a page as Ctrl-C does."""
+    tmp_path = tmp_path / "temporary"
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name in ("vlltr-ui-killed", "vlltr-ui-runs"):
+        (tmp_path / name / "a").mkdir(parents=True)
+        (tmp_path / name / "a" / "private.png").write_bytes(b"x")
+        (tmp_path / name / "lock").touch()
+    with FileLock(tmp_path / "vlltr-ui-runs" / "lock"):
+        server._sweep()
+    assert [path.name for path in tmp_path.iterdir()] == ["vlltr-ui-runs"]
+    command = [sys.executable, "-m", "vlltr_index.cli", "-w", str(trained.path), "ui", "--port", "0"]
+    for end in (signal.SIGHUP, signal.SIGTERM):
+        environment = os.environ | {"TMPDIR": str(tmp_path)}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as page:
+            assert page.stdout is not None
+            assert page.stdout.readline()
+            assert len(list(tmp_path.iterdir())) == 1, "the one that no page holds any more is removed"
+            page.send_signal(end)
+            page.wait(60)
+        assert not list(tmp_path.glob("vlltr-ui-*")), end
 
 
 def test_sessions_are_apart(site: Site, pictures: Path) -> None:

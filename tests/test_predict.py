@@ -17,8 +17,9 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
-from tests.commands import run
+from tests.commands import forbid, run
 from tests.pictures import encoded, put
+from vlltr_index.data import files
 from vlltr_index.data.unlabelled import Pictures, unlabelled_images
 from vlltr_index.errors import InputError, UnknownClassError, UsageError
 from vlltr_index.pipelines.predict import predict_to_file
@@ -88,6 +89,8 @@ def test_what_names_no_picture_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\xfa")
     (tmp_path / "bad.parquet").write_bytes(b"x")
     pq.write_table(pa.table({"picture": [b"x"]}), tmp_path / "other.parquet")
+    pq.write_table(pa.table({"image": [1, 2]}), tmp_path / "numbers.parquet")
+    pq.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "none.parquet")
     (tmp_path / "empty").mkdir()
     for name, words in {
         "empty": "names no image",
@@ -95,9 +98,36 @@ def test_what_names_no_picture_is_an_error(tmp_path: Path) -> None:
         "bad.txt": "not UTF-8 text",
         "bad.parquet": "not a readable Parquet file",
         "other.parquet": "no column 'image'; it has 'picture'",
+        "numbers.parquet": "the column 'image' holds int64, expected binary",
+        "none.parquet": "has no row",
     }.items():
         with pytest.raises(InputError, match=words.replace("*", r"\*")):
             list(unlabelled_images([str(tmp_path / name)]))
+    with pytest.raises(InputError, match="the path is empty"):  # as of an unset variable
+        list(unlabelled_images([""]))
+
+
+def test_a_folder_that_cannot_be_listed(shots: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pictures would be missing without a word."""
+    (shots / "closed").mkdir()
+    forbid(monkeypatch, shots / "closed")
+    with pytest.raises(InputError, match=f"cannot read the folder {shots / 'closed'}: Permission denied"):
+        list(unlabelled_images([str(shots)]))
+
+
+def test_a_parquet_file_that_unpacks_to_much_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One value that is every row's is read a row at a time; many that hardly take room in the file are refused."""
+    monkeypatch.setattr(files, "_UNPACKED", 2**20)
+    image = bytes(2**19)
+    pq.write_table(pa.table({"image": [image] * 64}), tmp_path / "one.parquet", compression="zstd")
+    with files.open_parquet(tmp_path / "one.parquet") as file:
+        assert files.rows_at_once(file, ["image"], 64) == 1
+        assert files.rows_at_once(file, ["label"], 64) == 64
+    assert [len(data) for _, data in unlabelled_images([str(tmp_path / "one.parquet")])] == [2**19] * 64
+    table = pa.table({"image": [image] * 64})
+    pq.write_table(table, tmp_path / "many.parquet", compression="zstd", use_dictionary=False)
+    with pytest.raises(InputError, match="row group 0 unpacks to 32 MiB, far more than it takes in the file"):
+        list(unlabelled_images([str(tmp_path / "many.parquet")]))
 
 
 def test_a_stream_takes_any_number(recognizer: Recognizer, pictures: Path) -> None:
@@ -204,6 +234,10 @@ def test_files_that_do_not_fit(recognizer: Recognizer, shots: Path, tmp_path: Pa
     with pytest.raises(UnknownClassError):
         predict_to_file(answers, paths, tmp_path / "e.csv", PredictOptions(only=["no such class"]))
     assert predict_to_file(answers, paths, tmp_path / "e.csv").images == 1
+    assert predict_to_file(answers, paths, tmp_path / "f.csv", PredictOptions(top=10**9)).images == 1
+    header = (tmp_path / "f.csv").read_text(encoding="utf-8").splitlines()[0].split(",")
+    assert f"class_{len(answers.class_ids)}" in header
+    assert not list(tmp_path.glob("*.lock"))
 
 
 def test_one_command_at_a_time_writes_a_file(recognizer: Recognizer, shots: Path, tmp_path: Path) -> None:
@@ -222,6 +256,9 @@ def test_names_that_are_no_text(recognizer: Recognizer, shots: Path, tmp_path: P
     (shots / "a.png").rename(os.fsdecode(os.fsencode(shots) + b"/\xff.png"))
     predict_to_file(recognizer.current(), [str(shots)], tmp_path / "a.csv")
     assert "\\xff.png" in (tmp_path / "a.csv").read_text(encoding="utf-8")
+    (shots / r"\xff.png").write_bytes((shots / os.fsdecode(b"\xff.png")).read_bytes())
+    pictures = len(list(unlabelled_images([str(shots)])))
+    assert predict_to_file(recognizer.current(), [str(shots)], tmp_path / "b.csv").images == pictures
 
 
 def test_the_command(

@@ -231,7 +231,7 @@ def test_damaged_trees_and_answers(tree: Workspace, tmp_path: Path) -> None:
     Recognizer.open(tree).export(folder)
     circle = [{"name": "a", "parent": "b"}, {"name": "b", "parent": "a"}]
     edit_json(folder, "config.json", lambda v: v.update(taxonomy=circle))
-    with pytest.raises(PretrainedError, match=r"config\.json cannot be used: 'b' lies below itself"):
+    with pytest.raises(PretrainedError, match=r"config\.json cannot be used: 'b' would lie below itself"):
         Recognizer.from_pretrained(folder)
     edit_tensors(folder, head, lambda t: t["held_out.probabilities"].fill_(2))
     with pytest.raises(PretrainedError, match=r"held_out\.probabilities must lie between 0 and 1"):

@@ -12,7 +12,7 @@ import pytest
 from benchmarks import ranks
 from vlltr_index.data.taxonomy import read_taxonomy
 from vlltr_index.recipes.glyphs_lt import tree
-from vlltr_index.store.taxonomy import circle
+from vlltr_index.store.taxonomy import misplaced
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -24,7 +24,7 @@ def test_trees_hold_every_class(data: str, named: set[str]) -> None:
     """Each class once, below a name of a rank or nothing; ranks are of names that are no classes."""
     classes = json.loads((RECIPES / data / "data" / "classes.json").read_text(encoding="utf-8"))
     taxa = {taxon.name: taxon for taxon in read_taxonomy(RECIPES / data / "tree.csv")}
-    assert not circle(taxa, taxa)
+    assert not misplaced(taxa, taxa)
     assert classes.keys() <= taxa.keys()
     for name, taxon in taxa.items():
         assert (taxon.rank in named) != (name in classes)

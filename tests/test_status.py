@@ -10,7 +10,8 @@ import pyarrow as pa
 import pytest
 from tablerows import anchor_rows, class_rows, image_rows, score_rows, sentence_rows, vector_rows
 
-from vlltr_index.errors import MissingStepError
+from tests.commands import forbid
+from vlltr_index.errors import MissingStepError, WorkspaceError
 from vlltr_index.pipelines.status import status
 from vlltr_index.schemas.config import EncoderConfig, WorkspaceConfig
 from vlltr_index.schemas.fingerprint import digest_json, short
@@ -201,6 +202,14 @@ def test_files_that_are_gone(finished: Workspace) -> None:
     report = status(finished)
     assert "files are gone" in report.stale[0]
     assert report.next == "vlltr train lgr"
+
+
+def test_files_that_cannot_be_read(finished: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are not gone: nothing is to be made again."""
+    folder = finished.objects.path("heads", str(finished.history.last().head))
+    forbid(monkeypatch, folder)
+    with pytest.raises(WorkspaceError, match="cannot be listed: Permission denied"):
+        status(finished)
 
 
 def test_a_commit_that_names_files_elsewhere(finished: Workspace) -> None:

@@ -24,7 +24,7 @@ from vlltr_index.recognition.ranks import classes_below, tree_above
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.records import Taxon
 from vlltr_index.store.class_table import ClassTable
-from vlltr_index.store.taxonomy import circle, load_taxonomy, taxonomy_of
+from vlltr_index.store.taxonomy import load_taxonomy, misplaced, taxonomy_of
 from vlltr_index.store.workspace import Workspace
 
 RANKS = ("kingdom", "phylum", "class", "order", "family", "genus")
@@ -187,8 +187,11 @@ def test_trees_that_cannot_be(birds: Workspace, tmp_path: Path, text: str, messa
 def test_circles_are_found_wherever_they_lie() -> None:
     """Names above one that is asked about, and no others."""
     tree = {n: Taxon(n, p) for n, p in {"a": "b", "b": "c", "c": "b", "d": "e"}.items()}
-    assert circle(tree, ["d"]) == []
-    assert circle(tree, ["d", "a"]) == ["b", "c"]
+    assert misplaced(tree, ["d"]) is None
+    chain = {str(n): Taxon(str(n), str(n + 1)) for n in range(200)}
+    assert misplaced(chain, ["150"]) is None
+    assert misplaced(chain, ["1", "0"]) == ("1", "'1' lies below more than 99 others")
+    assert misplaced(tree, ["d", "a"]) == ("b", "'b' would lie below itself: b < c < b")
 
 
 def test_classes_change_below_their_parents(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.commands import forbid
 from vlltr_index.data.text import normalise_text
 from vlltr_index.data.text_readers import class_sentences, read_text
 from vlltr_index.errors import InputError
@@ -126,8 +128,8 @@ def test_missing_and_unknown_sources(tmp_path: Path) -> None:
         (".jsonl", '{"class": "a", "text": 3}', ":1: 'text': Input should be a valid string"),
         (".jsonl", '{"class": "", "text": "x"}', ":1: the class name is empty"),
         (".json", "[]", ": Input should be a valid dictionary"),
-        (".json", '{"a": 3}', ": 'a': 'list[str]': Input should be a valid list"),
-        (".json", '{"a": ["x", null]}', ": 'a': 'list[str]': 1: Input should be a valid string"),
+        (".json", '{"a": 3}', ": 'a': Input should be a valid list"),
+        (".json", '{"a": ["x", null]}', ": 'a': 1: Input should be a valid string"),
         (".json", '{"a": ["x"],\n "a": ["y"]}', ": not JSON: 'a' occurs twice"),
         (".json", '{"class": "a"}\n{"class": "b"}', ": not JSON: Extra data: line 2 column 1"),
         (".csv", "name,text\na,b\n", ": no column 'class'; it has 'name', 'text'"),
@@ -208,6 +210,8 @@ def test_what_a_folder_of_texts_leaves_out(tmp_path: Path) -> None:
     write(folder / "wren.txt", " \n")
     (folder / "link.txt").symlink_to(secret)
     (folder / "loop.txt").symlink_to(folder / "loop.txt")
+    odd = Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.txt"))
+    odd.write_text("It is open.", encoding="utf-8")
     assert records(folder) == [("owl", "It hoots.")]
     json_file = folder / "more.json"
     assert dict(left_out(folder)) == {
@@ -217,7 +221,25 @@ def test_what_a_folder_of_texts_leaves_out(tmp_path: Path) -> None:
         str(folder / "loop.txt"): "no such file",
         str(folder / "link.txt"): "a link that leaves the folder",
         str(folder / "wren.txt"): "the text is empty",
+        str(odd): "its name is not UTF-8",
     }
+
+
+def test_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies in it would be missing without a word."""
+    write(tmp_path / "owl.txt", "It hoots.")
+    closed = tmp_path / "wren"
+    write(closed / "a.txt", "It sings.")
+    forbid(monkeypatch, closed)
+    with pytest.raises(InputError, match=rf"cannot read the folder {closed}: Permission denied"):
+        records(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs /dev/zero")
+def test_a_device_is_no_text(tmp_path: Path) -> None:
+    """It never ends."""
+    with pytest.raises(InputError, match="cannot read /dev/zero: it is a device or a pipe"):
+        list(class_sentences(Path("/dev/zero"), "owl"))
 
 
 json_values: st.SearchStrategy[Any] = st.recursive(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from vlltr_index.data.writing import (
     remove_folder,
     scratch_folder,
     settle,
+    sync_all,
     whole_file,
     write_file,
 )
@@ -128,6 +130,20 @@ def test_a_folder_that_is_there(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["f"]
     remove_folder(place)
     assert os.listdir(tmp_path) == []
+
+
+def test_syncs_go_on_without_threads(
+    tmp_path: Path, synced: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where memory is limited, no thread may start."""
+
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    (tmp_path / "a").touch()
+    sync_all([tmp_path / "a", tmp_path])
+    assert len(synced) == 2
 
 
 def test_folders_are_made_durably(tmp_path: Path, synced: list[str]) -> None:

@@ -50,6 +50,7 @@ _ONE_PART = 10
 _MOST_HELD = 1000
 _NEW_IMAGES = (1, 5)
 _ACCEPTED = 0.95
+_NOT_FOUND = -20.0  # offset of a class of which nothing is known
 _QUERIES = 20
 _LATE = 100
 _ALONE = Gate(TEMPERED, 0.0)
@@ -358,10 +359,13 @@ def _weigh(
     found = fit_weights(scores) if enough else usual_weights(scores)
     if enough:
         found = _gates(data, folds, chosen, found)
+    shared = chosen.noisy(_model(data, moments, chosen.shrinkage)).shared
+    if not found.told.text and not bool(shared.text_map.any()):
+        # Nothing is known of a class that has text alone: it would win wherever the images say little.
+        found = replace(found, told=replace(found.told, offset=_NOT_FOUND))
     best = scores.likelihoods.amax(1).sort().values
     accept = float(best[int((1.0 - _ACCEPTED) * len(best))])
     left = f"Stage 1 left {many(len(labels), 'image')} out, too few to weigh by: the usual weights hold."
-    shared = chosen.noisy(_model(data, moments, chosen.shrinkage)).shared
     notes = _notes(data, scores, units, weights=found, shared=shared, matches=matches) if enough else [left]
     held = HeldOutAnswers(labels, scores.fused(found).softmax(1).half())
     return Parts(shared, found, accept, held), notes

@@ -66,6 +66,16 @@ def _path(payload: Any) -> str | None:
     return None if payload is None else payload.path
 
 
+class _Names(gr.Dropdown):
+    """A choice of class names that takes any name: a class may be gone, of which Gradio would make an error."""
+
+    is_template = True  # it is drawn as the class that it comes from
+
+    def preprocess(self, payload: Any) -> Any:
+        """Return the name as it came."""
+        return payload
+
+
 def build_page(desk: PageService) -> gr.Blocks:
     """Build the page of a workspace; with `desk.read_only` nothing on it adds or undoes."""
     name = desk.workspace.path.name
@@ -109,15 +119,15 @@ class _Page:
                 )
         gr.HTML("<h2>Sentences behind the answer</h2>")
         with gr.Row(equal_height=False):
-            self._class = gr.Dropdown(label="class", scale=3, min_width=200, elem_id="vl-class")
+            self._class = _Names(label="class", scale=3, min_width=200, elem_id="vl-class")
             self._put_back = gr.Button(
                 "Put all back", interactive=False, scale=1, min_width=160, elem_id="vl-put-back"
             )
         self._sentences = gr.HTML(piece("sentences", None), js_on_load=_STRIKE, elem_id="vl-sentences")
         gr.HTML("<h2>Why one class and not another</h2>")
         with gr.Row(equal_height=False):
-            self._first = gr.Dropdown(label="this class", min_width=200, elem_id="vl-first")
-            self._second = gr.Dropdown(label="and not this one", min_width=200, elem_id="vl-second")
+            self._first = _Names(label="this class", min_width=200, elem_id="vl-first")
+            self._second = _Names(label="and not this one", min_width=200, elem_id="vl-second")
         self._comparison = gr.HTML(piece("comparison", None), elem_id="vl-comparison")
 
     def _lay_out_changes(self) -> None:

@@ -10,6 +10,7 @@ import ipaddress
 import os
 import secrets
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -45,6 +46,8 @@ _PAGES = {
 _FOLDERS = ("/assets/", "/static/", "/gradio_api/heartbeat/", _FILE)
 _MAX_BODY = {_CALL: 4 * 2**20, _UPLOAD: MAX_TOGETHER + 2**20}
 """Most bytes of the body, for each path that takes one."""
+_MAX_UPLOADS = 2 * 2**30  # bytes of all uploads that are still there
+_LONGEST_NAME = 255  # bytes; file systems have no longer ones
 
 
 class _Upload(BaseModel):
@@ -172,12 +175,16 @@ class Guard:
     def _check_asked(self, request: Request) -> None:
         """Refuse what the page does not use, what is too large, and files that are no uploads."""
         path = request.scope["path"]
+        if any(len(os.fsencode(name)) > _LONGEST_NAME for name in path.split("/")):
+            raise HTTPException(404, "There is nothing here.")
         if request.method == "POST" and path in _MAX_BODY:
             length = request.headers.get("content-length", "")
             if "transfer-encoding" in request.headers or not length.isdecimal():
                 raise HTTPException(411, "The request does not say how long it is.")
             if int(length) > _MAX_BODY[path]:
                 raise HTTPException(413, f"More than {_MAX_BODY[path] >> 20} MiB in one request.")
+            if path == _UPLOAD and _size(self._folder) + int(length) > _MAX_UPLOADS:
+                raise HTTPException(507, "Too much was uploaded to the page; it is kept for some hours.")
         elif request.method not in ("GET", "HEAD") or not (path in _PAGES or path.startswith(_FOLDERS)):
             raise HTTPException(404, "There is nothing here.")
         if path.startswith(_FILE) and not self._is_upload(path.removeprefix(_FILE)):
@@ -220,6 +227,16 @@ def _fits(component: Any, value: str | _Upload | list[_Upload] | None) -> bool:
     if isinstance(component, gr.Dropdown):
         return value is None or isinstance(value, str)
     return isinstance(value, str) if isinstance(component, gr.Textbox) else value is None
+
+
+def _size(folder: str) -> int:
+    """Sum the bytes of the files in a folder; files that go meanwhile do not count."""
+    total = 0
+    for place, _, files in os.walk(folder):
+        for name in files:
+            with suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(place, name)).st_size
+    return total
 
 
 def _again(body: bytes, receive: Any) -> Any:

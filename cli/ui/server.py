@@ -5,15 +5,20 @@ from __future__ import annotations
 import ipaddress
 import os
 import secrets
+import shutil
+import signal
 import socket
+import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.resources import files
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from filelock import FileLock, Timeout
 
 from vlltr_index.cli.main import Context, device_option, echo, pass_context
 from vlltr_index.errors import MissingStepError, UsageError
@@ -21,6 +26,8 @@ from vlltr_index.errors import MissingStepError, UsageError
 if TYPE_CHECKING:
     from vlltr_index.store.workspace import Workspace
 
+_UPLOADS = "vlltr-ui-"
+_LOCK = "lock"
 _MANIFEST = {"name": "vlltr", "start_url": "/", "display": "browser"}
 
 
@@ -82,6 +89,13 @@ def bind(host: str, port: int) -> socket.socket:
         ) from None
 
 
+def _sweep() -> None:
+    """Remove uploads that killed pages of this user left; a page that runs holds its lock."""
+    for lock in Path(tempfile.gettempdir()).glob(f"{_UPLOADS}*/{_LOCK}"):
+        with suppress(OSError, Timeout), FileLock(lock, timeout=0):  # another user's cannot be locked
+            shutil.rmtree(lock.parent, ignore_errors=True)
+
+
 @contextmanager
 def page_app(
     workspace: Workspace, read_only: bool = False, token: str = "", names: Collection[str] = ()
@@ -97,7 +111,8 @@ def page_app(
     Raises:
         MissingStepError: If a step before has not been run; the hint names what to do.
     """
-    with tempfile.TemporaryDirectory(prefix="vlltr-ui-") as folder:
+    _sweep()
+    with tempfile.TemporaryDirectory(prefix=_UPLOADS) as folder, FileLock(os.path.join(folder, _LOCK)):
         folder = os.path.realpath(folder)
         os.environ |= {  # for Gradio: no telemetry, and files only in `folder`
             "GRADIO_ANALYTICS_ENABLED": "False",
@@ -163,6 +178,10 @@ def serve(
     own = socket.gethostname()
     shown = own if ipaddress.ip_address(address).is_unspecified else address
     link = f"http://{f'[{shown}]' if ':' in shown else shown}:{port}/{f'?token={token}' if token else ''}"
+    # An exit lets uploads be removed; while it runs, uvicorn ends by itself and sends the signal again.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # a closed terminal
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     with listening, page_app(workspace, read_only, token, {own.lower(), host.lower()}) as app:
         import uvicorn
 

@@ -38,7 +38,10 @@ if TYPE_CHECKING:
     from vlltr_index.store.workspace import Workspace
 
 _NARROW = ("classes", "sentences", "sentence_scores", "anchors", "class_stats", "images")
-_MUTE = "Texts have no weight in this head (vlltr train lgr says why): by text alone a class is hardly found."
+_MUTE = (
+    "Texts have no weight in this head (vlltr train lgr says why): a class is not found by text alone, until it has"
+    " images (vlltr images add)."
+)
 _TIDY = 32  # commits between two compactions of the tables
 _SMALL = 200_000  # rows of a table worth compacting; in larger ones small fragments hardly slow a scan
 _SHOWN = 3  # classes of a change that are reported one by one
@@ -92,8 +95,8 @@ class ChangeReport:
         if self.added and len(self.classes) > _SHOWN:
             told.append(f"{verb} {len(self.classes) - _SHOWN} more classes.")
         lines = [*told, *self.notes] if self.added else [*self.notes, *told]
-        dry = ["This was a dry run: nothing was committed."] if self.dry_run else []
-        return [*lines, *self.effect.lines(), *dry]
+        dry = ["A dry run, which commits nothing:"] if self.dry_run else []
+        return [*dry, *lines, *self.effect.lines()]
 
 
 def rivals(bank: AnchorBank, class_ids: Sequence[int]) -> dict[int, list[int]]:

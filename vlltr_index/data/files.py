@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import chain
@@ -18,6 +19,10 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
 from vlltr_index.errors import InputError
+
+_UNPACKED = 2**30  # bytes of a Parquet file's rows that are read together
+_TYPE = re.compile(r"_[A-Z]\w*|\w+\[.*\]")  # a type, as pydantic names the one of a choice that it means
+_PACKED = 100  # times that pictures and texts are packed, and hardly more
 
 
 def require(path: Path) -> Path:
@@ -37,12 +42,55 @@ def read_bytes(path: Path) -> bytes:
     """Read the bytes of a file.
 
     Raises:
-        InputError: The file cannot be read.
+        InputError: It cannot be read, or is a device or a pipe, which may never end.
     """
     try:
+        _require_file(path)
         return path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _require_file(path: Path) -> None:
+    kind = path.stat().st_mode
+    if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # reading a folder fails by itself
+        raise InputError(
+            f"cannot read {path}: it is a device or a pipe, not a file", "Save it as a file first."
+        )
+
+
+def unlistable(error: OSError) -> None:
+    """Raise the error that `os.walk` would pass over: what lies below that folder would be missing without a word.
+
+    Raises:
+        InputError: Always.
+    """
+    where = os.fsencode(error.filename or "").decode("utf-8", "backslashreplace")
+    raise InputError(
+        f"cannot read the folder {where}: {error.strerror}", "Mend its permissions, or move it elsewhere."
+    ) from None
+
+
+def files_below(root: Path, below: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the files below a folder in order, by path and why they are unusable; hidden ones are left out.
+
+    Raises:
+        InputError: A folder cannot be read.
+    """
+    try:
+        with os.scandir(root / below) as entries:
+            found = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
+    except OSError as error:
+        unlistable(error)
+        return
+    for entry in found:
+        name = f"{below}{entry.name}"
+        if entry.is_dir(follow_symlinks=False):
+            yield from files_below(root, f"{name}/")
+        elif not name.isprintable() and os.fsencode(name).decode("utf-8", "replace") != name:
+            yield name, "its name is not UTF-8"
+        else:
+            yield name, unfit(entry.path, root)
 
 
 def is_hidden(name: str) -> bool:
@@ -72,6 +120,7 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
         InputError: The file cannot be read, or a line is not UTF-8.
     """
     try:
+        _require_file(path)
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 yield f"{path}:{number}", decode(line, f"{path}:{number}")
@@ -114,8 +163,9 @@ def checked(value: Any, kind: Any, where: str, expected: str) -> Any:
     try:
         return _adapter(kind).validate_python(value, strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = "".join(f"{key!r}: " for key in first["loc"])
+        # Of a choice between types, the one that the value came furthest in.
+        first = max(error.errors(include_url=False, include_input=False), key=lambda e: len(e["loc"]))
+        place = "".join(f"{key!r}: " for key in first["loc"] if not _TYPE.fullmatch(str(key)))
         raise InputError(f"{where}: {place}{first['msg']}", expected) from None
 
 
@@ -147,6 +197,62 @@ def open_parquet(path: Path | str, needed: Sequence[str] = ()) -> Iterator[pq.Pa
             yield file
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a readable Parquet file: {error}", "Write the file again.") from None
+
+
+def check_image_column(path: Path | str, schema: pa.Schema) -> None:
+    """Refuse a table whose column `image` holds no encoded images.
+
+    Raises:
+        InputError: It holds something else.
+    """
+    tests = [pa.types.is_binary, pa.types.is_large_binary]
+    check_column(path, schema, "image", "binary, or a struct with bytes", tests)
+
+
+def check_column(
+    path: Path | str,
+    schema: pa.Schema,
+    name: str,
+    expected: str,
+    tests: Iterable[Callable[[pa.DataType], bool]],
+) -> None:
+    """Refuse a table whose column passes none of the tests of its type; of a struct, its field `bytes` counts.
+
+    Raises:
+        InputError: It is of another type than `expected`, in words.
+    """
+    kind = schema.field(name).type
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not any(test(kind) for test in tests):
+        raise InputError(
+            f"{path}: the column {name!r} holds {schema.field(name).type}, expected {expected}",
+            "Store images as the bytes of PNG or JPEG files, and the rest as text.",
+        )
+
+
+def rows_at_once(file: pq.ParquetFile, columns: Sequence[str], most: int) -> int:
+    """Return how many rows of a Parquet file fit into memory together, at most `most`, whatever the file unpacks to.
+
+    A value that stands in the file once may be that of every row.
+
+    Raises:
+        InputError: The columns unpack to a gibibyte and more than a hundred times their size in the file.
+    """
+    largest = 0
+    for group in range(file.num_row_groups):
+        facts = file.metadata.row_group(group)
+        chunks = [facts.column(n) for n in range(facts.num_columns)]
+        own = [chunk for chunk in chunks if chunk.path_in_schema.partition(".")[0] in columns]
+        unpacked = sum(chunk.total_uncompressed_size for chunk in own)
+        if unpacked > _UNPACKED and unpacked > _PACKED * sum(chunk.total_compressed_size for chunk in own):
+            raise InputError(
+                f"row group {group} unpacks to {unpacked >> 20:,} MiB, far more than it takes in the file",
+                "Write the file again, with smaller row groups.",
+            )
+        largest = max(largest, unpacked)
+    return max(1, min(most, _UNPACKED // max(largest, 1)))
 
 
 def read_rows(path: Path, needed: Sequence[str], more: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:

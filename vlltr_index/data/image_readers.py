@@ -16,7 +16,18 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from vlltr_index.data.decoding import ENDINGS
-from vlltr_index.data.files import is_hidden, open_parquet, read_json, read_lines, require, unfit
+from vlltr_index.data.files import (
+    check_column,
+    check_image_column,
+    files_below,
+    is_hidden,
+    open_parquet,
+    read_json,
+    read_lines,
+    require,
+    rows_at_once,
+    unfit,
+)
 from vlltr_index.data.names import Category, ClassNames, category_names
 from vlltr_index.data.objects import is_address, object_names
 from vlltr_index.data.text import check_split, clean_name
@@ -81,7 +92,7 @@ def read_images(
         )
     elif path.is_dir():
         yield from _by_folder(
-            str(path.resolve()), _walk(path.resolve()), split, class_name=class_name, tell=with_data
+            str(path.resolve()), files_below(path.resolve()), split, class_name=class_name, tell=with_data
         )
     elif kind in _LISTS:
         yield from _listed(path, _list_rows(path, label_names), list_root or path.parent, split)
@@ -131,23 +142,6 @@ def _by_folder(
             "folders below a class folder are no classes of their own; all below these is of one class each: %s",
             ", ".join(deep[:5]) + (", ..." if len(deep) > 5 else ""),
         )
-
-
-def _walk(root: Path, below: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the files below a folder in order, by path and why they are unusable; hidden ones are left out."""
-    try:
-        with os.scandir(root / below) as entries:
-            found = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
-    except OSError as error:
-        raise InputError(f"cannot read the folder {root / below}: {error.strerror}") from None
-    for entry in found:
-        name = f"{below}{entry.name}"
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(root, f"{name}/")
-        elif not name.isprintable() and os.fsencode(name).decode("utf-8", "replace") != name:
-            yield name, "its name is not UTF-8"
-        else:
-            yield name, unfit(entry.path, root)
 
 
 def _listed(
@@ -271,7 +265,8 @@ def _read_parquet(
     number = -1
     found = 0
     uri = str(path.resolve())
-    for batch in file.iter_batches(64 if with_data else 8192, columns=columns):
+    at_once = rows_at_once(file, columns, 64 if with_data else 8192)
+    for batch in file.iter_batches(at_once, columns=columns):
         for row in batch.to_pylist():
             number += 1
             own = row.get("split", split)
@@ -306,7 +301,6 @@ def _check_types(path: Path, schema: pa.Schema, label: str) -> None:
     """Refuse a file whose columns are missing or of other types."""
     text = [pa.types.is_string, pa.types.is_large_string]
     allowed = {
-        "image": ("binary, or a struct with bytes", [pa.types.is_binary, pa.types.is_large_binary]),
         label: ("text or whole numbers", [*text, pa.types.is_integer]),
         **{name: ("text", text) for name in ("split", "source", "group") if name in schema.names},
     }
@@ -315,16 +309,9 @@ def _check_types(path: Path, schema: pa.Schema, label: str) -> None:
             f"{path}: no column 'label'; it has {', '.join(map(repr, schema.names))}",
             "Name the columns image (encoded bytes) and label (and split, source, group, if you have them).",
         )
+    check_image_column(path, schema)
     for name, (expected, tests) in allowed.items():
-        kind = schema.field(name).type
-        if name == "image" and pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-            kind = kind.field("bytes").type
-        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        if not any(test(kind) for test in tests):
-            raise InputError(
-                f"{path}: the column {name!r} holds {schema.field(name).type}, expected {expected}",
-                "Store images as the bytes of PNG or JPEG files, and the rest as text.",
-            )
+        check_column(path, schema, name, expected, tests)
 
 
 def _own_names(schema: pa.Schema) -> ClassNames | None:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 from vlltr_index.data.files import (
     checked,
     decode,
-    is_hidden,
+    files_below,
     parse_json,
     read_bytes,
     read_json,
@@ -164,17 +164,17 @@ def _sentences(
 def _read_folder(folder: Path) -> _Items:
     """Yield the sentences of a folder of .txt files, and its other files as `Skipped`."""
     root = folder.resolve()
-    files = sorted(p for p in folder.rglob("*.txt") if not is_hidden(p.relative_to(folder).as_posix()))
+    there = [(folder / name, why) for name, why in files_below(root)]
+    files = [(file, why) for file, why in there if file.suffix == ".txt"]
     if not files:
         raise InputError(f"no .txt file in the folder {folder}", _FORMATS)
-    for file in sorted(folder.iterdir()):
-        if file.suffix != ".txt" and not file.name.startswith(".") and file.is_file():
+    for file, _ in there:
+        if file.suffix != ".txt" and file.parent == folder:
             why = "of a folder, .txt files are read"
             if file.suffix.lower() in (".json", *_LINES, *_TABLES):
                 why += f"; take it by itself: vlltr ingest text {shlex.quote(str(file))}"
             yield Skipped(str(file), why)
-    for file in files:
-        why = unfit(str(file), root)
+    for file, why in files:
         if why:
             yield Skipped(str(file), why)
             continue

@@ -13,7 +13,14 @@ from pathlib import Path
 import pyarrow as pa
 
 from vlltr_index.data.decoding import ENDINGS
-from vlltr_index.data.files import is_hidden, open_parquet, read_lines
+from vlltr_index.data.files import (
+    check_image_column,
+    is_hidden,
+    open_parquet,
+    read_lines,
+    rows_at_once,
+    unlistable,
+)
 from vlltr_index.data.objects import is_address, object_names
 from vlltr_index.errors import InputError
 
@@ -36,6 +43,8 @@ def unlabelled_images(paths: Sequence[str], with_data: bool = True) -> Iterator[
         InputError: A folder, pattern or list names no image, or a list or Parquet file cannot be read.
     """
     for given in paths:
+        if not given:  # as of an unset variable; it would be the current folder
+            raise InputError("the path is empty", "Name an image, a folder, a list or a Parquet file.")
         path = Path(os.path.expanduser(given))
         ending = path.suffix.lower()
         if ending == ".parquet" and not is_address(given):
@@ -54,16 +63,26 @@ def unlabelled_images(paths: Sequence[str], with_data: bool = True) -> Iterator[
         empty = True
         for name in found:
             empty = False
-            yield os.fsencode(name).decode("utf-8", "backslashreplace"), name
+            yield _readable(name), name
         if empty:
             raise InputError(
                 f"{given} names no image", f"In folders these are looked for: {', '.join(ENDINGS)}."
             )
 
 
+def _readable(name: str) -> str:
+    r"""Return a path as text: bytes that are not UTF-8 as \\xNN, and no two paths alike."""
+    raw = os.fsencode(name)
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return raw.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
+    return text.replace("\\", "\\\\") if "\\x" in text else text
+
+
 def _below(folder: Path) -> Iterator[str]:
     """Yield the paths of the images in and below a folder."""
-    for place, folders, files in os.walk(folder):
+    for place, folders, files in os.walk(folder, onerror=unlistable):
         folders[:] = sorted(name for name in folders if not is_hidden(name))
         yield from (os.path.join(place, name) for name in sorted(files) if _is_picture(name))
 
@@ -92,13 +111,16 @@ def _objects(address: str) -> Iterator[str]:
 def _rows(path: Path, with_data: bool) -> Iterator[tuple[str, bytes]]:
     """Yield the name and the bytes of each image in a Parquet file."""
     with open_parquet(path, ["image"]) as file:
+        check_image_column(path, file.schema_arrow)
+        if not file.metadata.num_rows:
+            raise InputError(f"{path} has no row", "Write the file again.")
         if not with_data:
             yield from ((f"{path}#{row}", b"") for row in range(file.metadata.num_rows))
             return
         row = 0
-        for batch in file.iter_batches(_ROWS, columns=["image"]):
-            for image in batch["image"].to_pylist():
-                yield f"{path}#{row}", _bytes(image)
+        for batch in file.iter_batches(rows_at_once(file, ["image"], _ROWS), columns=["image"]):
+            for image in batch["image"]:
+                yield f"{path}#{row}", _bytes(image.as_py())
                 row += 1
 
 

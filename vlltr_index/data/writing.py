@@ -146,9 +146,14 @@ def sync(path: Path) -> None:
 
 def sync_all(paths: Sequence[Path]) -> None:
     """Sync files and folders in parallel, which a file system can do with fewer writes."""
-    if paths:
-        with ThreadPoolExecutor(min(_AT_ONCE, len(paths))) as pool:
+    if not paths:
+        return
+    with ThreadPoolExecutor(min(_AT_ONCE, len(paths))) as pool:
+        try:
             list(pool.map(sync, paths))
+        except RuntimeError:  # no more threads can be started here
+            for path in paths:
+                sync(path)
 
 
 def digest_folder(folder: Path) -> str:

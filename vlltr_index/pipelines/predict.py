@@ -7,8 +7,8 @@ import json
 import os
 import shlex
 import socket
-from collections.abc import Generator, Iterable, Sequence
-from contextlib import closing
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import islice, starmap
@@ -88,54 +88,75 @@ def predict_to_file(
             or command.
         WorkspaceError: If it cannot be written.
     """
+    check_target(out)
+    part = out.with_name(out.name + ".part")
+    made = [model.saved.text_fp, model.saved.image_fp, model.anchors.selection_id]
+    facts = {"commit": model.commit, "model": made, "images": list(paths), **asdict(options)}
+    asked = json.dumps(facts, sort_keys=True).encode() + b"\n"
+    with _alone(out):
+        check_target(out)  # another process may have finished it before the lock was free
+        done = _begun(part, asked)
+        before = len(done)
+        unread = sum(done.values())
+        written = 0
+        todo = (
+            (name, source)
+            for name, source in unlabelled_images(paths, with_data=ray is None)
+            if name not in done and not done.setdefault(name, False)
+        )
+        try:
+            with (
+                open(part, "a", encoding="utf-8", opener=_unlinked) as file,
+                closing(_lines(model, todo, ray, options)) as lines,
+            ):
+                for written, (line, lost) in enumerate(lines, 1):
+                    file.write(line + "\n")
+                    unread += lost
+                    if progress:
+                        progress("predict", written, None)
+        except VlltrError:
+            if not before + written:  # there is nothing to resume
+                part.unlink()
+            raise
+        top = min(options.top, len(model.class_ids))
+        _finish(part, out, _schema(top, options.min_accuracy is not None))
+    return PredictReport(str(out), len(done), before, unread)
+
+
+def check_target(out: Path) -> None:
+    """Refuse a file that answers cannot be written to.
+
+    Raises:
+        UsageError: If it has another suffix than .csv, .jsonl or .parquet, is there already, or its folder is not.
+    """
     if out.suffix.lower() not in _FORMATS:
         raise UsageError(f"--out {out}: of which kind?", f"End it in one of {', '.join(_FORMATS)}.")
     if not out.parent.is_dir():
         raise UsageError(
             f"there is no folder {out.parent}", f"Make it: mkdir -p {shlex.quote(str(out.parent))}"
         )
-    part = out.with_name(out.name + ".part")
+    if out.exists():
+        raise UsageError(f"{out} is there already", "Choose another file, or remove it.")
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Let no other command write a file meanwhile; errors of the system are of that file."""
     lock = out.with_name(out.name + ".lock")
-    made = [model.saved.text_fp, model.saved.image_fp, model.anchors.selection_id]
-    facts = {"commit": model.commit, "model": made, "images": list(paths), **asdict(options)}
-    asked = json.dumps(facts, sort_keys=True).encode() + b"\n"
     try:
         with FileLock(lock, timeout=0):
-            if out.exists():  # another process may have finished before the lock was free
-                raise UsageError(f"{out} is there already", "Choose another file, or remove it.")
-            done = _begun(part, asked)
-            before = len(done)
-            unread = sum(done.values())
-            written = 0
-            todo = (
-                (name, source)
-                for name, source in unlabelled_images(paths, with_data=ray is None)
-                if name not in done and not done.setdefault(name, False)
-            )
             try:
-                with (
-                    open(part, "a", encoding="utf-8", opener=_unlinked) as file,
-                    closing(_lines(model, todo, ray, options)) as lines,
-                ):
-                    for written, (line, lost) in enumerate(lines, 1):
-                        file.write(line + "\n")
-                        unread += lost
-                        if progress:
-                            progress("predict", written, None)
-            except VlltrError:
-                if not before + written:  # there is nothing to resume
-                    part.unlink()
-                    lock.unlink()
-                raise
-            _finish(part, out, _schema(options.top, options.min_accuracy is not None))
-            lock.unlink(missing_ok=True)  # while it is held: whoever comes next sees `out`
+                yield
+            finally:
+                lock.unlink(missing_ok=True)  # while it is held: whoever comes next sees what is there
     except Timeout:
+        if not lock.exists():  # filelock waits also where it cannot make the file
+            raise UsageError(f"{out.parent} takes no new files", "Choose another folder.") from None
         raise UsageError(
             f"{out} is being written by another command", "Wait for it, or choose another file."
         ) from None
     except OSError as error:
         raise write_error(out, error) from error
-    return PredictReport(str(out), len(done), before, unread)
 
 
 def _lines(

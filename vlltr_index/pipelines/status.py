@@ -295,6 +295,6 @@ def _anchors_since(workspace: Workspace, snapshot: Snapshot, digest: str) -> int
 def _gone(objects: Objects, kind: Kind, digest: str) -> bool:
     try:
         objects.check(kind, digest)
-    except WorkspaceError:
+    except MissingStepError:
         return True
     return False

@@ -17,7 +17,7 @@ from vlltr_index.schemas.records import Taxon
 from vlltr_index.schemas.tables import TAXONOMY
 from vlltr_index.store.class_table import folded
 from vlltr_index.store.ingestion import known_names, note_aliases
-from vlltr_index.store.taxonomy import Taxonomy, circle, load_taxonomy
+from vlltr_index.store.taxonomy import Taxonomy, load_taxonomy, misplaced
 from vlltr_index.wording import many, some
 
 if TYPE_CHECKING:
@@ -76,12 +76,9 @@ def ingest_classes(workspace: Workspace, path: Path) -> TaxonomyReport:
         before = load_taxonomy(tx)
         taxa = _named(tx, given, before)
         tree: Taxonomy = {**before, **{taxon.name: taxon for taxon in taxa}}
-        if found := circle(tree, (taxon.name for taxon in taxa)):
-            first = next(tree[name] for name in found if tree[name].where)
-            raise InputError(
-                f"{first.where}: {first.name!r} would lie below itself: {' < '.join([*found, found[0]])}",
-                "Give one of them another parent.",
-            )
+        if wrong := misplaced(tree, [taxon.name for taxon in taxa]):
+            name, why = wrong
+            raise InputError(f"{tree[name].where}: {why}", "Give one of them another parent.")
         own = {classes.names[i] for i in classes.ids}
         parents = {taxon.parent for taxon in tree.values()}
         unknown = [taxon.name for taxon in taxa if taxon.name not in own | parents]

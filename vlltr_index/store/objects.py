@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from safetensors import SafetensorError
 
 from vlltr_index.data.writing import digest_folder, scratch_folder, settle
-from vlltr_index.errors import MissingStepError, WorkspaceError, write_error
+from vlltr_index.errors import MissingStepError, WorkspaceError, reason, write_error
 
 if TYPE_CHECKING:
     from vlltr_index.store.storage import Storage
@@ -24,6 +26,17 @@ _REMAKE = {
     "index": "vlltr index",
     "parts": "vlltr rollback ID, with the newest commit's own number, makes it of the tables as they are",
 }
+
+
+@contextmanager
+def _in_words(place: Path) -> Iterator[None]:
+    """Say what the system does not let this user read."""
+    try:
+        yield
+    except OSError as error:
+        raise WorkspaceError(
+            f"{place} cannot be read: {reason(error)}", "Mend its permissions, or look at the disk."
+        ) from error
 
 
 class Objects:
@@ -71,8 +84,9 @@ class Objects:
             WorkspaceError: If what object storage has is not what was put there.
         """
         path = self._root / kind / digest[:16]
-        if not digest.isalnum() or not (path.is_dir() or self._bring(kind, digest, path)):
-            raise self._gone(kind, digest)
+        with _in_words(path):
+            if not digest.isalnum() or not (path.is_dir() or self._bring(kind, digest, path)):
+                raise self._gone(kind, digest)
         return path
 
     def whole(self, kind: Kind, digest: str) -> Path:
@@ -83,7 +97,10 @@ class Objects:
             WorkspaceError: If a file of it was changed, cut short or deleted.
         """
         path = self.path(kind, digest)
-        if not digest_folder(path).startswith(digest):
+        with _in_words(path):
+            os.listdir(path)
+            whole = digest_folder(path).startswith(digest)
+        if not whole:
             hint = f"Bring it back from a backup, or make it again: {_REMAKE[kind]}. "
             hint += "To go back to a commit that does without it: vlltr history, then vlltr rollback ID"
             if self._storage.at(f"{kind}/{path.name}") != str(path):  # object storage has it, this is a copy

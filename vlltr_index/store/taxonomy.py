@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.transaction import Transaction
 
+_DEEPEST = 100  # levels; biology has some 30
 
 Taxonomy = Mapping[str, Taxon]
 """Nodes by name: classes, and names above them. There are no cycles."""
@@ -51,21 +52,18 @@ def taxonomy_of(taxa: Iterable[Taxon], classes: ClassTable) -> Taxonomy:
     }
 
 
-def circle(taxonomy: Taxonomy, names: Iterable[str]) -> list[str]:
-    """Return the first cycle among the ancestors of `names`, each name below the next; empty if there is none."""
-    done: set[str] = set()
+def misplaced(taxonomy: Taxonomy, names: Iterable[str]) -> tuple[str, str] | None:
+    """Return the first name that lies below itself, or too deep, and this in words; None if all are well placed."""
     for name in names:
-        path = {name: 0}
-        while name not in done and name in taxonomy:
-            above = taxonomy[name].parent
-            if above is None:
-                break
+        path = [name]
+        while path[-1] in taxonomy and (above := taxonomy[path[-1]].parent) is not None:
             if above in path:
-                return list(path)[path[above] :]
-            path[above] = len(path)
-            name = above
-        done.update(path)
-    return []
+                ring = path[path.index(above) :]
+                return ring[0], f"{ring[0]!r} would lie below itself: {' < '.join([*ring, ring[0]])}"
+            path.append(above)
+            if len(path) > _DEEPEST:
+                return name, f"{name!r} lies below more than {_DEEPEST - 1} others"
+    return None
 
 
 def rename_node(tx: Transaction, old: str, new: str) -> bool:

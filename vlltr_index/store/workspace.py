@@ -138,9 +138,11 @@ class Workspace:
                 raise WorkspaceError(
                     f"{storage.address} is a file, not a workspace", "Name a folder: vlltr -w DIR ..."
                 ) from None
+            hint = f"Make one: vlltr init {shlex.quote(str(path))}"
+            if storage.exists("SHA256SUMS"):
+                hint = "It is an export: open it in Python, by Recognizer.from_pretrained."
             raise WorkspaceError(
-                f"{storage.address} is not a workspace: it has no {CONFIG_NAME}",
-                f"Make one: vlltr init {shlex.quote(str(path))}",
+                f"{storage.address} is not a workspace: it has no {CONFIG_NAME}", hint
             ) from None
         written = values.get("format")
         if isinstance(written, int) and written != FORMAT:
@@ -159,7 +161,10 @@ class Workspace:
         Raises:
             WorkspaceError: If neither it nor a folder above it is a workspace.
         """
-        first = storage_at(Path.cwd() if start is None else start)
+        try:
+            first = storage_at(Path.cwd() if start is None else start)
+        except FileNotFoundError:
+            raise WorkspaceError("the current folder was deleted", "Go to another: cd DIR") from None
         above = first.root.parents if type(first) is Storage else ()  # object storage has no folders above
         for storage in (first, *map(Storage, above)):
             if storage.exists(CONFIG_NAME):

@@ -118,7 +118,7 @@ def write_card(
 
 
 def newest_results(workspace: Workspace, commit: Commit) -> dict[str, Any] | None:
-    """Return the newest plain evaluation of `commit` or an earlier one, preferring split test; None if there is none.
+    """Return the newest plain evaluation of `commit` or an earlier one, of training images only if there is no other.
 
     It is a report that `vlltr evaluate` wrote to `reports/`, with the key `same`: whether the evaluated commit predicts
     as `commit` does, with the same towers, head, anchors, class statistics and rule.
@@ -134,9 +134,11 @@ def newest_results(workspace: Workspace, commit: Commit) -> dict[str, Any] | Non
                 _log.warning("reports/%s is left out of the model card: %r", name, error)
     if not found:
         return None
-    best: dict[str, Any] = max(found, key=lambda facts: (facts["commit"], facts["split"] == "test"))
-    same = best["commit"] in workspace.history.ids()
-    if same:
+    best: dict[str, Any] = max(
+        found, key=lambda facts: (facts["split"] != "train", facts["commit"], facts["split"] == "test")
+    )
+    same = best["commit"] in (commit.id, commit.state)
+    if not same and best["commit"] in workspace.history.ids():
         try:
             other = workspace.history.read(best["commit"])
         except WorkspaceError:  # the evaluated commit's file is damaged

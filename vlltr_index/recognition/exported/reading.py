@@ -26,10 +26,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlltr_index.anchors.index import FaissIndex, TorchIndex, load_index
+from vlltr_index.data.files import rows_at_once
 from vlltr_index.encoders import openclip
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.encoders.openclip import GENERIC, SAVED_KEYS
-from vlltr_index.errors import MissingPackageError, MissingStepError, PretrainedError, UsageError, VlltrError
+from vlltr_index.errors import (
+    InputError,
+    MissingPackageError,
+    MissingStepError,
+    PretrainedError,
+    UsageError,
+    VlltrError,
+)
 from vlltr_index.heads.checkpoint import SHARED, SavedHead, load_head, read_facts
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.recognition.exported.place import bring_back
@@ -39,7 +47,7 @@ from vlltr_index.schemas.exported import LIBRARY, ExportedConfig, anchors_schema
 from vlltr_index.schemas.fingerprint import digest_file
 from vlltr_index.schemas.records import Taxon
 from vlltr_index.store.class_table import ClassTable
-from vlltr_index.store.taxonomy import circle, taxonomy_of
+from vlltr_index.store.taxonomy import misplaced, taxonomy_of
 from vlltr_index.version import VERSION
 
 _log = logging.getLogger(__name__)
@@ -76,11 +84,13 @@ _LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
 _AGAIN = "Fetch the folder again, or export it again: vlltr export DIR"
 _MOST_SUMS = 1 << 20
 _MOST_JSON = 64 << 20
-_MOST_TABLE = 32 << 30  # bytes in memory
+_UNPACKED = 64  # times that a table may be larger in memory than in its file
+_SMALL_TABLE = 256 << 20  # bytes in memory that any table may have
 _BATCH = 1024
 _LARGEST = 1e6
 _LARGEST_NUMBER = 1 << 21  # a vocabulary, the widest layer
 _DEEPEST = 512
+_LONGEST_TEXT = 4096  # tokens; the attention mask is the square of them
 _LARGEST_IMAGE = 4096
 
 
@@ -189,9 +199,8 @@ def read_model(folder: Path, device: str | torch.device | None = None, trust_ind
         {item.class_id: item.aliases for item in config.classes},
     )
     taxonomy = taxonomy_of((Taxon(**item.model_dump()) for item in config.taxonomy), classes)
-    round_about = circle(taxonomy, taxonomy)
-    if round_about:
-        _damaged(folder / "config.json", f"{round_about[0]!r} lies below itself")
+    if wrong := misplaced(taxonomy, taxonomy):
+        _damaged(folder / "config.json", wrong[1])
     texts = rows.select(TEXT_COLUMNS)
     return Model(
         anchors=anchors,
@@ -266,8 +275,14 @@ def read_config(folder: Path) -> ExportedConfig:
     except ValidationError as error:
         first = error.errors()[0]
         _damaged(path, f"{'.'.join(map(str, first['loc'])) or '(top)'}: {first['msg']}")
-    if len({item.class_id for item in config.classes}) != len(config.classes):
-        _damaged(path, "two classes have one number")
+    twins = (
+        ("two classes have one number", [item.class_id for item in config.classes]),
+        ("two classes have one name", [item.name for item in config.classes]),
+        ("a name has two places in the tree of classes", [item.name for item in config.taxonomy]),
+    )
+    for wrong, keys in twins:
+        if len(set(keys)) != len(keys):
+            _damaged(path, wrong)
     return config
 
 
@@ -314,6 +329,7 @@ def _check_encoder(folder: Path, config: ExportedConfig) -> None:
         model = facts["config"]["model_cfg"]
         pre = facts["config"]["preprocess_cfg"]
         text = dict(model["text_cfg"])
+        kwargs = dict(text.get("tokenizer_kwargs") or {})
         vision = dict(model["vision_cfg"])
         width = model["embed_dim"]
         sizes = (pre["size"], pre.get("resize", 224), vision.get("image_size", 224))
@@ -326,12 +342,13 @@ def _check_encoder(folder: Path, config: ExportedConfig) -> None:
             _damaged(path, f"{key} {name!r} would be fetched from elsewhere")
     if text.get("hf_tokenizer_name"):
         _check_tokenizer(folder, str(text["hf_tokenizer_name"]))
-    strange = set(text.get("tokenizer_kwargs") or ()) - {"clean", "strip_sep_token"}
+    strange = kwargs.keys() - {"clean", "strip_sep_token"}
     if strange:
         _damaged(path, f"{min(strange)!r} is no option of a saved tokenizer")
     for where, number in _numbers(facts["config"], "config"):
         deep = any(word in where for word in ("layers", "depth"))
-        if not abs(number) <= (_DEEPEST if deep else _LARGEST_NUMBER):  # `not <=` also refuses NaN
+        most = _LONGEST_TEXT if "context_length" in where else _LARGEST_NUMBER
+        if not abs(number) <= (_DEEPEST if deep else most):  # `not <=` also refuses NaN
             _damaged(path, f"{where} is {number:,}")
     for size in sizes:
         sides = size if isinstance(size, list) and size else [size]
@@ -461,14 +478,17 @@ def _rows(path: Path, schema: pa.Schema, number: int) -> pa.Table:
                 _damaged(path, f"its columns are {found}")
             parts = []
             size = 0
-            for batch in file.iter_batches(_BATCH, columns=schema.names):
+            most = max(_SMALL_TABLE, _UNPACKED * path.stat().st_size)
+            for batch in file.iter_batches(rows_at_once(file, schema.names, _BATCH), columns=schema.names):
                 size += batch.nbytes
-                if size > _MOST_TABLE:
-                    _damaged(path, f"more than {_MOST_TABLE >> 30} GiB in memory")
+                if size > most:
+                    _damaged(path, f"more than {most >> 20:,} MiB in memory, {_UNPACKED} times its size")
                 parts.append(batch.select(schema.names).cast(schema))
             rows = pa.Table.from_batches(parts, schema)
             rows.validate(full=True)
             return rows
+    except InputError as error:
+        _damaged(path, error.message)
     except (pa.ArrowException, OSError, ValueError) as error:
         _damaged(path, f"not a readable Parquet file: {error}")
 
