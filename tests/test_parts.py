@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -322,3 +324,18 @@ def test_changes_in_a_row() -> None:
     anew = Change(rows([7], "anew"), gone(), whole=True)
     assert anew.after(base, "k") is anew
     assert set(TABLES) == {"classes", "taxonomy", "class_stats", "anchors", "ranks"}
+
+
+@pytest.mark.slow
+def test_answers_open_no_table(workspace: Workspace, world: World) -> None:
+    """They come from the parts, so that a prediction does not wait for the database to be loaded."""
+    code = (
+        "import sys\n"
+        "from vlltr_index.recognizer import Recognizer\n"
+        "from vlltr_index.schemas.options import PredictOptions\n"
+        "recognizer = Recognizer.open(sys.argv[1])\n"
+        "name = recognizer.predict([sys.argv[2]], PredictOptions(explain=2))[0].classes[0].name\n"
+        "recognizer.explain(sys.argv[2], name)\n"
+        "assert 'lancedb' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(workspace.path), world.pictures[0]], check=True)

@@ -1,5 +1,7 @@
 """The only lancedb import: tables by name, upsert by key, scans into tensors, versions and tags.
 
+It takes more than a second, so it is done where a table is opened: answers need none.
+
 A table is opened once, at each version that is asked for; what is opened at none reads the newest. No handle outlives a
 fork.
 """
@@ -15,10 +17,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import lancedb.index
-import lancedb.query
 import pyarrow as pa
-from lancedb.rerankers import RRFReranker
 
 from vlltr_index.errors import (
     FREE_SPACE,
@@ -111,6 +110,8 @@ class Store:
     @property
     def _connection(self) -> Any:
         if self._pid != os.getpid():  # a connection does not survive a fork
+            import lancedb
+
             self._db = lancedb.connect(self.uri, read_consistency_interval=timedelta(0))
             self._pid = os.getpid()
             self._opened = {}
@@ -522,9 +523,11 @@ class Store:
 
     def index_text(self, name: str, column: str) -> None:
         """Make the full-text index of a text column if there is none; `optimize` adds later rows to it."""
+        from lancedb.index import FTS
+
         with self._table(name, "indexed") as table:
             if not table.list_indices():
-                table.create_index(column, config=lancedb.index.FTS())
+                table.create_index(column, config=FTS())
 
     def full_text(
         self,
@@ -540,8 +543,10 @@ class Store:
 
         Rows that are not in the index yet are searched one by one.
         """
+        from lancedb.query import MatchQuery
+
         with self._table(name, version=version) as table:
-            query = table.search(lancedb.query.MatchQuery(words, column)).select([key, "_score"])
+            query = table.search(MatchQuery(words, column)).select([key, "_score"])
             found = query.limit(limit).where(where).to_arrow()
         return found.sort_by([("_score", "descending"), (key, "ascending")])
 
@@ -554,6 +559,8 @@ def fuse_rankings(key: str, one: pa.Table, other: pa.Table) -> pa.Table:
         one: Of a row that is in both rankings, this one is taken.
         other: May lack columns of `one`; they are null in its rows.
     """
+    from lancedb.rerankers import RRFReranker
+
     ranked = [ranking.rename_columns({key: "_rowid"}) for ranking in (one, other)]
     return RRFReranker().rerank_hybrid("", *ranked).rename_columns({"_rowid": key})
 
