@@ -144,7 +144,7 @@ class Context:
         return console.width if console.is_terminal else None
 
     def show(self, record: Any, lines: Iterable[str | Table] | None = None, always: bool = False) -> None:
-        """Print one result: as JSON if requested, else as `lines` (default: `record.lines()`).
+        """Print one result: as JSON if requested, else as `lines` (default: `report_lines(record)`).
 
         Under `-q` the lines are left out, unless `always` is set because they are the command's result. If the command
         is one of several (`goes_on`), lines that name the next one are left out.
@@ -156,7 +156,9 @@ class Context:
             value = to_jsonable_python(record)
             echo(json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True))
         elif always or not self.quiet:
-            for line in record.lines() if lines is None else lines:
+            from vlltr_index.cli.render import report_lines
+
+            for line in report_lines(record) if lines is None else lines:
                 if not isinstance(line, str):
                     self.console().print(line)
                 elif not (self.goes_on and line.startswith("Next: ")):

@@ -22,6 +22,7 @@ from vlltr_index.cli.main import (
     set_option,
     table,
 )
+from vlltr_index.cli.render import report_lines
 from vlltr_index.errors import PeerError, UsageError, VlltrError
 from vlltr_index.schemas.records import BASELINES
 from vlltr_index.wording import many
@@ -163,7 +164,7 @@ def _stage(
     with _training(context):
         report = train(workspace, config, context.progress, resume=resume)
     after = "vlltr embed" if getattr(config, "tune", "head") != "head" else following
-    context.show(report, [*report.lines(), f"Next: {after}"])
+    context.show(report, [*report_lines(report), f"Next: {after}"])
 
 
 @click.group("train")

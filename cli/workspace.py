@@ -21,6 +21,7 @@ from vlltr_index.cli.main import (
     set_option,
     yes_option,
 )
+from vlltr_index.cli.render import report_lines, status_rows
 from vlltr_index.errors import UsageError
 from vlltr_index.wording import many
 
@@ -82,7 +83,7 @@ def status_command(context: Context) -> None:
     from vlltr_index.pipelines.status import status
 
     report = status(context.open())
-    rows = report.lines()
+    rows = status_rows(report)
     width = context.width()
     lines = (line for name, value in rows for line in broken(f"{name:<22} ", value, width))
     context.show(report, lines, always=True)
@@ -219,7 +220,7 @@ def export_command(
         if push is not None:
             url = push_model(Path(report.folder), push, private=private or None)
     pushed = [f"Pushed: {url}"] if url else []
-    context.show({**asdict(report), "url": url}, [*report.lines(), *pushed])
+    context.show({**asdict(report), "url": url}, [*report_lines(report), *pushed])
 
 
 @click.group("import")

@@ -24,6 +24,7 @@ from vlltr_index.classes import (
     rename_class,
 )
 from vlltr_index.classes.change import Effect
+from vlltr_index.cli.render import report_lines
 from vlltr_index.embedding.loading import image_set
 from vlltr_index.errors import InputError, UnknownClassError, UsageError
 from vlltr_index.pipelines.classlist import show_class
@@ -194,7 +195,7 @@ def test_dry_runs_commit_nothing(small: Workspace, world: World, names: list[str
         ChangeOptions(dry_run=True),
     )
     assert (added.classes[0].images, added.classes[0].visual) == (1, "images")
-    assert added.lines()[0] == "A dry run, which commits nothing:"
+    assert report_lines(added)[0] == "A dry run, which commits nothing:"
     reports: list[ChangeReport] = [
         remove_classes(small, [names[0]], ChangeOptions(dry_run=True)),
         rename_class(small, names[0], "other", ChangeOptions(dry_run=True)),
@@ -209,14 +210,14 @@ def test_dry_runs_commit_nothing(small: Workspace, world: World, names: list[str
     assert put_back(small.store, small.history.last()) == []
     for report in reports:
         assert report.dry_run
-        assert report.lines()[0] == "A dry run, which commits nothing:"
+        assert report_lines(report)[0] == "A dry run, which commits nothing:"
 
 
 def test_harm_is_warned_of() -> None:
     """A loss of more than one point has a line of its own that names the way back."""
-    assert Effect().lines() == []
-    assert "was not measured" in Effect(unmeasured=True).lines()[0]
-    assert len(Effect(0.9, 0.895, 100).lines()) == 1
-    lines = Effect(0.9, 0.85, 1000).lines()
+    assert report_lines(Effect()) == []
+    assert "was not measured" in report_lines(Effect(unmeasured=True))[0]
+    assert len(report_lines(Effect(0.9, 0.895, 100))) == 1
+    lines = report_lines(Effect(0.9, 0.85, 1000))
     assert lines[0] == "Old classes on 1,000 validation images: 90.0 % before, 85.0 % after."
     assert "vlltr rollback ID" in lines[1]

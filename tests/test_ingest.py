@@ -17,6 +17,7 @@ from PIL import Image
 
 from tests import pictures
 from tests.pictures import encoded
+from vlltr_index.cli.render import report_lines
 from vlltr_index.data.decoding import open_image
 from vlltr_index.errors import InputError
 from vlltr_index.pipelines.ingest import ingest_images, ingest_text
@@ -68,7 +69,7 @@ def test_images_of_a_folder(workspace: Workspace, tmp_path: Path) -> None:
     report = ingest_images(workspace, tmp_path / "data", "train", progress=lambda *args: seen.append(args))
     assert (report.added, report.updated, report.unchanged, report.classes_added) == (4, 0, 0, 2)
     assert report.splits == {"train": 4}
-    assert report.lines() == [
+    assert report_lines(report) == [
         f"{tmp_path / 'data'}: images 4 added (train 4).",
         "Made from the class names: 4 prompts.",
         "Classes: 2, 2 of them new.",
@@ -233,7 +234,7 @@ def test_only_train_makes_classes(workspace: Workspace, tmp_path: Path) -> None:
     assert workspace.history.last().id == 0
     report = ingest_images(workspace, path)
     assert (report.added, report.unknown_class) == (2, 1)
-    assert "Left out, as the workspace has no class of that name: 1 image." in report.lines()
+    assert "Left out, as the workspace has no class of that name: 1 image." in report_lines(report)
     assert report.notes == ["no class of the name 'owl' (1)"]
     assert names(workspace) == {0: "tit"}
     assert ingest_images(workspace, path, create_classes=True).added == 1
@@ -249,7 +250,7 @@ def test_the_same_bytes_in_two_splits_are_reported(workspace: Workspace, tmp_pat
     for split, other in (("val", "train, val"), ("test", "test, train")):
         report = ingest_images(workspace, tmp_path / split, split)
         assert report.duplicates_across_splits == 1
-        assert f"Warning: in more than one split, byte for byte: 1 image ({other})." in report.lines()
+        assert f"Warning: in more than one split, byte for byte: 1 image ({other})." in report_lines(report)
 
 
 def test_sources_of_which_nothing_can_be_taken(workspace: Workspace, tmp_path: Path) -> None:
@@ -290,7 +291,7 @@ def test_sentences_and_prompts(workspace: Workspace, tmp_path: Path) -> None:
     )
     report = ingest_text(workspace, path)
     assert report.prompts == 3
-    assert report.lines() == [
+    assert report_lines(report) == [
         f"{path}: sentences 6 added, 1 repeated or there before.",
         "Made from the class names: 3 prompts.",
         "Classes: 3, 2 of them new.",

@@ -14,6 +14,7 @@ import pytest
 
 from tests.commands import run
 from vlltr_index.classes import NewClass, add_classes
+from vlltr_index.cli.render import report_lines
 from vlltr_index.cli.ui import server
 from vlltr_index.cli.ui import service as service_module
 from vlltr_index.cli.ui.service import PageService, piece
@@ -147,7 +148,7 @@ def test_every_text_is_escaped(desk: PageService, pictures: Path) -> None:
         piece("sentences", one),
         piece("comparison", found.compare(name, best[1].name)),
         piece("comparison", found.compare(best[1].name, name)),
-        piece("notice", report.lines()),
+        piece("notice", report_lines(report)),
         piece("error", InputError(HOSTILE, HOSTILE)),
         piece("status", HOSTILE, 1, 2, True),
     ]

@@ -12,6 +12,7 @@ from tablerows import class_rows, image_rows, sentence_rows, vector_rows
 
 from tests.commits import killed, run, state
 from tests.killed import around
+from vlltr_index.cli.render import report_lines
 from vlltr_index.errors import UsageError, WorkspaceError
 from vlltr_index.pipelines.history import diff, prune, rollback
 from vlltr_index.schemas.config import Recipe
@@ -60,7 +61,7 @@ def test_what_is_kept_reads_as_before(old: Workspace) -> None:
     assert len(report.removed) == 5
     assert old.store.count(sentence_vectors_name("new")) == 4
     assert set(old.store.tags("classes")) == {"c5", "c6", "p6"}
-    assert report.lines()[0] == "Gave up 4 commits; kept: 5, 6."
+    assert report_lines(report)[0] == "Gave up 4 commits; kept: 5, 6."
     for use in (old.snapshot, lambda n: rollback(old, n), lambda n: diff(old, n, 6)):
         with pytest.raises(WorkspaceError, match="there is no commit 3; there are 5 to 6"):
             use(3)

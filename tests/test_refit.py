@@ -10,6 +10,7 @@ import torch
 
 from tests.changes import World
 from vlltr_index.classes import NewClass, add_classes, merge_classes, remove_classes
+from vlltr_index.cli.render import report_lines
 from vlltr_index.pipelines.train_lgr import refit, train_lgr_stage
 from vlltr_index.recognition.model import Model
 from vlltr_index.store.workspace import Workspace
@@ -53,7 +54,7 @@ def test_all_classes_with_images_are_trained(small: Workspace) -> None:
     assert scorer.class_ids[~scorer.trained].tolist() == [11]
     assert scorer.visual_sides() == dict.fromkeys([0, 1, 3, 5, 6, 7, 8, 9, 10], "trained")
     assert not scorer.merged
-    assert report.lines()[1] == "New in it: seen. Known by text alone: 1 class."
+    assert report_lines(report)[1] == "New in it: seen. Known by text alone: 1 class."
 
 
 def test_it_is_training_on_what_is_there(small: Workspace, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from tablerows import anchor_rows, class_rows, image_rows, sentence_rows, stats_
 from tests import commands
 from tests.commits import killed, run, state
 from vlltr_index.classes import add_class, remove_classes
+from vlltr_index.cli.render import report_lines
 from vlltr_index.errors import MissingStepError, WorkspaceError
 from vlltr_index.pipelines.history import diff, rollback, undone
 from vlltr_index.pipelines.train_lgr import train_lgr_stage
@@ -125,7 +126,7 @@ def test_missing_commits_and_files(grown: Workspace) -> None:
 
 def test_diff_says_what_changed(grown: Workspace) -> None:
     """Names of classes and numbers of rows, with the commands between."""
-    assert diff(grown, 3, 5).lines() == [
+    assert report_lines(diff(grown, 3, 5)) == [
         "from commit 3 to commit 5",
         "  ran: vlltr classes add",
         "  ran: vlltr classes remove",

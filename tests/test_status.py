@@ -11,6 +11,7 @@ import pytest
 from tablerows import anchor_rows, class_rows, image_rows, score_rows, sentence_rows, vector_rows
 
 from tests.commands import forbid
+from vlltr_index.cli.render import status_rows
 from vlltr_index.errors import MissingStepError, WorkspaceError
 from vlltr_index.pipelines.status import status
 from vlltr_index.schemas.config import EncoderConfig, WorkspaceConfig
@@ -137,7 +138,7 @@ def test_a_finished_workspace(finished: Workspace) -> None:
     assert report.images == {"train": 2, "test": 1}
     assert (report.quarantined, report.classes, report.sentences) == (1, 2, 3)
     assert (report.sentence_vectors, report.image_vectors, report.anchors) == (3, 3, 2)
-    lines = dict(report.lines())
+    lines = dict(status_rows(report))
     assert lines["images"] == "train 2, test 1 (1 quarantined)"
     assert lines["last commit"] == "6 (index)"
     assert lines["encoder"].startswith("ViT-B-16, trained here (")
@@ -224,7 +225,7 @@ def test_who_is_writing(finished: Workspace) -> None:
         report = status(finished)
     assert report.writing is not None
     assert report.writing.startswith("`vlltr train cvlp` (process ")
-    assert dict(report.lines())["now"] == f"{report.writing} is writing"
+    assert dict(status_rows(report))["now"] == f"{report.writing} is writing"
 
 
 @pytest.mark.parametrize(

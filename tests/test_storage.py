@@ -15,6 +15,7 @@ from writers import STEPS, add_anchors, write_in_steps
 
 from tests.commands import run
 from tests.commits import commit
+from vlltr_index.cli.render import report_lines
 from vlltr_index.errors import LockedError, MissingStepError, WorkspaceError
 from vlltr_index.pipelines.history import diff, prune, rollback
 from vlltr_index.schemas.config import FORMAT, EncoderConfig, Recipe
@@ -143,7 +144,7 @@ def test_commits_rollback_and_prune(address: str) -> None:
     other = Workspace.open(address)
     assert other.snapshot().count("classes") == 3
     assert other.store.count("classes") == 3
-    assert diff(other, 1, 3).lines()[:3] == [
+    assert report_lines(diff(other, 1, 3))[:3] == [
         "from commit 1 to commit 3",
         "  ran: vlltr step 1",
         "  ran: vlltr step 2",

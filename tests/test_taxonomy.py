@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from tests.commands import run
 from vlltr_index.classes import merge_classes, remove_classes, rename_class
+from vlltr_index.cli.render import report_lines
 from vlltr_index.data.taxonomy import read_taxonomy
 from vlltr_index.errors import InputError
 from vlltr_index.pipelines.history import rollback
@@ -135,7 +136,7 @@ def test_a_tree_comes_in_and_moves(birds: Workspace, tmp_path: Path) -> None:
     rows = ("Kestrel,Falcons,,Falco tinnunculus", "merlin,falcons,,", "falcons,birds,genus,", "wren,Birds,,")
     text = "\n".join(["name,parent,rank,aliases", *rows])
     first = ingest_classes(birds, written(tmp_path, text))
-    assert first.lines() == [
+    assert report_lines(first) == [
         f"{tmp_path}/tree.csv: 5 names in the tree of classes, 4 of them new or moved.",
         "Classes: 4, 3 of them with a parent.",
         "  1 class has no parent: 'oak'",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 from torch import Tensor
 
+from vlltr_index.cli.render import report_lines
 from vlltr_index.cli.ui.service import MAX_PICTURES, MAX_TOGETHER, MAX_UPLOAD, PageService, names_of, piece
 from vlltr_index.errors import VlltrError
 from vlltr_index.recognition.counterfactual import Examination, ExaminedClass
@@ -61,19 +62,13 @@ class Visit:
     offered: int | None = None  # the commit that the undo button names
 
 
+# Gradio would make an error of the name of a class that another tab removed; here the best class is shown then.
+_CHOICE = {"allow_custom_value": True}
+
+
 def _path(payload: Any) -> str | None:
     """Return an uploaded file's path; Gradio would decode the picture before its size is checked."""
     return None if payload is None else payload.path
-
-
-class _Names(gr.Dropdown):
-    """A choice of class names that takes any name: a class may be gone, of which Gradio would make an error."""
-
-    is_template = True  # it is drawn as the class that it comes from
-
-    def preprocess(self, payload: Any) -> Any:
-        """Return the name as it came."""
-        return payload
 
 
 def build_page(desk: PageService) -> gr.Blocks:
@@ -119,15 +114,17 @@ class _Page:
                 )
         gr.HTML("<h2>Sentences behind the answer</h2>")
         with gr.Row(equal_height=False):
-            self._class = _Names(label="class", scale=3, min_width=200, elem_id="vl-class")
+            self._class = gr.Dropdown(**_CHOICE, label="class", scale=3, min_width=200, elem_id="vl-class")
             self._put_back = gr.Button(
                 "Put all back", interactive=False, scale=1, min_width=160, elem_id="vl-put-back"
             )
         self._sentences = gr.HTML(piece("sentences", None), js_on_load=_STRIKE, elem_id="vl-sentences")
         gr.HTML("<h2>Why one class and not another</h2>")
         with gr.Row(equal_height=False):
-            self._first = _Names(label="this class", min_width=200, elem_id="vl-first")
-            self._second = _Names(label="and not this one", min_width=200, elem_id="vl-second")
+            self._first = gr.Dropdown(**_CHOICE, label="this class", min_width=200, elem_id="vl-first")
+            self._second = gr.Dropdown(
+                **_CHOICE, label="and not this one", min_width=200, elem_id="vl-second"
+            )
         self._comparison = gr.HTML(piece("comparison", None), elem_id="vl-comparison")
 
     def _lay_out_changes(self) -> None:
@@ -227,7 +224,7 @@ class _Page:
             report = self._desk.add(name, text, [(Path(p).name, Path(p)) for p in pictures or ()])
         except VlltrError as error:
             return gr.skip(), gr.skip(), gr.skip(), piece("error", error)
-        return "", "", None, piece("notice", report.lines())
+        return "", "", None, piece("notice", report_lines(report))
 
     def _take_back(self, visit: Visit) -> str:
         """Undo the commit that the button names."""

@@ -28,7 +28,6 @@ from vlltr_index.store.holdout import held_images
 from vlltr_index.store.ingestion import image_rows
 from vlltr_index.store.tables import one_of
 from vlltr_index.train.augment import ViewAugment
-from vlltr_index.wording import many
 
 if TYPE_CHECKING:
     from vlltr_index.recognizer import Recognizer
@@ -44,7 +43,6 @@ _MUTE = (
 )
 _TIDY = 32  # commits between two compactions of the tables
 _SMALL = 200_000  # rows of a table worth compacting; in larger ones small fragments hardly slow a scan
-_SHOWN = 3  # classes of a change that are reported one by one
 _RIVALS = 3
 
 
@@ -60,19 +58,6 @@ class AddedClass:
     rivals: list[str]
     visual: str = "none"  # use of its images: "trained" on them | "images" added later | "none"
 
-    def line(self, verb: str) -> str:
-        """Return the class as a line of text."""
-        how = {
-            "trained": "the classifier was trained on them",
-            "images": "known by text and images" if self.sentences else "known by its images alone",
-            "none": "its images wait for vlltr train lgr" if self.images else "known by text alone",
-        }[self.visual]
-        return (
-            f"{verb} {self.name!r} (class {self.class_id}): {many(self.sentences, 'sentence')},"
-            f" {many(self.anchors, 'anchor')}, {many(self.images, 'image')}, {how}."
-            f" Nearest: {', '.join(self.rivals) or 'none'}."
-        )
-
 
 @dataclass(frozen=True)
 class ChangeReport:
@@ -85,18 +70,6 @@ class ChangeReport:
     effect: Effect
     changed: bool = True  # whether there is a new commit
     added: bool = False  # whether the classes are new
-
-    def lines(self) -> list[str]:
-        """Return the report as lines of text."""
-        verb = "Now" if self.changed else "Still"
-        if self.added:
-            verb = "Would add" if self.dry_run else "Added"
-        told = [one.line(verb) for one in self.classes[:_SHOWN]]
-        if self.added and len(self.classes) > _SHOWN:
-            told.append(f"{verb} {len(self.classes) - _SHOWN} more classes.")
-        lines = [*told, *self.notes] if self.added else [*self.notes, *told]
-        dry = ["A dry run, which commits nothing:"] if self.dry_run else []
-        return [*dry, *lines, *self.effect.lines()]
 
 
 def rivals(bank: AnchorBank, class_ids: Sequence[int]) -> dict[int, list[int]]:

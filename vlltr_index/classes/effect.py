@@ -12,14 +12,12 @@ from torch import Tensor
 
 from vlltr_index.embedding import loading
 from vlltr_index.errors import MissingStepError
-from vlltr_index.wording import many
 
 if TYPE_CHECKING:
     from vlltr_index.heads.anchor_bank import AnchorBank
     from vlltr_index.recognition.model import Model
     from vlltr_index.recognition.state import Anchors
 
-_HARM = 0.01  # loss of the other classes' accuracy from which a warning is shown
 # The effect is measured on as many validation images as keep images times classes below _SCORES, within these bounds.
 _SCORES = 4_000_000
 _FEWEST = 300
@@ -41,26 +39,6 @@ class Effect:
     after: float | None = None
     images: int = 0
     unmeasured: bool = False  # there may be an effect, but no validation image to measure it on
-
-    def lines(self) -> list[str]:
-        """Return the effect as lines of text, with a warning if accuracy fell."""
-        if self.unmeasured:
-            return [
-                "What the other classes lose by it was not measured: no image of theirs in split val is embedded."
-            ]
-        if self.before is None or self.after is None:
-            return []
-        lines = [
-            f"Old classes on {many(self.images, 'validation image')}:"
-            f" {100 * self.before:.1f} % before, {100 * self.after:.1f} % after."
-        ]
-        if self.before - self.after > _HARM:
-            lines.append(
-                f"Warning: the old classes lose {100 * (self.before - self.after):.1f} points."
-                " Sentences that tell a class apart, or more images of it, may help; `vlltr history` shows the commit"
-                " before, `vlltr rollback ID` goes back to it."
-            )
-        return lines
 
 
 @dataclass(frozen=True, eq=False)

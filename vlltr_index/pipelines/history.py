@@ -37,18 +37,6 @@ class RollbackReport:
     before: int
     damaged: tuple[int, ...] = ()
 
-    def lines(self) -> list[str]:
-        """Return the report as lines of text."""
-        if not self.changed:
-            return [f"The workspace is in the state of commit {self.target} ({self.command}) already."]
-        lines = [f"Commit {self.commit} has the state of commit {self.target} ({self.command})."]
-        if self.before != self.target:
-            lines[0] += f" Nothing is lost: vlltr rollback {self.before} takes this back."
-        lines += [
-            f"Commit {n} was given up: what is left of it is history/{n}.json.damaged." for n in self.damaged
-        ]
-        return [*lines, "vlltr.toml is as it was: what is trained from here on follows it."]
-
 
 def rollback(workspace: Workspace, commit_id: int, newest: int | None = None) -> RollbackReport:
     """Append a commit that has the rows, encoder, head, index, parts and fusion values of commit `commit_id`.
@@ -146,17 +134,6 @@ class DiffReport:
     classes_renamed: tuple[tuple[str, str], ...]
     rows: dict[str, tuple[int, int]]
 
-    def lines(self) -> list[str]:
-        """Return the report as lines of text."""
-        return [
-            f"from commit {self.before} to commit {self.after}",
-            *(f"  ran: vlltr {command}" for command in self.commands),
-            *(f"  class added: {name}" for name in self.classes_added),
-            *(f"  class removed: {name}" for name in self.classes_removed),
-            *(f"  class renamed: {old} -> {new}" for old, new in self.classes_renamed),
-            *(f"  {name}: {old:,} -> {new:,}" for name, (old, new) in self.rows.items()),
-        ]
-
 
 def diff(workspace: Workspace, before: int, after: int) -> DiffReport:
     """Compare two commits, and list the commands between them.
@@ -193,11 +170,6 @@ class PruneReport:
     kept: tuple[int, ...]
     pruned: tuple[int, ...]
     removed: tuple[str, ...]
-
-    def lines(self) -> list[str]:
-        """Return the report as lines of text."""
-        gone = f"Gave up {len(self.pruned)} commits; kept: {', '.join(map(str, self.kept)) or 'none'}."
-        return [gone, *(f"  removed {name}" for name in self.removed)]
 
 
 def prune(workspace: Workspace, keep: int, progress: Progress | None = None) -> PruneReport:

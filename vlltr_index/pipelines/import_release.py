@@ -52,23 +52,6 @@ class ImportReport:
     notes: list[str] = field(default_factory=list)
     next_step: str = "vlltr embed"
 
-    def lines(self) -> list[str]:
-        """Return the report as lines of text."""
-        after = f", saved after epoch {self.epoch}" if self.epoch is not None else ""
-        lines = [
-            f"{self.source}: stage {self.stage} of the release{after}.",
-            f"Encoder: {self.encoder}, {self.dim} wide, images of {self.image_size} pixels.",
-        ]
-        if self.head:
-            new = f"{self.classes_added:,} of them new in the workspace"
-            lines.append(
-                f"Head: {self.classes:,} classes, {new}, weight of the visual branch {self.alpha:g}."
-            )
-        if self.anchors:
-            how = "without their sentences (vlltr select would choose new ones)"
-            lines.append(f"Anchors: {self.anchors:,} vectors {how}.")
-        return [*lines, *(f"  {note}" for note in self.notes), f"Next: {self.next_step}"]
-
 
 def import_release(
     workspace: Workspace,

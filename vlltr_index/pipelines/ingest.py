@@ -56,31 +56,6 @@ class IngestReport:
     duplicates_in: list[str] = field(default_factory=list)  # those splits
     next_step: str | None = None
 
-    def lines(self) -> list[str]:
-        """Return the report as lines of text."""
-        by_split = ", ".join(f"{name} {count:,}" for name, count in sorted(self.splits.items()))
-        same = "there before" if self.kind == "images" else "repeated or there before"
-        counts = [(self.added, "added"), (self.updated, "updated"), (self.unchanged, same)]
-        said = ", ".join(f"{count:,} {what}" for count, what in counts if count or what == "added")
-        lines = [f"{self.source}: {self.kind} {said}" + (f" ({by_split})" if by_split else "") + "."]
-        if self.prompts:
-            lines.append(f"Made from the class names: {many(self.prompts, 'prompt')}.")
-        lines.append(f"Classes: {self.classes:,}, {self.classes_added:,} of them new.")
-        if self.quarantined:
-            lines.append(
-                f"Kept aside with the reason: {many(self.quarantined, 'image')} that cannot be read."
-            )
-        if self.skipped:
-            lines.append(f"Left out: {many(self.skipped, 'entry', 'entries')}.")
-        if self.unknown_class:
-            unknown = many(self.unknown_class, "image")
-            lines.append(f"Left out, as the workspace has no class of that name: {unknown}.")
-        if self.duplicates_across_splits:
-            twice = f"{many(self.duplicates_across_splits, 'image')} ({', '.join(self.duplicates_in)})"
-            lines.append(f"Warning: in more than one split, byte for byte: {twice}.")
-        lines += [f"  {note}" for note in self.notes]
-        return [*lines, f"Next: {self.next_step}"] if self.next_step else lines
-
 
 def ingest_images(
     workspace: Workspace,

@@ -23,7 +23,7 @@ from vlltr_index.data.unlabelled import Pictures, unlabelled_images
 from vlltr_index.data.writing import whole_file
 from vlltr_index.errors import UsageError, VlltrError, WorkspaceError, write_error
 from vlltr_index.schemas.options import USUAL, PredictOptions
-from vlltr_index.wording import cell, many
+from vlltr_index.wording import cell
 
 if TYPE_CHECKING:
     from vlltr_index.recognition.model import Model
@@ -41,13 +41,6 @@ class PredictReport:
     images: int
     there_before: int  # answered before the run was stopped
     unreadable: int
-
-    def lines(self) -> list[str]:
-        """Return the report as lines of text."""
-        before = f", {self.there_before:,} of them before it was stopped" if self.there_before else ""
-        return [
-            f"Wrote {self.images:,} rows to {self.path}{before}; {many(self.unreadable, 'picture')} could not be read."
-        ]
 
 
 @dataclass(frozen=True)

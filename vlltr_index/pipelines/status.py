@@ -69,28 +69,6 @@ class StatusReport:
     stale: tuple[str, ...]
     next: str
 
-    def lines(self) -> list[tuple[str, str]]:
-        """Return the report as (label, value) pairs."""
-        splits = ", ".join(f"{split} {n:,}" for split, n in self.images.items()) or "none"
-        total = sum(self.images.values())
-        lines = [
-            ("workspace", self.workspace),
-            ("recipe", self.recipe),
-            ("last commit", f"{self.commit} ({self.command})" if self.commit else "none"),
-            ("classes", f"{self.classes:,}"),
-            ("images", splits + (f" ({self.quarantined:,} quarantined)" if self.quarantined else "")),
-            ("sentences", f"{self.sentences:,}"),
-            ("encoder", self.encoder),
-            ("sentence vectors", f"{self.sentence_vectors:,} of {self.sentences:,}"),
-            ("image vectors", f"{self.image_vectors:,} of {total:,}"),
-            ("anchors", f"{self.anchors:,}"),
-            ("head", short(self.head) if self.head else "none"),
-            ("index", short(self.index) if self.index else "none"),
-        ]
-        if self.writing:
-            lines.append(("now", f"{self.writing} is writing"))
-        return [*lines, *(("to do", what) for what in self.stale), ("next", self.next)]
-
 
 def status(workspace: Workspace, at: int | None = None) -> StatusReport:
     """Inspect the newest commit, or number `at`, and the vectors stored for it.

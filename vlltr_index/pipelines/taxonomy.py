@@ -47,14 +47,6 @@ class TaxonomyReport:
     unknown: int
     notes: list[str]
 
-    def lines(self) -> list[str]:
-        """Return the report as lines of text."""
-        return [
-            f"{self.source}: {many(self.nodes, 'name')} in the tree of classes, {self.changed:,} of them new or moved.",
-            f"Classes: {self.classes:,}, {self.placed:,} of them with a parent.",
-            *(f"  {note}" for note in self.notes),
-        ]
-
 
 def ingest_classes(workspace: Workspace, path: Path) -> TaxonomyReport:
     """Bring in the parents of classes; a name that has a parent already gets the file's.

@@ -36,7 +36,6 @@ from vlltr_index.train.loop import StageOne
 from vlltr_index.train.recognition import new_head, train_until, tune_visual
 from vlltr_index.train.stage_two import StageTwoResult, fit_stage_two, weigh, without_images
 from vlltr_index.train.stage_two_data import StageTwoData
-from vlltr_index.wording import many
 
 if TYPE_CHECKING:
     from vlltr_index.heads.anchor_bank import AnchorBank
@@ -399,16 +398,6 @@ class RefitReport:
     images: int
     notes: tuple[str, ...]
     effect: Effect
-
-    def lines(self) -> list[str]:
-        """Return the report as lines of text."""
-        more = ", ".join(self.new_classes[:5]) + (" ..." if len(self.new_classes) > 5 else "")
-        lines = [
-            f"Trained the head on {many(self.images, 'image')} of {many(self.classes, 'class', 'classes')}:"
-            f" {self.digest[:16]}",
-            f"New in it: {more or 'none'}. Known by text alone: {many(self.text_only, 'class', 'classes')}.",
-        ]
-        return lines + list(self.notes) + self.effect.lines()
 
 
 def refit(workspace: Workspace, config: LGRConfig, progress: Progress | None = None) -> RefitReport:

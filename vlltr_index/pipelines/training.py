@@ -59,21 +59,6 @@ class TrainReport:
     held_classes: int = 0
     notes: tuple[str, ...] = ()  # what was decided, in words
 
-    def lines(self) -> list[str]:
-        """Return the report as lines of text."""
-        epochs = f", {self.epochs} epochs" if self.epochs else ""
-        lines = [
-            f"Trained {self.what} on {many(self.images, 'image')} of {many(self.classes, 'class', 'classes')}"
-            f"{epochs}{' (resumed)' if self.resumed else ''}: {self.digest[:16]}"
-        ]
-        if self.held_images or self.held_classes:
-            classes = f" and {many(self.held_classes, 'class', 'classes')}" if self.held_classes else ""
-            lines.append(
-                f"Kept out, so that train lgr weighs its parts on what this stage never saw:"
-                f" {many(self.held_images, 'image')}{classes} (cvlp.hold_out, cvlp.hold_out_classes)"
-            )
-        return [*lines, *self.notes]
-
 
 @dataclass(frozen=True)
 class TrainingSet:

@@ -81,11 +81,6 @@ class ExportReport:
     bytes: int
     notes: tuple[str, ...] = ()
 
-    def lines(self) -> list[str]:
-        """Return the report as lines of text."""
-        rows = ", ".join(f"{number:,} {name}" for name, number in self.rows.items())
-        return [f"Wrote {self.folder}: {rows} ({self.bytes / 2**20:.1f} MiB).", *self.notes]
-
 
 def export_model(
     workspace: Workspace,

@@ -1,0 +1,229 @@
+"""What reports look like in a terminal and on the page: lines of text, one function a kind of report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from vlltr_index.schemas.fingerprint import short
+from vlltr_index.wording import many
+
+if TYPE_CHECKING:
+    from vlltr_index.classes.change import AddedClass, ChangeReport
+    from vlltr_index.classes.effect import Effect
+    from vlltr_index.pipelines.history import DiffReport, PruneReport, RollbackReport
+    from vlltr_index.pipelines.import_release import ImportReport
+    from vlltr_index.pipelines.ingest import IngestReport
+    from vlltr_index.pipelines.predict import PredictReport
+    from vlltr_index.pipelines.status import StatusReport
+    from vlltr_index.pipelines.taxonomy import TaxonomyReport
+    from vlltr_index.pipelines.train_lgr import RefitReport
+    from vlltr_index.pipelines.training import TrainReport
+    from vlltr_index.recognition.exported.writing import ExportReport
+
+_SHOWN = 3  # classes of a change that are reported one by one
+_HARM = 0.01  # loss of the other classes' accuracy from which a warning is shown
+
+
+def report_lines(report: Any) -> list[str]:
+    """Return a report as lines of text."""
+    return _LOOKS[type(report).__name__](report)
+
+
+def _ingest(report: IngestReport) -> list[str]:
+    by_split = ", ".join(f"{name} {count:,}" for name, count in sorted(report.splits.items()))
+    same = "there before" if report.kind == "images" else "repeated or there before"
+    counts = [(report.added, "added"), (report.updated, "updated"), (report.unchanged, same)]
+    said = ", ".join(f"{count:,} {what}" for count, what in counts if count or what == "added")
+    lines = [f"{report.source}: {report.kind} {said}" + (f" ({by_split})" if by_split else "") + "."]
+    if report.prompts:
+        lines.append(f"Made from the class names: {many(report.prompts, 'prompt')}.")
+    lines.append(f"Classes: {report.classes:,}, {report.classes_added:,} of them new.")
+    if report.quarantined:
+        lines.append(f"Kept aside with the reason: {many(report.quarantined, 'image')} that cannot be read.")
+    if report.skipped:
+        lines.append(f"Left out: {many(report.skipped, 'entry', 'entries')}.")
+    if report.unknown_class:
+        unknown = many(report.unknown_class, "image")
+        lines.append(f"Left out, as the workspace has no class of that name: {unknown}.")
+    if report.duplicates_across_splits:
+        twice = f"{many(report.duplicates_across_splits, 'image')} ({', '.join(report.duplicates_in)})"
+        lines.append(f"Warning: in more than one split, byte for byte: {twice}.")
+    lines += [f"  {note}" for note in report.notes]
+    return [*lines, f"Next: {report.next_step}"] if report.next_step else lines
+
+
+def _taxonomy(report: TaxonomyReport) -> list[str]:
+    nodes = f"{many(report.nodes, 'name')} in the tree of classes"
+    return [
+        f"{report.source}: {nodes}, {report.changed:,} of them new or moved.",
+        f"Classes: {report.classes:,}, {report.placed:,} of them with a parent.",
+        *(f"  {note}" for note in report.notes),
+    ]
+
+
+def _import(report: ImportReport) -> list[str]:
+    after = f", saved after epoch {report.epoch}" if report.epoch is not None else ""
+    lines = [
+        f"{report.source}: stage {report.stage} of the release{after}.",
+        f"Encoder: {report.encoder}, {report.dim} wide, images of {report.image_size} pixels.",
+    ]
+    if report.head:
+        new = f"{report.classes_added:,} of them new in the workspace"
+        lines.append(
+            f"Head: {report.classes:,} classes, {new}, weight of the visual branch {report.alpha:g}."
+        )
+    if report.anchors:
+        how = "without their sentences (vlltr select would choose new ones)"
+        lines.append(f"Anchors: {report.anchors:,} vectors {how}.")
+    return [*lines, *(f"  {note}" for note in report.notes), f"Next: {report.next_step}"]
+
+
+def _train(report: TrainReport) -> list[str]:
+    epochs = f", {report.epochs} epochs" if report.epochs else ""
+    lines = [
+        f"Trained {report.what} on {many(report.images, 'image')} of {many(report.classes, 'class', 'classes')}"
+        f"{epochs}{' (resumed)' if report.resumed else ''}: {report.digest[:16]}"
+    ]
+    if report.held_images or report.held_classes:
+        classes = f" and {many(report.held_classes, 'class', 'classes')}" if report.held_classes else ""
+        lines.append(
+            f"Kept out, so that train lgr weighs its parts on what this stage never saw:"
+            f" {many(report.held_images, 'image')}{classes} (cvlp.hold_out, cvlp.hold_out_classes)"
+        )
+    return [*lines, *report.notes]
+
+
+def _refit(report: RefitReport) -> list[str]:
+    more = ", ".join(report.new_classes[:5]) + (" ..." if len(report.new_classes) > 5 else "")
+    lines = [
+        f"Trained the head on {many(report.images, 'image')} of {many(report.classes, 'class', 'classes')}:"
+        f" {report.digest[:16]}",
+        f"New in it: {more or 'none'}. Known by text alone: {many(report.text_only, 'class', 'classes')}.",
+    ]
+    return lines + list(report.notes) + _effect(report.effect)
+
+
+def _predict(report: PredictReport) -> list[str]:
+    before = f", {report.there_before:,} of them before it was stopped" if report.there_before else ""
+    unread = f"{many(report.unreadable, 'picture')} could not be read"
+    return [f"Wrote {report.images:,} rows to {report.path}{before}; {unread}."]
+
+
+def _effect(report: Effect) -> list[str]:
+    """Return the effect as lines of text, with a warning if accuracy fell."""
+    if report.unmeasured:
+        return [
+            "What the other classes lose by it was not measured: no image of theirs in split val is embedded."
+        ]
+    if report.before is None or report.after is None:
+        return []
+    lines = [
+        f"Old classes on {many(report.images, 'validation image')}:"
+        f" {100 * report.before:.1f} % before, {100 * report.after:.1f} % after."
+    ]
+    if report.before - report.after > _HARM:
+        lines.append(
+            f"Warning: the old classes lose {100 * (report.before - report.after):.1f} points."
+            " Sentences that tell a class apart, or more images of it, may help; `vlltr history` shows the commit"
+            " before, `vlltr rollback ID` goes back to it."
+        )
+    return lines
+
+
+def _class(one: AddedClass, verb: str) -> str:
+    how = {
+        "trained": "the classifier was trained on them",
+        "images": "known by text and images" if one.sentences else "known by its images alone",
+        "none": "its images wait for vlltr train lgr" if one.images else "known by text alone",
+    }[one.visual]
+    return (
+        f"{verb} {one.name!r} (class {one.class_id}): {many(one.sentences, 'sentence')},"
+        f" {many(one.anchors, 'anchor')}, {many(one.images, 'image')}, {how}."
+        f" Nearest: {', '.join(one.rivals) or 'none'}."
+    )
+
+
+def _change(report: ChangeReport) -> list[str]:
+    verb = "Now" if report.changed else "Still"
+    if report.added:
+        verb = "Would add" if report.dry_run else "Added"
+    told = [_class(one, verb) for one in report.classes[:_SHOWN]]
+    if report.added and len(report.classes) > _SHOWN:
+        told.append(f"{verb} {len(report.classes) - _SHOWN} more classes.")
+    lines = [*told, *report.notes] if report.added else [*report.notes, *told]
+    dry = ["A dry run, which commits nothing:"] if report.dry_run else []
+    return [*dry, *lines, *_effect(report.effect)]
+
+
+def _export(report: ExportReport) -> list[str]:
+    rows = ", ".join(f"{number:,} {name}" for name, number in report.rows.items())
+    return [f"Wrote {report.folder}: {rows} ({report.bytes / 2**20:.1f} MiB).", *report.notes]
+
+
+def _rollback(report: RollbackReport) -> list[str]:
+    if not report.changed:
+        return [f"The workspace is in the state of commit {report.target} ({report.command}) already."]
+    lines = [f"Commit {report.commit} has the state of commit {report.target} ({report.command})."]
+    if report.before != report.target:
+        lines[0] += f" Nothing is lost: vlltr rollback {report.before} takes this back."
+    lines += [
+        f"Commit {n} was given up: what is left of it is history/{n}.json.damaged." for n in report.damaged
+    ]
+    return [*lines, "vlltr.toml is as it was: what is trained from here on follows it."]
+
+
+def _diff(report: DiffReport) -> list[str]:
+    return [
+        f"from commit {report.before} to commit {report.after}",
+        *(f"  ran: vlltr {command}" for command in report.commands),
+        *(f"  class added: {name}" for name in report.classes_added),
+        *(f"  class removed: {name}" for name in report.classes_removed),
+        *(f"  class renamed: {old} -> {new}" for old, new in report.classes_renamed),
+        *(f"  {name}: {old:,} -> {new:,}" for name, (old, new) in report.rows.items()),
+    ]
+
+
+def _prune(report: PruneReport) -> list[str]:
+    gone = f"Gave up {len(report.pruned)} commits; kept: {', '.join(map(str, report.kept)) or 'none'}."
+    return [gone, *(f"  removed {name}" for name in report.removed)]
+
+
+def status_rows(report: StatusReport) -> list[tuple[str, str]]:
+    """Return the status as (label, value) pairs."""
+    splits = ", ".join(f"{split} {n:,}" for split, n in report.images.items()) or "none"
+    total = sum(report.images.values())
+    lines = [
+        ("workspace", report.workspace),
+        ("recipe", report.recipe),
+        ("last commit", f"{report.commit} ({report.command})" if report.commit else "none"),
+        ("classes", f"{report.classes:,}"),
+        ("images", splits + (f" ({report.quarantined:,} quarantined)" if report.quarantined else "")),
+        ("sentences", f"{report.sentences:,}"),
+        ("encoder", report.encoder),
+        ("sentence vectors", f"{report.sentence_vectors:,} of {report.sentences:,}"),
+        ("image vectors", f"{report.image_vectors:,} of {total:,}"),
+        ("anchors", f"{report.anchors:,}"),
+        ("head", short(report.head) if report.head else "none"),
+        ("index", short(report.index) if report.index else "none"),
+    ]
+    if report.writing:
+        lines.append(("now", f"{report.writing} is writing"))
+    return [*lines, *(("to do", what) for what in report.stale), ("next", report.next)]
+
+
+_LOOKS: dict[str, Callable[[Any], list[str]]] = {
+    "IngestReport": _ingest,
+    "TaxonomyReport": _taxonomy,
+    "ImportReport": _import,
+    "TrainReport": _train,
+    "RefitReport": _refit,
+    "PredictReport": _predict,
+    "ChangeReport": _change,
+    "ExportReport": _export,
+    "RollbackReport": _rollback,
+    "DiffReport": _diff,
+    "PruneReport": _prune,
+    "Effect": _effect,
+}
+"""By the name of the report's class, so that no report has to be imported to show another."""
