@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser import chromium
-from tests.buckets import Bucket, serve
-from tests.changes import World, build_world
-from tests.exports import Shared, changed, share
+from tests.support.browser import chromium
+from tests.support.buckets import Bucket, serve
+from tests.support.changes import World, build_world
+from tests.support.exports import Shared, changed, share
 from vlltr_index.data.glyphs import glyph_files, write_sample
 from vlltr_index.pipelines.ingest import ingest_images, ingest_text
 from vlltr_index.pipelines.train_all import train_all

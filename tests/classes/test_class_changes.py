@@ -1,0 +1,223 @@
+"""Removing, renaming and merging classes, and changing their sentences and images: what is done, said and refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.changes import World, anchors, state
+from vlltr_index.classes import (
+    ChangeOptions,
+    ChangeReport,
+    NewClass,
+    add_class,
+    add_classes,
+    add_images,
+    add_sentences,
+    merge_classes,
+    remove_classes,
+    remove_images,
+    remove_sentences,
+    rename_class,
+)
+from vlltr_index.classes.change import Effect
+from vlltr_index.cli.render import report_lines
+from vlltr_index.embedding.loading import image_set
+from vlltr_index.errors import InputError, UnknownClassError, UsageError
+from vlltr_index.pipelines.classlist import show_class
+from vlltr_index.recognition.model import Model
+from vlltr_index.store.transaction import put_back
+from vlltr_index.store.workspace import Workspace
+
+
+@pytest.fixture
+def names(world: World) -> list[str]:
+    """Names of its classes, by number."""
+    return [world.classes[i].name for i in sorted(world.classes)]
+
+
+def rows_of(workspace: Workspace, table: str, class_id: int) -> int:
+    """How many rows of a table a class owns."""
+    return workspace.snapshot().count(table, f"class_id = {class_id}")
+
+
+def commits(workspace: Workspace) -> int:
+    """Number of the newest commit."""
+    return workspace.history.last().id
+
+
+def test_a_removed_class_leaves_nothing_but_its_number(small: Workspace, names: list[str]) -> None:
+    """Sentences, images, anchors and scores go in one commit; the name is free, the number is not."""
+    before, scores = commits(small), small.snapshot().count("sentence_scores")
+    report = remove_classes(small, [names[2]])
+    assert commits(small) == before + 1
+    assert report.notes[0].startswith(f"Removed {names[2]!r} (class 2) with 8 sentences and ")
+    assert [rows_of(small, t, 2) for t in ("sentences", "images", "anchors")] == [0, 0, 0]
+    assert small.snapshot().count("sentence_scores") == scores - 8
+    with pytest.raises(UnknownClassError):
+        remove_classes(small, [names[2]])
+    again = add_class(small, names[2], ["It is back."]).classes[0]
+    assert again.class_id == len(names)
+    assert again.visual == "none"
+
+
+def test_a_renamed_class_keeps_its_number_and_its_own_texts(small: Workspace, names: list[str]) -> None:
+    """Prompts are made from the new name; the report says how many of each."""
+    report = rename_class(small, names[0], "  the  first ")
+    assert report.notes == [
+        f"Renamed {names[0]!r} to 'the first' (class 0).",
+        "2 sentences made from the old name gave way to 2 made from the new one; 6 other sentences stay as they are.",
+    ]
+    texts = small.snapshot().table("sentences", ["text", "source"], "class_id = 0").to_pylist()
+    assert sorted(t["text"] for t in texts if t["source"] == "prompt") == [
+        "a sign like the first.",
+        "the first, printed.",
+    ]
+    table = small.snapshot().class_table()
+    assert table.find("the first") == 0
+    assert table.find(names[0]) is None
+
+
+def test_renaming_onto_another_class_is_refused(small: Workspace, names: list[str]) -> None:
+    """The message names the way to make them one; an alias of its own may become its name."""
+    with pytest.raises(InputError) as caught:
+        rename_class(small, names[0], names[1])
+    assert caught.value.hint == f"To make them one: vlltr classes merge {names[1]!r} {names[0]!r}"
+    add_class(small, "okapi", ["It is an animal."], aliases=["forest giraffe"])
+    rename_class(small, "okapi", "Forest Giraffe")
+    assert show_class(small, "forest giraffe").aliases == []
+
+
+def test_merged_classes_add_their_rows(small: Workspace, names: list[str]) -> None:
+    """Texts and images go over, the name is an alias, and the visual classifier gives the sum of the rows' chances."""
+    features = image_set(small.snapshot(), "val").features
+    before = Model.open(small.snapshot())
+    rows = before.visual_logits(features).softmax(1)
+    counts = before.stats.counts[[1, 3, 7]].sum()
+    report = merge_classes(small, names[3], names[7])
+    assert "the name is an alias now" in report.notes[0]
+    merge_classes(small, names[1], names[3])
+    detail = show_class(small, names[7])
+    assert (detail.class_id, set(detail.aliases)) == (1, {names[3], names[7]})
+    assert set(detail.merged) == {names[3], names[7]}
+    after = Model.open(small.snapshot())
+    place = after.class_ids.tolist().index(1)
+    expected = rows[:, [1, 3, 7]].sum(1)
+    assert torch.allclose(after.visual_logits(features).softmax(1)[:, place], expected, atol=1e-5)
+    assert after.stats.counts[after.stats.class_ids == 1] == counts
+    with pytest.raises(InputError, match="are the same class"):
+        merge_classes(small, names[1], names[7])
+
+
+def test_sentences_come_and_go(small: Workspace, names: list[str]) -> None:
+    """What is there already changes nothing; ids may be short; a text takes all that hold it."""
+    report = add_sentences(small, names[4], ["It is a test.", "IT is a  test.", "Another test."])
+    assert report.notes == ["2 sentences added; 1 there before."]
+    at = commits(small)
+    assert not add_sentences(small, names[4], ["It is a test."]).changed
+    assert commits(small) == at
+    one = next(i for i in show_class(small, names[4], every_sentence=True).anchors)
+    remove_sentences(small, names[4], [one.sentence_id[:10]])
+    assert one.sentence_id not in anchors(small)
+    report = remove_sentences(small, names[4], matching="TEST")
+    gone = {line.strip() for line in report.notes if line.startswith("  ")}
+    assert gone == {"It is a test.", "Another test."} - {one.text}
+    left = show_class(small, names[4], every_sentence=True)
+    assert not [s for s in [*left.anchors, *left.others] if "test" in s.text]
+
+
+def test_what_images_say_comes_and_goes_with_them(small: Workspace, world: World, tmp_path: Path) -> None:
+    """A class known by text is known by its first image too, and no longer once its last has gone; an image that
+    changed is another; a trained row stays."""
+    class_id = add_class(small, "okapi", ["It is an animal."]).classes[0].class_id
+    picture = Path(world.pictures[0])
+    report = add_images(small, "okapi", [picture])
+    assert (report.classes[0].visual, report.classes[0].images) == ("images", 1)
+    assert not add_images(small, "okapi", [picture]).changed
+    shown = show_class(small, "okapi")
+    assert (shown.visual, shown.pictures[0].uri) == ("images", str(picture))
+    assert rows_of(small, "class_stats", class_id) == 1
+    report = remove_images(small, [shown.pictures[0].image_id[:8]])
+    assert (report.classes[0].visual, report.classes[0].images) == ("none", 0)
+    assert rows_of(small, "class_stats", class_id) == 0
+    file = tmp_path / "one.png"
+    for picture in world.pictures[:2]:
+        file.write_bytes(Path(picture).read_bytes())
+        add_images(small, "okapi", [file])
+    assert show_class(small, "okapi").images == 2
+    report = add_images(small, world.classes[0].name, [Path(world.pictures[2])])
+    assert report.classes[0].visual == "trained"
+    assert report.notes[-1].endswith("to train all rows again: vlltr refit")
+
+
+def test_what_is_refused_is_told_and_changes_nothing(small: Workspace, world: World) -> None:
+    """Each refusal has its own message, and leaves the workspace as it was."""
+    first, picture = world.classes[0].name, Path(world.pictures[2])
+    add_class(small, "okapi", ["It is an animal."])
+    add_images(small, "okapi", [picture])
+    names = list(small.snapshot().class_table().names.values())
+    calls: dict[str, Callable[[], object]] = {
+        f"no sentence of class {first!r} holds 'zebra'": lambda: remove_sentences(
+            small, first, matching="zebra"
+        ),
+        f"no sentence of class {first!r} with the id 'abcdef' can be told: there is none": (
+            lambda: remove_sentences(small, first, ["abcdef"])
+        ),
+        f"class {first!r} would have no sentence left, and could not be recognised by text": (
+            lambda: remove_sentences(small, first, matching=first.split()[0])
+        ),
+        "no readable image among what was given (/none.png: no such file)": (
+            lambda: add_images(small, first, [Path("/none.png")])
+        ),
+        "no image with the id 'abcdef' can be told: there is none": lambda: remove_images(small, ["abcdef"]),
+        f"{picture} is an image of class 'okapi' already": lambda: add_images(small, first, [picture]),
+        "no class would be left": lambda: remove_classes(small, names),
+        "which sentences?": lambda: remove_sentences(small, first),
+        "which images?": lambda: remove_images(small, []),
+    }
+    at = commits(small)
+    for message, call in calls.items():
+        with pytest.raises((InputError, UsageError)) as caught:
+            call()
+        assert caught.value.message == message
+    assert commits(small) == at
+
+
+def test_dry_runs_commit_nothing(small: Workspace, world: World, names: list[str]) -> None:
+    """Each change can be looked at first: commits and rows stay, and the next writer finds nothing to put back."""
+    at, before = commits(small), state(small)
+    added = add_classes(
+        small,
+        [NewClass("okapi", ("It is new.",), images=(Path(world.pictures[0]),))],
+        ChangeOptions(dry_run=True),
+    )
+    assert (added.classes[0].images, added.classes[0].visual) == (1, "images")
+    assert report_lines(added)[0] == "A dry run, which commits nothing:"
+    reports: list[ChangeReport] = [
+        remove_classes(small, [names[0]], ChangeOptions(dry_run=True)),
+        rename_class(small, names[0], "other", ChangeOptions(dry_run=True)),
+        merge_classes(small, names[0], names[1], ChangeOptions(dry_run=True)),
+        add_sentences(small, names[0], ["New."], options=ChangeOptions(dry_run=True)),
+        remove_sentences(small, names[0], matching="printed", options=ChangeOptions(dry_run=True)),
+        add_images(small, names[0], [Path(world.pictures[3])], ChangeOptions(dry_run=True)),
+        remove_images(small, [show_class(small, names[0]).pictures[0].image_id], ChangeOptions(dry_run=True)),
+    ]
+    assert commits(small) == at
+    assert state(small) == before
+    assert put_back(small.store, small.history.last()) == []
+    for report in reports:
+        assert report.dry_run
+        assert report_lines(report)[0] == "A dry run, which commits nothing:"
+
+
+def test_harm_is_warned_of() -> None:
+    """A loss of more than one point has a line of its own that names the way back."""
+    assert report_lines(Effect()) == []
+    assert "was not measured" in report_lines(Effect(unmeasured=True))[0]
+    assert len(report_lines(Effect(0.9, 0.895, 100))) == 1
+    lines = report_lines(Effect(0.9, 0.85, 1000))
+    assert lines[0] == "Old classes on 1,000 validation images: 90.0 % before, 85.0 % after."
+    assert "vlltr rollback ID" in lines[1]

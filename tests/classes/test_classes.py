@@ -1,0 +1,180 @@
+"""Adding classes without training: by sentences, by images, by both, from a manifest; exactness and refusals."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.changes import anchors as anchors_of
+from tests.support.changes import losses as losses_of
+from vlltr_index.anchors.selection import select
+from vlltr_index.classes import NewClass, add_class, add_classes, add_images, read_manifest
+from vlltr_index.data.glyphs import glyph_files, write_sample
+from vlltr_index.embedding.loading import image_set
+from vlltr_index.errors import InputError
+from vlltr_index.pipelines.classlist import show_class
+from vlltr_index.pipelines.embed import embed
+from vlltr_index.pipelines.ingest import ingest_images
+from vlltr_index.recognition.model import Model
+from vlltr_index.recognizer import Recognizer
+from vlltr_index.schemas.options import PredictOptions
+from vlltr_index.store.workspace import Workspace
+
+
+def test_a_class_by_its_description_alone(
+    trained: Workspace, heldout: dict[str, list[str]], pictures: Path
+) -> None:
+    """One commit; it can be explained at once; no other anchors or scores change, and the index stays."""
+    name = min(heldout)
+    anchors, losses, before = anchors_of(trained), losses_of(trained), trained.history.last()
+    report = add_class(trained, name, heldout[name])
+    after = trained.history.last()
+    assert (after.id, after.index) == (before.id + 1, before.index)
+    assert anchors_of(trained).items() >= anchors.items()
+    assert losses_of(trained).items() >= losses.items()
+    added = report.classes[0]
+    assert (added.images, added.visual, added.anchors) == (0, "none", 8)
+    assert added.sentences == len(heldout[name])
+    recognizer = Recognizer.open(trained)
+    position = recognizer.current().class_ids.tolist().index(added.class_id)
+    assert not bool(recognizer.current().trained[position])
+    scores = recognizer.predict(
+        [pictures / "unseen" / "0.png"], PredictOptions(top=61, retrieval="exhaustive")
+    )[0].classes
+    told = recognizer.explain(pictures / "unseen" / "0.png", name)
+    rival = next(score for score in scores if score.name != name)
+    assert told.image_part + told.text_part == pytest.approx(
+        math.log(told.probability / rival.probability), abs=1e-3
+    )
+
+
+def test_images_are_counted_and_recognised(
+    trained: Workspace, heldout: dict[str, list[str]], pictures: Path
+) -> None:
+    """A class with images is known by them too: the image branch speaks more for its pictures than by text alone."""
+    name, picture = min(heldout), pictures / "unseen" / "0.png"
+    report = add_class(trained, name, heldout[name])
+    told = Recognizer.open(trained).explain(picture, name)
+    seen = add_images(trained, name, [pictures / "unseen"]).classes[0]
+    assert (report.classes[0].visual, seen.visual, seen.images) == ("none", "images", 4)
+    score = Recognizer.open(trained).explain(picture, name)
+    assert score.image_part > told.image_part
+    assert score.probability > told.probability
+
+
+def test_old_classes_keep_their_order_among_themselves(
+    trained: Workspace, heldout: dict[str, list[str]]
+) -> None:
+    """A class that comes by text takes the same share from each old class."""
+    features = image_set(trained.snapshot(), "test").features[:50]
+    before = Model.open(trained.snapshot()).exhaustive(features).probabilities
+    add_class(trained, min(heldout), heldout[min(heldout)])
+    scorer = Model.open(trained.snapshot())
+    after = scorer.exhaustive(features).probabilities
+    assert torch.allclose(after.sum(1), torch.ones(50), atol=1e-5)
+    old = after[:, scorer.trained]
+    assert torch.allclose(old / old.sum(1, keepdim=True), before, atol=1e-5)
+
+
+def test_a_manifest_of_many(
+    trained: Workspace, heldout: dict[str, list[str]], tmp_path: Path, pictures: Path
+) -> None:
+    """Both forms of an entry, with images relative to the file, in one commit."""
+    names = sorted(heldout)[:3]
+    picture = tmp_path / "one.png"
+    picture.write_bytes((pictures / "unseen" / "0.png").read_bytes())
+    values = {
+        names[0]: {
+            "sentences": heldout[names[0]],
+            "images": ["one.png", "gone.png"],
+            "aliases": ["the first"],
+        },
+        names[1]: heldout[names[1]],
+        names[2]: heldout[names[2]],
+    }
+    path = tmp_path / "many.json"
+    path.write_text(json.dumps(values), encoding="utf-8")
+    before = trained.history.last()
+    report = add_classes(trained, read_manifest(path))
+    after = trained.history.last()
+    assert after.id == before.id + 1
+    assert [a.images for a in report.classes] == [1, 0, 0]
+    assert report.notes == [f"Left out: {tmp_path / 'gone.png'}: no such file"]
+    assert trained.snapshot().class_table().lookup("the first") == report.classes[0].class_id
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"a": ["x"], "a": ["y"]}', "{path}: not JSON: 'a' occurs twice"),
+        ("{}", "{path}: Dictionary should have at least 1 item after validation, not 0"),
+        ('{"a": {"text": []}}', "{path}: 'a': 'text': Extra inputs are not permitted"),
+        ('{"a": [1]}', "{path}: 'a': 0: Input should be a valid string"),
+    ],
+)
+def test_bad_manifests(tmp_path: Path, content: str, message: str) -> None:
+    """The class is named, and what was expected."""
+    path = tmp_path / "m.json"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        read_manifest(path)
+    assert caught.value.message == message.format(path=path)
+
+
+def test_refusals_leave_the_workspace_as_it_was(trained: Workspace, tmp_path: Path) -> None:
+    """A known name, an empty one, one given twice, and one of which nothing can be read are refused."""
+    known = trained.snapshot().class_table().names[0]
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    before = trained.history.last()
+    cases = [
+        ([NewClass(known, ("x",))], f"there is a class {known!r} already"),
+        ([NewClass(known.upper(), ("x",))], f"there is a class {known.upper()!r} already"),
+        ([NewClass("  ", ("x",))], "the new class: the class name is empty"),
+        ([NewClass("okapi", ("x",)), NewClass("Okapi", ("y",))], "class 'Okapi' is given twice"),
+        (
+            [NewClass("okapi", (" ",), images=(broken,))],
+            "nothing is known of class 'okapi': no sentence and no readable image",
+        ),
+        (
+            [NewClass("okapi", ("x",), aliases=(known,))],
+            f"class 'okapi': the alias {known!r} is another class's name",
+        ),
+        ([NewClass("okapi", ("x",), aliases=(" ",))], "an alias of 'okapi': the class name is empty"),
+        (
+            [NewClass("ring", ("x",), aliases=("big  ring",)), NewClass("big ring", ("y",))],
+            "class 'big ring' is given twice",
+        ),
+    ]
+    for wanted, message in cases:
+        with pytest.raises(InputError) as caught:
+            add_classes(trained, wanted)
+        assert caught.value.message == message
+    assert trained.history.last() == before
+    added = add_class(trained, "okapi", ["An animal."], aliases=["Okapi", "  forest\ngiraffe "])
+    assert added.classes[0].name == "okapi"
+    assert show_class(trained, "okapi").aliases == ["Okapi", "forest giraffe"]
+
+
+def test_images_that_came_since_the_selection_are_counted(
+    trained: Workspace, heldout: dict[str, list[str]], pictures: Path, tmp_path: Path
+) -> None:
+    """Stored scores of another image set are not updated but made anew: the losses are those of a new selection."""
+    known = trained.snapshot().class_table().names[0]
+    for number in range(4):
+        target = tmp_path / "more" / known / f"{number}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((pictures / "unseen" / f"{number}.png").read_bytes())
+    ingest_images(trained, tmp_path / "more", "train")
+    embed(trained, views=1)
+    name = max(heldout)
+    write_sample(glyph_files(fast=True).images, "dev_support", name, tmp_path / "new" / "a.png")
+    add_class(trained, name, heldout[name], images=tmp_path / "new")
+    losses = losses_of(trained)
+    select(trained, trained.recipe.select)
+    again = losses_of(trained)
+    assert max(abs(again[k] - losses[k]) for k in again) < 1e-3

@@ -1,0 +1,97 @@
+"""Changes to classes from the command line: what is written, as text and as JSON, and how it exits."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.changes import World
+from tests.support.commands import run
+from vlltr_index.store.workspace import Workspace
+
+
+def test_removing_asks_first(
+    small: Workspace, world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a terminal and without --yes it is refused; at a terminal `n` stops it, and `y` does it."""
+    name = world.classes[0].name
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    code, out, err = run(capsys, "-w", small.path, "classes", "remove", name)
+    assert (code, out) == (2, "")
+    assert err == (
+        "Error: removing classes asks first, and there is no terminal to ask at\nSay so beforehand: --yes\n"
+    )
+    for answer, expected in (("n", 1), ("y", 0)):
+        typed = io.StringIO(answer + "\n")
+        typed.isatty = lambda: True  # type: ignore[method-assign]  # a terminal, as far as anyone can tell
+        monkeypatch.setattr(sys, "stdin", typed)
+        code, out, err = run(capsys, "-w", small.path, "classes", "remove", name)
+        assert code == expected
+    assert out.startswith(f"Removed {name!r} (class 0) with 8 sentences and ")
+    code, _, err = run(capsys, "-w", small.path, "classes", "remove", "--yes", name)
+    assert code == 1
+    assert err.startswith(f"Error: no class {name!r}")
+
+
+@pytest.mark.slow
+def test_the_class_list_from_end_to_end(
+    small: Workspace, world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each command takes --json, and what `show --all` lists can be handed to `remove`."""
+    first, second = world.classes[0].name, world.classes[1].name
+
+    def answer(*args: str | Path) -> dict[str, object]:
+        code, out, _ = run(capsys, "-q", "-w", small.path, "--json", *args)
+        assert code == 0
+        value = json.loads(out)
+        assert isinstance(value, dict)
+        return value
+
+    assert answer("classes", "rename", first, "alpha")["changed"] is True
+    assert answer("classes", "merge", "alpha", second, "--dry-run")["dry_run"] is True
+    assert answer("sentences", "add", "alpha", "--sentence", "It is the first.")["changed"] is True
+    shown = answer("classes", "show", "alpha", "--all")
+    keys = [s["sentence_id"] for s in [*shown["anchors"], *shown["others"]]]  # type: ignore[misc]  # JSON
+    assert len(keys) == 9
+    assert answer("sentences", "remove", "alpha", keys[0])["changed"] is True
+    picture = world.pictures[0]
+    assert answer("images", "add", "alpha", picture)["changed"] is True
+    images = answer("classes", "show", "alpha")["pictures"]
+    key = next(i["image_id"] for i in images if i["uri"] == picture)  # type: ignore[attr-defined]  # JSON
+    assert answer("images", "remove", key)["changed"] is True
+    assert answer("classes", "merge", "alpha", second)["changed"] is True
+    assert answer("refit")["classes"] == 9
+
+
+def test_a_class_is_shown_for_people(
+    small: Workspace, world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Head line, rivals, anchors with their losses, images; with --all the ids too."""
+    code, out, _ = run(capsys, "-w", small.path, "classes", "show", world.classes[0].name)
+    lines = out.splitlines()
+    assert code == 0
+    assert lines[0].startswith(f"{world.classes[0].name} (class 0, ingested, ")
+    assert lines[0].endswith("8 sentences, trained on its images)")
+    assert lines[1].startswith("nearest: ")
+    assert sum("  loss " in line for line in lines) == 4  # a third of six, and as many prompts
+    assert sum(line.startswith("  train ") for line in lines) == len(world.classes[0].pictures)
+    _, out, _ = run(capsys, "-w", small.path, "classes", "show", world.classes[0].name, "--all")
+    assert sum("  loss " in line for line in out.splitlines()) == 8
+
+
+def test_a_manifest(
+    small: Workspace, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`add --from` makes its classes."""
+    name = min(world.texts)
+    values = {name: {"sentences": world.texts[name], "images": world.pictures[:2], "aliases": ["beta"]}}
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(json.dumps(values), encoding="utf-8")
+    code, out, _ = run(capsys, "-w", small.path, "classes", "add", "--from", manifest)
+    assert (code, out.startswith(f"Added {name!r} (class 10): ")) == (0, True)
+    code, out, _ = run(capsys, "-w", small.path, "classes", "show", "beta")
+    assert (code, out.splitlines()[1]) == (0, "also: beta")

@@ -1,0 +1,117 @@
+"""Test-time crops: which pixels, how they become one feature, and that evaluation uses them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests.support import drawings
+from tests.support.commands import run
+from tests.support.parts import check_parts
+from vlltr_index.embedding.crops import Crops, embed_crops, pool_crops
+from vlltr_index.embedding.loading import image_set
+from vlltr_index.encoders.encoder import Encoder
+from vlltr_index.encoders.openclip import Preprocessing
+from vlltr_index.errors import UsageError
+from vlltr_index.recognizer import Recognizer
+from vlltr_index.schemas.options import PredictOptions
+from vlltr_index.store.workspace import Workspace
+
+
+def test_five_crops_are_the_centre_and_the_corners() -> None:
+    """Of the drawing preprocessed to 36 pixels instead of 32; one crop is the plain preprocessing."""
+    encoder = drawings.encoder()
+    image = Image.fromarray(drawings.pixels()[0, 0].numpy()).resize((72, 72))
+    plain = Crops(encoder).pixels(image)
+    assert torch.equal(plain, encoder.preprocess(image)[None])
+    five = Crops(encoder, 5).pixels(image)
+    assert five.shape == (5, 3, 32, 32)
+    centre, top_left, top_right, bottom_left, bottom_right = five
+    assert torch.equal(top_left[:, 2:, 2:], centre[:, :-2, :-2])
+    assert torch.equal(bottom_right[:, :-2, :-2], centre[:, 2:, 2:])
+    assert torch.equal(top_left[:, :, 4:], top_right[:, :, :-4])
+    assert torch.equal(top_left[:, 4:], bottom_left[:, :-4])
+
+
+@pytest.mark.parametrize(("resize", "seen"), [(33, 36), (48, 48)])
+def test_five_crops_of_an_encoder_that_cuts_out_the_middle(resize: int, seen: int) -> None:
+    """Its own resize where that leaves room for the corners, else as much as they need."""
+    encoder = Encoder.scratch("vlltr-tiny", ["a"], resize=resize)
+    image = Image.fromarray(drawings.pixels()[0, 0].numpy())
+    five = Crops(encoder, 5).pixels(image)
+    whole = Preprocessing(encoder.config["preprocess_cfg"] | {"resize": None, "size": seen})(image)
+    edge = (seen - 36) // 2
+    torch.testing.assert_close(five[1], whole[:, edge : edge + 32, edge : edge + 32])
+
+
+@settings(max_examples=25, deadline=None)
+@given(images=st.integers(1, 3), crops=st.integers(1, 5), seed=st.integers(0, 2**31))
+def test_pooling_is_the_mean_direction_at_the_mean_length(images: int, crops: int, seed: int) -> None:
+    """Against loops in float64; one crop stays as it is."""
+    features = torch.randn(images, crops, 6, generator=torch.Generator().manual_seed(seed)).double()
+    pooled = pool_crops(features)
+    for row, parts in zip(pooled, features, strict=True):
+        direction = sum(part / part.norm() for part in parts)
+        length = sum(part.norm() for part in parts) / crops
+        torch.testing.assert_close(row, direction / torch.linalg.vector_norm(direction) * length)
+    assert torch.equal(pool_crops(features[:, :1]), features[:, 0])
+    opposite = torch.cat([features[:, :1], -features[:, :1]], 1)
+    assert bool(pool_crops(opposite).isfinite().all())
+    assert not bool(pool_crops(torch.zeros(1, 2, 4)).any())
+
+
+def test_embedded_crops_are_kept_and_are_the_features_of_the_crops(trained: Workspace) -> None:
+    """The second time nothing is encoded; they are not the plain vectors."""
+    recognizer = Recognizer.open(trained)
+    data = image_set(trained.snapshot(), "test")
+    ids = data.image_ids[:5]
+    calls: list[str] = []
+
+    def watch(step: str, done: int, total: int | None) -> None:
+        calls.append(step)
+
+    first = embed_crops(trained, recognizer.current().encoder, ids, 5, watch)
+    with trained.transaction("another writer"):  # what is there is read without waiting
+        again = embed_crops(trained, recognizer.current().encoder, ids, 5, watch)
+    assert calls == ["embed images, 5 crops each"]
+    assert torch.equal(first, again)
+    assert not torch.equal(first, data.features[:5])
+
+
+def test_predictions_and_explanations_are_of_the_feature_that_is_scored(
+    trained: Workspace, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Shares add up to the cosine of the pooled feature, parts to the log-odds, from Python and the command line."""
+    recognizer = Recognizer.open(trained)
+    image = pictures / "known-0.png"
+    (plain,) = recognizer.predict([image], PredictOptions(retrieval="exhaustive"))
+    (cropped,) = recognizer.predict([image], PredictOptions(explain=99, retrieval="exhaustive", crops=5))
+    features, _ = recognizer.features([image], crops=5)
+    fused, _ = recognizer.score(features, "exhaustive")
+    position = {int(c): n for n, c in enumerate(recognizer.current().class_ids)}
+    assert [c.probability for c in plain.classes] != [c.probability for c in cropped.classes]
+    with torch.inference_mode():
+        logits = recognizer.current().saved.head.text_logits(features, recognizer.current().bank)[0]
+    scale = float(recognizer.current().saved.head.logit_scale.detach())
+    for found in cropped.classes:
+        at = position[found.class_id]
+        assert found.probability == pytest.approx(float(fused.probabilities[0, at]), abs=1e-6)
+        assert sum(s.share for s in found.sentences) == pytest.approx(found.cosine, abs=1e-6)
+        assert scale * found.cosine == pytest.approx(float(logits[at]), abs=1e-3)
+    check_parts(cropped.classes)
+    again = recognizer.explain(image, cropped.classes[0].name, crops=5)
+    assert again.cosine == pytest.approx(cropped.classes[0].cosine)
+    options = ("--crops", "5", "--retrieval", "exhaustive")
+    code, out, _ = run(capsys, "--json", "-w", trained.path, "predict", image, *options)
+    (said,) = json.loads(out)
+    assert said["classes"][0]["probability"] == pytest.approx(cropped.classes[0].probability, abs=1e-6)
+    assert code == 0
+    with pytest.raises(UsageError) as error:
+        recognizer.predict([image], PredictOptions(crops=3))
+    assert str(error.value) == "crops is 1 or 5 (the centre and the corners), got 3\nUse --crops 5"

@@ -1,0 +1,152 @@
+"""Stored vectors: view 0 is the plain preprocessing for every split, other views are augmented and stable."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.support import drawings
+from tests.support.commands import run
+from tests.support.pictures import encoded, put
+from vlltr_index.data.decoding import open_image
+from vlltr_index.embedding.loading import image_set, open_encoder
+from vlltr_index.embedding.vectors import LocalEngine, Reader, load_sources
+from vlltr_index.errors import FingerprintMismatch
+from vlltr_index.pipelines.embed import embed
+from vlltr_index.pipelines.ingest import ingest_images, ingest_text
+from vlltr_index.recognition.state import ModelState
+from vlltr_index.schemas.config import AugmentConfig, WorkspaceConfig
+from vlltr_index.schemas.recipes import override
+from vlltr_index.store.workspace import Workspace
+from vlltr_index.train.augment import ViewAugment
+
+
+def test_stored_vectors_are_what_the_encoder_gives(trained: Workspace) -> None:
+    """View 0 of train and test, and the anchors, equal encoding each image and sentence alone, within 1e-4."""
+    snapshot = trained.snapshot()
+    encoder = open_encoder(snapshot)
+    encoder.eval()
+    for split in ("train", "test"):
+        stored = image_set(snapshot, split)
+        for position in range(0, len(stored.image_ids), 97):
+            ((_, source),) = load_sources(snapshot, [stored.image_ids[position]])
+            with torch.no_grad():
+                single = encoder.encode_pixels(encoder.preprocess(open_image(source))[None])[0]
+            assert torch.allclose(single, stored.features[position], atol=1e-4, rtol=1e-4)
+    loaded = ModelState(snapshot).anchors
+    rows = snapshot.table("sentences", columns=["sentence_id", "text"]).to_pylist()
+    text = {r["sentence_id"]: r["text"] for r in rows}
+    for position in range(0, len(loaded.sentence_ids), 41):
+        single = encoder.encode_texts([text[loaded.sentence_ids[position]]])[0]
+        assert torch.allclose(single, loaded.bank.vectors[position], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_other_views_are_augmented(trained: Workspace) -> None:
+    """View 1 differs from view 0, is of the same class as a rule, and belongs to its augmentation alone."""
+    snapshot = trained.snapshot()
+    augment = trained.recipe.lgr.augment
+    plain, other = image_set(snapshot, "train"), image_set(snapshot, "train", 1, augment)
+    assert not torch.allclose(plain.features, other.features, atol=1e-2)
+    cosine = torch.cosine_similarity(plain.features, other.features).mean()
+    shuffled = torch.cosine_similarity(plain.features, other.features.roll(1, 0)).mean()
+    assert cosine > shuffled
+    trained.write_config(WorkspaceConfig(recipe=override(trained.recipe, ("lgr.augment.kind=photo",))))
+    report = embed(trained)
+    assert (report.images, report.sentences) == (len(plain.image_ids), 0)
+
+
+def test_an_image_that_went_missing_is_kept_aside(
+    trained: Workspace, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file deleted after it came in, alone in its batch, stops nothing: it is quarantined, and the split loads."""
+    monkeypatch.setattr("vlltr_index.embedding.vectors.IMAGE_BATCH", 1)
+    name = trained.snapshot().class_table().names[0]
+    folder = tmp_path / "more" / name
+    folder.mkdir(parents=True)
+    for number in range(2):
+        (folder / f"{number}.png").write_bytes((pictures / "unseen" / f"{number}.png").read_bytes())
+    before = len(image_set(trained.snapshot(), "test").image_ids)
+    ingest_images(trained, tmp_path / "more", "test")
+    (folder / "0.png").unlink()
+    report = embed(trained)
+    assert (report.images, report.unreadable) == (1, 1)
+    assert len(image_set(trained.snapshot(), "test").image_ids) == before + 1
+    assert trained.snapshot().count("images", "problem IS NOT NULL") == 1
+
+
+def test_a_thin_image_that_came_in_is_kept_aside(
+    trained: Workspace, pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is named, and the others are embedded."""
+    name = trained.snapshot().class_table().names[0]
+    folder = tmp_path / "more" / name
+    for number in range(2):
+        put(folder / f"{number}.png", (pictures / "unseen" / f"{number}.png").read_bytes())
+    ingest_images(trained, tmp_path / "more", "test")
+    put(folder / "0.png", encoded(Image.new("1", (1, 200_000))))
+    report = embed(trained)
+    assert (report.images, report.unreadable) == (1, 1)
+    why = "1 x 200,000 pixels: one side is more than 1,000 times the other"
+    path = folder / "0.png"
+    assert f"kept aside: {path}: cannot read the image {path}: {why}" in caplog.messages
+
+
+def test_other_weights_are_refused_unless_forced(trained: Workspace) -> None:
+    """The message names a command that works; what belonged to the other encoder is given up."""
+    with trained.transaction("test") as tx:
+        tx.set(image_fp="f" * 16)
+    with pytest.raises(FingerprintMismatch) as caught:
+        embed(trained)
+    assert caught.value.hint.startswith("Put the old weights back, or run: vlltr embed --force")
+    embed(trained, force=True)
+    commit = trained.history.last()
+    assert commit.image_fp != "f" * 16
+    assert (commit.head, commit.index, commit.selection_id) == (None, None, None)
+    assert len(image_set(trained.snapshot(), "test").image_ids) == 360
+
+
+def test_views_do_not_depend_on_the_images_beside_them(pictures: Path) -> None:
+    """Decoded once for all views, read by threads; each image's vectors are those it has alone, within 1e-5."""
+    encoder = drawings.encoder()
+    batch = [(path.name, str(path)) for path in sorted(pictures.glob("known-*.png"))]
+    for config in (drawings.AUGMENT, AugmentConfig(kind="photo")):
+        engine = LocalEngine(encoder, ViewAugment(config, encoder))
+        (together,) = engine.images([batch], (0, 1, 2))
+        alone = list(engine.images([[one] for one in reversed(batch)], (2, 0)))[::-1]
+        for number, one in enumerate(alone):
+            expected = together.vectors[[2, 0], number]
+            torch.testing.assert_close(one.vectors[:, 0], expected, atol=1e-5, rtol=1e-5)
+        assert not torch.allclose(together.vectors[1], together.vectors[2], atol=1e-3)
+
+
+@pytest.mark.slow
+def test_processes_read_what_threads_read(pictures: Path) -> None:
+    """Workers get no weights and give the same vectors, in the same order; what cannot be read is named."""
+    encoder = drawings.encoder()
+    augment = ViewAugment(AugmentConfig(kind="photo"), encoder)
+    assert len(pickle.dumps(Reader(encoder.transform, augment, (0, 1)))) < 100_000
+    sources = [(path.name, str(path)) for path in sorted(pictures.glob("known-*.png"))]
+    batches = [[one] for one in sources] + [[("gone", "gone.png")]]
+    found = list(LocalEngine(encoder, augment, workers=2).images(iter(batches), (0, 1)))
+    expected = list(LocalEngine(encoder, augment).images(batches, (0, 1)))
+    assert [(f.ids, f.problems) for f in found] == [(e.ids, e.problems) for e in expected]
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine.vectors, theirs.vectors, atol=1e-5, rtol=1e-5)
+
+
+def test_sentences_longer_than_the_context_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """How many were cut, and where."""
+    workspace = drawings.workspace(tmp_path, "encoder.model=vlltr-tiny", "encoder.pretrained=glyphs")
+    (tmp_path / "long.json").write_text(json.dumps({"ring": ["a ring and " * 40]}), encoding="utf-8")
+    ingest_text(workspace, tmp_path / "long.json")
+    code, out, _ = run(capsys, "-w", workspace.address, "embed", "--views", "1")
+    assert code == 0
+    assert "1 sentence was longer than the encoder's context of 32 tokens, and cut there." in out

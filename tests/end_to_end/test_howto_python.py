@@ -1,0 +1,94 @@
+"""Sections of docs/howto.md, "Share a model" and others: every block runs, in the order written."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from tests.support.hubserver import TOKEN, HubServer, hub_server, point_at
+from vlltr_index import Workspace
+from vlltr_index.cli.main import vlltr
+
+pytestmark = pytest.mark.slow
+PAGE = Path(__file__).parents[2] / "docs" / "howto.md"
+
+
+def blocks(title: str) -> list[tuple[str, str]]:
+    """Language and text of each block of one section."""
+    section = PAGE.read_text(encoding="utf-8").split(f"\n## {title}\n")[1].split("\n## ")[0]
+    return re.findall(r"```(\w+)\n(.*?)```", section, re.DOTALL)
+
+
+@pytest.fixture
+def place(
+    trained_once: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[HubServer]:
+    """A folder with `workspace` and `photo.jpg`, where somebody is logged in at a hub."""
+    shutil.copytree(trained_once, tmp_path / "workspace")
+    shutil.copy(pictures / "known-0.png", tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    with hub_server() as server:
+        point_at(server.url, tmp_path / "hf", monkeypatch)
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield server
+
+
+def run(title: str, instead: tuple[str, str] = ("", "")) -> list[str]:
+    """Run each block, one text in the place of another; gives the languages."""
+    names: dict[str, object] = {}
+    for language, text in blocks(title):
+        text = text.replace(*instead) if instead[0] else text
+        if language == "python":
+            exec(compile(text, f"{PAGE.name}: {title}", "exec"), names)
+            continue
+        for line in text.splitlines():
+            command = shlex.split(line)
+            assert command[0] == "vlltr"
+            done = CliRunner().invoke(vlltr, ["-w", "workspace", *command[1:]], catch_exceptions=False)
+            assert done.exit_code == 0, (line, done.output)
+    return [language for language, _ in blocks(title)]
+
+
+def test_share_a_model(place: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The folder, the private repository and the tables come to be."""
+    assert run("Share a model") == ["sh", "python", "sh", "python"]
+    repo = place.repos["user/name"]
+    assert repo.private
+    assert repo.messages[-1] == "First version"
+    assert (tmp_path / "my-model" / "README.md").is_file()
+    assert "Image(" in capsys.readouterr().out
+
+
+def test_use_it_from_python(place: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
+    """Probabilities and tables come as arrays and frames."""
+    assert run("Use it from Python") == ["python", "python"]
+    assert capsys.readouterr().out.startswith("(2, ")
+
+
+def test_answer_at_a_higher_rank(place: HubServer, tmp_path: Path) -> None:
+    """With the page's tree over classes of the workspace."""
+    text = PAGE.read_text(encoding="utf-8").split("    name,parent,rank\n")[1].split("\n\n")[0]
+    names = Workspace.open(tmp_path / "workspace").snapshot().class_table().names
+    for bird, name in zip(("kestrel", "merlin"), names.values(), strict=False):
+        text = text.replace(f"    {bird},", f'"{name}",')
+    (tmp_path / "tree.csv").write_text("name,parent,rank\n" + text.replace("    ", ""), encoding="utf-8")
+    assert run("Answer at a higher rank") == ["sh"]
+
+
+def test_change_the_encoder(place: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The new workspace holds what the old one did; both answer, and the difference has its interval."""
+    small = ("PE-Core-B-16:meta", "vlltr-tiny:glyphs --recipe glyphs_lt/fast")
+    assert run("Change the encoder", small) == ["sh", "python"]
+    assert "low" in capsys.readouterr().out
+    old, new = (Workspace.open(tmp_path / name) for name in ("workspace", "new"))
+    for name, key in (("images", "content_hash"), ("sentences", "text")):
+        rows = [w.table(name).to_pylist() for w in (old, new)]
+        first, second = ({r[key] for r in table if r.get("split") != "val"} for table in rows)
+        assert first == second

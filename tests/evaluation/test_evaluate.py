@@ -1,0 +1,114 @@
+"""Evaluation over a workspace: each row is what its name says, on exactly the commit's images."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.support.commands import run
+from vlltr_index.classes import add_class
+from vlltr_index.embedding.loading import image_set
+from vlltr_index.errors import MissingStepError, UsageError
+from vlltr_index.pipelines.baselines import train_baseline, train_baseline_stage
+from vlltr_index.pipelines.embed import embed
+from vlltr_index.pipelines.evaluate import evaluate
+from vlltr_index.pipelines.ingest import ingest_images
+from vlltr_index.recognition.model import Model
+from vlltr_index.schemas.config import FusionConfig
+from vlltr_index.schemas.recipes import override
+from vlltr_index.schemas.records import BASELINES
+from vlltr_index.store.workspace import Workspace
+
+
+def test_the_text_row_is_the_text_branch_alone(trained: Workspace, heldout: dict[str, list[str]]) -> None:
+    """Also beside classes that came later, and under the rule `paper` with its weight."""
+    for name in sorted(heldout)[:3]:
+        add_class(trained, name, heldout[name])
+    with trained.transaction("test") as tx:
+        tx.set(fusion=FusionConfig(rule="paper", alpha=0.9))
+    report = evaluate(trained, bootstrap=10)
+    scorer, data = Model.open(trained.snapshot()), image_set(trained.snapshot(), "test")
+    text = scorer.saved.head.text_logits(data.features, scorer.bank)
+    right = scorer.class_ids[text.argmax(1)] == data.class_ids
+    assert report.rows["text branch"].top1["overall"].value == pytest.approx(float(right.double().mean()))
+
+
+@pytest.mark.slow
+def test_an_earlier_commit_is_evaluated_on_its_own_images(
+    trained: Workspace, pictures: Path, tmp_path: Path
+) -> None:
+    """Method and baseline see the images of that commit, not those that came later."""
+    train_baseline_stage(trained, override(trained.recipe, ("baseline.epochs=1",)).baseline)
+    last = trained.history.last()
+    before = evaluate(trained, bootstrap=10)
+    folder = tmp_path / "more" / trained.snapshot().class_table().names[0]
+    shutil.copytree(pictures / "unseen", folder)
+    ingest_images(trained, tmp_path / "more", "test")
+    embed(trained)
+    assert evaluate(trained, bootstrap=10).images == before.images + 4
+    assert evaluate(trained, at=last.id, bootstrap=10) == before
+
+
+def test_images_of_a_class_without_anchors_are_refused(
+    trained: Workspace, pictures: Path, tmp_path: Path
+) -> None:
+    """A class that came after the selection cannot be answered; it is named."""
+    shutil.copytree(pictures / "unseen", tmp_path / "more" / "okapi")
+    ingest_images(trained, tmp_path / "more", "test", create_classes=True)
+    embed(trained)
+    with pytest.raises(
+        MissingStepError, match=r"1 class of split 'test' with neither .* for example 'okapi'"
+    ):
+        evaluate(trained, bootstrap=10)
+
+
+def test_the_method_is_compared_with_any_row(trained: Workspace) -> None:
+    """By default with the adjusted image-only row; `--against` takes another, and names what there is."""
+    assert evaluate(trained, bootstrap=10).against is None
+    train_baseline(trained, "knn", trained.recipe.baselines)
+    train_baseline(trained, "zero-shot", trained.recipe.baselines)
+    report = evaluate(trained, bootstrap=10, against="knn")
+    assert list(report.rows) == ["vl-ltr", "image branch", "text branch", "zero-shot", "knn"]
+    assert report.against == "knn"
+    gain = report.rows["vl-ltr"].top1["overall"].value - report.rows["knn"].top1["overall"].value
+    assert report.differences["overall"].value == pytest.approx(gain)
+    assert "knn" not in report.calibration_error
+    assert {"vl-ltr", "image branch", "text branch", "zero-shot"} == report.calibration_error.keys()
+    assert "classes have no prompt" in report.notes["zero-shot"]
+    with pytest.raises(UsageError) as caught:
+        evaluate(trained, bootstrap=10, against="ncm")
+    assert caught.value.message == "no row 'ncm' to compare with"
+    assert caught.value.hint == (
+        "There are: image branch, text branch, zero-shot, knn. Make others: vlltr train baseline NAME"
+    )
+
+
+@pytest.mark.slow
+def test_the_table_shows_every_baseline(trained: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    """`train baseline rest` makes them all and says what was chosen; `evaluate` has a row for each, and its notes."""
+    sets = ["--set", "baselines.epochs=1", "--set", "baselines.lrs=[1e-2]"]
+
+    def call(*args: str, code: int = 0) -> str:
+        found, out, err = run(capsys, "-w", trained.path, *args)
+        assert found == code
+        return err if code else out
+
+    assert "Run: vlltr train baseline fc" in call("train", "baseline", "crt", code=1)
+    call("train", "baseline", "fc", "--set", "baseline.epochs=1")
+    said = call("train", "baseline", "rest", *sets)
+    assert "\ntau-norm: tau 0." in said
+    assert "chosen_on val" in said
+    assert said.endswith("Next: vlltr evaluate --split test\n")
+    shown = call("evaluate", "--bootstrap", "10", "--against", "crt")
+    for name in ("image-only", *BASELINES):
+        assert f"\n {name} " in shown
+    assert "ECE" in shown
+    assert "vl-ltr less crt, in points [95 % of the paired bootstrap]\n  overall  " in shown
+    report = json.loads(call("--json", "evaluate", "--bootstrap", "10"))
+    assert report["against"] == "image-only + logit adjustment"
+    assert set(report["rows"]) > set(BASELINES)
+    refused = call("train", "baseline", "ncm", "--processes", "2", code=2)
+    assert "baseline ncm is made in one process; --processes is for fc" in refused

@@ -1,0 +1,134 @@
+"""Tests of `vlltr_index.evaluation.metrics` against loops, naive resampling and known values."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.reject import auroc, fpr95
+from tests.support import twins
+from vlltr_index.errors import InputError
+from vlltr_index.evaluation.metrics import (
+    accuracy_report,
+    bins,
+    expected_calibration_error,
+    few5,
+    paired_difference,
+)
+from vlltr_index.heads.weighing import balanced_accuracy
+
+quick = settings(max_examples=40, deadline=None)
+
+
+def test_bins_at_their_bounds() -> None:
+    """The two conventions differ at 20 and 100; classes without training images are apart."""
+    counts = torch.tensor([0, 1, 5, 6, 19, 20, 21, 99, 100, 101])
+    release = ["new", *["few"] * 5, "medium", "medium", "many", "many"]
+    lift = ["new", *["few"] * 4, *["medium"] * 4, "many"]
+    assert bins(counts) == release
+    assert bins(counts, "lift") == lift
+    assert few5(counts).tolist() == [False, True, True, *[False] * 7]
+    with pytest.raises(InputError) as error:
+        bins(counts, "paper")  # type: ignore[arg-type] # on purpose
+    assert str(error.value) == "convention must be 'release' or 'lift', got 'paper'"
+    with pytest.raises(InputError, match=r"class_counts must be integers, got torch\.float32"):
+        bins(counts.float())
+
+
+def test_accuracy_by_shot() -> None:
+    """Values and image counts of each bin; empty bins are left out; top-5 needs five predictions."""
+    counts = torch.tensor([200, 50, 10, 3])
+    labels = torch.tensor([0, 0, 1, 2, 3, 3])
+    top = torch.tensor([0, 1, 1, 0, 3, 0])
+    report = accuracy_report(top, labels, counts)
+    values = {name: (interval.value, interval.images) for name, interval in report.top1.items()}
+    assert values == {
+        "overall": (0.5, 6),
+        "many": (0.5, 2),
+        "medium": (1.0, 1),
+        "few": (pytest.approx(1 / 3), 3),
+        "few5": (0.5, 2),
+    }
+    assert report.top5 == {}
+    ranked = torch.stack([top, *[torch.full_like(top, 9)] * 3, labels], 1)
+    assert accuracy_report(ranked, labels, counts).top5["overall"].value == 1.0
+    for interval in report.top1.values():
+        assert 0.0 <= interval.low <= interval.value <= interval.high <= 1.0
+    assert accuracy_report(top, labels, counts) == report
+
+
+def test_intervals_equal_naive_resampling() -> None:
+    """Drawing the sums gives the interval of drawing the images."""
+    rng = np.random.default_rng(1)
+    labels = torch.from_numpy(np.sort(rng.integers(0, 4, 300)))
+    correct = torch.from_numpy(rng.random(300) < np.array([0.95, 0.6, 0.3, 0.05])[labels.numpy()])
+    predictions = torch.where(correct, labels, labels + 1)
+    counts = torch.tensor([200, 200, 200, 200])
+    values = correct.numpy().astype(float)
+    plain = values[rng.integers(0, 300, (4000, 300))].mean(1)
+    found = accuracy_report(predictions, labels, counts, resamples=4000).top1["overall"]
+    np.testing.assert_allclose([found.low, found.high], np.quantile(plain, [0.025, 0.975]), atol=0.01)
+
+
+def test_paired_difference_equals_naive_resampling() -> None:
+    """The interval of the difference is over the same resampled images for both."""
+    rng = np.random.default_rng(2)
+    first, second = rng.random(400) < 0.8, rng.random(400) < 0.7
+    found = paired_difference(torch.from_numpy(first), torch.from_numpy(second), resamples=4000)
+    difference = first.astype(float) - second.astype(float)
+    naive = np.quantile(difference[rng.integers(0, 400, (4000, 400))].mean(1), [0.025, 0.975])
+    assert found.value == pytest.approx(difference.mean())
+    np.testing.assert_allclose([found.low, found.high], naive, atol=0.01)
+    better = paired_difference(torch.ones(5).bool(), torch.zeros(5).bool())
+    assert (better.low, better.value, better.high) == (1.0, 1.0, 1.0)
+
+
+def test_balanced_accuracy_counts_classes_alike() -> None:
+    """The mean over the classes that have an image of the share of theirs that is right."""
+    scores = torch.tensor([[2.0, 1.0, 0.0]] * 4 + [[0.0, 1.0, 2.0]])
+    labels = torch.tensor([0, 0, 0, 1, 1])
+    assert balanced_accuracy(scores, labels) == pytest.approx((1.0 + 0.0) / 2)
+    assert balanced_accuracy(scores[:, [1, 0, 2]], labels) == pytest.approx((0.0 + 0.5) / 2)
+    labels = torch.tensor([0, 0, 1, 1, 1])
+    assert balanced_accuracy(scores[:, [1, 0, 2]], labels) == pytest.approx((0.0 + 2 / 3) / 2)
+    units = torch.tensor([0, 1, 2, 2, 3])
+    assert balanced_accuracy(scores[:, [1, 0, 2]], labels, units) == pytest.approx((0.0 + 1 / 2) / 2)
+
+
+@quick
+@given(
+    pairs=st.lists(st.tuples(st.sampled_from([0.0, 0.2, 0.5, 0.51, 0.9, 1.0]), st.booleans()), min_size=1),
+)
+def test_calibration_error_equals_its_twin(pairs: list[tuple[float, bool]]) -> None:
+    """Bins hold their upper bound; empty bins count nothing."""
+    confidences, correct = [p for p, _ in pairs], [right for _, right in pairs]
+    found = expected_calibration_error(torch.tensor(confidences, dtype=torch.float64), torch.tensor(correct))
+    assert found == pytest.approx(twins.calibration_error(confidences, correct, 15))
+
+
+@quick
+@given(
+    scores=st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0]), min_size=2, max_size=12),
+    data=st.data(),
+)
+def test_auroc_and_fpr95_equal_their_twins(scores: list[float], data: st.DataObject) -> None:
+    """Ties count half; the threshold is the highest that accepts 95 % of the positives."""
+    positives = data.draw(st.lists(st.booleans(), min_size=len(scores), max_size=len(scores)))
+    positives[:2] = [True, False]
+    values, mask = torch.tensor(scores), torch.tensor(positives)
+    assert auroc(values, mask) == pytest.approx(twins.auroc(scores, positives))
+    known = [s for s, p in zip(scores, positives, strict=True) if p]
+    others = [s for s, p in zip(scores, positives, strict=True) if not p]
+    threshold = max(t for t in known if sum(s >= t for s in known) >= 0.95 * len(known))
+    assert fpr95(values, mask) == pytest.approx(sum(s >= threshold for s in others) / len(others))
+
+
+def test_metrics_refuse_what_does_not_fit() -> None:
+    """One-sided scores, and confidences that are none."""
+    with pytest.raises(ValueError, match="at least one positive and one negative"):
+        auroc(torch.tensor([0.1, 0.2]), torch.tensor([True, True]))
+    with pytest.raises(InputError, match="confidences must be probabilities"):
+        expected_calibration_error(torch.tensor([1.5]), torch.tensor([True]))

@@ -1,0 +1,72 @@
+"""None of these: what the best likelihood is held against, and what a head says that has no level for it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.commands import run
+from tests.support.drawings import png
+from vlltr_index.errors import MissingStepError
+from vlltr_index.heads.checkpoint import save_head
+from vlltr_index.recognition.scorer import OTHER_RULE
+from vlltr_index.recognizer import Recognizer
+from vlltr_index.schemas.options import PredictOptions
+from vlltr_index.store.workspace import Workspace
+
+
+def test_the_best_likelihood_is_held_against_the_heads_level(trained: Workspace, pictures: Path) -> None:
+    """Each prediction says both; without the question it says nothing of it."""
+    recognizer, images = Recognizer.open(trained.path), sorted(pictures.glob("known-*.png"))
+    parts = recognizer.current().saved.parts
+    assert parts is not None
+    assert parts.accept_above is not None
+    best = recognizer.current().log_likelihoods(recognizer.features(images)[0]).amax(1).tolist()
+    for found, value in zip(recognizer.predict(images, PredictOptions(reject=True)), best, strict=True):
+        assert found.known_score == pytest.approx(value, abs=1e-3)
+        assert found.known is (value >= parts.accept_above)
+    assert all(found.known is None for found in recognizer.predict(images))
+
+
+NONE_HELD = "no image could be held out when it was trained\nBring in more images, then run: vlltr train lgr"
+OF_A_PROTOCOL = f"it was trained for the protocols paper or release\n{OTHER_RULE}"
+
+
+@pytest.mark.parametrize(("parts", "why"), [(True, NONE_HELD), (False, OF_A_PROTOCOL)])
+def test_a_head_without_a_level_says_which_command_gives_one(
+    trained: Workspace, pictures: Path, capsys: pytest.CaptureFixture[str], parts: bool, why: str
+) -> None:
+    """Where no image could be held out there is none, and none in heads of another rule; other answers go on."""
+    saved = Recognizer.open(trained).current().saved
+    assert saved.parts is not None
+    without = replace(saved, parts=replace(saved.parts, accept_above=None) if parts else None)
+    with trained.transaction("a head without a level") as tx:
+        tx.set(head=trained.objects.put("heads", lambda path: save_head(without, path)))
+    image = pictures / "known-0.png"
+    code, out, err = run(capsys, "-q", "-w", trained.path, "predict", image, "--reject")
+    assert (code, out, err) == (1, "", f"Error: this head cannot say 'none of these': {why}\n")
+    with pytest.raises(MissingStepError):
+        Recognizer.open(trained.path).predict([image], PredictOptions(reject=True))
+    assert Recognizer.open(trained.path).predict([image])[0].known is None
+
+
+def test_the_command_says_none_of_these(
+    trained: Workspace, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A picture of noise is of none, with the closest classes beside; --json has the verdict and what it rests on."""
+    noise = torch.randint(0, 256, (32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    (tmp_path / "noise.png").write_bytes(png(noise))
+    asked = ("-w", trained.path, "predict", pictures / "known-0.png", tmp_path / "noise.png", "--reject")
+    code, out, _ = run(capsys, *asked)
+    assert code == 0
+    assert out.count("none of these (closest: ") == 1
+    assert out.splitlines()[-1].startswith("  none of these (closest: ")
+    code, out, _ = run(capsys, "--json", *asked)
+    known, strange = json.loads(out)
+    assert (code, known["known"], strange["known"]) == (0, True, False)
+    assert known["known_score"] > strange["known_score"]
+    assert strange["classes"]
