@@ -267,7 +267,7 @@ def parse_toml(data: bytes, where: str) -> dict[str, Any]:
         ConfigError: It is not UTF-8 or not TOML.
     """
     try:
-        return tomllib.loads(data.decode("utf-8"))
+        return tomllib.loads(data.decode("utf-8-sig"))  # Notepad puts a mark before it
     except (ValueError, RecursionError) as error:  # also for overlong numbers and deep nesting
         hint = "Mend it there: texts stand in quotes, names of sections in brackets. "
         hint += "To compare, `vlltr init NEWDIR` writes a whole one."

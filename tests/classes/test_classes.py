@@ -138,7 +138,8 @@ def test_refusals_leave_the_workspace_as_it_was(trained: Workspace, tmp_path: Pa
         ([NewClass("okapi", ("x",)), NewClass("Okapi", ("y",))], "class 'Okapi' is given twice"),
         (
             [NewClass("okapi", (" ",), images=(broken,))],
-            "nothing is known of class 'okapi': no sentence and no readable image",
+            "nothing is known of class 'okapi': no sentence and no readable image"
+            f"\n  {broken}: not a JPEG, PNG, WebP, BMP, GIF or TIFF image, or damaged",
         ),
         (
             [NewClass("okapi", ("x",), aliases=(known,))],

@@ -88,6 +88,7 @@ def test_an_output_that_is_full(trained_once: Path, args: tuple[str, ...]) -> No
 
 def test_settings_that_cannot_be_read_or_meant() -> None:
     """Endless numbers and nesting in TOML, batches beyond all memory, an empty split."""
+    assert parse_toml(b"\xef\xbb\xbfa = 1", "x") == {"a": 1}  # as Notepad writes it
     hint = "Mend it there: texts stand in quotes"
     for content in (b"a = " + b"1" * 5000, b"a = " + b"[" * 40_000):
         with pytest.raises(ConfigError, match="x is not valid TOML: ") as caught:

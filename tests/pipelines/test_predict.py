@@ -105,6 +105,8 @@ def test_what_names_no_picture_is_an_error(tmp_path: Path) -> None:
             list(unlabelled_images([str(tmp_path / name)]))
     with pytest.raises(InputError, match="the path is empty"):  # as of an unset variable
         list(unlabelled_images([""]))
+    long = str(tmp_path / ("a" * 5000 + ".png"))
+    assert list(unlabelled_images([long])) == [(long, long)], "its own problem, not the others'"
 
 
 def test_a_folder_that_cannot_be_listed(shots: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,7 +123,8 @@ def _write(tx: Transaction, wanted: Sequence[NewClass]) -> Edit:
         told = one.text is not None or any(text.strip() for text in one.sentences)
         if not told and class_id not in seen:
             raise InputError(
-                f"nothing is known of class {one.name!r}: no sentence and no readable image",
+                f"nothing is known of class {one.name!r}: no sentence and no readable image"
+                + "".join(f"\n  {why}" for why in skipped[:_EXAMPLES]),
                 "Give it a --sentence, a --text file, or --images.",
             )
     rows = [
@@ -162,7 +163,7 @@ def _checked(tx: Transaction, wanted: Sequence[NewClass]) -> list[NewClass]:
                 f"there is a class {name!r} already", f"See what it holds: vlltr classes show {name!r}"
             )
         if folded(name) in seen:
-            raise InputError(f"class {name!r} is given twice")
+            raise InputError(f"class {name!r} is given twice", "Give it once, with all that is known of it.")
         seen.add(folded(name))
         aliases = tuple(clean_name(alias, f"an alias of {name!r}") for alias in one.aliases)
         for alias in aliases:

@@ -256,7 +256,7 @@ def _read_parquet(
     _check_types(path, schema, label)
     if split is None and "split" not in schema.names:
         raise UsageError(f"which split do the images of {path} belong to?", "Say so: --split train")
-    names = names or _own_names(schema)
+    names = names or _own_names(path, schema)
     columns = [c for c in (label, "split", "group") if c in schema.names]
     if with_data:
         columns.append("image")
@@ -314,12 +314,13 @@ def _check_types(path: Path, schema: pa.Schema, label: str) -> None:
         check_column(path, schema, name, expected, tests)
 
 
-def _own_names(schema: pa.Schema) -> ClassNames | None:
+def _own_names(path: Path, schema: pa.Schema) -> ClassNames | None:
     """Read the names of numeric labels from the metadata that Hugging Face's `datasets` writes."""
     try:
         facts: Any = json.loads((schema.metadata or {})[b"huggingface"])
         names = facts["info"]["features"]["label"]["names"]
-        return ClassNames.of(clean_name(name, "the file's own label names") for name in names)
+        cleaned = (clean_name(name, f"{path}: its own label names") for name in names)
+        return ClassNames.of(cleaned, where=f"{path}: its own label names")
     except (KeyError, ValueError, TypeError, RecursionError):
         return None
 

@@ -52,11 +52,11 @@ def unlabelled_images(paths: Sequence[str], with_data: bool = True) -> Iterator[
             continue
         if is_address(given):
             found = _objects(given.rstrip("/"))
-        elif path.is_dir():
+        elif os.path.isdir(path):  # a path that is too long is no folder, and that picture's problem
             found = _below(path)
         elif ending == ".txt":
             found = _listed(path)
-        elif glob.has_magic(given) and not path.exists():
+        elif glob.has_magic(given) and not os.path.exists(path):
             found = iter(sorted(glob.glob(str(path), recursive=True)))
         else:
             found = iter([str(path)])
