@@ -130,7 +130,7 @@ def train(folder: Path, classes: int) -> Facts:
     from vlltr_index.heads.checkpoint import SavedHead, save_head
     from vlltr_index.recognition.state import ModelState
     from vlltr_index.store.workspace import Workspace
-    from vlltr_index.train.recognition import new_head, train_until
+    from vlltr_index.train.lgr import new_head, train_until
 
     facts, workspace = dict[str, Any](), Workspace.open(folder)
     snapshot = workspace.snapshot()

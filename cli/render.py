@@ -1,4 +1,7 @@
-"""What reports look like in a terminal and on the page: lines of text, one function a kind of report."""
+"""Lines of the reports that `Context.run` and `show` print by themselves, one function a kind.
+
+A new report gets its function here, and a place in `_LOOKS`. Tables and answers are drawn by their command's own file.
+"""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -24,7 +24,7 @@ from vlltr_index.cli.main import (
 )
 from vlltr_index.cli.render import report_lines
 from vlltr_index.errors import PeerError, UsageError, VlltrError
-from vlltr_index.schemas.records import BASELINES
+from vlltr_index.schemas.records import BASELINES, IndexKind
 from vlltr_index.wording import many
 
 if TYPE_CHECKING:
@@ -329,7 +329,7 @@ def select_command(context: Context, overrides: tuple[str, ...]) -> None:
 
 
 @click.command("index")
-@click.option("--kind", type=click.Choice(["auto", "torch", "flat", "ivf", "hnsw"]), default="auto")
+@click.option("--kind", type=click.Choice(["auto", *get_args(IndexKind)]), default="auto")
 @click.option("--plan", "plan_only", is_flag=True, help="Only say what would be built, and what each costs.")
 @click.option("--classes", type=click.IntRange(1, 10**9), help="Plan for so many; needs no workspace.")
 @click.option("--anchors", type=click.IntRange(1, 10**6), help="Plan for so many anchors a class.")

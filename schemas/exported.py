@@ -8,6 +8,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
 from vlltr_index.schemas.config import FusionConfig
+from vlltr_index.schemas.records import IndexKind
 
 LIBRARY = "vlltr-index"
 """The value of `library` in `config.json`, which identifies an exported folder."""
@@ -90,7 +91,7 @@ class ExportedConfig(_Exported):
     merged: dict[int, int] = Field(default_factory=dict)
     anchors: int = Field(ge=0, le=50_000_000)
     sentences: int = Field(ge=0, le=500_000_000)
-    index: Literal["torch", "flat", "ivf", "hnsw"] | None = None
+    index: IndexKind | None = None
 
 
 _SENTENCE = [

@@ -1,4 +1,4 @@
-"""Options of predictions: one frozen record for the command line, Python, the page, Ray and a run that goes on."""
+"""Options of predictions: one frozen record for the command line, Python, Ray and a run that goes on."""
 
 from __future__ import annotations
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 Progress = Callable[[str, int, int | None], None]
 """Called as `progress(step, done, total)`; `total` is None if it is unknown."""
+
+IndexKind = Literal["torch", "flat", "ivf", "hnsw"]
+"""Kinds of an index over anchors; the first two are exact."""
 
 BASELINES = ("ncm", "crt", "tau-norm", "lws", "discriminant", "zero-shot", "knn", "tip-adapter")
 """The baselines on stored vectors, in the order of the table; each takes seconds to minutes."""
@@ -156,6 +160,6 @@ class Prediction:
     commit: int  # the commit that answered; after a rollback the one that was restored
     problem: str | None = None  # why the image could not be read; then `classes` is empty
     known: bool | None = None  # whether the image is of any of the classes; None without `reject`
-    known_score: float | None = None  # the log-likelihood of the best class, by which this was decided
+    known_score: float | None = None  # the largest log-likelihood of any class, by which this was decided
     ranks: tuple[RankScore, ...] = ()
     answer: RankScore | None = None

@@ -96,7 +96,7 @@ def class_stats(dim: int) -> pa.Schema:
         [
             _required("class_id", pa.int32()),
             _required("image_fp", pa.string()),
-            _required("images", pa.int32()),
+            _required("images", pa.int32()),  # units of them, see heads.units
             _required("sum", pa.list_(pa.float64(), dim)),
         ]
     )

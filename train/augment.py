@@ -220,7 +220,9 @@ class PhotoTransform:
         from torchvision.transforms import v2
 
         jitter = config.color_jitter
+        grey = encoder.config["preprocess_cfg"].get("mode") == "L"
         steps: list[Any] = [
+            v2.Grayscale(3) if grey else None,  # as the encoder sees pictures otherwise
             v2.RandomResizedCrop(
                 encoder.image_size, scale=(config.crop_min, 1.0), interpolation=v2.InterpolationMode.BICUBIC
             ),

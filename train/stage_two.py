@@ -34,7 +34,7 @@ from vlltr_index.heads.weighing import (
 )
 from vlltr_index.schemas.config import LGRConfig
 from vlltr_index.tensors import unit_rows
-from vlltr_index.train.recognition import new_head, train_until
+from vlltr_index.train.lgr import new_head, train_until
 from vlltr_index.train.stage_two_data import StageTwoData, with_matching_text
 from vlltr_index.wording import many
 

@@ -1,4 +1,4 @@
-"""`vlltr_index.train.recognition.train_until` on stored vectors, for one epoch."""
+"""`vlltr_index.train.lgr.train_until` on stored vectors, for one epoch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from benchmarks.harness import Arrays
 from benchmarks.lgr_common import DEVICE, bank_of, wait
 from vlltr_index.schemas.config import LGRConfig
-from vlltr_index.train.recognition import new_head, train_until
+from vlltr_index.train.lgr import new_head, train_until
 
 
 def prepare(inputs: Arrays, values: dict[str, Any]) -> Any:

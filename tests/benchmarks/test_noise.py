@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from vlltr_index.anchors.anss import score_sentences
 from vlltr_index.heads.anchor_bank import AnchorBank
-from vlltr_index.train.recognition import TrainingAnchors, with_strays
+from vlltr_index.train.lgr import TrainingAnchors, with_strays
 from vlltr_index.train.sampling import stream
 
 

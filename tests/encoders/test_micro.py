@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from tests.support import drawings, small_clip
-from tests.train.test_recognition import drawing_bank
+from tests.train.test_lgr import drawing_bank
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import ConfigError
 from vlltr_index.schemas.config import BaselineConfig, CVLPConfig, LGRConfig
 from vlltr_index.train.cvlp import train_cvlp, train_image_only
 from vlltr_index.train.distributed import in_parts
+from vlltr_index.train.lgr import tune_visual
 from vlltr_index.train.losses import class_contrastive_loss
-from vlltr_index.train.recognition import tune_visual
 
 JOINT = CVLPConfig(
     epochs=1, batch_size=28, micro_batch=8, joint_weight=1.0, extra_classes=1, distillation="full",

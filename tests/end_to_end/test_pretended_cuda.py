@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tests.support.pretended_cuda import CardTensor, pretended
-from tests.train.test_recognition import fitted
+from tests.train.test_lgr import fitted
 from tests.train.test_stage_two import CONFIG, drawn, held_out
 from vlltr_index.anchors import anss
 from vlltr_index.anchors.anss import positive_terms, score_sentences, shift_images

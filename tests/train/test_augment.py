@@ -6,11 +6,13 @@ import pickle
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.support import drawings
+from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import ConfigError
 from vlltr_index.schemas.config import AugmentConfig
-from vlltr_index.train.augment import BatchAugment, ViewAugment
+from vlltr_index.train.augment import BatchAugment, PhotoTransform, ViewAugment
 
 KINDS = [
     AugmentConfig(kind="glyph"),
@@ -82,3 +84,15 @@ def test_an_unknown_policy_is_refused() -> None:
     """The message shows a spelling that works."""
     with pytest.raises(ConfigError, match=r"'augmix'.*\n.*rand-m6"):
         BatchAugment(AugmentConfig(auto_augment="augmix"))
+
+
+def test_a_tower_that_sees_grey_is_trained_on_grey() -> None:
+    """Streamed photographs lose their colour as they do for embedding and prediction."""
+    encoder = Encoder.load("vlltr-tiny", "glyphs")
+    assert encoder.config["preprocess_cfg"]["mode"] == "L"
+    red = Image.new("RGB", (64, 48), "red")
+    made = PhotoTransform(AugmentConfig(kind="photo", auto_augment=None, color_jitter=0.0), encoder)(red, 0)
+    expected = encoder.transform(red)
+    assert torch.equal(made[0], made[1])
+    assert torch.equal(made[0], made[2])
+    assert torch.allclose(made.mean((1, 2)), expected.mean((1, 2)), atol=0.02)

@@ -15,8 +15,8 @@ from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import ConfigError
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.schemas.config import CVLPConfig, LGRConfig, LoRAConfig
+from vlltr_index.train.lgr import tune_visual
 from vlltr_index.train.lora import adapted
-from vlltr_index.train.recognition import tune_visual
 
 pytestmark = pytest.mark.slow
 CONFIG = LoRAConfig(rank=2, alpha=4.0)

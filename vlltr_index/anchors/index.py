@@ -13,7 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -22,9 +22,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlltr_index.errors import InputError, MissingStepError, WorkspaceError, reason
+from vlltr_index.schemas.records import IndexKind
 from vlltr_index.tensors import check_labels, check_matrix, full_precision
 
-KINDS = ("torch", "flat", "ivf", "hnsw")
+KINDS = get_args(IndexKind)
 """`torch` and `flat` are exact, `ivf` and `hnsw` approximate; `torch` does not need FAISS."""
 
 MANY_ANCHORS = 64_000
@@ -392,9 +393,11 @@ def _build_faiss(faiss: Any, vectors: Tensor, kind: str) -> Any:
         index.cp.min_points_per_centroid = 1
         index.cp.max_points_per_centroid = _SAMPLE
         index.train(array)
-    else:
+    elif kind == "hnsw":
         index = faiss.IndexHNSWFlat(dim, 32, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = 128
+    else:
+        raise AssertionError(kind)
     index.add(array)
     return index
 

@@ -586,6 +586,14 @@ def _vectors(making: _Making, encoder: Encoder, hashes: list[str], texts: list[s
     return store.vectors(name, "text_hash", hashes).to(choose_device())
 
 
-_FITS = dict(
-    zip(BASELINES, (_ncm, _crt, _tau_norm, _lws, _discriminant, _zero_shot, _knn, _tip_adapter), strict=True)
-)
+_FITS = {
+    "ncm": _ncm,
+    "crt": _crt,
+    "tau-norm": _tau_norm,
+    "lws": _lws,
+    "discriminant": _discriminant,
+    "zero-shot": _zero_shot,
+    "knn": _knn,
+    "tip-adapter": _tip_adapter,
+}
+assert tuple(_FITS) == BASELINES

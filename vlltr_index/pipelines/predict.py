@@ -23,6 +23,7 @@ from vlltr_index.data.unlabelled import Pictures, unlabelled_images
 from vlltr_index.data.writing import whole_file
 from vlltr_index.errors import UsageError, VlltrError, WorkspaceError, write_error
 from vlltr_index.schemas.options import USUAL, PredictOptions
+from vlltr_index.version import VERSION
 from vlltr_index.wording import cell
 
 if TYPE_CHECKING:
@@ -84,7 +85,13 @@ def predict_to_file(
     check_target(out)
     part = out.with_name(out.name + ".part")
     made = [model.saved.text_fp, model.saved.image_fp, model.anchors.selection_id]
-    facts = {"commit": model.commit, "model": made, "images": list(paths), **asdict(options)}
+    facts = {
+        "program": VERSION,
+        "commit": model.commit,
+        "model": made,
+        "images": list(paths),
+        **asdict(options),
+    }
     asked = json.dumps(facts, sort_keys=True).encode() + b"\n"
     with _alone(out):
         check_target(out)  # another process may have finished it before the lock was free

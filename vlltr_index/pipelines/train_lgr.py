@@ -32,8 +32,8 @@ from vlltr_index.store.holdout import HeldOut, read_held_out
 from vlltr_index.tensors import choose_device, class_positions, device_name, memory_mended_by
 from vlltr_index.train.data import TrainImages
 from vlltr_index.train.distributed import by_first, first_then_all, meet
+from vlltr_index.train.lgr import new_head, train_until, tune_visual
 from vlltr_index.train.loop import StageOne
-from vlltr_index.train.recognition import new_head, train_until, tune_visual
 from vlltr_index.train.stage_two import StageTwoResult, fit_stage_two, weigh, without_images
 from vlltr_index.train.stage_two_data import StageTwoData
 

@@ -436,8 +436,8 @@ class Model(Scorer):
 
         Args:
             fused: Scores of B images.
-            positions: Int64 [B, K], columns of `fused`.
-            columns: Int64, columns of the classes in `fused`; None: all.
+            positions: Int64 [B, K], which columns of `fused`.
+            columns: Int64 [C_a], where `fused` was narrowed by `FusedScores.among`: the model's column of each.
         """
         classes = self.class_ids if columns is None else self.class_ids[columns]
         rule = self.fusion.rule

@@ -183,7 +183,7 @@ class ModelState:
 
     @cached_property
     def class_stats(self) -> ClassStats:
-        """The statistics of the classes' images under the commit's image fingerprint."""
+        """The units of the classes' images, and the sums of their mean vectors; errors as for `head`."""
         rows = self.snapshot.answering("class_stats")
         rows = rows.filter(pc.equal(rows["image_fp"], self.snapshot.commit.image_fp or "")).sort_by(
             "class_id"

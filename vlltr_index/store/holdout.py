@@ -178,7 +178,11 @@ def read_held_out(folder: Path) -> HeldOut:
 
 
 def held_images(snapshot: Snapshot) -> frozenset[str]:
-    """The images that the stage 1 whose encoder a commit names did not see, those of classes kept out among them."""
+    """Return the ids of what stage 1 of the commit's encoder held out: images, and all of the classes held out.
+
+    Raises:
+        WorkspaceError: If the checkpoint's list of them is damaged.
+    """
     commit = snapshot.commit
     if not commit.checkpoint:
         return frozenset()

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vlltr_index.errors import UsageError, WorkspaceError
 from vlltr_index.schemas.config import FORMAT, AugmentConfig, FusionConfig, SelectConfig
 from vlltr_index.schemas.fingerprint import digest_json
+from vlltr_index.schemas.records import IndexKind
 from vlltr_index.schemas.tables import CLASS_STATS, COMMITTED, KEYS, class_stats
 from vlltr_index.store.class_table import ClassTable
 from vlltr_index.store.storage import Storage
@@ -47,7 +48,7 @@ class Index(_Record):
     """Index over the anchors: its digest, kind, and the text tower whose vectors it holds."""
 
     digest: str = Field(min_length=1)
-    kind: Literal["torch", "flat", "ivf", "hnsw"] | None = None
+    kind: IndexKind | None = None
     text_fp: str | None = None
 
 

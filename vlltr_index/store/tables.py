@@ -539,7 +539,7 @@ class Store:
         where: str = "true",
         version: int | None = None,
     ) -> pa.Table:
-        """Return the `key` of rows whose text has the words, with their BM25 `_score`, best first; ties by `key`.
+        """Return the `key` of rows whose text has any of the words, with its BM25 `_score`; best first, ties by `key`.
 
         Rows that are not in the index yet are searched one by one.
         """

@@ -21,8 +21,8 @@ from vlltr_index.schemas.config import BaselineConfig, LGRConfig
 from vlltr_index.train.augment import BatchMixer
 from vlltr_index.train.checkpoint import Log
 from vlltr_index.train.cvlp import train_image_only, visual_classifier
+from vlltr_index.train.lgr import new_head, train_until, tune_visual
 from vlltr_index.train.losses import adjusted_cross_entropy, sampler_prior
-from vlltr_index.train.recognition import new_head, train_until, tune_visual
 from vlltr_index.train.sampling import epoch_batches, stream
 
 CLASSES, WIDTH = 6, 12
