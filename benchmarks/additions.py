@@ -233,6 +233,7 @@ def _write_sentences(tx: Any, encoder: Encoder, classes: int, each: int, around:
         "class_id": owners.int().numpy(),
         "text": texts,
         "source": ["made"] * len(ids),
+        "position": list(range(each)) * classes,
     }
     empty = {f.name: pa.nulls(len(ids), f.type) for f in SENTENCES if f.name not in columns}
     tx.replace("sentences", pa.table({**columns, **empty}).select(SENTENCES.names).cast(SENTENCES))

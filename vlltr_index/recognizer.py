@@ -190,8 +190,12 @@ class Recognizer:
             self._passed_over = newest
             _log.warning("answering as of commit %d: commit %d cannot yet: %s", self.commit, newest, error)
 
-    def keep(self, model: Model) -> None:
-        """Answer with a model that was just made, of a newer commit, without loading it; not with `at`."""
+    def is_of(self, workspace: Workspace) -> bool:
+        """Say whether the answers are those of a workspace."""
+        return self._workspace is not None and self._workspace.address == workspace.address
+
+    def adopt(self, model: Model) -> None:
+        """Answer with the model of a newer commit that was just made; not with `at`, or without `reload`."""
         with self._reloading:
             if self._follow and model.commit > self.commit:
                 self._model = model
@@ -221,10 +225,10 @@ class Recognizer:
 
     @property
     def classes_(self) -> NDArray[np.str_]:
-        """Names of the classes [C] in the order of `predict_proba`'s columns."""
+        """Names of the classes [C] in the order of `predict_proba`'s columns, by the commit that answered last."""
         import numpy as np
 
-        model = self.current()
+        model = self._model
         return np.array([model.names[i] for i in model.class_ids.tolist()], dtype=np.str_)
 
     def predict_proba(self, images: Sequence[ImageSource], crops: int = 1) -> NDArray[np.float64]:
@@ -264,7 +268,7 @@ class Recognizer:
         return self.current().features(images, crops)
 
     def score(self, features: Tensor, retrieval: str = "faiss") -> tuple[FusedScores, Tensor]:
-        """Score features [B, D], unnormalised: fused scores of all classes [B, C], and the residual [B].
+        """Score features [B, D], unnormalised, by the commit that answered last: scores [B, C], and the residual [B].
 
         `retrieval` is as for `predict`. The residual is the probability of the classes that were not scored exactly: 0
         for `exhaustive`.
@@ -272,4 +276,4 @@ class Recognizer:
         Raises:
             InputError: The features are not [B, D] of the head's width.
         """
-        return self.current().score(features, retrieval)
+        return self._model.score(features, retrieval)

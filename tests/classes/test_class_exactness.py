@@ -13,8 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.changes import Kept as Model
-from tests.support.changes import World, anchors, losses, probabilities, rebuilt
+from tests.support.changes import Kept, World, anchors, losses, probabilities, rebuilt
 from vlltr_index.classes import (
     ChangeOptions,
     NewClass,
@@ -29,6 +28,7 @@ from vlltr_index.classes import (
 )
 from vlltr_index.data.text import class_prompts, text_hash
 from vlltr_index.embedding.loading import image_set
+from vlltr_index.recognition.model import Model
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.store.workspace import Workspace
 
@@ -41,7 +41,7 @@ class Story:
     def __init__(self, world: World, folder: Path) -> None:
         self.workspace = Workspace.open(shutil.copytree(world.folder, folder / "changed"))
         self.options = ChangeOptions(recognizer=Recognizer.open(self.workspace))
-        self.classes = {i: Model(k.name, dict(k.texts), set(k.pictures)) for i, k in world.classes.items()}
+        self.classes = {i: Kept(k.name, dict(k.texts), set(k.pictures)) for i, k in world.classes.items()}
         self.world, self.merged = world, dict[int, int]()
         self.texts, self.pictures = sorted(world.texts), list(world.pictures)
         self.fresh = (f"character number {n}" for n in itertools.count())
@@ -61,7 +61,7 @@ class Story:
             return
         wanted = NewClass(name, tuple(texts), images=tuple(map(Path, files)))
         report = add_classes(self.workspace, [wanted], self.options)
-        kept = self.classes[report.classes[0].class_id] = Model(name)
+        kept = self.classes[report.classes[0].class_id] = Kept(name)
         for text in texts:
             kept.tell(text)
         kept.prompt()
@@ -149,6 +149,25 @@ class Story:
             lambda: self.merge(n, m),
         ]
         steps[kind]()
+        self.check_adopted()
+
+    def check_adopted(self) -> None:
+        """What the recognizer holds after a change is what a reload gives, to the bit."""
+        assert self.options.recognizer is not None
+        mine, read = self.options.recognizer.current(), Model.open(self.workspace.snapshot())
+        assert (mine.commit, mine.first_commit, mine.merged) == (read.commit, read.first_commit, read.merged)
+        assert (mine.names, mine.taxonomy) == (read.names, read.taxonomy)
+        for name in ("sentence_ids", "selection_id"):
+            assert getattr(mine.anchors, name) == getattr(read.anchors, name)
+        for name in ("vectors", "offsets", "class_ids", "losses"):
+            assert torch.equal(getattr(mine.bank, name), getattr(read.bank, name)), name
+        for name in ("class_ids", "counts", "sums"):
+            assert torch.equal(getattr(mine.stats, name), getattr(read.stats, name)), name
+        assert torch.equal(mine.anchors.keys, read.anchors.keys)
+        texts = mine.open_texts(), read.open_texts()
+        assert [texts[0][i] for i in mine.anchors.sentence_ids] == [
+            texts[1][i] for i in mine.anchors.sentence_ids
+        ]
 
 
 def statistics(workspace: Workspace) -> dict[int, tuple[int, torch.Tensor]]:

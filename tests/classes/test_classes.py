@@ -11,11 +11,12 @@ import torch
 
 from tests.support.changes import anchors as anchors_of
 from tests.support.changes import losses as losses_of
+from tests.support.exports import Shared
 from vlltr_index.anchors.selection import select
-from vlltr_index.classes import NewClass, add_class, add_classes, add_images, read_manifest
+from vlltr_index.classes import ChangeOptions, NewClass, add_class, add_classes, add_images, read_manifest
 from vlltr_index.data.glyphs import glyph_files, write_sample
 from vlltr_index.embedding.loading import image_set
-from vlltr_index.errors import InputError
+from vlltr_index.errors import InputError, UsageError
 from vlltr_index.pipelines.classlist import show_class
 from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.ingest import ingest_images
@@ -179,3 +180,12 @@ def test_images_that_came_since_the_selection_are_counted(
     select(trained, trained.recipe.select)
     again = losses_of(trained)
     assert max(abs(again[k] - losses[k]) for k in again) < 1e-3
+
+
+def test_a_change_takes_the_model_of_its_own_workspace(trained: Workspace, shared: Shared) -> None:
+    """A recognizer of another one, or of an export, is refused before anything is written."""
+    before = trained.history.last()
+    foreign = Recognizer.from_pretrained(shared.folder)
+    with pytest.raises(UsageError, match="the recognizer is not of this workspace"):
+        add_class(trained, "okapi", ["An animal."], options=ChangeOptions(recognizer=foreign))
+    assert trained.history.last() == before

@@ -152,6 +152,8 @@ def test_classes_come_and_go_without_a_sentence(
     unknown = Recognizer.open(mute)
     assert unknown.classes_[-1] == "gnu"
     assert unknown.predict_proba(drawn)[:, -1].max() < 1e-6
+    strange = torch.randn(50, unknown.current().bank.dim, generator=torch.Generator().manual_seed(0))
+    assert unknown.score(strange, "exhaustive")[0].probabilities[:, -1].max() < 1e-6
     remove_classes(mute, ["gnu"])
     recognizer = Recognizer.open(mute)
     found = [p.classes[0].name for p in recognizer.predict(sorted(new.glob("*.png")))]

@@ -191,8 +191,8 @@ def test_circles_are_found_wherever_they_lie() -> None:
     assert misplaced(tree, ["d"]) is None
     chain = {str(n): Taxon(str(n), str(n + 1)) for n in range(200)}
     assert misplaced(chain, ["150"]) is None
-    assert misplaced(chain, ["1", "0"]) == ("1", "'1' lies below more than 99 others")
-    assert misplaced(tree, ["d", "a"]) == ("b", "'b' would lie below itself: b < c < b")
+    assert (misplaced(chain, ["1", "0"]) or ())[1] == "'1' lies below more than 99 others"
+    assert misplaced(tree, ["d", "a"]) == (["b", "c"], "'b' would lie below itself: b < c < b")
 
 
 def test_classes_change_below_their_parents(

@@ -123,8 +123,8 @@ def test_a_parquet_file_that_unpacks_to_much_more(tmp_path: Path, monkeypatch: p
     image = bytes(2**19)
     pq.write_table(pa.table({"image": [image] * 64}), tmp_path / "one.parquet", compression="zstd")
     with files.open_parquet(tmp_path / "one.parquet") as file:
-        assert files.rows_at_once(file, ["image"], 64) == 1
-        assert files.rows_at_once(file, ["label"], 64) == 64
+        assert files.rows_at_once("a", file, ["image"], 64) == 1
+        assert files.rows_at_once("a", file, ["label"], 64) == 64
     assert [len(data) for _, data in unlabelled_images([str(tmp_path / "one.parquet")])] == [2**19] * 64
     table = pa.table({"image": [image] * 64})
     pq.write_table(table, tmp_path / "many.parquet", compression="zstd", use_dictionary=False)

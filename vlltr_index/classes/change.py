@@ -18,7 +18,7 @@ from vlltr_index.classes.effect import Effect, measure
 from vlltr_index.data.image_readers import read_images
 from vlltr_index.embedding import loading
 from vlltr_index.embedding.vectors import embed_images, embed_sentences
-from vlltr_index.errors import InputError
+from vlltr_index.errors import InputError, UsageError
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.recognition.model import Model
 from vlltr_index.recognition.state import ModelState
@@ -91,8 +91,8 @@ class ChangeOptions:
     Attributes:
         dry_run: Show what would happen; commit nothing.
         progress: Called with the step's name, what is done, and the total.
-        recognizer: Its model is changed, and answers afterwards as the new commit does, without loading it again; None:
-            the model is loaded for this change.
+        recognizer: Of the same workspace; its model is changed. If it follows the newest commit, it answers as that one
+            afterwards, without loading it. None: the model is loaded for this change.
     """
 
     dry_run: bool = False
@@ -144,11 +144,14 @@ def change(
 
     Raises:
         MissingStepError: If the workspace has no trained head yet.
+        UsageError: If the recognizer is another workspace's.
     """
+    if options.recognizer is not None and not options.recognizer.is_of(workspace):
+        raise UsageError("the recognizer is not of this workspace", "Open it: Recognizer.open(workspace)")
     with workspace.transaction(command, dry_run=options.dry_run) as tx:
         before = _model(workspace.snapshot(tx.commit.id or None), options.recognizer)
         assert before.state is not None
-        state = ModelState(tx, before=before.state)
+        state = None
         select = tx.commit.info.select or workspace.recipe.select
         held = held_images(tx)
         images = score_images(tx, select, held)
@@ -156,12 +159,13 @@ def change(
         after = before
         effect = Effect()
         if done.touched:
-            _embed(state, tx, done, options.progress)
+            _embed(before.state, tx, done, options.progress)
             update(tx, select, images, set(done.touched), held)
             if done.images_changed:
                 _update_stats(tx, done.touched)
             merged = before.merged if done.merged is None else done.merged
             tx.note(merged=merged)
+            state = ModelState(tx, before=before.state)
             after = replace(Model.of(state), merged=merged)
             effect = measure(before, after, done.touched)
         classes = _states(tx, after, done.touched.union(done.shown))
@@ -174,7 +178,8 @@ def change(
         return report if options.dry_run else replace(report, changed=False)
     if options.recognizer is not None:
         made = workspace.snapshot(tx.result_commit.id)
-        options.recognizer.keep(Model.of(state.committed(made)))
+        kept = ModelState(made, before=before.state) if state is None else state.committed(made)
+        options.recognizer.adopt(Model.of(kept))
     return report
 
 

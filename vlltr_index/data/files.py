@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -59,7 +59,7 @@ def _require_file(path: Path) -> None:
         )
 
 
-def unlistable(error: OSError) -> None:
+def unlistable(error: OSError) -> NoReturn:
     """Raise the error that `os.walk` would pass over: what lies below that folder would be missing without a word.
 
     Raises:
@@ -82,7 +82,6 @@ def files_below(root: Path, below: str = "") -> Iterator[tuple[str, str]]:
             found = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
     except OSError as error:
         unlistable(error)
-        return
     for entry in found:
         name = f"{below}{entry.name}"
         if entry.is_dir(follow_symlinks=False):
@@ -232,10 +231,10 @@ def check_column(
         )
 
 
-def rows_at_once(file: pq.ParquetFile, columns: Sequence[str], most: int) -> int:
+def rows_at_once(path: Path | str, file: pq.ParquetFile, columns: Sequence[str], most: int) -> int:
     """Return how many rows of a Parquet file fit into memory together, at most `most`, whatever the file unpacks to.
 
-    A value that stands in the file once may be that of every row.
+    A value of text or bytes that stands in the file once may be that of every row.
 
     Raises:
         InputError: The columns unpack to a gibibyte and more than a hundred times their size in the file.
@@ -244,11 +243,15 @@ def rows_at_once(file: pq.ParquetFile, columns: Sequence[str], most: int) -> int
     for group in range(file.num_row_groups):
         facts = file.metadata.row_group(group)
         chunks = [facts.column(n) for n in range(facts.num_columns)]
-        own = [chunk for chunk in chunks if chunk.path_in_schema.partition(".")[0] in columns]
+        own = [
+            chunk
+            for chunk in chunks
+            if chunk.path_in_schema.partition(".")[0] in columns and chunk.physical_type == "BYTE_ARRAY"
+        ]
         unpacked = sum(chunk.total_uncompressed_size for chunk in own)
         if unpacked > _UNPACKED and unpacked > _PACKED * sum(chunk.total_compressed_size for chunk in own):
             raise InputError(
-                f"row group {group} unpacks to {unpacked >> 20:,} MiB, far more than it takes in the file",
+                f"{path}: row group {group} unpacks to {unpacked >> 20:,} MiB, far more than it takes in the file",
                 "Write the file again, with smaller row groups.",
             )
         largest = max(largest, unpacked)
@@ -270,7 +273,7 @@ def read_rows(path: Path, needed: Sequence[str], more: Sequence[str]) -> Iterato
         with open_parquet(path, needed) as file:
             columns = [c for c in (*needed, *more) if c in file.schema_arrow.names]
             number = 0
-            for batch in file.iter_batches(1000, columns=columns):
+            for batch in file.iter_batches(rows_at_once(path, file, columns, 1000), columns=columns):
                 for row in batch.to_pylist():
                     yield f"{path}#{number}", row
                     number += 1

@@ -265,7 +265,7 @@ def _read_parquet(
     number = -1
     found = 0
     uri = str(path.resolve())
-    at_once = rows_at_once(file, columns, 64 if with_data else 8192)
+    at_once = rows_at_once(path, file, columns, 64 if with_data else 8192)
     for batch in file.iter_batches(at_once, columns=columns):
         for row in batch.to_pylist():
             number += 1

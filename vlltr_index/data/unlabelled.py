@@ -71,7 +71,7 @@ def unlabelled_images(paths: Sequence[str], with_data: bool = True) -> Iterator[
 
 
 def _readable(name: str) -> str:
-    r"""Return a path as text: bytes that are not UTF-8 as \\xNN, and no two paths alike."""
+    r"""Return a path as text: bytes that are not UTF-8 as \xNN, and no two paths alike."""
     raw = os.fsencode(name)
     try:
         text = raw.decode("utf-8")
@@ -114,11 +114,12 @@ def _rows(path: Path, with_data: bool) -> Iterator[tuple[str, bytes]]:
         check_image_column(path, file.schema_arrow)
         if not file.metadata.num_rows:
             raise InputError(f"{path} has no row", "Write the file again.")
+        at_once = rows_at_once(path, file, ["image"], _ROWS)
         if not with_data:
             yield from ((f"{path}#{row}", b"") for row in range(file.metadata.num_rows))
             return
         row = 0
-        for batch in file.iter_batches(rows_at_once(file, ["image"], _ROWS), columns=["image"]):
+        for batch in file.iter_batches(at_once, columns=["image"]):
             for image in batch["image"]:
                 yield f"{path}#{row}", _bytes(image.as_py())
                 row += 1

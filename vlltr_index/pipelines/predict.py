@@ -131,11 +131,11 @@ def check_target(out: Path) -> None:
     """
     if out.suffix.lower() not in _FORMATS:
         raise UsageError(f"--out {out}: of which kind?", f"End it in one of {', '.join(_FORMATS)}.")
-    if not out.parent.is_dir():
+    if not os.path.isdir(out.parent):
         raise UsageError(
             f"there is no folder {out.parent}", f"Make it: mkdir -p {shlex.quote(str(out.parent))}"
         )
-    if out.exists():
+    if os.path.exists(out):
         raise UsageError(f"{out} is there already", "Choose another file, or remove it.")
 
 
@@ -208,7 +208,7 @@ class _Answering:
         rows = zip(
             table["id"].to_pylist(), decoded(table, self._size), table["problem"].to_pylist(), strict=True
         )
-        lines = map(_as_json, self._model.answer([list(starmap(ReadImage, rows))], self._options))
+        lines = map(_as_json, self._model.answer_read([list(starmap(ReadImage, rows))], self._options))
         line, lost = zip(*lines, strict=True)
         return pa.table({"place": table["place"], "line": line, "lost": lost})
 

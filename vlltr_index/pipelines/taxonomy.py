@@ -68,9 +68,10 @@ def ingest_classes(workspace: Workspace, path: Path) -> TaxonomyReport:
         before = load_taxonomy(tx)
         taxa = _named(tx, given, before)
         tree: Taxonomy = {**before, **{taxon.name: taxon for taxon in taxa}}
-        if wrong := misplaced(tree, [taxon.name for taxon in taxa]):
-            name, why = wrong
-            raise InputError(f"{tree[name].where}: {why}", "Give one of them another parent.")
+        if wrong := misplaced(tree, tree):
+            names, why = wrong
+            first = next((tree[name].where for name in names if name in tree and tree[name].where), str(path))
+            raise InputError(f"{first}: {why}", "Give one of them another parent.")
         own = {classes.names[i] for i in classes.ids}
         parents = {taxon.parent for taxon in tree.values()}
         unknown = [taxon.name for taxon in taxa if taxon.name not in own | parents]

@@ -69,7 +69,7 @@ class Model(Scorer):
 
     Attributes:
         commit: The number of the workspace's commit.
-        restores: The commit that first held this state, which differs from `commit` after a rollback.
+        first_commit: The commit that first held this state, which differs from `commit` after a rollback.
         classes: Names and aliases.
         taxonomy: The tree above the classes; empty if there is none.
         open_encoder: Returns the encoder, in eval mode.
@@ -81,7 +81,7 @@ class Model(Scorer):
     """
 
     commit: int
-    restores: int
+    first_commit: int
     classes: ClassTable
     open_encoder: Callable[[], Encoder]
     open_index: Callable[[], FaissIndex | TorchIndex | None]
@@ -108,7 +108,7 @@ class Model(Scorer):
             fusion=state.fusion,
             merged=commit.info.merged,
             commit=commit.id,
-            restores=commit.state,
+            first_commit=commit.state,
             classes=state.snapshot.class_table(),
             taxonomy=state.taxonomy,
             open_encoder=lambda: state.encoder,
@@ -182,11 +182,13 @@ class Model(Scorer):
             return base
         return WithDelta(base, F.normalize(self.bank.vectors[new], dim=1), keys[new], gone)
 
-    @cached_property
+    @property
     def _placed(self) -> Model:
         """The model with anchors and head on `device`; class ids stay on the CPU."""
-        if self.device.type == "cpu":
-            return self
+        return self if self.device.type == "cpu" else self._on_device
+
+    @cached_property
+    def _on_device(self) -> Model:
         bank = replace(self.bank.to(self.device), class_ids=self.bank.class_ids)
         saved = replace(self.saved, head=deepcopy(self.saved.head).to(self.device))
         placed = replace(self, anchors=replace(self.anchors, bank=bank), saved=saved)
@@ -251,9 +253,9 @@ class Model(Scorer):
     ) -> Iterator[Prediction]:
         """Predict any number of named images, one after the other in their order, in flat memory."""
         views = Crops(self.encoder, options.crops)
-        return self.answer(read_ahead(images, views.pixels), options)
+        return self.answer_read(read_ahead(images, views.pixels), options)
 
-    def answer(
+    def answer_read(
         self, batches: Iterable[Sequence[ReadImage]], options: PredictOptions = USUAL
     ) -> Iterator[Prediction]:
         """Predict images that have been read; errors as for `Recognizer.predict`."""
@@ -273,7 +275,7 @@ class Model(Scorer):
                 if pixels is not None:
                     yield next(answered)
                 else:
-                    yield Prediction(name, (), 0.0, used, commit=self.restores, problem=problem)
+                    yield Prediction(name, (), 0.0, used, commit=self.first_commit, problem=problem)
 
     def _answered(
         self, names: Sequence[str], features: Tensor, used: str, question: _Question
@@ -302,7 +304,7 @@ class Model(Scorer):
                 tuple(classes),
                 float(residual[row]),
                 used,
-                commit=self.restores,
+                commit=self.first_commit,
                 known=None if known is None else known[row] >= question.level,
                 known_score=None if known is None else known[row],
                 ranks=ranks,

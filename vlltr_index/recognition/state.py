@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -98,9 +98,11 @@ class ModelState:
     def __init__(self, snapshot: Snapshot, before: ModelState | None = None) -> None:
         self.snapshot = snapshot
         self._known: Anchors | None = None
-        self._class_images = lru_cache(_CLASSES)(self._read_class_images)
+        # Not over a bound method: states that refer to themselves stay in memory for long.
+        self._class_images = lru_cache(_CLASSES)(partial(_read_class_images, snapshot))
         if before is not None:
-            self._known = before.__dict__.get("anchors")
+            if before.snapshot.commit.text_fp == snapshot.commit.text_fp:
+                self._known = before.__dict__.get("anchors")
             for name, facts in _FACTS.items():
                 if name in before.__dict__ and facts(before.snapshot) == facts(snapshot):
                     self.__dict__[name] = before.__dict__[name]
@@ -108,8 +110,15 @@ class ModelState:
     def committed(self, snapshot: Snapshot) -> ModelState:
         """Return the state of a commit that was made of this transaction's state."""
         state = ModelState(snapshot, before=self)
-        for name in ("anchors", "class_stats"):
-            state.__dict__[name] = getattr(self, name)
+        there = self.__dict__
+        if (
+            "anchors" in there
+        ):  # else it is read from the commit: the transaction's tables may be another's by now
+            state.__dict__["anchors"] = replace(
+                there["anchors"], selection_id=snapshot.commit.selection_id or ""
+            )
+        if "class_stats" in there:
+            state.__dict__["class_stats"] = there["class_stats"]
         return state
 
     @cached_property
@@ -157,8 +166,6 @@ class ModelState:
             )
         rows = self.snapshot.table("anchors").sort_by([("class_id", "ascending"), ("rank", "ascending")])
         ids: list[str] = rows["sentence_id"].to_pylist()
-        if known is not None and known.selection_id != commit.selection_id:
-            known = None
         return Anchors.of(
             rows, self._vectors(ids, known), anchor_losses(self.snapshot, ids), commit.selection_id
         )
@@ -225,11 +232,6 @@ class ModelState:
         """
         return self._class_images(class_id)
 
-    def _read_class_images(self, class_id: int) -> tuple[pa.Table, Tensor]:
-        where = f"split = 'train' AND class_id = {class_id} AND problem IS NULL"
-        rows = self.snapshot.table("images", ["image_id", "uri"], where).sort_by("image_id")
-        return rows, F.normalize(image_vectors_of(self.snapshot, rows["image_id"].to_pylist()), dim=1)
-
 
 _FACTS: Mapping[str, Callable[[Snapshot], object]] = {
     "encoder": lambda s: (s.commit.checkpoint, s.commit.text_fp, s.commit.image_fp, s.recipe.encoder),
@@ -237,6 +239,12 @@ _FACTS: Mapping[str, Callable[[Snapshot], object]] = {
     "index": lambda s: s.commit.own_index,
 }
 """What each part depends on that is taken over where it has not changed."""
+
+
+def _read_class_images(snapshot: Snapshot, class_id: int) -> tuple[pa.Table, Tensor]:
+    where = f"split = 'train' AND class_id = {class_id} AND problem IS NULL"
+    rows = snapshot.table("images", ["image_id", "uri"], where).sort_by("image_id")
+    return rows, F.normalize(image_vectors_of(snapshot, rows["image_id"].to_pylist()), dim=1)
 
 
 def usable_rule(fusion: FusionConfig, saved: SavedHead) -> FusionConfig:

@@ -52,17 +52,17 @@ def taxonomy_of(taxa: Iterable[Taxon], classes: ClassTable) -> Taxonomy:
     }
 
 
-def misplaced(taxonomy: Taxonomy, names: Iterable[str]) -> tuple[str, str] | None:
-    """Return the first name that lies below itself, or too deep, and this in words; None if all are well placed."""
+def misplaced(taxonomy: Taxonomy, names: Iterable[str]) -> tuple[list[str], str] | None:
+    """Return names of which one lies below itself, or too deep, and this in words; None if all are well placed."""
     for name in names:
         path = [name]
         while path[-1] in taxonomy and (above := taxonomy[path[-1]].parent) is not None:
             if above in path:
                 ring = path[path.index(above) :]
-                return ring[0], f"{ring[0]!r} would lie below itself: {' < '.join([*ring, ring[0]])}"
+                return ring, f"{ring[0]!r} would lie below itself: {' < '.join([*ring, ring[0]])}"
             path.append(above)
             if len(path) > _DEEPEST:
-                return name, f"{name!r} lies below more than {_DEEPEST - 1} others"
+                return path, f"{name!r} lies below more than {_DEEPEST - 1} others"
     return None
 
 

@@ -209,7 +209,7 @@ def read_model(folder: Path, device: str | torch.device | None = None, trust_ind
         fusion=usable_rule(config.fusion, saved),
         merged=config.merged,
         commit=config.commit,
-        restores=config.commit,
+        first_commit=config.commit,
         classes=classes,
         open_encoder=lambda: encoder,
         open_index=lambda: index,
@@ -479,7 +479,9 @@ def _rows(path: Path, schema: pa.Schema, number: int) -> pa.Table:
             parts = []
             size = 0
             most = max(_SMALL_TABLE, _UNPACKED * path.stat().st_size)
-            for batch in file.iter_batches(rows_at_once(file, schema.names, _BATCH), columns=schema.names):
+            for batch in file.iter_batches(
+                rows_at_once(path, file, schema.names, _BATCH), columns=schema.names
+            ):
                 size += batch.nbytes
                 if size > most:
                     _damaged(path, f"more than {most >> 20:,} MiB in memory, {_UNPACKED} times its size")
