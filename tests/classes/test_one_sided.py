@@ -230,7 +230,7 @@ def test_images_come_to_a_workspace_of_texts(told: Workspace, asked: list[Path],
     np.testing.assert_allclose(fused.by_image.numpy(), 1 / 8, atol=1e-6)
     refit(told, told.recipe.lgr)
     after = Recognizer.open(told)
-    assert Counter(after.visual_sides().values()) == {"trained": 7}  # one has no image yet
+    assert Counter(after.current().visual_sides().values()) == {"trained": 7}  # one has no image yet
     owners = np.array([after.classes_.tolist().index(image.parent.name) for image in asked])
     now = after.predict_proba(asked)
     assert np.abs(now - before).max() > 1e-3

@@ -76,13 +76,13 @@ def test_the_whole_way_by_uri(
     assert (code, facts["workspace"], facts["stale"], facts["writing"]) == (0, address, [], None), err
 
     reader = Recognizer.open(address)
-    assert len(reader.names) == CLASSES
+    assert len(reader.current().names) == CLASSES
     code, out, err = run(
         capsys, "-q", "-w", address, "classes", "add", "zigzag", "--sentence", "A zigzag of three strokes."
     )
     assert code == 0, err
     reader.predict(images[:1])
-    assert "zigzag" in reader.names.values()
+    assert "zigzag" in reader.current().names.values()
     assert run(capsys, "-q", "-w", address, "evaluate", "--split", "train")[0] == 0
     assert [name for name in remote.storage.names("reports") if name.startswith("evaluate-train-")]
 
