@@ -421,7 +421,7 @@ def _gates(data: StageTwoData, folds: list[_Fold], chosen: Covariances, found: P
             designs.append(
                 _held_out_classes(data, fold.out, model, late=late, images=0, text_logits=zero_shot)
             )
-    return replace(found, told=fit_gate(found.told, designs, offset=False))
+    return replace(found, told=fit_gate(found.told, designs))
 
 
 def _held_out_classes(

@@ -363,7 +363,6 @@ def test_a_meeting_is_the_most_probable(old: int, new: int, reach: float) -> Non
     assert (alone.generative, alone.text) == pytest.approx((0.7, 0.3))
     assert loss(alone) <= loss(replace(alone, offset=alone.offset + 0.02))
     assert loss(alone) <= loss(replace(alone, offset=alone.offset - 0.02))
-    assert fit_gate(PLAIN, designs, offset=False).offset == 0.0
 
 
 def test_new_classes_that_lie_apart_are_found_and_cost_little() -> None:

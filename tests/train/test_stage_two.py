@@ -258,7 +258,7 @@ def test_texts_say_more_of_classes_without_images() -> None:
     data = drawn([8] * 10, apart=0.2)
     weights = parts_of(fit_stage_two(data, CONFIG)).weights
     assert weights.told.text > 2.0 * weights.text
-    assert weights.told.offset == 0.0
+    assert weights.told.offset != 0.0
     silent = parts_of(fit_stage_two(drawn([8] * 10, [False] * 10, apart=0.2), CONFIG)).weights
     assert silent.told == replace(silent.pictured, offset=-1e5)  # nothing is known of them
 

@@ -327,9 +327,7 @@ class HeldOutClasses:
     trained: int
 
 
-def fit_gate(
-    start: Gate, designs: Sequence[HeldOutClasses], weights: bool = True, offset: bool = True
-) -> Gate:
+def fit_gate(start: Gate, designs: Sequence[HeldOutClasses], weights: bool = True) -> Gate:
     """Fit the most probable weights and offset of later classes, on classes that play them.
 
     The likelihood is that an image of a newcomer is recognised among all classes, and that one of a trained class is
@@ -341,7 +339,6 @@ def fit_gate(
         start: The weights before the fit.
         designs: Scores with newcomers; one without any image of a newcomer, or of a trained class, is ignored.
         weights: Whether the weights are fitted; otherwise they stay at `start`.
-        offset: Whether the offset is fitted.
     """
     designs = [one for one in designs if len(one.new_labels) and len(one.text)]
     if not designs:
@@ -357,8 +354,8 @@ def fit_gate(
     factors = torch.where(units > 0, whole / units, 0.0)
     # The search is over square roots, which keeps weights positive; at 0 its gradient vanishes.
     roots = (usual.clamp(min=0.1) if weights else usual).sqrt().requires_grad_(weights)
-    shift = torch.zeros((), dtype=torch.float64, requires_grad=offset)
-    fitted = [value for value in (roots, shift) if value.requires_grad]
+    shift = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    fitted = [roots, shift] if weights else [shift]
     search = torch.optim.LBFGS(fitted, max_iter=100, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
