@@ -170,7 +170,7 @@ def change(
             effect = measure(before, after, done.touched)
         classes = _states(tx, after, done.touched.union(done.shown))
         report = ChangeReport(command, options.dry_run, done.notes, classes, effect)
-        if _is_mute(after) and any(not state.images for state in classes):
+        if _is_mute(after) and any(not one.images for one in classes):
             report.notes.append(_MUTE)
         if not options.dry_run:
             _tidy(tx)
@@ -192,7 +192,7 @@ def _model(snapshot: Snapshot, recognizer: Recognizer | None) -> Model:
 
 
 def _is_mute(model: Model) -> bool:
-    """Say whether texts have no weight in this head, so that a class known by text alone is hardly found."""
+    """Say whether texts have no weight in this head, so that a class known by text alone is not found."""
     parts = model.saved.parts
     return parts is not None and not parts.weights.told.text and not bool(parts.shared.text_map.any())
 

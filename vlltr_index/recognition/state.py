@@ -108,15 +108,15 @@ class ModelState:
                     self.__dict__[name] = before.__dict__[name]
 
     def committed(self, snapshot: Snapshot) -> ModelState:
-        """Return the state of a commit that was made of this transaction's state."""
+        """Return the state of a commit that was made of this transaction's state.
+
+        What the transaction did not open is read from the commit: its own tables may be another writer's by now.
+        """
         state = ModelState(snapshot, before=self)
         there = self.__dict__
-        if (
-            "anchors" in there
-        ):  # else it is read from the commit: the transaction's tables may be another's by now
-            state.__dict__["anchors"] = replace(
-                there["anchors"], selection_id=snapshot.commit.selection_id or ""
-            )
+        if "anchors" in there:
+            selection_id = snapshot.commit.selection_id or ""
+            state.__dict__["anchors"] = replace(there["anchors"], selection_id=selection_id)
         if "class_stats" in there:
             state.__dict__["class_stats"] = there["class_stats"]
         return state
