@@ -104,7 +104,7 @@ def _refit(report: RefitReport) -> list[str]:
         f" {report.digest[:16]}",
         f"New in it: {more or 'none'}. Known by text alone: {many(report.text_only, 'class', 'classes')}.",
     ]
-    return lines + list(report.notes) + _effect(report.effect)
+    return lines + list(report.notes) + effect_lines(report.effect)
 
 
 def _predict(report: PredictReport) -> list[str]:
@@ -113,7 +113,7 @@ def _predict(report: PredictReport) -> list[str]:
     return [f"Wrote {report.images:,} rows to {report.path}{before}; {unread}."]
 
 
-def _effect(report: Effect) -> list[str]:
+def effect_lines(report: Effect) -> list[str]:
     """Return the effect as lines of text, with a warning if accuracy fell."""
     if report.unmeasured:
         return [
@@ -156,7 +156,7 @@ def _change(report: ChangeReport) -> list[str]:
         told.append(f"{verb} {len(report.classes) - _SHOWN} more classes.")
     lines = [*told, *report.notes] if report.added else [*report.notes, *told]
     dry = ["A dry run, which commits nothing:"] if report.dry_run else []
-    return [*dry, *lines, *_effect(report.effect)]
+    return [*dry, *lines, *effect_lines(report.effect)]
 
 
 def _export(report: ExportReport) -> list[str]:
@@ -227,6 +227,5 @@ _LOOKS: dict[str, Callable[[Any], list[str]]] = {
     "RollbackReport": _rollback,
     "DiffReport": _diff,
     "PruneReport": _prune,
-    "Effect": _effect,
 }
 """By the name of the report's class, so that no report has to be imported to show another."""

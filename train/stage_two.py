@@ -360,15 +360,16 @@ def _weigh(
     if enough:
         found = _gates(data, folds, chosen, found)
     shared = chosen.noisy(_model(data, moments, chosen.shrinkage)).shared
-    if not found.told.text and not bool(shared.text_map.any()):
-        # Nothing is known of a class that has text alone: it would win wherever the images say little.
-        found = replace(found, told=replace(found.told, offset=_NOT_FOUND))
     best = scores.likelihoods.amax(1).sort().values
     accept = float(best[int((1.0 - _ACCEPTED) * len(best))])
     left = f"Stage 1 left {many(len(labels), 'image')} out, too few to weigh by: the usual weights hold."
     notes = _notes(data, scores, units, weights=found, shared=shared, matches=matches) if enough else [left]
     held = HeldOutAnswers(labels, scores.fused(found).softmax(1).half())
-    return Parts(shared, found, accept, held), notes
+    parts = Parts(shared, found, accept, held)
+    if parts.texts_are_mute:  # a class that has text alone would win wherever the images say little
+        unknown = replace(found.told, offset=_NOT_FOUND)
+        parts = replace(parts, weights=replace(found, told=unknown))
+    return parts, notes
 
 
 def _gates(data: StageTwoData, folds: list[_Fold], chosen: Covariances, found: PartWeights) -> PartWeights:

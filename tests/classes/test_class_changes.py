@@ -24,7 +24,7 @@ from vlltr_index.classes import (
     rename_class,
 )
 from vlltr_index.classes.change import Effect
-from vlltr_index.cli.render import report_lines
+from vlltr_index.cli.render import effect_lines, report_lines
 from vlltr_index.embedding.loading import image_set
 from vlltr_index.errors import InputError, UnknownClassError, UsageError
 from vlltr_index.pipelines.classlist import show_class
@@ -215,9 +215,9 @@ def test_dry_runs_commit_nothing(small: Workspace, world: World, names: list[str
 
 def test_harm_is_warned_of() -> None:
     """A loss of more than one point has a line of its own that names the way back."""
-    assert report_lines(Effect()) == []
-    assert "was not measured" in report_lines(Effect(unmeasured=True))[0]
-    assert len(report_lines(Effect(0.9, 0.895, 100))) == 1
-    lines = report_lines(Effect(0.9, 0.85, 1000))
+    assert effect_lines(Effect()) == []
+    assert "was not measured" in effect_lines(Effect(unmeasured=True))[0]
+    assert len(effect_lines(Effect(0.9, 0.895, 100))) == 1
+    lines = effect_lines(Effect(0.9, 0.85, 1000))
     assert lines[0] == "Old classes on 1,000 validation images: 90.0 % before, 85.0 % after."
     assert "vlltr rollback ID" in lines[1]

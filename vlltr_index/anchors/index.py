@@ -393,11 +393,9 @@ def _build_faiss(faiss: Any, vectors: Tensor, kind: str) -> Any:
         index.cp.min_points_per_centroid = 1
         index.cp.max_points_per_centroid = _SAMPLE
         index.train(array)
-    elif kind == "hnsw":
+    else:  # hnsw
         index = faiss.IndexHNSWFlat(dim, 32, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = 128
-    else:
-        raise AssertionError(kind)
     index.add(array)
     return index
 

@@ -170,7 +170,8 @@ def change(
             effect = measure(before, after, done.touched)
         classes = _states(tx, after, done.touched.union(done.shown))
         report = ChangeReport(command, options.dry_run, done.notes, classes, effect)
-        if _is_mute(after) and any(not one.images for one in classes):
+        parts = after.saved.parts
+        if parts is not None and parts.texts_are_mute and any(not one.images for one in classes):
             report.notes.append(_MUTE)
         if not options.dry_run:
             _tidy(tx)
@@ -189,12 +190,6 @@ def _model(snapshot: Snapshot, recognizer: Recognizer | None) -> Model:
     if there is not None and there.commit == snapshot.commit.id:
         return there
     return Model.of(ModelState(snapshot, before=None if there is None else there.state))
-
-
-def _is_mute(model: Model) -> bool:
-    """Say whether texts have no weight in this head, so that a class known by text alone is not found."""
-    parts = model.saved.parts
-    return parts is not None and not parts.weights.told.text and not bool(parts.shared.text_map.any())
 
 
 def _update_stats(tx: Transaction, touched: set[int]) -> None:

@@ -44,6 +44,11 @@ class Parts:
     accept_above: float | None = None
     held_out: HeldOutAnswers | None = None
 
+    @property
+    def texts_are_mute(self) -> bool:
+        """Whether nothing is known of a class that has text alone: no weight of text, and no prior from it."""
+        return not self.weights.told.text and not bool(self.shared.text_map.any())
+
 
 @dataclass(frozen=True)
 class SavedHead:

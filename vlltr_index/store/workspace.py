@@ -41,6 +41,7 @@ _log = logging.getLogger(__name__)
 
 CONFIG_NAME = "vlltr.toml"
 _REFUSED = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # in a path, by LanceDB
+_FOLDERS = ("history", "lance", *get_args(Kind))
 _HEADER = '# A vlltr workspace. Change the recipe freely; "none" stands for no value.\n\n'
 
 
@@ -289,9 +290,14 @@ class Workspace:
         self.history.note_newest(last)
         return last, None
 
+    def owns(self, place: Path) -> bool:
+        """Say whether a place lies in a folder of the workspace, where commands delete what they do not know."""
+        folders = (os.path.realpath(self.path / name) for name in (*_FOLDERS, "runs"))
+        return any(Path(os.path.realpath(place)).is_relative_to(folder) for folder in folders)
+
     def _sweep(self) -> None:
         """Remove the scratch folders that a killed writer left."""
-        for folder in ("", "history", "lance", *get_args(Kind)):
+        for folder in ("", *_FOLDERS):
             for left in (self.path / folder).glob(f"{SCRATCH}*"):
                 if left.is_dir():
                     shutil.rmtree(left, ignore_errors=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -45,7 +45,6 @@ from vlltr_index.schemas.exported import (
     sentences_schema,
 )
 from vlltr_index.schemas.fingerprint import digest_file
-from vlltr_index.store.objects import Kind
 from vlltr_index.store.tables import one_of, quote
 from vlltr_index.store.taxonomy import load_taxonomy
 from vlltr_index.version import VERSION
@@ -214,8 +213,7 @@ def _new_folder(workspace: Workspace, folder: Path, force: bool) -> Iterator[Pat
         PretrainedError: If `folder` may not be written, which is checked before the block runs, or the disk refuses.
     """
     bring_back(folder)
-    own = [workspace.path / name for name in (*get_args(Kind), "lance", "history", "runs")]
-    if any(Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(place)) for place in own):
+    if workspace.owns(folder):
         what = f"{folder} lies in a folder of the workspace, which deletes what it does not know"
         raise PretrainedError(what, "Choose another: vlltr export DIR")
     _check_target(folder, force)
