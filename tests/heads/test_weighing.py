@@ -320,9 +320,9 @@ def design(
     return HeldOutClasses(*said(labels), *said(new_labels), new_labels, old), labels, new_labels
 
 
-def chances(meeting: Gate, likelihoods: Tensor, text: Tensor, trained: int) -> Tensor:
+def chances(gate: Gate, likelihoods: Tensor, text: Tensor, trained: int) -> Tensor:
     """Probabilities where later classes meet the others so, and the latter are parted by the generative model."""
-    weights = PartWeights(0.0, 1.0, 0.0, meeting, meeting)
+    weights = PartWeights(0.0, 1.0, 0.0, gate, gate)
     known = torch.arange(likelihoods.shape[1]) < trained
     side = image_side(likelihoods, likelihoods, known, torch.ones_like(known), weights)
     return fuse(side, text, weights).probabilities.double()
@@ -366,7 +366,7 @@ def test_a_meeting_is_the_most_probable(old: int, new: int, reach: float) -> Non
 
 
 def test_new_classes_that_lie_apart_are_found_and_cost_little() -> None:
-    """On designs that the meeting was not fitted on."""
+    """On designs that the gate was not fitted on."""
     found = fit_gate(PLAIN, [design(seed, 40, 4, 300, reach=3.0)[0] for seed in range(3)])
     one, labels, new_labels = design(9, 40, 4, 1500, reach=3.0)
     some = chances(found, one.likelihoods, one.text, 40).argmax(1)

@@ -87,17 +87,17 @@ def select(workspace: Workspace, config: SelectConfig, progress: Progress | None
         selection_id = short(digest_json([*rows.facts, rule, sorted(rows.ids), now.digest]))
         anchors = rows.write(tx, scores, config, classes=None, selection_id=selection_id)
         tx.note(select=config)
-        told = set(rows.owner.tolist())
-        pictured = set(now.class_ids.tolist())
-        silent = set(tx.class_table().ids) - told
+        with_text = set(rows.owner.tolist())
+        with_images = set(now.class_ids.tolist())
+        without_text = set(tx.class_table().ids) - with_text
     return SelectReport(
         sentences=len(rows.ids),
         images=len(now.ids),
-        classes=len(told),
+        classes=len(with_text),
         anchors=anchors,
         mode=config.mode,
-        classes_without_images=len(told - pictured),
-        classes_without_sentences=len(silent),
+        classes_without_images=len(with_text - with_images),
+        classes_without_sentences=len(without_text),
         selection_id=selection_id,
     )
 

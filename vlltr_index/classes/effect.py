@@ -25,7 +25,7 @@ _MOST = 1000
 _BATCH = 256
 _STILL = 1e-3  # range of a class's loss changes below which its text logits are kept
 
-_Said = tuple[tuple[str, ...], tuple[float, ...]]  # sentence ids and losses of a class's anchors
+_AnchorsOfClass = tuple[tuple[str, ...], tuple[float, ...]]  # sentence ids and losses of a class's anchors
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ class _Validation:
     Attributes:
         features: Float [V, D], stored vectors of split val, unnormalised; V may be 0.
         owners: Int64 [V], class ids.
-        said: By class, in the anchor bank's order, the anchors that its column was computed from.
+        anchors_of: By class, in the anchor bank's order, the anchors that its column was computed from.
         text_logits: Float [V, C_a], one column for each class of the anchor bank.
     """
 
     features: Tensor
     owners: Tensor
-    said: dict[int, _Said]
+    anchors_of: dict[int, _AnchorsOfClass]
     text_logits: Tensor
 
 
@@ -94,7 +94,7 @@ def _load(model: Model) -> _Validation:
             features = loading.image_vectors_of(snapshot, rows["image_id"].to_pylist())
     owners = loading.numbers(rows, "class_id")[: len(features)]
     logits = _text_logits(model, features, model.bank)
-    found = _Validation(features, owners, _said(model.anchors), logits)
+    found = _Validation(features, owners, _anchors_of(model.anchors), logits)
     _kept[model.anchors] = found
     return found
 
@@ -104,14 +104,14 @@ def _changed(model: Model, was: _Validation, same_head: bool) -> _Validation:
 
     New images change the loss of every sentence a little; a class whose losses moved almost equally keeps its column.
     """
-    said = dict[int, _Said]()
+    anchors_of = dict[int, _AnchorsOfClass]()
     places = []
-    place = {class_id: n for n, class_id in enumerate(was.said)}
-    for class_id, one in _said(model.anchors).items():
-        old = was.said.get(class_id)
+    place = {class_id: n for n, class_id in enumerate(was.anchors_of)}
+    for class_id, one in _anchors_of(model.anchors).items():
+        old = was.anchors_of.get(class_id)
         same = same_head and old is not None and _alike(old, one)
         places.append(place[class_id] if same else -1)
-        said[class_id] = old if same and old is not None else one
+        anchors_of[class_id] = old if same and old is not None else one
     at = torch.tensor(places, dtype=torch.int64)
     logits = was.features.new_empty(len(was.features), len(at))
     logits[:, at >= 0] = was.text_logits[:, at[at >= 0]]
@@ -119,12 +119,12 @@ def _changed(model: Model, was: _Validation, same_head: bool) -> _Validation:
     if len(new):
         bank = model.bank if len(new) == len(at) else model.bank.select(new)
         logits[:, new] = _text_logits(model, was.features, bank)
-    found = _Validation(was.features, was.owners, said, logits)
+    found = _Validation(was.features, was.owners, anchors_of, logits)
     _kept[model.anchors] = found
     return found
 
 
-def _alike(old: _Said, new: _Said) -> bool:
+def _alike(old: _AnchorsOfClass, new: _AnchorsOfClass) -> bool:
     """Say whether a class has the same anchors as before, whose losses moved almost equally, which changes nothing."""
     if old[0] != new[0]:
         return False
@@ -132,7 +132,7 @@ def _alike(old: _Said, new: _Said) -> bool:
     return max(moves) - min(moves) < _STILL
 
 
-def _said(anchors: Anchors) -> dict[int, _Said]:
+def _anchors_of(anchors: Anchors) -> dict[int, _AnchorsOfClass]:
     """Return the anchors of each class with their losses, in the bank's order."""
     bounds = anchors.bank.bounds
     losses = anchors.bank.losses.tolist()

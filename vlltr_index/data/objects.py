@@ -56,9 +56,9 @@ def told_by(library: Any, address: str) -> Iterator[None]:
     except (library.exceptions.AlreadyExistsError, library.exceptions.PreconditionError):
         raise FileExistsError(address) from None
     except library.exceptions.BaseError as error:
-        said = str(error).partition("Debug source")[0]  # without obstore's dump of its internal error
+        message = str(error).partition("Debug source")[0]  # without obstore's dump of its internal error
         raise WorkspaceError(
-            f"{address.removesuffix('/')} cannot be used: {' '.join(said.split())[:_SHOWN]}",
+            f"{address.removesuffix('/')} cannot be used: {' '.join(message.split())[:_SHOWN]}",
             "Look at the network, the address, and what the environment says of credentials and endpoint (AWS_..., "
             "GOOGLE_..., AZURE_...), then run the same command again.",
         ) from error

@@ -131,9 +131,9 @@ def accuracy_chart(rows: Mapping[str, AccuracyReport]) -> Chart:
                 value = 100 * top1[shot].value
                 low = 100 * top1[shot].low
                 high = 100 * top1[shot].high
-                said = f"{name}, {shot}: {value:.1f} % ({low:.1f} to {high:.1f})"
-                chart.line(x(low), y - 5, x(high), y2=y - 5, kind=f"whisker s{series}", title=said)
-                chart.mark(series, (x(value), y - 5), title=said)
+                label = f"{name}, {shot}: {value:.1f} % ({low:.1f} to {high:.1f})"
+                chart.line(x(low), y - 5, x(high), y2=y - 5, kind=f"whisker s{series}", title=label)
+                chart.mark(series, (x(value), y - 5), title=label)
                 chart.text(x(high) + 8, y - 1, f"{value:.1f}", "small")
         y += 12
         chart.line(4, y - 4, _WIDTH - 4, y2=y - 4, kind="grid")
@@ -166,7 +166,7 @@ def gain_chart(groups: Sequence[GroupGain], against: str) -> Chart:
         low = 100 * group.gain.low
         high = 100 * group.gain.high
         who = group.first if group.classes == 1 else f"{group.classes} classes, {group.first} to {group.last}"
-        said = (
+        label = (
             f"{who}: {value:+.1f} points ({low:+.1f} to {high:+.1f}), "
             f"{group.largest} to {group.smallest} training images, {group.gain.images} images"
         )
@@ -176,9 +176,9 @@ def gain_chart(groups: Sequence[GroupGain], against: str) -> Chart:
             width=wide,
             height=abs(y(value) - y(0)),
             kind="up" if value >= 0 else "down",
-            title=said,
+            title=label,
         )
-        chart.line(middle, y(low), middle, y2=y(high), kind="error", title=said)
+        chart.line(middle, y(low), middle, y2=y(high), kind="error", title=label)
     _shot_labels(chart, groups, left, step=step, top=top, bottom=bottom)
     chart.text(
         (left + right) / 2,
@@ -239,8 +239,8 @@ def loss_chart(curves: Curves) -> Chart:
         points = [(x(e), y(v)) for e, v in zip(curves.epochs, curves.values[name], strict=True)]
         chart.curve(series % 5, points)
         for place in {*range(0, len(points), -(-len(points) // 10)), len(points) - 1}:
-            said = f"{name}, epoch {curves.epochs[place]:g}: {curves.values[name][place]:.3f}"
-            chart.mark(series, points[place], 3.2, said)
+            label = f"{name}, epoch {curves.epochs[place]:g}: {curves.values[name][place]:.3f}"
+            chart.mark(series, points[place], 3.2, label)
         chart.line(points[-1][0] + 5, points[-1][1], right + 11, y2=end, kind="leader")
         chart.text(right + 13, end + 4, _fitted(name, room - 13), "ink")
     label = "epoch; logarithmic scale of losses" if logarithmic else "epoch"
@@ -282,10 +282,10 @@ def reliability_chart(rows: Mapping[str, Sequence[ReliabilityBin]], errors: Mapp
         points = [(x(100 * b.confidence), y(100 * b.accuracy)) for b in found]
         chart.curve(series, points)
         for point, b in zip(points, found, strict=True):
-            said = (
+            label = (
                 f"{name}: {b.images} images, {100 * b.confidence:.0f} % sure, {100 * b.accuracy:.0f} % right"
             )
-            chart.mark(series, point, 3.6, said)
+            chart.mark(series, point, 3.6, label)
     name, first = next(iter(rows.items()))
     most = max(b.images for b in first)
     for b in first:

@@ -87,7 +87,7 @@ class ImageSide(NamedTuple):
             (~self.trained & self.pictured, weights.pictured),
             (~self.trained & ~self.pictured, weights.told),
         )
-        return tuple((kind, meeting) for kind, meeting in kinds if bool(kind.any()))
+        return tuple((kind, gate) for kind, gate in kinds if bool(kind.any()))
 
 
 class FusedScores(NamedTuple):
@@ -146,10 +146,10 @@ def image_side(
     if weights.image:
         known = known + weights.image * visual_logits[:, own]
     side.scores[:, own] = known.log_softmax(1)
-    for kind, meeting in side.later(weights):
-        gated = meeting.generative * likelihoods
+    for kind, gate in side.later(weights):
+        gated = gate.generative * likelihoods
         at = _columns(kind, likelihoods)
-        side.scores[:, at] = gated[:, at] + meeting.offset - _level(gated[:, own])
+        side.scores[:, at] = gated[:, at] + gate.offset - _level(gated[:, own])
     return side
 
 
@@ -178,24 +178,24 @@ def fuse(image: ImageSide, text_logits: Tensor, weights: PartWeights) -> FusedSc
     dtype = working_dtype(text_logits, image.scores)
     trained = _columns(image.trained, text_logits)
     scores = image.scores.to(dtype)
-    told = text_logits.to(dtype)
+    logits = text_logits.to(dtype)
     likelihoods = image.likelihoods.to(dtype)
 
     def part(weight: float, of: Tensor, beside: Tensor) -> Tensor:
-        return weight * told[:, of] - _level(beside + weight * told[:, trained]) + _level(beside)
+        return weight * logits[:, of] - _level(beside + weight * logits[:, trained]) + _level(beside)
 
-    text = torch.empty_like(told)
+    text = torch.empty_like(logits)
     text[:, trained] = part(weights.text, trained, scores[:, trained])
-    for kind, meeting in image.later(weights):
-        at = _columns(kind, told)
-        text[:, at] = part(meeting.text, at, meeting.generative * likelihoods[:, trained])
+    for kind, gate in image.later(weights):
+        at = _columns(kind, logits)
+        text[:, at] = part(gate.text, at, gate.generative * likelihoods[:, trained])
     return FusedScores(
         probabilities=(scores + text).softmax(1),
         visual_part=scores,
         text_part=text,
         by_image=scores.softmax(1),
-        by_text=told.softmax(1),
-        text_logits=told,
+        by_text=logits.softmax(1),
+        text_logits=logits,
     )
 
 
@@ -213,9 +213,9 @@ def resting(image: ImageSide, text_logits: Tensor, probabilities: Tensor, weight
     """
     rests = probabilities.clone()
     trained = _columns(image.trained, probabilities)
-    for kind, meeting in image.later(weights):
+    for kind, gate in image.later(weights):
         later = probabilities[:, _columns(kind, probabilities)].sum(1, keepdim=True)
-        level = meeting.generative * image.likelihoods[:, trained] + meeting.text * text_logits[:, trained]
+        level = gate.generative * image.likelihoods[:, trained] + gate.text * text_logits[:, trained]
         share = 4.0 * later * (1.0 - later) * level.softmax(1)
         rests[:, trained] = torch.maximum(rests[:, trained], share.to(rests.dtype))
     return rests

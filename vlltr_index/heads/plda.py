@@ -81,13 +81,13 @@ class PLDA:
         """Mean and variance of the prior of each class mean in the basis, both float64 [C, D]."""
         shared = self.shared
         text = self.prototypes.double()
-        told = (text != 0).any(1, keepdim=True)
-        foretold = (text - shared.text_centre) @ shared.text_map
+        has_text = (text != 0).any(1, keepdim=True)
+        predicted = (text - shared.text_centre) @ shared.text_map
         sampling = shared.noise / self.counts.double().clamp(min=1.0)[:, None]
-        by_text = _log_density(self._means - foretold, shared.spread + sampling)
+        by_text = _log_density(self._means - predicted, shared.spread + sampling)
         by_none = _log_density(self._means, shared.blank + sampling)
-        told &= (self.counts == 0)[:, None] | (by_text >= by_none)
-        return torch.where(told, foretold, 0.0), torch.where(told, shared.spread, shared.blank)
+        has_text &= (self.counts == 0)[:, None] | (by_text >= by_none)
+        return torch.where(has_text, predicted, 0.0), torch.where(has_text, shared.spread, shared.blank)
 
     @cached_property
     def posterior(self) -> tuple[Tensor, Tensor]:
@@ -265,14 +265,16 @@ def fit_shared(moments: Moments, prototypes: Tensor, shrinkage: float | None = 1
     whitening = _inverse_root(shrunk(moments.within, moments.freedom, shrinkage))
     noise = whitening @ moments.sampling @ whitening  # not the identity: S was shrunk before the root
     text = prototypes.to(means.device)[there].double()
-    told = (text != 0).any(1)
-    text_centre = _mean(text[told], weights[told]) if bool(told.any()) else text.new_zeros(text.shape[1])
+    has_text = (text != 0).any(1)
+    text_centre = (
+        _mean(text[has_text], weights[has_text]) if bool(has_text.any()) else text.new_zeros(text.shape[1])
+    )
     seen = (means - centre) @ whitening
-    known = torch.where(told[:, None], text - text_centre, 0.0)
-    text_map, residuals, r2 = _fit_text(known @ whitening, seen, weights * told)
-    foretold = told if r2 else torch.ones_like(told)
+    known = torch.where(has_text[:, None], text - text_centre, 0.0)
+    text_map, residuals, r2 = _fit_text(known @ whitening, seen, weights * has_text)
+    with_residual = has_text if r2 else torch.ones_like(has_text)
     about_texts = _between(
-        residuals[foretold], n[foretold], weights[foretold], noise=noise, shrinkage=shrinkage
+        residuals[with_residual], n[with_residual], weights[with_residual], noise=noise, shrinkage=shrinkage
     )
     spread, rotation = torch.linalg.eigh(about_texts)
     spread = spread.clamp(min=_LEAST_SPREAD)
@@ -389,14 +391,14 @@ def _fit_text(text: Tensor, seen: Tensor, weights: Tensor) -> tuple[Tensor, Tens
         unless T = 0.
     """
     nothing = seen.new_zeros(text.shape[1], seen.shape[1])
-    told = weights > 0
-    if int(told.sum()) < 3:
+    has_text = weights > 0
+    if int(has_text.sum()) < 3:
         return nothing, seen, 0.0
-    folds = (told.cumsum(0) - 1).clamp(min=0)  # with few classes each is a fold
-    if int(told.sum()) >= 2 * _FOLDS:
+    folds = (has_text.cumsum(0) - 1).clamp(min=0)  # with few classes each is a fold
+    if int(has_text.sum()) >= 2 * _FOLDS:
         folds = folds % _FOLDS
     alone = torch.zeros_like(seen)
-    foretold = [torch.zeros_like(seen) for _ in (0.0, *_RIDGES)]
+    predicted = [torch.zeros_like(seen) for _ in (0.0, *_RIDGES)]
     for fold in folds.unique():
         out = folds == fold
         w = torch.where(out, 0.0, weights)
@@ -404,14 +406,14 @@ def _fit_text(text: Tensor, seen: Tensor, weights: Tensor) -> tuple[Tensor, Tens
         y0 = _mean(seen, w)
         alone[out] = seen[out] - y0
         for which, mapped in enumerate(_maps(text - x0, seen - y0, w)):
-            foretold[which][out] = (text[out] - x0) @ mapped
+            predicted[which][out] = (text[out] - x0) @ mapped
     total = (weights[:, None] * alone.square()).sum()
-    left = torch.stack([(weights[:, None] * (alone - f).square()).sum() for f in foretold])
+    left = torch.stack([(weights[:, None] * (alone - f).square()).sum() for f in predicted])
     best = int(left.argmin())
     r2 = float(1.0 - left[best] / total) if float(total) else 0.0
     if not r2 > 0.0:
         return nothing, seen, 0.0
-    residuals = alone - foretold[best]
+    residuals = alone - predicted[best]
     chosen = _maps(text - _mean(text, weights), seen - _mean(seen, weights), weights)[best]
     return chosen, residuals, r2
 

@@ -224,11 +224,9 @@ def fit_weights(held_out: HeldOutScores) -> PartWeights:
     found = [float(factor) / unit for factor, unit in zip(factors, units, strict=True)]
     image = 0.0 if held_out.image is None else found[0]
     counts = held_out.text is not None and float(factors[-1]) >= _LEAST * float(factors.sum())
-    told = found[-1] if counts else 0.0
-    meeting = Gate(fit_temperature(likelihoods, labels, weights), told)
-    return PartWeights(
-        image=image, generative=found[len(visual) - 1], text=told, pictured=meeting, told=meeting
-    )
+    text = found[-1] if counts else 0.0
+    gate = Gate(fit_temperature(likelihoods, labels, weights), text)
+    return PartWeights(image=image, generative=found[len(visual) - 1], text=text, pictured=gate, told=gate)
 
 
 def _rightly_labelled(scores: Tensor, labels: Tensor) -> Tensor:
@@ -243,12 +241,12 @@ def usual_weights(held_out: HeldOutScores) -> PartWeights:
     The generative model has its usual temperature of 12, the text 15 % of the spread of both over the classes, and the
     visual classifier no weight.
     """
-    told = 0.0
+    text = 0.0
     visual = TEMPERED * _spread(held_out.likelihoods)
     if held_out.text is not None and visual < math.inf:
-        told = _USUAL_TEXT / (1.0 - _USUAL_TEXT) * visual / _spread(held_out.text)
-    meeting = Gate(TEMPERED, told)
-    return PartWeights(image=0.0, generative=TEMPERED, text=told, pictured=meeting, told=meeting)
+        text = _USUAL_TEXT / (1.0 - _USUAL_TEXT) * visual / _spread(held_out.text)
+    gate = Gate(TEMPERED, text)
+    return PartWeights(image=0.0, generative=TEMPERED, text=text, pictured=gate, told=gate)
 
 
 def _spread(part: Tensor) -> float:
@@ -343,10 +341,10 @@ def fit_gate(start: Gate, designs: Sequence[HeldOutClasses], weights: bool = Tru
     designs = [one for one in designs if len(one.new_labels) and len(one.text)]
     if not designs:
         return start
-    seen = _spread(torch.cat([one.new_likelihoods for one in designs]))
-    told = _spread(torch.cat([one.new_text for one in designs]))
+    image_spread = _spread(torch.cat([one.new_likelihoods for one in designs]))
+    text_spread = _spread(torch.cat([one.new_text for one in designs]))
     before = torch.tensor([start.generative, start.text], dtype=torch.float64)
-    units = torch.tensor([seen, told], dtype=torch.float64).nan_to_num(posinf=0.0)
+    units = torch.tensor([image_spread, text_spread], dtype=torch.float64).nan_to_num(posinf=0.0)
     whole = float(before @ units)
     if not whole:
         return start

@@ -25,7 +25,7 @@ _LARGEST = 2**53  # every reader of JSON keeps smaller integers exactly
 
 
 def covered(name: str, schema: pa.Schema) -> Sequence[str]:
-    """The columns that the checksums of a table are over; none where rows are not to have one.
+    """Return the columns that the checksums of a table are over; none where rows are not to have one.
 
     In a vector cache these are the key, from which the others follow, and the vector.
     """
@@ -33,12 +33,12 @@ def covered(name: str, schema: pa.Schema) -> Sequence[str]:
 
 
 def with_checksum(name: str, schema: pa.Schema) -> pa.Schema:
-    """The columns of a table as it is made."""
+    """Return the columns of a table as it is made."""
     return schema.append(_FIELD) if covered(name, schema) else schema
 
 
 def checksums(rows: pa.RecordBatch) -> Any:
-    """A number int64 [n] for each row, that another value anywhere in the row changes, be it by one bit.
+    """Compute a number for each row, int64 [n], that another value anywhere in the row changes, be it by one bit.
 
     The sum of the row's numbers, as words of 32 or 64 bits each times an odd number that tells its place, and of the
     CRC-32 of its texts.
@@ -69,11 +69,11 @@ def _words(column: pa.Array) -> Any:
 
 
 def wrong_row(rows: pa.RecordBatch, columns: Sequence[str]) -> int | None:
-    """The place of a row that has not the checksum that it states; None: there is none."""
+    """Return the place of a row that has not the checksum that it states; None: there is none."""
     wrong = (checksums(rows.select(columns)) != rows[CHECKSUM].to_numpy()).nonzero()[0]
     return int(wrong[0]) if len(wrong) else None
 
 
 def total(stated: Iterable[pa.Array]) -> int:
-    """The sum of a table's checksums, below 2**53: the same in whatever order its rows are."""
+    """Compute the sum of a table's checksums, below 2**53: the same in whatever order its rows are."""
     return sum(int(part.to_numpy().view(np.uint64).sum()) for part in stated) % _LARGEST

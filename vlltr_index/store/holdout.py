@@ -128,7 +128,7 @@ def choose_held_out_classes(images: Mapping[str, int]) -> list[str]:
 
 
 def without_names(
-    told: Mapping[int, list[str]], names: Mapping[int, str], left_out: Sequence[int]
+    texts_of: Mapping[int, list[str]], names: Mapping[int, str], left_out: Sequence[int]
 ) -> dict[int, list[str]]:
     """Return the texts of each class without those that contain a left-out class's name.
 
@@ -139,7 +139,7 @@ def without_names(
     # One pass with all names at once is quick; only its few hits are searched for each name.
     every = re.compile("|".join(p.pattern for p in patterns) or r"(?!)")
     found: dict[int, list[str]] = {}
-    for i, texts in told.items():
+    for i, texts in texts_of.items():
         telling = [p for p in patterns if not p.search(names[i].casefold())]
         found[i] = []
         for text in texts:

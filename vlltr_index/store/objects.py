@@ -77,7 +77,7 @@ class Objects:
         return digest
 
     def path(self, kind: Kind, digest: str) -> Path:
-        """The local folder of an object; one in object storage is brought here first, and checked.
+        """Return the local folder of an object; one in object storage is brought here first, and checked.
 
         Raises:
             MissingStepError: If it is gone.
@@ -90,7 +90,7 @@ class Objects:
         return path
 
     def whole(self, kind: Kind, digest: str) -> Path:
-        """The local folder of an object whose files are still those that were put there.
+        """Return the local folder of an object whose files are still those that were put there.
 
         Raises:
             MissingStepError: If it is gone.
@@ -118,7 +118,7 @@ class Objects:
             raise self._gone(kind, digest)
 
     def file(self, kind: Kind, digest: str, name: str) -> bytes:
-        """One file of an object, without bringing the others here.
+        """Return one file of an object, without bringing the others here.
 
         Raises:
             OSError: If there is no such file.

@@ -495,7 +495,7 @@ class Snapshot:
         )
 
     def count(self, name: str, where: str | None = None) -> int:
-        """How many rows a committed table has (for which `where` holds); errors as for `table`."""
+        """Count the rows of a committed table for which `where` holds, or all; errors as for `table`."""
         if not self.has(name):
             return 0
         self._check(name)

@@ -250,9 +250,9 @@ class ObjectStorage(Storage):
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            said = write_error(self.root, error).message
+            message = write_error(self.root, error).message
             raise WorkspaceError(
-                said, f"Name a folder that can be written: export {_CACHE}=FOLDER"
+                message, f"Name a folder that can be written: export {_CACHE}=FOLDER"
             ) from error
 
     def __reduce__(self) -> tuple[type[ObjectStorage], tuple[str]]:

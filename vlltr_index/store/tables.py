@@ -242,7 +242,7 @@ class Store:
             give_up(self._folder, name)
 
     def schema(self, name: str, version: int | None = None) -> pa.Schema:
-        """The table's schema, without LanceDB's own metadata and without checksums."""
+        """Return the table's schema, without LanceDB's own metadata and without checksums."""
         with self._table(name, version=version) as table:
             return _plain(table.schema)
 
@@ -416,7 +416,7 @@ class Store:
         self._checked = self._checked | {(name, version)}  # never changed in place: other threads read it
 
     def checksum(self, name: str) -> int | None:
-        """The sum of the rows' checksums, below 2**53; None: they have none."""
+        """Compute the sum of the rows' checksums, below 2**53; None: they have none."""
         with self._table(name) as table:
             if CHECKSUM not in table.schema.names:
                 return None
