@@ -11,11 +11,15 @@ import torch
 
 from tests.support.changes import anchors as anchors_of
 from tests.support.changes import losses as losses_of
+from tests.support.engines import Halved
 from tests.support.exports import Shared
 from vlltr_index.anchors.selection import select
 from vlltr_index.classes import ChangeOptions, NewClass, add_class, add_classes, add_images, read_manifest
+from vlltr_index.data.decoding import open_image
 from vlltr_index.data.glyphs import glyph_files, write_sample
-from vlltr_index.embedding.loading import image_set
+from vlltr_index.data.text import text_hash
+from vlltr_index.embedding.loading import image_set, open_encoder, text_vectors_of
+from vlltr_index.embedding.vectors import text_vectors
 from vlltr_index.errors import InputError, UsageError
 from vlltr_index.pipelines.classlist import show_class
 from vlltr_index.pipelines.embed import embed
@@ -51,6 +55,21 @@ def test_a_class_by_its_description_alone(
     assert told.image_part + told.text_part == pytest.approx(
         math.log(told.probability / rival.probability), abs=1e-3
     )
+
+
+def test_an_engine_computes_the_vectors_of_a_new_class(trained: Workspace, pictures: Path) -> None:
+    """Of its sentences and of its images."""
+    sentence = "Five dots that nobody drew before."
+    encoder = open_encoder(trained.snapshot()).eval()
+    known = NewClass("five dots", (sentence,), images=(pictures / "unseen" / "0.png",))
+    add_classes(trained, [known], ChangeOptions(engine=Halved(encoder)))
+    snapshot = trained.snapshot()
+    vectors = text_vectors_of(snapshot, [text_hash(sentence)])
+    torch.testing.assert_close(vectors, text_vectors(encoder, [sentence])[0] / 2, atol=1e-5, rtol=1e-5)
+    images = image_set(snapshot, "train")
+    own = images.features[images.class_ids == snapshot.class_table().lookup("five dots")]
+    pixels = encoder.preprocess(open_image((pictures / "unseen" / "0.png").read_bytes()))[None]
+    torch.testing.assert_close(own, encoder.encode_pixels(pixels).detach() / 2, atol=1e-5, rtol=1e-5)
 
 
 def test_images_are_counted_and_recognised(

@@ -12,9 +12,10 @@ from PIL import Image
 
 from tests.support import drawings
 from tests.support.commands import run
+from tests.support.engines import Halved
 from tests.support.pictures import encoded, put
 from vlltr_index.data.decoding import open_image
-from vlltr_index.embedding.loading import image_set, open_encoder
+from vlltr_index.embedding.loading import image_set, open_encoder, text_vectors_of
 from vlltr_index.embedding.vectors import LocalEngine, Reader, load_sources
 from vlltr_index.errors import FingerprintMismatch
 from vlltr_index.pipelines.embed import embed
@@ -44,6 +45,22 @@ def test_stored_vectors_are_what_the_encoder_gives(trained: Workspace) -> None:
     for position in range(0, len(loaded.sentence_ids), 41):
         single = encoder.encode_texts([text[loaded.sentence_ids[position]]])[0]
         assert torch.allclose(single, loaded.bank.vectors[position], atol=1e-4, rtol=1e-4)
+
+
+def test_an_engine_of_ones_own_computes_the_vectors(tmp_path: Path) -> None:
+    """Those of sentences and images come from it, by way of the same caches."""
+    found = []
+    for name in ("plain", "halved"):
+        workspace = drawings.workspace(
+            tmp_path / name, "encoder.model=vlltr-tiny", "encoder.pretrained=glyphs", "lgr.views=1"
+        )
+        engine = Halved(open_encoder(workspace.snapshot()).eval()) if name == "halved" else "local"
+        embed(workspace, engine=engine)
+        snapshot = workspace.snapshot()
+        hashes = sorted(snapshot.table("sentences", ["text_hash"])["text_hash"].to_pylist())
+        found.append((image_set(snapshot, "train").features, text_vectors_of(snapshot, hashes)))
+    for whole, half in zip(*found, strict=True):
+        torch.testing.assert_close(half, whole / 2)
 
 
 @pytest.mark.slow

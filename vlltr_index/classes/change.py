@@ -17,7 +17,7 @@ from vlltr_index.anchors.selection import score_images, update
 from vlltr_index.classes.effect import Effect, measure
 from vlltr_index.data.image_readers import read_images
 from vlltr_index.embedding import loading
-from vlltr_index.embedding.vectors import embed_images, embed_sentences
+from vlltr_index.embedding.vectors import Engine, embed_images, embed_sentences
 from vlltr_index.errors import InputError, UsageError
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.recognition.model import Model
@@ -93,11 +93,13 @@ class ChangeOptions:
         progress: Called with the step's name, what is done, and the total.
         recognizer: Of the same workspace; its model is changed. If it follows the newest commit, it answers as that one
             afterwards, without loading it. None: the model is loaded for this change.
+        engine: Computes the vectors of what is new. None: the encoder does, in this process.
     """
 
     dry_run: bool = False
     progress: Progress | None = None
     recognizer: Recognizer | None = None
+    engine: Engine | None = None
 
 
 USUAL = ChangeOptions()
@@ -159,7 +161,7 @@ def change(
         after = before
         effect = Effect()
         if done.touched:
-            _embed(before.state, tx, done, options.progress)
+            _embed(before.state, tx, done, options)
             update(tx, select, images, set(done.touched), held)
             if done.images_changed:
                 _update_stats(tx, done.touched)
@@ -224,12 +226,12 @@ def _tidy(tx: Transaction) -> None:
             tx.store.optimize(name)
 
 
-def _embed(state: ModelState, tx: Transaction, done: Edit, progress: Progress | None) -> None:
+def _embed(state: ModelState, tx: Transaction, done: Edit, options: ChangeOptions) -> None:
     """Embed the new sentences, and the new training images in as many views as the others have."""
     if done.sentences is not None and done.sentences.num_rows:
         hashes = done.sentences["text_hash"].to_pylist()
         texts = done.sentences["text"].to_pylist()
-        embed_sentences(tx, state.encoder, hashes, texts, progress=progress)
+        embed_sentences(tx, state.encoder, hashes, texts, progress=options.progress, engine=options.engine)
     good = usable(done.images)["image_id"].to_pylist() if done.images is not None else []
     if good:
         config = tx.recipe.lgr.augment
@@ -241,8 +243,9 @@ def _embed(state: ModelState, tx: Transaction, done: Edit, progress: Progress | 
             views=range(tx.commit.info.views),
             augment=ViewAugment(config, encoder),
             config=config,
-            progress=progress,
+            progress=options.progress,
             only=good,
+            engine=options.engine,
         )
 
 

@@ -53,7 +53,7 @@ def embed(
     views: int | None = None,
     progress: Progress | None = None,
     force: bool = False,
-    engine: EngineName = "local",
+    engine: EngineName | Engine = "local",
     actors: int | None = None,
 ) -> EmbedReport:
     """Embed what has no vector yet; the caches resume by key, and the commit names their fingerprints.
@@ -64,7 +64,8 @@ def embed(
         progress: Called with the step's name, what is done, and the total.
         force: Whether an encoder other than the last commit's is accepted; the commit then names no anchors, head or
             index, since those belong to the previous encoder.
-        engine: Where vectors are computed: in this process, or by Ray Data; this process writes them either way.
+        engine: Where vectors are computed: in this process, by Ray Data, or by an engine of your own; this process
+            writes them in any case.
         actors: How many models Ray loads; default: one for each GPU, or without a GPU one for each CPU.
 
     Raises:
@@ -137,10 +138,12 @@ def _workers(workspace: Workspace, encoder: Encoder, views: int) -> int:
 
 
 def _open_engine(
-    name: EngineName, actors: int | None, encoder: Encoder, augment: Augment, workers: int
+    engine: EngineName | Engine, actors: int | None, encoder: Encoder, augment: Augment, workers: int
 ) -> AbstractContextManager[Engine]:
-    if name == "local":
+    if engine == "local":
         return nullcontext(LocalEngine(encoder, augment, workers))
+    if not isinstance(engine, str):
+        return nullcontext(engine)
     from vlltr_index.embedding.ray_engine import RayEngine
 
     return RayEngine(encoder, augment, actors)
