@@ -1,13 +1,13 @@
 """Explained predictions on Icons-LT, right and wrong, drawn by a rule: docs/explained.md and docs/explained.png.
 
-    python -m benchmarks.explained --workspace DIR
+    python -m benchmarks.explained DIR
 
-DIR is a finished workspace of `benchmarks.long_tailed`.
+DIR is a finished workspace of the study long_tailed.
 """
 
 from __future__ import annotations
 
-import argparse
+import sys
 from pathlib import Path
 
 from torch import Tensor
@@ -62,9 +62,9 @@ def write(path: Path) -> None:
     head = [
         "# Explained predictions",
         "",
-        f"By the run of seed {workspace.recipe.lgr.seed} on Icons-LT ([Results](results.md)): of the test images of"
-        f" classes with at most {FEW}\ntraining images, ordered by their keys, the first {EACH} of each kind; none was"
-        " picked by hand. [Concepts](concepts.md) tells\nwhat the lines mean. Written by `python -m"
+        f"By the run of seed {workspace.recipe.lgr.seed} on Icons-LT ([Results](results/long_tailed.md)): of the test"
+        f" images of classes with at most {FEW}\ntraining images, ordered by their keys, the first {EACH} of each kind;"
+        " none was picked by hand. [Concepts](concepts.md) tells\nwhat the lines mean. Written by `python -m"
         " benchmarks.explained`.",
         "",
         "![The six pictures, and what was said of them](explained.png)",
@@ -73,14 +73,5 @@ def write(path: Path) -> None:
     (DOCS / "explained.md").write_text("\n".join([*head, *parts]).rstrip() + "\n", encoding="utf-8")
 
 
-def main() -> None:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--workspace", type=Path, required=True)
-    write(parser.parse_args().workspace)
-
-
 if __name__ == "__main__":
-    main()
+    write(Path(sys.argv[1]))

@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from benchmarks.draws_bench import Bench
-from benchmarks.draws_sources import Setting, draw
+from benchmarks.studies.draws.bench import Bench
+from benchmarks.studies.draws.sources import Setting, draw
 from vlltr_index.cli.main import vlltr
 
 ROOT = Path(__file__).parents[1]

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import machine
+from benchmarks.speed.harness import machine
 from benchmarks.trust.workload import COMMANDS, arguments, prepare
 
 RESULT = Path(__file__).parents[1] / "results" / "trust-cost.json"

@@ -27,7 +27,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import machine
+from benchmarks.speed.harness import machine
 from benchmarks.trust.power_cuts import Expected, digest, expected
 from benchmarks.trust.workload import COMMANDS, FIRST, arguments, prepare
 from vlltr_index.data.writing import SCRATCH

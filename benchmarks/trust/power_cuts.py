@@ -25,7 +25,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from benchmarks.harness import machine
+from benchmarks.speed.harness import machine
 from benchmarks.trust.disk import VARIANTS, Disk, Operation, State, operations, record
 from benchmarks.trust.workload import COMMANDS, prepare
 from vlltr_index.schemas.tables import KEYS, image_vectors_name, sentence_vectors_name

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_costs_are_those_that_were_measured() -> None:
     """Each kind's times lie within the error that the fit states, and its disk within five in a hundred."""
-    points = json.loads((ROOT / "benchmarks/results/scaling-curves.json").read_text(encoding="utf-8"))[
+    points = json.loads((ROOT / "benchmarks/results/scaling.json").read_text(encoding="utf-8"))["curves"][
         "curves"
     ]
     kinds = json.loads((ROOT / "vlltr_index/anchors/curves.json").read_text(encoding="utf-8"))["kinds"]

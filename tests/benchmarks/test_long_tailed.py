@@ -1,17 +1,17 @@
-"""The benchmarks on Glyphs-LT: intervals, the page of results, comparisons at equal loss."""
+"""The studies on Glyphs-LT: the page of results, comparisons at equal loss."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from benchmarks import ablation, long_tailed_table
-from benchmarks.long_tailed_table import METHOD, ORDER, clustered_interval
-from benchmarks.new_classes import at_equal_loss
-from benchmarks.without_text import WHOLE
+from benchmarks.studies import ablation
+from benchmarks.studies.long_tailed.table import ORDER, generated
+from benchmarks.studies.new_classes import at_equal_loss
+from benchmarks.studies.paired import METHOD, bits_of
+from benchmarks.studies.without_text import WHOLE
 from vlltr_index.schemas.recipes import load_recipe, override
 
 BITS = "1101101011"
@@ -19,7 +19,7 @@ BITS = "1101101011"
 
 def result(seed: int, texts: str = "true") -> dict[str, Any]:
     """Ten images of five classes; the method has them all."""
-    rows = {name: "1" * 10 if name == METHOD else BITS for name in ORDER}
+    rows = {name: bits_of("1" * 10 if name == METHOD else BITS) for name in ORDER}
     later = {"generative": 0.5, "text": 0.5, "offset": 0.5}
     decided: dict[str, Any] = dict.fromkeys(("image", "generative", "text", "noise", "text_r2"), 0.5)
     decided |= {"pictured": later, "told": later}
@@ -27,39 +27,23 @@ def result(seed: int, texts: str = "true") -> dict[str, Any]:
         "seed": seed,
         "texts": texts,
         "dataset": "ab" * 32,
-        "recipe": {"name": "glyphs_lt/ours", "baseline": {"epochs": 12}},
-        "protocol": "ours",
+        "recipe": "glyphs_lt/ours",
         "versions": {"torch": "2", "open_clip_torch": "3"},
         "machine": {"cores": 2, "threads": 1},
         "counts": [200, 200, 50, 50, 10, 10, 3, 3, 1, 1],
         "labels": [0, 0, 1, 1, 2, 2, 3, 3, 4, 4],
         "right": rows,
-        "top5": rows,
+        "top5": {name: float(values.mean()) for name, values in rows.items()},
         "calibration_error": {METHOD: 0.02},
         "decided": {METHOD: decided, WHOLE: decided, "of test images": decided},
         "seconds": {"train lgr": 30.0},
     }
 
 
-def test_the_interval_draws_classes_and_then_images() -> None:
-    """As a plain loop does, in distribution; wider than that of the images where classes differ."""
-    rng = np.random.default_rng(1)
-    classes = np.repeat(np.arange(40), rng.integers(1, 7, 40))
-    values = np.repeat(rng.normal(0, 1, 40), np.bincount(classes)) + rng.normal(0, 0.1, len(classes))
-    means = []
-    for _ in range(2000):
-        drawn = [values[classes == c] for c in rng.integers(0, 40, 40)]
-        means.append(np.concatenate([rng.choice(v, len(v)) for v in drawn]).mean())
-    low, high = clustered_interval(values, classes)
-    assert (low, high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=0.05)
-    alone = clustered_interval(values, np.arange(len(values)))
-    assert high - low > 1.4 * (alone[1] - alone[0])
-
-
 @pytest.mark.slow
 def test_the_page_has_rows_differences_and_decisions() -> None:
     """Of both kinds of texts; the primary contrast stands out."""
-    text = long_tailed_table.generated([result(0), result(1)], [result(0, "permuted")])
+    text = generated([result(0), result(1)], [result(0, "permuted")])
     assert (
         "| vl-ltr | 100.0 ± 0.0 | 100.0 ± 0.0 | 100.0 ± 0.0 | 100.0 ± 0.0 | 100.0 ± 0.0 | 100.0 ± 0.0 | 2.0 |"
         in text

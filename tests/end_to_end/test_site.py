@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -18,7 +19,8 @@ from benchmarks.shapes import MODULES, public, shapes
 from tests.support.pages import Page
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted({path.stem for path in (ROOT / "docs").glob("*.md")} | {"shapes"})
+DOCS = ROOT / "docs"
+PAGES = sorted({str(path.relative_to(DOCS).with_suffix("")) for path in DOCS.rglob("*.md")} | {"shapes"})
 _LOADS = {"script": "src", "img": "src", "iframe": "src", "source": "src", "link": "href"}
 
 
@@ -41,10 +43,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
-def named(nav: list[dict[str, object]]) -> Iterator[str]:
+def named(nav: list[str | dict[str, object]]) -> Iterator[str]:
     """The files that the navigation names."""
     for entry in nav:
-        for value in entry.values():
+        for value in [entry] if isinstance(entry, str) else entry.values():
             if isinstance(value, str):
                 yield value
             else:
@@ -76,14 +78,14 @@ def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
 @pytest.mark.slow
 def test_links_and_anchors_lead_somewhere(site: Path) -> None:
     """Within the site every link names a page, and the part after # one of its headings."""
-    pages = {path.name: elements(path) for path in site.glob("*.html")}
+    pages = {str(path.relative_to(site)): elements(path) for path in site.rglob("*.html")}
     anchors = {name: {given.get("id") for _, given in found} for name, found in pages.items()}
     for name in (f"{page}.html" for page in PAGES):
         for link in (given.get("href") or "" for tag, given in pages[name] if tag == "a"):
             target = urlsplit(link)
             if target.scheme or target.netloc:
                 continue
-            page = Path(unquote(target.path)).name or name
+            page = os.path.normpath(Path(name).parent / unquote(target.path)) if target.path else name
             if page in (".", ".."):
                 continue
             assert page in pages, f"{name}: {link}"
@@ -104,7 +106,7 @@ def test_the_page_of_shapes_names_every_public_function() -> None:
 
 def test_files_that_the_pages_name_are_there() -> None:
     """A claim names its test or result file; the file exists."""
-    for page in (ROOT / "docs").glob("*.md"):
+    for page in DOCS.rglob("*.md"):
         text = page.read_text(encoding="utf-8")
         for name in re.findall(r"`((?:tests|benchmarks)/[\w/.-]+\.\w+)`", text):
             assert (ROOT / name).exists(), f"{page.name}: {name}"

@@ -1,4 +1,4 @@
-"""Costs of each kind of index, estimated from measured curves (`python -m benchmarks.scaling curves`, then `fit`)."""
+"""Costs of each kind of index, estimated from measured curves (`python -m benchmarks scaling curves`, then `fit`)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,91 @@
+"""How long each part takes, beside other programs that do the same: a question is a folder beside this file.
+
+python -m benchmarks speed run NAME [--case CASE]    measures one question
+python -m benchmarks speed peak                      the rates behind the bounds
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+from benchmarks.kept import keep, read
+from benchmarks.speed.harness import Disagreement, machine, run_case
+from benchmarks.speed.peak import keep_rates
+from benchmarks.speed.table import page, plot
+from benchmarks.study import DOCS, Command, Study, no_arguments
+
+QUESTIONS = (
+    "anss",
+    "anss_update",
+    "lgr_training",
+    "lgr_inference",
+    "retrieval",
+    "embedding",
+    "head_epoch",
+    "training_loader",
+    "store",
+    "startup",
+    "growth",
+)
+_log = logging.getLogger(__name__)
+
+
+def run(question: str, case: str | None = None) -> None:
+    """Measure every case of a question, or one."""
+    module = importlib.import_module(f"benchmarks.speed.{question}")
+    for one in module.CASES:
+        if case not in (None, one.name):
+            continue
+        here = machine()
+        try:
+            result = run_case(question, one, _log.info)
+        except Disagreement as error:
+            raise SystemExit(f"{question}, {one.name}: the competitors disagree: {error}") from None
+        cases = read("speed").get(question, {})
+        keep("speed", question, cases | {one.name: {**result, "machine": here}})
+        _log.info("\n".join(summary(module, result)))
+
+
+def summary(module: Any, result: dict[str, Any]) -> list[str]:
+    """Return a line a competitor: median, peak memory, and how many times the product's time it took."""
+    ours = result["rows"][module.COMPETITORS[-1]]["median"]
+    lines = [f"{result['case']}  ({json.dumps(result['values'])})"]
+    for name, row in result["rows"].items():
+        note = f" (extrapolated from {row['portion']:.3g} of the work)" if row["portion"] < 1 else ""
+        lines.append(
+            f"  {name:<12} {row['median']:>10.4f} s  {row['cpu_median']:>10.4f} CPU s"
+            f"  {row['median'] / ours:>7.2f} x ours"
+            f"  peak extra {row['peak_extra_mib']:>8.1f} MiB{note}"
+        )
+    lines += [f"  {name:<12} left out: {why}" for name, why in result["skipped"].items()]
+    lines.append(f"  agreement: {json.dumps(result['agreement'])}")
+    return lines
+
+
+def parts() -> dict[str, str]:
+    """Return the machines and all questions."""
+    found = read("speed")
+    return {"benchmarks.md": page(found)} if found else {}
+
+
+def plots() -> None:
+    """Draw one plot a question beside the page."""
+    for question, cases in read("speed").items():
+        plot(question, cases, Path(DOCS, "plots", f"speed-{question}.svg"))
+
+
+def _arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("question", choices=QUESTIONS)
+    parser.add_argument("--case")
+
+
+STUDY = Study(
+    {"run": Command(run, _arguments), "peak": Command(keep_rates, no_arguments)},
+    parts,
+    plots,
+)

@@ -1,0 +1,221 @@
+"""Where random collections come from: glyphs, icons, or names for vectors of CLIP's geometry; and their texts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
+
+from benchmarks.studies.workspaces import ICONS as ICONS_LT
+from benchmarks.studies.workspaces import files_of
+from vlltr_index.data.glyphs import glyph_files
+
+__all__ = [
+    "TEXTS",
+    "Draw",
+    "Kind",
+    "Setting",
+    "draw",
+    "with_texts",
+    "write_picture",
+]
+
+TEXTS = ("true", "swapped", "random", "none")
+LEAST_TEST, NEW_IMAGES = 3, 5  # test images a class at least; images of the class that is added
+SENTENCES = 12  # of a class whose vectors have CLIP's geometry
+OTHERS = 10  # classes with images beside those without
+ALL_SHARE = 0.25  # of each class's training images, at least one
+ICONS = ("icons", "families")
+Picture = tuple[str, bytes]  # without bytes where the name says it all
+_WORD = re.compile(r"[\w-]+")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """`CxK`: C classes of K images each; `Cxall`: of all their images; `all`: every class, of a share of them."""
+
+    classes: int | None
+    images: int | None
+    share: float = 1.0  # where no number is said
+
+    @classmethod
+    def of(cls, name: str) -> Setting:
+        """The setting that is called `name`."""
+        if name == "all":
+            return cls(None, None, ALL_SHARE)
+        classes, images = name.split("x")
+        return cls(int(classes), None if images == "all" else int(images))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A class of a draw: its name and sentences, and pictures as (file name, PNG)."""
+
+    name: str
+    sentences: tuple[str, ...]
+    train: tuple[Picture, ...]
+    test: tuple[Picture, ...]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A collection, a class that is added to it, and classes with images for a collection that has none."""
+
+    kinds: tuple[Kind, ...]
+    new: Kind
+    others: tuple[Kind, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """A class's pictures; without `test`, training and test pictures come out of one pool."""
+
+    name: str
+    sentences: tuple[str, ...]
+    train: list[Picture]
+    test: list[Picture]
+
+
+def draw(source: str, setting: Setting, number: int, final: bool = False) -> Draw:
+    """Collection `number` of a source; its classes and pictures depend on nothing else.
+
+    Args:
+        source: `heldout`, `train`, `icons`, `families` or `clip`.
+        setting: Its size.
+        number: Of the draw.
+        final: Take the held-out classes that are for final figures.
+    """
+    pools = _pools(source, number, final)
+    fits = [p for p in pools if len(p.train) >= _least(source, setting)]
+    chance = random.Random(f"{source}:{setting.classes}:{number}")
+    fits = chance.sample(fits, len(fits))
+    new = next(p for p in fits if len(p.train) >= NEW_IMAGES)
+    fits.remove(new)
+    count = len(fits) if setting.classes is None else setting.classes
+    kinds = tuple(_kind(p, setting, number) for p in fits[:count])
+    others = fits[count : count + OTHERS] if setting.images == 0 else []
+    few = Setting(None, NEW_IMAGES)
+    return Draw(kinds, _kind(new, few, number), tuple(_kind(p, few, number) for p in others))
+
+
+def _pools(source: str, number: int, final: bool) -> list[_Pool]:
+    if source == "clip":
+        return _clip(number)
+    return _icons(source) if source in ICONS else _glyphs(source, final)
+
+
+def _least(source: str, setting: Setting) -> int:
+    """How many pictures a class has to have for training; in a pool, for testing too."""
+    if source == "heldout":  # there are few: a class has what it has
+        return 0
+    if source != "icons":
+        return setting.images or 1
+    return LEAST_TEST + (1 if setting.images is None else max(setting.images, NEW_IMAGES))
+
+
+def _kind(pool: _Pool, setting: Setting, number: int) -> Kind:
+    """A class with its pictures in an order of the draw's, so that more training pictures contain fewer."""
+    order = random.Random(f"{number}:{pool.name}").sample(pool.train, len(pool.train))
+    taken = math.ceil(setting.share * len(order)) if setting.images is None else setting.images
+    if pool.test:
+        return Kind(pool.name, pool.sentences, tuple(order[:taken]), tuple(pool.test))
+    if setting.images is None:
+        taken = min(taken, len(order) - max(LEAST_TEST, len(order) // 5))
+        return Kind(pool.name, pool.sentences, tuple(order[:taken]), tuple(order[taken:]))
+    taken = min(taken, len(order) - LEAST_TEST)
+    return Kind(pool.name, pool.sentences, tuple(order[:taken]), tuple(order[max(taken, NEW_IMAGES) :]))
+
+
+@cache
+def _glyphs(source: str, final: bool) -> list[_Pool]:
+    files, group = glyph_files(), "final" if final else "dev"
+    texts = (
+        json.loads(files.texts.read_text(encoding="utf-8"))
+        if source == "train"
+        else files.heldout_classes(group)
+    )
+    splits = ("train", "test") if source == "train" else (f"{group}_support", f"{group}_test")
+    pools = {n: _Pool(n, tuple(t), [], []) for n, t in sorted(texts.items())}
+    rows = pq.read_table(files.images, columns=["image", "label", "split"], filters=[("split", "in", splits)])
+    for at, row in enumerate(rows.to_pylist()):
+        pool = pools[row["label"]]
+        part = pool.test if row["split"] == "test" else pool.train
+        part.append((f"{at}.png", row["image"]))
+    return list(pools.values())
+
+
+@cache
+def _icons(source: str) -> list[_Pool]:
+    """Trained classes of Icons-LT: all pictures in one pool, or test pictures of other families than training ones."""
+    files = files_of(ICONS_LT)
+    texts = json.loads(files.texts.read_text(encoding="utf-8"))
+    pools = {n: _Pool(n, tuple(t), [], []) for n, t in sorted(texts.items())}
+    splits = ("train", "val", "test") if source == "icons" else ("train", "test")
+    rows = pq.read_table(files.images, columns=["image", "label", "split"], filters=[("split", "in", splits)])
+    for at, row in enumerate(rows.to_pylist()):
+        pool = pools[row["label"]]
+        apart = source == "families" and row["split"] == "test"
+        (pool.test if apart else pool.train).append((f"{at}.png", row["image"]))
+    return list(pools.values())
+
+
+def with_texts(drawn: Draw, texts: str, number: int) -> Draw:
+    """The same pictures under other names and sentences, for its classes but not for the one that is added.
+
+    `swapped` gives each class the name and the sentences of another, `random` words of other classes in their number,
+    `none` takes the sentences away.
+    """
+    chance, kinds = random.Random(f"{texts}:{number}"), drawn.kinds
+    if texts == "swapped":
+        order = list(range(len(kinds)))
+        while any(at == to for at, to in enumerate(order)):
+            chance.shuffle(order)
+        told = [(kinds[to].name, kinds[to].sentences) for to in order]
+    elif texts == "random":
+        words = sorted({w for k in kinds for s in k.sentences for w in _WORD.findall(s)})
+        told = [
+            (
+                f"{_scrambled(k.name, words, chance)} {at}",
+                tuple(_scrambled(s, words, chance) for s in k.sentences),
+            )
+            for at, k in enumerate(kinds)
+        ]
+    else:
+        told = [(k.name, k.sentences if texts == "true" else ()) for k in kinds]
+    renamed = tuple(replace(k, name=n, sentences=s) for k, (n, s) in zip(kinds, told, strict=True))
+    return replace(drawn, kinds=renamed)
+
+
+def _scrambled(text: str, words: Sequence[str], chance: random.Random) -> str:
+    return " ".join(chance.choices(words, k=max(3, len(text.split()))))
+
+
+def _clip(number: int) -> list[_Pool]:
+    """Classes of one world, with as many training pictures as the glyph classes have, and six for testing."""
+    pools = []
+    for at, like in enumerate(_glyphs("train", False)):
+        name = f"kind-{number}-{at}"
+        pictures = [(f"{name}.{n}.png", b"") for n in range(len(like.train) + 6)]
+        said = tuple(f"{name} has mark {n}." for n in range(SENTENCES))
+        pools.append(_Pool(name, said, pictures[6:], pictures[:6]))
+    return pools
+
+
+def write_picture(picture: Picture, folder: Path) -> None:
+    """Write a picture; of one that has no bytes a small one that no other name has."""
+    name, data = picture
+    if data:
+        (folder / name).write_bytes(data)
+        return
+    pixels = np.frombuffer(hashlib.shake_256(name.encode()).digest(192), dtype=np.uint8).reshape(8, 8, 3)
+    Image.fromarray(pixels).save(folder / name)

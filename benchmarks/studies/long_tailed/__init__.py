@@ -1,0 +1,155 @@
+"""The figures on Glyphs-LT or Icons-LT: the method, image-only at equal image budget, and the method without text.
+
+    python -m benchmarks long_tailed run --seed 0 --dir runs                     resumable; with --data icons_lt too
+    python -m benchmarks long_tailed run --seed 0 --dir runs --texts permuted
+    python -m benchmarks long_tailed table
+
+hypothesis: vl-ltr less linear + generative without text is above 0 on few-shot classes
+
+Each row of one seed is evaluated on the same images; differences are paired, their intervals cluster by class. With
+`--texts permuted` each class has another one's sentences from stage 1 on. The image-only rows are those of an earlier
+result of the seed, which does not depend on the method; `--baseline` trains them.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.kept import read, surroundings
+from benchmarks.studies.long_tailed.table import WEIGHED, parts, write_rows
+from benchmarks.studies.paired import METHOD, keep_run
+from benchmarks.studies.without_text import WHOLE, held_out, rows_without_text, training_data
+from benchmarks.studies.workspaces import (
+    StepSeconds,
+    add_data,
+    bits,
+    dataset,
+    decided,
+    files_of,
+    in_top5,
+    made,
+    permuted,
+    seeded,
+)
+from benchmarks.study import Command, Study, add_folder
+from vlltr_index.embedding.loading import image_set, usable_images
+from vlltr_index.evaluation.metrics import expected_calibration_error
+from vlltr_index.heads.fusion import PartWeights
+from vlltr_index.heads.weighing import HeldOutScores, fit_temperature, fit_weights, image_weights
+from vlltr_index.pipelines.baselines import ADJUSTED, FC, score_baselines, train_baseline_stage
+from vlltr_index.pipelines.evaluate import training_counts
+from vlltr_index.recognition.model import Model
+from vlltr_index.store.workspace import Workspace
+from vlltr_index.tensors import class_positions
+from vlltr_index.train.stage_two_data import StageTwoData
+
+TEXTS = ("true", "permuted")
+
+
+def run(data: str, seed: int, folder: Path, texts: str = "true", baseline: bool = False) -> None:
+    """Train and evaluate one seed; a step that is done is not done again."""
+    name = f"seed-{seed}" if texts == "true" else f"seed-{seed}-{texts}"
+    files = files_of(data)
+    recipe = seeded(data, seed)
+    seconds = StepSeconds(folder / f"seconds-{name}.json")
+    told = files.texts if texts == "true" else permuted(files.texts, folder / "texts-permuted.json")
+    workspace = made(folder / name, recipe, told, files.images, seconds)
+    if baseline and "train baseline fc" not in {c.command for c in workspace.history.list()}:
+        with seconds("train baseline fc"):
+            train_baseline_stage(workspace, recipe.baseline)
+    result = {
+        "seed": seed,
+        "texts": texts,
+        "recipe": recipe.name,
+        "epochs": recipe.baseline.epochs,
+        "dataset": dataset(files),
+        **surroundings(),
+        "seconds": seconds.values,
+        **measure(workspace, baseline),
+    }
+    unit = f"{data}/{texts}/{seed}"
+    earlier = read("long_tailed").get(f"{data}/true/{seed}")
+    if earlier is not None and not baseline:
+        facts = {key: earlier[key] for key in ("versions", "machine")}
+        facts["seconds"] = earlier["seconds"].get("train baseline fc")
+        result["baseline"] = earlier.get("baseline", facts)
+    keep_run("long_tailed", unit, result, stay=() if baseline else (FC, ADJUSTED))
+
+
+def measure(workspace: Workspace, baseline: bool) -> dict[str, Any]:
+    """Which test images each row has right, and what was decided; the image-only rows where there is a `baseline`."""
+    snapshot = workspace.snapshot()
+    scorer, test = Model.open(snapshot), image_set(snapshot, "test")
+    counts = training_counts(snapshot, scorer.class_ids)
+    labels = class_positions(scorer.class_ids, test.class_ids)
+    fused, data = scorer.exhaustive(test.features), training_data(workspace, snapshot)
+    plain, parts = rows_without_text(data, scorer, test.features)
+    tempered = _tempered(data, scorer, test.features)
+    rows = {METHOD: fused.probabilities, "image side": fused.by_image} | tempered | plain
+    if baseline:
+        found = score_baselines(workspace, snapshot, "test", test.image_ids)
+        rows |= {row.label: scores for row, scores in found if row.label in (FC, ADJUSTED)}
+    chances = {METHOD: fused.probabilities, WHOLE: rows[WHOLE].softmax(1)}
+    chances |= {name: scores.softmax(1) for name, scores in tempered.items()}
+    assert scorer.saved.parts is not None
+    weighed = weights_of(scorer, test.features, labels, counts)
+    saved = replace(scorer.saved, parts=replace(scorer.saved.parts, weights=weighed))
+    rows[WEIGHED] = replace(scorer, saved=saved).exhaustive(test.features).probabilities
+    return {
+        "counts": counts[labels].tolist(),
+        "labels": labels.tolist(),
+        "groups": usable_images(snapshot, "test", ["group"])["group"].to_pylist(),
+        "right": {name: bits(scores.argmax(1) == labels) for name, scores in rows.items()},
+        "top5": {name: bits(in_top5(scores, labels)) for name, scores in rows.items()},
+        "calibration_error": {
+            name: round(expected_calibration_error(shares.amax(1), shares.argmax(1) == labels), 4)
+            for name, shares in chances.items()
+        },
+        "decided": {
+            METHOD: decided(scorer.saved.parts),
+            WHOLE: decided(parts),
+            "of test images": asdict(weighed),
+        },
+    }
+
+
+@torch.inference_mode()
+def _tempered(data: StageTwoData, scorer: Model, features: Tensor) -> dict[str, Tensor]:
+    """Logits [N, C] of the linear layer and the text branch, each at the temperature of the images held out."""
+    held, labels, weights = held_out(data, scorer.trained)
+    rows = {}
+    for name, logits in (("linear layer", scorer.visual_logits), ("text branch", scorer.text_logits)):
+        factor = fit_temperature(logits(held)[:, scorer.trained], labels, weights)
+        rows[name] = factor * torch.cat([logits(part) for part in features.split(512)])
+    return rows
+
+
+@torch.inference_mode()
+def weights_of(scorer: Model, features: Tensor, labels: Tensor, counts: Tensor) -> PartWeights:
+    """What images of the test split would have weighed the parts, had they been the ones held out."""
+    known = scorer.trained[labels]
+    some, position = features[known], scorer.trained.long().cumsum(0) - 1
+    parts = [
+        logits(some)[:, scorer.trained]
+        for logits in (scorer.visual_logits, scorer.log_likelihoods, scorer.text_logits)
+    ]
+    owners = position[labels[known]]
+    weights = image_weights(owners, counts[scorer.trained], torch.arange(len(owners)))
+    return fit_weights(HeldOutScores(owners, *parts, weights))
+
+
+def _arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--seed", type=int, required=True)
+    add_folder(parser)
+    parser.add_argument("--texts", choices=TEXTS, default="true")
+    parser.add_argument("--baseline", action="store_true", help="train the image-only baseline too")
+    add_data(parser)
+
+
+STUDY = Study({"run": Command(run, _arguments)}, parts, write_rows)
