@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from vlltr_index.recipes.glyphs_lt import tree
+from benchmarks.datasets.glyphs_lt import tree
 from benchmarks.studies import ranks
 from vlltr_index.data.taxonomy import read_taxonomy
 from vlltr_index.store.taxonomy import misplaced

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import vlltr_index.recipes.glyphs_lt as recipe
-from vlltr_index.recipes.glyphs_lt import licences, splits
-from vlltr_index.recipes.glyphs_lt.build import encoded
+from benchmarks.datasets.glyphs_lt import licences, splits
+from benchmarks.datasets.glyphs_lt.build import encoded
 
 DATA = Path(recipe.__file__).resolve().parent / "data"
 Row = tuple[bytes, str, str, str]

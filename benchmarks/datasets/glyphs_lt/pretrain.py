@@ -1,8 +1,8 @@
 """The data set behind the weights "glyphs": characters that Glyphs-LT has no class for, in its training fonts.
 
 Commands:
-    python -m vlltr_index.recipes.glyphs_lt.pretrain data --fonts UNPACKED --out PRETRAIN
-    python -m vlltr_index.recipes.glyphs_lt.pretrain weights --checkpoint WORKSPACE/checkpoints/DIGEST --out OUT
+    python -m benchmarks.datasets.glyphs_lt.pretrain data --fonts UNPACKED --out PRETRAIN
+    python -m benchmarks.datasets.glyphs_lt.pretrain weights --checkpoint WORKSPACE/checkpoints/DIGEST --out OUT
 Between the two lies `vlltr train cvlp`, see pretrained/README.md. Hardware: two CPU cores. Expected time: five minutes
 for the data. Needs: fonttools, pillow, numpy, pyarrow.
 """
@@ -22,16 +22,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vlltr_index.recipes.glyphs_lt import build, fonts, homoglyphs, render, splits, texts, unicode_data
-from vlltr_index.recipes.glyphs_lt.assemble import Dataset
-from vlltr_index.recipes.glyphs_lt.designs import Design, make_designs
-from vlltr_index.recipes.glyphs_lt.licences import copyright_holder, copyright_text
-from vlltr_index.recipes.glyphs_lt.unicode_data import Character
+from benchmarks.datasets.glyphs_lt import build, fonts, homoglyphs, render, splits, texts, unicode_data
+from benchmarks.datasets.glyphs_lt.assemble import Dataset
+from benchmarks.datasets.glyphs_lt.designs import Design, make_designs
+from benchmarks.datasets.glyphs_lt.licences import copyright_holder, copyright_text
+from benchmarks.datasets.glyphs_lt.unicode_data import Character
 
 LOG = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float32]
-DATA = Path(__file__).resolve().parent / "data"
+DATA = Path(__file__).resolve().parents[3] / "recipes" / "glyphs_lt" / "data"
 LEAST_IMAGES = 3
 MOST_IMAGES = 40
 LEAST_TEXTS = 8
@@ -269,7 +269,7 @@ def _sha256(path: Path) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m vlltr_index.recipes.glyphs_lt.pretrain", description=__doc__
+        prog="python -m benchmarks.datasets.glyphs_lt.pretrain", description=__doc__
     )
     commands = parser.add_subparsers(dest="command", required=True)
     data = commands.add_parser("data", help="draw the characters and write their sentences")

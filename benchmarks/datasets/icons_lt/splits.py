@@ -6,10 +6,10 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from vlltr_index.recipes.icons_lt.classes import order_key
-from vlltr_index.recipes.icons_lt.collect import Icon, table
-from vlltr_index.recipes.icons_lt.texts import plain, secret_pattern
-from vlltr_index.recipes.icons_lt.wordnet import WordNet
+from benchmarks.datasets.icons_lt.classes import order_key
+from benchmarks.datasets.icons_lt.collect import Icon, table
+from benchmarks.datasets.icons_lt.texts import plain, secret_pattern
+from benchmarks.datasets.icons_lt.wordnet import WordNet
 
 SPLITS = ("train", "val", "test", "dev_support", "dev_test", "final_support", "final_test")
 MANY, FEW = 100, 20

@@ -1,6 +1,6 @@
 """Build Glyphs-LT from unpacked Debian packages.
 
-Command: python -m vlltr_index.recipes.glyphs_lt.build --fonts UNPACKED --out DATA
+Command: python -m benchmarks.datasets.glyphs_lt.build --fonts UNPACKED --out DATA
 Hardware: two CPU cores. Expected time: about two minutes. Needs: fonttools, pillow, numpy, pyarrow.
 """
 
@@ -22,10 +22,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlltr_index.recipes.glyphs_lt import designs as designing
-from vlltr_index.recipes.glyphs_lt import fonts, homoglyphs, render, splits, unicode_data
-from vlltr_index.recipes.glyphs_lt.assemble import SPLITS, Dataset, assemble, fast_slice
-from vlltr_index.recipes.glyphs_lt.licences import copyright_holder, copyright_text
+from benchmarks.datasets.glyphs_lt import designs as designing
+from benchmarks.datasets.glyphs_lt import fonts, homoglyphs, render, splits, unicode_data
+from benchmarks.datasets.glyphs_lt.assemble import SPLITS, Dataset, assemble, fast_slice
+from benchmarks.datasets.glyphs_lt.licences import copyright_holder, copyright_text
 
 LOG = logging.getLogger(__name__)
 
@@ -216,7 +216,7 @@ def build(folder: Path, out: Path, jobs: int) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m vlltr_index.recipes.glyphs_lt.build", description=__doc__
+        prog="python -m benchmarks.datasets.glyphs_lt.build", description=__doc__
     )
     parser.add_argument(
         "--fonts", type=Path, required=True, help="folder of unpacked packages, named package_version"

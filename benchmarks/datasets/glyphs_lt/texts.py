@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from vlltr_index.recipes.glyphs_lt.shapes import DIGITS, shape_of
-from vlltr_index.recipes.glyphs_lt.unicode_data import Character, full_decomposition
-from vlltr_index.recipes.glyphs_lt.words import ARROWS, MARKS, MODIFIERS, SIGNS
+from benchmarks.datasets.glyphs_lt.shapes import DIGITS, shape_of
+from benchmarks.datasets.glyphs_lt.unicode_data import Character, full_decomposition
+from benchmarks.datasets.glyphs_lt.words import ARROWS, MARKS, MODIFIERS, SIGNS
 
 PROMPTS = (
     "{name}",

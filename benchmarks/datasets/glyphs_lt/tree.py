@@ -1,6 +1,6 @@
 """Write tree.csv: the script, and the base letter, of each character of Glyphs-LT.
 
-Command: python -m vlltr_index.recipes.glyphs_lt.tree
+Command: python -m benchmarks.datasets.glyphs_lt.tree
 
 The base of a character is what its canonical decomposition begins with, or what its name says before "with", in small
 letters: the a of an A with acute. A base that only one character has is left out. What is of no script has its block
@@ -15,7 +15,7 @@ import unicodedata
 from collections import Counter
 from pathlib import Path
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[3] / "recipes" / "glyphs_lt"
 
 
 def rows(classes: dict[str, dict[str, str]]) -> list[tuple[str, str, str]]:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from vlltr_index.recipes.glyphs_lt.designs import Design
+from benchmarks.datasets.glyphs_lt.designs import Design
 
 # Groups whose designs are test only: most of the widest-covering groups, so that rare characters have test images,
 # and some narrow ones. Picked by coverage alone, before any model was trained.

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from vlltr_index.recipes.icons_lt.collect import Icon
-from vlltr_index.recipes.icons_lt.render import Floats, alike
-from vlltr_index.recipes.icons_lt.wordnet import WordNet
+from benchmarks.datasets.icons_lt.collect import Icon
+from benchmarks.datasets.icons_lt.render import Floats, alike
+from benchmarks.datasets.icons_lt.wordnet import WordNet
 
 LEAST_FAMILIES = 3
 MERGED_SHARE, SYNONYM_SHARE = 0.4, 0.1

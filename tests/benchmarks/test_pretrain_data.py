@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from vlltr_index.recipes.glyphs_lt import pretrain, splits
-from vlltr_index.recipes.glyphs_lt.designs import Design
-from vlltr_index.recipes.glyphs_lt.pretrain import Known
-from vlltr_index.recipes.glyphs_lt.unicode_data import Character
+from benchmarks.datasets.glyphs_lt import pretrain, splits
+from benchmarks.datasets.glyphs_lt.designs import Design
+from benchmarks.datasets.glyphs_lt.pretrain import Known
+from benchmarks.datasets.glyphs_lt.unicode_data import Character
 
 RNG = np.random.default_rng(0)
 

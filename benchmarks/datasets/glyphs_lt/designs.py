@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from vlltr_index.recipes.glyphs_lt.fonts import COMPLETES, LETTERS, Face, cluster_designs, group_names, slug
+from benchmarks.datasets.glyphs_lt.fonts import COMPLETES, LETTERS, Face, cluster_designs, group_names, slug
 
 LEAST_RECOGNISED = 0.6
 MOST_UNICASE = 5

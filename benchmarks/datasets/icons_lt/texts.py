@@ -6,8 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from vlltr_index.recipes.icons_lt.collect import Icon
-from vlltr_index.recipes.icons_lt.wordnet import Synset, WordNet
+from benchmarks.datasets.icons_lt.collect import Icon
+from benchmarks.datasets.icons_lt.wordnet import Synset, WordNet
 
 PROMPTS = (
     "{name}",

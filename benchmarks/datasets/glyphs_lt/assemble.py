@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vlltr_index.recipes.glyphs_lt import splits, texts
-from vlltr_index.recipes.glyphs_lt.designs import Design
-from vlltr_index.recipes.glyphs_lt.splits import Picture
-from vlltr_index.recipes.glyphs_lt.unicode_data import Character
+from benchmarks.datasets.glyphs_lt import splits, texts
+from benchmarks.datasets.glyphs_lt.designs import Design
+from benchmarks.datasets.glyphs_lt.splits import Picture
+from benchmarks.datasets.glyphs_lt.unicode_data import Character
 
 SPLITS = ("train", "val", "test", "dev_support", "dev_test", "final_support", "final_test")
 FAST_TRAIN = 2000

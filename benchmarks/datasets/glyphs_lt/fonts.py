@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vlltr_index.recipes.glyphs_lt.licences import copyright_text, is_confirmed, licence_table
+from benchmarks.datasets.glyphs_lt.licences import copyright_text, is_confirmed, licence_table
 
 LOG = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """Build Icons-LT from the unpacked packages @iconify/json and wordnet-base.
 
-Command: python -m vlltr_index.recipes.icons_lt.build --icons PACKAGE --wordnet UNPACKED --out DATA
+Command: python -m benchmarks.datasets.icons_lt.build --icons PACKAGE --wordnet UNPACKED --out DATA
 Hardware: two CPU cores. Expected time: about five minutes. Needs: what requirements.txt beside this file names.
 """
 
@@ -24,9 +24,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlltr_index.recipes.icons_lt import classes, render, splits, texts
-from vlltr_index.recipes.icons_lt.collect import HERE, Icon, collect, read_set, table
-from vlltr_index.recipes.icons_lt.wordnet import WordNet
+from benchmarks.datasets.icons_lt import classes, render, splits, texts
+from benchmarks.datasets.icons_lt.collect import HERE, Icon, collect, read_set, table
+from benchmarks.datasets.icons_lt.wordnet import WordNet
 
 LOG = logging.getLogger(__name__)
 NAME = "icons_lt"
@@ -246,7 +246,7 @@ def write_all(out: Path, made: Mapping[str, Any], package: Path, wordnet: Path) 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python -m vlltr_index.recipes.icons_lt.build", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.datasets.icons_lt.build", description=__doc__)
     parser.add_argument("--icons", type=Path, required=True, help="the unpacked npm package @iconify/json")
     parser.add_argument(
         "--wordnet", type=Path, required=True, help="the unpacked Debian package wordnet-base"

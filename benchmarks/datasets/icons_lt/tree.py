@@ -1,6 +1,6 @@
 """Write tree.csv: hypernyms above the nouns of Icons-LT, by WordNet.
 
-Command: python -m vlltr_index.recipes.icons_lt.tree --wordnet UNPACKED      (see README.md for the package)
+Command: python -m benchmarks.datasets.icons_lt.tree --wordnet UNPACKED      (see the README of recipes/icons_lt)
 
 Of the first hypernyms of each noun's main sense, up to the top, the nearest that holds at least 5 nouns is its kind,
 the nearest with 20 its group, the nearest with 80 its field. One that is several of these is the widest of them;
@@ -15,9 +15,9 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from vlltr_index.recipes.icons_lt.wordnet import WordNet
+from benchmarks.datasets.icons_lt.wordnet import WordNet
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[3] / "recipes" / "icons_lt"
 RANKS = {"kind": 5, "group": 20, "field": 80}
 
 

@@ -9,11 +9,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from vlltr_index.recipes.icons_lt.names import noun_of
-from vlltr_index.recipes.icons_lt.render import Drawing
-from vlltr_index.recipes.icons_lt.wordnet import WordNet
+from benchmarks.datasets.icons_lt.names import noun_of
+from benchmarks.datasets.icons_lt.render import Drawing
+from benchmarks.datasets.icons_lt.wordnet import WordNet
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[3] / "recipes" / "icons_lt"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vlltr_index.recipes.glyphs_lt.fonts import Face
+from benchmarks.datasets.glyphs_lt.fonts import Face
 
 SIDE = 32
 OVERSAMPLE = 4

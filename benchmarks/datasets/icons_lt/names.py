@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from vlltr_index.recipes.icons_lt.wordnet import WordNet
+from benchmarks.datasets.icons_lt.wordnet import WordNet
 
 _STYLES = """
 outline outlined filled fill solid line linear bold thin light duotone twotone two tone duo rounded round
