@@ -39,13 +39,15 @@ def meet() -> torch.device | None:
     """
     if int(os.environ.get("WORLD_SIZE") or "1") == 1 or not dist.is_available():
         return None
-    from accelerate import PartialState
-
     global _waiting
-    device: torch.device = PartialState(cpu=choose_device().type == "cpu").device
+    device = choose_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     if _waiting is None:
         _waiting = dist.new_group(backend="gloo", timeout=_PATIENCE)
-    return device if device.type == "cuda" else torch.device(device.type)  # accelerate numbers CPUs too
+    return device
 
 
 def join_processes(encoder: Encoder) -> None:

@@ -90,7 +90,7 @@ def mixing() -> None:
 
 
 def process(rank: int, folder: Path, port: int) -> None:
-    """Everything that is compared, in one of two processes that meet as `accelerate launch` lets them."""
+    """Everything that is compared, in one of two processes that meet as `torchrun` lets them."""
     torch.set_num_threads(1)
     os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

@@ -50,9 +50,7 @@ _ANCHOR_CLASSES = 3000
 _GROUP = 50  # classes under one heading
 _QUARANTINED = 100
 _NO_LOSS = {"epoch", "steps", "best", "lr", "seconds", "images_per_s", "scale"}
-_LIBRARIES = (
-    "vlltr-index torch torchvision open_clip_torch timm lancedb pyarrow faiss-cpu faiss-gpu numpy accelerate"
-)
+_LIBRARIES = "vlltr-index torch torchvision open_clip_torch timm lancedb pyarrow faiss-cpu faiss-gpu numpy"
 
 
 @dataclass(frozen=True)
