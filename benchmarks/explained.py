@@ -27,7 +27,9 @@ KINDS = {
     "Wrong, the text alone right": "The answer is wrong; that of the text branch alone is right.",
     "Wrong": "Neither is right.",
 }
-EACH, FEW, WIDTH = 2, 20, 110
+EACH = 2
+FEW = 20
+WIDTH = 110
 
 
 def of_each_kind(right: Tensor, text_right: Tensor, few: Tensor) -> list[list[int]]:
@@ -38,21 +40,30 @@ def of_each_kind(right: Tensor, text_right: Tensor, few: Tensor) -> list[list[in
 
 def write(path: Path) -> None:
     """Write the page and its picture."""
-    workspace, recognizer = Workspace.open(path), Recognizer.open(path)
-    snapshot, scorer, names = workspace.snapshot(), recognizer.current(), recognizer.current().names
-    test, counts = image_set(snapshot, "test"), training_counts(snapshot, scorer.class_ids)
-    labels, said = class_positions(scorer.class_ids, test.class_ids), scorer.exhaustive(test.features)
+    workspace = Workspace.open(path)
+    recognizer = Recognizer.open(path)
+    snapshot = workspace.snapshot()
+    scorer = recognizer.current()
+    names = recognizer.current().names
+    test = image_set(snapshot, "test")
+    counts = training_counts(snapshot, scorer.class_ids)
+    labels = class_positions(scorer.class_ids, test.class_ids)
+    said = scorer.exhaustive(test.features)
     told = said.by_text.argmax(1)
     found = of_each_kind(said.probabilities.argmax(1) == labels, told == labels, counts[labels] <= FEW)
     rows = usable_images(snapshot, "test", ["data"])["data"]
-    parts, panels = list[str](), []
+    parts = list[str]()
+    panels = []
     for (kind, what), places in zip(KINDS.items(), found, strict=True):
         parts += [f"## {kind}", "", what, ""]
         pictures = []
         for at in places:
-            data, name, images = rows[at].as_py(), names[int(test.class_ids[at])], int(counts[labels[at]])
+            data = rows[at].as_py()
+            name = names[int(test.class_ids[at])]
+            images = int(counts[labels[at]])
             prediction = recognizer.predict([data], PredictOptions(top=2, explain=2))[0]
-            lines, plural = prediction_lines(prediction, WIDTH)[1:], "s" * (images > 1)
+            lines = prediction_lines(prediction, WIDTH)[1:]
+            plural = "s" * (images > 1)
             alone = recognizer.explain(data, names[int(scorer.class_ids[told[at]])])
             parts += [f"**{name}**, {images} training image{plural}:", "", "```text", *lines]
             parts += [f"  text alone says {alone.name}: {alone.folded[0][0].text}", "```", ""]

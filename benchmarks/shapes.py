@@ -101,7 +101,8 @@ def _body(doc: str) -> str:
     lines: list[str] = []
     section = ""
     for line in doc.splitlines():
-        head, entry = _SECTION.match(line), _ENTRY.match(line)
+        head = _SECTION.match(line)
+        entry = _ENTRY.match(line)
         if head:
             section = head[1]
             lines += [f"**{section}**", ""]

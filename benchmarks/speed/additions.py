@@ -51,10 +51,16 @@ from vlltr_index.schemas.tables import (
 from vlltr_index.store.workspace import Workspace
 from vlltr_index.tensors import unit_rows
 
-SIZES, REPEATS, ROW = (100, 1000, 10_000), 5, 256
-SENTENCES_EACH, IMAGES_EACH, VAL_IMAGES, CLUSTER = 8, 2, 500, 20
+SIZES = (100, 1000, 10_000)
+REPEATS = 5
+ROW = 256
+SENTENCES_EACH = 8
+IMAGES_EACH = 2
+VAL_IMAGES = 500
+CLUSTER = 20
 # In the row there are many sentences from the start, so that what the new ones add is little: images cost by them.
-ROW_SENTENCES, ROW_NEW = 40, 16
+ROW_SENTENCES = 40
+ROW_NEW = 16
 WORDS = [
     a + b
     for a in ("ba", "do", "fe", "gu", "ki", "lo", "mi", "nu")
@@ -75,7 +81,9 @@ def _cost(classes: int, repeats: int) -> dict[str, Any]:
         started = time.monotonic()
         workspace = _workspace(Path(folder) / "workspace", classes)
         made = time.monotonic() - started
-        recognizer, draw, found = Recognizer.open(workspace), random.Random(0), dict[str, Any]()
+        recognizer = Recognizer.open(workspace)
+        draw = random.Random(0)
+        found = dict[str, Any]()
         add_classes(
             workspace, [_new(draw, Path(folder), "warm", 1)], ChangeOptions(recognizer=recognizer)
         )  # loads what is kept
@@ -101,7 +109,8 @@ def _row(classes: int, count: int) -> dict[str, Any]:
     """Seconds and bytes of each of many additions in a row."""
     with tempfile.TemporaryDirectory() as folder:
         workspace = _workspace(Path(folder) / "workspace", classes, ROW_SENTENCES)
-        recognizer, draw = Recognizer.open(workspace), random.Random(1)
+        recognizer = Recognizer.open(workspace)
+        draw = random.Random(1)
         add_classes(workspace, [_new(draw, Path(folder), "warm", 1)], ChangeOptions(recognizer=recognizer))
         steps = [
             _timed(workspace, recognizer, _new(draw, Path(folder), f"class {n}", 5, ROW_NEW))
@@ -126,7 +135,9 @@ def _quarters(values: list[float]) -> list[float]:
 
 
 def _timed(workspace: Workspace, recognizer: Recognizer, wanted: NewClass) -> tuple[float, float, int]:
-    before, started, busy = _bytes(workspace.path), time.monotonic(), time.process_time()
+    before = _bytes(workspace.path)
+    started = time.monotonic()
+    busy = time.process_time()
     add_classes(workspace, [wanted], ChangeOptions(recognizer=recognizer))
     return (
         time.process_time() - busy,
@@ -260,7 +271,9 @@ def parts() -> dict[str, str]:
 
 def generated(result: dict[str, Any]) -> str:
     """Return the costs as Markdown."""
-    machine, versions, repeats = result["machine"], result["versions"], len(result["cost"][0]["text"]["all"])
+    machine = result["machine"]
+    versions = result["versions"]
+    repeats = len(result["cost"][0]["text"]["all"])
     lines = [
         f"One class with 80 sentences, added to a loaded workspace: median of {repeats}, processor seconds,"
         f" {machine['threads']} thread of {machine['cores']} cores, torch {versions['torch']}, lancedb"
@@ -274,7 +287,8 @@ def generated(result: dict[str, Any]) -> str:
         for kind in ("text", "text + 5 images"):
             cells += [f"{row[kind]['seconds']:.2f}", f"{row[kind]['mib']:.2f}"]
         lines.append("| " + " | ".join(cells) + " |")
-    row, count = result["row"], result["row"]["additions"]
+    row = result["row"]
+    count = result["row"]["additions"]
     lines += [
         "",
         f"{count} additions in a row, each with {row['sentences'][1]} sentences and 5 images, beside {row['classes']:,}"

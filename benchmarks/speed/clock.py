@@ -12,7 +12,8 @@ class Clock:
     """Starts when it is made."""
 
     def __init__(self) -> None:
-        self._cpu, self._wall = _cpu(), time.perf_counter()
+        self._cpu = _cpu()
+        self._wall = time.perf_counter()
 
     def read(self) -> dict[str, float]:
         """`seconds` and `cpu_seconds` since then; of processes that were started, those that have ended."""

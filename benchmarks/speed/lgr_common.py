@@ -32,7 +32,9 @@ GRADIENT_TOLERANCE = 2e-3  # relative to the largest entry
 def inputs(values: dict[str, Any]) -> Arrays:
     """Anchors [C * M, D] in class order, images [B, D] and their classes."""
     rng = np.random.default_rng(0)
-    classes, width, dim = values["classes"], values["anchors"], values["dim"]
+    classes = values["classes"]
+    width = values["anchors"]
+    dim = values["dim"]
     centre = centres(rng, classes, dim)
     labels = rng.integers(0, max(1, classes // 16), values["batch"])  # within every competitor's part
     return {
@@ -83,8 +85,10 @@ class ReleaseHead(nn.Module):
         super().__init__()
         dim = values["dim"]
         self.register_buffer("anchors", anchors_of(inputs, values))
-        self.query_norm, self.key_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.query_proj, self.key_proj = nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim, bias=False)
+        self.query_norm = nn.LayerNorm(dim)
+        self.key_norm = nn.LayerNorm(dim)
+        self.query_proj = nn.Linear(dim, dim, bias=False)
+        self.key_proj = nn.Linear(dim, dim, bias=False)
         self.visual = nn.Linear(dim, len(self.anchors))
         with torch.no_grad():
             self.query_proj.weight.copy_(torch.from_numpy(inputs["projections"][0]))
@@ -108,7 +112,8 @@ def agree(case: Case, answers: dict[str, Arrays]) -> dict[str, float]:
     Raises:
         Disagreement: Above the tolerance.
     """
-    first, second = answers["release"], answers["ours"]
+    first = answers["release"]
+    second = answers["ours"]
     classes = min(first["logits"].shape[1], second["logits"].shape[1])
     worst = float(np.abs(first["logits"][:, :classes] - second["logits"][:, :classes]).max())
     if worst > LOGIT_TOLERANCE:

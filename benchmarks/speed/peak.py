@@ -18,7 +18,9 @@ from benchmarks.speed.harness import machine
 __all__ = ["Work", "keep_rates", "least_seconds", "measure"]
 
 _log = logging.getLogger(__name__)
-_SIDE, _FLOATS, _REPEATS = 1536, 2**26, 7
+_SIDE = 1536
+_FLOATS = 2**26
+_REPEATS = 7
 
 
 @dataclass(frozen=True)

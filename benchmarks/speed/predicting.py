@@ -47,7 +47,8 @@ def bare(workspace: Path, pictures: Path) -> None:
     from vlltr_index.store.workspace import Workspace
 
     opened = Workspace.open(workspace)
-    engine, batch = LocalEngine(open_encoder(opened.snapshot()).eval()), list[tuple[str, Any]]()
+    engine = LocalEngine(open_encoder(opened.snapshot()).eval())
+    batch = list[tuple[str, Any]]()
 
     def batches() -> Any:
         for one in unlabelled_images([str(pictures)]):
@@ -64,7 +65,8 @@ def bare(workspace: Path, pictures: Path) -> None:
 def watched(command: list[str], kill_after: float | None = None) -> dict[str, Any]:
     """Run a program; its seconds, and its memory in MiB after a third of its time and at most."""
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
-    start, seen = time.monotonic(), list[int]()
+    start = time.monotonic()
+    seen = list[int]()
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None:
         time.sleep(_LOOKS)
@@ -132,7 +134,9 @@ def parts() -> dict[str, str]:
 
 def generated(found: dict[str, Any]) -> str:
     """Return the figures as Markdown."""
-    half, mine, theirs = found["images"] // 2, found["predict"], found["bare"]
+    half = found["images"] // 2
+    mine = found["predict"]
+    theirs = found["bare"]
     lines = [
         f"{half:,} small pictures each, vlltr-tiny, {found['machine']['cores']} cores, start of the programs included:",
         "",

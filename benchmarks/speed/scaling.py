@@ -36,8 +36,11 @@ from benchmarks.study import Command, Study, no_arguments
 from vlltr_index.anchors.planning import features_of, plan_index
 
 FITTED = Path(__file__).parents[2] / "vlltr_index" / "anchors" / "curves.json"
-CLASSES, ANCHORS, BATCH = 100_000, 16, 128
-TRAIN_BATCH, STEPS = 32, 20
+CLASSES = 100_000
+ANCHORS = 16
+BATCH = 128
+TRAIN_BATCH = 32
+STEPS = 20
 PICTURED = 5  # each fifth class has an image
 SETTINGS = ("prompts=[]", "lgr.views=1", f"select.max_anchors={ANCHORS}", "select.max_share=none")
 SIZES = (1_000, 4_000, 62_500)  # classes, of 16 anchors
@@ -117,7 +120,8 @@ def select(folder: Path, classes: int) -> Facts:
     from vlltr_index.anchors.selection import select
     from vlltr_index.store.workspace import Workspace
 
-    facts, workspace = dict[str, Any](), Workspace.open(folder)
+    facts = dict[str, Any]()
+    workspace = Workspace.open(folder)
     with timed(facts, "select"):
         select(workspace, workspace.recipe.select)
     return facts
@@ -135,7 +139,8 @@ def train(folder: Path, classes: int) -> Facts:
     from vlltr_index.store.workspace import Workspace
     from vlltr_index.train.lgr import new_head, train_until
 
-    facts, workspace = dict[str, Any](), Workspace.open(folder)
+    facts = dict[str, Any]()
+    workspace = Workspace.open(folder)
     snapshot = workspace.snapshot()
     with timed(facts, "load the anchors"):
         bank = ModelState(snapshot).anchors.bank
@@ -264,7 +269,8 @@ def curve(kind: str, classes: int, width: int) -> Facts:
     from vlltr_index.anchors.index import build_index, save_index
 
     values = {"classes": classes, "anchors": ANCHORS, "dim": width}
-    state, facts = State(inputs(values), values), {"kind": kind, "anchors": classes * ANCHORS, "width": width}
+    state = State(inputs(values), values)
+    facts = {"kind": kind, "anchors": classes * ANCHORS, "width": width}
     if kind != "exhaustive":
         unit = state.unit
         with timed(facts, "build"):
@@ -354,7 +360,8 @@ def generated(found: Facts, points: Facts) -> str:
     for point in points["curves"]:
         kind = "none" if point["kind"] == "exhaustive" else point["kind"]
         (told,) = (c for c in plan_index(point["anchors"], point["width"]).costs if c.kind == kind)
-        build, disk = "-", "-"
+        build = "-"
+        disk = "-"
         if kind != "none":
             build = f"{point['build']['cpu_seconds']:.2g} ({told.build_seconds:.2g})"
             disk = f"{point['disk_mib']:.0f}"

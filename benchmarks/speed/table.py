@@ -46,7 +46,8 @@ def table(cases: list[dict[str, Any]], module: ModuleType) -> list[str]:
     left_out = []
     for case in cases:
         key = "cpu_median" if _by_processor(case) else "median"
-        size, ours = case["case"], case["rows"][module.COMPETITORS[-1]][key]
+        size = case["case"]
+        ours = case["rows"][module.COMPETITORS[-1]][key]
         for name in (n for n in module.COMPETITORS if n in case["rows"]):
             row = case["rows"][name]
             label = name.replace("_", " ") + (f" ({row['kind']})" if name == "ours" and "kind" in row else "")
@@ -164,7 +165,9 @@ def plot(question: str, kept: Cases, path: Path) -> None:
     names = [n for n in module.COMPETITORS if any(n in kept[c]["rows"] for c in cases)]
     height = 0.28 * sum(len(kept[c]["rows"]) for c in cases) + 0.5 * len(cases) + 0.8
     figure, axis = pyplot.subplots(figsize=(8, height), layout="constrained")
-    place, ticks, labels = 0.0, [], []
+    place = 0.0
+    ticks = []
+    labels = []
     hatches = ("", "//", "..", "xx", "\\\\", "--", "++", "oo")
     for case in cases:
         rows = kept[case]["rows"]

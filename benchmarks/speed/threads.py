@@ -32,7 +32,9 @@ WAYS: dict[str, dict[str, str]] = {
     "a thread a core, asleep: as vlltr does": {"OMP_NUM_THREADS": _CORES, "OMP_WAIT_POLICY": "PASSIVE"},
     "one thread": {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
 }
-_IMAGES, _CLASSES, _ROUNDS = 4096, 64, 3
+_IMAGES = 4096
+_CLASSES = 64
+_ROUNDS = 3
 
 
 def train() -> None:

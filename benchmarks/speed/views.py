@@ -26,8 +26,12 @@ from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.schemas.config import AugmentConfig
 from vlltr_index.train.augment import ViewAugment
 
-_IMAGES, _BATCH, _VIEWS, _ROUNDS = 512, 64, range(6), 3
-OURS, OTHER = "ours, two processes", "once a view"
+_IMAGES = 512
+_BATCH = 64
+_VIEWS = range(6)
+_ROUNDS = 3
+OURS = "ours, two processes"
+OTHER = "once a view"
 
 
 def once_a_view(encoder: Encoder, augment: Augment, batches: list[list[tuple[str, str]]]) -> int:

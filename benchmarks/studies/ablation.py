@@ -99,7 +99,8 @@ def recipe_of(row: Row, seed: int) -> Recipe:
 
 def _cell(data: GlyphFiles, folder: Path, number: int, seed: int) -> dict[str, Any]:
     """Train and evaluate one row; rows with the same stage 1 share a workspace."""
-    row, recipe = ROWS[number], recipe_of(ROWS[number], seed)
+    row = ROWS[number]
+    recipe = recipe_of(ROWS[number], seed)
     name = f"ablation-{seed}-{row.weights}-{row.cvlp}".replace(" ", "-")
     stage = StepSeconds(folder / f"seconds-{name}.json")
     head = StepSeconds(folder / f"seconds-{name}-{number}.json")
@@ -130,7 +131,8 @@ def _report(workspace: Workspace, head: str) -> AccuracyReport:
         class_ids = row.class_ids
     else:
         class_ids, scores = _linear(workspace, test.features)
-    best, labels = scores.topk(5, dim=1).indices, class_positions(class_ids, test.class_ids)
+    best = scores.topk(5, dim=1).indices
+    labels = class_positions(class_ids, test.class_ids)
     return accuracy_report(best, labels, training_counts(workspace.snapshot(), class_ids), resamples=1000)
 
 
@@ -139,8 +141,10 @@ def _linear(workspace: Workspace, features: Tensor) -> tuple[Tensor, Tensor]:
 
     The learning rate is the one of the recipe's `baselines.lrs` that does best on split val.
     """
-    snapshot, recipe = workspace.snapshot(), workspace.recipe.lgr
-    train, val = image_set(snapshot, "train"), image_set(snapshot, "val")
+    snapshot = workspace.snapshot()
+    recipe = workspace.recipe.lgr
+    train = image_set(snapshot, "train")
+    val = image_set(snapshot, "val")
     rest = [image_set(snapshot, "train", view, recipe.augment).features for view in range(1, recipe.views)]
     class_ids, labels = torch.unique(train.class_ids, return_inverse=True)
     views = torch.stack([train.features, *rest])
@@ -173,8 +177,10 @@ def parts() -> dict[str, str]:
 
 def generated(runs: Sequence[dict[str, Any]]) -> str:
     """The table, what each part is worth, and how long it took, as Markdown."""
-    first, cells = runs[0], [cell for run in runs for cell in run["cells"]]
-    versions, machine = cells[0]["versions"], cells[0]["machine"]
+    first = runs[0]
+    cells = [cell for run in runs for cell in run["cells"]]
+    versions = cells[0]["versions"]
+    machine = cells[0]["machine"]
     lines = [
         f"Data set `{first['dataset'][:16]}` (sha256), recipe `{first['recipe']}`, protocol "
         f"{first['protocol']}, seeds {', '.join(str(r['seed']) for r in runs)}; "

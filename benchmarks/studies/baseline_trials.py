@@ -42,7 +42,8 @@ TRIALS: tuple[tuple[str, ...], ...] = (
     ("baseline.lr=2e-3", "baseline.logit_adjustment=1.0"),
 )
 SETTINGS = ("lr", "weight_decay", "logit_adjustment")
-FEW, FEW5 = 20, 5
+FEW = 20
+FEW5 = 5
 
 
 def held_groups(table: pa.Table) -> list[str]:

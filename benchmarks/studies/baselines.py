@@ -65,7 +65,8 @@ def run(seed: int, folder: Path) -> None:
 
 def _measure(workspace: Workspace, seed: int) -> dict[str, Any]:
     snapshot = workspace.snapshot()
-    scorer, test = Model.open(snapshot), image_set(snapshot, "test")
+    scorer = Model.open(snapshot)
+    test = image_set(snapshot, "test")
     labels = class_positions(scorer.class_ids, test.class_ids)
     found: dict[str, Any] = {
         "counts": training_counts(snapshot, scorer.class_ids)[labels].tolist(),
@@ -117,7 +118,8 @@ def _rows(runs: Runs) -> list[str]:
 def generated(runs: Runs) -> str:
     """Accuracy of every row, what the method gains over each, what was chosen, and the seconds, as Markdown."""
     first = runs[0]
-    versions, machine = first["versions"], first["machine"]
+    versions = first["versions"]
+    machine = first["machine"]
     lines = [
         f"Data set `{first['dataset'][:16]}` (sha256), recipe `{first['recipe']}`, "
         f"protocol {first['protocol']}, "

@@ -26,7 +26,8 @@ from vlltr_index.recognition.model import Model
 from vlltr_index.store.workspace import Workspace
 from vlltr_index.tensors import class_positions
 
-DRAWS, IMAGES = 25, 300
+DRAWS = 25
+IMAGES = 300
 PARTS = ("image", "generative", "text")
 
 

@@ -47,16 +47,15 @@ def run(workspace: Path, draws: int = DRAWS) -> None:
     opened = Workspace.open(workspace)
     snapshot = opened.snapshot()
     config = opened.recipe.select
-    scorer, test = Model.open(snapshot), image_set(snapshot, "test")
+    scorer = Model.open(snapshot)
+    test = image_set(snapshot, "test")
     right = sentences_of(snapshot, scorer.class_ids)
     assert snapshot.commit.text_fp is not None
     name = sentence_vectors_name(snapshot.commit.text_fp)
     vectors = snapshot.store.vectors(name, "text_hash", right.hashes)
     chosen = score_images(snapshot, config)
-    images, owners = (
-        image_vectors_of(snapshot, chosen.ids),
-        class_positions(scorer.class_ids, chosen.class_ids),
-    )
+    images = image_vectors_of(snapshot, chosen.ids)
+    owners = class_positions(scorer.class_ids, chosen.class_ids)
     assert not bool(right.prompts.any()), "prompts would be chosen apart"
     ranked = torch.isin(right.labels, owners)
     limits = anchor_limits(right.labels, right.prompts, ranked, config.max_anchors, config.max_share)
@@ -103,8 +102,10 @@ def with_wrong(
     """
     order = classes.argsort(stable=True)
     counts = torch.bincount(classes)
-    own, first = counts[classes], (counts.cumsum(0) - counts)[classes]
-    parts, owners = [vectors], [classes]
+    own = counts[classes]
+    first = (counts.cumsum(0) - counts)[classes]
+    parts = [vectors]
+    owners = [classes]
     for _ in range(wrong):
         step = (torch.rand(len(classes), generator=generator) * (len(classes) - own)).long()
         parts.append(vectors[order[(first + own + step) % len(classes)]])

@@ -80,11 +80,13 @@ def keep_run(study: str, unit: str, result: Mapping[str, Any], stay: Sequence[st
         SystemExit: The test images are others than those of the data set that are kept, or the earlier result is of
             another data set.
     """
-    name, images = result["dataset"][:16], _images_of(result)
+    name = result["dataset"][:16]
+    images = _images_of(result)
     known = read(TEST_IMAGES).get(name, {})
     if any(known.get(key, value) != value for key, value in images.items()):
         raise SystemExit(f"{unit} is of other test images than those of {TEST_IMAGES}.json")
-    found, earlier = compact(result), read(study).get(unit, {})
+    found = compact(result)
+    earlier = read(study).get(unit, {})
     if stay and earlier.get("dataset", result["dataset"]) != result["dataset"]:
         raise SystemExit(f"the earlier result {unit} is of another data set: its rows cannot stay")
     for key in _BY_ROW:
@@ -99,7 +101,8 @@ def keep_run(study: str, unit: str, result: Mapping[str, Any], stay: Sequence[st
 
 def _images_of(result: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Return the class of each image, the training images of each class, and each image's group where it is known."""
-    labels, counts = np.asarray(result["labels"]), np.asarray(result["counts"])
+    labels = np.asarray(result["labels"])
+    counts = np.asarray(result["counts"])
     of_class = np.zeros(labels.max() + 1, dtype=np.int64)
     of_class[labels] = counts
     images = {"labels": labels.tolist(), "counts": of_class.tolist()}
@@ -192,7 +195,9 @@ def clustered_interval(
     """
     order = np.argsort(classes, kind="stable")
     _, starts, sizes = np.unique(classes[order], return_index=True, return_counts=True)
-    ordered, rng, means = values[order], np.random.default_rng(seed), []
+    ordered = values[order]
+    rng = np.random.default_rng(seed)
+    means = []
     for _ in range(draws):
         picked = rng.integers(len(sizes), size=len(sizes))
         size = np.repeat(sizes[picked], sizes[picked])

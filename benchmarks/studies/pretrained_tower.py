@@ -49,7 +49,8 @@ def run(folder: Path) -> None:
     recipe = override(seeded(ICONS, 0), changed)
     seconds = StepSeconds(folder / "seconds.json")
     workspace = made(folder / "workspace", recipe, files.texts, files.images, seconds)
-    names, snapshot = imagenet_names(), workspace.snapshot()
+    names = imagenet_names()
+    snapshot = workspace.snapshot()
     measured = measure(workspace, baseline=False)
     known = {i: name.casefold() in names for i, name in snapshot.class_table().names.items()}
     columns = [known[i] for i in Model.open(snapshot).class_ids.tolist()]

@@ -59,7 +59,8 @@ def run(data: str, protocol: str, folder: Path) -> None:
 def _measure(workspace: Workspace) -> dict[str, Any]:
     embed(workspace)  # the paper's second stage tuned the visual tower
     snapshot = workspace.snapshot()
-    scorer, test = Model.open(snapshot), image_set(snapshot, "test")
+    scorer = Model.open(snapshot)
+    test = image_set(snapshot, "test")
     labels = class_positions(scorer.class_ids, test.class_ids)
     fused = scorer.exhaustive(test.features)
     rows = {METHOD: fused.probabilities, "image side": fused.by_image, "text branch": fused.by_text}

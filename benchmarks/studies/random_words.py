@@ -34,14 +34,19 @@ def control(workspace: Workspace, seed: int, features: Tensor) -> Iterator[tuple
     draws the one with the median accuracy on split val is taken.
     """
     snapshot = workspace.snapshot()
-    encoder, bank = open_encoder(snapshot).eval(), ModelState(snapshot).anchors.bank
-    val, counts = image_set(snapshot, "val"), bank.offsets.diff()
+    encoder = open_encoder(snapshot).eval()
+    bank = ModelState(snapshot).anchors.bank
+    val = image_set(snapshot, "val")
+    counts = bank.offsets.diff()
     known = class_positions(bank.class_ids, val.class_ids)
-    seen, labels = val.features[known >= 0], known[known >= 0]
+    seen = val.features[known >= 0]
+    labels = known[known >= 0]
     words = sorted(
         {w for text in sentences_of(snapshot).texts for w in re.findall(r"[a-z]{3,}", text.lower())}
     )
-    prompts, recipe, names = [], workspace.recipe, snapshot.class_table().names
+    prompts = []
+    recipe = workspace.recipe
+    names = snapshot.class_table().names
     template = "a photo of a {}." if recipe.prompts == "clip" else (recipe.prompts or ("{}",))[0]
     for class_id in bank.class_ids.tolist():
         prompts.append(class_prompts(names[class_id], [template])[0].text)

@@ -62,7 +62,8 @@ def make(folder: Path) -> None:
     target = folder / "glyphs-frozen"
     told = json.loads(data.texts.read_text(encoding="utf-8"))
     kept = sorted(told)[::3]
-    texts, images = folder / "third.json", folder / "third.parquet"
+    texts = folder / "third.json"
+    images = folder / "third.parquet"
     texts.write_text(json.dumps({name: told[name] for name in kept}), encoding="utf-8")
     pq.write_table(pq.read_table(data.images, filters=[("label", "in", kept)]), images)
     recipe = override(seeded(GLYPHS, 0), ("encoder.pretrained=glyphs", "lgr.views=1"))
@@ -145,7 +146,8 @@ def counted(found: Mapping[str, Any]) -> dict[str, Any]:
         result[how] = {
             rank: sums(bits_of(found[how][rank]) * bits_of(found["there"][rank]) > 0) for rank in ranks
         }
-    result["answered"], result["right"] = {}, {}
+    result["answered"] = {}
+    result["right"] = {}
     for asked, said in found["answered"].items():
         place = np.array(list(said))
         right = bits_of(found["right"][asked]) > 0
@@ -173,7 +175,8 @@ def table_by_rank(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = [f"| rank (names) | answer | images | {' | '.join(BINS)} |", "| --- " * (len(BINS) + 3) + "|"]
     for rank, names in runs[0]["ranks"]:
         for how in ("best class", "summed"):
-            images, cells = runs[0]["there"][rank]["overall"], []
+            images = runs[0]["there"][rank]["overall"]
+            cells = []
             for name in BINS:
                 found = [share(r[how][rank], r["there"][rank], r, name) for r in runs]
                 known = [value for value in found if value is not None]
@@ -190,7 +193,8 @@ def table_of_answers(runs: Sequence[Mapping[str, Any]]) -> list[str]:
         for rank in (*(rank for rank, _ in runs[0]["ranks"]), ALL_ANSWERS):
             cells = []
             for name in columns:
-                given, right = [], []
+                given = []
+                right = []
                 for run in runs:
                     answered = run["answered"][asked][rank]
                     given.append(share(answered, run["images"], run, name) or 0.0)

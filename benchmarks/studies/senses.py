@@ -30,9 +30,12 @@ from benchmarks.study import Command, Study, add_folder
 from vlltr_index.data.text import sentence_id, text_hash
 from vlltr_index.store.workspace import Workspace
 
-PAIRS, SEED = 200, 0
+PAIRS = 200
+SEED = 0
 LABELS = RECIPES / ICONS / "senses.csv"
-_ACROSS, _SIDE, _ROWS = 12, 64, 16
+_ACROSS = 12
+_SIDE = 64
+_ROWS = 16
 
 
 def sources() -> dict[str, list[tuple[str, str]]]:
@@ -178,7 +181,8 @@ def generated(result: dict[str, Any]) -> str:
         )
     right, wrong = ([p["best_rank"] for p in agreed if p["first"] == value] for value in (1, 0))
     ahead = sum((a < b) + (a == b) / 2 for a in right for b in wrong) / (len(right) * len(wrong))
-    every, kept = result["kinds"]["all"], result["kinds"]["anchors"]
+    every = result["kinds"]["all"]
+    kept = result["kinds"]["anchors"]
     shares = sorted(every, key=lambda kind: -kept[kind])
     lines += [
         "",

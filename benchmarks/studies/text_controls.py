@@ -59,7 +59,8 @@ from vlltr_index.train.stage_two_data import StageTwoData
 
 Texts = Mapping[str, list[str]]
 RULES = ("zero-shot", "tip-adapter")
-PRIOR_OFF, BRANCH = "text prior off", ", text branch"
+PRIOR_OFF = "text prior off"
+BRANCH = ", text branch"
 WAYS = ("no sentence", "own name replaced", "bare name", "another class's sentences", "random words")
 ORDER = (METHOD, PRIOR_OFF, *RULES, *(f"{way}{end}" for way in WAYS for end in ("", BRANCH)))
 _log = logging.getLogger(__name__)
@@ -186,7 +187,8 @@ def _prior_off(workspace: Workspace, scorer: Model, features: Tensor) -> Tensor:
     model = PLDA(parts.shared, counts, sums, data.prototypes)
     with torch.inference_mode():
         likelihoods = model.log_likelihoods(unit_rows(features))
-        visual, trained = scorer.visual_logits(features), scorer.trained
+        visual = scorer.visual_logits(features)
+        trained = scorer.trained
         image = image_side(visual, likelihoods, trained, counts > 0, parts.weights)
         text = torch.cat([scorer.text_logits(part) for part in features.split(512)])
         return fuse(image, text, parts.weights).probabilities

@@ -37,7 +37,8 @@ def run(tune: str, folder: Path) -> None:
     left_out = () if tune == "text" else ("train cvlp",)
     workspace = made(folder / name, recipe, data.texts, data.images, seconds, left_out=left_out)
     snapshot = workspace.snapshot()
-    scorer, test = Model.open(snapshot), image_set(snapshot, "test")
+    scorer = Model.open(snapshot)
+    test = image_set(snapshot, "test")
     labels = class_positions(scorer.class_ids, test.class_ids)
     said = scorer.exhaustive(test.features)
     means = prototypes(workspace, scorer.class_ids)[0]["own sentences"]

@@ -24,7 +24,9 @@ from vlltr_index.train.stage_two_data import StageTwoData
 
 __all__ = ["WHOLE", "discriminant", "held_out", "rows_without_text", "training_data", "with_rows_for_all"]
 
-GENERATIVE, MEANS, DISCRIMINANT = "generative without text", "class means", "shrunk discriminant"
+GENERATIVE = "generative without text"
+MEANS = "class means"
+DISCRIMINANT = "shrunk discriminant"
 WHOLE = f"linear + {GENERATIVE}"
 
 
@@ -37,7 +39,8 @@ def rows_without_text(data: StageTwoData, scorer: Model, features: Tensor) -> tu
     simple rules have no offset in it.
     """
     assert data.classes == len(scorer.class_ids), "classes were added after training"
-    plain, trained = data.features[0], scorer.trained
+    plain = data.features[0]
+    trained = scorer.trained
     counts, sums = unit_sums(unit_rows(plain), data.labels, data.observations, data.classes)
     parts, _ = weigh(data, with_rows_for_all(scorer))
     model = PLDA(parts.shared, counts, sums, data.prototypes)
@@ -92,13 +95,15 @@ def discriminant(model: PLDA, features: Tensor) -> Tensor:
 
 def training_data(workspace: Workspace, snapshot: Snapshot) -> StageTwoData:
     """The stored vectors of the training images, in all views, with no sentence for any class."""
-    commit, recipe = snapshot.commit, workspace.recipe.lgr
+    commit = snapshot.commit
+    recipe = workspace.recipe.lgr
     assert commit.checkpoint is not None
     first = image_set(snapshot, "train")
     rest = [image_set(snapshot, "train", view, recipe.augment).features for view in range(1, recipe.views)]
     class_ids, labels = torch.unique(first.class_ids, return_inverse=True)
     held = read_held_out(workspace.objects.path("checkpoints", commit.checkpoint))
-    none, dim = torch.empty(0, dtype=torch.int64), first.features.shape[1]
+    none = torch.empty(0, dtype=torch.int64)
+    dim = first.features.shape[1]
     empty = AnchorBank(torch.empty(0, dim), none.new_zeros(1), none, none, torch.empty(0))
     return StageTwoData(
         features=torch.stack([first.features, *rest]),

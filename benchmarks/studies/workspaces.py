@@ -140,7 +140,8 @@ class StepSeconds:
         self.values: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
 
     def __call__(self, name: str) -> StepSeconds:
-        self._name, self._start = name, time.monotonic()
+        self._name = name
+        self._start = time.monotonic()
         return self
 
     def __enter__(self) -> None: ...

@@ -43,7 +43,8 @@ CASES = (
 def inputs(values: dict[str, Any], shuffled: bool = False) -> Arrays:
     """Sentences and images of every class, some 40 images a class; by class, or in no order."""
     rng = np.random.default_rng(0)
-    classes, dim = values["classes"], values["dim"]
+    classes = values["classes"]
+    dim = values["dim"]
     centre = centres(rng, classes, dim)
     image_labels = rng.integers(0, classes, values["images"])
     image_labels = image_labels if shuffled else np.sort(image_labels)
@@ -88,5 +89,7 @@ def goals(values: dict[str, Any], rows: dict[str, Any], gpu: bool) -> list[Goal]
 
 def least(values: dict[str, Any]) -> Work:
     """All products of sentences with images; inputs read once a chunk of 1,024 sentences."""
-    n, m, dim = values["sentences"], values["images"], values["dim"]
+    n = values["sentences"]
+    m = values["images"]
+    dim = values["dim"]
     return Work(2.0 * n * m * dim, 4.0 * dim * (n + m * -(-n // 32_768)), "products of sentences and images")

@@ -15,8 +15,10 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 def tensors(inputs: Arrays, values: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Texts, their labels, images, their labels."""
     kept = max(1, round(values["sentences"] * values["portion"]))
-    texts, labels = torch.from_numpy(inputs["texts"][:kept]), torch.from_numpy(inputs["text_labels"][:kept])
-    images, owners = torch.from_numpy(inputs["images"]), torch.from_numpy(inputs["image_labels"])
+    texts = torch.from_numpy(inputs["texts"][:kept])
+    labels = torch.from_numpy(inputs["text_labels"][:kept])
+    images = torch.from_numpy(inputs["images"])
+    owners = torch.from_numpy(inputs["image_labels"])
     return texts.to(DEVICE), labels.to(DEVICE), images.to(DEVICE), owners.to(DEVICE)
 
 

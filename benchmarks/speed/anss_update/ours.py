@@ -15,7 +15,8 @@ from vlltr_index.anchors.anss import positive_terms, score_sentences, shift_imag
 def prepare(inputs: Arrays, values: dict[str, Any]) -> Any:
     """The terms of the sentences that were there against the images that were there."""
     texts, labels, images, owners = tensors(inputs, {**values, "sentences": len(inputs["texts"])})
-    n, m = values["sentences"], values["images"]
+    n = values["sentences"]
+    m = values["images"]
     known = score_sentences(texts[:n], labels[:n], images[:m], owners[:m], SCALE)
     return known, texts, labels, images, owners, n, m
 

@@ -31,7 +31,8 @@ def agree(case: Case, answers: dict[str, Arrays]) -> dict[str, float]:
     Raises:
         Disagreement: If a vector differs. JPEG files go through one decoder on both sides.
     """
-    bare, ours = answers["bare"]["vectors"], answers["ours"]["vectors"]
+    bare = answers["bare"]["vectors"]
+    ours = answers["ours"]["vectors"]
     cosine = (bare * ours).sum(1) / (np.linalg.norm(bare, axis=1) * np.linalg.norm(ours, axis=1))
     if float(cosine.min()) < 0.9999:
         raise Disagreement(f"the cosine of a vector with itself is {cosine.min():.5f}")

@@ -47,10 +47,12 @@ def run(state: Any) -> Arrays:
         clock = Clock()
         if values["what"] == "images":
             embed_images(tx, encoder, "train")
-            name, column = image_vectors_name(encoder.image_fp), "vector_key"
+            name = image_vectors_name(encoder.image_fp)
+            column = "vector_key"
         else:
             embed_sentences(tx, encoder, hashes, texts)
-            name, column = sentence_vectors_name(encoder.text_fp), "text_hash"
+            name = sentence_vectors_name(encoder.text_fp)
+            column = "text_hash"
         took = clock.read()
         rows = tx.table("images", columns=["image_id", "uri"])
         ids = {

@@ -15,7 +15,8 @@ import numpy as np
 from benchmarks.speed.harness import Arrays, Case
 
 COMPETITORS = ("ours",)
-_SENTENCES, _CLASSES = (1_000, 4_000, 16_000), (250, 1_000, 4_000)
+_SENTENCES = (1_000, 4_000, 16_000)
+_CLASSES = (250, 1_000, 4_000)
 
 
 def _case(step: str, axis: str, sizes: tuple[int, ...]) -> Case:
@@ -74,7 +75,8 @@ def draw(kept: Mapping[str, Any], path: Path) -> None:
         shown = [c for c in CASES if c.values["axis"] == what and c.name in kept]
         for number, case in enumerate(shown):
             row = kept[case.name]["rows"]["ours"]
-            sizes, each = case.values["sizes"], row["each"]
+            sizes = case.values["sizes"]
+            each = row["each"]
             label = f"{case.values['step']}: {exponent(sizes, each):.2f}"
             axis.plot(sizes, each, marker="osD^v"[number], label=label, linewidth=1)
         axis.set_xscale("log")

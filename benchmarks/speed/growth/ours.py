@@ -23,7 +23,9 @@ def run(state: list[Callable[[], object]]) -> Arrays:
     """Each once; where that is short, until a tenth of a second has passed."""
     each = []
     for work in state:
-        clock, times, end = Clock(), 0, time.perf_counter() + 0.1
+        clock = Clock()
+        times = 0
+        end = time.perf_counter() + 0.1
         while times == 0 or time.perf_counter() < end:
             work()
             times += 1

@@ -33,7 +33,8 @@ from vlltr_index.store.workspace import Workspace
 __all__ = ["MAKERS"]
 
 Work = Callable[[], object]
-_DIM, _ANCHORS = 128, 16
+_DIM = 128
+_ANCHORS = 16
 
 
 def _folder() -> Path:
@@ -132,7 +133,8 @@ def add(size: int) -> Work:
     numbers = itertools.count()
 
     def work() -> object:
-        name, new = f"new {next(numbers)}", _images(_folder(), 1, 2) / "class 00000"
+        name = f"new {next(numbers)}"
+        new = _images(_folder(), 1, 2) / "class 00000"
         return add_class(workspace, name, [f"The {name} has {n} corners." for n in range(3)], new)
 
     work()

@@ -22,7 +22,8 @@ def prepare(inputs: Arrays, values: dict[str, Any]) -> Any:
 def run(state: Any) -> Arrays:
     """Ten batches of the epoch."""
     features, labels, bank = state
-    config, places = LGRConfig(epochs=1, batch_size=128), torch.arange(bank.num_classes)
+    config = LGRConfig(epochs=1, batch_size=128)
+    places = torch.arange(bank.num_classes)
     head = new_head(bank, config, None, 50.0)
     _, log = train_until(head, features, labels, bank, config, None, places=places)
     wait()

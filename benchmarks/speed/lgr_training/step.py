@@ -23,7 +23,10 @@ class Step:
         images: Tensor,
         labels: Tensor,
     ) -> None:
-        self.forward, self.watched, self.images, self.labels = forward, watched, images, labels
+        self.forward = forward
+        self.watched = watched
+        self.images = images
+        self.labels = labels
         self.optimizer = torch.optim.AdamW(head.parameters(), lr=0.0, weight_decay=0.0)
 
     def __call__(self) -> Arrays:

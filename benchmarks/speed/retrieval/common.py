@@ -22,7 +22,9 @@ from vlltr_index.recognition.model import Model
 from vlltr_index.recognition.state import Anchors, ClassStats
 from vlltr_index.schemas.config import FusionConfig
 
-BATCH, SINGLES, RECALL_AT = 128, 16, 32
+BATCH = 128
+SINGLES = 16
+RECALL_AT = 32
 IMAGES_EACH = 5
 
 
@@ -31,8 +33,10 @@ class State:
 
     def __init__(self, inputs: Arrays, values: dict[str, Any]) -> None:
         vectors = torch.from_numpy(inputs["anchors"])
-        classes, dim = values["classes"], values["dim"]
-        ids, rows = torch.arange(classes), torch.arange(len(vectors))
+        classes = values["classes"]
+        dim = values["dim"]
+        ids = torch.arange(classes)
+        rows = torch.arange(len(vectors))
         bounds = torch.arange(classes + 1) * values["anchors"]
         bank = AnchorBank(
             vectors, bounds, ids, rows, torch.zeros(len(vectors))
@@ -125,7 +129,8 @@ class State:
 
 def parts(dim: int) -> Parts:
     """A generative model in which each direction varies alike, and weights of the size that training fits."""
-    zeros, eye = torch.zeros(dim, dtype=torch.float64), torch.eye(dim, dtype=torch.float64)
+    zeros = torch.zeros(dim, dtype=torch.float64)
+    eye = torch.eye(dim, dtype=torch.float64)
     shared = SharedGaussian(zeros, dim**0.5 * eye, zeros + 1.0, zeros + 1.0, zeros, 0.0 * eye)
     later = Gate(generative=0.1, text=0.2)
     return Parts(shared, PartWeights(0.5, 0.05, 0.2, later, later))

@@ -19,8 +19,10 @@ class _Compressed:
     kind = "ivf_pq"
 
     def __init__(self, index: Any, keys: Tensor) -> None:
-        self.index, self.keys = index, keys
-        self.dim, self.size = index.d, index.ntotal
+        self.index = index
+        self.keys = keys
+        self.dim = index.d
+        self.size = index.ntotal
 
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         scores, rows = self.index.search(queries.numpy(), k)

@@ -22,7 +22,10 @@ class _Table:
     kind = "lancedb ivf_pq"
 
     def __init__(self, table: Any, keys: Tensor, dim: int) -> None:
-        self.table, self.keys, self.dim, self.size = table, keys, dim, len(keys)
+        self.table = table
+        self.keys = keys
+        self.dim = dim
+        self.size = len(keys)
 
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         scores = torch.full((len(queries), k), float("-inf"))

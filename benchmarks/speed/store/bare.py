@@ -16,7 +16,8 @@ from benchmarks.speed.store.common import folder, head, schema, table, whole
 
 def prepare(inputs: Arrays, values: dict[str, Any]) -> Any:
     """Rows as Arrow; for reading, a table that holds them."""
-    rows, place = table(inputs, values), folder()
+    rows = table(inputs, values)
+    place = folder()
     database = lancedb.connect(place)
     if values["what"] == "read":
         database.create_table("t", schema=schema(values["dim"])).add(rows)
@@ -36,7 +37,8 @@ def run(state: Any) -> Arrays:
             merge.when_not_matched_insert_all().execute(rows)
         took = clock.read()
         first = made.search().where(f"text_hash = '{rows['text_hash'][0].as_py()}'").to_arrow()["vector"]
-        answer, all_of_it = head(first[0].as_py()), whole(place)
+        answer = head(first[0].as_py())
+        all_of_it = whole(place)
         database.drop_table("t")
         shutil.rmtree(place / "t.lance", ignore_errors=True)
         return {"head": answer, "whole": all_of_it, "_extra": took}

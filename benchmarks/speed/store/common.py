@@ -53,8 +53,10 @@ def whole(place: Path) -> Any:
     """How many rows the table "t" has, and the sum of all its numbers: read by lancedb itself, a batch at a time."""
     import lancedb
 
-    rows, total = 0, 0.0
+    rows = 0
+    total = 0.0
     for batch in lancedb.connect(place).open_table("t").search().select(["vector"]).to_batches(4_096):
         values = batch.column("vector").flatten().to_numpy(zero_copy_only=False)
-        rows, total = rows + batch.num_rows, total + float(values.astype(np.float64).sum())
+        rows = rows + batch.num_rows
+        total = total + float(values.astype(np.float64).sum())
     return np.array([rows, total])

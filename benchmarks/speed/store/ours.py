@@ -15,7 +15,8 @@ from vlltr_index.store.tables import Store
 
 def prepare(inputs: Arrays, values: dict[str, Any]) -> Any:
     """Rows as Arrow; for reading, a table that holds them."""
-    rows, place = table(inputs, values), folder()
+    rows = table(inputs, values)
+    place = folder()
     store = Store(place)
     if values["what"] == "read":
         store.create("t", schema(values["dim"]), "text_hash")

@@ -48,7 +48,8 @@ class Epoch:
             self.images = _Recorded(self.images, list(self._pixels()))
 
     def _pixels(self) -> Iterator[Tensor]:
-        config, labels = self.config, self.images.labels
+        config = self.config
+        labels = self.images.labels
         batches = epoch_batches(
             labels, config.batch_size, config.sampler_power, stream(config.seed, 0, "images")
         )
@@ -75,11 +76,9 @@ class _Recorded:
     """The pixels of an epoch, held in memory."""
 
     def __init__(self, images: TrainImages, pixels: list[Tensor]) -> None:
-        self.labels, self.num_classes, self.class_counts = (
-            images.labels,
-            images.num_classes,
-            images.class_counts,
-        )
+        self.labels = images.labels
+        self.num_classes = images.num_classes
+        self.class_counts = images.class_counts
         self._pixels = pixels
 
     def __len__(self) -> int:

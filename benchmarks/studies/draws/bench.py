@@ -36,7 +36,8 @@ from vlltr_index.tensors import cosine_logits
 __all__ = ["ADDITIONS", "IMAGE_SIDE", "TEXT_SIDE", "Bench", "prototypes", "sides"]
 
 ADDITIONS = {"5 images": 5, "1 image": 1, "text": 0}
-IMAGE_SIDE, TEXT_SIDE = "image side", "text side"
+IMAGE_SIDE = "image side"
+TEXT_SIDE = "text side"
 
 
 class Bench:
@@ -65,7 +66,8 @@ class Bench:
         problem = self._made(kinds, kinds)
         workspace = Workspace.open(self._base)
         snapshot = workspace.snapshot()
-        train, test = image_set(snapshot, "train"), image_set(snapshot, "test")
+        train = image_set(snapshot, "train")
+        test = image_set(snapshot, "test")
         ids, labels = torch.unique(train.class_ids, return_inverse=True)
         answers = torch.searchsorted(ids, test.class_ids)
         usable = rules(len(ids), *prototypes(workspace, ids))
@@ -82,7 +84,8 @@ class Bench:
 
     def without_images(self) -> dict[str, Any]:
         """Classes that a collection of others gets from their texts alone: the answers among them, beside zero-shot."""
-        others, kinds = self._drawn.others, self._drawn.kinds
+        others = self._drawn.others
+        kinds = self._drawn.kinds
         if problem := self._made(others, ()):
             return {"failed": problem, **self._report({}, 0), "rules": {}, "best simple": "zero-shot"}
         self._added(self._base, [NewClass(kind.name, kind.sentences) for kind in kinds])
@@ -108,7 +111,8 @@ class Bench:
 
     def additions(self) -> dict[str, Any]:
         """One more class, added and there from the start: share right of the others' images, and of its own."""
-        test, new = image_set(Workspace.open(self._base).snapshot(), "test"), self._new_features()
+        test = image_set(Workspace.open(self._base).snapshot(), "test")
+        new = self._new_features()
         found: dict[str, Any] = {"before": self._answered(self._base, test, new)[0]}
         for way, images in ADDITIONS.items():
             found[way] = {}
@@ -145,7 +149,8 @@ class Bench:
         self._command(place, "classes", "add", "--from", str(told), step="classes add")
 
     def _join(self, place: Path, images: int) -> None:
-        new, kinds = self._drawn.new, list(self._drawn.kinds)
+        new = self._drawn.new
+        kinds = list(self._drawn.kinds)
         if images:
             self._command(place, "ingest", "images", self._some(new, images), "--split", "train")
         else:
@@ -203,7 +208,8 @@ class Bench:
     def _command(self, workspace: Path | None, *words: str, step: str | None = None) -> str:
         """Run `vlltr` in this process and note its processor seconds under `step`; returns what it wrote."""
         where = [] if workspace is None else ["-w", str(workspace)]
-        started, written = time.process_time(), io.StringIO()
+        started = time.process_time()
+        written = io.StringIO()
         with contextlib.redirect_stdout(written):
             vlltr.main(args=["-q", "--json", *where, *words], prog_name="vlltr", standalone_mode=False)
         step = words[0] if step is None else step

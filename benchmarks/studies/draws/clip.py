@@ -22,12 +22,13 @@ from vlltr_index.encoders.encoder import Encoder
 
 __all__ = ["ClipGeometry", "clip_encoder"]
 
-WIDTH, NORM, SCALE = 512, 10.0, 100.0
-CLASS, NOISE = (
-    0.25,
-    0.9,
-)  # length of a class's own part and of what differs within it, beside a mean of length 1
-TEXT_CLASS, TEXT_NOISE = 0.4, 0.5  # the same of sentences
+WIDTH = 512
+NORM = 10.0
+SCALE = 100.0
+CLASS = 0.25  # length of a class's own part, beside a mean of length 1
+NOISE = 0.9  # length of what differs within a class
+TEXT_CLASS = 0.4  # the same of sentences
+TEXT_NOISE = 0.5
 SHARED = 0.8  # cosine of both towers' class parts
 _NAME = re.compile(r"kind-\d+-\d+")
 

@@ -20,12 +20,11 @@ from vlltr_index.tensors import cosine_logits, unit_rows
 
 __all__ = ["TEXTLESS", "Chosen", "choose", "discriminant", "folds", "rules"]
 
-ALPHAS, BETAS = (
-    (1.0, 0.5, 2.0, 5.0, 10.0, 20.0),
-    (5.5, 1.0, 3.0, 10.0, 20.0),
-)  # of Tip-Adapter; the first: its own
+ALPHAS = (1.0, 0.5, 2.0, 5.0, 10.0, 20.0)  # of Tip-Adapter, as BETAS; the first: its own
+BETAS = (5.5, 1.0, 3.0, 10.0, 20.0)
 CACHE = 16  # images a class in its cache
-FOLDS, WHOLE = 5, 5000  # from so many images on one fold is held out, not each
+FOLDS = 5
+WHOLE = 5000  # from so many images on one fold is held out, not each
 TEXTLESS = ("class means", "shrunk discriminant", "logistic regression")
 REGRESSED = 200  # classes at most: with more, logistic regression takes minutes a fold
 Scores = Iterator[tuple[str, Tensor]]
@@ -93,7 +92,8 @@ def logistic_regression(x: Tensor, y: Tensor, queries: Tensor) -> Scores:
     """scikit-learn's on normalised vectors, C = 100, each image weighing alike, and each class."""
     from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]  # it has no types
 
-    seen, asked = unit_rows(x).numpy(), unit_rows(queries).numpy()
+    seen = unit_rows(x).numpy()
+    asked = unit_rows(queries).numpy()
     for name, weight in (("plain", None), ("balanced", "balanced")):
         model = LogisticRegression(C=100.0, max_iter=1000, class_weight=weight).fit(seen, y.numpy())
         scores = torch.full((len(queries), int(y.max()) + 1), float("-inf"), dtype=torch.float64)
@@ -136,7 +136,8 @@ def choose(found: Mapping[str, Rule], x: Tensor, y: Tensor, queries: Tensor, see
         queries: Float [Q, D].
         seed: Of the folds.
     """
-    x, queries = x.double(), queries.double()
+    x = x.double()
+    queries = queries.double()
     held = folds(y, seed)
     chosen = {}
     for name, rule in found.items():

@@ -31,7 +31,8 @@ __all__ = [
 ]
 
 TEXTS = ("true", "swapped", "random", "none")
-LEAST_TEST, NEW_IMAGES = 3, 5  # test images a class at least; images of the class that is added
+LEAST_TEST = 3  # test images a class at least
+NEW_IMAGES = 5  # of the class that is added
 SENTENCES = 12  # of a class whose vectors have CLIP's geometry
 OTHERS = 10  # classes with images beside those without
 ALL_SHARE = 0.25  # of each class's training images, at least one
@@ -138,7 +139,8 @@ def _kind(pool: _Pool, setting: Setting, number: int) -> Kind:
 
 @cache
 def _glyphs(source: str, final: bool) -> list[_Pool]:
-    files, group = glyph_files(), "final" if final else "dev"
+    files = glyph_files()
+    group = "final" if final else "dev"
     texts = (
         json.loads(files.texts.read_text(encoding="utf-8"))
         if source == "train"
@@ -175,7 +177,8 @@ def with_texts(drawn: Draw, texts: str, number: int) -> Draw:
     `swapped` gives each class the name and the sentences of another, `random` words of other classes in their number,
     `none` takes the sentences away.
     """
-    chance, kinds = random.Random(f"{texts}:{number}"), drawn.kinds
+    chance = random.Random(f"{texts}:{number}")
+    kinds = drawn.kinds
     if texts == "swapped":
         order = list(range(len(kinds)))
         while any(at == to for at, to in enumerate(order)):

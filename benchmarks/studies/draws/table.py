@@ -33,7 +33,8 @@ def bound(values: Sequence[float], level: float = 0.95) -> float:
     """Return the upper end of the one-sided interval of the mean, by Student's t; of one value there is none."""
     if len(values) < 2:
         return math.nan
-    z, n = NormalDist().inv_cdf(level), len(values) - 1
+    z = NormalDist().inv_cdf(level)
+    n = len(values) - 1
     t = z + (z**3 + z) / (4 * n) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)  # Cornish and Fisher
     return fmean(values) + t * stdev(values) / math.sqrt(len(values))
 
@@ -150,7 +151,8 @@ def _added(rows: Sequence[Row]) -> list[str]:
     """Return a dash where every draw was refused: words stand in the place of figures then."""
     cells = []
     for way in ADDITIONS:
-        lost, recall = {}, {}
+        lost = {}
+        recall = {}
         for how in ("added", "joint"):
             told = [(a["before"], a[way][how]) for r in rows if (a := r.get("additions"))]
             pairs = [(before, found) for before, found in told if not isinstance(found, str)]

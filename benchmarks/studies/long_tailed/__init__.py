@@ -85,10 +85,12 @@ def run(data: str, seed: int, folder: Path, texts: str = "true", baseline: bool 
 def measure(workspace: Workspace, baseline: bool) -> dict[str, Any]:
     """Which test images each row has right, and what was decided; the image-only rows where there is a `baseline`."""
     snapshot = workspace.snapshot()
-    scorer, test = Model.open(snapshot), image_set(snapshot, "test")
+    scorer = Model.open(snapshot)
+    test = image_set(snapshot, "test")
     counts = training_counts(snapshot, scorer.class_ids)
     labels = class_positions(scorer.class_ids, test.class_ids)
-    fused, data = scorer.exhaustive(test.features), training_data(workspace, snapshot)
+    fused = scorer.exhaustive(test.features)
+    data = training_data(workspace, snapshot)
     plain, parts = rows_without_text(data, scorer, test.features)
     tempered = _tempered(data, scorer, test.features)
     rows = {METHOD: fused.probabilities, "image side": fused.by_image} | tempered | plain
@@ -134,7 +136,8 @@ def _tempered(data: StageTwoData, scorer: Model, features: Tensor) -> dict[str, 
 def weights_of(scorer: Model, features: Tensor, labels: Tensor, counts: Tensor) -> PartWeights:
     """What images of the test split would have weighed the parts, had they been the ones held out."""
     known = scorer.trained[labels]
-    some, position = features[known], scorer.trained.long().cumsum(0) - 1
+    some = features[known]
+    position = scorer.trained.long().cumsum(0) - 1
     parts = [
         logits(some)[:, scorer.trained]
         for logits in (scorer.visual_logits, scorer.log_likelihoods, scorer.text_logits)

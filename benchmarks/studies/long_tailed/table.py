@@ -14,7 +14,8 @@ from benchmarks.studies.workspaces import DATA, GLYPHS, NAMES, RECIPES, by_data
 __all__ = ["BY_FAMILY", "ORDER", "WEIGHED", "generated", "of_data", "parts", "summary", "write_rows"]
 
 WEIGHED = f"{METHOD}, had test images weighed"
-IMAGE_ONLY, ADJUSTED = "image-only", "image-only + logit adjustment"
+IMAGE_ONLY = "image-only"
+ADJUSTED = "image-only + logit adjustment"
 ORDER = (
     METHOD,
     WEIGHED,
@@ -89,7 +90,8 @@ def generated(runs: Runs, swapped: Runs = ()) -> str:
     seeds = ", ".join(str(r["seed"]) for r in runs)
     first = runs[0]
     families = len(set(first.get("groups", [])))
-    versions, machine = first["versions"], first["machine"]
+    versions = first["versions"]
+    machine = first["machine"]
     lines = [
         f"Data set `{first['dataset'][:16]}`, recipe `{first['recipe']}`, seeds {seeds}; "
         f"{len(first['counts']):,} test images; torch {versions['torch']}, open_clip {versions['open_clip_torch']}, "
@@ -173,7 +175,8 @@ def _decisions(runs: Runs) -> list[str]:
     heads = [*columns, "later, with images", "later, by text", "noise", "text_r2"]
     lines = ["| texts | seed | " + " | ".join(heads) + " |", "| --- | --- |" + " --- |" * len(heads)]
     for run in runs:
-        mine, unseen = run["decided"][METHOD], run["decided"]["of test images"]
+        mine = run["decided"][METHOD]
+        unseen = run["decided"]["of test images"]
         cells = [f"{mine[name]:.3g}" for name in columns]
         for name in more:
             met = mine[name]

@@ -69,10 +69,8 @@ from vlltr_index.tensors import class_positions, cosine_logits
 
 DRAWS = 3
 SHOTS = (1, 5)
-ALPHAS, BETAS = (
-    (0.5, 1.0, 2.0, 5.0, 10.0, 20.0),
-    (1.0, 3.0, 5.5, 10.0, 20.0),
-)  # of Tip-Adapter, chosen on split val
+ALPHAS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0)  # of Tip-Adapter, as BETAS; chosen on split val
+BETAS = (1.0, 3.0, 5.5, 10.0, 20.0)
 CACHE = 16  # images a class in its cache
 Row = dict[str, str]
 _log = logging.getLogger(__name__)
@@ -92,7 +90,8 @@ class Old:
     def load(cls, workspace: Workspace) -> Old:
         """Read a finished workspace."""
         snapshot = workspace.snapshot()
-        scorer, test = Model.open(snapshot), image_set(snapshot, "test")
+        scorer = Model.open(snapshot)
+        test = image_set(snapshot, "test")
         best = scorer.class_ids[scorer.exhaustive(test.features).probabilities.argmax(1)]
         return cls(workspace, scorer, test.features, test.class_ids, best == test.class_ids)
 
@@ -164,7 +163,8 @@ def _together(data: GlyphFiles, group_name: str, images: int, target: Path) -> t
     """Files of texts and images of all classes, the drawn support images in split train."""
     told = json.loads(data.texts.read_text(encoding="utf-8")) | data.heldout_classes(group_name)
     table = pq.read_table(data.images)
-    split, place = table["split"].to_pylist(), dict[str, list[int]]()
+    split = table["split"].to_pylist()
+    place = dict[str, list[int]]()
     for row, (which, label) in enumerate(zip(split, table["label"].to_pylist(), strict=True)):
         if which == f"{group_name}_support":
             place.setdefault(label, []).append(row)
@@ -172,7 +172,8 @@ def _together(data: GlyphFiles, group_name: str, images: int, target: Path) -> t
         for at in drawn(label, len(rows), images, 0):
             split[rows[at]] = "train"
     table = table.set_column(table.column_names.index("split"), "split", pa.array(split))
-    texts, pictures = target.with_suffix(".json"), target.with_suffix(".parquet")
+    texts = target.with_suffix(".json")
+    pictures = target.with_suffix(".parquet")
     texts.write_text(json.dumps(told), encoding="utf-8")
     pq.write_table(table.filter(pc.is_in(table["split"], pa.array(SPLITS))), pictures)
     return texts, pictures
@@ -240,7 +241,8 @@ def _added(
     if refitted:
         refit(workspace, workspace.recipe.lgr)
     snapshot = workspace.snapshot()
-    scorer, lookup = Model.open(snapshot), snapshot.class_table().lookup
+    scorer = Model.open(snapshot)
+    lookup = snapshot.class_table().lookup
     shutil.rmtree(workspace.path)
     return _row(scorer, lookup, group, old.test, old.test_owners, lost)
 
@@ -287,7 +289,8 @@ def at_equal_loss(
     Returns:
         Bool [N].
     """
-    others, mine = ~added, added.nonzero()[:, 0]
+    others = ~added
+    mine = added.nonzero()[:, 0]
     right = others.nonzero()[:, 0][old[:, others].argmax(1)] == owners
     room = (old[:, others].amax(1) - old[:, added].amax(1))[right].sort().values
     offset = room[lost] if lost < len(room) else torch.inf

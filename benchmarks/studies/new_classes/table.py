@@ -113,9 +113,12 @@ def _oracle_gaps(runs: Sequence[Result], oracles: Sequence[Result]) -> list[str]
 
 def _gains(runs: Sequence[Result]) -> list[str]:
     """Return each row beside the method before, the old classes losing as many images as they did then."""
-    lines, labels = [], np.asarray(runs[0]["labels"])
+    lines = []
+    labels = np.asarray(runs[0]["labels"])
     for name in ("text", "text + 1 image", "text + 5 images"):
-        now, then, lost = [], [], []
+        now = []
+        then = []
+        lost = []
         for run in runs:
             for label, row in _draws(run["before"].get("rows", {}), name).items():
                 now.append(_right(run, run["rows"][label], "right_at_equal_loss"))
