@@ -154,6 +154,7 @@ def _told(workspace: Workspace, texts: Texts) -> Model:
         ids = tx.class_table().lookup
         records = {ids(n): [SentenceRecord(n, s, "json") for s in told] for n, told in texts.items()}
         tx.replace("sentences", sentence_rows(records))
+        tx.delete("anchors", "true")  # they are of the sentences before
     embed(workspace)
     select(workspace, workspace.recipe.select)
     train_lgr_stage(workspace, workspace.recipe.lgr)
