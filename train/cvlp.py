@@ -20,7 +20,7 @@ from vlltr_index.tensors import unit_rows
 from vlltr_index.train.augment import BatchMixer
 from vlltr_index.train.data import TrainImages, TrainTexts
 from vlltr_index.train.distributed import gather_rows, in_parts, join_processes, world
-from vlltr_index.train.loop import Run, StageOne
+from vlltr_index.train.loop import ImageBatches, StageOne, TowerRun
 from vlltr_index.train.lora import adapted
 from vlltr_index.train.losses import (
     adjusted_cross_entropy,
@@ -132,12 +132,12 @@ def train_cvlp(
             config=config,
             log_scale=log_scale,
         )
-        run = Run(
+        run = TowerRun(
             name="train cvlp",
             config=config,
             encoder=encoder,
             module=module,
-            images=images,
+            batches=ImageBatches(images, config),
             objective=objective,
             run_dir=run_dir,
             progress=progress,
@@ -201,12 +201,12 @@ def train_image_only(
         )
         return loss, {"visual": loss}
 
-    log = Run(
+    log = TowerRun(
         name="train baseline fc",
         config=config,
         encoder=encoder,
         module=module,
-        images=images,
+        batches=ImageBatches(images, config),
         objective=objective,
         run_dir=run_dir,
         progress=progress,

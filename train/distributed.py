@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 # gradients keep the time-out of their backend, so that a process that hangs is noticed.
 _PATIENCE = timedelta(days=7)
 _waiting: dist.ProcessGroup | None = None
+_alone = False  # whether the first process is in the work of `by_first`, for which the others wait
 
 T = TypeVar("T")
 
@@ -75,20 +76,26 @@ def world() -> tuple[int, int]:
 def by_first(work: Callable[[], T]) -> T:
     """Do `work` in the first process and return its result, which can be pickled, in all processes.
 
+    Within `work` the first process does the work of another call by itself.
+
     Raises:
         PeerError: In the other processes, if `work` raises an error in the first.
     """
+    global _alone
     rank, processes = world()
-    if processes == 1:
+    if processes == 1 or _alone:
         return work()
     said: list[Any] = [None]
     if rank == 0:
+        _alone = True
         try:
             said = [(None, work())]
         except Exception as error:
             code = error.exit_code if isinstance(error, VlltrError) else 1
             dist.broadcast_object_list([(code, None)], group=_waiting)
             raise
+        finally:
+            _alone = False
     dist.broadcast_object_list(said, group=_waiting)
     code, result = said[0]
     if code is not None:

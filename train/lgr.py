@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,21 +14,20 @@ import torch
 from torch import Tensor, nn
 
 from vlltr_index.anchors.anss import class_means
-from vlltr_index.errors import VlltrError
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.lgr import CosineClassifier, LGRHead
 from vlltr_index.heads.weighing import fit_temperature, nll
 from vlltr_index.schemas.config import LGRConfig
 from vlltr_index.tensors import unit_rows, work_device
 from vlltr_index.train.augment import BatchMixer
-from vlltr_index.train.checkpoint import Log, load_state, save_state
+from vlltr_index.train.checkpoint import Log
 from vlltr_index.train.data import TrainImages
 from vlltr_index.train.distributed import join_processes
-from vlltr_index.train.loop import Run, check_finite
+from vlltr_index.train.loop import Batch, ImageBatches, Run, TowerRun, check_finite
 from vlltr_index.train.lora import adapted
 from vlltr_index.train.losses import adjusted_cross_entropy, sampler_prior
 from vlltr_index.train.sampling import epoch_batches, seed_of, steps_per_epoch, stream
-from vlltr_index.train.schedule import parameter_groups, set_rates
+from vlltr_index.train.schedule import Constant
 
 if TYPE_CHECKING:
     from vlltr_index.encoders.encoder import Encoder
@@ -44,15 +44,61 @@ BRANCHES = ("visual", "text")
 _PROJECTIONS = ("query_proj", "key_proj", "query_norm", "key_norm")
 
 
+@dataclass(frozen=True, eq=False)
+class StoredImages:
+    """Training images as stored vectors, with the anchors of their classes.
+
+    Attributes:
+        features: Float [V, N, D], V views of N images, unnormalised.
+        labels: Int64 [N], rows of the visual classifier.
+        bank: Anchors of the classes that have a sentence.
+        places: Int64 [C], the position in the bank of each row's class; -1 for a class without a sentence.
+    """
+
+    features: Tensor
+    labels: Tensor
+    bank: AnchorBank
+    places: Tensor
+
+
+class _VectorBatches:
+    """Batches of stored vectors, in which each image has one of its views at random.
+
+    Args:
+        images: The vectors, on the device to train on; their labels on the CPU.
+        config: Gives the sampler's power and the seed.
+        steps: Steps of an epoch.
+        size: Images of a step.
+    """
+
+    def __init__(self, images: StoredImages, config: LGRConfig, steps: int, size: int) -> None:
+        self.steps = steps
+        self._images = images
+        self._config = config
+        self._size = size
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Yield the batches of an epoch, counted from 0."""
+        seed = self._config.seed
+        features = self._images.features
+        draws = stream(seed, epoch, "lgr")
+        batches = epoch_batches(
+            self._images.labels, self._size, self._config.sampler_power, draws, steps=self.steps
+        )
+        chosen = torch.randint(len(features), batches.shape, generator=stream(seed, epoch, "views"))
+        generator = stream(seed, epoch, "anchors")
+        for positions, views in zip(batches, chosen, strict=True):
+            columns = positions.to(features.device, non_blocking=True)
+            rows = features[views.to(features.device, non_blocking=True), columns]
+            yield Batch(rows.float(), positions, generator)
+
+
 def train_until(
     head: LGRHead,
-    features: Tensor,
-    labels: Tensor,
-    bank: AnchorBank,
+    images: StoredImages,
     config: LGRConfig,
     stop: int | tuple[Tensor, Tensor] | None,
     *,
-    places: Tensor,
     branches: Sequence[str] = BRANCHES,
     run_dir: Path | None = None,
     progress: Progress | None = None,
@@ -71,16 +117,13 @@ def train_until(
 
     Args:
         head: The head to train, in place.
-        features: Float [V, N, D], V views of N images, unnormalised.
-        labels: Int64 [N], best on the CPU, rows of the visual classifier.
-        bank: Anchors of the classes that have a sentence.
-        config: The recipe's `lgr` section; `tune` is ignored.
+        images: The training images.
+        config: The recipe's `lgr` section; `tune`, `precision` and `clip_grad` are ignored.
         stop: Number of steps; or features float [M, D] and labels int64 [M] of held-out images; or None for
             `config.epochs` with a cosine schedule.
-        places: Int64 [C], the position in the bank of each row's class; -1 for a class without a sentence.
         branches: The branches that are trained, and whose held-out loss counts: `visual`, `text` or both.
         run_dir: Folder for the state after each epoch, from which an interrupted run goes on; its name must identify
-            all that the run depends on. None, also with a held-out loss, saves no state.
+            all that the run depends on. None saves no state, which a held-out loss asks for.
         progress: Called after every step.
 
     Returns:
@@ -91,49 +134,59 @@ def train_until(
         VlltrError: The loss, or a weight at the end, is not finite.
         WorkspaceError: The state in `run_dir` is damaged.
     """
-    home = features.device
-    device = work_device(features)
-    log = Log()
-    steady = None if stop is None else max(steps_per_epoch(len(labels), config.batch_size), _LEAST_STEPS)
-    epochs = config.epochs
-    if steady is not None:
-        epochs = max(round(stop / steady), 1) if isinstance(stop, int) else _MOST_CHECKS
+    home = images.features.device
+    device = work_device(images.features)
     head = head.to(device)
-    features = features.to(device)
-    labels = labels.cpu()
-    places = places.cpu()
-    anchors = _training_anchors(
-        features, places[labels], bank, logit_scale=float(head.logit_scale.detach()), config=config
+    images = replace(
+        images, features=images.features.to(device), labels=images.labels.cpu(), places=images.places.cpu()
     )
+    steps = steps_per_epoch(len(images.labels), config.batch_size)
+    size = config.batch_size
+    epochs = config.epochs
+    schedule = None
+    if stop is not None:
+        steps = max(steps, _LEAST_STEPS)
+        size = min(size, len(images.labels))
+        epochs = max(round(stop / steps), 1) if isinstance(stop, int) else _MOST_CHECKS
+        schedule = Constant(_WARM_STEPS)
     objective = _HeadLoss(
-        head=head, anchors=anchors, labels=labels, config=config, places=places, branches=branches
+        head=head,
+        anchors=_training_anchors(images, float(head.logit_scale.detach()), config),
+        labels=images.labels,
+        config=config,
+        places=images.places,
+        branches=branches,
     )
-    rates = dict.fromkeys(_PROJECTIONS, config.projection_lr)
-    groups = parameter_groups(head.named_parameters(), config.lr, config.weight_decay, rates)
-    optimizer = torch.optim.AdamW(groups, fused=True)
     stopping = None
     if isinstance(stop, tuple):
-        stopping = _EarlyStopping(head, partial(objective.held_out, stop[0], stop[1].cpu(), bank.to(device)))
-    for epoch in range(load_state(run_dir, head, optimizer, log), epochs):
-        entry = _head_epoch(
-            epoch, features, objective, optimizer, progress=progress, epochs=epochs, steady=steady
-        )
-        log.append(entry)
-        save_state(run_dir, head, optimizer, log)
-        if stopping is not None:
-            log[-1]["held_out"] = stopping.measure(epoch + 1)
-            if stopping.converged:
-                break
+        held_out = partial(objective.held_out, stop[0], stop[1].cpu(), images.bank.to(device))
+        stopping = _EarlyStopping(head, held_out)
+    log = Run(
+        name="train lgr",
+        config=config.model_copy(update={"epochs": epochs, "clip_grad": None}),
+        module=head,
+        batches=_VectorBatches(images, config, steps, size),
+        objective=objective,
+        run_dir=run_dir,
+        progress=progress,
+        log_scale=head.log_logit_scale,
+        max_scale=config.max_scale,
+        rates=dict.fromkeys(_PROJECTIONS, config.projection_lr),
+        schedule=schedule,
+        callbacks=[] if stopping is None else [stopping],
+    ).train()
     if stopping is not None:
         stopping.restore()
     check_finite(head, "train lgr")
-    if log and steady:
-        log[-1]["best"] = float((epochs if stopping is None else stopping.best) * steady)
+    if stop is not None:
+        for entry in log:
+            entry["steps"] = entry["epoch"] * steps
+        log[-1]["best"] = float((epochs if stopping is None else stopping.best) * steps)
     return head.to(home).eval(), log
 
 
 class _EarlyStopping:
-    """Keep the state that a head has at its lowest held-out loss, and say when that has converged.
+    """Callback that ends a run when its held-out loss has converged, and keeps the state at the lowest one.
 
     Args:
         head: The head, before its first step.
@@ -142,77 +195,26 @@ class _EarlyStopping:
 
     def __init__(self, head: nn.Module, held_out: Callable[[], float]) -> None:
         self.best = 0
-        self.converged = False
+        self._epochs = 0
         self._head = head
         self._held_out = held_out
         self._lowest = held_out()
         self._state = deepcopy(head.state_dict())
 
-    def measure(self, checks: int) -> float:
-        """Return the loss after so many checks, the first being 1."""
+    def __call__(self, entry: dict[str, float]) -> bool:
+        """Add the loss to an epoch's entry as `held_out`; say whether it has converged."""
+        self._epochs += 1
         loss = self._held_out()
+        entry["held_out"] = loss
         if loss < min((1.0 - _GAIN) * self._lowest, self._lowest - _LEAST_GAIN):
-            self.best = checks
+            self.best = self._epochs
             self._lowest = loss
             self._state = deepcopy(self._head.state_dict())
-        self.converged = checks - self.best >= _PATIENCE
-        return loss
+        return self._epochs - self.best >= _PATIENCE
 
     def restore(self) -> None:
         """Give the head the state at the lowest loss."""
         self._head.load_state_dict(self._state)
-
-
-def _head_epoch(
-    epoch: int,
-    features: Tensor,
-    objective: _HeadLoss,
-    optimizer: torch.optim.Optimizer,
-    progress: Progress | None,
-    epochs: int,
-    steady: int | None,
-) -> dict[str, float]:
-    """Train for one of `epochs` over stored vectors, or for `steady` steps at a constant rate; return the log's entry.
-
-    Raises:
-        VlltrError: The loss is not finite.
-    """
-    config = objective.config
-    head = objective.head
-    device = head.log_logit_scale.device
-    draws = stream(config.seed, epoch, "lgr")
-    size = min(config.batch_size, len(objective.labels)) if steady else config.batch_size
-    batches = epoch_batches(objective.labels, size, config.sampler_power, generator=draws, steps=steady)
-    chosen = torch.randint(features.shape[0], batches.shape, generator=stream(config.seed, epoch, "views"))
-    dropping = stream(config.seed, epoch, "anchors")
-    total = len(batches) * epochs
-    warmup = round(len(batches) * config.warmup_epochs)
-    sums: dict[str, Tensor] = {}
-    for done, (positions, view) in enumerate(zip(batches, chosen, strict=True), epoch * len(batches)):
-        if steady:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * min(1.0, (done + 1) / _WARM_STEPS)
-        else:
-            set_rates(optimizer, done, total, warmup=warmup, min_lr=config.min_lr)
-        rows = features[view.to(device, non_blocking=True), positions.to(device, non_blocking=True)]
-        loss, parts = objective(rows.float(), positions, dropping)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        if config.max_scale is not None:
-            head.clamp_scale_(config.max_scale)
-        for key, value in {"loss": loss, **parts}.items():
-            sums[key] = sums.get(key, 0.0) + value.detach()
-        if progress:
-            progress("train lgr", done + 1, total)
-    means = {key: float(value) / len(batches) for key, value in sums.items()}
-    if not means["loss"] < float("inf"):
-        raise VlltrError(f"train lgr: the loss is {means['loss']} in epoch {epoch + 1}", "Try a lower lgr.lr")
-    scale = float(head.logit_scale.detach())
-    entry = {**means, "epoch": epoch + 1.0, "scale": scale, "lr": optimizer.param_groups[0]["lr"]}
-    if steady:
-        entry["steps"] = float((epoch + 1) * steady)
-    return entry
 
 
 def tune_visual(
@@ -278,12 +280,12 @@ def tune_visual(
         module = nn.ModuleDict({"head": head, "tower": tower} if learns else {"head": head})
         rates = {f"head.{name}": config.projection_lr for name in _PROJECTIONS}
         rates["tower."] = config.encoder_lr
-        log = Run(
+        log = TowerRun(
             name="train lgr",
             config=config,
             encoder=encoder,
             module=module,
-            images=images,
+            batches=ImageBatches(images, config),
             objective=objective,
             run_dir=run_dir,
             progress=progress,
@@ -332,10 +334,11 @@ def new_head(
     return head
 
 
-def _training_anchors(
-    features: Tensor, places: Tensor, bank: AnchorBank, logit_scale: float, config: LGRConfig
-) -> TrainingAnchors:
-    """Add strays to the anchors; `places`, int64 [N], are the images' classes in the bank, -1 for none."""
+def _training_anchors(images: StoredImages, logit_scale: float, config: LGRConfig) -> TrainingAnchors:
+    """Add strays to the anchors, for the device of the images."""
+    bank = images.bank
+    features = images.features
+    places = images.places[images.labels]
     told = (places >= 0).nonzero()[:, 0]
     classes, means = class_means(features[0, told.to(features.device)], places[told])
     centres = torch.zeros(bank.num_classes, bank.dim, dtype=means.dtype)
@@ -347,7 +350,7 @@ def _training_anchors(
         share=config.strays,
         generator=stream(config.seed, "strays"),
     )
-    return TrainingAnchors(noisy.to(work_device(features)), len(bank.vectors), config.anchor_dropout)
+    return TrainingAnchors(noisy.to(features.device), len(bank.vectors), config.anchor_dropout)
 
 
 class _HeadLoss:

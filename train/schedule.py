@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
+
+Schedule = Callable[[float, int], float]
+"""Gives the learning rate by its peak and the step, counted from 0."""
 
 
 def cosine_factor(step: int, total: int, warmup: int, floor: float = 0.0) -> float:
@@ -21,14 +25,38 @@ def cosine_factor(step: int, total: int, warmup: int, floor: float = 0.0) -> flo
     return floor + (1.0 - floor) * fallen
 
 
-def set_rates(optimizer: Optimizer, step: int, total: int, warmup: int, min_lr: float) -> None:
-    """Set the learning rate of each group of `parameter_groups` for a step, by `cosine_factor`.
+@dataclass(frozen=True)
+class Cosine:
+    """Schedule of `total` steps by `cosine_factor`, the first `warmup` of them linear.
 
-    A rate ends at `min_lr`; a group with a lower peak stays at its peak.
+    A rate ends at `min_lr`; one with a lower peak stays at its peak.
     """
+
+    total: int
+    warmup: int
+    min_lr: float
+
+    def __call__(self, peak: float, step: int) -> float:
+        """Compute the rate."""
+        floor = min(1.0, self.min_lr / peak)
+        return peak * cosine_factor(step, self.total, self.warmup, floor)
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Schedule that stays at the peak after `warmup` linear steps."""
+
+    warmup: int
+
+    def __call__(self, peak: float, step: int) -> float:
+        """Compute the rate."""
+        return peak * min(1.0, (step + 1) / self.warmup)
+
+
+def set_rates(optimizer: Optimizer, schedule: Schedule, step: int) -> None:
+    """Set the learning rate of each group of `parameter_groups` for a step."""
     for group in optimizer.param_groups:
-        floor = min(1.0, min_lr / group["peak"])
-        group["lr"] = group["peak"] * cosine_factor(step, total, warmup, floor)
+        group["lr"] = schedule(group["peak"], step)
 
 
 def parameter_groups(

@@ -34,7 +34,7 @@ from vlltr_index.heads.weighing import (
 )
 from vlltr_index.schemas.config import LGRConfig
 from vlltr_index.tensors import unit_rows
-from vlltr_index.train.lgr import new_head, train_until
+from vlltr_index.train.lgr import StoredImages, new_head, train_until
 from vlltr_index.train.stage_two_data import StageTwoData, with_matching_text
 from vlltr_index.wording import many
 
@@ -121,10 +121,10 @@ def fit_stage_two(
     rows = data.rows
     seen = _learned(data, branches)
     if steps:
+        images = _stored(data, seen)
         head, log = train_until(
-            head, data.features[:, seen], data.labels[seen], bank=data.bank, config=config, stop=steps,
-            places=data.places, branches=branches, run_dir=run_dir, progress=progress,
-        )  # fmt: skip
+            head, images, config, steps, branches=branches, run_dir=run_dir, progress=progress
+        )
     _keep_rows(head.cpu(), rows)
     parts = replace(parts, shared=parts.shared.to("cpu"))
     return StageTwoResult(head=head.eval(), parts=parts, log=log, notes=notes, rows=rows)
@@ -275,10 +275,8 @@ def _fold(
     log = list[dict[str, float]]()
     if branches:
         seen = rest & _learned(data, branches)
-        head, log = train_until(
-            head, data.features[:, seen], data.labels[seen], bank=data.bank, config=config,
-            stop=(plain, labels), places=data.places, branches=branches, progress=progress,
-        )  # fmt: skip
+        images = _stored(data, seen)
+        head, log = train_until(head, images, config, (plain, labels), branches=branches, progress=progress)
     return _judged(data, out, models, head, steps=int(log[-1]["best"]) if log else 0)
 
 
@@ -286,6 +284,11 @@ def _learned(data: StageTwoData, branches: Sequence[str]) -> Tensor:
     """Return the images that a head learns from, bool [N]: of classes with a row and, for text alone, a sentence."""
     of = data.rows if "visual" in branches else data.rows & (data.places >= 0)
     return of[data.labels]
+
+
+def _stored(data: StageTwoData, chosen: Tensor) -> StoredImages:
+    """Return the images `chosen`, bool [N], for the training of a head."""
+    return StoredImages(data.features[:, chosen], data.labels[chosen], data.bank, data.places)
 
 
 def _rest(data: StageTwoData, out: Tensor) -> Tensor:

@@ -137,7 +137,7 @@ def train(folder: Path, classes: int) -> Facts:
     from vlltr_index.heads.checkpoint import SavedHead, save_head
     from vlltr_index.recognition.state import ModelState
     from vlltr_index.store.workspace import Workspace
-    from vlltr_index.train.lgr import new_head, train_until
+    from vlltr_index.train.lgr import StoredImages, new_head, train_until
 
     facts = dict[str, Any]()
     workspace = Workspace.open(folder)
@@ -159,7 +159,8 @@ def train(folder: Path, classes: int) -> Facts:
             raise StopAsyncIteration
 
     with timed(facts, "20 steps with what precedes them"), suppress(StopAsyncIteration):
-        train_until(head, features[None], labels, bank, config, STEPS, places=labels, progress=enough)
+        images = StoredImages(features[None], labels, bank, labels)
+        train_until(head, images, config, STEPS, progress=enough)
     head.eval()
     facts["one step"] = {"cpu_seconds": round(float(np.median(np.diff(times))), 3)}
     names = snapshot.commit.text_fp or "", snapshot.commit.image_fp or ""

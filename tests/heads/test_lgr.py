@@ -308,12 +308,11 @@ def test_visual_heads() -> None:
     assert str(error.value) == "visual must be 'linear', 'mlp' or 'cosine', got 'deep'"
 
 
-def test_scale_is_a_multiplier_clamped_in_place() -> None:
-    """The stored logarithm is clamped to ln 100 by the method alone, and learned only on request."""
+def test_scale_is_a_multiplier() -> None:
+    """Its logarithm is stored, and learned only on request."""
     head = LGRHead(4, 1, logit_scale=250.0, learn_scale=True)
     assert head.logit_scale.item() == pytest.approx(250.0)
-    head.clamp_scale_()
-    assert head.log_logit_scale.item() == pytest.approx(math.log(100.0))
+    assert head.log_logit_scale.item() == pytest.approx(math.log(250.0))
     assert head.log_logit_scale.requires_grad
     assert not LGRHead(4, 1).log_logit_scale.requires_grad
 

@@ -17,6 +17,7 @@ from vlltr_index.pipelines.ingest import ingest_images, ingest_text
 from vlltr_index.schemas.config import AugmentConfig
 from vlltr_index.schemas.recipes import load_recipe, override
 from vlltr_index.store.workspace import Workspace
+from vlltr_index.train.checkpoint import Log
 from vlltr_index.train.data import TrainImages, TrainTexts
 
 COUNTS = (20, 12, 8, 6, 4, 3, 2, 1)
@@ -113,3 +114,8 @@ def same_weights(one: Encoder, other: Encoder) -> bool:
     """Whether all weights and buffers are equal to the last bit."""
     first, second = one.model.state_dict(), other.model.state_dict()
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def untimed(log: Log) -> Log:
+    """The log of a training without what the clock says."""
+    return [{k: v for k, v in entry.items() if k not in {"seconds", "images_per_s"}} for entry in log]

@@ -21,7 +21,14 @@ from vlltr_index.train.augment import BatchMixer
 from vlltr_index.train.checkpoint import STATE
 from vlltr_index.train.cvlp import train_cvlp, train_image_only
 from vlltr_index.train.data import TrainImages
-from vlltr_index.train.distributed import gather_rows, join_processes, own_part, share_batch_norm, world
+from vlltr_index.train.distributed import (
+    by_first,
+    gather_rows,
+    join_processes,
+    own_part,
+    share_batch_norm,
+    world,
+)
 from vlltr_index.train.sampling import stream
 
 pytestmark = pytest.mark.slow
@@ -74,6 +81,10 @@ def arithmetic() -> None:
     torch.testing.assert_close(own.grad / 2, 3 * rows[own_part(4)].pow(2))
     with pytest.raises(ConfigError, match=r"5 cannot be shared out evenly among 2 processes\n.*batch_size=4"):
         own_part(5)
+    assert by_first(lambda: by_first(world)) == (
+        0,
+        2,
+    )  # where the second call met the others, both would wait
     with pytest.raises(ConfigError, match="several processes on CPUs cannot share the statistics"):
         share_batch_norm(nn.Sequential(nn.BatchNorm2d(3)), torch.device("cpu"))
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from vlltr_index.train.losses import sampler_prior
 from vlltr_index.train.sampling import epoch_batches, seed_of, steps_per_epoch, stream
-from vlltr_index.train.schedule import parameter_groups, set_rates
+from vlltr_index.train.schedule import Constant, Cosine, parameter_groups, set_rates
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
@@ -50,11 +50,17 @@ def test_the_rate_ends_at_its_floor() -> None:
     groups = [{"params": [high], "peak": 4e-3}, {"params": [low], "peak": 1e-4}]
     optimizer = torch.optim.AdamW(groups)
     for step in range(111):
-        set_rates(optimizer, step, 110, 10, min_lr=1e-3)
+        set_rates(optimizer, Cosine(110, warmup=10, min_lr=1e-3), step)
         fallen = 0.5 * (1 + math.cos(math.pi * (step - 10) / 100))
         expected = 4e-3 * (step + 1) / 11 if step < 10 else 1e-3 + 3e-3 * fallen
         assert optimizer.param_groups[0]["lr"] == pytest.approx(expected)
         assert optimizer.param_groups[1]["lr"] == pytest.approx(1e-4 * min(1, (step + 1) / 11))
+
+
+def test_a_constant_rate_comes_after_its_warm_up() -> None:
+    """The first step is never zero, and from the last of the warm-up on the rate is the peak."""
+    schedule = Constant(4)
+    assert [schedule(2.0, step) for step in range(6)] == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
 
 
 def test_only_matrices_decay_and_prefixes_set_rates() -> None:

@@ -110,11 +110,6 @@ class LGRHead(nn.Module):
         """Factor of an anchor's loss, which is subtracted from its attention logit."""
         return 0.0 if self.log_beta is None else float(self.log_beta.detach().exp())
 
-    @torch.no_grad()
-    def clamp_scale_(self, maximum: float = 100.0) -> None:
-        """Clamp the multiplier to at most `maximum`, in place; call it after each optimizer step."""
-        self.log_logit_scale.clamp_(max=math.log(maximum))
-
     def visual_logits(self, image_features: Tensor) -> Tensor:
         """Compute the visual classifier's logits [B, C_v], float32 at least, of features float [B, D], unnormalised."""
         features = self._features(image_features)

@@ -32,7 +32,7 @@ from vlltr_index.store.holdout import HeldOut, read_held_out
 from vlltr_index.tensors import choose_device, class_positions, device_name, memory_mended_by
 from vlltr_index.train.data import TrainImages
 from vlltr_index.train.distributed import by_first, first_then_all, meet
-from vlltr_index.train.lgr import new_head, train_until, tune_visual
+from vlltr_index.train.lgr import StoredImages, new_head, train_until, tune_visual
 from vlltr_index.train.loop import StageOne
 from vlltr_index.train.stage_two import StageTwoResult, fit_stage_two, weigh, without_images
 from vlltr_index.train.stage_two_data import StageTwoData
@@ -126,10 +126,9 @@ def _train_head(
             class_ids, labels = torch.unique(first.class_ids, return_inverse=True)
             bank = _trained_bank(snapshot, loaded, class_ids)
             init = _visual_init(workspace, commit.checkpoint, class_ids)
-            head, log = train_until(
-                new_head(bank, config, init, commit.logit_scale), features, labels, bank, config=config, stop=None,
-                places=torch.arange(bank.num_classes), run_dir=folder, progress=progress,
-            )  # fmt: skip
+            images = StoredImages(features, labels, bank, torch.arange(bank.num_classes))
+            start = new_head(bank, config, init, commit.logit_scale)
+            head, log = train_until(start, images, config, None, run_dir=folder, progress=progress)
             decision = StageTwoResult(head, None, log)
         report = _commit_head(
             workspace, config, decision, class_ids, images=first, before=before, resumed=resumed, command=command

@@ -10,7 +10,7 @@ import torch
 from benchmarks.speed.harness import Arrays
 from benchmarks.speed.lgr_common import DEVICE, bank_of, wait
 from vlltr_index.schemas.config import LGRConfig
-from vlltr_index.train.lgr import new_head, train_until
+from vlltr_index.train.lgr import StoredImages, new_head, train_until
 
 
 def prepare(inputs: Arrays, values: dict[str, Any]) -> Any:
@@ -23,8 +23,8 @@ def run(state: Any) -> Arrays:
     """Ten batches of the epoch."""
     features, labels, bank = state
     config = LGRConfig(epochs=1, batch_size=128)
-    places = torch.arange(bank.num_classes)
     head = new_head(bank, config, None, 50.0)
-    _, log = train_until(head, features, labels, bank, config, None, places=places)
+    images = StoredImages(features, labels, bank, torch.arange(bank.num_classes))
+    _, log = train_until(head, images, config, None)
     wait()
     return {"loss": np.array([log[-1]["loss"]])}
