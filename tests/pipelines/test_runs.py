@@ -97,8 +97,8 @@ def test_new_training_images_are_not_committed_over(drawn: Workspace, tmp_path: 
     )
     (folder,) = (drawn.path / "runs").iterdir()
     assert caught.value.hint == (
-        "Run the same command again to train on what is there now. The finished run is kept in"
-        f" {folder}: once the change is undone, the same command commits it without training."
+        "Run the same command again to train on what is there now. What was trained is kept in"
+        f" {folder}: once the change is undone, the same command goes on from there."
     )
     assert len(commits(drawn)) == len(before) + 1
     with drawn.transaction("undo") as tx:

@@ -26,6 +26,7 @@ from vlltr_index.schemas.tables import sentence_vectors_name
 from vlltr_index.tensors import choose_device, class_positions, cosine_logits
 from vlltr_index.train.cvlp import train_image_only
 from vlltr_index.train.data import TrainImages
+from vlltr_index.train.distributed import own_part
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.config import BaselineConfig, BaselinesConfig
@@ -141,14 +142,14 @@ def train_baseline_stage(
         ConfigError: If the batch cannot be shared out among the processes.
     """
     recipe = workspace.recipe
-    with training.training_run(
-        workspace,
-        "train baseline fc",
-        config.batch_size,
-        resume,
-        key=lambda _, data: training.run_key("baseline-fc", recipe, config, data),
-        facts=training.image_facts,
-    ) as run:
+
+    def prepare(snapshot: Snapshot) -> tuple[training.TrainingSet, str]:
+        data = training.training_set(snapshot, with_texts=False)
+        own_part(config.batch_size)
+        return data, training.run_key("baseline-fc", recipe, config, data)
+
+    command = "train baseline fc"
+    with training.training_run(workspace, command, resume, prepare, facts=training.image_facts) as run:
         encoder = training.starting_encoder(recipe, [["a"]], config.seed)
         data = run.data
         images = TrainImages(data.sources, data.labels, encoder, config.augment, workers=config.workers)
@@ -160,9 +161,7 @@ def train_baseline_stage(
             return digest
 
         digest = run.commit(keep)
-    return training.stage_report(
-        "baseline fc", digest, data, epochs=config.epochs, resumed=run.resumed, stage=stage
-    )
+    return training.stage_report(run, "baseline fc", digest, data, stage=stage, epochs=config.epochs)
 
 
 def train_baseline(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vlltr_index.embedding.loading import image_vectors_of, usable_images
@@ -13,7 +14,7 @@ from vlltr_index.schemas.config import CVLPConfig
 from vlltr_index.store.holdout import HeldOut, choose_held_out_classes, without_names
 from vlltr_index.train.cvlp import train_cvlp
 from vlltr_index.train.data import TrainImages, TrainTexts
-from vlltr_index.train.distributed import by_first, meet
+from vlltr_index.train.distributed import by_first, meet, own_part
 
 if TYPE_CHECKING:
     from vlltr_index.encoders.encoder import Encoder
@@ -50,18 +51,14 @@ def train_cvlp_stage(
     if config.tune == "text":
         meet()
         by_first(lambda: _embed_first(workspace, progress))
-    with training.training_run(
-        workspace,
-        "train cvlp",
-        config.batch_size,
-        resume,
-        key=lambda snapshot, data: training.run_key(
-            "cvlp", recipe, config, _parted(snapshot, data, config)[1]
-        ),
-        facts=_facts,
-        with_texts=True,
-    ) as run:
-        held, data = _parted(run.snapshot, run.data, config)
+
+    def prepare(snapshot: Snapshot) -> tuple[tuple[training.TrainingSet, HeldOut], str]:
+        data, held = _parted(snapshot, training.training_set(snapshot), config)
+        own_part(config.batch_size)
+        return (data, held), training.run_key("cvlp", recipe, config, data)
+
+    with training.training_run(workspace, "train cvlp", resume, prepare, facts=_facts) as run:
+        data, held = run.data
         encoder = training.starting_encoder(recipe, data.texts, config.seed)
         if config.tune == "text":
             images = _stored_images(run.snapshot, data, encoder)
@@ -79,16 +76,8 @@ def train_cvlp_stage(
             return digest
 
         digest = run.commit(keep)
-    return training.stage_report(
-        "cvlp",
-        digest,
-        data,
-        epochs=config.epochs,
-        resumed=run.resumed,
-        stage=stage,
-        held_images=len(held.images),
-        held_classes=len(held.classes),
-    )
+    report = training.stage_report(run, "cvlp", digest, data, stage=stage, epochs=config.epochs)
+    return replace(report, held_images=len(held.images), held_classes=len(held.classes))
 
 
 def _facts(snapshot: Snapshot) -> dict[str, object]:
@@ -122,14 +111,14 @@ def _stored_images(snapshot: Snapshot, data: training.TrainingSet, encoder: Enco
 
 def _parted(
     snapshot: Snapshot, data: training.TrainingSet, config: CVLPConfig
-) -> tuple[HeldOut, training.TrainingSet]:
-    """Split the training set into what is held out and the rest."""
+) -> tuple[training.TrainingSet, HeldOut]:
+    """Split off what is held out of the training set."""
     names = snapshot.class_table().names
     ids = data.class_ids.tolist()
     counts = {names[i]: n for i, n in zip(ids, data.counts.tolist(), strict=True)}
     apart = set(choose_held_out_classes(counts)) if config.hold_out_classes else set()
     held = training.hold_out(data, config.hold_out, frozenset(i for i in ids if names[i] in apart))
-    return held, training.without(data, held, _texts(data, names, held.classes))
+    return training.without(data, held, _texts(data, names, held.classes)), held
 
 
 def _texts(data: training.TrainingSet, names: Mapping[int, str], apart: frozenset[int]) -> list[list[str]]:

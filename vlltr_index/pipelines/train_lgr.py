@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import compress
@@ -25,13 +24,13 @@ from vlltr_index.heads.checkpoint import SavedHead, save_head
 from vlltr_index.heads.units import units_of
 from vlltr_index.pipelines import training
 from vlltr_index.recognition.model import Model
-from vlltr_index.recognition.state import Anchors, ModelState
+from vlltr_index.recognition.state import ModelState
 from vlltr_index.schemas.config import LGRConfig, SelectConfig
 from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.store.holdout import HeldOut, read_held_out
 from vlltr_index.tensors import choose_device, class_positions, device_name, memory_mended_by
 from vlltr_index.train.data import TrainImages
-from vlltr_index.train.distributed import by_first, first_then_all, meet
+from vlltr_index.train.distributed import by_first, meet, own_part
 from vlltr_index.train.lgr import StoredImages, new_head, train_until, tune_visual
 from vlltr_index.train.loop import StageOne
 from vlltr_index.train.stage_two import StageTwoResult, fit_stage_two, weigh, without_images
@@ -77,75 +76,123 @@ def train_lgr_stage(
     return by_first(lambda: _train_head(workspace, config, progress=progress, resume=resume, command=command))
 
 
+@dataclass(frozen=True, eq=False)
+class _HeadData:
+    """What a head is trained on.
+
+    Attributes:
+        state: The commit's anchors.
+        images: The training images with their plain vectors; None where there is none.
+        features: Float [V, N, D], their views, the plain one first.
+    """
+
+    state: ModelState
+    images: loading.ImageSet | None
+    features: Tensor
+
+
 def _train_head(
     workspace: Workspace, config: LGRConfig, progress: Progress | None, resume: bool, command: str
 ) -> training.TrainReport:
-    loading.run_folder(workspace)
-    snapshot = workspace.snapshot()
-    ours = workspace.recipe.fusion.rule == "ours"
-    commit = snapshot.commit
-    loaded = ModelState(snapshot).anchors
-    before = _facts(snapshot)
+    def prepare(snapshot: Snapshot) -> tuple[_HeadData, str]:
+        data = _head_data(snapshot, config)
+        facts = [
+            _facts(snapshot),
+            config.model_dump(mode="json"),
+            snapshot.recipe.lgr.augment.model_dump(mode="json"),
+            snapshot.commit.logit_scale,
+            snapshot.recipe.fusion.rule,
+            snapshot.commit.info.model_dump(mode="json")["select"],
+            snapshot.commit.tables.get("sentences"),
+            [hashlib.sha256(view.contiguous().numpy().data).hexdigest() for view in data.features],
+        ]
+        return data, f"lgr-{short(digest_json(facts))}"
+
+    with training.training_run(workspace, command, resume, prepare, facts=_facts) as run:
+        with memory_mended_by(command, _LESS_MEMORY):
+            decision, class_ids = _fit_head(run, config, progress)
+
+        def keep(tx: Transaction) -> str:
+            fps = tx.commit.text_fp or "", tx.commit.image_fp or ""
+            saved = SavedHead(decision.head, class_ids, *fps, decision.parts)
+            if run.data.images is not None:
+                _keep_stats(tx, run.data.images, saved.image_fp)
+            tx.note(merged={})
+            return _keep_head(tx, saved, config, decision.log)
+
+        digest = run.commit(keep)
+    images = run.data.images
+    last = decision.log[-1] if decision.log else {}
+    return training.TrainReport(
+        what="lgr",
+        digest=digest,
+        classes=len(class_ids),
+        images=0 if images is None else len(images.class_ids),
+        epochs=round(last.get("epoch", 0)),
+        resumed=run.resumed,
+        last=last,
+        notes=tuple(decision.notes),
+    )
+
+
+def _head_data(snapshot: Snapshot, config: LGRConfig) -> _HeadData:
+    """Read the stored vectors and the anchors.
+
+    Raises:
+        MissingStepError: If there are no anchors, or fewer views are stored than the head is to be trained on.
+    """
+    state = ModelState(snapshot)
+    dim = state.anchors.bank.dim
+    ours = snapshot.recipe.fusion.rule == "ours"
     if ours and not loading.usable_images(snapshot, "train", []).num_rows:
-        decision = without_images(loaded.bank, config, commit.logit_scale)
-        no_class = torch.empty(0, dtype=torch.int64)
-        return _commit_head(
-            workspace, config, decision, no_class, images=None, before=before, resumed=False, command=command
-        )
-    stored = commit.info.views
+        return _HeadData(state, None, torch.empty(0, 0, dim))
+    stored = snapshot.commit.info.views
     if stored < config.views:
         raise MissingStepError(
             f"the head is to be trained on {config.views} views of each image (lgr.views), and {stored} are stored",
             f"Make them: vlltr embed --views {config.views}, or use --set lgr.views={stored}",
         )
     first = loading.image_set(snapshot, "train")
-    augment = workspace.recipe.lgr.augment
+    augment = snapshot.recipe.lgr.augment
     features = first.features.new_empty(config.views, *first.features.shape)
     features[0] = first.features
     for view in range(1, config.views):
         features[view] = loading.image_set(snapshot, "train", view, augment).features
-    first = replace(first, features=features[0])
-    facts = [
-        before,
-        config.model_dump(mode="json"),
-        augment.model_dump(mode="json"),
-        commit.logit_scale,
-        workspace.recipe.fusion.rule,
-        commit.info.model_dump(mode="json")["select"],
-        commit.tables.get("sentences"),
-        [hashlib.sha256(view.contiguous().numpy().data).hexdigest() for view in features],
-    ]
-    folder = loading.run_folder(workspace, f"lgr-{short(digest_json(facts))}")
-    _log.info("%s on %s, fp32", command, device_name(choose_device()))
-    with training.held_folder(folder, command, resume) as resumed, memory_mended_by(command, _LESS_MEMORY):
-        if ours:
-            data, class_ids = _stage_two_data(snapshot, loaded, first, features)
-            decision = fit_stage_two(data, config, folder, progress)
-            class_ids = class_ids[decision.rows]
-        else:
-            class_ids, labels = torch.unique(first.class_ids, return_inverse=True)
-            bank = _trained_bank(snapshot, loaded, class_ids)
-            init = _visual_init(workspace, commit.checkpoint, class_ids)
-            images = StoredImages(features, labels, bank, torch.arange(bank.num_classes))
-            start = new_head(bank, config, init, commit.logit_scale)
-            head, log = train_until(start, images, config, None, run_dir=folder, progress=progress)
-            decision = StageTwoResult(head, None, log)
-        report = _commit_head(
-            workspace, config, decision, class_ids, images=first, before=before, resumed=resumed, command=command
-        )  # fmt: skip
-        shutil.rmtree(folder, ignore_errors=True)  # after the commit, so that a killed run can resume
-    return report
+    return _HeadData(state, replace(first, features=features[0]), features)
+
+
+def _fit_head(
+    run: training.TrainingRun[_HeadData], config: LGRConfig, progress: Progress | None
+) -> tuple[StageTwoResult, Tensor]:
+    """Train a head by the workspace's rule; return the result, and the ids of its rows' classes."""
+    state = run.data.state
+    images = run.data.images
+    logit_scale = run.snapshot.commit.logit_scale
+    if images is None:
+        nothing = without_images(state.anchors.bank, config, logit_scale)
+        return nothing, torch.empty(0, dtype=torch.int64)
+    _log.info("%s on %s, fp32", run.command, device_name(choose_device()))
+    if run.snapshot.recipe.fusion.rule == "ours":
+        data, class_ids = _stage_two_data(state, images, run.data.features)
+        decision = fit_stage_two(data, config, run.folder, progress)
+        return decision, class_ids[decision.rows]
+    class_ids, labels = torch.unique(images.class_ids, return_inverse=True)
+    bank = _trained_bank(state, class_ids)
+    init = _visual_init(run.snapshot, run.snapshot.commit.checkpoint, class_ids)
+    stored = StoredImages(run.data.features, labels, bank, torch.arange(bank.num_classes))
+    start = new_head(bank, config, init, logit_scale)
+    head, log = train_until(start, stored, config, None, run_dir=run.folder, progress=progress)
+    return StageTwoResult(head, None, log), class_ids
 
 
 def _stage_two_data(
-    snapshot: Snapshot,
-    loaded: Anchors,
-    first: loading.ImageSet,
-    features: Tensor,
+    state: ModelState, images: loading.ImageSet, features: Tensor
 ) -> tuple[StageTwoData, Tensor]:
     """Return the training data of stage 2, and the ids int64 [C] of the classes that have training images."""
+    snapshot = state.snapshot
     commit = snapshot.commit
-    class_ids, labels = torch.unique(first.class_ids, return_inverse=True)
+    loaded = state.anchors
+    class_ids, labels = torch.unique(images.class_ids, return_inverse=True)
     held = HeldOut()
     init = None
     if commit.checkpoint:
@@ -156,20 +203,20 @@ def _stage_two_data(
             weight, bias, known = visual
             # A NaN bias marks a row that stage 1 does not have: the head initialises it otherwise.
             init = weight, torch.where(known, bias, torch.nan)
-    unseen, unseen_classes = _unseen(held, first.image_ids, class_ids)
+    unseen, unseen_classes = _unseen(held, images.image_ids, class_ids)
     places = class_positions(loaded.bank.class_ids, class_ids)
     there = places[places >= 0]
     bank = loaded.bank.select(there) if len(there) else loaded.bank
     again: Callable[[Tensor], AnchorBank] | None = None
     selected = commit.info.select
     if selected and selected.split == "train" and held == HeldOut():
-        again = partial(_anchors_without, snapshot, selected, bank.class_ids, first.image_ids)
+        again = partial(_anchors_without, snapshot, selected, bank.class_ids, images.image_ids)
     data = StageTwoData(
         features=features,
         labels=labels,
         bank=bank,
         places=torch.where(places >= 0, (places >= 0).cumsum(0) - 1, -1),
-        units=units_of(first.features, labels, loading.image_groups(snapshot)),
+        units=units_of(images.features, labels, loading.image_groups(snapshot)),
         visual_init=init,
         logit_scale=commit.logit_scale,
         sentence_means=loading.sentence_means(snapshot, class_ids),
@@ -194,42 +241,6 @@ def _unseen(held: HeldOut, image_ids: list[str], class_ids: Tensor) -> tuple[Ten
     return torch.tensor(images, dtype=torch.bool), torch.tensor(classes, dtype=torch.bool)
 
 
-def _commit_head(
-    workspace: Workspace,
-    config: LGRConfig,
-    decision: StageTwoResult,
-    class_ids: Tensor,
-    images: loading.ImageSet | None,
-    before: Mapping[str, object],
-    resumed: bool,
-    command: str,
-) -> training.TrainReport:
-    """Commit the head and the classes' image statistics, if nothing that they depend on changed meanwhile."""
-    log = decision.log
-    count = 0
-    with workspace.transaction(command) as tx:
-        training.refuse_changes(command, before, _facts(tx))
-        fps = tx.commit.text_fp or "", tx.commit.image_fp or ""
-        digest = _keep_head(tx, SavedHead(decision.head, class_ids, *fps, decision.parts), config, log)
-        if images is not None:
-            count = len(images.class_ids)
-            groups = loading.image_groups(tx)
-            tx.replace("class_stats", loading.stats_rows(images.features, images.class_ids, groups, fps[1]))
-        tx.note(merged={})
-    last = log[-1] if log else {}
-    notes = tuple(decision.notes)
-    return training.TrainReport(
-        what="lgr",
-        digest=digest,
-        classes=len(class_ids),
-        images=count,
-        epochs=round(last.get("epoch", 0)),
-        resumed=resumed,
-        last=last,
-        notes=notes,
-    )
-
-
 def _facts(snapshot: Snapshot) -> dict[str, object]:
     """Return what a head depends on: training images, encoder, and anchors of the classes that have images."""
     commit = snapshot.commit
@@ -245,96 +256,108 @@ def _facts(snapshot: Snapshot) -> dict[str, object]:
     }
 
 
+@dataclass(frozen=True, eq=False)
+class _TunedData:
+    """What a head is trained on where images pass the tower.
+
+    Attributes:
+        start: The checkpoint that training starts from, or None for the recipe's weights.
+        images: The training images.
+        held: Those that the parts are weighed on.
+        bank: The anchors of the classes of `images`.
+    """
+
+    start: str | None
+    images: training.TrainingSet
+    held: HeldOut
+    bank: AnchorBank
+
+
 def _tune_visual(
     workspace: Workspace, config: LGRConfig, progress: Progress | None, resume: bool
 ) -> training.TrainReport:
-    def key(snapshot: Snapshot, data: training.TrainingSet) -> str:
+    def prepare(snapshot: Snapshot) -> tuple[_TunedData, str]:
+        whole = training.training_set(snapshot, with_texts=False)
+        own_part(config.batch_size)
+        state = ModelState(snapshot)
+        start = _start(snapshot, config)
+        data, held = _parted(snapshot, whole, start)
         settings = config.model_dump(exclude={"micro_batch"})  # it does not change the gradients
-        start = _start(snapshot, config)
-        selection = ModelState(snapshot).anchors.selection_id
-        facts = [start, selection, settings, data.image_ids, data.labels.tolist()]
-        return f"lgr-{short(digest_json(facts))}"
+        facts = [start, state.anchors.selection_id, settings, whole.image_ids, whole.labels.tolist()]
+        bank = _trained_bank(state, data.class_ids)
+        return _TunedData(start, data, held, bank), f"lgr-{short(digest_json(facts))}"
 
-    with training.training_run(
-        workspace, "train lgr", config.batch_size, resume, key=key, facts=_facts
-    ) as run:
-        snapshot = run.snapshot
+    with training.training_run(workspace, "train lgr", resume, prepare, facts=_facts) as run:
+        start = run.data.start
+        data = run.data.images
+        encoder = _starting_encoder(run.snapshot, start)
         workers = workspace.recipe.cvlp.workers
-        start = _start(snapshot, config)
-        data, held = _parted(workspace, run.data, start)
-        bank = first_then_all(lambda: _trained_bank(snapshot, ModelState(snapshot).anchors, data.class_ids))
-        encoder = _starting_encoder(snapshot, start)
         head, log = tune_visual(
             encoder,
             TrainImages(data.sources, data.labels, encoder, config.augment, workers=workers),
-            bank,
+            run.data.bank,
             config,
-            visual_init=_visual_init(workspace, start, data.class_ids),
+            visual_init=_visual_init(run.snapshot, start, data.class_ids),
             run_dir=run.folder,
             progress=progress,
         )
         stage = StageOne(encoder, head.visual_head if isinstance(head.visual_head, nn.Linear) else None, log)
 
         def keep(tx: Transaction) -> tuple[str, list[str]]:
-            return _keep_tuned(
-                run, tx, stage, head=head, data=data, held=held, config=config, progress=progress
-            )
+            return _keep_tuned(run, tx, stage, head=head, config=config, progress=progress)
 
         digest, notes = run.commit(keep)
-    return training.stage_report(
-        "lgr",
-        digest,
-        data,
-        epochs=config.epochs,
-        resumed=run.resumed,
-        stage=stage,
-        notes=tuple(notes),
-    )
+    report = training.stage_report(run, "lgr", digest, data, stage=stage, epochs=config.epochs)
+    return replace(report, notes=tuple(notes))
 
 
 def _keep_tuned(
-    run: training.TrainingRun,
+    run: training.TrainingRun[_TunedData],
     tx: Transaction,
     stage: StageOne,
     head: LGRHead,
-    data: training.TrainingSet,
-    held: HeldOut,
     config: LGRConfig,
     progress: Progress | None,
 ) -> tuple[str, list[str]]:
     """Store a head and the tower tuned with it; return the head's digest, and notes on what was decided."""
     encoder = stage.encoder
-    workspace = run.workspace
+    data = run.data.images
+    held = run.data.held
     notes = list[str]()
     if config.tune != "head":
-        checkpoint = training.keep_stage(workspace, stage, data, kind="lgr", config=config, held=held)
+        checkpoint = training.keep_stage(run.workspace, stage, data, kind="lgr", config=config, held=held)
         tx.set(checkpoint=checkpoint, image_fp=encoder.image_fp)
         tx.note(tuned={"checkpoint": checkpoint, "start": _start(tx, config)})
     embed_images(tx, encoder, "train", progress=progress)
     # The fingerprint is given because tx.commit still names the vectors of the previous encoder.
     images = loading.image_set(tx, "train", image_fp=encoder.image_fp)
     parts = None
-    if workspace.recipe.fusion.rule == "ours":
-        whole, class_ids = _stage_two_data(tx, ModelState(tx).anchors, images, images.features[None])
+    if tx.recipe.fusion.rule == "ours":
+        whole, class_ids = _stage_two_data(ModelState(tx), images, images.features[None])
         unseen, apart = _unseen(held, images.image_ids, class_ids)
         whole = replace(whole, unseen=unseen, unseen_classes=apart, visual_init=None)
         parts, notes = weigh(whole, head)
     saved = SavedHead(head, data.class_ids, text_fp=encoder.text_fp, image_fp=encoder.image_fp, parts=parts)
-    groups = loading.image_groups(tx)
-    tx.replace("class_stats", loading.stats_rows(images.features, images.class_ids, groups, saved.image_fp))
+    _keep_stats(tx, images, saved.image_fp)
     return _keep_head(tx, saved, config, stage.log), notes
 
 
 def _parted(
-    workspace: Workspace, data: training.TrainingSet, start: str | None
+    snapshot: Snapshot, data: training.TrainingSet, start: str | None
 ) -> tuple[training.TrainingSet, HeldOut]:
     """Split off the images that the parts are weighed on: those that stage 1 held out, or as many chosen now."""
-    if workspace.recipe.fusion.rule != "ours":
+    if snapshot.recipe.fusion.rule != "ours":
         return data, HeldOut()
-    held = read_held_out(workspace.objects.path("checkpoints", start)) if start else HeldOut()
+    held = read_held_out(snapshot.objects.path("checkpoints", start)) if start else HeldOut()
     if not held.images:
-        held = replace(training.hold_out(data, workspace.recipe.cvlp.hold_out), classes=held.classes)
+        held = replace(training.hold_out(data, snapshot.recipe.cvlp.hold_out), classes=held.classes)
     return training.without(data, held, data.texts), held
+
+
+def _keep_stats(tx: Transaction, images: loading.ImageSet, image_fp: str) -> None:
+    """Commit the statistics of the classes' training images."""
+    groups = loading.image_groups(tx)
+    tx.replace("class_stats", loading.stats_rows(images.features, images.class_ids, groups, image_fp))
 
 
 def _keep_head(tx: Transaction, saved: SavedHead, config: LGRConfig, log: Log) -> str:
@@ -365,24 +388,27 @@ def _starting_encoder(snapshot: Snapshot, start: str | None) -> Encoder:
     return Encoder.open(snapshot.objects.path("checkpoints", start))
 
 
-def _trained_bank(tx: Snapshot, loaded: Anchors, class_ids: Tensor) -> AnchorBank:
+def _trained_bank(state: ModelState, class_ids: Tensor) -> AnchorBank:
     """Return the anchors of the training classes int64 [C], in their order.
 
     Raises:
         MissingStepError: If one of them has no anchor: it came after the selection.
     """
-    positions = class_positions(loaded.bank.class_ids, class_ids)
+    bank = state.anchors.bank
+    positions = class_positions(bank.class_ids, class_ids)
     bare = class_ids[positions < 0].tolist()
-    training.check_told(tx, bare, "anchor sentence", "Select again: vlltr embed, then vlltr select")
-    return loaded.bank.select(positions)
+    training.check_told(
+        state.snapshot, bare, "anchor sentence", "Select again: vlltr embed, then vlltr select"
+    )
+    return bank.select(positions)
 
 
 def _visual_init(
-    workspace: Workspace, checkpoint: str | None, class_ids: Tensor
+    snapshot: Snapshot, checkpoint: str | None, class_ids: Tensor
 ) -> tuple[Tensor, Tensor] | None:
     if not checkpoint:
         return None
-    found = training.load_visual(workspace.objects.path("checkpoints", checkpoint), class_ids)
+    found = training.load_visual(snapshot.objects.path("checkpoints", checkpoint), class_ids)
     return found and found[:2]
 
 

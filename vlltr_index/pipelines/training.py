@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -27,8 +27,8 @@ from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.store.holdout import HeldOut, choose_held_out, write_held_out
 from vlltr_index.store.storage import write_lock
 from vlltr_index.tensors import class_positions
-from vlltr_index.train.distributed import by_first, first_then_all, meet, own_part
-from vlltr_index.train.loop import StageOne
+from vlltr_index.train.distributed import by_first, first_then_all, meet
+from vlltr_index.train.loop import StageOne, TrainingConfig
 from vlltr_index.wording import many, some
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 _LOCK = "lock"
 
 T = TypeVar("T")
+D = TypeVar("D")  # what a run trains on
 
 Facts = Callable[["Snapshot"], Mapping[str, object]]
 """Reads what a run depends on, by a name for people; compared when the run commits."""
@@ -167,25 +168,27 @@ def image_facts(snapshot: Snapshot) -> dict[str, object]:
     return {"the training images": usable_images(snapshot, "train", []).to_pydict()}
 
 
-@dataclass
-class TrainingRun:
+@dataclass(frozen=True)
+class TrainingRun(Generic[D]):
     """One training run with its folder.
 
     Attributes:
         workspace: The workspace that it trains on.
         command: The command's text for the commit.
         snapshot: The snapshot that the run reads.
-        data: The training split.
+        data: What it trains on.
         folder: The folder that keeps its state until the commit.
-        resumed: Whether an earlier state was resumed.
+        resume: Whether the state of an interrupted run is kept.
+        resumed: Whether there was one.
         facts: Reads what must not change until the run commits.
     """
 
     workspace: Workspace
     command: str
     snapshot: Snapshot
-    data: TrainingSet
+    data: D
     folder: Path
+    resume: bool
     resumed: bool
     facts: Facts
 
@@ -200,44 +203,49 @@ class TrainingRun:
         def first() -> T:
             with self.workspace.transaction(self.command) as tx:
                 if tx.commit.id != self.snapshot.commit.id:
-                    kept = (
-                        f" The finished run is kept in {self.folder}: once the change is undone, the same command"
-                        " commits it without training."
-                    )
-                    refuse_changes(self.command, self.facts(self.snapshot), self.facts(tx), kept)
+                    self._refuse_changes(self.facts(tx))
                 result = write(tx)
-            shutil.rmtree(
-                self.folder, ignore_errors=True
-            )  # after the commit, so that a killed run can resume
+            # after the commit, so that a killed run can resume
+            shutil.rmtree(self.folder, ignore_errors=True)
             return result
 
         return by_first(first)
+
+    def _refuse_changes(self, now: Mapping[str, object]) -> None:
+        changes = [name for name, value in self.facts(self.snapshot).items() if now[name] != value]
+        if not changes:
+            return
+        hint = "Run the same command again to train on what is there now."
+        if self.resume:
+            hint += (
+                f" What was trained is kept in {self.folder}: once the change is undone, the same command goes on from"
+                " there."
+            )
+        raise WorkspaceError(
+            f"{self.command}: what it was trained on changed meanwhile: {', '.join(changes)}. Nothing was committed",
+            hint,
+        )
 
 
 @contextmanager
 def training_run(
     workspace: Workspace,
     command: str,
-    batch_size: int,
     resume: bool,
-    key: Callable[[Snapshot, TrainingSet], str],
+    prepare: Callable[[Snapshot], tuple[D, str]],
     facts: Facts,
-    with_texts: bool = False,
-) -> Iterator[TrainingRun]:
+) -> Iterator[TrainingRun[D]]:
     """Prepare a run and lock it against a second process; the workspace itself stays open to writers.
 
     Args:
         workspace: What it trains on.
         command: The command's name, for the commit and for the message to processes that wait for the lock.
-        batch_size: The global batch size.
         resume: Whether the state of an interrupted run is kept.
-        key: Returns the name of the run's folder, which depends on all that the run depends on.
+        prepare: Reads what the run trains on, and returns it with the name of the run's folder, which depends on all
+            that the run depends on. Its errors are those of the first process.
         facts: Reads what must not change until the run commits.
-        with_texts: Whether the run trains on the sentences too.
 
     Raises:
-        MissingStepError: As `training_set`.
-        ConfigError: If the batch cannot be shared out among the processes.
         LockedError: If another process trains the same run.
         WorkspaceError: If the workspace cannot be written.
     """
@@ -245,27 +253,27 @@ def training_run(
     first_then_all(lambda: run_folder(workspace))
     snapshot = workspace.snapshot(by_first(lambda: workspace.history.last().id) or None)
 
-    def read() -> tuple[TrainingSet, Path]:
-        data = training_set(snapshot, with_texts)
-        own_part(batch_size)
-        return data, run_folder(workspace, key(snapshot, data))
+    def read() -> tuple[D, Path]:
+        data, key = prepare(snapshot)
+        return data, run_folder(workspace, key)
 
     data, folder = first_then_all(read)
     with ExitStack() as held:
-        resumed = by_first(lambda: held.enter_context(held_folder(folder, command, resume)))
+        resumed = by_first(lambda: held.enter_context(_held_folder(folder, command, resume)))
         yield TrainingRun(
             workspace=workspace,
             command=command,
             snapshot=snapshot,
             data=data,
             folder=folder,
+            resume=resume,
             resumed=resumed,
             facts=facts,
         )
 
 
 @contextmanager
-def held_folder(folder: Path, command: str, resume: bool) -> Iterator[bool]:
+def _held_folder(folder: Path, command: str, resume: bool) -> Iterator[bool]:
     """Lock the folder of a run and yield whether an earlier state is there to resume; without `resume`, remove it.
 
     Raises:
@@ -282,22 +290,6 @@ def held_folder(folder: Path, command: str, resume: bool) -> Iterator[bool]:
         yield resume and bool(there)
 
 
-def refuse_changes(
-    command: str, before: Mapping[str, object], now: Mapping[str, object], kept: str = ""
-) -> None:
-    """Refuse to commit a result whose training data changed since the run started.
-
-    Raises:
-        WorkspaceError: If a fact is another now.
-    """
-    changes = [name for name, value in before.items() if now[name] != value]
-    if changes:
-        raise WorkspaceError(
-            f"{command}: what it was trained on changed meanwhile: {', '.join(changes)}. Nothing was committed",
-            f"Run the same command again to train on what is there now.{kept}",
-        )
-
-
 def starting_encoder(recipe: Recipe, texts: list[list[str]] | None = None, seed: int = 0) -> Encoder:
     """Open the encoder that training starts from: the recipe's weights, or random ones."""
     config = recipe.encoder
@@ -310,7 +302,7 @@ def starting_encoder(recipe: Recipe, texts: list[list[str]] | None = None, seed:
     return Encoder.scratch(config.model, flat, seed=seed, **how)
 
 
-def run_key(what: str, recipe: Recipe, section: Any, data: TrainingSet) -> str:
+def run_key(what: str, recipe: Recipe, section: TrainingConfig, data: TrainingSet) -> str:
     """Return the name of a run's folder, from a digest of all that the run depends on."""
     facts = [
         what,
@@ -328,7 +320,7 @@ def keep_stage(
     stage: StageOne,
     data: TrainingSet,
     kind: str,
-    config: Any,
+    config: TrainingConfig,
     held: HeldOut | None = None,
 ) -> str:
     """Store a stage's encoder, visual classifier, training record and held-out ids; return the checkpoint's digest."""
@@ -382,17 +374,15 @@ def load_visual(folder: Path, class_ids: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 
 def stage_report(
-    what: str, digest: str, data: TrainingSet, epochs: int, resumed: bool, stage: StageOne, **more: Any
+    run: TrainingRun[D], what: str, digest: str, data: TrainingSet, stage: StageOne, epochs: int
 ) -> TrainReport:
-    """Build the report of a stage; `more` are its other fields."""
-    last = stage.log[-1] if stage.log else {}
+    """Build the report of a stage that was trained on images."""
     return TrainReport(
         what=what,
         digest=digest,
         classes=len(data.class_ids),
         images=len(data.labels),
         epochs=epochs,
-        resumed=resumed,
-        last=last,
-        **more,
+        resumed=run.resumed,
+        last=stage.log[-1] if stage.log else {},
     )
