@@ -250,11 +250,11 @@ def baseline(context: Context, /, name: str, processes: int, resume: bool, **giv
     config = _recipe(workspace, part="baselines", **given).baselines
     made = {}
     for one in BASELINES if name == "rest" else (name,):
-        for row in train_baseline(workspace, one, config, context.progress):
-            made[row.label] = {"settings": row.settings, "note": row.note}
-            chosen = ", ".join(f"{key} {value}" for key, value in row.settings.items())
-            facts = "; ".join(filter(None, (chosen, row.note)))
-            context.say(f"{row.label}: {facts}" if facts else row.label)
+        row = train_baseline(workspace, one, config, context.progress)
+        made[row.label] = {"settings": row.settings, "note": row.note}
+        chosen = ", ".join(f"{key} {value}" for key, value in row.settings.items())
+        facts = "; ".join(filter(None, (chosen, row.note)))
+        context.say(f"{row.label}: {facts}" if facts else row.label)
     context.show(made, [f"Next: {following}"])
 
 

@@ -24,8 +24,8 @@ from benchmarks.studies.workspaces import SPLITS, StepSeconds, dataset
 from benchmarks.study import Command, Study, add_folder
 from vlltr_index.data.glyphs import GlyphFiles, glyph_files
 from vlltr_index.embedding.loading import image_set
-from vlltr_index.evaluation.baselines import HeadTraining, best_setting, fc_head, linear_logits
 from vlltr_index.evaluation.metrics import AccuracyReport, accuracy_report
+from vlltr_index.evaluation.rules import HeadTraining, best_setting, fc_head, linear_logits
 from vlltr_index.pipelines.baselines import score_baselines, train_baseline
 from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.evaluate import evaluate, training_counts

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vlltr_index.data.text import class_prompts
 from vlltr_index.embedding.loading import image_set, open_encoder
-from vlltr_index.evaluation.baselines import class_means
+from vlltr_index.evaluation.rules import class_means
 from vlltr_index.heads.weighing import balanced_accuracy
 from vlltr_index.pipelines.baselines import sentences_of
 from vlltr_index.recognition.state import ModelState

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vlltr_index.embedding.loading import image_groups, image_set
-from vlltr_index.evaluation.baselines import class_means
+from vlltr_index.evaluation.rules import class_means
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.checkpoint import Parts
 from vlltr_index.heads.fusion import image_side

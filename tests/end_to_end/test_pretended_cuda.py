@@ -18,7 +18,7 @@ from tests.train.test_stage_two import CONFIG, drawn, held_out
 from vlltr_index.anchors import anss
 from vlltr_index.anchors.anss import positive_terms, score_sentences, shift_images
 from vlltr_index.anchors.selection import select
-from vlltr_index.evaluation.baselines import (
+from vlltr_index.evaluation.rules import (
     HeadTraining,
     TipCache,
     adjusted_logits,

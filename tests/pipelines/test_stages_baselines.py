@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from tests.support import drawings
 from vlltr_index.embedding.loading import image_set, usable_images
 from vlltr_index.errors import FingerprintMismatch, MissingStepError, UsageError, WorkspaceError
-from vlltr_index.evaluation.baselines import linear_logits, tau_normalised
+from vlltr_index.evaluation.rules import linear_logits, tau_normalised
 from vlltr_index.pipelines.baselines import (
     ADJUSTED,
     FC,
@@ -43,8 +43,8 @@ QUICK = (
 
 
 def make(workspace: Workspace, name: str) -> BaselineRow:
-    """Make a baseline with few settings; its first row."""
-    return train_baseline(workspace, name, override(workspace.recipe, QUICK).baselines)[0]
+    """Make a baseline with few settings."""
+    return train_baseline(workspace, name, override(workspace.recipe, QUICK).baselines)
 
 
 def scored(workspace: Workspace) -> dict[str, tuple[BaselineRow, Tensor]]:
@@ -160,7 +160,7 @@ def test_without_val_training_images_are_held_back(small: Workspace) -> None:
     for name in ("crt", "tau-norm", "lws", "knn", "tip-adapter"):
         assert make(small, name).settings["chosen_on"] == "held-back training images"
     counts = torch.bincount(drawings.labels())
-    assert len(make(small, "tip-adapter").tensors["keys"]) == int(counts.clamp(max=16).sum())
+    assert len(make(small, "tip-adapter").baseline.tensors["keys"]) == int(counts.clamp(max=16).sum())
 
 
 def test_with_one_image_a_class_defaults_are_taken(small: Workspace) -> None:
@@ -183,7 +183,7 @@ def test_zero_shot_takes_the_prompts_and_says_what_has_none(small: Workspace) ->
 
     def check(row: BaselineRow, texts: list[str]) -> None:
         expected = F.normalize(F.normalize(encoder.encode_texts(texts), dim=1).mean(0), dim=0)
-        torch.testing.assert_close(row.tensors["weight"][2], expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(row.baseline.tensors["weight"][2], expected, atol=1e-5, rtol=1e-5)
 
     row = make(small, "zero-shot")
     name = small.snapshot().class_table().names[int(row.class_ids[2])]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlltr_index.evaluation.baselines import (
+from vlltr_index.evaluation.rules import (
     cache_logits,
     class_means,
     first_of_each_class,

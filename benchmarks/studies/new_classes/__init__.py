@@ -54,7 +54,7 @@ from vlltr_index.classes import NewClass, add_classes
 from vlltr_index.data.glyphs import GlyphFiles
 from vlltr_index.embedding.loading import image_set, open_encoder
 from vlltr_index.encoders.encoder import Encoder
-from vlltr_index.evaluation.baselines import (
+from vlltr_index.evaluation.rules import (
     TipCache,
     choose_tip,
     class_means,
