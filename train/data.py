@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import default_collate
 
 from vlltr_index.data.decoding import read_image
-from vlltr_index.data.objects import start_method
+from vlltr_index.embedding.pixels import ImageReader, ReadAhead, Reader, in_batches
 from vlltr_index.errors import InputError
 from vlltr_index.schemas.config import AugmentConfig
 from vlltr_index.train.augment import BatchAugment, PhotoTransform
@@ -28,7 +28,6 @@ _log = logging.getLogger(__name__)
 
 MEMORY_LIMIT = 1 << 30
 SMALL_SIDE = 96
-_PREFETCH = 4  # batches that a worker decodes ahead
 _MATES = 20  # images of the class that are tried in place of one that cannot be read
 
 
@@ -70,14 +69,14 @@ class TrainImages:
         self._std = torch.as_tensor(encoder.std, dtype=torch.float32).view(1, 3, 1, 1)
         self._augment = BatchAugment(augment)
         self._sources = sources
-        self._workers = workers
         self._pinned = encoder.device.type == "cuda"
         self._wanted: list[list[tuple[int, int]]] = []
         height, width = encoder.image_size
         if max(height, width) <= SMALL_SIDE and len(sources) * height * width * 3 <= memory_limit:
             self.pixels = self._decode_all(encoder)
         else:
-            self._stream = _Stream(sources, self.labels, encoder, augment)
+            stream = _Stream(sources, self.labels, encoder, augment)
+            self._streamed = ReadAhead(stream, self._wanted, workers=workers, pinned=self._pinned)
             self._glyphs = augment.kind == "glyph"
 
     @classmethod
@@ -130,8 +129,8 @@ class TrainImages:
             [(position, seed_of(*seed, step, column)) for column, position in enumerate(row)][part]
             for step, row in enumerate(batches.tolist())
         ]
-        for pixels, read in self._loader:
-            self._note([p for p in read.tolist() if p >= 0])
+        for pixels, replaced in self._streamed:
+            self._note([p for p in replaced.tolist() if p >= 0])
             raw = (pixels * self._std + self._mean).clamp(0.0, 1.0) if self._glyphs else pixels
             yield self._augmented(raw, batches, part, generator) if self._glyphs else pixels
 
@@ -140,20 +139,6 @@ class TrainImages:
         draws = self._augment.draw(batches.shape[1], generator)[part]
         made = (self._augment.apply(pixels, draws) - self._mean) / self._std
         return made.pin_memory() if self._pinned else made
-
-    @cached_property
-    def _loader(self) -> DataLoader[tuple[Tensor, int]]:
-        """Loader of the batches in `_wanted`; its workers live from epoch to epoch."""
-        return DataLoader(
-            self._stream,
-            batch_sampler=self._wanted,
-            num_workers=self._workers,
-            multiprocessing_context=start_method() if self._workers else None,
-            pin_memory=self._pinned,
-            persistent_workers=self._workers > 0,
-            prefetch_factor=_PREFETCH if self._workers else None,
-            generator=torch.Generator().manual_seed(0),
-        )
 
     def _note(self, positions: list[int]) -> None:
         """Warn of images that cannot be read, of each once."""
@@ -169,13 +154,13 @@ class TrainImages:
         mean = encoder.mean.view(3, 1, 1)
         std = encoder.std.view(3, 1, 1)
         pixels = np.zeros((total, 3, *encoder.image_size), np.uint8)
-        good = torch.ones(total, dtype=torch.bool)
-        for position, source in enumerate(self._sources):
-            try:  # preprocessing ends with the normalisation, which is undone here
-                values = (read_image(source, encoder.preprocess) * std + mean) * 255
-                pixels[position] = values.round().clamp(0, 255).to(torch.uint8).numpy()
-            except InputError:
-                good[position] = False
+        good = torch.zeros(total, dtype=torch.bool)
+        named = ((str(place), source) for place, source in enumerate(self._sources))
+        for batch in ReadAhead(Reader(encoder), in_batches(named)):
+            places = [int(name) for name in batch.readable]
+            good[places] = True
+            values = (batch.pixels[:, 0] * std + mean) * 255  # preprocessing normalises, which is undone here
+            pixels[places] = values.round().clamp(0, 255).to(torch.uint8).numpy()
         if not bool(good.any()):
             raise InputError(f"none of the {total} training images can be read")
         broken = (~good).nonzero()[:, 0].tolist()
@@ -198,11 +183,8 @@ def _ahead(batches: Iterator[Tensor]) -> Iterator[Tensor]:
             batch = coming.result()
 
 
-class _Stream(Dataset[tuple[Tensor, int]]):
-    """Dataset with (position, seed) as index: pixels, and the position if another image had to replace it, else -1.
-
-    It can be pickled, and holds no weights.
-    """
+class _Stream(ImageReader[tuple[int, int], tuple[Tensor, int], tuple[Tensor, Tensor]]):
+    """Reader of (position, seed): pixels, and the position if another image had to replace it, else -1."""
 
     def __init__(
         self, sources: Sequence[bytes | str], labels: Tensor, encoder: Encoder, augment: AugmentConfig
@@ -225,6 +207,11 @@ class _Stream(Dataset[tuple[Tensor, int]]):
                 continue
             return pixels, -1 if candidate == position else position
         return torch.zeros(3, *self._size), position
+
+    def collate(self, read: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+        """Put the images of a batch together: pixels float32 [b, 3, H, W], and positions int64 [b] or -1."""
+        pixels, replaced = default_collate(read)
+        return pixels, replaced
 
 
 class TrainTexts:

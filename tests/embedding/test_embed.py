@@ -16,7 +16,8 @@ from tests.support.engines import Halved
 from tests.support.pictures import encoded, put
 from vlltr_index.data.decoding import open_image
 from vlltr_index.embedding.loading import image_set, open_encoder, text_vectors_of
-from vlltr_index.embedding.vectors import LocalEngine, Reader, load_sources
+from vlltr_index.embedding.pixels import Reader
+from vlltr_index.embedding.vectors import LocalEngine, load_sources
 from vlltr_index.errors import FingerprintMismatch
 from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.ingest import ingest_images, ingest_text
@@ -82,7 +83,7 @@ def test_an_image_that_went_missing_is_kept_aside(
     trained: Workspace, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file deleted after it came in, alone in its batch, stops nothing: it is quarantined, and the split loads."""
-    monkeypatch.setattr("vlltr_index.embedding.vectors.IMAGE_BATCH", 1)
+    monkeypatch.setattr("vlltr_index.embedding.pixels.IMAGE_BATCH", 1)
     name = trained.snapshot().class_table().names[0]
     folder = tmp_path / "more" / name
     folder.mkdir(parents=True)
@@ -147,7 +148,7 @@ def test_processes_read_what_threads_read(pictures: Path) -> None:
     """Workers get no weights and give the same vectors, in the same order; what cannot be read is named."""
     encoder = drawings.encoder()
     augment = ViewAugment(AugmentConfig(kind="photo"), encoder)
-    assert len(pickle.dumps(Reader(encoder.transform, augment, (0, 1)))) < 100_000
+    assert len(pickle.dumps(Reader(encoder, augment=augment, views=(0, 1)))) < 100_000
     sources = [(path.name, str(path)) for path in sorted(pictures.glob("known-*.png"))]
     batches = [[one] for one in sources] + [[("gone", "gone.png")]]
     found = list(LocalEngine(encoder, augment, workers=2).images(iter(batches), (0, 1)))

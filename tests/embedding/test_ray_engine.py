@@ -22,7 +22,7 @@ from tests.support import drawings
 from tests.support.buckets import Bucket
 from tests.support.commands import run
 from tests.support.exports import check_same
-from vlltr_index.embedding import crops, ray_engine
+from vlltr_index.embedding import pixels, ray_engine
 from vlltr_index.embedding.ray_engine import RayData, RayEngine
 from vlltr_index.embedding.vectors import StoredImages
 from vlltr_index.errors import InputError, UsageError, VlltrError, WorkspaceError
@@ -108,7 +108,7 @@ def cluster(places: dict[str, str]) -> Iterator[Any]:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many batches of a few drawings, the same in this process."""
-    monkeypatch.setattr(crops, "_BATCH", 8)
+    monkeypatch.setattr(pixels, "IMAGE_BATCH", 8)
     monkeypatch.setattr(ray_engine, "_BATCH", 8)
     monkeypatch.setattr(ray_engine, "_PART", 1)
 

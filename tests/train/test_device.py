@@ -9,13 +9,11 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from torch import Tensor
 
 import vlltr_index.anchors.selection
 from tests.support import drawings
 from tests.support.commands import run
 from vlltr_index.cli.main import Context
-from vlltr_index.embedding.vectors import LocalEngine
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import UsageError, VlltrError
 from vlltr_index.pipelines.doctor import diagnose
@@ -146,22 +144,3 @@ def test_a_full_gpu_names_what_mends_it(
     monkeypatch.setattr(Workspace, "open", full)
     code, _, said = run(capsys, "-w", trained.path, "status")
     assert said.startswith(f"Error: {short}\nFree memory of the GPU")
-
-
-def test_a_batch_that_does_not_fit_is_halved(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Vectors are the same within 1e-5; one image that does not fit is an error."""
-    encoder, fits = small(), 2
-    batch = [(path.name, str(path)) for path in sorted(pictures.glob("known-*.png"))]
-    (whole,) = LocalEngine(encoder).images([batch], [0])
-    plain = Encoder.encode_pixels
-
-    def little(self: Encoder, pixels: Tensor) -> Tensor:
-        return plain(self, pixels) if len(pixels) <= fits else full()
-
-    monkeypatch.setattr(Encoder, "encode_pixels", little)
-    (parts,) = LocalEngine(encoder).images([batch], [0])
-    assert parts.ids == whole.ids
-    torch.testing.assert_close(parts.vectors, whole.vectors, atol=1e-5, rtol=1e-5)
-    fits = 0
-    with pytest.raises(VlltrError, match="embed: CUDA out of memory"):
-        list(LocalEngine(encoder).images([batch], [0]))

@@ -21,15 +21,8 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from vlltr_index.embedding.vectors import (
-    Augment,
-    ImageVectors,
-    NamedImage,
-    Reader,
-    StoredImages,
-    image_features,
-    text_vectors,
-)
+from vlltr_index.embedding.pixels import Augment, PixelBatch, Reader, image_features
+from vlltr_index.embedding.vectors import ImageVectors, StoredImage, StoredImages, text_vectors
 from vlltr_index.errors import ConfigError, UsageError, VlltrError
 
 if TYPE_CHECKING:
@@ -58,7 +51,7 @@ class Sources(Protocol):
         """Return the sources at some positions."""
         ...
 
-    def load(self) -> Iterable[NamedImage]:
+    def load(self) -> Iterable[StoredImage]:
         """Read all sources, in their order."""
         ...
 
@@ -263,7 +256,7 @@ def _load(sources: Sources, places: Sequence[int]) -> Iterator[pa.Table]:
         yield pa.table({**columns, "source": pa.array(data, pa.large_binary())})
 
 
-def _sources(table: pa.Table) -> list[NamedImage]:
+def _sources(table: pa.Table) -> list[StoredImage]:
     """Convert a table of `_load` to ids with bytes, path or text."""
     columns = (table[name].to_pylist() for name in ("id", "source", "is_text"))
     return [(i, os.fsdecode(data) if is_text else data) for i, data, is_text in zip(*columns, strict=True)]
@@ -271,11 +264,10 @@ def _sources(table: pa.Table) -> list[NamedImage]:
 
 def _decode(reader: Reader, table: pa.Table) -> pa.Table:
     """Decode the images of a table to a table of `_PIXELS`, with all views of an image in one value."""
-    ids, pixels, problems = reader.__getitems__(_sources(table))
-    of = dict(zip(ids, (image.numpy().tobytes() for image in pixels.transpose(0, 1)), strict=True))
-    names = table["id"].to_pylist()
-    columns = [table["place"], names, [of.get(i) for i in names], [problems.get(i) for i in names]]
-    return pa.table(columns, schema=_PIXELS)
+    batch = reader.collate([reader[image] for image in _sources(table)])
+    read = iter(batch.pixels)
+    pixels = [next(read).numpy().tobytes() if problem is None else None for problem in batch.problems]
+    return pa.table([table["place"], batch.names, pixels, batch.problems], schema=_PIXELS)
 
 
 class RayEngine(RayData):
@@ -311,7 +303,7 @@ class RayEngine(RayData):
 
     def images(self, batches: StoredImages, views: Sequence[int]) -> Iterator[ImageVectors]:
         """Yield the vectors of images, as `Engine` says."""
-        reader = Reader(self._encoder.transform, self._augment, views)
+        reader = Reader(self._encoder, augment=self._augment, views=views)
         for table in self.run(batches, reader, _ImageTower, self._arguments):
             columns = [table[name].to_pylist() for name in ("id", "vector", "problem")]
             rows = list(zip(*columns, strict=True))
@@ -381,28 +373,23 @@ class _ImageTower(_Tower):
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Encode a table's images, to a table of `_VECTORS`."""
-        pixels = [image for image in decoded(table, self._encoder.image_size) if image is not None]
-        found = image_features(self._encoder, torch.cat(pixels)) if pixels else torch.empty(0)
-        vectors = iter(found.view(len(pixels), -1))
-        problems = table["problem"].to_pylist()
-        made = [next(vectors).numpy().tobytes() if problem is None else None for problem in problems]
-        return pa.table([table["place"], table["id"], made, table["problem"]], schema=_VECTORS)
+        batch = decoded(table, self._encoder.image_size)
+        vectors = iter(image_features(self._encoder, batch.pixels).cpu())
+        made = [next(vectors).numpy().tobytes() if problem is None else None for problem in batch.problems]
+        return pa.table([table["place"], batch.names, made, batch.problems], schema=_VECTORS)
 
 
-def decoded(table: pa.Table, size: tuple[int, int]) -> list[Tensor | None]:
-    """Convert the pixels of each row of a table to float32 [views, 3, H, W]; None for an image without pixels.
+def decoded(table: pa.Table, size: tuple[int, int]) -> PixelBatch:
+    """Convert a table of `_PIXELS` to the images that were read.
 
     Args:
         table: The table that a model is called with, see `RayData.run`.
         size: (H, W) of the encoder.
     """
-    images = list[Tensor | None]()
-    for pixels in table["pixels"].to_pylist():
-        image = None
-        if pixels is not None:
-            image = torch.frombuffer(bytearray(pixels), dtype=torch.float32).view(-1, 3, *size)
-        images.append(image)
-    return images
+    names, data, problems = (table[name].to_pylist() for name in ("id", "pixels", "problem"))
+    read = [torch.frombuffer(bytearray(one), dtype=torch.float32) for one in data if one is not None]
+    pixels = torch.stack(read).view(len(read), -1, 3, *size) if read else torch.empty(0, 1, 3, *size)
+    return PixelBatch(names, problems, pixels)
 
 
 def on_cpu() -> bool:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import pyarrow as pa
-import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from vlltr_index.data.decoding import read_image
-from vlltr_index.data.objects import start_method
-from vlltr_index.embedding.loading import usable_images, view_suffix
+from vlltr_index.embedding.loading import image_vectors_of, usable_images, view_suffix
+from vlltr_index.embedding.pixels import (
+    Augment,
+    NamedImage,
+    ReadAhead,
+    Reader,
+    image_features,
+    in_batches,
+    pool_crops,
+)
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import InputError
 from vlltr_index.schemas.config import AugmentConfig
@@ -29,29 +30,24 @@ from vlltr_index.schemas.tables import (
     sentence_vectors_name,
 )
 from vlltr_index.store.tables import one_of
-from vlltr_index.tensors import memory_mended_by
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.tables import Store
     from vlltr_index.store.transaction import Transaction
+    from vlltr_index.store.workspace import Workspace
 
 _log = logging.getLogger(__name__)
 
-Augment = Callable[[Tensor, Sequence[int]], Tensor]
-"""Takes pixels [B, 3, H, W], preprocessed for the encoder, and a seed for each; gives an augmented batch."""
-
-NamedImage = tuple[str, bytes | str]
+StoredImage = tuple[str, bytes | str]
 """An image's id, and its bytes or its path."""
 
-IMAGE_BATCH = 64
 _TEXT_BATCH = 4096
 _SOURCES = 1024  # images that are read from the table at once; a multiple of the batch
 _SOURCE = ["image_id", "uri", "data"]
 _EXAMPLES = 10  # images that are named in warnings
 _FEW = 1000  # keys that are looked up by a condition instead of a scan
-_THREADS = 2  # threads that read batches ahead; Pillow and torch release the interpreter's lock
 
 
 class ImageVectors(NamedTuple):
@@ -80,57 +76,13 @@ class Engine(Protocol):
         ...
 
 
-class Reader(Dataset[ImageVectors]):
-    """Dataset that decodes, preprocesses and augments batches in any process: it can be pickled, and holds no weights.
-
-    A batch is an `ImageVectors` with pixels [V, n, 3, H, W] instead of vectors. An image is decoded once for all its
-    views. The random numbers of an augmented view depend on image and view alone, not on the batch.
-
-    Args:
-        preprocess: Gives the pixels of one image.
-        augment: Augmentation of the views after the plain one.
-        views: The views to make.
-    """
-
-    def __init__(
-        self, preprocess: Callable[[Image.Image], Tensor], augment: Augment | None, views: Sequence[int]
-    ) -> None:
-        self._preprocess = preprocess
-        self._augment = augment
-        self._views = views
-
-    def __getitems__(self, batch: Sequence[NamedImage]) -> ImageVectors:
-        """Read a batch of images in all views."""
-        ids = list[str]()
-        pixels = list[Tensor]()
-        problems = dict[str, str]()
-        for image_id, source in batch:
-            try:
-                pixels.append(read_image(source, self._preprocess))
-                ids.append(image_id)
-            except InputError as error:
-                problems[image_id] = error.message
-        if not ids:
-            return ImageVectors(ids, torch.empty(len(self._views), 0), problems)
-        plain = torch.stack(pixels)
-        views = torch.stack([self._view(plain, ids, view) for view in self._views])
-        return ImageVectors(ids, views, problems)
-
-    def _view(self, plain: Tensor, ids: Sequence[str], view: int) -> Tensor:
-        """Make one view of pixels [n, 3, H, W]; view 0 is the plain one."""
-        if not view or self._augment is None:
-            return plain
-        seeds = (hashlib.sha256(f"{image_id}:{view}".encode()).digest()[:7] for image_id in ids)
-        return self._augment(plain, [int.from_bytes(seed, "big") for seed in seeds])
-
-
 class LocalEngine:
     """Engine on the encoder's device, while other threads or processes read the next batches.
 
     Args:
         encoder: The encoder that computes the vectors.
         augment: Augmentation of the views after the plain one.
-        workers: Number of processes that read; 0: two threads of this one, enough for small images.
+        workers: Number of processes that read; 0: threads of this one, enough for small images.
     """
 
     def __init__(self, encoder: Encoder, augment: Augment | None = None, workers: int = 0) -> None:
@@ -147,59 +99,19 @@ class LocalEngine:
 
     def images(self, batches: Iterable[Sequence[NamedImage]], views: Sequence[int]) -> Iterator[ImageVectors]:
         """Yield the vectors of images, as `Engine` says."""
-        reader = Reader(self._encoder.transform, self._augment, views)
         encoder = self._encoder
-        read = _threads(reader, batches)
-        if self._workers:
-            read = iter(
-                DataLoader(
-                    reader,
-                    batch_sampler=batches,  # type: ignore[arg-type]  # sources instead of positions
-                    num_workers=self._workers,
-                    multiprocessing_context=start_method(),
-                    collate_fn=tuple,
-                    pin_memory=encoder.device.type == "cuda",
-                )
-            )
-        for ids, pixels, problems in read:
-            vectors = torch.empty(len(views), 0, encoder.dim)
-            if ids:
-                vectors = image_features(encoder, pixels.flatten(0, 1)).view(len(views), len(ids), -1)
-            yield ImageVectors(ids, vectors, problems)
-
-
-def _threads(reader: Reader, batches: Iterable[Sequence[NamedImage]]) -> Iterator[ImageVectors]:
-    """Read batches ahead in threads, and yield them in their order."""
-    with ThreadPoolExecutor(_THREADS) as pool:
-        coming = deque[Any]()
-        for batch in batches:
-            coming.append(pool.submit(reader.__getitems__, batch))
-            if len(coming) > _THREADS:
-                yield coming.popleft().result()
-        while coming:
-            yield coming.popleft().result()
+        reader = Reader(encoder, augment=self._augment, views=views)
+        pinned = encoder.device.type == "cuda"
+        for batch in ReadAhead(reader, batches, workers=self._workers, pinned=pinned):
+            vectors = image_features(encoder, batch.pixels).cpu().transpose(0, 1)
+            named = zip(batch.names, batch.problems, strict=True)
+            yield ImageVectors(batch.readable, vectors, {name: why for name, why in named if why is not None})
 
 
 def text_vectors(encoder: Encoder, texts: Sequence[str]) -> tuple[Tensor, int]:
     """Encode texts to float32 [N, D] on the CPU, unnormalised; return also how many were cut to the context length."""
     tokens = encoder.tokenize(texts)
     return encoder.encode_texts(tokens), tokens.truncated
-
-
-@torch.inference_mode()
-def image_features(encoder: Encoder, pixels: Tensor) -> Tensor:
-    """Encode pixels to float32 [B, D] on the CPU, unnormalised; a batch too large for a GPU's memory is halved.
-
-    Raises:
-        VlltrError: The memory does not suffice for a single image.
-    """
-    try:
-        return encoder.encode_pixels(pixels.to(encoder.device, non_blocking=True)).cpu()
-    except torch.OutOfMemoryError as error:
-        if len(pixels) == 1:
-            with memory_mended_by("embed", "Free memory of the GPU, or use --device cpu."):
-                raise error
-    return torch.cat([image_features(encoder, half) for half in pixels.chunk(2)])
 
 
 def embed_sentences(
@@ -282,6 +194,43 @@ def embed_images(
     return done, len(views) * len(ids) - missed, len(problems)
 
 
+def embed_crops(
+    workspace: Workspace,
+    encoder: Encoder,
+    image_ids: Sequence[str],
+    number: int,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Read the features of images through `number` crops, more than 1, and compute and store those that are missing.
+
+    Returns:
+        Float32 [N, D], unnormalised.
+
+    Raises:
+        UsageError: The number of crops is not supported.
+        InputError: An image can no longer be read.
+    """
+    reader = Reader(encoder, number)
+    name = image_vectors_name(encoder.image_fp)
+    suffix = f"crops-{number}"
+    if not all_embedded(workspace.snapshot(), encoder.image_fp, image_ids, suffix):
+        with workspace.transaction("evaluate") as tx:  # it only adds to the cache, so there is no commit
+            tx.store.create(name, image_vectors(encoder.dim), "vector_key")
+            have = tx.store.keys(name, "vector_key")
+            todo = [image_id for image_id in image_ids if f"{image_id}:{suffix}" not in have]
+            done = 0
+            for batch in ReadAhead(reader, StoredImages(tx.store, todo)):
+                for problem in batch.problems:
+                    if problem is not None:
+                        raise InputError(problem)
+                features = pool_crops(image_features(encoder, batch.pixels)).cpu()
+                tx.store.append(name, image_vector_table(batch.names, suffix, -number, features))
+                done += len(batch.names)
+                if progress:
+                    progress(f"embed images, {number} crops each", done, len(todo))
+    return image_vectors_of(workspace.snapshot(), image_ids, suffix, encoder.image_fp)
+
+
 def all_embedded(snapshot: Snapshot, image_fp: str, image_ids: Sequence[str], suffix: str = "0") -> bool:
     """Say whether each image has a vector by the encoder `image_fp`, without a lock, so that readers need not wait."""
     name = image_vectors_name(image_fp)
@@ -315,27 +264,26 @@ class StoredImages:
     def __len__(self) -> int:
         return len(self._ids)
 
-    def __iter__(self) -> Iterator[list[NamedImage]]:
-        """Yield the images in batches of `IMAGE_BATCH`."""
+    def __iter__(self) -> Iterator[list[StoredImage]]:
+        """Yield the images in batches."""
         for start in range(0, len(self), _SOURCES):
-            found = self.take(range(start, min(start + _SOURCES, len(self)))).load()
-            yield from (found[first : first + IMAGE_BATCH] for first in range(0, len(found), IMAGE_BATCH))
+            yield from in_batches(self.take(range(start, min(start + _SOURCES, len(self)))).load())
 
     def take(self, places: Sequence[int]) -> StoredImages:
         """Return the images at some positions."""
         return StoredImages(self._store, [self._ids[place] for place in places])
 
-    def load(self) -> list[NamedImage]:
+    def load(self) -> list[StoredImage]:
         """Read all images: each id with its bytes or its path."""
         return _sources(self._store.read("images", _SOURCE, one_of("image_id", self._ids)), self._ids)
 
 
-def load_sources(snapshot: Snapshot, ids: Sequence[str]) -> list[NamedImage]:
+def load_sources(snapshot: Snapshot, ids: Sequence[str]) -> list[StoredImage]:
     """Read the bytes or the path of each image of `ids`, in their order."""
     return _sources(snapshot.table("images", _SOURCE, one_of("image_id", ids)), ids)
 
 
-def _sources(rows: pa.Table, ids: Sequence[str]) -> list[NamedImage]:
+def _sources(rows: pa.Table, ids: Sequence[str]) -> list[StoredImage]:
     """Convert rows of `images` to sources, in the order of `ids`."""
     columns = zip(*rows.to_pydict().values(), strict=True)
     found = {i: uri if data is None else data for i, uri, data in columns}

@@ -10,14 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from vlltr_index.embedding.loading import open_encoder
-from vlltr_index.embedding.vectors import (
-    IMAGE_BATCH,
-    Augment,
-    Engine,
-    LocalEngine,
-    embed_images,
-    embed_sentences,
-)
+from vlltr_index.embedding.pixels import IMAGE_BATCH, Augment
+from vlltr_index.embedding.vectors import Engine, LocalEngine, embed_images, embed_sentences
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.pipelines.status import encoder_change
 from vlltr_index.tensors import device_name

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vlltr_index.embedding.crops import embed_crops
 from vlltr_index.embedding.loading import ImageSet, image_set, usable_images
+from vlltr_index.embedding.vectors import embed_crops
 from vlltr_index.errors import MissingStepError, UsageError, WorkspaceError, reason
 from vlltr_index.evaluation import metrics
 from vlltr_index.heads.fusion import Rule

@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import islice, starmap
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,11 +166,10 @@ def _lines(
     if ray is None:
         yield from map(_as_json, model.stream(named, options))
         return
-    from vlltr_index.embedding.crops import CropPixels
+    from vlltr_index.embedding.pixels import Reader
     from vlltr_index.embedding.ray_engine import RayData, on_cpu
-    from vlltr_index.embedding.vectors import Reader
 
-    reader = Reader(CropPixels(model.encoder, options.crops), None, (0,))
+    reader = Reader(model.encoder, options.crops)
     arguments = ray.address, model.commit, options, model.encoder.image_size, on_cpu()
     with RayData(ray.actors) as data:
         for table in data.run(Pictures(list(named)), reader, _Answering, arguments):
@@ -202,13 +201,9 @@ class _Answering:
             ) from None
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        from vlltr_index.embedding.crops import ReadImage
         from vlltr_index.embedding.ray_engine import decoded
 
-        rows = zip(
-            table["id"].to_pylist(), decoded(table, self._size), table["problem"].to_pylist(), strict=True
-        )
-        lines = map(_as_json, self._model.answer_read([list(starmap(ReadImage, rows))], self._options))
+        lines = map(_as_json, self._model.answer_read([decoded(table, self._size)], self._options))
         line, lost = zip(*lines, strict=True)
         return pa.table({"place": table["place"], "line": line, "lost": lost})
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from vlltr_index.anchors.index import MANY_ANCHORS, AnchorIndex, FaissIndex, TorchIndex, WithDelta
 from vlltr_index.anchors.retrieval import AnchorClasses, retrieve
 from vlltr_index.data.decoding import UNREADABLE, ImageSource, image_label
-from vlltr_index.embedding.crops import Crops, read_ahead
+from vlltr_index.embedding.pixels import ReadAhead, Reader, image_features, in_batches, pool_crops
 from vlltr_index.errors import InputError, MissingStepError, UsageError, WorkspaceError
 from vlltr_index.heads.fusion import FusedScores, parts_of
 from vlltr_index.recognition.explaining import Explainer, nearest
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from vlltr_index.embedding.crops import ReadImage
+    from vlltr_index.embedding.pixels import NamedImage, PixelBatch
     from vlltr_index.encoders.encoder import Encoder
     from vlltr_index.heads.tree import ClassTree
     from vlltr_index.recognition.state import Texts
@@ -222,13 +222,12 @@ class Model(Scorer):
 
     def features(self, images: Sequence[ImageSource], crops: int = 1) -> tuple[Tensor, list[str | None]]:
         """Return features [B, D] of the readable images, unnormalised, and why each image is unreadable, or None."""
-        views = Crops(self.encoder, crops)
+        reader = Reader(self.encoder, crops)
         features = [torch.empty(0, self.encoder.dim)]
         problems = list[str | None]()
-        for batch in read_ahead(named(images), views.pixels):
-            problems += [problem for _, _, problem in batch]
-            if pixels := [read for _, read, _ in batch if read is not None]:
-                features.append(views.features(pixels).cpu())
+        for batch in ReadAhead(reader, in_batches(named(images))):
+            problems += batch.problems
+            features.append(pool_crops(image_features(self.encoder, batch.pixels)).cpu())
         return torch.cat(features), problems
 
     def feature(self, image: ImageSource, crops: int = 1) -> Tensor:
@@ -248,31 +247,26 @@ class Model(Scorer):
         """Predict images, as `Recognizer.predict`."""
         return list(self.stream(named(images), options))
 
-    def stream(
-        self, images: Iterable[tuple[str, ImageSource]], options: PredictOptions = USUAL
-    ) -> Iterator[Prediction]:
+    def stream(self, images: Iterable[NamedImage], options: PredictOptions = USUAL) -> Iterator[Prediction]:
         """Predict any number of named images, one after the other in their order, in flat memory."""
-        views = Crops(self.encoder, options.crops)
-        return self.answer_read(read_ahead(images, views.pixels), options)
+        reader = Reader(self.encoder, options.crops)
+        return self.answer_read(ReadAhead(reader, in_batches(images)), options)
 
     def answer_read(
-        self, batches: Iterable[Sequence[ReadImage]], options: PredictOptions = USUAL
+        self, batches: Iterable[PixelBatch], options: PredictOptions = USUAL
     ) -> Iterator[Prediction]:
         """Predict images that have been read; errors as for `Recognizer.predict`."""
         columns = self._columns(options.only, options.parent)
         ranks = self._ranks(columns, options.min_accuracy)
         level = self.held_out("'none of these'")[0] if options.reject else None
         question = _Question(options, columns, ranks, level)
-        views = Crops(self.encoder, options.crops)
         for batch in batches:
-            readable = [one for one in batch if one.pixels is not None]
+            readable = batch.readable
             used = "exhaustive" if options.some else self._used(options.retrieval, len(readable))
-            answered: Iterator[Prediction] = iter(())
-            if readable:
-                features = views.features([one.pixels for one in readable if one.pixels is not None])
-                answered = self._answered([one.name for one in readable], features, used, question)
-            for name, pixels, problem in batch:
-                if pixels is not None:
+            features = pool_crops(image_features(self.encoder, batch.pixels))
+            answered = self._answered(readable, features, used, question)
+            for name, problem in zip(batch.names, batch.problems, strict=True):
+                if problem is None:
                     yield next(answered)
                 else:
                     yield Prediction(name, (), 0.0, used, commit=self.first_commit, problem=problem)
@@ -476,7 +470,7 @@ class Model(Scorer):
         return nearest(feature, *self.class_images(class_id), count=count)
 
 
-def named(images: Iterable[ImageSource]) -> Iterator[tuple[str, ImageSource]]:
+def named(images: Iterable[ImageSource]) -> Iterator[NamedImage]:
     """Give each image the name by which answers call it."""
     return ((image_label(image), image) for image in images)
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlltr_index.data.decoding import ENDINGS, read_image
-from vlltr_index.embedding.crops import Crops
 from vlltr_index.embedding.loading import open_encoder, recipe_encoder
+from vlltr_index.embedding.pixels import CropPixels, image_features
 from vlltr_index.embedding.vectors import all_embedded, embed_images
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import InputError, MissingStepError, UsageError
@@ -248,8 +248,8 @@ def search_sentences(
         raise MissingStepError("there are no sentences", "Run: vlltr ingest text PATH")
     encoder = open_encoder(snapshot)
     if is_image:
-        crops = Crops(encoder)
-        vector = crops.features([read_image(query, crops.pixels)])[0].cpu()
+        pixels = read_image(query, CropPixels(encoder))
+        vector = image_features(encoder, pixels[None])[0, 0].cpu()
     else:
         vector = encoder.encode_texts([query])[0]
     ranked = _ranked(snapshot, sentence_vectors_name(encoder.text_fp), rows, "text_hash", query=vector)
