@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vlltr_index.embedding.vectors import ImageVectors, NamedImage
+from vlltr_index.embedding.pixels import NamedImage
+from vlltr_index.embedding.vectors import ImageVectors
 from vlltr_index.encoders import openclip
 from vlltr_index.encoders.encoder import Encoder
 
