@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vlltr_index.cli.predict import prediction_lines
+from vlltr_index.cli.answers import prediction_lines
 from vlltr_index.embedding.loading import image_set, usable_images
 from vlltr_index.pipelines.evaluate import training_counts
 from vlltr_index.recognition.sheet import Panel, Picture, write_sheet

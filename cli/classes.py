@@ -9,16 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vlltr_index.cli.main import (
-    FILE,
-    PATH,
-    Context,
-    confirm,
-    device_option,
-    dry_run_option,
-    pass_context,
-    yes_option,
-)
+from vlltr_index.cli.context import Context, pass_context
+from vlltr_index.cli.options import FILE, PATH, device_option, dry_run_option, yes_option
+from vlltr_index.cli.terminal import confirm
 from vlltr_index.errors import UsageError
 from vlltr_index.wording import many
 

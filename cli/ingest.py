@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vlltr_index.cli.main import DIR, FILE, PATH, Context, ask, pass_context, table
+from vlltr_index.cli.context import Context, pass_context
+from vlltr_index.cli.options import DIR, FILE, PATH
+from vlltr_index.cli.terminal import ask, table
 
 if TYPE_CHECKING:
     from rich.table import Table

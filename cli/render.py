@@ -1,6 +1,6 @@
-"""Lines of the reports that `Context.run` and `show` print by themselves, one function a kind.
+"""Lines of the reports that `Context.run`, `show` and `step` print by themselves, one function a kind.
 
-A new report gets its function here, and a place in `_LOOKS`. Tables and answers are drawn by their command's own file.
+A new report gets its function here, and a place in `_LOOKS`. Answers are in `answers.py`.
 """
 
 from __future__ import annotations
@@ -8,29 +8,62 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from vlltr_index.cli.answers import prediction_lines
+from vlltr_index.cli.terminal import percent, table, terminal_width
 from vlltr_index.schemas.fingerprint import short
 from vlltr_index.wording import many
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from vlltr_index.anchors.selection import SelectReport
     from vlltr_index.classes.change import AddedClass, ChangeReport
     from vlltr_index.classes.effect import Effect
+    from vlltr_index.evaluation.metrics import EvaluationReport
+    from vlltr_index.pipelines.baselines import BaselineRow
+    from vlltr_index.pipelines.build_index import IndexReport
+    from vlltr_index.pipelines.embed import EmbedReport
     from vlltr_index.pipelines.history import DiffReport, PruneReport, RollbackReport
     from vlltr_index.pipelines.import_release import ImportReport
     from vlltr_index.pipelines.ingest import IngestReport
     from vlltr_index.pipelines.predict import PredictReport
+    from vlltr_index.pipelines.report import ReportFile
     from vlltr_index.pipelines.status import StatusReport
     from vlltr_index.pipelines.taxonomy import TaxonomyReport
     from vlltr_index.pipelines.train_lgr import RefitReport
     from vlltr_index.pipelines.training import TrainReport
     from vlltr_index.recognition.exported.writing import ExportReport
+    from vlltr_index.schemas.records import Prediction
+    from vlltr_index.store.workspace import Workspace
 
+_BINS = ("overall", "many", "medium", "few", "few5", "new")
+_RESULTS = ("EvaluationReport", "ReportFile", "Prediction")  # what their commands are run for
 _SHOWN = 3  # classes of a change that are reported one by one
 _HARM = 0.01  # loss of the other classes' accuracy from which a warning is shown
 
 
-def report_lines(report: Any) -> list[str]:
-    """Return a report as lines of text."""
+def report_lines(report: Any) -> list[str | Table]:
+    """Return a report as lines of text and tables; of several reports those of each."""
+    if isinstance(report, list):
+        return [line for one in report for line in report_lines(one)]
     return _LOOKS[type(report).__name__](report)
+
+
+def remarks(report: Any) -> list[str]:
+    """Return what is said beside a report's lines, and is left out under `-q`."""
+    return _REMARKS[type(report).__name__](report) if type(report).__name__ in _REMARKS else []
+
+
+def is_result(report: Any) -> bool:
+    """Say whether a report, or each of a list, is what its command is run for, and so is shown under `-q` too."""
+    return all(type(one).__name__ in _RESULTS for one in (report if isinstance(report, list) else [report]))
+
+
+def workspace_line(workspace: Workspace) -> str:
+    """Say that a workspace was made, or was there already."""
+    if workspace.history.last().id:
+        return f"The workspace {workspace.address} is there already, and stays as it is."
+    return f"Made the workspace {workspace.address} (recipe {workspace.recipe.name})."
 
 
 def _ingest(report: IngestReport) -> list[str]:
@@ -95,6 +128,109 @@ def _train(report: TrainReport) -> list[str]:
             f" {many(report.held_images, 'image')}{classes} (cvlp.hold_out, cvlp.hold_out_classes)"
         )
     return [*lines, *report.notes]
+
+
+def _embed(report: EmbedReport) -> list[str]:
+    lines = [
+        f"Embedded {many(report.sentences, 'sentence')} ({report.sentences_before:,} there before) and"
+        f" {many(report.images, 'image vector')} ({report.images_before:,} there before)."
+    ]
+    if report.truncated:
+        cut = many(report.truncated, "sentence was", "sentences were")
+        lines.append(f"{cut} longer than the encoder's context of {report.context} tokens, and cut there.")
+    if report.unreadable:
+        unread = many(report.unreadable, "image")
+        lines.append(f"{unread} could not be read again: kept aside with the reason.")
+    return lines
+
+
+def _select(report: SelectReport) -> list[str]:
+    lines = [
+        f"Selected {many(report.anchors, 'anchor')} of {many(report.sentences, 'sentence')} for"
+        f" {many(report.classes, 'class', 'classes')} ({report.mode}, {many(report.images, 'image')})."
+    ]
+    if report.classes_without_images:
+        bare = many(report.classes_without_images, "class has", "classes have")
+        lines.append(f"{bare} no training image: sentences there go by text alone.")
+    if report.classes_without_sentences:
+        silent = many(report.classes_without_sentences, "class has", "classes have")
+        lines.append(f"{silent} no sentence, and no anchor: they are told by their images alone.")
+    return lines
+
+
+def _index(report: IndexReport) -> list[str]:
+    what = f"an index of kind {report.kind}" if report.anchors else "no index"
+    return [f"Built {what}: {report.reason}."]
+
+
+def baseline_line(row: BaselineRow) -> str:
+    """Return a baseline with its settings and its note."""
+    chosen = ", ".join(f"{key} {value}" for key, value in row.settings.items())
+    facts = "; ".join(filter(None, (chosen, row.note)))
+    return f"{row.label}: {facts}" if facts else row.label
+
+
+def _evaluation(report: EvaluationReport) -> list[str | Table]:
+    return [evaluation_table(report), *_rank_tables(report), *difference_lines(report)]
+
+
+def _evaluation_remarks(report: EvaluationReport) -> list[str]:
+    return [f"{name}: {note}" for name, note in report.notes.items()]
+
+
+def evaluation_table(report: EvaluationReport) -> Table:
+    """Return a table of rows by bin, with 95 % intervals."""
+    bins = [b for b in _BINS if b in report.rows["vl-ltr"].top1]
+    rows = []
+    for name, row in report.rows.items():
+        values = [row.top1[b] for b in bins]
+        cells = [f"{percent(one.value)} ±{50 * (one.high - one.low):.1f}" for one in values]
+        top5 = percent(row.top5["overall"].value) if "overall" in row.top5 else "-"
+        rows.append([name, *cells, top5, percent(report.calibration_error.get(name))])
+    title = (
+        f"Top-1 on {report.split}: {report.images:,} images, {report.classes:,} classes;"
+        f" {report.convention} bounds (many >= 100, few <= 20)"
+    )
+    return table(title, ["", *bins, "top-5", "ECE"], rows)
+
+
+def _rank_tables(report: EvaluationReport) -> list[Table]:
+    """Return a table of accuracy by rank, if classes have parents."""
+    rows = []
+    bins = list[str]()
+    for rank, ways in report.ranks.items():
+        bins = bins or list(ways["summed"])
+        for how, top1 in ways.items():
+            cells = [percent(top1[b].value if b in top1 else None) for b in bins]
+            rows.append([rank, how, *cells, f"{top1['overall'].images:,}"])
+    title = "By rank: of the best class, and of the most probable name with all that it holds"
+    return [table(title, ["rank", "", *bins, "images"], rows, left=2)] if rows else []
+
+
+def difference_lines(report: EvaluationReport) -> list[str]:
+    """Return the paired difference to another row, one line a bin; none if there is no such row."""
+    if not report.differences:
+        return []
+    lines = [f"vl-ltr less {report.against}, in points [95 % of the paired bootstrap]"]
+    for name, d in report.differences.items():
+        lines.append(f"  {name:<8} {100 * d.value:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]")
+    return lines
+
+
+def _report_file(report: ReportFile) -> list[str]:
+    return [f"Wrote {report.path} ({report.bytes / 2**20:.1f} MiB)."]
+
+
+def _report_file_remarks(report: ReportFile) -> list[str]:
+    lines = []
+    if report.top1:
+        said = ", ".join(f"{shot} {percent(value.value)}" for shot, value in report.top1.items())
+        lines.append(f"{report.images:,} images of split {report.split}, top-1 accuracy in %: {said}")
+    return lines + [f"Not in it: {part.why}. {part.mend}" for part in report.missing]
+
+
+def _prediction(prediction: Prediction) -> list[str]:
+    return prediction_lines(prediction, terminal_width())
 
 
 def _refit(report: RefitReport) -> list[str]:
@@ -215,12 +351,20 @@ def status_rows(report: StatusReport) -> list[tuple[str, str]]:
     return [*lines, *(("to do", what) for what in report.stale), ("next", report.next)]
 
 
-_LOOKS: dict[str, Callable[[Any], list[str]]] = {
+_LOOKS: dict[str, Callable[[Any], list[Any]]] = {
+    "Workspace": lambda workspace: [workspace_line(workspace)],
     "IngestReport": _ingest,
     "TaxonomyReport": _taxonomy,
     "ImportReport": _import,
     "TrainReport": _train,
+    "EmbedReport": _embed,
+    "SelectReport": _select,
+    "IndexReport": _index,
+    "BaselineRow": lambda row: [baseline_line(row)],
+    "EvaluationReport": _evaluation,
+    "ReportFile": _report_file,
     "RefitReport": _refit,
+    "Prediction": _prediction,
     "PredictReport": _predict,
     "ChangeReport": _change,
     "ExportReport": _export,
@@ -229,3 +373,8 @@ _LOOKS: dict[str, Callable[[Any], list[str]]] = {
     "PruneReport": _prune,
 }
 """By the name of the report's class, so that no report has to be imported to show another."""
+
+_REMARKS: dict[str, Callable[[Any], list[str]]] = {
+    "EvaluationReport": _evaluation_remarks,
+    "ReportFile": _report_file_remarks,
+}

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from vlltr_index.cli.main import FILE, Context, device_option, pass_context
+from vlltr_index.cli.context import Context, pass_context
+from vlltr_index.cli.options import FILE, device_option
 
 _top_option = click.option("--top", type=click.IntRange(1, 1000), default=20, help="How many.")
 
@@ -28,31 +29,18 @@ def search_command() -> None:
 @pass_context
 def images(context: Context, text: str, split: str | None, top: int, out: Path | None, compare: bool) -> None:
     """Find the images nearest to TEXT, such as "a spotted texture", by the cosine of their vectors."""
-    from vlltr_index.embedding.vectors import load_sources
-    from vlltr_index.recognition.search import search_images
-    from vlltr_index.recognition.sheet import Panel, Picture, check_target, write_sheet
+    from vlltr_index.pipelines.search import find_images
 
-    if out is not None:
-        check_target(out)
-    workspace = context.open()
-    found = search_images(workspace, text, split=split, top=top, compare=compare, progress=context.progress)
+    found = find_images(
+        context.open(), text, split=split, top=top, compare=compare, sheet=out, progress=context.progress
+    )
     sides = {"": found.hits}
     if found.base is not None:
-        sides = {"trained here": found.hits, "before training": found.base}
+        sides = {"trained here:": found.hits, "before training:": found.base}
     lines = []
-    panels = []
     for heading, hits in sides.items():
-        if heading:
-            lines.append(f"{heading}:")
+        lines += [heading] if heading else []
         lines += [f"{hit.similarity:+.3f}  {hit.class_name}  [{hit.split}]  {hit.uri}" for hit in hits]
-        if out is not None:
-            sources = load_sources(workspace.snapshot(), [hit.image_id for hit in hits])
-            told = [(hit.class_name, f"{hit.similarity:+.3f}  {hit.split}") for hit in hits]
-            pictures = tuple(Picture(source, said) for (_, source), said in zip(sources, told, strict=True))
-            panels.append(Panel(f"Encoder {heading}" if heading else "", pictures))
-    if out is not None:
-        title = f'"{text}" among {found.searched:,} images' + (f" of split {split}" if split else "")
-        write_sheet(out, title, panels)
     context.show({**asdict(found), "sheet": str(out) if out else None}, lines, always=True)
     if found.without_vector:
         context.say(f"{found.without_vector:,} images have no vector yet: vlltr embed")

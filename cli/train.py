@@ -13,19 +13,18 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from vlltr_index.cli.main import (
-    Context,
+from vlltr_index.cli.context import Context, pass_context
+from vlltr_index.cli.options import (
     actors_option,
     device_option,
     engine_option,
-    pass_context,
+    plan_device_option,
     set_option,
-    table,
 )
-from vlltr_index.cli.render import report_lines
+from vlltr_index.cli.render import baseline_line, report_lines
+from vlltr_index.cli.terminal import table
 from vlltr_index.errors import PeerError, UsageError, VlltrError
 from vlltr_index.schemas.records import BASELINES, IndexKind
-from vlltr_index.wording import many
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -40,10 +39,9 @@ _GRACE = 5.0  # seconds that a failed process waits for the launcher to end it
 
 
 def _options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that every training command takes."""
+    """Add the options that every training command takes, but for the device."""
     for option in (
         set_option,
-        device_option,
         click.option(
             "--recipe", metavar="NAME", help="Take this recipe's section; `all`: take it as a whole."
         ),
@@ -174,6 +172,7 @@ def train_command() -> None:
 
 @train_command.command("cvlp")
 @_options
+@device_option
 @pass_context
 def cvlp(context: Context, /, **given: Any) -> None:
     """Stage 1: class-wise visual-linguistic pre-training of the encoder."""
@@ -184,6 +183,7 @@ def cvlp(context: Context, /, **given: Any) -> None:
 
 @train_command.command("lgr")
 @_options
+@device_option
 @pass_context
 def lgr(context: Context, /, **given: Any) -> None:
     """Stage 2: the language-guided recognition head, on stored vectors.
@@ -198,33 +198,36 @@ def lgr(context: Context, /, **given: Any) -> None:
 
 @train_command.command("all")
 @_options
+@plan_device_option
 @pass_context
-def everything(context: Context, /, processes: int, resume: bool, **given: Any) -> None:
+def everything(context: Context, /, processes: int, resume: bool, device: str | None, **given: Any) -> None:
     """Both stages and what lies between: cvlp, embed, select, lgr, index.
 
     A recipe, and every value set, becomes the workspace's own: vlltr.toml says so from then on. A recipe is taken as a
     whole, with its encoder, prompts and fusion.
     """
-    from vlltr_index.pipelines.train_all import adopt_recipe, train_all
-    from vlltr_index.train.distributed import meet
+    from vlltr_index.pipelines.train_all import train_all
 
     workspace = context.open()
     chosen = _recipe(workspace, **given)
     if _shared_out(processes):
         return
     with _training(context):
-        meet()
-        if adopt_recipe(workspace, chosen):
-            at = workspace.storage.at("vlltr.toml")
-            context.say(f"Recipe {chosen.name} is the workspace's own now: {at}")
-        reports = train_all(workspace, chosen, context.progress, resume=resume)
-    following = "Trained, embedded, selected and indexed. Next: vlltr evaluate --split test"
-    context.show(reports, [*reports["train lgr"].notes, following])
+        reports = train_all(
+            workspace,
+            chosen,
+            context.progress,
+            resume=resume,
+            device=device,
+            on_step=context.step,
+        )
+    context.show(reports, ["Trained, embedded, selected and indexed. Next: vlltr evaluate --split test"])
 
 
 @train_command.command("baseline")
 @click.argument("name", type=click.Choice(["fc", *BASELINES, "rest"]))
 @_options
+@device_option
 @pass_context
 def baseline(context: Context, /, name: str, processes: int, resume: bool, **given: Any) -> None:
     """A baseline with the same encoder and budget; `vlltr evaluate` shows each as a row.
@@ -252,9 +255,7 @@ def baseline(context: Context, /, name: str, processes: int, resume: bool, **giv
     for one in BASELINES if name == "rest" else (name,):
         row = train_baseline(workspace, one, config, context.progress)
         made[row.label] = {"settings": row.settings, "note": row.note}
-        chosen = ", ".join(f"{key} {value}" for key, value in row.settings.items())
-        facts = "; ".join(filter(None, (chosen, row.note)))
-        context.say(f"{row.label}: {facts}" if facts else row.label)
+        context.say(baseline_line(row))
     context.show(made, [f"Next: {following}"])
 
 
@@ -289,18 +290,7 @@ def embed_command(
     """
     from vlltr_index.pipelines.embed import embed
 
-    report = embed(context.open(), views, context.progress, force, engine=engine, actors=actors)
-    lines = [
-        f"Embedded {many(report.sentences, 'sentence')} ({report.sentences_before:,} there before) and"
-        f" {many(report.images, 'image vector')} ({report.images_before:,} there before)."
-    ]
-    if report.truncated:
-        cut = many(report.truncated, "sentence was", "sentences were")
-        lines.append(f"{cut} longer than the encoder's context of {report.context} tokens, and cut there.")
-    if report.unreadable:
-        unread = many(report.unreadable, "image")
-        lines.append(f"{unread} could not be read again: kept aside with the reason.")
-    context.show(report, lines)
+    context.show(embed(context.open(), views, context.progress, force, engine=engine, actors=actors))
     context.say_next()
 
 
@@ -313,18 +303,8 @@ def select_command(context: Context, overrides: tuple[str, ...]) -> None:
     from vlltr_index.anchors.selection import select
 
     workspace = context.open()
-    report = select(workspace, _recipe(workspace, None, overrides, "select").select, context.progress)
-    lines = [
-        f"Selected {many(report.anchors, 'anchor')} of {many(report.sentences, 'sentence')} for"
-        f" {many(report.classes, 'class', 'classes')} ({report.mode}, {many(report.images, 'image')})."
-    ]
-    if report.classes_without_images:
-        bare = many(report.classes_without_images, "class has", "classes have")
-        lines.append(f"{bare} no training image: sentences there go by text alone.")
-    if report.classes_without_sentences:
-        silent = many(report.classes_without_sentences, "class has", "classes have")
-        lines.append(f"{silent} no sentence, and no anchor: they are told by their images alone.")
-    context.show(report, lines)
+    config = _recipe(workspace, None, overrides, "select").select
+    context.show(select(workspace, config, context.progress))
     context.say_next()
 
 
@@ -349,9 +329,7 @@ def index_command(
         plan = plan_index(size, width or 512) if size else plan_for(context.open())
         context.show(plan, _plan_lines(plan))
         return
-    report = index_anchors(context.open(), kind, context.progress)
-    what = f"an index of kind {report.kind}" if report.anchors else "no index"
-    context.show(report, [f"Built {what}: {report.reason}."])
+    context.show(index_anchors(context.open(), kind, context.progress))
     context.say_next()
 
 

@@ -9,19 +9,10 @@ from typing import Any
 
 import click
 
-from vlltr_index.cli.main import (
-    DIR,
-    FILE,
-    PATH,
-    Context,
-    at_option,
-    broken,
-    confirm,
-    pass_context,
-    set_option,
-    yes_option,
-)
-from vlltr_index.cli.render import report_lines, status_rows
+from vlltr_index.cli.context import Context, pass_context
+from vlltr_index.cli.options import DIR, FILE, PATH, at_option, set_option, yes_option
+from vlltr_index.cli.render import report_lines, status_rows, workspace_line
+from vlltr_index.cli.terminal import broken, confirm, terminal_width
 from vlltr_index.errors import UsageError
 from vlltr_index.wording import many
 
@@ -51,29 +42,17 @@ def init_command(
     Without weights (`--encoder ViT-B-16`) the encoder starts from scratch; with a tag (`ViT-B-16:openai`) or a file
     (`ViT-B-16-quickgelu:weights.pt`) from those weights.
     """
-    from vlltr_index.schemas.recipes import load_recipe
-    from vlltr_index.store.workspace import Workspace
+    from vlltr_index.pipelines.init import init
 
     for what, given in (("DIRECTORY", directory), ("--encoder", encoder)):
         if given == "":  # as of an unset variable
             raise click.UsageError(f"{what} is empty")
-    chosen = load_recipe(recipe, overrides, encoder)
-    if prompts is not None:
-        from vlltr_index.data.text import prompt_templates
-
-        chosen = chosen.model_copy(update={"prompts": prompt_templates(prompts)})
-    if encoder or any(item.lstrip().startswith("encoder.") for item in overrides):
-        from vlltr_index.encoders.weights import check_source
-
-        check_source(chosen.encoder.model, chosen.encoder.pretrained, chosen.encoder.image_size)
-    workspace = Workspace.create(directory, chosen)
+    workspace = init(directory, encoder, recipe, prompts=prompts, overrides=overrides)
     context.show({"workspace": workspace.address, "recipe": workspace.recipe.name}, ())
-    said = f"Made the workspace {workspace.address} (recipe {workspace.recipe.name})."
     following = "ingest text PATH, then ingest images PATH --split train"
     if workspace.history.last().id:
-        said = f"The workspace {workspace.address} is there already, and stays as it is."
         following = "status"
-    context.say(f"{said}\nNext: vlltr -w {shlex.quote(directory)} {following}")
+    context.say(f"{workspace_line(workspace)}\nNext: vlltr -w {shlex.quote(directory)} {following}")
 
 
 @click.command("status")
@@ -84,7 +63,7 @@ def status_command(context: Context) -> None:
 
     report = status(context.open())
     rows = status_rows(report)
-    width = context.width()
+    width = terminal_width()
     lines = (line for name, value in rows for line in broken(f"{name:<22} ", value, width))
     context.show(report, lines, always=True)
 
@@ -195,8 +174,8 @@ def export_command(
 
     With --tables: classes, sentences, images and anchors as Parquet files. DIR appears whole or not at all.
     """
-    from vlltr_index.recognition.exported.reading import check_repository
-    from vlltr_index.recognition.exported.writing import export_model, export_tables, push_model
+    from vlltr_index.pipelines.export import export_and_push
+    from vlltr_index.recognition.exported.writing import export_model, export_tables
 
     if embed_images and not tables:
         raise UsageError("--embed-images is for --tables: a model has no images", "Leave it out.")
@@ -213,12 +192,18 @@ def export_command(
         report = export_tables(
             workspace, folder, at, force=force, embed_images=embed_images, progress=context.progress
         )
-    else:
-        if push is not None:
-            check_repository(push)
+    elif push is None:
         report = export_model(workspace, folder, at, force=force, with_index=with_index)
-        if push is not None:
-            url = push_model(Path(report.folder), push, private=private or None)
+    else:
+        report, url = export_and_push(
+            workspace,
+            folder,
+            push,
+            at=at,
+            force=force,
+            with_index=with_index,
+            private=private or None,
+        )
     pushed = [f"Pushed: {url}"] if url else []
     context.show({**asdict(report), "url": url}, [*report_lines(report), *pushed])
 

@@ -117,6 +117,17 @@ def pictures(tmp_path_factory: pytest.TempPathFactory, heldout: dict[str, list[s
     return folder
 
 
+@pytest.fixture
+def shots(tmp_path: Path, pictures: Path) -> Path:
+    """Three classes of 10, 4 and 1 pictures, and texts about them."""
+    sources = sorted(pictures.glob("**/*.png"))
+    for name, count in {"kestrel": 10, "merlin": 4, "hobby": 1}.items():
+        (tmp_path / "shots" / name).mkdir(parents=True)
+        for number in range(count):
+            shutil.copy(sources[number % len(sources)], tmp_path / "shots" / name / f"{number}.png")
+    return tmp_path / "shots"
+
+
 @pytest.fixture(scope="session")
 def shared(
     trained_once: Path,

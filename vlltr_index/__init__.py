@@ -9,6 +9,7 @@ from vlltr_index.version import VERSION
 
 if TYPE_CHECKING:
     from vlltr_index.classes import add_class as add_class
+    from vlltr_index.pipelines.fit import fit as fit
     from vlltr_index.recognizer import Recognizer as Recognizer
     from vlltr_index.schemas.options import PredictOptions as PredictOptions
     from vlltr_index.store.workspace import Workspace as Workspace
@@ -20,13 +21,14 @@ _LAZY = {
     "Recognizer": "vlltr_index.recognizer",
     "Workspace": "vlltr_index.store.workspace",
     "add_class": "vlltr_index.classes",
+    "fit": "vlltr_index.pipelines.fit",
 }
 
-__all__ = ["PredictOptions", "Recognizer", "Workspace", "__version__", "add_class"]
+__all__ = ["PredictOptions", "Recognizer", "Workspace", "__version__", "add_class", "fit"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the public classes on first use, so that `import vlltr_index` loads no torch."""
+    """Import the public names on first use, so that `import vlltr_index` loads no torch."""
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -126,6 +126,26 @@ def choose_device(wanted: str | torch.device | None = None) -> torch.device:
     return device
 
 
+@contextmanager
+def computing_on(device: str | None, otherwise: str = "auto") -> Iterator[None]:
+    """Compute within the block on `device`, else on that of VLLTR_DEVICE, else on `otherwise`, such as a recipe's.
+
+    Raises:
+        UsageError: As for `choose_device`.
+    """
+    before = os.environ.get("VLLTR_DEVICE")
+    name = device or before or otherwise
+    choose_device(name)
+    os.environ["VLLTR_DEVICE"] = name
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["VLLTR_DEVICE"]
+        else:
+            os.environ["VLLTR_DEVICE"] = before
+
+
 def cuda_problem(device: torch.device) -> str | None:
     """Return the reason of torch or the driver why a GPU cannot be used; None if it can be used."""
     try:

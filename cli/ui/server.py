@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from filelock import FileLock, Timeout
 
-from vlltr_index.cli.main import Context, device_option, echo, pass_context
+from vlltr_index.cli.context import Context, pass_context
+from vlltr_index.cli.options import device_option
+from vlltr_index.cli.terminal import echo
 from vlltr_index.errors import MissingStepError, UsageError
 
 if TYPE_CHECKING:

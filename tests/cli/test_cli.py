@@ -12,7 +12,8 @@ import pytest
 
 from benchmarks.reference import commands
 from tests.support.commands import run
-from vlltr_index.cli.main import Context, table
+from vlltr_index.cli.context import Context
+from vlltr_index.cli.terminal import table
 from vlltr_index.store.workspace import Workspace
 
 ROOT = Path(__file__).parents[2]

@@ -60,7 +60,7 @@ def test_what_a_spreadsheet_is_given(text: str, begin: str) -> None:
 
 
 def test_there_is_one_door_to_the_terminal() -> None:
-    """Whatever a command writes passes `echo`, `confirm`, `ask`, `table` or a console of `main.py`."""
+    """Whatever a command writes passes `echo`, `confirm`, `ask`, `table` or a console of `terminal.py`."""
     past = []
     for path in (ROOT / "cli").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -74,7 +74,11 @@ def test_there_is_one_door_to_the_terminal() -> None:
                 "sys.stdout.write",
             ):
                 past.append(f"{path.name}: {name}")
-    assert sorted(past) == ["main.py: click.confirm", "main.py: click.echo", "main.py: click.prompt"]
+    assert sorted(past) == [
+        "terminal.py: click.confirm",
+        "terminal.py: click.echo",
+        "terminal.py: click.prompt",
+    ]
 
 
 def spoil(workspace: Workspace) -> None:

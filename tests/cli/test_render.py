@@ -8,8 +8,8 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from vlltr_index.cli.evaluate import difference_lines, evaluation_table
-from vlltr_index.cli.predict import explanation_lines, prediction_lines
+from vlltr_index.cli.answers import explanation_lines, prediction_lines
+from vlltr_index.cli.render import difference_lines, evaluation_table
 from vlltr_index.evaluation.metrics import AccuracyReport, EvaluationReport, Interval
 from vlltr_index.schemas.records import ClassScore, Neighbour, Prediction, SentenceShare
 

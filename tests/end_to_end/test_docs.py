@@ -6,9 +6,9 @@ import re
 import shlex
 from pathlib import Path
 
-import click
 import pytest
 
+from tests.support.pages import parse
 from vlltr_index.cli.main import vlltr
 from vlltr_index.schemas.recipes import list_recipes, load_recipe
 
@@ -26,19 +26,6 @@ def written_commands() -> list[tuple[str, str]]:
                     if part.strip().startswith("vlltr "):
                         found.append((page.name, part.strip()))
     return found
-
-
-def parse(group: click.Command, args: list[str], name: str) -> None:
-    """Parse without running; click raises on unknown commands, options and missing arguments."""
-    context = group.make_context(name, list(args), resilient_parsing=False)
-    if isinstance(group, click.Group):
-        rest = (
-            [*context.protected_args, *context.args] if hasattr(context, "protected_args") else context.args
-        )
-        word, command, others = group.resolve_command(context, rest)
-        assert word is not None
-        assert command is not None
-        parse(command, others, word)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

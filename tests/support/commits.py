@@ -30,6 +30,14 @@ def state(workspace: Workspace, at: int | None = None) -> dict[str, object]:
     return {**tables, **snapshot.commit.model_dump(exclude=left_out), "info": info}
 
 
+def work(workspace: Workspace, at: int) -> dict[str, object]:
+    """The command and state of a commit, without what two runs differ in: times, speeds, and digests of both."""
+    found = state(workspace, at)
+    classes = [{**row, "created_at": None} for row in workspace.snapshot(at).table("classes").to_pylist()]
+    command = workspace.history.read(at).command
+    return {**found, "classes": classes, "parts": None, "checkpoint": None, "command": command}
+
+
 def run(workspace: Workspace, *arguments: str, answer: str | None = None, code: int = 0) -> str:
     """Standard output of one command."""
     result = CliRunner().invoke(vlltr, ["-w", str(workspace.path), *arguments], input=answer)

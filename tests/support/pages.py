@@ -1,4 +1,4 @@
-"""Reading the pages: their code blocks, with what stands before each; and what HTML holds."""
+"""Reading the pages: their code blocks, with what stands before each, and the commands in them; and HTML."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 
-__all__ = ["Block", "Page", "blocks", "in_pattern"]
+import click
+
+__all__ = ["Block", "Page", "blocks", "in_pattern", "parse"]
 
 _BLOCK = re.compile(
     r"(?:^<!-- (?P<note>[^\n]*) -->\n)?^```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE
@@ -57,3 +59,16 @@ class Page(HTMLParser):
     def text(self) -> str:
         """All text, spaces made one."""
         return " ".join(" ".join(self.words).replace("\xa0", " ").split())
+
+
+def parse(group: click.Command, args: list[str], name: str) -> None:
+    """Parse without running; click raises on unknown commands, options and missing arguments."""
+    context = group.make_context(name, list(args), resilient_parsing=False)
+    if isinstance(group, click.Group):
+        rest = (
+            [*context.protected_args, *context.args] if hasattr(context, "protected_args") else context.args
+        )
+        word, command, others = group.resolve_command(context, rest)
+        assert word is not None
+        assert command is not None
+        parse(command, others, word)

@@ -13,7 +13,7 @@ import torch
 import vlltr_index.anchors.selection
 from tests.support import drawings
 from tests.support.commands import run
-from vlltr_index.cli.main import Context
+from vlltr_index.cli.context import Context
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import UsageError, VlltrError
 from vlltr_index.pipelines.doctor import diagnose
@@ -22,7 +22,7 @@ from vlltr_index.pipelines.train_lgr import train_lgr_stage
 from vlltr_index.schemas.config import BaselineConfig, WorkspaceConfig
 from vlltr_index.schemas.recipes import override
 from vlltr_index.store.workspace import Workspace
-from vlltr_index.tensors import choose_device, cuda_problem, float32_by, full_precision
+from vlltr_index.tensors import choose_device, computing_on, cuda_problem, float32_by, full_precision
 from vlltr_index.train.cvlp import train_image_only
 
 FULL = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.00 GiB free. Including non-PyTorch memory, ..."
@@ -69,6 +69,26 @@ def test_a_device_that_nobody_knows() -> None:
     with pytest.raises(UsageError) as caught:
         choose_device("tpu")
     assert str(caught.value) == "the device is auto, cpu, cuda or cuda:N, got 'tpu'\nUse --device auto"
+
+
+def test_a_device_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one given counts, then the environment's, then the recipe's; afterwards all is as it was."""
+    for before in ("cpu", None):
+        if before is None:
+            monkeypatch.delenv("VLLTR_DEVICE")
+        else:
+            monkeypatch.setenv("VLLTR_DEVICE", before)
+        with computing_on("auto", "cuda:7"):
+            assert os.environ["VLLTR_DEVICE"] == "auto"
+        assert os.environ.get("VLLTR_DEVICE") == before
+    with computing_on(None, "cpu"):
+        assert os.environ["VLLTR_DEVICE"] == "cpu"
+    monkeypatch.setenv("VLLTR_DEVICE", "auto")
+    with computing_on(None, "cpu"):
+        assert os.environ["VLLTR_DEVICE"] == "auto"
+    with pytest.raises(UsageError), computing_on("tpu"):
+        raise AssertionError
+    assert os.environ["VLLTR_DEVICE"] == "auto"
 
 
 def test_the_recipe_names_a_device(trained: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

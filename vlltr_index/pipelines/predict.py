@@ -1,4 +1,4 @@
-"""Write predictions for any number of pictures into one table (`vlltr predict --out`), resumable."""
+"""Predict pictures (`vlltr predict`), and write predictions into one table, resumable (`--out`)."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from vlltr_index.data.unlabelled import Pictures, unlabelled_images
 from vlltr_index.data.writing import whole_file
 from vlltr_index.errors import UsageError, VlltrError, WorkspaceError, write_error
+from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.options import USUAL, PredictOptions
 from vlltr_index.version import VERSION
 from vlltr_index.wording import cell
@@ -29,6 +30,7 @@ from vlltr_index.wording import cell
 if TYPE_CHECKING:
     from vlltr_index.recognition.model import Model
     from vlltr_index.schemas.records import Prediction, Progress
+    from vlltr_index.store.workspace import Workspace
 
 _FORMATS = (".csv", ".jsonl", ".parquet")
 _ROWS = 10_000
@@ -51,6 +53,24 @@ class OnRay:
 
     address: str  # the workspace's folder or URI
     actors: int | None = None  # default: one for each GPU, or without a GPU one for each CPU
+
+
+def predict(
+    workspace: Workspace, images: Sequence[str], options: PredictOptions = USUAL, at: int | None = None
+) -> Iterator[Prediction]:
+    """Predict pictures one after the other, in flat memory.
+
+    Args:
+        workspace: Whose model predicts.
+        images: As for `data.unlabelled.unlabelled_images`.
+        options: How they are recognised, and what is said of each.
+        at: The commit that answers; default: the newest.
+
+    Raises:
+        MissingStepError: If a step before has not been run; the hint names it.
+        WorkspaceError: If there is no commit `at`.
+    """
+    return Recognizer.open(workspace, at=at).current().stream(unlabelled_images(images), options)
 
 
 def predict_to_file(

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vlltr_index.anchors.selection import select
 from vlltr_index.errors import UsageError
 from vlltr_index.pipelines.build_index import index_anchors
 from vlltr_index.pipelines.embed import embed
+from vlltr_index.pipelines.plan import Runner, StepMaker
 from vlltr_index.pipelines.train_cvlp import train_cvlp_stage
 from vlltr_index.pipelines.train_lgr import train_lgr_stage
+from vlltr_index.tensors import computing_on
 from vlltr_index.train.distributed import by_first, meet, world
 
 if TYPE_CHECKING:
+    from vlltr_index.pipelines.plan import OnStep, Step
     from vlltr_index.schemas.config import Recipe
     from vlltr_index.schemas.records import Progress
     from vlltr_index.store.workspace import Workspace
 
 _log = logging.getLogger(__name__)
 
+R = TypeVar("R")
 
-def adopt_recipe(workspace: Workspace, recipe: Recipe) -> bool:
+
+def _adopt(workspace: Workspace, recipe: Recipe) -> bool:
     """Make `recipe` the workspace's own, in `vlltr.toml`, before both stages are trained by it.
 
     The steps read the encoder, the prompts, the augmentation of stored views and the fusion from there, so a recipe is
@@ -56,35 +62,101 @@ def adopt_recipe(workspace: Workspace, recipe: Recipe) -> bool:
     return True
 
 
-def train_all(
-    workspace: Workspace,
-    recipe: Recipe,
-    progress: Progress | None = None,
-    resume: bool = True,
-    stage_one: bool = True,
-) -> dict[str, Any]:
-    """Train the encoder, embed, select, train the head, build the index: one commit a step.
+def plan_training(maker: StepMaker, *, resume: bool = True, stage_one: bool = True) -> dict[str, Step[Any]]:
+    """Return the steps that train a workspace by its recipe, each by its command's name.
 
     Of several processes all train the encoder, and the first does the rest.
 
     Args:
+        maker: Of the workspace.
+        resume: Whether an interrupted run of the same settings goes on.
+        stage_one: Whether the encoder is trained; if not, the workspace's is taken as it is.
+    """
+    recipe = maker.workspace.recipe
+    processes = world()[1]
+    device = maker.on_device
+    options = (
+        *device,
+        *(() if resume else ("--restart",)),
+        *(() if processes == 1 else ("--processes", str(processes))),
+    )
+    steps: dict[str, Step[Any]] = {}
+    if stage_one:
+        steps["train cvlp"] = maker.step(
+            "The encoder, both towers together (CVLP)",
+            ("train", "cvlp", *options),
+            train_cvlp_stage,
+            recipe.cvlp,
+            resume=resume,
+        )
+    embedded = maker.step(
+        "Vectors of pictures and sentences",
+        ("embed", *device),
+        _in_first,
+        embed,
+    )
+    steps["embed"] = embedded
+    steps["select"] = maker.step(
+        "The sentences that tell the classes apart (AnSS)",
+        ("select", *device),
+        _in_first,
+        select,
+        config=recipe.select,
+    )
+    steps["train lgr"] = maker.step(
+        "The head, and how much pictures and texts count",
+        ("train", "lgr", *options),
+        train_lgr_stage,
+        recipe.lgr,
+        resume=resume,
+    )
+    if recipe.lgr.tune != "head":  # the tuned tower has no image vectors yet
+        steps["embed again"] = embedded
+    steps["index"] = maker.step("The index over the sentences", ("index",), _in_first, index_anchors)
+    return steps
+
+
+def _in_first(workspace: Workspace, work: Callable[..., R], **how: Any) -> R:
+    """Do `work` on the workspace in the first of several processes, and return its report in all."""
+    return by_first(lambda: work(workspace, **how))
+
+
+def train_all(
+    workspace: Workspace,
+    recipe: Recipe,
+    progress: Progress | None = None,
+    *,
+    resume: bool = True,
+    stage_one: bool = True,
+    device: str | None = None,
+    on_step: OnStep | None = None,
+) -> dict[str, Any]:
+    """Make a recipe the workspace's own, train the encoder, embed, select, train the head, build the index.
+
+    Each step makes one commit. Of several processes all train the encoder, and the first does the rest.
+
+    Args:
         workspace: Where images and texts are.
-        recipe: The settings of both stages.
+        recipe: The settings of all steps.
         progress: Called with the step's name, what is done, and the total.
         resume: Whether an interrupted run of the same settings goes on.
         stage_one: Whether the encoder is trained; if not, the workspace's is taken as it is.
+        device: As for `fit`.
+        on_step: Called when a step begins and when it has ended.
 
     Returns:
         The report of each step, by its command's name.
+
+    Raises:
+        UsageError: If an encoder of another model has been trained in the workspace.
     """
-    meet()
-    reports: dict[str, Any] = {}
-    if stage_one:
-        reports["train cvlp"] = train_cvlp_stage(workspace, recipe.cvlp, progress, resume)
-    reports["embed"] = by_first(lambda: embed(workspace, recipe.lgr.views, progress))
-    reports["select"] = by_first(lambda: select(workspace, recipe.select, progress))
-    reports["train lgr"] = train_lgr_stage(workspace, recipe.lgr, progress, resume)
-    if recipe.lgr.tune != "head":  # the tuned tower has no image vectors yet
-        reports["embed again"] = by_first(lambda: embed(workspace, recipe.lgr.views, progress))
-    reports["index"] = by_first(lambda: index_anchors(workspace, progress=progress))
-    return reports
+    with computing_on(device, workspace.recipe.device):
+        meet()
+        if _adopt(workspace, recipe):
+            _log.info(
+                "Recipe %s is the workspace's own now: %s", recipe.name, workspace.storage.at("vlltr.toml")
+            )
+        maker = StepMaker(workspace, workspace.address, device, progress)
+        steps = plan_training(maker, resume=resume, stage_one=stage_one)
+        runner = Runner(on_step, len(steps))
+        return {name: runner.run(step) for name, step in steps.items()}

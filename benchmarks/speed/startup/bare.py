@@ -12,7 +12,7 @@ from benchmarks.speed.startup import programs
 def prepare(inputs: Arrays, values: dict[str, Any]) -> Any:
     """The program's file and its arguments."""
     if values["what"] == "help":
-        from vlltr_index.cli.main import COMMANDS
+        from vlltr_index.cli.commands import COMMANDS
 
         source = programs.HELP.format(names=list(COMMANDS))
         return values, [sys.executable, programs.script(source), "--help"]

@@ -1,0 +1,63 @@
+"""Options and kinds of arguments that several commands share."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+class _Place(click.ParamType[Path]):
+    """A path as the user typed it, with `~` expanded."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Expand `~`; the library checks whether the path exists."""
+        if not str(value):  # as of an unset variable; it would be the current folder
+            self.fail("the path is empty", param, ctx)
+        return Path(os.path.expanduser(value))
+
+
+def _compute_on(context: click.Context, parameter: click.Parameter, device: str | None) -> str | None:
+    """Set the device that this process, and processes that it starts, compute on; return its name."""
+    if device is not None:
+        from vlltr_index.tensors import choose_device
+
+        choose_device(device)
+        os.environ["VLLTR_DEVICE"] = device
+    return device
+
+
+PATH = _Place("path")
+FILE = _Place("file")
+DIR = _Place("dir")
+set_option = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one value; repeatable."
+)
+dry_run_option = click.option("--dry-run", is_flag=True, help="Show what would happen; commit nothing.")
+yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+at_option = click.option("--at", type=click.IntRange(1), metavar="ID", help="As of this commit.")
+crops_option = click.option("--crops", default=1, help="Crops of each image: 1, or 5 (centre and corners).")
+engine_option = click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    help="Compute in this process, or by Ray Data here or on a cluster (RAY_ADDRESS).",
+)
+actors_option = click.option(
+    "--actors", type=click.IntRange(1), help="Models on Ray; default: one a GPU or CPU."
+)
+_device = partial(
+    click.option,
+    "--device",
+    metavar="NAME",
+    callback=_compute_on,
+    help="auto, cpu, cuda or cuda:N; default: VLLTR_DEVICE, else the recipe's.",
+)
+device_option = _device(expose_value=False)
+plan_device_option = _device()  # gives the command its value, to be named in the commands of its steps

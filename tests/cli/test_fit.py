@@ -1,0 +1,133 @@
+"""`vlltr fit` and `vlltr train all` in a terminal: steps as commands, their reports, JSON, and the verdict."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.support import drawings
+from tests.support.commands import run, vlltr
+from tests.support.commits import work
+from vlltr_index.cli.context import Context
+from vlltr_index.cli.fit import verdict
+from vlltr_index.evaluation.metrics import AccuracyReport, EvaluationReport, Interval
+from vlltr_index.pipelines.ingest import IngestReport
+from vlltr_index.pipelines.plan import Runner, Step
+from vlltr_index.store.workspace import Workspace
+
+
+@pytest.mark.parametrize(
+    ("less", "said"),
+    [((0.1, 0.02, 0.2), " The model is better."), ((-0.1, -0.2, -0.02), " That is better."),
+     ((-0.1, -0.2, 0.1), " That may be chance."), ((0.0, -0.1, 0.1), "")],
+)  # fmt: skip
+def test_the_verdict(less: tuple[float, float, float], said: str) -> None:
+    """The model beside the best simple rule, and whether the difference is more than chance."""
+
+    def row(value: float) -> AccuracyReport:
+        return AccuracyReport("release", {"overall": Interval(value, 0.0, 1.0, 40)}, {})
+
+    rows = {"vl-ltr": row(0.5), "ncm": row(0.5 - less[0])}
+    report = EvaluationReport(
+        "test", 1, "release", 40, 3, "exhaustive", rows, {}, {"overall": Interval(*less, 40)}, "ncm"
+    )
+    alone = "Of 40 pictures that it had not seen, the model named 50.0 % rightly"
+    assert verdict(report) == f"{alone}; the best simple rule, ncm, {50 - 100 * less[0]:.1f} %.{said}"
+    assert verdict(replace(report, against=None)) == f"{alone}."
+
+
+INGESTED = IngestReport(
+    kind="images",
+    source="birds",
+    added=3,
+    unchanged=0,
+    classes_added=1,
+    classes=1,
+    prompts=0,
+    skipped=0,
+    notes=[],
+    next_step="vlltr ingest text PATH",
+)
+
+
+@pytest.mark.parametrize(
+    ("context", "out", "err"),
+    [
+        (Context(), True, False),
+        (Context(as_json=True), False, True),
+        (Context(quiet=True), False, False),
+    ],
+)
+def test_a_step_in_a_terminal(
+    capsys: pytest.CaptureFixture[str], context: Context, out: bool, err: bool
+) -> None:
+    """Title, command, report and time go to stdout, or to stderr beside JSON; the next command is left out."""
+    step = Step("Pictures", ("-w", "a b", "ingest", "images", "birds"), lambda: INGESTED)
+    runner = Runner(context.step, 2)
+    runner.run(step)
+    runner.skip(step)
+    found = capsys.readouterr()
+    for text, shown in ((found.out, out), (found.err, err)):
+        assert text.startswith("\n[1/2] Pictures\n$ vlltr -w 'a b' ingest images birds\n" if shown else "")
+        assert ("[2/2] Pictures: done before\n" in text) == shown
+        assert "Next: " not in text
+    assert ("birds: images 3 added." in found.out) == out
+    assert "birds: images 3 added." not in found.err
+
+
+@pytest.mark.slow
+def test_from_a_folder_to_a_model(capsys: pytest.CaptureFixture[str], shots: Path, tmp_path: Path) -> None:
+    """One command makes it, measures it beside simple rules, and trains on all; again it adds what came."""
+    (shots / "texts.json").write_text(json.dumps({"kestrel": ["It hovers."], "merlin": ["It is small."]}))
+    code, out, err = run(capsys, "fit", shots, "--encoder", "vlltr-tiny:glyphs")
+    assert code == 0, err
+    assert "Top-1 on test: 3 images, 3 classes" in out
+    for words in (
+        "ncm",
+        "discriminant",
+        "zero-shot",
+        "Wrote ",
+        "Of 3 pictures that it had not seen",
+        "What to do with it:",
+    ):
+        assert words in out
+    workspace = Workspace.open(tmp_path / "shots-model")
+    assert (
+        workspace.snapshot().count("images"),
+        workspace.snapshot().count("images", "split = 'train'"),
+    ) == (15, 15)
+    shutil.copy(shots / "merlin" / "0.png", shots / "merlin" / "more.png")
+    code, out, err = run(capsys, "--json", "fit", shots, "--to", tmp_path / "shots-model", "--hold-out", "0")
+    assert code == 0, err
+    assert json.loads(out) == {"workspace": str(tmp_path / "shots-model"), "evaluation": None}
+    assert workspace.snapshot().count("images", "split = 'train'") == 16
+
+
+@pytest.mark.slow
+def test_train_all_is_its_commands(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """It prints each step as a command, which does the same when it is typed."""
+    settings = ("cvlp.epochs=1", "cvlp.batch_size=28", "lgr.epochs=1", "lgr.views=1", "lgr.batch_size=28")
+    called = drawings.workspace(tmp_path, *settings)
+    typed = Workspace.open(shutil.copytree(called.path, tmp_path / "typed"))
+    code, out, err = run(capsys, "-w", called.path, "train", "all", "--device", "cpu")
+    assert code == 0, err
+    assert out.endswith("Trained, embedded, selected and indexed. Next: vlltr evaluate --split test\n")
+    commands = [
+        line.removeprefix(f"$ vlltr -w {called.path} ") for line in out.splitlines() if line[:1] == "$"
+    ]
+    assert commands == [
+        "train cvlp --device cpu",
+        "embed --device cpu",
+        "select --device cpu",
+        "train lgr --device cpu",
+        "index",
+    ]
+    for command in commands:
+        vlltr("-w", typed.path, *command.split())
+    assert typed.history.ids() == called.history.ids()
+    for number in called.history.ids():
+        assert work(typed, number) == work(called, number)

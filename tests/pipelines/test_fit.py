@@ -1,0 +1,187 @@
+"""`fit`: its plan, its result, and that each step is its command; and pictures held out on ingestion."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.support.commands import vlltr
+from tests.support.commits import work
+from vlltr_index import fit
+from vlltr_index.errors import InputError, UsageError
+from vlltr_index.pipelines.fit import find_sources, plan_fit
+from vlltr_index.pipelines.ingest import ingest_images
+from vlltr_index.pipelines.plan import StepEvent, StepMaker
+from vlltr_index.recognizer import Recognizer
+from vlltr_index.schemas.config import WorkspaceConfig
+from vlltr_index.schemas.recipes import override
+from vlltr_index.store.workspace import Workspace
+
+
+def splits(workspace: Workspace) -> dict[tuple[str, str], int]:
+    """How many images there are, by class and split."""
+    rows, names = (
+        workspace.snapshot().table("images", ["class_id", "split"]),
+        workspace.snapshot().class_table().names,
+    )
+    owners = zip(rows["class_id"].to_pylist(), rows["split"].to_pylist(), strict=True)
+    return dict(Counter((names[class_id], split) for class_id, split in owners))
+
+
+def test_pictures_are_held_out_and_taken_back(workspace: Workspace, shots: Path) -> None:
+    """A share of each class, the same each time; a class keeps one picture, and none is in both splits."""
+    expected = {
+        ("kestrel", "train"): 8,
+        ("kestrel", "test"): 2,
+        ("merlin", "train"): 3,
+        ("merlin", "test"): 1,
+    }
+    for share in (0.2, 0.2):
+        ingest_images(workspace, shots, "train", hold_out=share)
+        assert splits(workspace) == {**expected, ("hobby", "train"): 1}
+    commits = len(workspace.history.ids())
+    ingest_images(workspace, shots, "train", hold_out=0.9)
+    assert splits(workspace)["kestrel", "train"] == 1
+    report = ingest_images(workspace, shots, "train", hold_out=0.0)
+    assert report.splits == {"train": 15}
+    assert splits(workspace) == {("kestrel", "train"): 10, ("merlin", "train"): 4, ("hobby", "train"): 1}
+    assert len(workspace.history.ids()) == commits + 2
+    (shots.parent / "other" / "kestrel").mkdir(parents=True)
+    shutil.copy(shots / "kestrel" / "0.png", shots.parent / "other" / "kestrel" / "0.png")
+    ingest_images(workspace, shots.parent / "other", "test")
+    ingest_images(workspace, shots, "train", hold_out=0.0)
+    assert splits(workspace)["kestrel", "test"] == 1, "a test picture of the same name is another one"
+    with pytest.raises(UsageError, match="held out of the training split"):
+        ingest_images(workspace, shots, "val", hold_out=0.2)
+
+
+def words(workspace: Workspace, folder: Path, texts: Path | None, hold_out: float) -> list[tuple[str, ...]]:
+    """The commands of a plan, without the workspace."""
+    maker = StepMaker(workspace, "somewhere", None, None)
+    return [step.argv[2:] for step in plan_fit(maker, find_sources(folder, texts), hold_out).steps]
+
+
+def test_the_plan_follows_the_folder(workspace: Workspace, shots: Path, tmp_path: Path) -> None:
+    """Classes alone are parted; the folders train and test are taken as they are, and no picture is learned twice."""
+    parted = words(workspace, shots, None, 0.2)
+    assert parted[0] == ("ingest", "images", str(shots), "--split", "train", "--hold-out", "0.2")
+    assert [args for args in parted if args[0] == "ingest"][-1][-1] == "0"
+    assert ("train", "baseline", "zero-shot") not in parted
+    unmeasured = words(workspace, shots, None, 0.0)
+    assert [args[0] for args in unmeasured] == ["ingest", "embed", "select", "train", "index"]
+    assert unmeasured[0][-1] == "0"
+    shutil.copytree(shots, tmp_path / "alone" / "train")
+    assert words(workspace, tmp_path / "alone", None, 0.2)[0][2] == str(tmp_path / "alone" / "train")
+    shutil.move(shots, tmp_path / "data" / "train")
+    shutil.copytree(tmp_path / "data" / "train", tmp_path / "data" / "val")
+    (tmp_path / "texts").mkdir()
+    given = words(workspace, tmp_path / "data", tmp_path / "texts", 0.2)
+    assert given[2] == ("ingest", "images", str(tmp_path / "data" / "val"), "--split", "test")
+    assert len([args for args in given if args == ("train", "lgr")]) == 1
+
+
+def test_a_tuned_tower_is_followed_by_its_vectors(workspace: Workspace, shots: Path) -> None:
+    """The pictures are embedded again before the index, as `train all` does."""
+    workspace.config = WorkspaceConfig(recipe=override(workspace.recipe, ("lgr.tune=visual",)))
+    steps = [args[0] for args in words(workspace, shots, None, 0.0)]
+    assert steps == ["ingest", "embed", "select", "train", "embed", "index"]
+
+
+@pytest.mark.parametrize(
+    ("folders", "said"),
+    [
+        ([], "has no class folder"),
+        (["train/owl", "moon"], "has a folder train, which is no class, and not train and test"),
+        (["test/owl"], "has a folder test, which is no class"),
+        (None, "is no folder"),
+    ],
+)
+def test_folders_that_are_no_classes(tmp_path: Path, folders: list[str] | None, said: str) -> None:
+    """Refused before a workspace is made."""
+    for name in ["", *folders] if folders is not None else ():
+        (tmp_path / "data" / name).mkdir(parents=True)
+    with pytest.raises(InputError, match=said):
+        fit(tmp_path / "data", encoder="vlltr-tiny:glyphs")
+    assert not (tmp_path / "data-model").exists()
+
+
+def test_a_device_that_nobody_knows(shots: Path) -> None:
+    """Refused before a workspace is made."""
+    with pytest.raises(UsageError, match="the device is auto, cpu, cuda or cuda:N, got 'tpu'"):
+        fit(shots, encoder="vlltr-tiny:glyphs", device="tpu")
+    assert not shots.with_name("shots-model").exists()
+
+
+def test_a_workspace_and_texts_that_are_not_there(workspace: Workspace, shots: Path) -> None:
+    """Are no folder of pictures, and no texts."""
+    with pytest.raises(InputError, match="is a workspace"):
+        find_sources(workspace.path)
+    with pytest.raises(InputError, match=r"there is no .*nowhere"):
+        find_sources(shots, shots / "nowhere")
+
+
+def test_no_picture_can_be_read(tmp_path: Path) -> None:
+    """It stops there."""
+    (tmp_path / "bad" / "owl").mkdir(parents=True)
+    (tmp_path / "bad" / "owl" / "1.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match="none of the pictures can be read"):
+        fit(tmp_path / "bad", encoder="vlltr-tiny:glyphs")
+
+
+@pytest.mark.slow
+def test_nothing_can_be_held_out(shots: Path, tmp_path: Path) -> None:
+    """With one picture a class the model is made, and why it was not measured is said."""
+    shutil.rmtree(shots / "kestrel")
+    shutil.rmtree(shots / "merlin")
+    shutil.copytree(shots / "hobby", shots / "kite")
+    made = fit(shots, encoder="vlltr-tiny:glyphs")
+    assert (made.evaluation, made.report) == (None, None)
+    assert made.unmeasured == "No class has pictures enough to hold one out: nothing is measured."
+    assert Recognizer.open(made.workspace).predict_names([shots / "kite" / "0.png"])
+
+
+@pytest.mark.slow
+def test_each_command_does_what_its_step_did(
+    shots: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The commands that `fit` names, typed one after the other, make the same commits."""
+    (shots / "texts.json").write_text(json.dumps({"kestrel": ["It hovers."], "merlin": ["It is small."]}))
+    events: list[StepEvent] = []
+    made = fit(
+        shots, encoder="vlltr-tiny:glyphs", to=tmp_path / "called", device="cpu", on_step=events.append
+    )
+    ended = [event for event in events if event.state == "ended"]
+    assert [event.state for event in events] == ["begins", "ended"] * len(ended)
+    assert [event.number for event in ended] == list(range(len(ended)))
+    assert made.evaluation == next(e.report for e in ended if e.step.title.startswith("Accuracy"))
+    for event in ended:
+        vlltr(*(word.replace(str(tmp_path / "called"), str(tmp_path / "typed")) for word in event.step.argv))
+    typed = Workspace.open(tmp_path / "typed")
+    assert typed.recipe == made.workspace.recipe
+    commits = made.workspace.history.ids()
+    assert typed.history.ids() == commits
+    for number in commits:
+        assert work(typed, number) == work(made.workspace, number)
+    reports = [sorted(path.name for path in (w.path / "reports").iterdir()) for w in (made.workspace, typed)]
+    assert reports[0] == reports[1]
+
+
+@pytest.mark.slow
+def test_what_the_readme_shows(
+    shots: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its example makes a model of a folder, on the pictures and the encoder that ship."""
+    page = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (example,) = [text for text in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "fit(" in text]
+    shots.rename(tmp_path / "pictures")
+    (tmp_path / "descriptions").mkdir()
+    (tmp_path / "descriptions" / "kestrel.txt").write_text("It hovers. Its tail is long.")
+    shutil.copy(tmp_path / "pictures" / "merlin" / "0.png", tmp_path / "new.jpg")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example.replace("ViT-B-32-quickgelu:openai", "vlltr-tiny:glyphs"), "README.md", "exec"), {})
+    assert 0.0 <= float(capsys.readouterr().out.splitlines()[0]) <= 1.0

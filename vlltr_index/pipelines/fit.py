@@ -1,0 +1,312 @@
+"""Make a model of a folder of pictures (`vlltr fit`): ingest, train, measure, report, and train on all pictures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlltr_index.errors import InputError
+from vlltr_index.pipelines.baselines import train_baseline
+from vlltr_index.pipelines.evaluate import evaluate
+from vlltr_index.pipelines.ingest import ingest_images, ingest_text
+from vlltr_index.pipelines.init import init
+from vlltr_index.pipelines.plan import Runner, Step, StepMaker
+from vlltr_index.pipelines.report import write_report
+from vlltr_index.pipelines.train_all import plan_training
+from vlltr_index.store.workspace import CONFIG_NAME, Workspace
+from vlltr_index.tensors import choose_device, computing_on
+
+if TYPE_CHECKING:
+    from vlltr_index.evaluation.metrics import EvaluationReport
+    from vlltr_index.pipelines.baselines import BaselineRow
+    from vlltr_index.pipelines.ingest import IngestReport
+    from vlltr_index.pipelines.plan import OnStep
+    from vlltr_index.pipelines.report import ReportFile
+    from vlltr_index.schemas.records import Progress
+
+_TEXTS = ("texts", "texts.json", "texts.jsonl", "texts.csv", "texts.parquet")
+_TESTS = ("test", "val", "validation", "valid")
+_READABLE = "problem IS NULL"
+_TO_MEASURE = f"split = 'test' AND {_READABLE}"
+
+
+@dataclass(frozen=True, eq=False)
+class FitResult:
+    """What `fit` made.
+
+    Attributes:
+        workspace: The workspace with the model.
+        evaluation: Accuracy on pictures that were not trained on; None if nothing was measured.
+        report: The report that was written about it; None if nothing was measured.
+        unmeasured: Why nothing was measured, where that was asked for.
+    """
+
+    workspace: Workspace
+    evaluation: EvaluationReport | None = None
+    report: ReportFile | None = None
+    unmeasured: str | None = None
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where pictures and texts are.
+
+    Attributes:
+        train: The folder of class folders to learn from.
+        test: That to measure on; None if pictures of `train` are held out.
+        texts: Sentences about the classes; None: there are none.
+    """
+
+    train: Path
+    test: Path | None
+    texts: Path | None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Steps that measure a model: simple rules to compare with, the evaluation, and the report."""
+
+    rules: tuple[Step[BaselineRow], ...]
+    evaluate: Step[EvaluationReport]
+    report: Step[ReportFile]
+
+
+@dataclass(frozen=True)
+class FitPlan:
+    """The steps of `fit` on a workspace, in order.
+
+    Attributes:
+        texts: Brings in the sentences; None if there are none.
+        pictures: Bring in the pictures.
+        train: Train on them.
+        measure: Measure the model; None if no pictures are to be held out.
+        all_pictures: Takes the pictures held out for training; None if they were in a folder of their own.
+    """
+
+    texts: Step[IngestReport] | None
+    pictures: tuple[Step[IngestReport], ...]
+    train: tuple[Step[Any], ...]
+    measure: Measurement | None
+    all_pictures: Step[IngestReport] | None
+
+    @property
+    def steps(self) -> list[Step[Any]]:
+        """All steps, in the order in which `fit` runs them."""
+        steps: list[Step[Any]] = [] if self.texts is None else [self.texts]
+        steps += [*self.pictures, *self.train]
+        if self.measure is not None:
+            steps += [*self.measure.rules, self.measure.evaluate, self.measure.report]
+        if self.all_pictures is not None:
+            steps += [self.all_pictures, *self.train]
+        return steps
+
+
+def fit(
+    folder: str | os.PathLike[str],
+    text: str | os.PathLike[str] | None = None,
+    encoder: str | None = None,
+    *,
+    recipe: str | None = None,
+    overrides: Sequence[str] = (),
+    to: str | os.PathLike[str] | None = None,
+    hold_out: float = 0.2,
+    device: str | None = None,
+    progress: Progress | None = None,
+    on_step: OnStep | None = None,
+) -> FitResult:
+    """Make a model of the pictures in a folder of class folders, or of the folders train and test.
+
+    A part of the pictures is held out, the model is measured on it beside simple rules, and a report is written. Then
+    the head is trained once more on all pictures. Run again when pictures or texts came, it keeps the vectors.
+
+    Args:
+        folder: The folder of class folders, or of the folders train and test (or val).
+        text: Sentences about the classes, see `data.text_readers.read_text`; default: `texts` in the folder, or
+            `texts.json`, `.jsonl`, `.csv` or `.parquet`.
+        encoder: `MODEL`, `MODEL:TAG` or `MODEL:FILE`; default: the recipe's.
+        recipe: Name of a recipe that ships with the package, or path of a TOML file; default: `ours`.
+        overrides: `section.key=value` strings that change values of the recipe.
+        to: The workspace; default: `FOLDER-model` beside the folder.
+        hold_out: Share of each class's pictures to measure on, 0 to 0.9; not used where the folder has a folder test
+            or val. 0: nothing is measured.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`; default: the value of VLLTR_DEVICE, else the recipe's.
+        progress: Called with the step's name, what is done, and the total.
+        on_step: Called when a step begins and when it has ended.
+
+    Raises:
+        InputError: If the folder is not of that kind, there are no such texts, or none of the pictures can be read.
+        UsageError: If there is no such recipe, encoder or device.
+        ConfigError: If a value does not fit the recipe.
+        WorkspaceError: If the workspace is there with another recipe, or cannot be written.
+    """
+    choose_device(device)
+    sources = find_sources(Path(folder), None if text is None else Path(text))
+    at = Path(to) if to is not None else _beside(Path(folder))
+    chosen = [("--encoder", encoder), ("--recipe", recipe), *(("--set", value) for value in overrides)]
+    options = [part for name, value in chosen if value for part in (name, value)]
+    if options or not (at / CONFIG_NAME).exists():
+        call = partial(init, at, encoder, recipe, overrides=tuple(overrides))
+        made = Step("A workspace", ("init", str(at), *options), call)
+        workspace = Runner(on_step, 0, number=0).run(made)
+    else:
+        workspace = Workspace.open(at)
+    with computing_on(device, workspace.recipe.device):
+        plan = plan_fit(StepMaker(workspace, str(at), device, progress), sources, hold_out)
+        return _run(plan, workspace, Runner(on_step, len(plan.steps)))
+
+
+def _run(plan: FitPlan, workspace: Workspace, runner: Runner) -> FitResult:
+    """Run a plan, and return what it made."""
+    if plan.texts is not None:
+        runner.run(plan.texts)
+    for ingest in plan.pictures:
+        runner.run(ingest)
+        if not workspace.snapshot().count("images", _READABLE):
+            raise InputError("none of the pictures can be read", "The lines above say why.")
+    for step in plan.train:
+        runner.run(step)
+    if plan.measure is None:
+        return FitResult(workspace)
+    if not workspace.snapshot().count("images", _TO_MEASURE):
+        return FitResult(
+            workspace, unmeasured="No class has pictures enough to hold one out: nothing is measured."
+        )
+    for rule in plan.measure.rules:
+        runner.run(rule)
+    evaluation = runner.run(plan.measure.evaluate)
+    report = runner.run(plan.measure.report)
+    if plan.all_pictures is not None:
+        runner.run(plan.all_pictures)
+        for step in plan.train:
+            runner.run(step)
+    return FitResult(workspace, evaluation, report)
+
+
+def plan_fit(maker: StepMaker, sources: Sources, hold_out: float) -> FitPlan:
+    """Return the steps of `fit` on a workspace."""
+    learn = ("ingest", "images", str(sources.train), "--split", "train")
+    all_pictures = None
+    if sources.test is None:
+        share = str(hold_out).removesuffix(".0")
+        pictures = [
+            maker.step(
+                "Pictures, and a part of them to measure on",
+                (*learn, "--hold-out", share),
+                ingest_images,
+                path=sources.train,
+                split="train",
+                hold_out=hold_out,
+            )
+        ]
+    else:
+        pictures = [
+            maker.step("Pictures to learn from", learn, ingest_images, path=sources.train, split="train"),
+            maker.step(
+                "Pictures to measure on",
+                ("ingest", "images", str(sources.test), "--split", "test"),
+                ingest_images,
+                path=sources.test,
+                split="test",
+            ),
+        ]
+    measured = sources.test is not None or hold_out > 0
+    if sources.test is None and measured:
+        all_pictures = maker.step(
+            "All pictures for training",
+            (*learn, "--hold-out", "0"),
+            ingest_images,
+            path=sources.train,
+            split="train",
+            hold_out=0.0,
+        )
+    return FitPlan(
+        texts=_texts(maker, sources.texts),
+        pictures=tuple(pictures),
+        train=tuple(plan_training(maker, stage_one=False).values()),
+        measure=_measurement(maker, sources.texts is not None) if measured else None,
+        all_pictures=all_pictures,
+    )
+
+
+def _texts(maker: StepMaker, texts: Path | None) -> Step[IngestReport] | None:
+    """Return the step that brings the sentences in, if there are any."""
+    if texts is None:
+        return None
+    return maker.step("Sentences about the classes", ("ingest", "text", str(texts)), ingest_text, path=texts)
+
+
+def _measurement(maker: StepMaker, with_texts: bool) -> Measurement:
+    """Return the steps that measure the model on split test, beside simple rules on the same vectors."""
+    device = maker.on_device
+    return Measurement(
+        rules=tuple(
+            maker.step(
+                "A simple rule on the same vectors",
+                ("train", "baseline", name, *device),
+                train_baseline,
+                name=name,
+                config=maker.workspace.recipe.baselines,
+            )
+            for name in ("ncm", "discriminant", *(["zero-shot"] if with_texts else []))
+        ),
+        evaluate=maker.step(
+            "Accuracy on pictures that it has not seen",
+            ("evaluate", "--split", "test", *device),
+            evaluate,
+            split="test",
+        ),
+        report=maker.step("The report", ("report", "--split", "test", *device), write_report, split="test"),
+    )
+
+
+def find_sources(folder: Path, texts: Path | None = None) -> Sources:
+    """Find pictures and texts in a folder.
+
+    Args:
+        folder: The folder of class folders, or of train and test.
+        texts: Where the texts are; default: `texts` in the folder, with or without an ending.
+
+    Raises:
+        InputError: If the folder or the texts are not what they should be.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder", "Give a folder of class folders: DIR/tench/1.jpg")
+    if str(folder).startswith("-"):
+        folder = folder.resolve()  # so that a step's command does not take it for an option
+    inside = {entry.name.lower(): entry for entry in folder.iterdir() if entry.is_dir()}
+    test = next((name for name in _TESTS if name in inside), None) if "train" in inside else None
+    _check(folder, inside, test)
+    if texts is not None and not texts.exists():
+        raise InputError(f"there is no {texts}", "Give the texts that there are, or leave --text out.")
+    found = [folder / name for name in _TEXTS if (folder / name).exists()]
+    return Sources(
+        train=inside.get("train", folder),
+        test=None if test is None else inside[test],
+        texts=texts or (found[0] if found else None),
+    )
+
+
+def _check(pictures: Path, inside: dict[str, Path], test: str | None) -> None:
+    """Refuse folders whose names show that they are not class folders."""
+    if (pictures / CONFIG_NAME).exists():
+        raise InputError(
+            f"{pictures} is a workspace", "Give the folder of pictures; --to names the workspace."
+        )
+    if not inside:
+        raise InputError(f"{pictures} has no class folder", "Give a folder of class folders: DIR/tench/1.jpg")
+    parts = sorted(inside.keys() & {"train", *_TESTS})
+    if parts and test is None and inside.keys() - {"texts"} != {"train"}:
+        raise InputError(
+            f"{pictures} has a folder {parts[0]}, which is no class, and not train and test",
+            f"Put class folders into {pictures / 'train'} and {pictures / 'test'}, or give one of them.",
+        )
+
+
+def _beside(folder: Path) -> Path:
+    """Return the usual place of the workspace of a folder of pictures."""
+    whole = folder.resolve()
+    return whole.with_name(f"{whole.name}-model")

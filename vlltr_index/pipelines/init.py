@@ -1,0 +1,41 @@
+"""Make a workspace (`vlltr init`)."""
+
+from __future__ import annotations
+
+import os
+
+from vlltr_index.data.text import prompt_templates
+from vlltr_index.schemas.recipes import load_recipe
+from vlltr_index.store.workspace import Workspace
+
+
+def init(
+    directory: str | os.PathLike[str],
+    encoder: str | None = None,
+    recipe: str | None = None,
+    *,
+    prompts: str | None = None,
+    overrides: tuple[str, ...] = (),
+) -> Workspace:
+    """Make a workspace, or open the one that is there if its recipe is the same.
+
+    Args:
+        directory: A new or empty folder, or an address in object storage.
+        encoder: `MODEL`, `MODEL:TAG` or `MODEL:FILE`; default: the recipe's.
+        recipe: Name of a recipe that ships with the package, or path of a TOML file; default: `ours`.
+        prompts: `clip`, or a file with a template a line; default: the recipe's.
+        overrides: `section.key=value` strings that change values of the recipe.
+
+    Raises:
+        UsageError: If there is no such recipe, model or tag, or `directory` cannot hold a workspace.
+        ConfigError: If a value does not fit the schema.
+        WorkspaceError: If the folder holds other things, or is a workspace with another recipe.
+    """
+    chosen = load_recipe(recipe, overrides, encoder)
+    if prompts is not None:
+        chosen = chosen.model_copy(update={"prompts": prompt_templates(prompts)})
+    if encoder or any(item.lstrip().startswith("encoder.") for item in overrides):
+        from vlltr_index.encoders.weights import check_source
+
+        check_source(chosen.encoder.model, chosen.encoder.pretrained, chosen.encoder.image_size)
+    return Workspace.create(directory, chosen)
