@@ -60,7 +60,7 @@ SENTENCE_SCORES = pa.schema(
         _required("text_fp", pa.string()),
         _required("image_fp", pa.string()),
         _required("scale", pa.float64()),
-        _required("image_set", pa.string()),  # digest of the image ids scored against
+        _required("image_set", pa.string()),  # digest of the images scored against, and their classes
         _required("lse", pa.float64()),
         _required("last_exact_lse", pa.float64()),
         _required("positive", pa.float64()),
@@ -115,12 +115,12 @@ def sentence_vectors(dim: int) -> pa.Schema:
 def image_vectors(dim: int) -> pa.Schema:
     """Return the schema of image vectors of width `dim`, unnormalised; `view` 0 is plain, the others are augmented.
 
-    `vector_key` is `image_id:view`.
+    `vector_key` is `content_id:view`, so that images of the same content share their vectors.
     """
     return pa.schema(
         [
             _required("vector_key", pa.string()),
-            _required("image_id", pa.string()),
+            _required("content_id", pa.string()),
             _required("view", pa.int32()),
             _required("vector", pa.list_(pa.float32(), dim)),
         ]
@@ -134,7 +134,12 @@ def sentence_vectors_name(text_fp: str) -> str:
 
 def image_vectors_name(image_fp: str) -> str:
     """Return the name of the table of image vectors of the fingerprint `image_fp`."""
-    return f"image_vectors_{image_fp}"
+    return f"content_vectors_{image_fp}"
+
+
+def content_id(image_id: str, content_hash: str) -> str:
+    """Return the id under which an image's vectors are stored: of its content, and of the side it is reduced to."""
+    return content_hash[:32] + image_id[32:]
 
 
 CLASS_STATS = "class_stats"  # its schema depends on the encoder's width, so it is a function

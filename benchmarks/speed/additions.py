@@ -257,7 +257,7 @@ def _write_images(tx: Any, encoder: Encoder, split: str, owners: Tensor, around:
     tx.store.create(name, image_vectors(encoder.dim), "vector_key")
     keys: dict[str, list[str] | list[int]] = {
         "vector_key": [f"{i}:0" for i in ids],
-        "image_id": ids,
+        "content_id": ids,
         "view": [0] * len(ids),
     }
     tx.store.append(name, vector_table(keys, around(owners)))

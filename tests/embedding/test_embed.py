@@ -6,6 +6,8 @@ import json
 import pickle
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -18,6 +20,7 @@ from vlltr_index.data.decoding import open_image
 from vlltr_index.embedding.loading import image_set, open_encoder, text_vectors_of
 from vlltr_index.embedding.pixels import Reader
 from vlltr_index.embedding.vectors import LocalEngine, load_sources
+from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import FingerprintMismatch
 from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.ingest import ingest_images, ingest_text
@@ -96,6 +99,48 @@ def test_an_image_that_went_missing_is_kept_aside(
     assert (report.images, report.unreadable) == (1, 1)
     assert len(image_set(trained.snapshot(), "test").image_ids) == before + 1
     assert trained.snapshot().count("images", "problem IS NOT NULL") == 1
+
+
+def test_images_of_one_content_share_their_vectors(
+    trained: Workspace, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy under another name, class, split or in a Parquet file costs no call of the encoder."""
+    owner, other = list(trained.snapshot().class_table().names.values())[:2]
+    data = (pictures / "unseen" / "0.png").read_bytes()
+    put(tmp_path / "one" / owner / "0.png", data)
+    ingest_images(trained, tmp_path / "one", "test")
+    assert embed(trained).images == 1
+    put(tmp_path / "two" / other / "copy.png", data)
+    ingest_images(trained, tmp_path / "two", "test")
+    pq.write_table(pa.table({"image": [data], "label": [owner]}), tmp_path / "three.parquet")
+    ingest_images(trained, tmp_path / "three.parquet", "more")
+    monkeypatch.setattr(Encoder, "encode_pixels", None)
+    report = embed(trained)
+    assert (report.images, report.unreadable) == (0, 0)
+    features = image_set(trained.snapshot(), "test").features
+    (same,) = image_set(trained.snapshot(), "more").features
+    assert int((features == same).all(1).sum()) == 2
+
+
+def test_a_copy_is_read_where_the_other_file_went_missing(
+    trained: Workspace, pictures: Path, tmp_path: Path
+) -> None:
+    """Only the image whose file is gone is kept aside."""
+    owner = trained.snapshot().class_table().names[0]
+    data = (pictures / "unseen" / "0.png").read_bytes()
+    copies = [put(tmp_path / "more" / owner / f"{number}.png", data) for number in range(3)]
+    before = len(image_set(trained.snapshot(), "test").image_ids)
+    ingest_images(trained, tmp_path / "more", "test")
+    rows = trained.snapshot().table("images", ["image_id", "uri"]).sort_by("image_id").to_pylist()
+    first, kept, last = (row["uri"] for row in rows if row["uri"] in map(str, copies))
+    Path(first).unlink()
+    Path(last).unlink()
+    report = embed(trained)
+    assert report.images == 1
+    assert len(image_set(trained.snapshot(), "test").image_ids) == before + 2
+    kept_aside = trained.snapshot().table("images", ["uri"], "problem IS NOT NULL")["uri"].to_pylist()
+    assert kept not in kept_aside
+    assert last in kept_aside
 
 
 def test_a_thin_image_that_came_in_is_kept_aside(

@@ -22,19 +22,17 @@ from vlltr_index.cli.render import status_rows
 from vlltr_index.errors import MissingStepError, WorkspaceError
 from vlltr_index.pipelines.status import status
 from vlltr_index.schemas.config import EncoderConfig, WorkspaceConfig
-from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.schemas.tables import (
     image_vectors,
     image_vectors_name,
     sentence_vectors,
     sentence_vectors_name,
 )
+from vlltr_index.store.holdout import digest_images
 from vlltr_index.store.transaction import Transaction
 from vlltr_index.store.workspace import Workspace
 
-SCORED = short(
-    digest_json(["train0", "train1"])
-)  # what a selection over the images of `ingest` names them by
+SCORED = digest_images([0, 0], ["train0", "train1"])  # what a selection names the images of `ingest` by
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +43,7 @@ def without_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def image_vector_rows(ids: list[str]) -> pa.Table:
     """Plain views of images."""
-    rows = [{"vector_key": f"{i}:0", "image_id": i, "view": 0, "vector": [1.0, 2, 3]} for i in ids]
+    rows = [{"vector_key": f"{i}:0", "content_id": i, "view": 0, "vector": [1.0, 2, 3]} for i in ids]
     return pa.Table.from_pylist(rows, schema=image_vectors(3))
 
 

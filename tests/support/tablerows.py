@@ -68,9 +68,16 @@ def score_rows(ids: Iterable[int], text_fp: str = "t", image_set: str = "e") -> 
 def image_rows(
     ids: Iterable[int], split: str = "train", class_id: int | None = 0, **more: object
 ) -> pa.Table:
-    """Images with ids `<split><n>`."""
+    """Images with ids and contents `<split><n>`."""
     rows = [
-        {"image_id": f"{split}{i}", "uri": f"/x/{i}.png", "split": split, "class_id": class_id, **more}
+        {
+            "image_id": f"{split}{i}",
+            "content_hash": f"{split}{i}",
+            "uri": f"/x/{i}.png",
+            "split": split,
+            "class_id": class_id,
+            **more,
+        }
         for i in ids
     ]
     return pa.Table.from_pylist(rows, schema=IMAGES)

@@ -24,13 +24,13 @@ from vlltr_index.anchors.anss import (
     select_anchors,
     shift_images,
 )
-from vlltr_index.embedding.loading import augmented_view, image_vectors_of, numbers, text_vectors_of
+from vlltr_index.embedding.loading import augmented_view, content_vectors, numbers, text_vectors_of
 from vlltr_index.errors import MissingStepError
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.schemas.config import SelectConfig
 from vlltr_index.schemas.fingerprint import digest_json, short
-from vlltr_index.schemas.tables import ANCHORS, SENTENCE_SCORES
-from vlltr_index.store.holdout import held_images, score_image_rows
+from vlltr_index.schemas.tables import ANCHORS, SENTENCE_SCORES, content_id
+from vlltr_index.store.holdout import digest_images, held_images, score_image_rows
 from vlltr_index.store.tables import one_of
 from vlltr_index.tensors import choose_device, device_name, memory_mended_by
 
@@ -193,22 +193,29 @@ class ScoreImages:
     Attributes:
         ids: Ids of the N_i images.
         class_ids: Int64 [N_i].
+        contents: Ids of their contents, see `schemas.tables.content_id`.
         view: The stored view that is used: the plain one, "0", or an augmented one.
     """
 
     ids: list[str]
     class_ids: Tensor
+    contents: list[str]
     view: str = "0"
 
     @property
     def digest(self) -> str:
         """Digest by which stored scores identify their images."""
-        return short(digest_json(self.ids if self.view == "0" else [self.view, self.ids]))
+        shown = digest_images(self.class_ids.tolist(), self.contents)
+        return shown if self.view == "0" else short(digest_json([self.view, shown]))
 
     @cached_property
     def owner(self) -> dict[str, int]:
         """The class of each image id."""
         return dict(zip(self.ids, self.class_ids.tolist(), strict=True))
+
+    def besides(self, other: ScoreImages) -> list[str]:
+        """Return the ids of the contents of the images that are not among `other`'s."""
+        return [content for i, content in zip(self.ids, self.contents, strict=True) if i not in other.owner]
 
 
 def score_images(tx: Snapshot, config: SelectConfig, held: frozenset[str] = frozenset()) -> ScoreImages:
@@ -226,7 +233,9 @@ def score_images(tx: Snapshot, config: SelectConfig, held: frozenset[str] = froz
             f"Run: vlltr ingest images PATH --split {config.split}, or use --set select.split=train",
         )
     view = augmented_view(tx) if config.augmented else "0"
-    return ScoreImages(rows["image_id"].to_pylist(), numbers(rows, "class_id"), view)
+    ids = rows["image_id"].to_pylist()
+    contents = list(map(content_id, ids, rows["content_hash"].to_pylist()))
+    return ScoreImages(ids, numbers(rows, "class_id"), contents, view)
 
 
 def update(
@@ -331,9 +340,9 @@ class _Rows:
         """Read the vectors of the sentences `at`, int64 [S]: float [S, D], unnormalised."""
         return text_vectors_of(self.tx, self._hashes.take(pa.array(at.numpy())).to_pylist())
 
-    def images(self, ids: Sequence[str]) -> Tensor:
-        """Read the vectors of images: float [N, D], unnormalised."""
-        return image_vectors_of(self.tx, ids, self.now.view)
+    def images(self, contents: Sequence[str]) -> Tensor:
+        """Read the vectors of images by the ids of their contents: float [N, D], unnormalised."""
+        return content_vectors(self.tx, contents, self.now.view)
 
     def rescored(self, touched: set[int]) -> SentenceScores:
         """Compute both terms of every sentence as of now; add classes with new sentences or images to `touched`."""
@@ -347,8 +356,8 @@ class _Rows:
         again = ~known
         if self.came_or_went and bool(known.any()):
             at = known.nonzero()[:, 0]
-            came = self.images([i for i in self.now.ids if i not in self.before.owner])
-            went = self.images([i for i in self.before.ids if i not in self.now.owner])
+            came = self.images(self.now.besides(self.before))
+            went = self.images(self.before.besides(self.now))
             old = SentenceScores(lse[at], last[at], positive[at])
             part, lost = shift_images(old, self.text(at), came, went, logit_scale=scale)
             lse[at] = part.lse
@@ -356,7 +365,7 @@ class _Rows:
             again[at[lost]] = True
         if bool(again.any()):
             at = again.nonzero()[:, 0]
-            images = self.images(self.now.ids)
+            images = self.images(self.now.contents)
             fresh = score_sentences(
                 self.text(at), self.owner[at], images, image_labels=self.now.class_ids, logit_scale=scale
             )
@@ -367,7 +376,7 @@ class _Rows:
         at = _of(touched, self.owner)
         if len(at) and bool(known.any()):  # otherwise all sentences were just scored
             mine = _of(touched, self.now.class_ids)
-            images = self.images([self.now.ids[i] for i in mine.tolist()])
+            images = self.images([self.now.contents[i] for i in mine.tolist()])
             owners = self.now.class_ids[mine]
             positive[at] = positive_terms(
                 self.text(at), self.owner[at], images, image_labels=owners, logit_scale=scale

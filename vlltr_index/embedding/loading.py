@@ -25,8 +25,8 @@ from vlltr_index.heads.units import number_observations, units_of
 from vlltr_index.schemas.config import AugmentConfig, EncoderConfig
 from vlltr_index.schemas.fingerprint import digest_json
 from vlltr_index.schemas.tables import class_stats as class_stats_schema
-from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
-from vlltr_index.store.tables import quote
+from vlltr_index.schemas.tables import content_id, image_vectors_name, sentence_vectors_name
+from vlltr_index.store.tables import one_of, quote
 from vlltr_index.tensors import class_positions, unit_rows
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from vlltr_index.store.workspace import Workspace
 
 _SENTENCES_AT_ONCE = 100_000
+_FEW = 1000  # images that are looked up by a condition instead of a scan
 
 
 def open_encoder(snapshot: Snapshot, check: bool = True) -> Encoder:
@@ -166,11 +167,31 @@ def image_vectors_of(
     Raises:
         MissingStepError: An image has not been embedded in that view.
     """
+    return content_vectors(snapshot, content_ids(snapshot, image_ids), suffix, image_fp)
+
+
+def content_vectors(
+    snapshot: Snapshot, contents: Sequence[str], suffix: str = "0", image_fp: str | None = None
+) -> Tensor:
+    """Read vectors as `image_vectors_of` does, by the ids of the images' contents."""
     image_fp = image_fp or snapshot.commit.image_fp
     if not image_fp:
         raise MissingStepError("no image has been embedded yet", "Run: vlltr embed")
-    keys = [f"{i}:{suffix}" for i in image_ids]
+    keys = [f"{i}:{suffix}" for i in contents]
     return _vectors(snapshot, image_vectors_name(image_fp), "vector_key", keys)
+
+
+def content_ids(snapshot: Snapshot, image_ids: Sequence[str]) -> list[str]:
+    """Return the id under which each image's vectors are stored, see `schemas.tables.content_id`.
+
+    Args:
+        snapshot: Where the images are.
+        image_ids: Ids of readable images.
+    """
+    where = one_of("image_id", image_ids) if len(image_ids) <= _FEW else "content_hash IS NOT NULL"
+    rows = snapshot.table("images", ["image_id", "content_hash"], where)
+    found = dict(zip(rows["image_id"].to_pylist(), rows["content_hash"].to_pylist(), strict=True))
+    return [content_id(i, found[i]) for i in image_ids]
 
 
 def text_vectors_of(snapshot: Snapshot, hashes: Sequence[str]) -> Tensor:

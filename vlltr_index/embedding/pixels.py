@@ -125,8 +125,8 @@ class ImageReader(Dataset[Read], ABC, Generic[Wanted, Read, Batch]):
 class Reader(ImageReader[NamedImage, ReadImage, PixelBatch]):
     """Reader of named images for an encoder: their crops, or their views.
 
-    An image is decoded once for all its views. The random numbers of an augmented view depend on image and view alone,
-    not on the batch.
+    An image is decoded once for all its views. The random numbers of an augmented view depend on the image's name and
+    the view alone, not on the batch; the name of a stored image is the id of its content.
 
     Args:
         encoder: Encoder whose size and preprocessing are used.

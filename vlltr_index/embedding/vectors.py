@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import pyarrow as pa
 from torch import Tensor
 
-from vlltr_index.embedding.loading import image_vectors_of, usable_images, view_suffix
+from vlltr_index.embedding.loading import content_ids, image_vectors_of, usable_images, view_suffix
 from vlltr_index.embedding.pixels import (
     Augment,
     NamedImage,
@@ -24,6 +24,7 @@ from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import InputError
 from vlltr_index.schemas.config import AugmentConfig
 from vlltr_index.schemas.tables import (
+    content_id,
     image_vectors,
     image_vectors_name,
     sentence_vectors,
@@ -41,11 +42,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 StoredImage = tuple[str, bytes | str]
-"""An image's id, and its bytes or its path."""
+"""The id of an image's content, see `schemas.tables.content_id`, and its bytes or its path."""
 
 _TEXT_BATCH = 4096
 _SOURCES = 1024  # images that are read from the table at once; a multiple of the batch
-_SOURCE = ["image_id", "uri", "data"]
+_SOURCE = ["image_id", "content_hash", "uri", "data"]
 _EXAMPLES = 10  # images that are named in warnings
 _FEW = 1000  # keys that are looked up by a condition instead of a scan
 
@@ -54,7 +55,7 @@ class ImageVectors(NamedTuple):
     """Vectors of one batch of images.
 
     Attributes:
-        ids: Ids of the images that could be read, in the given order.
+        ids: Ids of the contents that could be read, in the given order.
         vectors: Float32 [V, len(ids), D] on the CPU, unnormalised, of V views.
         problems: For each image that could not be read, the reason by its id.
     """
@@ -154,23 +155,25 @@ def embed_images(
     only: Sequence[str] | None = None,
     engine: Engine | None = None,
 ) -> tuple[int, int, int]:
-    """Embed the views of the images of `split` that have no vector yet.
+    """Embed the views of the images of `split` that have no vector yet; images of one content share their vectors.
 
     An image is decoded once for all views that it lacks. If an image can no longer be read, its problem is stored with
     it, and it is not used. With `only`, these images are embedded instead of the split's. The vectors are computed by
     `engine`, by default in this process with `augment`.
 
     Returns:
-        How many vectors were embedded, how many there were before, and how many images are unreadable.
+        How many vectors were embedded, how many vectors the other images have, and how many images are unreadable.
     """
     name = image_vectors_name(encoder.image_fp)
     tx.store.create(name, image_vectors(encoder.dim), "vector_key")
     ids = list(only) if only is not None else usable_images(tx, split, [])["image_id"].to_pylist()
     suffixes = {view: view_suffix(view, config) for view in views}
-    have = _have(tx, name, "vector_key", [f"{i}:{suffix}" for i in ids for suffix in suffixes.values()])
+    of = dict(zip(ids, content_ids(tx, ids), strict=True))
+    contents = {content: i for i, content in of.items()}
+    have = _have(tx, name, "vector_key", [f"{c}:{suffix}" for c in contents for suffix in suffixes.values()])
     lacking: dict[tuple[int, ...], list[str]] = {}
-    for i in ids:
-        missing = tuple(v for v in views if f"{i}:{suffixes[v]}" not in have)
+    for content, i in contents.items():
+        missing = tuple(v for v in views if f"{content}:{suffixes[v]}" not in have)
         if missing:
             lacking.setdefault(missing, []).append(i)
     todo = sum(map(len, lacking.values()))
@@ -188,10 +191,18 @@ def embed_images(
                 looked += len(result.ids) + len(result.problems)
                 if progress:
                     progress(f"embed {split} images", looked, todo)
-    if problems:
-        _keep_aside(tx, problems)
     missed = sum(len(wanted) * len(images) for wanted, images in lacking.items())
-    return done, len(views) * len(ids) - missed, len(problems)
+    before = len(views) * len(ids) - missed
+    if not problems:
+        return done, before, 0
+    _keep_aside(tx, {contents[content]: why for content, why in problems.items()})
+    copies = [i for i, content in of.items() if content in problems and i != contents[content]]
+    if not copies:
+        return done, before, len(problems)
+    more, there, unreadable = embed_images(
+        tx, encoder, split, views, augment, config, progress=progress, only=copies, engine=engine
+    )
+    return done + more, before - len(views) * len(copies) + there, len(problems) + unreadable
 
 
 def embed_crops(
@@ -217,7 +228,8 @@ def embed_crops(
         with workspace.transaction("evaluate") as tx:  # it only adds to the cache, so there is no commit
             tx.store.create(name, image_vectors(encoder.dim), "vector_key")
             have = tx.store.keys(name, "vector_key")
-            todo = [image_id for image_id in image_ids if f"{image_id}:{suffix}" not in have]
+            of = dict(zip(content_ids(tx, image_ids), image_ids, strict=True))
+            todo = [image_id for content, image_id in of.items() if f"{content}:{suffix}" not in have]
             done = 0
             for batch in ReadAhead(reader, StoredImages(tx.store, todo)):
                 for problem in batch.problems:
@@ -234,7 +246,7 @@ def embed_crops(
 def all_embedded(snapshot: Snapshot, image_fp: str, image_ids: Sequence[str], suffix: str = "0") -> bool:
     """Say whether each image has a vector by the encoder `image_fp`, without a lock, so that readers need not wait."""
     name = image_vectors_name(image_fp)
-    keys = [f"{i}:{suffix}" for i in image_ids]
+    keys = [f"{i}:{suffix}" for i in content_ids(snapshot, image_ids)]
     return snapshot.store.exists(name) and _have(snapshot, name, "vector_key", keys).issuperset(keys)
 
 
@@ -274,20 +286,20 @@ class StoredImages:
         return StoredImages(self._store, [self._ids[place] for place in places])
 
     def load(self) -> list[StoredImage]:
-        """Read all images: each id with its bytes or its path."""
+        """Read all images: the id of each one's content with its bytes or its path."""
         return _sources(self._store.read("images", _SOURCE, one_of("image_id", self._ids)), self._ids)
 
 
 def load_sources(snapshot: Snapshot, ids: Sequence[str]) -> list[StoredImage]:
-    """Read the bytes or the path of each image of `ids`, in their order."""
+    """Read the content's id and the bytes or the path of each image of `ids`, in their order."""
     return _sources(snapshot.table("images", _SOURCE, one_of("image_id", ids)), ids)
 
 
 def _sources(rows: pa.Table, ids: Sequence[str]) -> list[StoredImage]:
     """Convert rows of `images` to sources, in the order of `ids`."""
     columns = zip(*rows.to_pydict().values(), strict=True)
-    found = {i: uri if data is None else data for i, uri, data in columns}
-    return [(i, found[i]) for i in ids]
+    found = {i: (content_id(i, content), uri if data is None else data) for i, content, uri, data in columns}
+    return [found[i] for i in ids]
 
 
 def vector_table(columns: dict[str, Any], vectors: Tensor) -> pa.Table:
@@ -296,7 +308,8 @@ def vector_table(columns: dict[str, Any], vectors: Tensor) -> pa.Table:
     return pa.table({**columns, "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])})
 
 
-def image_vector_table(ids: list[str], suffix: str, view: int, vectors: Tensor) -> pa.Table:
-    """Make rows of a cache of image vectors, float32 [N, D]."""
-    keys = [f"{image_id}:{suffix}" for image_id in ids]
-    return vector_table({"vector_key": keys, "image_id": ids, "view": [view] * len(ids)}, vectors)
+def image_vector_table(contents: list[str], suffix: str, view: int, vectors: Tensor) -> pa.Table:
+    """Make rows of a cache of image vectors, float32 [N, D], by the ids of the images' contents."""
+    keys = [f"{content}:{suffix}" for content in contents]
+    columns = {"vector_key": keys, "content_id": contents, "view": [view] * len(contents)}
+    return vector_table(columns, vectors)

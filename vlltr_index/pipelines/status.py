@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlltr_index.errors import MissingStepError, WorkspaceError
-from vlltr_index.schemas.fingerprint import digest_json, short
-from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
-from vlltr_index.store.holdout import held_images, score_image_rows
+from vlltr_index.schemas.fingerprint import short
+from vlltr_index.schemas.tables import content_id, image_vectors_name, sentence_vectors_name
+from vlltr_index.store.holdout import digest_images, held_images, score_image_rows
 from vlltr_index.store.tables import quote
 from vlltr_index.store.transaction import check_tags
 from vlltr_index.wording import many
@@ -81,13 +81,14 @@ def status(workspace: Workspace, at: int | None = None) -> StatusReport:
     config = workspace.recipe.encoder
     if at is None:
         check_tags(workspace.store, commit)
-    rows = snapshot.table("images", ["image_id", "split", "class_id", "problem"])
+    rows = snapshot.table("images", ["image_id", "content_hash", "split", "class_id", "problem"])
     usable = rows.filter(pc.and_(pc.is_valid(rows["class_id"]), pc.is_null(rows["problem"])))
     first = {"train": 0, "val": 1, "test": 2}
     counts = Counter(usable["split"].to_pylist())
     images = {split: counts[split] for split in sorted(counts, key=lambda s: (first.get(s, 3), s))}
     hashes = snapshot.table("sentences", ["text_hash"])["text_hash"].to_pylist()
-    keys = [f"{i}:0" for i in usable["image_id"].to_pylist()]
+    contents = map(content_id, usable["image_id"].to_pylist(), usable["content_hash"].to_pylist())
+    keys = [f"{content}:0" for content in contents]
     text_vectors = 0
     image_vectors = 0
     if commit.text_fp:
@@ -219,8 +220,9 @@ def _selection_steps(snapshot: Snapshot) -> _Steps:
     if changed := len(set(used["sentence_id"].to_pylist()) ^ set(scored["sentence_id"].to_pylist())):
         yield f"the selection is from before {many(changed, 'sentence')} came or went", "vlltr select"
     elif not config.augmented:  # with augmentation the digest depends on more than the images
-        image_ids = score_image_rows(snapshot, config, held)["image_id"].to_pylist()
-        if set(scored["image_set"].to_pylist()) - {short(digest_json(image_ids))}:
+        rows = score_image_rows(snapshot, config, held)
+        contents = list(map(content_id, rows["image_id"].to_pylist(), rows["content_hash"].to_pylist()))
+        if set(scored["image_set"].to_pylist()) - {digest_images(rows["class_id"].to_pylist(), contents)}:
             yield "the selection is from before images that it scores against came or went", "vlltr select"
 
 

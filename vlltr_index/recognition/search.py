@@ -17,7 +17,7 @@ from vlltr_index.embedding.pixels import CropPixels, image_features
 from vlltr_index.embedding.vectors import all_embedded, embed_images
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import InputError, MissingStepError, UsageError
-from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
+from vlltr_index.schemas.tables import content_id, image_vectors_name, sentence_vectors_name
 from vlltr_index.store.tables import fuse_rankings, one_of, quote
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def _images(snapshot: Snapshot, split: str | None) -> pa.Table:
     """Read the usable images of classes in use."""
     where = f"problem IS NULL AND {one_of('class_id', snapshot.class_table().ids)}"
     where += f" AND split = {quote(split)}" if split else ""
-    rows = snapshot.table("images", ["image_id", "class_id", "split", "uri"], where)
+    rows = snapshot.table("images", ["image_id", "class_id", "split", "uri", "content_hash"], where)
     if not rows.num_rows:
         of = f" of split {split!r}" if split else ""
         raise MissingStepError(f"there are no images{of}", "Run: vlltr ingest images PATH --split train")
@@ -174,7 +174,10 @@ def _nearest_images(
     """Return the nearest images, and how many images were compared."""
     query = encoder.encode_texts([text])[0]
     name = image_vectors_name(encoder.image_fp)
-    ranked = _ranked(snapshot, name, images, "image_id", query=query, where="view = 0")
+    contents = map(content_id, images["image_id"].to_pylist(), images["content_hash"].to_pylist())
+    images = images.append_column("content_id", pa.array(contents, pa.string()))
+    ranked = _ranked(snapshot, name, images, "content_id", query=query, where="view = 0")
+    ranked = ranked.drop_columns(["content_hash", "content_id"])
     names = snapshot.class_table().names
     hits = [ImageHit(class_name=names[row["class_id"]], **row) for row in ranked.slice(0, top).to_pylist()]
     return tuple(hits), ranked.num_rows

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from vlltr_index.errors import WorkspaceError
+from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.store.tables import quote
 
 if TYPE_CHECKING:
@@ -190,6 +191,11 @@ def held_images(snapshot: Snapshot) -> frozenset[str]:
     rows = snapshot.table("images", ["image_id", "class_id"])
     pairs = zip(rows["image_id"].to_pylist(), rows["class_id"].to_pylist(), strict=True)
     return frozenset(image for image, owner in pairs if held.has(image) or owner in held.classes)
+
+
+def digest_images(class_ids: Sequence[int], contents: Sequence[str]) -> str:
+    """Compute the digest by which scores name the images that they are against: their classes and contents."""
+    return short(digest_json([list(class_ids), list(contents)]))
 
 
 def score_image_rows(snapshot: Snapshot, config: SelectConfig, held: frozenset[str]) -> pa.Table:

@@ -569,7 +569,11 @@ def _columns(name: str) -> list[str] | None:
     """Return the columns of a workspace's table, or None if it is none of these."""
     if name in COMMITTED:
         return list(COMMITTED[name].names)
-    kinds = {CLASS_STATS: class_stats, "sentence_vectors_": sentence_vectors, "image_vectors_": image_vectors}
+    kinds = {
+        CLASS_STATS: class_stats,
+        "sentence_vectors_": sentence_vectors,
+        "content_vectors_": image_vectors,
+    }
     return next((list(schema(1).names) for start, schema in kinds.items() if name.startswith(start)), None)
 
 

@@ -16,7 +16,7 @@ from vlltr_index.embedding.loading import open_encoder
 from vlltr_index.embedding.vectors import embed_images, embed_sentences
 from vlltr_index.pipelines.ingest import ingest_images, ingest_text
 from vlltr_index.schemas.recipes import load_recipe
-from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
+from vlltr_index.schemas.tables import content_id, image_vectors_name, sentence_vectors_name
 from vlltr_index.store.workspace import Workspace
 
 
@@ -54,10 +54,8 @@ def run(state: Any) -> Arrays:
             name = sentence_vectors_name(encoder.text_fp)
             column = "text_hash"
         took = clock.read()
-        rows = tx.table("images", columns=["image_id", "uri"])
-        ids = {
-            Path(u).name: i for u, i in zip(*(rows[c].to_pylist() for c in ("uri", "image_id")), strict=True)
-        }
+        rows = tx.table("images", columns=["uri", "image_id", "content_hash"]).to_pydict().values()
+        ids = {Path(u).name: content_id(i, content) for u, i, content in zip(*rows, strict=True)}
         keys = [f"{ids[f.name]}:0" for f in files] if values["what"] == "images" else hashes
         vectors = tx.store.vectors(name, column, keys)
     return {"vectors": common.arrays(vectors), "_extra": took}
