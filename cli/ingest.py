@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vlltr_index.cli.context import Context, pass_context
-from vlltr_index.cli.options import DIR, FILE, PATH
-from vlltr_index.cli.terminal import ask, table
+from vlltr_index.cli.options import DIR, FILE, PATH, dry_run_option, yes_option
+from vlltr_index.cli.terminal import ask, confirm, table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,7 +24,22 @@ if TYPE_CHECKING:
 
 @click.group("ingest")
 def ingest_command() -> None:
-    """Bring in images and text; running it again adds only what is new."""
+    """Bring in images and text; running it again adds only what is new, with --sync removes what is gone, too."""
+
+
+def sync_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options --sync, --yes and --dry-run to a command."""
+    sync = click.option(
+        "--sync", is_flag=True, help="Make the rows of PATH what it is now: moved, gone and new."
+    )
+    return sync(yes_option(dry_run_option(command)))
+
+
+def _agree(yes: bool) -> Callable[[str], None] | None:
+    """Return what asks whether what is gone is to be removed; None where there is no terminal to ask at."""
+    if yes:
+        return lambda question: None
+    return confirm if sys.stdin.isatty() else None
 
 
 @ingest_command.command("images")
@@ -49,8 +65,10 @@ def ingest_command() -> None:
     metavar="SHARE",
     help="Put this share of each class's images into split test instead of train; 0 takes all for training again.",
 )
+@click.option("--follow-links", is_flag=True, help="Read the pictures behind links, also to other folders.")
+@sync_options
 @pass_context
-def images(context: Context, /, path: str, **how: Any) -> None:
+def images(context: Context, /, path: str, yes: bool, **how: Any) -> None:
     """Bring in images from PATH.
 
     PATH is a folder of class folders, also in object storage (s3://bucket/birds), a `path label` list (ImageNet-LT,
@@ -60,7 +78,8 @@ def images(context: Context, /, path: str, **how: Any) -> None:
     from vlltr_index.data.objects import is_address
     from vlltr_index.pipelines.ingest import ingest_images
 
-    context.run(ingest_images, path if is_address(path) else Path(os.path.expanduser(path)), **how)
+    place = path if is_address(path) else Path(os.path.expanduser(path))
+    context.run(ingest_images, place, agree=_agree(yes), **how)
 
 
 @ingest_command.command("text")
@@ -72,8 +91,9 @@ def images(context: Context, /, path: str, **how: Any) -> None:
     help="Names of the class numbers of desc_N.txt; default: labels.txt or categories.json beside them.",
 )
 @click.option("--prompts/--no-prompts", default=None, help="Add the recipe's prompts, as by default.")
+@sync_options
 @pass_context
-def text(context: Context, /, **how: Any) -> None:
+def text(context: Context, /, yes: bool, **how: Any) -> None:
     """Bring in sentences from PATH.
 
     PATH is a folder of .txt files (one a class), JSONL ({"class", "text", "source"}), JSON ({class: [sentence, ...]}),
@@ -82,7 +102,7 @@ def text(context: Context, /, **how: Any) -> None:
     """
     from vlltr_index.pipelines.ingest import ingest_text
 
-    context.run(ingest_text, **how)
+    context.run(ingest_text, agree=_agree(yes), **how)
 
 
 @ingest_command.command("classes")

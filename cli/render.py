@@ -69,9 +69,14 @@ def workspace_line(workspace: Workspace) -> str:
 def _ingest(report: IngestReport) -> list[str]:
     by_split = ", ".join(f"{name} {count:,}" for name, count in sorted(report.splits.items()))
     same = "there before" if report.kind == "images" else "repeated or there before"
-    counts = [(report.added, "added"), (report.updated, "updated"), (report.unchanged, same)]
-    said = ", ".join(f"{count:,} {what}" for count, what in counts if count or what == "added")
-    lines = [f"{report.source}: {report.kind} {said}" + (f" ({by_split})" if by_split else "") + "."]
+    if report.moved is None:
+        first = f"{report.added:,} added"
+    else:
+        first = f"{report.moved:,} moved, {report.gone:,} gone, {report.added:,} new"
+    more = [(report.updated, "updated"), (report.unchanged, same)]
+    said = ", ".join([first, *(f"{count:,} {what}" for count, what in more if count)])
+    lines = ["A dry run, which commits nothing:"] if report.dry_run else []
+    lines += [f"{report.source}: {report.kind} {said}" + (f" ({by_split})" if by_split else "") + "."]
     if report.prompts:
         lines.append(f"Made from the class names: {many(report.prompts, 'prompt')}.")
     lines.append(f"Classes: {report.classes:,}, {report.classes_added:,} of them new.")
@@ -85,6 +90,12 @@ def _ingest(report: IngestReport) -> list[str]:
     if report.duplicates_across_splits:
         twice = f"{many(report.duplicates_across_splits, 'image')} ({', '.join(report.duplicates_in)})"
         lines.append(f"Warning: in more than one split, byte for byte: {twice}.")
+    if report.corrected:
+        lines.append(f"Kept as corrected, not as the source says: {many(report.corrected, 'image')}.")
+    if report.overruled:
+        lines.append(
+            f"Corrected before and moved since, so that the source counts: {many(report.overruled, 'image')}."
+        )
     lines += [f"  {note}" for note in report.notes]
     return [*lines, f"Next: {report.next_step}"] if report.next_step else lines
 

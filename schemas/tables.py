@@ -54,6 +54,20 @@ IMAGES = pa.schema(
     ]
 )
 
+ORIGINS = pa.schema(
+    [
+        _required("origin_id", pa.string()),  # hash of source, label and row_key
+        _required("source", pa.string()),  # kind of rows, split that was asked for, path or address
+        _required(
+            "row_key", pa.string()
+        ),  # image_id without the suffix of the side; of a sentence its text_hash
+        pa.field("label", pa.string()),  # the source's name of the class, as it was last read
+        pa.field("class_id", pa.int32()),  # the class of that name then
+        pa.field("dealt", pa.string()),  # split that a share held out put the image into
+    ]
+)
+"""What each source gave last: a row may be of several sources, or of none (added by hand)."""
+
 SENTENCE_SCORES = pa.schema(
     [
         _required("sentence_id", pa.string()),
@@ -148,6 +162,7 @@ COMMITTED = {
     "classes": CLASSES,
     "sentences": SENTENCES,
     "images": IMAGES,
+    "origins": ORIGINS,
     "sentence_scores": SENTENCE_SCORES,
     "anchors": ANCHORS,
     "taxonomy": TAXONOMY,

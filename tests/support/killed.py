@@ -1,4 +1,4 @@
-"""An addition of a class that ends at a chosen moment, as a process that is killed there ends; imports no pytest."""
+"""A command that ends at a chosen moment, as a process that is killed there ends; imports no pytest."""
 
 from __future__ import annotations
 
@@ -52,14 +52,22 @@ def moments(reach: Callable[[int], None]) -> Iterator[None]:
         yield
 
 
-def add_until(path: Path, picture: Path, moment: int) -> None:
-    """Add a class, and die by SIGKILL at moment number `moment`."""
-    from vlltr_index.classes import add_classes
-    from vlltr_index.store.workspace import Workspace
+@contextmanager
+def kill_at(moment: int) -> Iterator[None]:
+    """Die by SIGKILL at moment number `moment`."""
 
     def reach(now: int) -> None:
         if now == moment:
             os.kill(os.getpid(), signal.SIGKILL)
 
     with moments(reach):
+        yield
+
+
+def add_until(path: Path, picture: Path, moment: int) -> None:
+    """Add a class, and die by SIGKILL at moment number `moment`."""
+    from vlltr_index.classes import add_classes
+    from vlltr_index.store.workspace import Workspace
+
+    with kill_at(moment):
         add_classes(Workspace.open(path), [okapi(picture)])

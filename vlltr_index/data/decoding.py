@@ -121,6 +121,14 @@ def probe(
     return Probe(digest, width, height, None)
 
 
+def content_hash(record: ImageRecord) -> str | None:
+    """Compute the SHA-256 of an image's bytes; None if they cannot be read."""
+    try:
+        return digest_bytes(_bytes(record))
+    except (InputError, MemoryError):
+        return None
+
+
 def reduced_bytes(record: ImageRecord | str, size: tuple[int, int], side: int) -> bytes:
     """Return the bytes of an image file, reduced so that the shorter side has at most `side` pixels.
 

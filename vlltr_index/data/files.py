@@ -22,6 +22,8 @@ from vlltr_index.errors import InputError
 
 _UNPACKED = 2**30  # bytes of a Parquet file's rows that are read together
 _TYPE = re.compile(r"_[A-Z]\w*|\w+\[.*\]")  # a type, as pydantic names the one of a choice that it means
+LINK = "a link that leaves the folder"
+"""Why a file is unusable that a link elsewhere stands for."""
 _PACKED = 100  # times that pictures and texts are packed, and hardly more
 
 
@@ -71,8 +73,16 @@ def unlistable(error: OSError) -> NoReturn:
     ) from None
 
 
-def files_below(root: Path, below: str = "") -> Iterator[tuple[str, str]]:
+def files_below(
+    root: Path, below: str = "", follow_links: bool = False, above: frozenset[str] = frozenset()
+) -> Iterator[tuple[str, str]]:
     """Yield the files below a folder in order, by path and why they are unusable; hidden ones are left out.
+
+    Args:
+        root: A resolved folder.
+        below: A folder in it, with a slash at its end, that is read alone.
+        follow_links: Whether links that leave the root, and links to folders, are followed.
+        above: The real paths of the folders above, into which no link is followed.
 
     Raises:
         InputError: A folder cannot be read.
@@ -82,14 +92,15 @@ def files_below(root: Path, below: str = "") -> Iterator[tuple[str, str]]:
             found = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
     except OSError as error:
         unlistable(error)
+    within = above | {os.path.realpath(root / below)}
     for entry in found:
         name = f"{below}{entry.name}"
-        if entry.is_dir(follow_symlinks=False):
-            yield from files_below(root, f"{name}/")
+        if entry.is_dir(follow_symlinks=follow_links) and os.path.realpath(entry.path) not in within:
+            yield from files_below(root, f"{name}/", follow_links, within)
         elif not name.isprintable() and os.fsencode(name).decode("utf-8", "replace") != name:
             yield name, "its name is not UTF-8"
         else:
-            yield name, unfit(entry.path, root)
+            yield name, unfit(entry.path, root, follow_links)
 
 
 def is_hidden(name: str) -> bool:
@@ -311,12 +322,15 @@ def _check_columns(path: Path | str, columns: Sequence[str], needed: Sequence[st
             )
 
 
-def unfit(path: str, root: Path) -> str:
-    """Return why a path is no usable file below `root`, a resolved path; empty if it is one, and no link out of it."""
+def unfit(path: str, root: Path, follow_links: bool = False) -> str:
+    """Return why a path is no usable file below `root`, a resolved path; empty if it is one, and no link out of it.
+
+    With `follow_links` a link out of it is usable too.
+    """
     try:
         kind = os.stat(path).st_mode
     except (OSError, ValueError):
         return "no such file"
-    if os.path.islink(path) and not Path(os.path.realpath(path)).is_relative_to(root):
-        return "a link that leaves the folder"
+    if not follow_links and os.path.islink(path) and not Path(os.path.realpath(path)).is_relative_to(root):
+        return LINK
     return "" if stat.S_ISREG(kind) else "not a file"

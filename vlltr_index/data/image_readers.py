@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from vlltr_index.data.decoding import ENDINGS
 from vlltr_index.data.files import (
+    LINK,
     check_column,
     check_image_column,
     files_below,
@@ -33,6 +34,7 @@ from vlltr_index.data.objects import is_address, object_names
 from vlltr_index.data.text import check_split, clean_name
 from vlltr_index.errors import InputError, UsageError
 from vlltr_index.schemas.records import ImageRecord, Skipped
+from vlltr_index.wording import many
 
 _log = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ def read_images(
     label_names: ClassNames | None = None,
     class_name: str | None = None,
     with_data: bool = True,
+    follow_links: bool = False,
 ) -> _Items:
     """Yield the images of a source, without opening them.
 
@@ -71,6 +74,7 @@ def read_images(
         label_names: Names of numeric labels 0, 1, 2 ...
         class_name: The class of all images, whatever their folder is; for folders only.
         with_data: Whether to read the bytes in a Parquet file; without, its records have no data.
+        follow_links: Whether links that leave the folder, and links to folders, are followed.
 
     Raises:
         InputError: The path is missing or of no known kind, holds no image, or something in it is malformed.
@@ -91,13 +95,11 @@ def read_images(
             path.rstrip("/"), ((name, "") for name in names), split, class_name=class_name, tell=with_data
         )
     elif path.is_dir():
-        yield from _by_folder(
-            str(path.resolve()), files_below(path.resolve()), split, class_name=class_name, tell=with_data
-        )
-    elif kind in _LISTS:
-        yield from _listed(path, _list_rows(path, label_names), list_root or path.parent, split)
-    elif kind == ".json":
-        yield from _listed(path, _coco_rows(path, label_names), list_root or path.parent, split)
+        files = files_below(path.resolve(), follow_links=follow_links)
+        yield from _by_folder(str(path.resolve()), files, split, class_name=class_name, tell=with_data)
+    elif kind in (*_LISTS, ".json"):
+        rows = _list_rows(path, label_names) if kind in _LISTS else _coco_rows(path, label_names)
+        yield from _listed(path, rows, list_root or path.parent, split=split, follow_links=follow_links)
     else:
         raise InputError(
             f"{path}: unknown kind of image source {kind!r}",
@@ -111,6 +113,7 @@ def _by_folder(
 ) -> _Items:
     """Make records of files, given by path below `root` and why they are unusable; the first folder is the class."""
     found = 0
+    links = 0
     below = dict[str, set[str]]()
     for name, why in files:
         folder, *inner = name.split("/")[:-1] or [""]
@@ -120,7 +123,8 @@ def _by_folder(
         if not why and not name.lower().endswith(ENDINGS):
             why = "not an image by its ending"
         if why or not own:
-            yield Skipped(where, why or "an image outside every class folder")
+            links += why == LINK
+            yield Skipped(where, why or "an image outside every class folder", where)
         else:
             found += 1
             label = clean_name(own, where)
@@ -130,6 +134,11 @@ def _by_folder(
         raise InputError(
             f"{root} holds splits ({', '.join(folders)}), not classes",
             f"Give one at a time: vlltr ingest images {root}/{folders[0]} --split {folders[0]}",
+        )
+    if not found and links:
+        raise InputError(
+            f"no image in a class folder of {root} but links that leave it: {many(links, 'link')}",
+            "To read what they lead to: --follow-links",
         )
     if not found:
         raise InputError(
@@ -145,7 +154,12 @@ def _by_folder(
 
 
 def _listed(
-    listing: Path, rows: Iterable[tuple[str, str, str | None, str]], root: Path, split: str
+    listing: Path,
+    rows: Iterable[tuple[str, str, str | None, str]],
+    root: Path,
+    *,
+    split: str,
+    follow_links: bool,
 ) -> _Items:
     """Make records of listed files, given by place, path below `root`, class, and why they are unusable."""
     if not root.is_dir():
@@ -161,12 +175,12 @@ def _listed(
                 f"{where}: the path {entry!r} leaves the folder {root}",
                 "Paths must lie below the list's folder, or below the one given by --root DIR",
             )
-        why = why or unfit(full, root)
-        if not why and not inside(os.path.dirname(full)):
-            why = "a link that leaves the folder"
+        why = why or unfit(full, root, follow_links)
+        if not why and not follow_links and not inside(os.path.dirname(full)):
+            why = LINK
         if why:
             example = example or f", for example {full}"
-            yield Skipped(where, f"{entry}: {why}")
+            yield Skipped(where, f"{entry}: {why}", full)
         else:
             found += 1
             yield ImageRecord(full[len(str(root)) :].lstrip("/"), full, name, split)
@@ -277,7 +291,7 @@ def _read_parquet(
             found += 1
             data = data.get("bytes") if isinstance(data, dict) else data
             if not own or (with_data and data is None):
-                yield Skipped(where, "the row has no image bytes" if own else "the row names no split")
+                yield Skipped(where, "the row has no image bytes" if own else "the row names no split", where)
                 continue
             name = _class(row[label], names, where)
             source = row.get("source") or f"{path.name}#{number}"

@@ -6,6 +6,7 @@ The VL-LTR release's text corpus is `wiki/desc_<class number>.txt` beside `label
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shlex
 from collections.abc import Iterator
@@ -175,10 +176,10 @@ def _read_folder(folder: Path) -> _Items:
                 why += f"; take it by itself: vlltr ingest text {shlex.quote(str(file))}"
             yield Skipped(str(file), why)
     for file, why in files:
-        if why:
-            yield Skipped(str(file), why)
-            continue
         parts = file.relative_to(folder).parts
+        if why:
+            yield Skipped(str(file), why, "/".join(parts))
+            continue
         name = clean_name(file.stem if len(parts) == 1 else parts[0], str(file))
         text = decode(read_bytes(file), str(file))
         yield from _sentences(text, name, root.name, where=str(file), ref="/".join(parts))
@@ -237,7 +238,8 @@ def read_release_corpus(folder: Path, names: ClassNames) -> _Items:
         path = files.get(number, place / f"desc_{number}.txt")
         why = unfit(str(path), folder.resolve())
         if why:
-            yield Skipped(str(path), f"{why}: the class {name!r} has no text here")
+            there = path.name if os.path.lexists(path) else None
+            yield Skipped(str(path), f"{why}: the class {name!r} has no text here", there)
             continue
         data = read_bytes(path)
         try:

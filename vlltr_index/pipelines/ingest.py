@@ -1,28 +1,30 @@
-"""Bring images and sentences into a workspace (`vlltr ingest`): one commit a command; a second run adds what is new."""
+"""Bring images and sentences into a workspace (`vlltr ingest`): one commit a command.
+
+A second run adds what is new; with `sync` it makes the rows of that source what the source is now.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vlltr_index.data.decoding import Probe
 from vlltr_index.data.image_readers import read_images
 from vlltr_index.data.names import ClassNames, read_class_names
-from vlltr_index.data.text import class_prompts
+from vlltr_index.data.text import class_prompts, sentence_id, text_hash
 from vlltr_index.data.text_readers import is_release_corpus, names_beside, read_text
 from vlltr_index.errors import InputError, UsageError
+from vlltr_index.pipelines.gone import Agreed, remove_sentences, retire
+from vlltr_index.pipelines.image_run import ImageRun, Listing, Notes, counted
 from vlltr_index.schemas.records import ImageRecord, SentenceRecord, Skipped
-from vlltr_index.schemas.tables import IMAGES
 from vlltr_index.store import ingestion
-from vlltr_index.store.tables import one_of
+from vlltr_index.store.origins import Origin, Source
 from vlltr_index.wording import many, some
 
 if TYPE_CHECKING:
@@ -30,9 +32,7 @@ if TYPE_CHECKING:
     from vlltr_index.store.transaction import Transaction
     from vlltr_index.store.workspace import Workspace
 
-_ROWS = 1000
-_BYTES = 64 * 2**20
-_EXAMPLES = 10  # of each kind of note
+_TOLD = ["sentence_id", "text_hash", "class_id", "source", "source_ref"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,13 @@ class IngestReport:
     unknown_class: int = 0  # images left out because no class has that name
     duplicates_across_splits: int = 0  # images of the splits brought in whose very bytes are in another too
     duplicates_in: list[str] = field(default_factory=list)  # those splits
+    moved: int | None = None  # with `sync`: rows of another class than when the source was read before
+    gone: int = 0  # rows removed because the source has them no more
+    corrected: int = (
+        0  # images that stay in the class they were corrected to, though the source names another
+    )
+    overruled: int = 0  # corrected images that the source has moved since, so that its class counts
+    dry_run: bool = False
     next_step: str | None = None
 
 
@@ -67,13 +74,18 @@ def ingest_images(
     create_classes: bool = False,
     store: int | None = None,
     hold_out: float | None = None,
+    follow_links: bool = False,
+    sync: bool = False,
+    agree: Callable[[str], None] | None = None,
+    dry_run: bool = False,
     progress: Progress | None = None,
 ) -> IngestReport:
     """Bring in the images of a folder, list, JSON or Parquet file; each is decoded in full once.
 
     Files stay where they are, and Parquet rows are copied into the workspace; with `store` the workspace keeps all
     images, reduced. An image that cannot be read is stored with its problem, and the run goes on. Classes of the source
-    that have no sentence get their prompts.
+    that have no sentence get their prompts. An image that was put into another class by hand stays there until the
+    source itself names another class for it than before.
 
     Args:
         workspace: The workspace to write to.
@@ -86,12 +98,21 @@ def ingest_images(
             Training and embedding see these from then on, not the files. An image that came in before with another
             side, or none, is replaced, and has no vectors yet.
         hold_out: The share of each class's images that goes to split `test` instead of `train`, drawn by their names,
-            groups as a whole; images that came in otherwise before change over. 0: all are for training.
+            groups as a whole; images that came in otherwise before change over. 0: all are for training. With `sync` an
+            image that was dealt before, and a copy of it, keep their split.
+        follow_links: Read pictures behind links that leave the folder.
+        sync: Remove the images that this source gave before and gives no more, and take those that it moved for the
+            same: they keep their group, and their vectors. What came another way stays. A class that nothing is left of
+            but prompts is retired.
+        agree: Called with a question where more than a third of the source's images is gone; it raises if the answer is
+            no. None: that is an error.
+        dry_run: Report what would be done; commit nothing.
         progress: Called with the step's name, what is done, and the total.
 
     Raises:
         InputError: If the source cannot be used, or all of its images are of unknown classes.
-        UsageError: If the split is missing or is no name for one, or images of another than `train` are held out.
+        UsageError: If the split is missing or is no name for one, or images of another than `train` are held out; or
+            much is gone, and nobody agreed.
     """
     if hold_out is not None and (split != "train" or not 0.0 <= hold_out < 1.0):
         raise UsageError("a share from 0 to 0.9 is held out of the training split", "Say so: --split train")
@@ -99,225 +120,78 @@ def ingest_images(
     command = f"ingest images {path}" + (f" --split {split}" if split else "")
     command += f" --store {store}" if store else ""
     command += "" if hold_out is None else f" --hold-out {hold_out:g}"
-    with workspace.transaction(command) as tx:
+    command += " --sync" if sync else ""
+    read = partial(read_images, path, split, list_root, follow_links=follow_links)
+    with workspace.transaction(command, dry_run=dry_run) as tx:
         before = len(tx.class_table())
         names = given and ingestion.known_names(tx, given)
-        labels, out = _listed(read_images(path, split, list_root, names, with_data=False), hold_out or 0.0)
+        source = Source(tx, "images", path, split)
+        listing = Listing.of(read(names, with_data=sync), sync)
+        labels = listing.labels
         fresh = {name for name, where in labels.items() if create_classes or "train" in where}
-        classes = ingestion.resolve_classes(tx, list(labels), lambda name: name in fresh)
+        classes = ingestion.resolve_classes(tx, list(labels), lambda name: name in fresh, source.classes)
         if given and names:
             ingestion.note_aliases(tx, given, names, classes)
-        total = sum(map(Counter.total, labels.values()))
-        images = (
-            replace(item, split="test") if isinstance(item, ImageRecord) and item.source in out else item
-            for item in read_images(path, split, list_root, names, with_data=True)
-        )
-        run = _ImageRun(
+        run = ImageRun(
             tx=tx,
+            source=source,
             classes=classes,
             side=store,
-            moves=hold_out is not None,
-            total=total,
+            asked=split,
+            share=hold_out,
+            total=sum(map(Counter.total, labels.values())),
             progress=progress,
         )
-        run.take(images)
+        if sync:
+            run.match(listing)
+        held = run.held_out(listing)
+        run.take(
+            replace(item, split="test") if isinstance(item, ImageRecord) and item.source in held else item
+            for item in read(names, with_data=True)
+        )
+        if sync:
+            run.remove_gone(Agreed(f"ingest images {path}", agree, dry_run))
+        run.write_origins()
         run.compare(names, labels)
+        retired = retire(tx, run.left) if sync else []
         mute = _classes_without_text(tx)[0].intersection(classes.values())
-        return run.report(str(path), before, write_prompts(tx, mute))
+        prompts = write_prompts(tx, mute)
+        return _image_report(run, str(path), before, prompts=prompts, retired=retired, dry_run=dry_run)
 
 
-def _listed(
-    items: Iterator[ImageRecord | Skipped], share: float
-) -> tuple[dict[str, Counter[str]], frozenset[str]]:
-    """Count the images of each class by split, in order of appearance, and choose the sources to hold out: at most
-    `share` of each class's images, in the order of a hash of their group or source, whole groups only."""
-    labels: dict[str, Counter[str]] = defaultdict(Counter)
-    of: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for item in items:
-        if isinstance(item, ImageRecord) and item.class_name is not None:
-            labels[item.class_name][item.split] += 1
-            if share:
-                unit = hashlib.sha256(os.fsencode(item.group or item.source)).hexdigest()
-                of[item.class_name].append((unit, item.source))
-    held: list[str] = []
-    for images in map(sorted, of.values()):
-        last = min(round(share * len(images)), len(images) - 1)
-        # Move back to the start of a group, so that none is split.
-        while 0 < last < len(images) and images[last - 1][0] == images[last][0]:
-            last -= 1
-        held += [source for _, source in images[:last]]
-    return labels, frozenset(held)
-
-
-@dataclass
-class _Notes:
-    """Counts of the entries left out, and the first few notes of each kind."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    lines: list[str] = field(default_factory=list)
-
-    def add(self, kind: str, line: str) -> None:
-        self.counts[kind] += 1
-        if self.counts[kind] <= _EXAMPLES:
-            self.lines.append(line)
-
-    def skip(self, item: Skipped) -> None:
-        self.add("skipped", f"left out: {item.where}: {item.why}")
-
-
-@dataclass
-class _ImageRun:
-    """State of one ingestion of images."""
-
-    tx: Transaction
-    classes: dict[str, int | None]
-    side: int | None
-    moves: bool  # whether an image stored in the other split of `train` and `test` is moved to the new one
-    total: int
-    progress: Progress | None
-    notes: _Notes = field(default_factory=_Notes)
-    splits: Counter[str] = field(default_factory=Counter)
-    unknown: Counter[str] = field(default_factory=Counter)  # images of unknown classes, by class name
-    added: int = 0
-    updated: int = 0
-    seen: set[str] = field(default_factory=set)
-    # Id, URI and content hash of each stored image, by its id without the suffix of the stored size.
-    stored: dict[str, tuple[str, str, str | None]] = field(default_factory=dict)
-    replaced: list[str] = field(
-        default_factory=list
-    )  # ids of rows to delete: stored at another size or moved
-    probes: dict[str, Probe] = field(default_factory=dict)  # of readable images, by content hash
-
-    def __post_init__(self) -> None:
-        columns = ["image_id", "uri", "content_hash", "width", "height", "problem"]
-        for batch in self.tx.scan("images", columns, batch_rows=8192):
-            for key, uri, content, width, height, problem in zip(*batch.to_pydict().values(), strict=True):
-                self.stored[key.partition("-")[0]] = (key, uri, content)
-                if problem is None and content is not None:
-                    self.probes[content] = Probe(content, width, height, None)
-
-    def take(self, items: Iterator[ImageRecord | Skipped]) -> None:
-        """Store all images of a source, in parts of bounded size."""
-        part: list[ImageRecord] = []
-        size = 0
-        for item in items:
-            if isinstance(item, Skipped):
-                self.notes.skip(item)
-            elif item.class_name is not None and self.classes[item.class_name] is None:
-                self.unknown[item.class_name] += 1
-            else:
-                part.append(item)
-                size += len(item.data or b"")
-            if len(part) >= _ROWS or size >= _BYTES:
-                self._write(part)
-                part = []
-                size = 0
-        self._write(part)
-        for start in range(0, len(self.replaced), _ROWS):
-            self.tx.delete("images", one_of("image_id", self.replaced[start : start + _ROWS]))
-        if not self.splits and self.unknown:
-            raise InputError(
-                f"none of the {self.unknown.total():,} images is of a class that the workspace knows; "
-                f"theirs are, for example, {_counted(self.unknown)}",
-                "Bring in the training images or the texts first, or make the classes now: --create-classes",
-            )
-        if not self.splits:
-            raise InputError(
-                f"no image was taken: {self.notes.lines[0]}", "Mend the source and run the command again."
-            )
-
-    def compare(self, names: ClassNames | None, labels: dict[str, Counter[str]]) -> None:
-        """Note the named classes that have no image in the source, or that all labels are bare numbers."""
-        if names is not None:
-            empty = [name for name in names.names if name not in labels]
-            told = f"{len(empty):,} of the {len(names):,} named classes have no image here: {some(empty)}"
-        else:
-            empty = list(labels) if all(name.isascii() and name.isdecimal() for name in labels) else []
-            told = f"the labels are numbers, so classes are called {some(empty)}; name them: --names FILE"
-        if empty:
-            self.notes.lines.append(told)
-
-    def _write(self, records: list[ImageRecord]) -> None:
-        probes = ingestion.probe_all(records, self.probes)
-        pairs = list(zip(records, probes, strict=True))
-        if self.side is not None:
-            pairs = ingestion.with_stored_bytes(records, probes, self.side)
-        rows = []
-        added = 0
-        for record, found in pairs:
-            class_id = self.classes[record.class_name] if record.class_name else None
-            row = ingestion.image_row(record, found, class_id, self.side)
-            stored = self._identify(row, record)
-            if row["image_id"] in self.seen:
-                self.notes.skip(Skipped(record.uri, "named before in this source"))
-                continue
-            self.seen.add(row["image_id"])
-            rows.append(row)
-            self.splits[record.split] += 1
-            added += stored is None
-            if stored is not None and stored != row["image_id"]:
-                self.replaced.append(stored)
-            other = self.stored.get(
-                ingestion.image_id("train" if record.split == "test" else "test", record.source)
-            )
-            if self.moves and other is not None and other[1] == record.uri:
-                self.replaced.append(other[0])
-            if found.problem is not None:
-                self.notes.add("quarantined", f"kept aside: {record.uri}: {found.problem}")
-        self.added += added
-        self.updated += self.tx.upsert("images", pa.Table.from_pylist(rows, schema=IMAGES)) - added
-        if self.progress:
-            done = self.splits.total() + self.unknown.total()
-            self.progress("ingest images", done, max(self.total, done))
-
-    def _identify(self, row: dict[str, Any], record: ImageRecord) -> str | None:
-        """Set a row's id and URI, and return the id that the image is stored under, or None if it is new.
-
-        The same name with other bytes, while the stored file still exists, is another image: its id is made from its
-        full URI. The same name and bytes at another place is the same image: it keeps its stored URI.
-        """
-        key, uri, content = self.stored.get(
-            ingestion.image_id(record.split, record.source), (None, record.uri, None)
-        )
-        if uri == record.uri:
-            return key
-        if content == row["content_hash"]:
-            if record.data is not None or not ingestion.is_gone(uri):
-                row["uri"] = uri
-        elif ingestion.file_of(uri) != ingestion.file_of(record.uri) and not ingestion.is_gone(uri):
-            row["image_id"] = ingestion.image_id(record.split, record.uri, self.side)
-            key = self.stored.get(ingestion.image_id(record.split, record.uri), (None,))[0]
-        return key
-
-    def report(self, source: str, classes_before: int, prompts: int) -> IngestReport:
-        """Return the report of the ingestion."""
-        if self.unknown:
-            self.notes.add("unknown", f"no class of the name {_counted(self.unknown)}")
-        classes = len(self.tx.class_table())
-        shared = _shared(self.tx, self.splits)
-        return IngestReport(
-            kind="images",
-            source=source,
-            added=self.added,
-            updated=self.updated,
-            unchanged=self.splits.total() - self.added - self.updated,
-            classes_added=classes - classes_before,
-            classes=classes,
-            splits=dict(self.splits),
-            prompts=prompts,
-            quarantined=self.notes.counts["quarantined"],
-            skipped=self.notes.counts["skipped"],
-            unknown_class=self.unknown.total(),
-            duplicates_across_splits=len(shared),
-            duplicates_in=sorted(set().union(*shared)),
-            notes=self.notes.lines,
-            next_step=_next_step(self.tx),
-        )
-
-
-def _counted(names: Counter[str]) -> str:
-    shown = [f"{name!r} ({count:,})" for name, count in names.most_common(3)]
-    return ", ".join(shown) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
+def _image_report(
+    run: ImageRun, source: str, classes_before: int, *, prompts: int, retired: list[str], dry_run: bool
+) -> IngestReport:
+    """Return the report of the ingestion."""
+    if retired:
+        run.notes.lines.append(f"retired, as nothing is left of it: {some(retired)}")
+    if run.unknown:
+        run.notes.add("unknown", f"no class of the name {counted(run.unknown)}")
+    classes = len(run.tx.class_table())
+    shared = _shared(run.tx, run.splits)
+    return IngestReport(
+        kind="images",
+        source=source,
+        added=run.counts["added"],
+        updated=run.counts["updated"],
+        unchanged=run.splits.total() - sum(run.counts[kind] for kind in ("added", "updated", "moved")),
+        classes_added=classes + len(retired) - classes_before,
+        classes=classes,
+        splits=dict(run.splits),
+        prompts=prompts,
+        quarantined=run.notes.counts["quarantined"],
+        skipped=run.notes.counts["skipped"],
+        unknown_class=run.unknown.total(),
+        duplicates_across_splits=len(shared),
+        duplicates_in=sorted(set().union(*shared)),
+        moved=None if run.past is None else run.counts["moved"],
+        gone=run.counts["gone"],
+        corrected=run.counts["corrected"],
+        overruled=run.counts["overruled"],
+        dry_run=dry_run,
+        notes=run.notes.lines,
+        next_step=_next_step(run.tx),
+    )
 
 
 def _shared(tx: Transaction, given: Iterable[str]) -> list[set[str]]:
@@ -363,6 +237,9 @@ def ingest_text(
     *,
     label_names: Path | None = None,
     prompts: bool | None = None,
+    sync: bool = False,
+    agree: Callable[[str], None] | None = None,
+    dry_run: bool = False,
     progress: Progress | None = None,
 ) -> IngestReport:
     """Bring in sentences, make classes for unknown names, and add every class's prompts.
@@ -372,32 +249,44 @@ def ingest_text(
         path: See `data.text_readers.read_text`.
         label_names: A file of the names of a release corpus's class numbers; default: the one beside it.
         prompts: Whether every class of the workspace gets the recipe's prompts; default: yes.
+        sync: Remove the sentences that this source gave before and gives no more. What came another way stays. A class
+            that nothing is left of but prompts is retired.
+        agree: Called with a question where classes with more than a third of the source's sentences have no text in it
+            any more; it raises if the answer is no. None: that is an error.
+        dry_run: Report what would be done; commit nothing.
         progress: Called with the step's name, what is done, and the total.
 
     Raises:
         InputError: If the source cannot be used, or holds no sentence.
+        UsageError: If much is gone, and nobody agreed.
     """
     names = _corpus_names(path, label_names)
-    notes = _Notes()
-    with workspace.transaction(f"ingest text {path}") as tx:
+    notes = Notes()
+    lost = _Lost()
+    with workspace.transaction(f"ingest text {path}" + (" --sync" if sync else ""), dry_run=dry_run) as tx:
         used = names and ingestion.known_names(tx, names)
         before = len(tx.class_table())
-        found = _read_sentences(path, used, notes, progress)
-        classes = ingestion.resolve_classes(tx, list(found), lambda name: True)
+        source = Source(tx, "sentences", path)
+        found, unusable = _read_sentences(path, used, notes, progress)
+        classes = ingestion.resolve_classes(tx, list(found), lambda name: True, source.classes)
         if names and used:
             ingestion.note_aliases(tx, names, used, classes)
-        known = set(tx.table("sentences", ["sentence_id"])["sentence_id"].to_pylist())
-        owned: dict[int, list[SentenceRecord]] = defaultdict(list)
-        for name, records in found.items():
-            class_id = classes[name]
-            assert class_id is not None  # every name may make a class
-            owned[class_id] += records
-        rows = ingestion.sentence_rows(owned, known.__contains__)
+        there = {row["sentence_id"]: row for row in tx.table("sentences", _TOLD).to_pylist()}
+        owned = _by_class(found, classes)
+        rows = ingestion.sentence_rows(owned, there.__contains__)
         tx.upsert("sentences", rows)
+        origins = _origins(source, owned, there, unusable)
+        if sync:
+            agreed = Agreed(f"ingest text {path}", agree, dry_run)
+            left = [row for i, row in there.items() if i not in origins]
+            lost = _lose(tx, source, left, new=rows, told=owned.keys(), agreed=agreed, notes=notes)
+        source.write((origins if sync else source.before | origins).values())
         table = tx.class_table()
         wanted = prompts is not False
         made = write_prompts(tx, table.ids) if wanted else 0
         bare = sorted(_classes_without_text(tx)[1])
+    if lost.retired:
+        notes.lines.append(f"retired, as nothing is left of it: {some(lost.retired)}")
     if bare:
         notes.lines.append(
             f"{len(bare):,} of {len(table):,} classes have no text{' but prompts' if wanted else ''}: "
@@ -406,14 +295,102 @@ def ingest_text(
     return IngestReport(
         kind="sentences",
         source=str(path),
-        added=rows.num_rows + made,
+        added=rows.num_rows + made - lost.moved,
         unchanged=sum(map(len, owned.values())) - rows.num_rows,
-        classes_added=len(table) - before,
+        classes_added=len(table) + len(lost.retired) - before,
         classes=len(table),
         prompts=made,
         skipped=notes.counts["skipped"],
         notes=notes.lines,
+        moved=lost.moved if sync else None,
+        gone=lost.gone,
+        dry_run=dry_run,
     )
+
+
+def _by_class(
+    found: Mapping[str, list[SentenceRecord]], classes: Mapping[str, int | None]
+) -> dict[int, list[SentenceRecord]]:
+    """Collect the sentences of each class, which may have several names."""
+    owned: dict[int, list[SentenceRecord]] = defaultdict(list)
+    for name, records in found.items():
+        class_id = classes[name]
+        assert class_id is not None  # every name may make a class
+        owned[class_id] += records
+    return owned
+
+
+def _origins(
+    source: Source,
+    owned: Mapping[int, list[SentenceRecord]],
+    there: Mapping[str, dict[str, Any]],
+    unusable: Collection[str],
+) -> dict[str, Origin]:
+    """Return what the source gives now, by sentence id.
+
+    Sentences that were there before by hand are not among them; those of files that cannot be used now are.
+    """
+    origins = {i: one for i, one in source.before.items() if i in there and _file(there[i]) in unusable}
+    for class_id, records in owned.items():
+        for one in records:
+            hashed = text_hash(one.text)
+            key = sentence_id(class_id, hashed)
+            ours = key in source.before or key in source.elsewhere
+            if key not in there or ours or there[key]["source"] == one.source:
+                origins[key] = Origin(hashed, one.class_name, class_id)
+    return origins
+
+
+@dataclass(frozen=True)
+class _Lost:
+    """Sentences that a source gives no more: how many are of another class now, and of none."""
+
+    moved: int = 0
+    gone: int = 0
+    retired: list[str] = field(default_factory=list)
+
+
+def _lose(
+    tx: Transaction,
+    source: Source,
+    there: list[dict[str, Any]],
+    *,
+    new: pa.Table,
+    told: Collection[int],
+    agreed: Agreed,
+    notes: Notes,
+) -> _Lost:
+    """Remove those of the rows `there` that the source gave before, and classes of which nothing is left.
+
+    Args:
+        tx: The open transaction.
+        source: The source.
+        there: Rows that were there before and that it does not give now.
+        new: Rows that it gives anew.
+        told: The classes that it tells of now.
+        agreed: Who is asked.
+        notes: The report's.
+
+    Raises:
+        UsageError: If much is gone, and nobody agreed.
+    """
+    left = [row for row in there if row["sentence_id"] in source.before]
+    lost = [row for row in left if row["sentence_id"] not in source.elsewhere]
+    if not source.before:
+        called = source.address.rpartition("/")[2]
+        old = [row for row in there if row["source"] == called and row["sentence_id"] not in source.elsewhere]
+        notes.old(len(old), "sentence")
+    came = Counter(new["text_hash"].to_pylist())
+    moved = (came & Counter(row["text_hash"] for row in lost)).total()
+    silent = [row for row in left if row["class_id"] not in told and row["text_hash"] not in came]
+    agreed.check(len(silent), len(source.before), "sentences")
+    remove_sentences(tx, [row["sentence_id"] for row in lost])
+    return _Lost(moved, len(lost) - moved, retire(tx, {row["class_id"] for row in lost}))
+
+
+def _file(row: dict[str, Any]) -> str:
+    """Return the file of a sentence below its source."""
+    return str(row["source_ref"]).partition("#")[0]
 
 
 def _corpus_names(path: Path, given: Path | None) -> ClassNames | None:
@@ -434,14 +411,16 @@ def _corpus_names(path: Path, given: Path | None) -> ClassNames | None:
 
 
 def _read_sentences(
-    path: Path, names: ClassNames | None, notes: _Notes, progress: Progress | None
-) -> dict[str, list[SentenceRecord]]:
-    """Read the sentences of a source, by class name."""
+    path: Path, names: ClassNames | None, notes: Notes, progress: Progress | None
+) -> tuple[dict[str, list[SentenceRecord]], set[str]]:
+    """Read the sentences of a source, by class name; return also the files that are there and cannot be used now."""
+    unusable = set[str]()
     found: dict[str, list[SentenceRecord]] = defaultdict(list)
     read = 0
     for item in read_text(path, names):
         if isinstance(item, Skipped):
             notes.skip(item)
+            unusable.update([item.ref] if item.ref else [])
             continue
         found[item.class_name].append(item)
         read += 1
@@ -452,4 +431,4 @@ def _read_sentences(
         raise InputError(f"{path} holds no sentence ({example})", "Give every class a sentence or more.")
     if progress:
         progress("read sentences", read, read)
-    return found
+    return found, unusable

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
-from vlltr_index.data.decoding import Probe, cores, probe, reduced_bytes
+from vlltr_index.data.decoding import Probe, content_hash, cores, probe, reduced_bytes
 from vlltr_index.data.names import ClassNames
 from vlltr_index.data.objects import is_address
 from vlltr_index.data.text import normalise_text, sentence_id, text_hash
@@ -64,6 +64,11 @@ def image_rows(images: Mapping[int, Sequence[ImageRecord]]) -> pa.Table:
         for (class_id, record), found in zip(owned, probes, strict=True)
     ]
     return pa.Table.from_pylist(rows, schema=IMAGES)
+
+
+def content_hashes(records: Sequence[ImageRecord]) -> list[str | None]:
+    """Hash the contents of images on all cores, as `probe` does; None for one that cannot be read."""
+    return _on_all_cores(content_hash, records)
 
 
 def probe_all(records: Sequence[ImageRecord], known: Mapping[str, Probe] | None = None) -> list[Probe]:
@@ -124,12 +129,13 @@ def sentence_rows(
 
 
 def resolve_classes(
-    tx: Transaction, names: Sequence[str], create: Callable[[str], bool]
+    tx: Transaction, names: Sequence[str], create: Callable[[str], bool], earlier: Mapping[str, int]
 ) -> dict[str, int | None]:
     """Return the class id of each of a source's names; unknown names get a new class if `create` allows it, else
     None.
 
-    A name that is not known as it is written may differ in case, unless the source uses the known spelling too.
+    A name that is not known as it is written may differ in case, unless the source uses the known spelling too; or it
+    is that of a class that has been renamed since the source was read `earlier`.
 
     Raises:
         UnknownClassError: If a name fits two classes equally well.
@@ -141,7 +147,7 @@ def resolve_classes(
         class_id = table.find(name)
         if class_id is not None and name not in (table.names[class_id], *table.aliases.get(class_id, ())):
             class_id = None if table.names[class_id] in given else class_id
-        found[name] = class_id
+        found[name] = earlier.get(name) if class_id is None else class_id
     new = [name for name, class_id in found.items() if class_id is None and create(name)]
     if new:
         first = tx.next_id("classes", len(new))

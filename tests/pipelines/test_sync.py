@@ -1,0 +1,555 @@
+"""Ingestion with `sync`: the rows of a source become what the source is, and nothing else changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+from PIL import Image
+
+from tests.support.pictures import encoded
+from vlltr_index.cli.render import report_lines
+from vlltr_index.data import files
+from vlltr_index.data.text import sentence_id
+from vlltr_index.errors import InputError, UsageError
+from vlltr_index.pipelines.ingest import IngestReport, ingest_images, ingest_text
+from vlltr_index.schemas.config import Recipe
+from vlltr_index.schemas.fingerprint import digest_bytes
+from vlltr_index.schemas.records import SentenceRecord
+from vlltr_index.schemas.tables import CLASSES
+from vlltr_index.store.ingestion import sentence_rows
+from vlltr_index.store.workspace import Workspace
+
+RECIPE = Recipe(name="test", prompts=("a photo of a {}.",))
+
+
+@cache
+def png(number: int) -> bytes:
+    """A small PNG of its own."""
+    return encoded(Image.fromarray(np.random.default_rng(number).integers(0, 255, (6, 4, 3), np.uint8)))
+
+
+def put(path: Path, number: int) -> Path:
+    """Write an image file, with its folders."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(png(number))
+    return path
+
+
+def no(question: str) -> None:
+    """Answer no."""
+    raise KeyboardInterrupt(question)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    """An empty workspace whose recipe has a prompt."""
+    return Workspace.create(tmp_path / "ws", RECIPE)
+
+
+def images(workspace: Workspace) -> dict[str, tuple[str, str]]:
+    """Class and split of each image, by its folder and name."""
+    snapshot = workspace.snapshot()
+    names = snapshot.class_table().names
+    rows = snapshot.table("images", ["uri", "class_id", "split"]).to_pylist()
+    return {"/".join(Path(r["uri"]).parts[-2:]): (names[r["class_id"]], r["split"]) for r in rows}
+
+
+def sentences(workspace: Workspace) -> set[tuple[str, str]]:
+    """Class and text of each sentence but prompts."""
+    snapshot = workspace.snapshot()
+    names = snapshot.class_table().names
+    rows = snapshot.table("sentences", ["class_id", "text"], "source != 'prompt'").to_pylist()
+    return {(names[r["class_id"]], r["text"]) for r in rows}
+
+
+def relabel(workspace: Workspace, uri: str, class_id: int) -> None:
+    """Correct an image's class."""
+    with workspace.transaction("relabel") as tx:
+        rows = tx.table("images", where=f"uri = '{uri}'").to_pylist()
+        tx.upsert(
+            "images", pa.Table.from_pylist([{**r, "class_id": class_id} for r in rows], tx.schema("images"))
+        )
+
+
+def rename(workspace: Workspace, class_id: int, name: str) -> None:
+    """Give a class another name."""
+    with workspace.transaction("rename") as tx:
+        (row,) = tx.table("classes", where=f"class_id = {class_id}").to_pylist()
+        tx.upsert("classes", pa.Table.from_pylist([{**row, "name": name}], CLASSES))
+
+
+class Row(NamedTuple):
+    """An image in the plain twin."""
+
+    content: int
+    label: str
+    given: int
+    holds: int
+
+
+class Folder(RuleBasedStateMachine):
+    """A folder that changes, a workspace that is synced with it, and a plain twin of the workspace."""
+
+    labels = st.sampled_from(["owl", "tit", "wren"])
+    names = st.sampled_from(["1.png", "2.png", "3.png"])
+    contents = st.integers(0, 6)
+    some = st.integers(0, 100)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.place = Path(tempfile.mkdtemp())
+        self.workspace = Workspace.create(self.place / "ws", RECIPE)
+        self.there: dict[str, int] = {}
+        self.rows: dict[str, Row] = {}
+        self.classes: dict[int, str] = {}
+        self.count = 0
+        self.other: dict[str, tuple[int, int]] = {}
+
+    def teardown(self) -> None:
+        shutil.rmtree(self.place)
+
+    @rule(label=labels, name=names, content=contents)
+    def add_or_rewrite(self, label: str, name: str, content: int) -> None:
+        put(self.place / "data" / label / name, content)
+        self.there[f"{label}/{name}"] = content
+
+    @precondition(lambda self: self.there)
+    @rule(which=some, label=labels, name=names)
+    def move(self, which: int, label: str, name: str) -> None:
+        path = sorted(self.there)[which % len(self.there)]
+        target = self.place / "data" / label / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (self.place / "data" / path).rename(target)
+        self.there[f"{label}/{name}"] = self.there.pop(path)
+
+    @precondition(lambda self: len(self.there) > 1)
+    @rule(which=some)
+    def delete(self, which: int) -> None:
+        path = sorted(self.there)[which % len(self.there)]
+        (self.place / "data" / path).unlink()
+        del self.there[path]
+
+    @precondition(lambda self: self.rows)
+    @rule(which=some, to=some)
+    def correct(self, which: int, to: int) -> None:
+        path = sorted(self.rows)[which % len(self.rows)]
+        chosen = sorted(self.classes)[to % len(self.classes)]
+        relabel(self.workspace, str(self.place / "data" / path), chosen)
+        self.rows[path] = self.rows[path]._replace(holds=chosen)
+
+    @precondition(lambda self: self.classes)
+    @rule(which=some)
+    def rename(self, which: int) -> None:
+        chosen = sorted(self.classes)[which % len(self.classes)]
+        self.classes[chosen] = f"renamed {self.count}"
+        self.count += 1
+        rename(self.workspace, chosen, self.classes[chosen])
+
+    @precondition(lambda self: self.classes)
+    @rule(which=some, name=names, content=contents)
+    def bring_another_folder(self, which: int, name: str, content: int) -> None:
+        chosen = sorted(self.classes)[which % len(self.classes)]
+        path = f"{self.classes[chosen]}/other {name}"
+        put(self.place / "other" / path, content)
+        ingest_images(self.workspace, self.place / "other", "train")
+        self.other[path] = (content, chosen)
+
+    @precondition(lambda self: self.there)
+    @rule()
+    def sync(self) -> None:
+        report = ingest_images(self.workspace, self.place / "data", "train", sync=True, agree=lambda _: None)
+        was = self.rows
+        given = self.resolved(was)
+        left = dict(was)
+        past: dict[str, Row] = {}
+        for path, content in self.there.items():
+            if path in left and left[path].content == content:
+                past[path] = left.pop(path)
+        for path in sorted(self.there.keys() - past.keys()):
+            same = sorted(old for old in left if left[old].content == self.there[path])
+            if same:
+                past[path] = left.pop(same[0])
+        for path in sorted(self.there.keys() - past.keys()):
+            if path in left:
+                past[path] = left.pop(path)
+        self.rows = {}
+        moved = 0
+        for path, content in self.there.items():
+            label = path.partition("/")[0]
+            old = past.get(path)
+            holds = old.holds if old is not None and old.label == label else given[label]
+            moved += old is not None and old.holds != holds
+            self.rows[path] = Row(content, label, given[label], holds)
+        used = {row.holds for row in self.rows.values()} | {owner for _, owner in self.other.values()}
+        lost = {row.holds for row in was.values()}
+        self.classes = {i: name for i, name in self.classes.items() if i in used or i not in lost}
+        assert (report.moved, report.gone, report.added) == (moved, len(left), len(self.there) - len(past))
+
+    def resolved(self, was: dict[str, Row]) -> dict[str, int]:
+        """The class of each label, made where it is new."""
+        given: dict[str, int] = {}
+        ids = self.workspace.snapshot().class_table()
+        for label in sorted({path.partition("/")[0] for path in self.there}):
+            by_name = [i for i, name in self.classes.items() if name == label]
+            by_row = [row.given for row in was.values() if row.label == label and row.given in self.classes]
+            given[label] = next(iter(by_name or by_row), -1)
+            if given[label] < 0:
+                given[label] = ids.lookup(label)
+                self.classes[given[label]] = label
+        return given
+
+    @rule()
+    def compare(self) -> None:
+        snapshot = self.workspace.snapshot()
+        names = snapshot.class_table().names
+        rows = snapshot.table("images", ["uri", "class_id", "content_hash"]).to_pylist()
+        found = {r["uri"]: (names[r["class_id"]], r["content_hash"]) for r in rows}
+        assert len(found) == len(rows)
+        expected = {f"{self.place}/data/{p}": (row.holds, row.content) for p, row in self.rows.items()}
+        expected |= {f"{self.place}/other/{p}": (i, content) for p, (content, i) in self.other.items()}
+        digests = [digest_bytes(png(number)) for number in range(7)]
+        assert found == {uri: (self.classes[i], digests[n]) for uri, (i, n) in expected.items()}
+
+
+TestFolder = Folder.TestCase
+TestFolder.settings = settings(max_examples=20, stateful_step_count=12, deadline=None)
+
+
+def test_what_moved_is_gone_and_new_is_said(workspace: Workspace, tmp_path: Path) -> None:
+    """In the report's first line; a dry run says the same, and commits nothing."""
+    data = tmp_path / "data"
+    for number in range(6):
+        put(data / ("owl" if number < 4 else "tit") / f"{number}.png", number)
+    first = ingest_images(workspace, data, "train", sync=True)
+    assert report_lines(first)[0] == f"{data}: images 0 moved, 0 gone, 6 new (train 6)."
+    (data / "owl/0.png").rename(data / "tit/0.png")
+    (data / "owl/1.png").unlink()
+    put(data / "wren/7.png", 7)
+    for dry_run in (True, False):
+        report = ingest_images(workspace, data, "train", sync=True, dry_run=dry_run)
+        lines = report_lines(report)
+        assert lines[0] == ("A dry run, which commits nothing:" if dry_run else lines[0])
+        assert lines[dry_run] == f"{data}: images 1 moved, 1 gone, 1 new, 4 there before (train 6)."
+        assert len(workspace.history.ids()) == 2 - dry_run
+    assert images(workspace)["tit/0.png"] == ("tit", "train")
+    assert "owl/1.png" not in images(workspace)
+    assert ingest_images(workspace, data, "train", sync=True).unchanged == 6
+    assert len(workspace.history.ids()) == 2
+
+
+def test_much_that_is_gone_is_asked_about(workspace: Workspace, tmp_path: Path) -> None:
+    """More than a third: without anybody to ask it is an error, and after a no nothing is changed."""
+    data = tmp_path / "data"
+    for number in range(6):
+        put(data / "owl" / f"{number}.png", number)
+    ingest_images(workspace, data, "train")
+    for number in range(3):
+        (data / "owl" / f"{number}.png").unlink()
+    with pytest.raises(
+        UsageError, match="3 of the 6 images that this source gave are gone from it"
+    ) as caught:
+        ingest_images(workspace, data, "train", sync=True)
+    assert caught.value.hint == f"If that is meant: vlltr ingest images {data} --sync --yes"
+    with pytest.raises(KeyboardInterrupt, match="Remove them here too"):
+        ingest_images(workspace, data, "train", sync=True, agree=no)
+    assert len(images(workspace)) == 6
+    assert ingest_images(workspace, data, "train", sync=True, agree=lambda _: None).gone == 3
+    (data / "owl/3.png").unlink()
+    assert ingest_images(workspace, data, "train", sync=True).gone == 1
+
+
+def test_what_cannot_be_read_is_not_gone(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that cannot be listed is an error, and a link to nothing leaves its picture in."""
+    data = tmp_path / "data"
+    for number in range(4):
+        put(data / ("owl" if number < 2 else "tit") / f"{number}.png", number)
+    ingest_images(workspace, data, "train")
+    scandir = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if str(path).endswith("tit"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(files.os, "scandir", refuse)
+    with pytest.raises(InputError, match=r"cannot read the folder .*tit"):
+        ingest_images(workspace, data, "train", sync=True, agree=lambda _: None)
+    monkeypatch.undo()
+    (data / "owl/0.png").unlink()
+    (data / "owl/0.png").symlink_to(tmp_path / "not mounted.png")
+    assert ingest_images(workspace, data, "train", sync=True).gone == 0
+    assert len(images(workspace)) == 4
+
+
+def test_a_correction_stays_until_the_folder_moves_the_picture(workspace: Workspace, tmp_path: Path) -> None:
+    """Both cases are listed; a reading without `sync` keeps it, too."""
+    data = tmp_path / "data"
+    for number in range(3):
+        put(data / ("owl", "tit", "wren")[number] / f"{number}.png", number)
+    ingest_images(workspace, data, "train")
+    relabel(workspace, str(data / "owl/0.png"), 1)
+    for sync in (False, True):
+        report = ingest_images(workspace, data, "train", sync=sync)
+        assert (report.corrected, report.overruled) == (1, 0)
+        assert (
+            f"stays in 'tit' as corrected, though its source says 'owl': {data / 'owl/0.png'}" in report.notes
+        )
+        assert "Kept as corrected, not as the source says: 1 image." in report_lines(report)
+        assert images(workspace)["owl/0.png"][0] == "tit"
+    (data / "owl/0.png").rename(data / "wren/0.png")
+    report = ingest_images(workspace, data, "train", sync=True)
+    assert (report.corrected, report.overruled, report.moved) == (0, 1, 1)
+    assert f"corrected to 'tit' before, and moved to 'wren' since: {data / 'wren/0.png'}" in report.notes
+    told = "Corrected before and moved since, so that the source counts: 1 image."
+    assert told in report_lines(report)
+    assert images(workspace)["wren/0.png"][0] == "wren"
+
+
+def test_merged_classes_stay_merged(workspace: Workspace, tmp_path: Path) -> None:
+    """A merge is no move of the folder: a correction from before it stays, and texts follow it."""
+    for number in range(4):
+        put(tmp_path / "data" / ("owl", "owl", "tit", "wren")[number] / f"{number}.png", number)
+    texts = tmp_path / "t.json"
+    texts.write_text(json.dumps({"owl": ["It hoots."], "tit": ["It sings."]}))
+    ingest_images(workspace, tmp_path / "data", "train")
+    ingest_text(workspace, texts)
+    relabel(workspace, str(tmp_path / "data/owl/0.png"), 2)
+    with workspace.transaction("merge") as tx:
+        rows = tx.table("images", where="class_id = 0").to_pylist()
+        tx.upsert("images", pa.Table.from_pylist([{**r, "class_id": 1} for r in rows], tx.schema("images")))
+        rows = tx.table("sentences", where="class_id = 0 AND source = 't.json'").to_pylist()
+        tx.delete("sentences", "class_id = 0")
+        merged = [{**r, "class_id": 1, "sentence_id": sentence_id(1, r["text_hash"])} for r in rows]
+        tx.upsert("sentences", pa.Table.from_pylist(merged, tx.schema("sentences")))
+        gone, kept = tx.table("classes", where="class_id < 2").sort_by("class_id").to_pylist()
+        changed = [{**gone, "retired_at": "2026"}, {**kept, "aliases": ["owl"]}]
+        tx.upsert("classes", pa.Table.from_pylist(changed, CLASSES))
+        tx.note(merged={0: 1})
+    report = ingest_images(workspace, tmp_path / "data", "train", sync=True)
+    assert (report.moved, report.gone, report.added, report.classes_added) == (0, 0, 0, 0)
+    assert {path: owner for path, (owner, _) in images(workspace).items()} == {
+        "owl/0.png": "wren",
+        "owl/1.png": "tit",
+        "tit/2.png": "tit",
+        "wren/3.png": "wren",
+    }
+    texts.write_text(json.dumps({"owl": ["It is awake at night."], "tit": ["It sings."]}))
+    report = ingest_text(workspace, texts, sync=True)
+    assert (report.moved, report.gone, report.classes_added) == (0, 1, 0)
+    assert sentences(workspace) == {("tit", "It is awake at night."), ("tit", "It sings.")}
+
+
+def test_a_kept_picture_keeps_its_split(workspace: Workspace, tmp_path: Path) -> None:
+    """And so does one that moved, and a copy of it; also where all were for training in between."""
+    data = tmp_path / "data"
+    for number in range(20):
+        put(data / ("owl" if number < 10 else "tit") / f"{number}.png", number)
+
+    def sync(share: float) -> tuple[IngestReport, dict[str, str]]:
+        report = ingest_images(workspace, data, "train", hold_out=share, sync=True)
+        return report, {Path(path).name: split for path, (_, split) in images(workspace).items()}
+
+    dealt = sync(0.2)[1]
+    held = sorted(name for name, split in dealt.items() if split == "test")
+    assert len(held) == 4
+    assert set(sync(0)[1].values()) == {"train"}
+    owner = "owl" if int(held[0][:-4]) < 10 else "tit"
+    (data / "wren").mkdir()
+    (data / owner / held[0]).rename(data / "wren" / held[0])
+    shutil.copy(data / "wren" / held[0], data / "wren" / "copy.png")
+    for number in range(20, 30):
+        put(data / "wren" / f"{number}.png", number)
+    report, now = sync(0.2)
+    assert (report.moved, report.gone, report.added) == (1, 0, 11)
+    assert {name: now[name] for name in dealt} == dealt
+    assert now["copy.png"] == "test"
+    assert sync(0.2)[1] == now
+    ingest_images(workspace, data, "train", sync=True)
+    assert {Path(path).name: split for path, (_, split) in images(workspace).items()} == now
+
+
+def test_a_class_keeps_a_picture_to_learn_from(workspace: Workspace, tmp_path: Path) -> None:
+    """Where all that is left of it was held out."""
+    data = tmp_path / "data"
+    for number in range(10):
+        put(data / "owl" / f"{number}.png", number)
+    ingest_images(workspace, data, "train", hold_out=0.2, sync=True)
+    for path, (_, split) in images(workspace).items():
+        if split == "train":
+            (data / path).unlink()
+    ingest_images(workspace, data, "train", hold_out=0.2, sync=True, agree=lambda _: None)
+    assert sorted(split for _, split in images(workspace).values()) == ["test", "train"]
+
+
+def test_rows_of_a_parquet_file(workspace: Workspace, tmp_path: Path) -> None:
+    """Are known by content, wherever they stand now; groups stay where the file has none any more."""
+    path = tmp_path / "p.parquet"
+
+    def write(*rows: tuple[int, str, str | None]) -> None:
+        columns = {"image": [png(n) for n, *_ in rows], "label": [label for _, label, _ in rows]}
+        columns["group"] = pa.array([group for *_, group in rows], pa.string())
+        pq.write_table(pa.table(columns), path)
+
+    write((1, "owl", "a"), (2, "owl", None), (3, "tit", None), (4, "tit", None))
+    ingest_images(workspace, path, "train")
+    write((4, "tit", None), (3, "owl", None), (1, "owl", None))
+    report = ingest_images(workspace, path, "train", sync=True)
+    assert (report.moved, report.gone, report.added) == (1, 1, 0)
+    rows = workspace.snapshot().table("images", ["data", "class_id", "group"]).to_pylist()
+    found = {r["data"]: (r["class_id"], r["group"]) for r in rows}
+    assert found == {png(4): (1, None), png(3): (0, None), png(1): (0, "a")}
+
+
+def test_rows_from_before_sources_were_noted_stay(workspace: Workspace, tmp_path: Path) -> None:
+    """That is said once; what the source still has is its own from then on."""
+    data = tmp_path / "data"
+    for number in range(4):
+        put(data / "owl" / f"{number}.png", number)
+    texts = tmp_path / "t.json"
+    texts.write_text(json.dumps({"owl": ["It hoots.", "It is awake at night."]}))
+    ingest_images(workspace, data, "train")
+    ingest_text(workspace, texts)
+    with workspace.transaction("as it was") as tx:
+        tx.delete("origins", "true")
+    (data / "owl/0.png").unlink()
+    texts.write_text(json.dumps({"owl": ["It hoots."]}))
+    told = (
+        "of this place came before it was noted what each source gave, and stay, though the source does not"
+    )
+    runs: list[tuple[str, Callable[[], IngestReport]]] = [
+        ("1 image", lambda: ingest_images(workspace, data, "train", sync=True)),
+        ("1 sentence", lambda: ingest_text(workspace, texts, sync=True)),
+    ]
+    for what, run in runs:
+        report = run()
+        assert report.gone == 0
+        assert any(note.startswith(f"{what} {told}") for note in report.notes)
+        assert not any(told in note for note in run().notes)
+    (data / "owl/1.png").unlink()
+    assert ingest_images(workspace, data, "train", sync=True).gone == 1
+    assert set(images(workspace)) == {"owl/0.png", "owl/2.png", "owl/3.png"}
+
+
+def test_a_class_of_which_nothing_is_left_is_retired(workspace: Workspace, tmp_path: Path) -> None:
+    """Not one that has texts; it may come back."""
+    data = tmp_path / "data"
+    for number in range(6):
+        put(data / ("owl", "tit", "wren")[number % 3] / f"{number}.png", number)
+    (tmp_path / "t.json").write_text(json.dumps({"tit": ["It sings."]}))
+    ingest_images(workspace, data, "train")
+    ingest_text(workspace, tmp_path / "t.json")
+    (data / "owl").rename(data / "tawny owl")
+    (data / "tit").rename(data / "great tit")
+    report = ingest_images(workspace, data, "train", sync=True)
+    assert (report.moved, report.classes_added, report.classes) == (4, 2, 4)
+    assert "retired, as nothing is left of it: 'owl'" in report.notes
+    names = workspace.snapshot().class_table()
+    assert {names.names[i] for i in names.ids} == {"tit", "wren", "tawny owl", "great tit"}
+    assert not workspace.snapshot().count("sentences", "class_id = 0")
+    (data / "tawny owl").rename(data / "owl")
+    assert ingest_images(workspace, data, "train", sync=True).moved == 2
+    assert images(workspace)["owl/0.png"][0] == "owl"
+
+
+def test_a_rewritten_text_replaces_its_sentences(workspace: Workspace, tmp_path: Path) -> None:
+    """Those of another source, and those given by hand, stay; one of a file with another name has moved."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "owl.txt").write_text("It hoots. It has large eyes.")
+    (folder / "tit.txt").write_text("It sings.")
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({"owl": ["It has large eyes."]}))
+    ingest_text(workspace, folder)
+    ingest_text(workspace, other)
+    with workspace.transaction("by hand") as tx:
+        rows = sentence_rows({0: [SentenceRecord("owl", "It is quiet.", "given")]})
+        tx.upsert("sentences", rows)
+    (folder / "owl.txt").write_text("It is awake at night. It is quiet.")
+    (folder / "tit.txt").rename(folder / "wren.txt")
+    report = ingest_text(workspace, folder, sync=True)
+    assert (
+        report_lines(report)[0] == f"{folder}: sentences 1 moved, 1 gone, 2 new, 1 repeated or there before."
+    )
+    kept = {("owl", "It has large eyes."), ("owl", "It is quiet.")}
+    assert sentences(workspace) == {*kept, ("owl", "It is awake at night."), ("wren", "It sings.")}
+    assert "retired, as nothing is left of it: 'tit'" in report.notes
+    (folder / "owl.txt").unlink()
+    (folder / "owl.txt").symlink_to(tmp_path / "not mounted")
+    assert ingest_text(workspace, folder, sync=True).gone == 0
+    (folder / "owl.txt").unlink()
+    with pytest.raises(UsageError, match="1 of the 2 sentences that this source gave are gone"):
+        ingest_text(workspace, folder, sync=True)
+    assert ingest_text(workspace, folder, sync=True, agree=lambda _: None).gone == 1
+    assert sentences(workspace) == {*kept, ("wren", "It sings.")}
+
+
+def test_links_are_followed_where_that_is_asked(workspace: Workspace, tmp_path: Path) -> None:
+    """To files and to folders, not in circles; else the message says that they are links."""
+    put(tmp_path / "far/a.png", 1)
+    put(tmp_path / "far/deep/b.png", 2)
+    (tmp_path / "data/owl").mkdir(parents=True)
+    (tmp_path / "data/owl/a.png").symlink_to(tmp_path / "far/a.png")
+    (tmp_path / "data/owl/deep").symlink_to(tmp_path / "far/deep")
+    (tmp_path / "data/owl/round").symlink_to(tmp_path / "data")
+    with pytest.raises(InputError, match="but links that leave it: 2 links") as caught:
+        ingest_images(workspace, tmp_path / "data", "train")
+    assert caught.value.hint == "To read what they lead to: --follow-links"
+    assert ingest_images(workspace, tmp_path / "data", "train", follow_links=True).added == 2
+    assert set(images(workspace)) == {"owl/a.png", "deep/b.png"}
+    put(tmp_path / "data/owl/c.png", 3)
+    assert ingest_images(workspace, tmp_path / "data", "train", sync=True).gone == 0
+    (tmp_path / "list.txt").write_text("owl/a.png owl\n")
+    report = ingest_images(
+        workspace, tmp_path / "list.txt", "test", list_root=tmp_path / "data", follow_links=True
+    )
+    assert report.skipped == 0
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from tests.support.killed import kill_at
+from vlltr_index.pipelines.ingest import ingest_images
+from vlltr_index.store.workspace import Workspace
+with kill_at(int(sys.argv[3])):
+    ingest_images(Workspace.open(sys.argv[1]), Path(sys.argv[2]), "train", sync=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_loses_nothing(workspace: Workspace, tmp_path: Path) -> None:
+    """The workspace is as before or as after, and the next run makes it what the folder is."""
+    data = tmp_path / "data"
+    for number in range(6):
+        put(data / ("owl" if number < 3 else "tit") / f"{number}.png", number)
+    ingest_images(workspace, data, "train")
+    before = images(workspace)
+    (data / "owl/0.png").rename(data / "tit/0.png")
+    (data / "owl/1.png").unlink()
+    put(data / "wren/7.png", 7)
+    for moment in (2, 5, 8, 11):
+        copy = tmp_path / f"copy {moment}"
+        shutil.copytree(workspace.path, copy)
+        done = subprocess.run([sys.executable, "-c", KILLED, copy, data, str(moment)], check=False)
+        assert done.returncode == -9
+        assert images(Workspace.open(copy)) == before
+        report = ingest_images(Workspace.open(copy), data, "train", sync=True)
+        assert (report.moved, report.gone, report.added) == (1, 1, 1)

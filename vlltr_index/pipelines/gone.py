@@ -1,0 +1,72 @@
+"""What follows where a source has lost images or texts: a question where it is much, and classes that are retired."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from vlltr_index.errors import UsageError
+from vlltr_index.schemas.fingerprint import digest_json, short
+from vlltr_index.schemas.tables import CLASSES
+from vlltr_index.store.tables import one_of
+
+if TYPE_CHECKING:
+    from vlltr_index.store.transaction import Transaction
+
+_PART = 1000  # rows that are deleted at once
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """Who is asked whether what is gone from a source is to be removed."""
+
+    command: str
+    agree: Callable[[str], None] | None
+    dry_run: bool
+
+    def check(self, gone: int, there: int, what: str) -> None:
+        """Ask where more than a third of the rows that a source gave is gone.
+
+        Raises:
+            UsageError: If there is nobody to ask.
+        """
+        if self.dry_run or 3 * gone <= there:
+            return
+        told = f"{gone:,} of the {there:,} {what} that this source gave are gone from it"
+        if self.agree is None:
+            raise UsageError(told, f"If that is meant: vlltr {self.command} --sync --yes")
+        self.agree(f"{told}. Remove them here too?")
+
+
+def remove_sentences(tx: Transaction, sentence_ids: Sequence[str]) -> None:
+    """Remove sentences, and the anchors among them; scores and other anchors stay until the next selection."""
+    anchors = 0
+    for start in range(0, len(sentence_ids), _PART):
+        where = one_of("sentence_id", sentence_ids[start : start + _PART])
+        tx.delete("sentences", where)
+        anchors += tx.delete("anchors", where)
+    if anchors:
+        facts = [tx.state.selection_id, sorted(sentence_ids)]
+        tx.set(selection_id=short(digest_json(facts)))
+
+
+def retire(tx: Transaction, class_ids: set[int]) -> list[str]:
+    """Retire those of the classes that nothing is left of but prompts, and return their names."""
+    table = tx.class_table()
+    where = one_of("class_id", class_ids)
+    rows = tx.table("sentences", ["sentence_id", "class_id", "source"], where).to_pylist()
+    told = {row["class_id"] for row in rows if row["source"] not in ("prompt", "name")}
+    pictured = tx.table("images", ["class_id"], where)["class_id"].to_pylist()
+    gone = class_ids.intersection(table.ids).difference(told, pictured)
+    if gone:
+        there = tx.table("classes", where=one_of("class_id", gone)).to_pylist()
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        retired = [{**row, "retired_at": now} for row in there]
+        tx.upsert("classes", pa.Table.from_pylist(retired, schema=CLASSES))
+        tx.delete("class_stats", one_of("class_id", gone))
+        remove_sentences(tx, [row["sentence_id"] for row in rows if row["class_id"] in gone])
+    return [table.names[i] for i in sorted(gone)]

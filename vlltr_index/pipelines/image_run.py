@@ -1,0 +1,390 @@
+"""One ingestion of images: what a source lists, what it gave before, and the rows that come of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pyarrow as pa
+
+from vlltr_index.data.decoding import Probe
+from vlltr_index.errors import InputError
+from vlltr_index.schemas.records import ImageRecord, Skipped
+from vlltr_index.schemas.tables import IMAGES
+from vlltr_index.store import ingestion
+from vlltr_index.store.origins import Listed, Origin, Source, match_images
+from vlltr_index.store.tables import one_of
+from vlltr_index.wording import many, some
+
+if TYPE_CHECKING:
+    from vlltr_index.data.names import ClassNames
+    from vlltr_index.pipelines.gone import Agreed
+    from vlltr_index.schemas.records import Progress
+    from vlltr_index.store.transaction import Transaction
+
+_ROWS = 1000
+_BYTES = 64 * 2**20
+_EXAMPLES = 10  # of each kind of note
+
+
+@dataclass
+class Listing:
+    """What a source lists.
+
+    Attributes:
+        labels: By class name in order of appearance, how many images there are of each split.
+        units: By class name, of each image a hash of its group or source, and its source.
+        images: With `sync`, the images with the hashes of their contents.
+    """
+
+    labels: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    units: dict[str, list[tuple[str, str]]] = field(default_factory=lambda: defaultdict(list))
+    images: list[Listed] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, items: Iterable[ImageRecord | Skipped], sync: bool) -> Listing:
+        """List the images of a source; with `sync` their bytes are read."""
+        found = cls()
+        records = (item for item in items if isinstance(item, ImageRecord))
+        for part in _parts(records):
+            for one in part:
+                if one.class_name is not None:
+                    found.labels[one.class_name][one.split] += 1
+                    unit = hashlib.sha256(os.fsencode(one.group or one.source)).hexdigest()
+                    found.units[one.class_name].append((unit, one.source))
+            contents = ingestion.content_hashes(part) if sync else ()
+            for one, content in zip(part, contents, strict=False):
+                found.images.append(Listed(one.source, one.uri, one.split, one.class_name, content))
+        return found
+
+    def draw(self, share: float, kept: Mapping[str, bool]) -> frozenset[str]:
+        """Choose the sources to hold out: at most `share` of each class's images, in the order of a hash of their group
+        or source, whole groups only; those that are `kept` stay held out or not, unless none would be left."""
+        held: list[str] = []
+        for images in map(sorted, self.units.values()):
+            last = min(round(share * len(images)), len(images) - 1)
+            # Move back to the start of a group, so that none is split.
+            while 0 < last < len(images) and images[last - 1][0] == images[last][0]:
+                last -= 1
+            drawn = {source for _, source in images[:last]}
+            chosen = [(unit, source) for unit, source in images if kept.get(source, source in drawn)]
+            if len(chosen) == len(images):
+                chosen = [(unit, source) for unit, source in images if unit != images[-1][0]]
+            held += [source for _, source in chosen]
+        return frozenset(held)
+
+
+def _parts(records: Iterable[ImageRecord]) -> Iterator[list[ImageRecord]]:
+    """Yield images in parts of bounded size."""
+    part: list[ImageRecord] = []
+    size = 0
+    for one in records:
+        part.append(one)
+        size += len(one.data or b"")
+        if len(part) >= _ROWS or size >= _BYTES:
+            yield part
+            part = []
+            size = 0
+    yield part
+
+
+@dataclass
+class Notes:
+    """Counts of the entries left out, and the first few notes of each kind."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    lines: list[str] = field(default_factory=list)
+
+    def add(self, kind: str, line: str) -> None:
+        self.counts[kind] += 1
+        if self.counts[kind] <= _EXAMPLES:
+            self.lines.append(line)
+
+    def old(self, count: int, what: str) -> None:
+        """Say that there are rows of which it is not known that this source gave them, if there are."""
+        if count:
+            told = f"{many(count, what)} of this place came before it was noted what each source gave"
+            self.lines.append(f"{told}, and stay, though the source does not have them now")
+
+    def skip(self, item: Skipped) -> None:
+        self.add("skipped", f"left out: {item.where}: {item.why}")
+
+
+class _Stored(NamedTuple):
+    """What the workspace has of an image; `key` is its id with the suffix of the stored size."""
+
+    key: str
+    uri: str
+    content: str | None
+    class_id: int | None
+    split: str
+    group: str | None
+
+
+@dataclass
+class ImageRun:
+    """State of one ingestion of images; images go by their id without the suffix of the stored size."""
+
+    tx: Transaction
+    source: Source
+    classes: dict[str, int | None]
+    side: int | None
+    asked: str | None  # split that was asked for
+    share: float | None  # that is held out; if given, an image stored in the other split changes over
+    total: int
+    progress: Progress | None
+    notes: Notes = field(default_factory=Notes)
+    splits: Counter[str] = field(default_factory=Counter)
+    unknown: Counter[str] = field(default_factory=Counter)  # images of unknown classes, by class name
+    counts: Counter[str] = field(default_factory=Counter)  # of the report's kinds of images
+    seen: set[str] = field(default_factory=set)
+    stored: dict[str, _Stored] = field(default_factory=dict)
+    replaced: set[str] = field(default_factory=set)  # keys of rows to delete: stored at another size or moved
+    probes: dict[str, Probe] = field(default_factory=dict)  # of readable images, by content hash
+    past: dict[tuple[str, str], str] | None = None  # with `sync`: by split and source, which image it was
+    of_content: dict[str | None, str] = field(default_factory=dict)  # one of these images by content hash
+    origins: dict[str, Origin] = field(default_factory=dict)
+    unusable: set[str] = field(default_factory=set)  # URIs of images that are there and cannot be used now
+    left: set[int] = field(default_factory=set)  # classes that an image went from
+
+    def __post_init__(self) -> None:
+        columns = [
+            "image_id",
+            "uri",
+            "content_hash",
+            "class_id",
+            "split",
+            "group",
+            "width",
+            "height",
+            "problem",
+        ]
+        for batch in self.tx.scan("images", columns, batch_rows=8192):
+            rows = zip(*batch.to_pydict().values(), strict=True)
+            for key, uri, content, class_id, split, group, width, height, problem in rows:
+                self.stored[key.partition("-")[0]] = _Stored(key, uri, content, class_id, split, group)
+                if problem is None and content is not None:
+                    self.probes[content] = Probe(content, width, height, None)
+
+    def match(self, listing: Listing) -> None:
+        """Find out which of the source's images before each of its images is."""
+        listed = {(one.split, one.source): one for one in reversed(listing.images)}
+        known = [one for one in listed.values() if one.label is None or self.classes[one.label] is not None]
+        there = (i for i in self.source.before if i in self.stored)
+        before = {i: self.stored[i].content for i in sorted(there, key=lambda i: self.stored[i].uri)}
+        found = match_images(before, known, ("train", "test") if self.asked == "train" else ())
+        self.past = {(one.split, one.source): i for one, i in found.items()}
+        self.of_content = {self.stored[i].content: i for i in found.values()}
+
+    def held_out(self, listing: Listing) -> frozenset[str]:
+        """Choose the sources of the images that go to split `test` instead of `train`."""
+        past = {source: i for (_, source), i in (self.past or {}).items()}
+        if self.share is None:
+            dealt = (source for source, i in past.items() if self.source.before[i].dealt)
+            return frozenset(source for source in dealt if self.stored[past[source]].split == "test")
+        if not self.share:
+            return frozenset()
+        kept = {}
+        for one in listing.images:
+            before = self.source.before.get(past.get(one.source) or self.of_content.get(one.content) or "")
+            if before is not None and before.dealt is not None:
+                kept[one.source] = before.dealt == "test"
+        return listing.draw(self.share, kept)
+
+    def take(self, items: Iterator[ImageRecord | Skipped]) -> None:
+        """Store all images of a source, in parts of bounded size."""
+        for part in _parts(self._usable(items)):
+            self._write(part)
+        if not self.splits and self.unknown:
+            raise InputError(
+                f"none of the {self.unknown.total():,} images is of a class that the workspace knows; "
+                f"theirs are, for example, {counted(self.unknown)}",
+                "Bring in the training images or the texts first, or make the classes now: --create-classes",
+            )
+        if not self.splits:
+            raise InputError(
+                f"no image was taken: {self.notes.lines[0]}", "Mend the source and run the command again."
+            )
+        self._delete(self.replaced)
+
+    def _usable(self, items: Iterator[ImageRecord | Skipped]) -> Iterator[ImageRecord]:
+        """Yield the images of known classes, and note the others."""
+        for item in items:
+            if isinstance(item, Skipped):
+                self.notes.skip(item)
+                self.unusable.update([item.ref] if item.ref else [])
+            elif item.class_name is not None and self.classes[item.class_name] is None:
+                self.unknown[item.class_name] += 1
+            else:
+                yield item
+
+    def _delete(self, keys: set[str]) -> None:
+        """Delete rows, but for those that were written in this run."""
+        gone = sorted(keys - self.seen)
+        for start in range(0, len(gone), _ROWS):
+            self.tx.delete("images", one_of("image_id", gone[start : start + _ROWS]))
+
+    def compare(self, names: ClassNames | None, labels: dict[str, Counter[str]]) -> None:
+        """Note the named classes that have no image in the source, or that all labels are bare numbers."""
+        if names is not None:
+            empty = [name for name in names.names if name not in labels]
+            told = f"{len(empty):,} of the {len(names):,} named classes have no image here: {some(empty)}"
+        else:
+            empty = list(labels) if all(name.isascii() and name.isdecimal() for name in labels) else []
+            told = f"the labels are numbers, so classes are called {some(empty)}; name them: --names FILE"
+        if empty:
+            self.notes.lines.append(told)
+
+    def _write(self, records: list[ImageRecord]) -> None:
+        probes = ingestion.probe_all(records, self.probes)
+        pairs = list(zip(records, probes, strict=True))
+        if self.side is not None:
+            pairs = ingestion.with_stored_bytes(records, probes, self.side)
+        rows = []
+        known = self.counts["added"] + self.counts["moved"]
+        for record, found in pairs:
+            row = ingestion.image_row(record, found, None, self.side)
+            stored = self._identify(row, record)
+            if row["image_id"] in self.seen:
+                self.notes.skip(Skipped(record.uri, "named before in this source"))
+                continue
+            self.seen.add(row["image_id"])
+            rows.append(row)
+            self.splits[record.split] += 1
+            self._place(row, record, stored)
+            if stored is not None and stored != row["image_id"]:
+                self.replaced.add(stored)
+            other = self._in_other_split(record)
+            if other is not None and other.uri == record.uri:
+                self.replaced.add(other.key)
+            if found.problem is not None:
+                self.notes.add("quarantined", f"kept aside: {record.uri}: {found.problem}")
+        known = self.counts["added"] + self.counts["moved"] - known
+        self.counts["updated"] += self.tx.upsert("images", pa.Table.from_pylist(rows, schema=IMAGES)) - known
+        if self.progress:
+            done = self.splits.total() + self.unknown.total()
+            self.progress("ingest images", done, max(self.total, done))
+
+    def _in_other_split(self, record: ImageRecord) -> _Stored | None:
+        """Return the image of that name in the other split of `train` and `test`, if such change over."""
+        if self.share is None:
+            return None
+        return self.stored.get(
+            ingestion.image_id("train" if record.split == "test" else "test", record.source)
+        )
+
+    def _place(self, row: dict[str, Any], record: ImageRecord, stored: str | None) -> None:
+        """Set a row's class and group, by what the source gave for it before, and count it."""
+        label = record.class_name
+        class_id = None if label is None else self.classes[label]
+        row["class_id"] = class_id
+        mine = row["image_id"].partition("-")[0]
+        was: str | None = mine
+        if self.past is not None:
+            was = self.past.get((self.asked or record.split, record.source))
+            is_new = was is None and (stored is None or mine in self.source.before)
+        else:
+            is_new = stored is None
+            if mine not in self.source.before and (other := self._in_other_split(record)) is not None:
+                was = other.key.partition("-")[0]
+        self.counts["added"] += is_new
+        before = self.source.before.get(was or "")
+        there = self.stored.get(was or self.of_content.get(row["content_hash"], ""))
+        if there is not None and (before is not None or was is None):
+            row["group"] = record.group or there.group
+        if there is not None and before is not None:
+            self._judge(row, label, before, there)
+            if self.past is not None and was not in (mine, *self.source.elsewhere):
+                self.replaced.add(there.key)
+        dealt = record.split if self.share else before and before.dealt
+        self.origins[mine] = Origin(mine, label, class_id, dealt)
+
+    def _judge(self, row: dict[str, Any], label: str | None, before: Origin, there: _Stored) -> None:
+        """Decide between the class that an image is in and the one that the source gives it now."""
+        names = self.tx.class_table().names
+        given = row["class_id"]
+        if there.class_id == given:
+            return
+        now = "none" if there.class_id is None else repr(names[there.class_id])
+        if label == before.label:
+            row["class_id"] = there.class_id
+            self.counts["corrected"] += 1
+            self.notes.add(
+                "corrected", f"stays in {now} as corrected, though its source says {label!r}: {row['uri']}"
+            )
+            return
+        self.counts["moved"] += self.past is not None
+        self.left.update([] if there.class_id is None else [there.class_id])
+        if there.class_id != self.source.now(before.class_id):
+            self.counts["overruled"] += 1
+            self.notes.add(
+                "overruled", f"corrected to {now} before, and moved to {label!r} since: {row['uri']}"
+            )
+
+    def remove_gone(self, agreed: Agreed) -> None:
+        """Remove the images that the source gave before and does not have now.
+
+        Raises:
+            UsageError: If that is more than a third, and nobody agreed.
+        """
+        there = {i: self.stored[i] for i in self.source.before if i in self.stored}
+        matched = set((self.past or {}).values())
+        left = {i: one for i, one in there.items() if i not in matched}
+        gone = {i: one for i, one in left.items() if not self._is_unusable(one.uri)}
+        self.origins |= {i: self.source.before[i] for i in left.keys() - gone.keys() - self.origins.keys()}
+        agreed.check(len(gone), len(there), "images")
+        if not self.source.before:
+            self.notes.old(sum(map(self._is_of_before, self.stored)), "image")
+        gone = {i: one for i, one in gone.items() if i not in self.source.elsewhere}
+        self.counts["gone"] = len(gone)
+        self.left.update(one.class_id for one in gone.values() if one.class_id is not None)
+        self._delete({one.key for one in gone.values()})
+
+    def _is_unusable(self, uri: str) -> bool:
+        """Say whether the source lists an image, or a folder above it, that cannot be used now."""
+        parts = uri.split("/")
+        return any("/".join(parts[:count]) in self.unusable for count in range(1, len(parts) + 1))
+
+    def _is_of_before(self, i: str) -> bool:
+        """Say whether an image's file is gone from this source, and no source gave it."""
+        uri = self.stored[i].uri
+        mine = uri.startswith((f"{self.source.address}/", f"{self.source.address}#"))
+        return mine and i not in self.origins and i not in self.source.elsewhere and ingestion.is_gone(uri)
+
+    def write_origins(self) -> None:
+        """Write what the source gave; without `sync` beside what it gave before."""
+        kept = {} if self.past is not None else self.source.before
+        replaced = {key.partition("-")[0] for key in self.replaced}
+        self.source.write(
+            one for i, one in (kept | self.origins).items() if i in self.origins or i not in replaced
+        )
+
+    def _identify(self, row: dict[str, Any], record: ImageRecord) -> str | None:
+        """Set a row's id and URI, and return the id that the image is stored under, or None if it is new.
+
+        The same name with other bytes, while the stored file still exists, is another image: its id is made from its
+        full URI. The same name and bytes at another place is the same image: it keeps its stored URI.
+        """
+        there = self.stored.get(ingestion.image_id(record.split, record.source))
+        if there is None:
+            return None
+        if there.uri == record.uri:
+            return there.key
+        if there.content == row["content_hash"]:
+            if record.data is not None or not ingestion.is_gone(there.uri):
+                row["uri"] = there.uri
+        elif ingestion.file_of(there.uri) != ingestion.file_of(record.uri) and not ingestion.is_gone(
+            there.uri
+        ):
+            row["image_id"] = ingestion.image_id(record.split, record.uri, self.side)
+            there = self.stored.get(ingestion.image_id(record.split, record.uri))
+        return None if there is None else there.key
+
+
+def counted(names: Counter[str]) -> str:
+    shown = [f"{name!r} ({count:,})" for name, count in names.most_common(3)]
+    return ", ".join(shown) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")

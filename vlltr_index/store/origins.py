@@ -1,0 +1,148 @@
+"""What each source gave a workspace, by which a later reading tells what moved in it, what is gone and what is new."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vlltr_index.data.objects import is_address
+from vlltr_index.data.text import sentence_id
+from vlltr_index.schemas.tables import ORIGINS
+from vlltr_index.store.ingestion import image_id
+from vlltr_index.store.tables import one_of
+
+if TYPE_CHECKING:
+    from vlltr_index.store.transaction import Transaction
+
+_PART = 1000  # rows that are deleted at once
+
+
+class Origin(NamedTuple):
+    """What a source gave for a row when it was last read; see `schemas.tables.ORIGINS`."""
+
+    row_key: str
+    label: str | None
+    class_id: int | None
+    dealt: str | None = None
+
+
+class Listed(NamedTuple):
+    """An image that a source lists now, with the hash of its content (None: it cannot be read)."""
+
+    source: str
+    uri: str
+    split: str
+    label: str | None
+    content: str | None
+
+
+class Source:
+    """A source of images or sentences in an open transaction, and what it gave before.
+
+    Args:
+        tx: The open transaction.
+        kind: Which rows it gives.
+        place: Its path or address.
+        split: The split that was asked for; the same folder may be read for several.
+
+    Attributes:
+        address: Its address, or its path in full.
+        before: What it gave before, by the id of the row (of an image without the suffix of its side), also where the
+            row is gone.
+        elsewhere: Ids of the rows that other sources gave.
+        classes: By its name, the class that it gave last; of merged classes the one that they are now.
+    """
+
+    def __init__(
+        self,
+        tx: Transaction,
+        kind: Literal["images", "sentences"],
+        place: Path | str,
+        split: str | None = None,
+    ) -> None:
+        self._tx = tx
+        self._kind = kind
+        self.address = str(place).rstrip("/") if is_address(place) else str(Path(place).resolve())
+        self._name = " ".join(filter(None, (kind, split, self.address)))
+        rows = tx.table("origins", where=f"source LIKE '{kind} %'")
+        own = pc.equal(rows["source"], self._name)
+        self._ids = set(rows.filter(own)["origin_id"].to_pylist())
+        self.before = self._by_row(rows.filter(own))
+        self.elsewhere = self._by_row(rows.filter(pc.invert(own))).keys()
+        used = set(tx.class_table().ids)
+        given = ((one.label, self.now(one.class_id)) for one in self.before.values())
+        self.classes = {label: i for label, i in given if label is not None and i is not None and i in used}
+
+    def now(self, class_id: int | None) -> int | None:
+        """Return the class that a class is now, after merges."""
+        return None if class_id is None else self._tx.commit.info.merged.get(class_id, class_id)
+
+    def _by_row(self, rows: pa.Table) -> dict[str, Origin]:
+        columns = (rows[name].to_pylist() for name in Origin._fields)
+        origins = [Origin(*values) for values in zip(*columns, strict=True)]
+        if self._kind == "images":
+            return {one.row_key: one for one in origins}
+        return {sentence_id(self.now(one.class_id) or 0, one.row_key): one for one in origins}
+
+    def write(self, origins: Iterable[Origin]) -> None:
+        """Make `origins` all that is known of this source."""
+        rows: dict[str, dict[str, Any]] = {}
+        for one in origins:
+            named = f"{self._name}\0{one.label}\0{one.row_key}"
+            key = hashlib.sha256(named.encode()).hexdigest()[:32]
+            rows[key] = {"origin_id": key, "source": self._name, **one._asdict()}
+        gone = sorted(self._ids - rows.keys())
+        for start in range(0, len(gone), _PART):
+            self._tx.delete("origins", one_of("origin_id", gone[start : start + _PART]))
+        self._tx.upsert("origins", pa.Table.from_pylist(list(rows.values()), schema=ORIGINS))
+
+
+def match_images(
+    before: Mapping[str, str | None], listed: Sequence[Listed], splits: Sequence[str] = ()
+) -> dict[Listed, str]:
+    """Say which of the images that a source gave before each one that it lists now is.
+
+    It is that of the same content at the same path; else one of the same content, since it was moved; else the one at
+    the same path, since it was changed. Each is taken once.
+
+    Args:
+        before: Content hash by image id without the suffix of the side; of equal contents the first is taken first.
+        listed: Different images.
+        splits: Splits that an image may have been put into instead of its own.
+
+    Returns:
+        The id of each one that was there before.
+    """
+    left = dict(before)
+    found: dict[Listed, str] = {}
+
+    def at_its_path(one: Listed) -> list[str]:
+        names = [image_id(split, name) for split in (one.split, *splits) for name in (one.source, one.uri)]
+        return [key for key in names if key in left]
+
+    def take(one: Listed, key: str) -> None:
+        found[one] = key
+        del left[key]
+
+    for one in listed:
+        same = [key for key in at_its_path(one) if left[key] == one.content]
+        if same:
+            take(one, same[0])
+    of_content = defaultdict[str, list[str]](list)
+    for key, content in reversed(left.items()):
+        if content is not None:
+            of_content[content].append(key)
+    rest = sorted(set(listed) - found.keys(), key=lambda one: (one.split, one.source))
+    for one in rest:
+        if one.content is not None and of_content[one.content]:
+            take(one, of_content[one.content].pop())
+    for one in rest:
+        if one not in found and (there := at_its_path(one)):
+            take(one, there[0])
+    return found
