@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from vlltr_index.cli.context import Context, pass_context
-from vlltr_index.cli.options import DIR, FILE, plan_device_option, set_option
+from vlltr_index.cli.options import DIR, FILE, plan_device_option, set_option, yes_option
+from vlltr_index.cli.terminal import agreement
 
 if TYPE_CHECKING:
     from vlltr_index.evaluation.metrics import EvaluationReport
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     metavar="SHARE",
     help="Share of each class's pictures to measure on; not used where DIR has a folder test or val.",
 )
+@yes_option
 @plan_device_option
 @pass_context
 def fit_command(
@@ -43,12 +45,14 @@ def fit_command(
     overrides: tuple[str, ...],
     to: Path | None,
     hold_out: float,
+    yes: bool,
     device: str | None,
 ) -> None:
     """Make a model of the pictures in DIR: a folder of class folders, or of the folders train and test.
 
     A part of the pictures is held out, the model is measured on it beside simple rules, and a report is written. Then
-    the head is trained once more on all pictures. Run it again when pictures or texts came: vectors are kept.
+    the head is trained once more on all pictures. Run it again when pictures or texts came, moved or went: the model
+    is of what DIR is then, and vectors are kept.
     """
     from vlltr_index.pipelines.fit import fit
 
@@ -61,6 +65,7 @@ def fit_command(
         to=to,
         hold_out=hold_out,
         device=device,
+        agree=agreement(yes),
         progress=context.progress,
         on_step=context.step,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,7 @@ import click
 
 from vlltr_index.cli.context import Context, pass_context
 from vlltr_index.cli.options import DIR, FILE, PATH, dry_run_option, yes_option
-from vlltr_index.cli.terminal import ask, confirm, table
+from vlltr_index.cli.terminal import agreement, ask, table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,13 +32,6 @@ def sync_options(command: Callable[..., None]) -> Callable[..., None]:
         "--sync", is_flag=True, help="Make the rows of PATH what it is now: moved, gone and new."
     )
     return sync(yes_option(dry_run_option(command)))
-
-
-def _agree(yes: bool) -> Callable[[str], None] | None:
-    """Return what asks whether what is gone is to be removed; None where there is no terminal to ask at."""
-    if yes:
-        return lambda question: None
-    return confirm if sys.stdin.isatty() else None
 
 
 @ingest_command.command("images")
@@ -79,7 +71,7 @@ def images(context: Context, /, path: str, yes: bool, **how: Any) -> None:
     from vlltr_index.pipelines.ingest import ingest_images
 
     place = path if is_address(path) else Path(os.path.expanduser(path))
-    context.run(ingest_images, place, agree=_agree(yes), **how)
+    context.run(ingest_images, place, agree=agreement(yes), **how)
 
 
 @ingest_command.command("text")
@@ -102,7 +94,7 @@ def text(context: Context, /, yes: bool, **how: Any) -> None:
     """
     from vlltr_index.pipelines.ingest import ingest_text
 
-    context.run(ingest_text, agree=_agree(yes), **how)
+    context.run(ingest_text, agree=agreement(yes), **how)
 
 
 @ingest_command.command("classes")

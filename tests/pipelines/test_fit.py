@@ -69,7 +69,7 @@ def words(workspace: Workspace, folder: Path, texts: Path | None, hold_out: floa
 def test_the_plan_follows_the_folder(workspace: Workspace, shots: Path, tmp_path: Path) -> None:
     """Classes alone are parted; the folders train and test are taken as they are, and no picture is learned twice."""
     parted = words(workspace, shots, None, 0.2)
-    assert parted[0] == ("ingest", "images", str(shots), "--split", "train", "--hold-out", "0.2")
+    assert parted[0] == ("ingest", "images", str(shots), "--sync", "--split", "train", "--hold-out", "0.2")
     assert [args for args in parted if args[0] == "ingest"][-1][-1] == "0"
     assert ("train", "baseline", "zero-shot") not in parted
     unmeasured = words(workspace, shots, None, 0.0)
@@ -81,7 +81,7 @@ def test_the_plan_follows_the_folder(workspace: Workspace, shots: Path, tmp_path
     shutil.copytree(tmp_path / "data" / "train", tmp_path / "data" / "val")
     (tmp_path / "texts").mkdir()
     given = words(workspace, tmp_path / "data", tmp_path / "texts", 0.2)
-    assert given[2] == ("ingest", "images", str(tmp_path / "data" / "val"), "--split", "test")
+    assert given[2] == ("ingest", "images", str(tmp_path / "data" / "val"), "--sync", "--split", "test")
     assert len([args for args in given if args == ("train", "lgr")]) == 1
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -115,13 +115,15 @@ def fit(
     to: str | os.PathLike[str] | None = None,
     hold_out: float = 0.2,
     device: str | None = None,
+    agree: Callable[[str], None] | None = None,
     progress: Progress | None = None,
     on_step: OnStep | None = None,
 ) -> FitResult:
     """Make a model of the pictures in a folder of class folders, or of the folders train and test.
 
     A part of the pictures is held out, the model is measured on it beside simple rules, and a report is written. Then
-    the head is trained once more on all pictures. Run again when pictures or texts came, it keeps the vectors.
+    the head is trained once more on all pictures. Run it again when pictures or texts came, moved or went: the model
+    is of what the folder is then, and vectors are kept.
 
     Args:
         folder: The folder of class folders, or of the folders train and test (or val).
@@ -134,12 +136,14 @@ def fit(
         hold_out: Share of each class's pictures to measure on, 0 to 0.9; not used where the folder has a folder test
             or val. 0: nothing is measured.
         device: `auto`, `cpu`, `cuda` or `cuda:N`; default: the value of VLLTR_DEVICE, else the recipe's.
+        agree: Called with a question where more than a third of the folder's pictures or texts is gone; it raises if
+            the answer is no. None: that is an error.
         progress: Called with the step's name, what is done, and the total.
         on_step: Called when a step begins and when it has ended.
 
     Raises:
         InputError: If the folder is not of that kind, there are no such texts, or none of the pictures can be read.
-        UsageError: If there is no such recipe, encoder or device.
+        UsageError: If there is no such recipe, encoder or device, or much is gone from the folder and nobody agreed.
         ConfigError: If a value does not fit the recipe.
         WorkspaceError: If the workspace is there with another recipe, or cannot be written.
     """
@@ -155,7 +159,7 @@ def fit(
     else:
         workspace = Workspace.open(at)
     with computing_on(device, workspace.recipe.device):
-        plan = plan_fit(StepMaker(workspace, str(at), device, progress), sources, hold_out)
+        plan = plan_fit(StepMaker(workspace, str(at), device, progress), sources, hold_out, agree)
         return _run(plan, workspace, Runner(on_step, len(plan.steps)))
 
 
@@ -186,9 +190,12 @@ def _run(plan: FitPlan, workspace: Workspace, runner: Runner) -> FitResult:
     return FitResult(workspace, evaluation, report)
 
 
-def plan_fit(maker: StepMaker, sources: Sources, hold_out: float) -> FitPlan:
-    """Return the steps of `fit` on a workspace."""
-    learn = ("ingest", "images", str(sources.train), "--split", "train")
+def plan_fit(
+    maker: StepMaker, sources: Sources, hold_out: float, agree: Callable[[str], None] | None = None
+) -> FitPlan:
+    """Return the steps of `fit` on a workspace; `agree` is that of `ingest_images`."""
+    learn = ("ingest", "images", str(sources.train), "--sync", "--split", "train")
+    how: dict[str, Any] = {"sync": True, "agree": agree}
     all_pictures = None
     if sources.test is None:
         share = str(hold_out).removesuffix(".0")
@@ -200,17 +207,21 @@ def plan_fit(maker: StepMaker, sources: Sources, hold_out: float) -> FitPlan:
                 path=sources.train,
                 split="train",
                 hold_out=hold_out,
+                **how,
             )
         ]
     else:
         pictures = [
-            maker.step("Pictures to learn from", learn, ingest_images, path=sources.train, split="train"),
+            maker.step(
+                "Pictures to learn from", learn, ingest_images, path=sources.train, split="train", **how
+            ),
             maker.step(
                 "Pictures to measure on",
-                ("ingest", "images", str(sources.test), "--split", "test"),
+                ("ingest", "images", str(sources.test), "--sync", "--split", "test"),
                 ingest_images,
                 path=sources.test,
                 split="test",
+                **how,
             ),
         ]
     measured = sources.test is not None or hold_out > 0
@@ -222,9 +233,10 @@ def plan_fit(maker: StepMaker, sources: Sources, hold_out: float) -> FitPlan:
             path=sources.train,
             split="train",
             hold_out=0.0,
+            **how,
         )
     return FitPlan(
-        texts=_texts(maker, sources.texts),
+        texts=_texts(maker, sources.texts, agree),
         pictures=tuple(pictures),
         train=tuple(plan_training(maker, stage_one=False).values()),
         measure=_measurement(maker, sources.texts is not None) if measured else None,
@@ -232,11 +244,14 @@ def plan_fit(maker: StepMaker, sources: Sources, hold_out: float) -> FitPlan:
     )
 
 
-def _texts(maker: StepMaker, texts: Path | None) -> Step[IngestReport] | None:
+def _texts(
+    maker: StepMaker, texts: Path | None, agree: Callable[[str], None] | None
+) -> Step[IngestReport] | None:
     """Return the step that brings the sentences in, if there are any."""
     if texts is None:
         return None
-    return maker.step("Sentences about the classes", ("ingest", "text", str(texts)), ingest_text, path=texts)
+    words = ("ingest", "text", str(texts), "--sync")
+    return maker.step("Sentences about the classes", words, ingest_text, path=texts, sync=True, agree=agree)
 
 
 def _measurement(maker: StepMaker, with_texts: bool) -> Measurement:
