@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 from PIL import Image
 
+from tests.support.commands import run
 from tests.support.pictures import encoded
 from vlltr_index.cli.render import report_lines
 from vlltr_index.data import files
@@ -265,7 +267,7 @@ def test_much_that_is_gone_is_asked_about(workspace: Workspace, tmp_path: Path) 
         UsageError, match="3 of the 6 images that this source gave are gone from it"
     ) as caught:
         ingest_images(workspace, data, "train", sync=True)
-    assert caught.value.hint == f"If that is meant: vlltr ingest images {data} --sync --yes"
+    assert caught.value.hint == f"If that is meant: vlltr ingest images {data} --split train --sync --yes"
     with pytest.raises(KeyboardInterrupt, match="Remove them here too"):
         ingest_images(workspace, data, "train", sync=True, agree=no)
     assert len(images(workspace)) == 6
@@ -438,11 +440,11 @@ def test_rows_from_before_sources_were_noted_stay(workspace: Workspace, tmp_path
         ("1 image", lambda: ingest_images(workspace, data, "train", sync=True)),
         ("1 sentence", lambda: ingest_text(workspace, texts, sync=True)),
     ]
-    for what, run in runs:
-        report = run()
+    for what, again in runs:
+        report = again()
         assert report.gone == 0
         assert any(note.startswith(f"{what} {told}") for note in report.notes)
-        assert not any(told in note for note in run().notes)
+        assert not any(told in note for note in again().notes)
     (data / "owl/1.png").unlink()
     assert ingest_images(workspace, data, "train", sync=True).gone == 1
     assert set(images(workspace)) == {"owl/0.png", "owl/2.png", "owl/3.png"}
@@ -521,6 +523,31 @@ def test_links_are_followed_where_that_is_asked(workspace: Workspace, tmp_path: 
         workspace, tmp_path / "list.txt", "test", list_root=tmp_path / "data", follow_links=True
     )
     assert report.skipped == 0
+
+
+def test_the_command_asks_at_a_terminal(
+    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without one it is an error that names --yes, which answers beforehand."""
+    data = tmp_path / "data"
+    for number in range(3):
+        put(data / "owl" / f"{number}.png", number)
+    vlltr = ("-w", workspace.path, "ingest", "images", data, "--split", "train", "--sync")
+    assert run(capsys, *vlltr)[0] == 0
+    for number in range(2):
+        (data / "owl" / f"{number}.png").unlink()
+    monkeypatch.setattr(sys, "stdin", io.StringIO("n\n"))
+    code, _, err = run(capsys, *vlltr)
+    assert code == 2
+    assert "--sync --yes" in err
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    code, _, err = run(capsys, *vlltr)
+    assert code == 1
+    assert "2 of the 3 images that this source gave are gone from it. Remove them here too?" in err
+    assert len(images(workspace)) == 3
+    code, out, _ = run(capsys, *vlltr, "--yes")
+    assert code == 0
+    assert "0 moved, 2 gone, 0 new" in out
 
 
 KILLED = """

@@ -38,7 +38,7 @@ class Agreed:
             return
         told = f"{gone:,} of the {there:,} {what} that this source gave are gone from it"
         if self.agree is None:
-            raise UsageError(told, f"If that is meant: vlltr {self.command} --sync --yes")
+            raise UsageError(told, f"If that is meant: vlltr {self.command} --yes")
         self.agree(f"{told}. Remove them here too?")
 
 
