@@ -117,10 +117,19 @@ class ClassScore:
 
     @property
     def image_share(self) -> float:
-        """Share of the image part in the sum of the positive parts, 0 to 1; a half if no part is positive."""
+        """Share of the image part in the sum of the positive parts, 0 to 1; a half if none is positive, and 1 if the
+        text has no weight.
+        """
         image = max(self.image_part, 0.0)
         text = max(self.text_part, 0.0)
+        if self.mute:
+            return 1.0
         return image / (image + text) if image + text else 0.5
+
+    @property
+    def mute(self) -> bool:
+        """Whether the text gave nothing, so that no sentence explains the answer."""
+        return self.text_part == 0.0
 
     @property
     def by_image(self) -> bool:

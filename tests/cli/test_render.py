@@ -110,7 +110,9 @@ def report() -> EvaluationReport:
     bins = ("overall", "many", "medium", "few", "few5")
     interval = Interval(0.912, 0.9, 0.93, 100)
     rows = {
-        name: AccuracyReport("release", dict.fromkeys(bins, interval), dict.fromkeys(bins, interval))
+        name: AccuracyReport(
+            "release", dict.fromkeys(bins, interval), dict.fromkeys(bins, interval), interval
+        )
         for name in ("vl-ltr", "image branch", "image-only + logit adjustment")
     }
     gain = dict.fromkeys(bins, Interval(0.018, 0.01, 0.025, 100))

@@ -45,7 +45,8 @@ def test_the_report_says_what_evaluate_says(full: Workspace, tmp_path: Path) -> 
     assert done.bytes == len(html.encode()) < 4 * 2**20
     text = Page(html).text
     for name, row in said.rows.items():
-        cells = [f"{100 * i.value:.1f} ({100 * i.low:.1f}–{100 * i.high:.1f})" for i in row.top1.values()]
+        shown = [*row.top1.values(), row.balanced]
+        cells = [f"{100 * i.value:.1f} ({100 * i.low:.1f}–{100 * i.high:.1f})" for i in shown]
         assert " ".join([name, *cells]) in text
     for shot, gain in said.differences.items():
         assert f"{round(100 * gain.value, 1) + 0.0:+.1f} against the baseline" in text, shot
@@ -82,6 +83,20 @@ def test_its_figures_agree_with_each_other(full: Workspace) -> None:
         assert one.example.best.name == one.taken_for != one.truth
         assert one.example.right is not None
         assert one.example.right.name == one.truth
+        assert len(one.others) == min(one.wrong - 1, 11)
+        assert all("/" in file and picture.uri for file, picture in one.others)
+    classes = found.evaluation.by_class
+    assert len(classes) == 61
+    assert (
+        sum(one.images for one in classes) == found.evaluation.images == sum(one.answered for one in classes)
+    )
+    right = sum(one.right for one in classes) / found.evaluation.images
+    assert right == pytest.approx(found.evaluation.rows["vl-ltr"].top1["overall"].value)
+    assert sum(one.right_by_text for one in classes) / found.evaluation.images == pytest.approx(
+        found.evaluation.rows["text branch"].top1["overall"].value
+    )
+    assert found.evaluation.chance == max(one.images for one in classes) / found.evaluation.images
+    assert [one.train for one in found.classes] == sorted(one.train for one in classes)
 
 
 @pytest.mark.slow

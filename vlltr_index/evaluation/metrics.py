@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vlltr_index.errors import InputError
+from vlltr_index.errors import InputError, MissingPackageError
 from vlltr_index.heads.fusion import Rule
 from vlltr_index.tensors import check_labels, check_vector
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 Convention = Literal["release", "lift"]
 """`release`: many >= 100 training images, medium 21-99, few <= 20. `lift`: > 100, 20-100, < 20."""
 
 _FEW5 = 5
 _CONFIDENCE_BINS = 15
+_DRAWN_TO_MEAN = (
+    2.0  # images by which a class's share is drawn to the mean; intervals of 1 to 4 cover 92 to 96 %
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +38,37 @@ class Interval:
 
 
 @dataclass(frozen=True, slots=True)
+class ClassFigures:
+    """What was answered about the images of one class, and how often the class was the answer.
+
+    Attributes:
+        name: The class.
+        train: Its training images.
+        images: Its images that were measured on; 0 or more.
+        right: Those that were recognised.
+        answered: Images of any class for which this class was the answer.
+        right_by_text: Its images that the text branch alone recognised.
+    """
+
+    name: str
+    train: int
+    images: int
+    right: int
+    answered: int
+    right_by_text: int
+
+    @property
+    def recall(self) -> float | None:
+        """Share of its images that were recognised; None where there are none."""
+        return self.right / self.images if self.images else None
+
+    @property
+    def precision(self) -> float | None:
+        """Share of the answers with this class that were right; None where it never was the answer."""
+        return self.right / self.answered if self.answered else None
+
+
+@dataclass(frozen=True, slots=True)
 class AccuracyReport:
     """Top-1 and top-5 accuracy over images, by shot.
 
@@ -40,11 +77,13 @@ class AccuracyReport:
         top1: `overall`, `many`, `medium`, `few`, `few5` (at most 5 training images; part of few), and `new`
             (classes without training images). A bin without test images is left out.
         top5: The same keys; empty if fewer than five predictions per image were given.
+        balanced: Top-1 accuracy in which each class counts alike, see `balanced_interval`.
     """
 
     convention: Convention
     top1: dict[str, Interval]
     top5: dict[str, Interval]
+    balanced: Interval
 
 
 @dataclass(frozen=True)
@@ -67,6 +106,9 @@ class EvaluationReport:
         rule: The fusion rule.
         ranks: If classes have parents, accuracy by rank, the deepest first: of the node that holds the best class
             (`best class`), and of the most probable node, summed over its classes (`summed`); by bin.
+        chance: Share of the images that are of the most frequent class: what naming it every time would give.
+        by_class: What the method answered about each class that answers were chosen from.
+        encoder: The model that made the vectors, and where its weights are from.
     """
 
     split: str
@@ -83,6 +125,43 @@ class EvaluationReport:
     crops: int = 1
     rule: Rule = "ours"
     ranks: dict[str, dict[str, dict[str, Interval]]] = field(default_factory=dict)
+    chance: float = 0.0
+    by_class: tuple[ClassFigures, ...] = ()
+    encoder: str = ""
+
+    @property
+    def tested(self) -> int:
+        """Number of classes that have images to measure on."""
+        return sum(one.images > 0 for one in self.by_class)
+
+    def to_pandas(self) -> DataFrame:
+        """Return one line for each row and bin: `row`, `bin`, `top1`, `low`, `high`, `images`, `top5`.
+
+        The bin `balanced` has each class counted alike.
+
+        Raises:
+            MissingPackageError: If pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise MissingPackageError("a data frame needs pandas", "pip install pandas") from None
+        lines = []
+        for name, row in self.rows.items():
+            for bin_name, top1 in {**row.top1, "balanced": row.balanced}.items():
+                top5 = row.top5.get(bin_name)
+                lines.append(
+                    {
+                        "row": name,
+                        "bin": bin_name,
+                        "top1": top1.value,
+                        "low": top1.low,
+                        "high": top1.high,
+                        "images": top1.images,
+                        "top5": None if top5 is None else top5.value,
+                    }
+                )
+        return pandas.DataFrame(lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +233,42 @@ def accuracy_report(
         correct = hits[:, :k].any(1).cpu().numpy()
         for name, mask in masks.items():
             top[name] = _bootstrap(correct[mask].astype(np.int64), resamples, rng)
-    return AccuracyReport(convention, tops[0], tops[1])
+    right = hits[:, 0].cpu()
+    return AccuracyReport(convention, tops[0], tops[1], balanced_interval(right, labels.cpu()))
+
+
+def balanced_interval(right: Tensor, labels: Tensor) -> Interval:
+    """Compute the mean over classes of the share of their images that are right, with a 95 % interval.
+
+    The classes are given, their images are drawn: the variance of a class's share is p (1 - p) / n, with p drawn to
+    the mean of all classes by two images. Of the whole it is Wilson's interval (1927) for as many images as would
+    have this variance. A bootstrap over images gives no width to a class with one image.
+
+    Args:
+        right: Bool [N], N at least 1.
+        labels: Int64 [N], class positions; a class without images does not count.
+    """
+    counts = torch.bincount(labels)
+    weights = 1.0 / (counts[labels].double() * (counts > 0).sum())
+    hits = right.double()
+    mean = float(weights @ hits)
+    independent = 1.0 / float(weights.square().sum())
+    level = (mean * independent + 0.5) / (independent + 1.0)
+    sums = torch.zeros(len(counts), dtype=torch.float64).index_add(0, labels, hits)
+    shares = (sums + _DRAWN_TO_MEAN * level) / (counts + _DRAWN_TO_MEAN)
+    variance = float(weights.square() @ (shares * (1.0 - shares))[labels])
+    images = level * (1.0 - level) / variance
+    low, high = _wilson(mean, images)
+    return Interval(mean, low, high, len(labels))
+
+
+def _wilson(share: float, images: float) -> tuple[float, float]:
+    """Compute Wilson's 95 % interval of a share of so many images."""
+    normal = 1.959964
+    spread = normal**2 / images
+    middle = (share + spread / 2) / (1 + spread)
+    half = (share * (1 - share) * spread + spread**2 / 4) ** 0.5 / (1 + spread)
+    return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
 def paired_difference(first_correct: Tensor, second_correct: Tensor, resamples: int = 2000) -> Interval:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vlltr_index.evaluation.metrics import EvaluationReport, Interval, ReliabilityBin
+from vlltr_index.evaluation.metrics import ClassFigures, EvaluationReport, Interval, ReliabilityBin
 from vlltr_index.schemas.records import ClassScore
 
 
@@ -86,6 +86,7 @@ class Explained:
     """The answer for one image with its explanation, and the right class if the answer is wrong."""
 
     picture: Thumbnail
+    file: str  # the image's file and its folder
     truth: str
     shot: str
     train: int
@@ -96,7 +97,17 @@ class Explained:
 
 @dataclass(frozen=True, slots=True)
 class Confusion:
-    """Images of one class that are taken for another; `example` is the most confident of them."""
+    """Images of one class that are taken for another: the most confident one explained, and some others.
+
+    Attributes:
+        truth: The class.
+        taken_for: The other class.
+        shot: The size of the class, see `SHOTS`.
+        wrong: How many of its images are taken for the other.
+        images: How many images it has.
+        example: The most confident of them.
+        others: More of them with their files, the more confident first.
+    """
 
     truth: str
     taken_for: str
@@ -104,6 +115,7 @@ class Confusion:
     wrong: int
     images: int
     example: Explained
+    others: tuple[tuple[str, Thumbnail], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +195,8 @@ class Measured:
 
     Attributes:
         evaluation: The evaluation; its first row is the method, followed by the branches.
+        verdict: What it means, in sentences.
+        classes: Figures of each class, or of those with the fewest training images where there are thousands.
         reliability: Accuracy by confidence, of the method and the row that it is compared with.
         gains: Gain over the baseline by class size.
         confusions: Confusions, most frequent first.
@@ -191,6 +205,8 @@ class Measured:
     """
 
     evaluation: EvaluationReport
+    verdict: tuple[str, ...]
+    classes: tuple[ClassFigures, ...]
     reliability: Mapping[str, tuple[ReliabilityBin, ...]]
     gains: Gains | Missing
     confusions: tuple[Confusion, ...]

@@ -172,9 +172,45 @@ def evaluation(
         crops=crops,
         rule=model.fusion.rule,
         ranks=ranks,
+        chance=float(torch.bincount(labels).max()) / len(labels),
+        by_class=_by_class(snapshot, class_ids, answers, labels=labels, counts=counts),
+        encoder=_encoder_name(snapshot),
         **_figures(answers, labels, counts, bootstrap=bootstrap, against=against),
     )
     return Evaluation(report, answers, model, data, class_ids=class_ids, labels=labels, counts=counts)
+
+
+def _by_class(
+    snapshot: Snapshot, class_ids: Tensor, answers: dict[str, RowAnswers], labels: Tensor, counts: Tensor
+) -> tuple[metrics.ClassFigures, ...]:
+    """Count for each class its images, those that the method and the text branch recognised, and its answers."""
+    classes = len(class_ids)
+    best = answers[METHOD].best[:, 0]
+    names = snapshot.class_table().names
+    right, right_by_text = (
+        torch.bincount(labels[answers[row].right], minlength=classes).tolist()
+        for row in (METHOD, "text branch")
+    )
+    images = torch.bincount(labels, minlength=classes).tolist()
+    answered = torch.bincount(best[best >= 0], minlength=classes).tolist()
+    return tuple(
+        metrics.ClassFigures(
+            name=names[class_id],
+            train=train,
+            images=images[place],
+            right=right[place],
+            answered=answered[place],
+            right_by_text=right_by_text[place],
+        )
+        for place, (class_id, train) in enumerate(zip(class_ids.tolist(), counts.tolist(), strict=True))
+    )
+
+
+def _encoder_name(snapshot: Snapshot) -> str:
+    """Name the encoder that made the vectors, as `--encoder` takes it."""
+    config = snapshot.recipe.encoder
+    weights = "trained here" if snapshot.commit.checkpoint else config.pretrained
+    return f"{config.model}:{weights}"
 
 
 def _rule_note(fusion: FusionConfig) -> str:

@@ -25,10 +25,12 @@ from vlltr_index.evaluation import records
 from vlltr_index.evaluation.figures import SHOTS, confused_pairs, gains, shots, spread, weakest
 from vlltr_index.evaluation.metrics import Interval, reliability
 from vlltr_index.evaluation.report import nearest_pictures, render, thumbnail
+from vlltr_index.evaluation.verdict import verdict
 from vlltr_index.heads.checkpoint import load_head
 from vlltr_index.pipelines.evaluate import METHOD, Evaluation, evaluation
 from vlltr_index.pipelines.status import status
 from vlltr_index.schemas.fingerprint import short
+from vlltr_index.store.tables import one_of
 
 if TYPE_CHECKING:
     from vlltr_index.pipelines.status import StatusReport
@@ -41,12 +43,14 @@ if TYPE_CHECKING:
 _CONFUSIONS = 12
 _WEAKEST = 20
 _SHOWN = 12
+_PICTURES = 11  # of a confusion, beside the one that is explained
 _SENTENCES = 3
 _NAME = 120  # letters of a name
 _LISTED = 240  # letters of a sentence in a list
 _TEXT = 300  # letters of a sentence under a picture
 _ANCHOR_ROWS = 6000  # sentences in the list of anchors, about
 _ANCHOR_CLASSES = 3000
+_CLASSES = 3000
 _GROUP = 50  # classes under one heading
 _QUARANTINED = 100
 _NO_LOSS = {"epoch", "steps", "best", "lr", "seconds", "images_per_s", "scale"}
@@ -64,6 +68,7 @@ class ReportFile:
         split: The images that were evaluated.
         convention: The bounds of many, medium and few.
         images: How many images were evaluated; 0 where that was not possible.
+        verdict: What the evaluation means, in sentences; empty where there was none.
         top1: Accuracy of the method by class size.
         calibration_error: Its expected calibration error.
         against: The baseline.
@@ -77,6 +82,7 @@ class ReportFile:
     split: str
     convention: str
     images: int
+    verdict: tuple[str, ...]
     top1: dict[str, Interval]
     calibration_error: float | None
     against: str | None
@@ -140,6 +146,7 @@ def write_report(
         split=split,
         convention="release",
         images=found.images if found else 0,
+        verdict=() if isinstance(measured, records.Missing) else measured.verdict,
         top1=method.top1 if method else {},
         calibration_error=found.calibration_error[METHOD] if found else None,
         against=found.against if found else None,
@@ -220,8 +227,11 @@ def _parts(measured: Evaluation, snapshot: Snapshot) -> records.Measured:
             counts=counts,
             names=columns,
         )
+    listed = tuple(replace(one, name=clip(one.name)) for one in report.by_class)
     return records.Measured(
         evaluation=report,
+        verdict=verdict(replace(report, by_class=listed)),
+        classes=tuple(sorted(listed, key=lambda one: one.train)[:_CLASSES]),
         reliability=sure,
         gains=gained,
         confusions=_confusions(measured, snapshot, columns),
@@ -241,9 +251,12 @@ def _confusions(
     shot = shots(measured.counts)
     pairs = confused_pairs(best, labels, _CONFUSIONS)
     surest = []
+    others = []
     for truth, taken, _ in pairs:
         places = ((labels == truth) & (best == taken)).nonzero()[:, 0]
-        surest.append(int(places[confidence[places].argmax()]))
+        first, *more = places[confidence[places].argsort(descending=True, stable=True)].tolist()
+        surest.append(first)
+        others.append(_pictures(measured, snapshot, more[:_PICTURES]))
     examples = _explain(measured, snapshot, surest, columns)
     return tuple(
         records.Confusion(
@@ -253,9 +266,33 @@ def _confusions(
             wrong=n,
             images=int((labels == truth).sum()),
             example=example,
+            others=more,
         )
-        for (truth, taken, n), example in zip(pairs, examples, strict=True)
+        for (truth, taken, n), example, more in zip(pairs, examples, others, strict=True)
     )
+
+
+def _pictures(
+    measured: Evaluation, snapshot: Snapshot, places: Sequence[int]
+) -> tuple[tuple[str, records.Thumbnail], ...]:
+    """Read the images at `places`, each with its file and folder."""
+    ids = [measured.data.image_ids[place] for place in places]
+    return tuple(
+        (file, thumbnail(source))
+        for file, (_, source) in zip(_files(snapshot, ids), load_sources(snapshot, ids), strict=True)
+    )
+
+
+def _files(snapshot: Snapshot, ids: Sequence[str]) -> list[str]:
+    """Return the file of each image, with its folder."""
+    rows = snapshot.table("images", ["image_id", "uri"], one_of("image_id", ids)).to_pydict()
+    known = dict(zip(rows["image_id"], rows["uri"], strict=True))
+    return [_file(known[image_id]) for image_id in ids]
+
+
+def _file(uri: str) -> str:
+    """Return a file and its folder, which is enough to find it."""
+    return clip("/".join(PurePath(uri).parts[-2:]), _LISTED)
 
 
 def _gallery(
@@ -282,10 +319,11 @@ def _explain(
     """Explain the images at `places`: picture, the answer and, if it is wrong, the right class, with sentences."""
     ids = measured.class_ids.tolist()
     shot = shots(measured.counts)
-    sources = load_sources(snapshot, [measured.data.image_ids[place] for place in places])
+    image_ids = [measured.data.image_ids[place] for place in places]
+    sources = load_sources(snapshot, image_ids)
     model = measured.model
     result = []
-    for place, (_, source) in zip(places, sources, strict=True):
+    for place, file, (_, source) in zip(places, _files(snapshot, image_ids), sources, strict=True):
         taken = int(measured.answers[METHOD].best[place, 0])
         truth = int(measured.labels[place])
         wanted = [ids[taken]] if taken == truth else [ids[taken], ids[truth]]
@@ -294,6 +332,7 @@ def _explain(
         result.append(
             records.Explained(
                 picture=thumbnail(source),
+                file=file,
                 truth=columns[truth],
                 shot=shot[truth],
                 train=int(measured.counts[truth]),
@@ -477,10 +516,9 @@ def quarantine(snapshot: Snapshot) -> records.Quarantine:
     rows = snapshot.table("images", ["uri", "split", "problem"], "problem IS NOT NULL").to_pylist()
     found = []
     for r in rows:
-        place = "/".join(PurePath(r["uri"]).parts[-2:])  # the file and its folder: enough to find it
         # Without the file's name, so that equal reasons can be counted.
         reason = re.sub(r"^cannot read the image .*?: (?=.)", "", r["problem"])
-        found.append(records.Problem(clip(place, _LISTED), r["split"], clip(reason, _LISTED)))
+        found.append(records.Problem(_file(r["uri"]), r["split"], clip(reason, _LISTED)))
     found.sort(key=lambda p: (p.split, p.where))
     reasons = Counter(p.why for p in found).most_common(20)
     return records.Quarantine(len(found), tuple(reasons), tuple(found[:_QUARANTINED]))

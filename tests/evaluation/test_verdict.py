@@ -1,0 +1,87 @@
+"""What an evaluation means, in sentences."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from vlltr_index.evaluation.metrics import AccuracyReport, ClassFigures, EvaluationReport, Interval
+from vlltr_index.evaluation.verdict import verdict
+
+
+def row(value: float, low: float, high: float, images: int) -> AccuracyReport:
+    """A row that has one bin."""
+    overall = Interval(value, low, high, images)
+    return AccuracyReport("release", {"overall": overall}, {}, replace(overall, value=value / 2))
+
+
+def report(
+    value: float = 0.5, low: float = 0.4, high: float = 0.6, images: int = 100, against: str | None = None
+) -> EvaluationReport:
+    """An evaluation of three classes; class means are right in 0.4."""
+    rows = {"vl-ltr": row(value, low, high, images), "ncm": row(0.4, 0.0, 0.5, images)}
+    return EvaluationReport(
+        "test", 1, "release", images, 3, "exhaustive", rows, {}, {}, against, chance=0.35, encoder="a:b"
+    )
+
+
+@pytest.mark.parametrize(
+    ("less", "said"),
+    [((0.1, 0.02, 0.2), " The model is better."), ((-0.1, -0.2, -0.02), " That is better."),
+     ((-0.1, -0.2, 0.1), " That may be chance."), ((0.0, -0.1, 0.1), "")],
+)  # fmt: skip
+def test_the_model_beside_the_best_simple_rule(less: tuple[float, float, float], said: str) -> None:
+    """Whether the difference is more than chance; per class too, with intervals."""
+    found = replace(report(against="ncm"), differences={"overall": Interval(*less, 100)})
+    alone = (
+        "Of 100 pictures that it had not seen, the model named 50.0 % rightly (95 %: 40.0 to 60.0); each class counted"
+        " alike, 25.0 % (40.0 to 60.0)"
+    )
+    assert verdict(found) == (f"{alone}; the best simple rule, ncm, 40.0 %.{said}",)
+    assert verdict(replace(found, against=None)) == (f"{alone}.",)
+
+
+def test_near_chance_is_said_first_and_the_encoder_is_named_where_no_rule_is_better() -> None:
+    """Near chance: what naming the most frequent class gives lies in the interval."""
+    near = report(low=0.3)
+    assert verdict(near)[0] == (
+        "Near chance: naming the most frequent class every time would be right for 35.0 %."
+    )
+    assert "the encoder (a:b) does not suit these pictures" in verdict(near)[1]
+    better = replace(near, rows={**near.rows, "ncm": row(0.6, 0.5, 0.7, 100)})
+    assert not any("encoder" in one for one in verdict(better))
+    assert not any("Near chance" in one for one in verdict(report()))
+
+
+def test_few_pictures_are_counted() -> None:
+    """Below thirty a share of them says too little."""
+    few = report(images=20, against="ncm")
+    found = verdict(replace(few, differences={"overall": Interval(0.1, -0.1, 0.3, 20)}))
+    assert found == (
+        "Of 20 pictures that it had not seen, the model named 10 rightly; the best simple rule, ncm, 8. That may be"
+        " chance.",
+    )
+
+
+def test_it_names_classes_that_suffer_and_texts_that_tell_nothing() -> None:
+    """The worst first; a class without pictures is no failure, and a text only where others tell something."""
+    classes = (
+        ClassFigures("newt", 9, images=4, right=1, answered=1, right_by_text=0),
+        ClassFigures("toad", 2, images=4, right=0, answered=0, right_by_text=0),
+        ClassFigures("frog", 9, images=4, right=4, answered=4, right_by_text=0),
+        ClassFigures("olm", 9, images=0, right=0, answered=0, right_by_text=0),
+        ClassFigures("eft", 9, images=4, right=4, answered=4, right_by_text=3),
+    )
+    said = verdict(replace(report(), by_class=classes))
+    assert said[1:] == (
+        "4 of 5 classes have pictures to measure on.",
+        "Recognised least: toad (0 of 4; 2 training pictures), newt (1 of 4; 9 training pictures).",
+        "Text alone recognises no picture of frog. Sentences about how they look would help.",
+    )
+    silent = tuple(replace(one, right_by_text=0) for one in classes)
+    assert len(verdict(replace(report(), by_class=silent))) == 3
+    many = tuple(ClassFigures(f"c{n}", 1, images=1, right=0, answered=0, right_by_text=0) for n in range(7))
+    assert verdict(replace(report(), by_class=many))[1].endswith(
+        "c4 (0 of 1; 1 training picture) and 2 more."
+    )

@@ -1,0 +1,95 @@
+"""What an evaluation means, in sentences: against chance and simple rules, and which classes and texts suffer."""
+
+from __future__ import annotations
+
+from vlltr_index.evaluation.metrics import ClassFigures, EvaluationReport, Interval
+from vlltr_index.wording import many
+
+_FEW_IMAGES = 30  # below it a share says too little: counts are given instead
+_NAMED = 5
+_SIMPLE = ("ncm", "discriminant", "zero-shot", "knn", "tip-adapter")
+_HALF = 0.5
+_METHOD = "vl-ltr"
+
+
+def verdict(report: EvaluationReport) -> tuple[str, ...]:
+    """Say what an evaluation means, the worst first; each sentence stands by itself."""
+    mine = report.rows[_METHOD].top1["overall"]
+    said = [*_near_chance(report, mine), _accuracy(report, mine)]
+    untested = len(report.by_class) - report.tested
+    if untested and report.by_class:
+        said.append(
+            f"{report.tested} of {many(len(report.by_class), 'class', 'classes')} have pictures to measure on."
+        )
+    said += _sufferers(report.by_class)
+    return tuple(said)
+
+
+def _near_chance(report: EvaluationReport, mine: Interval) -> list[str]:
+    """Say that answers are near chance, and whether the encoder is to blame, if so."""
+    if mine.low > report.chance:
+        return []
+    frequent = _share(report.chance, mine.images)
+    said = [f"Near chance: naming the most frequent class every time would be right for {frequent}."]
+    best = max(row.top1["overall"].low for row in report.rows.values())
+    if best <= report.chance and report.encoder:
+        said.append(
+            f"No rule does better on these vectors: the encoder ({report.encoder}) does not suit these pictures."
+            " Try another: vlltr fit DIR --encoder ViT-B-32-quickgelu:openai"
+        )
+    return said
+
+
+def _accuracy(report: EvaluationReport, mine: Interval) -> str:
+    """Give the method's accuracy, by picture and by class, beside the row that it is compared with."""
+    balanced = report.rows[_METHOD].balanced
+    right = _share(mine.value, mine.images)
+    said = f"Of {many(mine.images, 'picture')} that it had not seen, the model named {right} rightly"
+    if mine.images >= _FEW_IMAGES:
+        said += (
+            f" (95 %: {100 * mine.low:.1f} to {100 * mine.high:.1f}); each class counted alike,"
+            f" {100 * balanced.value:.1f} % ({100 * balanced.low:.1f} to {100 * balanced.high:.1f})"
+        )
+    other = report.against
+    if other is None:
+        return f"{said}."
+    rule = "the best simple rule, " if other in _SIMPLE else ""
+    theirs = report.rows[other].top1["overall"].value
+    said += f"; {rule}{other}, {_share(theirs, mine.images)}."
+    less = report.differences["overall"]
+    if less.low > 0:
+        return f"{said} The model is better."
+    return f"{said} {'That is better.' if less.high < 0 else 'That may be chance.' if less.value else ''}".rstrip()
+
+
+def _share(value: float, images: int) -> str:
+    """Write a share of images in per cent, or, of a few images, as their number."""
+    return f"{100 * value:.1f} %" if images >= _FEW_IMAGES else f"{round(value * images)}"
+
+
+def _sufferers(classes: tuple[ClassFigures, ...]) -> list[str]:
+    """Name the classes that are recognised least, and those that the text tells worse than the images do."""
+    tested = [one for one in classes if one.images]
+    weak = [one for one in tested if one.right < _HALF * one.images]
+    weak.sort(key=lambda one: (one.right / one.images, one.train, one.name))
+    said = []
+    if weak:
+        words = [
+            f"{one.name} ({one.right} of {one.images}; {many(one.train, 'training picture')})" for one in weak
+        ]
+        said.append(f"Recognised least: {_first(words)}.")
+    if any(one.right_by_text for one in tested):  # else there is no text, or none that tells anything
+        vague = [one for one in tested if not one.right_by_text and one.right >= _HALF * one.images]
+        vague.sort(key=lambda one: (-one.images, one.name))
+        if vague:
+            names = _first([one.name for one in vague])
+            said.append(
+                f"Text alone recognises no picture of {names}. Sentences about how they look would help."
+            )
+    return said
+
+
+def _first(words: list[str]) -> str:
+    """List the first few of some words, and say how many more there are."""
+    listed = ", ".join(words[:_NAMED])
+    return f"{listed} and {len(words) - _NAMED:,} more" if len(words) > _NAMED else listed
