@@ -71,6 +71,8 @@ class Context:
         Under `-q` the lines are left out, unless `always` is set because they are the command's result.
         """
         self.end_progress()
+        if lines is None:
+            self._remark(record)
         if self.as_json:
             from pydantic_core import to_jsonable_python
 
@@ -81,8 +83,6 @@ class Context:
 
             for line in report_lines(record) if lines is None else lines:
                 write_line(line)
-        if lines is None:
-            self._remark(record)
 
     def step(self, event: StepEvent) -> None:
         """Print a step of a plan: at its beginning title and command, at its end the report and the time.
@@ -107,14 +107,14 @@ class Context:
         brief = self.quiet or self.as_json
         if brief and not is_result(report):
             return
+        if not brief:
+            self._remark(report)
         for line in report_lines(report):
             if not (isinstance(line, str) and line.startswith("Next: ")):
                 write_line(line, err=self.as_json)
-        if not brief:
-            self._remark(report)
 
     def _remark(self, report: Any) -> None:
-        """Print what is said beside a report."""
+        """Print what is said before a report."""
         from vlltr_index.cli.render import remarks
 
         for remark in remarks(report):

@@ -50,7 +50,7 @@ def report_lines(report: Any) -> list[str | Table]:
 
 
 def remarks(report: Any) -> list[str]:
-    """Return what is said beside a report's lines, and is left out under `-q`."""
+    """Return what is said before a report's lines, and is left out under `-q`."""
     return _REMARKS[type(report).__name__](report) if type(report).__name__ in _REMARKS else []
 
 
