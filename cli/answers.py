@@ -88,7 +88,7 @@ def _notes(scores: Sequence[ClassScore], silent: bool, width: int | None) -> lis
 
 def _silent(scores: Sequence[ClassScore]) -> bool:
     """Say whether the text has no weight, so that no sentence decided."""
-    return not any(score.text_part or score.unit != "log-odds" for score in scores)
+    return all(score.mute for score in scores)
 
 
 def explanation_lines(image: str, scores: Sequence[ClassScore], width: int | None = None) -> list[str]:

@@ -13,7 +13,6 @@ from vlltr_index.cli.options import DIR, FILE, plan_device_option, set_option, y
 from vlltr_index.cli.terminal import agreement
 
 if TYPE_CHECKING:
-    from vlltr_index.evaluation.metrics import EvaluationReport
     from vlltr_index.pipelines.quickstart import Size
 
 
@@ -54,6 +53,7 @@ def fit_command(
     the head is trained once more on all pictures. Run it again when pictures or texts came, moved or went: the model
     is of what DIR is then, and vectors are kept.
     """
+    from vlltr_index.evaluation.verdict import verdict
     from vlltr_index.pipelines.fit import fit
 
     made = fit(
@@ -74,7 +74,7 @@ def fit_command(
     folder = made.workspace.path if to is None else to
     context.show({"workspace": str(folder), "evaluation": made.evaluation}, ())
     if made.evaluation is not None:
-        context.say("\n" + verdict(made.evaluation))
+        context.say("\n" + "\n".join(verdict(made.evaluation)))
     typed = f"vlltr -w {shlex.quote(str(folder))}"
     context.say("\nWhat to do with it:")
     context.say(f"  {typed} predict PICTURE.jpg            what is it, and why")
@@ -82,23 +82,6 @@ def fit_command(
     context.say(f"  {typed} status                         what is there")
     if (folder / "reports").exists():
         context.say(f"The report lies in {folder / 'reports'}.")
-
-
-def verdict(measured: EvaluationReport) -> str:
-    """Say in a sentence or two how accurate the model is, compared with the best simple rule."""
-    mine = measured.rows["vl-ltr"].top1["overall"]
-    other = measured.against
-    said = (
-        f"Of {mine.images:,} pictures that it had not seen, the model named {100 * mine.value:.1f} % rightly"
-    )
-    if other is None:
-        return f"{said}."
-    rule = "the best simple rule, " if other in ("ncm", "discriminant", "zero-shot") else ""
-    said += f"; {rule}{other}, {100 * measured.rows[other].top1['overall'].value:.1f} %."
-    less = measured.differences["overall"]
-    if less.low > 0:
-        return f"{said} The model is better."
-    return f"{said} {'That is better.' if less.high < 0 else 'That may be chance.' if less.value else ''}".rstrip()
 
 
 @click.command("quickstart")

@@ -182,7 +182,9 @@ def baseline_line(row: BaselineRow) -> str:
 
 
 def _evaluation(report: EvaluationReport) -> list[str | Table]:
-    return [evaluation_table(report), *_rank_tables(report), *difference_lines(report)]
+    from vlltr_index.evaluation.verdict import verdict
+
+    return [evaluation_table(report), *_rank_tables(report), *difference_lines(report), "", *verdict(report)]
 
 
 def _evaluation_remarks(report: EvaluationReport) -> list[str]:
@@ -237,7 +239,7 @@ def _report_file_remarks(report: ReportFile) -> list[str]:
     if report.top1:
         said = ", ".join(f"{shot} {percent(value.value)}" for shot, value in report.top1.items())
         lines.append(f"{report.images:,} images of split {report.split}, top-1 accuracy in %: {said}")
-    return lines + [f"Not in it: {part.why}. {part.mend}" for part in report.missing]
+    return [*report.verdict, *lines, *(f"Not in it: {part.why}. {part.mend}" for part in report.missing)]
 
 
 def _prediction(prediction: Prediction) -> list[str]:

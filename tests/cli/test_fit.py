@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,32 +12,9 @@ from tests.support import drawings
 from tests.support.commands import run, vlltr
 from tests.support.commits import work
 from vlltr_index.cli.context import Context
-from vlltr_index.cli.fit import verdict
-from vlltr_index.evaluation.metrics import AccuracyReport, EvaluationReport, Interval
 from vlltr_index.pipelines.ingest import IngestReport
 from vlltr_index.pipelines.plan import Runner, Step
 from vlltr_index.store.workspace import Workspace
-
-
-@pytest.mark.parametrize(
-    ("less", "said"),
-    [((0.1, 0.02, 0.2), " The model is better."), ((-0.1, -0.2, -0.02), " That is better."),
-     ((-0.1, -0.2, 0.1), " That may be chance."), ((0.0, -0.1, 0.1), "")],
-)  # fmt: skip
-def test_the_verdict(less: tuple[float, float, float], said: str) -> None:
-    """The model beside the best simple rule, and whether the difference is more than chance."""
-
-    def row(value: float) -> AccuracyReport:
-        return AccuracyReport("release", {"overall": Interval(value, 0.0, 1.0, 40)}, {})
-
-    rows = {"vl-ltr": row(0.5), "ncm": row(0.5 - less[0])}
-    report = EvaluationReport(
-        "test", 1, "release", 40, 3, "exhaustive", rows, {}, {"overall": Interval(*less, 40)}, "ncm"
-    )
-    alone = "Of 40 pictures that it had not seen, the model named 50.0 % rightly"
-    assert verdict(report) == f"{alone}; the best simple rule, ncm, {50 - 100 * less[0]:.1f} %.{said}"
-    assert verdict(replace(report, against=None)) == f"{alone}."
-
 
 INGESTED = IngestReport(
     kind="images",
