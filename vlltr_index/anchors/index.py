@@ -7,7 +7,6 @@ anchors' vectors, which is possible at any time.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from abc import ABC, abstractmethod
@@ -22,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlltr_index.errors import InputError, MissingStepError, WorkspaceError, reason
+from vlltr_index.schemas.manifests import IndexManifest
 from vlltr_index.schemas.records import IndexKind
 from vlltr_index.tensors import check_labels, check_matrix, full_precision
 
@@ -31,7 +31,6 @@ KINDS = get_args(IndexKind)
 MANY_ANCHORS = 64_000
 """From this number on retrieval is quicker than scoring all classes: four times for clustered anchors."""
 
-_FORMAT = 1
 _SCORES_AT_ONCE = 2**24
 # Anchors per cell that k-means is fitted on; with 256 it takes four times as long and recall is no better.
 _SAMPLE = 64
@@ -310,8 +309,7 @@ def save_index(index: FaissIndex | TorchIndex, folder: Path) -> None:
         except RuntimeError as error:
             raise OSError(reason(error)) from error
     save_file(tensors, folder / "anchors.safetensors")
-    facts = {"format": _FORMAT, "kind": index.kind}
-    (folder / "index.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
+    IndexManifest.model_validate({"kind": index.kind}).save(folder / "index.json")
 
 
 def load_index(folder: Path) -> FaissIndex | TorchIndex:
@@ -322,18 +320,16 @@ def load_index(folder: Path) -> FaissIndex | TorchIndex:
         MissingStepError: It is a FAISS kind and FAISS is not installed.
     """
     try:
-        facts = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-        if facts["format"] != _FORMAT or facts["kind"] not in KINDS:
-            raise ValueError(f"format {facts['format']}, kind {facts['kind']!r} is not known to this version")
+        kind = IndexManifest.load(folder / "index.json").kind
         tensors = load_file(folder / "anchors.safetensors")
         index: FaissIndex | TorchIndex
-        if facts["kind"] == "torch":
+        if kind == "torch":
             index = TorchIndex(tensors["vectors"], tensors["keys"])
             held = len(index.vectors)
         else:
             faiss = _faiss()
             found = faiss.read_index(str(folder / "index.faiss"), faiss.IO_FLAG_MMAP_IFC)
-            index = FaissIndex(found, facts["kind"], tensors["keys"])
+            index = FaissIndex(found, kind, tensors["keys"])
             held = found.ntotal
         if held != index.size or index.keys.dtype != torch.int64:
             raise ValueError(f"it has {held} anchors, and there are {index.size} keys, {index.keys.dtype}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -19,6 +19,7 @@ from vlltr_index.heads.fusion import PartWeights
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.heads.plda import SharedGaussian
 from vlltr_index.heads.tree import HeldOutAnswers
+from vlltr_index.schemas.manifests import Manifest
 
 _TIMES = ("seconds", "images_per_s")  # left out of the log, so that the same training gives the same digest
 SHARED = ("centre", "basis", "spread", "blank", "text_centre", "text_map")
@@ -69,14 +70,13 @@ class SavedHead:
     parts: Parts | None = None
 
 
-class _Facts(BaseModel):
-    """Base of the models of `head.json`: strict, and without unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+_STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class PartFacts(_Facts):
+class PartFacts(BaseModel):
     """Numbers of `Parts` in `head.json`."""
+
+    model_config = _STRICT
 
     weights: PartWeights
     noise: float = Field(gt=0.0, le=1e3)
@@ -84,8 +84,10 @@ class PartFacts(_Facts):
     accept_above: float | None
 
 
-class HeadFacts(_Facts):
+class HeadManifest(Manifest):
     """Content of the file `head.json`."""
+
+    model_config = _STRICT
 
     format: Literal[1] = 1
     dim: int = Field(ge=1)
@@ -127,7 +129,7 @@ def save_head(
             tensors |= {f"held_out.{n}": getattr(parts.held_out, n).contiguous() for n in HELD_OUT}
     save_file(tensors, folder / "head.safetensors")
     head = saved.head
-    facts = HeadFacts(
+    facts = HeadManifest(
         dim=head.dim,
         visual=head.visual,
         normalise_values=head.normalise_values,
@@ -136,15 +138,11 @@ def save_head(
         image_fp=saved.image_fp,
         parts=part_facts,
     )
-    _write(folder / "head.json", facts.model_dump())
+    facts.save(folder / "head.json")
     if log:
         kept = [{k: v for k, v in entry.items() if k not in _TIMES} for entry in log]
-        _write(folder / "train.json", {"kind": "lgr", "config": config, "log": kept})
-
-
-def _write(path: Path, facts: Mapping[str, Any]) -> None:
-    """Write a JSON file."""
-    path.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        text = json.dumps({"kind": "lgr", "config": config, "log": kept}, indent=2, sort_keys=True)
+        (folder / "train.json").write_text(text + "\n", encoding="utf-8")
 
 
 def load_head(folder: Path) -> SavedHead:
@@ -154,7 +152,7 @@ def load_head(folder: Path) -> SavedHead:
         WorkspaceError: A file is missing or damaged.
     """
     try:
-        facts = read_facts((folder / "head.json").read_bytes())
+        facts = HeadManifest.load(folder / "head.json")
         tensors = load_file(folder / "head.safetensors")
         class_ids = tensors.pop("class_ids")
         if class_ids.dtype != torch.int64:
@@ -175,19 +173,6 @@ def load_head(folder: Path) -> SavedHead:
     return SavedHead(
         head=head.eval(), class_ids=class_ids, text_fp=facts.text_fp, image_fp=facts.image_fp, parts=parts
     )
-
-
-def read_facts(data: bytes) -> HeadFacts:
-    """Parse the content of `head.json`.
-
-    Raises:
-        ValueError: A value is not as `save_head` writes it; the message names the first one.
-    """
-    try:
-        return HeadFacts.model_validate_json(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc']))} in head.json: {first['msg']}") from None
 
 
 def _parts(facts: PartFacts, tensors: dict[str, Tensor]) -> Parts:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 import re
@@ -30,6 +29,7 @@ from vlltr_index.heads.checkpoint import load_head
 from vlltr_index.pipelines.evaluate import METHOD, Evaluation, evaluation
 from vlltr_index.pipelines.status import status
 from vlltr_index.schemas.fingerprint import short
+from vlltr_index.schemas.manifests import TrainingLog
 from vlltr_index.store.tables import one_of
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ _ANCHOR_CLASSES = 3000
 _CLASSES = 3000
 _GROUP = 50  # classes under one heading
 _QUARANTINED = 100
-_NO_LOSS = {"epoch", "steps", "best", "lr", "seconds", "images_per_s", "scale"}
+_NO_LOSS = {"steps", "best", "lr", "seconds", "images_per_s", "scale"}
 _LIBRARIES = "vlltr-index torch torchvision open_clip_torch timm lancedb pyarrow faiss-cpu faiss-gpu numpy"
 
 
@@ -441,24 +441,28 @@ def curves(snapshot: Snapshot) -> tuple[records.Curves | records.Missing, ...]:
                 found.append(_read_log(path, title))
         except MissingStepError:
             found.append(records.Missing(f"{title}: its files are gone", f"Run: {command}"))
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
+        except (OSError, ValueError):
             found.append(records.Missing(f"{title}: its log cannot be read", f"Train it again: {command}"))
     return tuple(found)
 
 
 def _read_log(path: Path, title: str) -> records.Curves:
-    """Read the loss terms that every epoch has; errors of damaged JSON are raised."""
-    log = json.loads(path.read_text(encoding="utf-8"))["log"]
-    candidates = [n for n in log[0] if n not in _NO_LOSS]
-    names = [n for n in candidates if all(math.isfinite(float(e[n])) for e in log)]
+    """Read the loss terms that every epoch has.
+
+    Raises:
+        ValueError: The file is damaged, or there is no such term.
+    """
+    log = TrainingLog.load(path).log
+    candidates = [n for n in log[0].figures if n not in _NO_LOSS]
+    names = [n for n in candidates if all(math.isfinite(e.figures.get(n, math.nan)) for e in log)]
     if not names:
         raise ValueError("no losses")
     names.sort(key=lambda n: (n != "loss", n))
     if len(names) == 2 and "loss" in names:  # a single term equals the total
         names = ["loss"]
     words = {"loss": "total"} if len(names) > 1 else {}
-    values = {clip(words.get(n, n), 40): tuple(float(e[n]) for e in log) for n in names[:5]}
-    return records.Curves(title, tuple(float(e["epoch"]) for e in log), values)
+    values = {clip(words.get(n, n), 40): tuple(e.figures[n] for e in log) for n in names[:5]}
+    return records.Curves(title, tuple(e.epoch for e in log), values)
 
 
 def anchor_list(snapshot: Snapshot) -> records.AnchorList | records.Missing:

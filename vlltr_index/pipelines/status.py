@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -15,6 +14,7 @@ import pyarrow.compute as pc
 
 from vlltr_index.errors import MissingStepError, WorkspaceError
 from vlltr_index.schemas.fingerprint import short
+from vlltr_index.schemas.manifests import EncoderSummary, HeadTowers
 from vlltr_index.schemas.tables import content_id, image_vectors_name, sentence_vectors_name
 from vlltr_index.store.holdout import digest_images, held_images, score_image_rows
 from vlltr_index.store.tables import quote
@@ -198,11 +198,10 @@ def _described(model: str, size: int | None, resize: int | None) -> str:
 def _trained(workspace: Workspace, digest: str) -> tuple[str, int, int | None] | None:
     """Read from a checkpoint its open_clip model, its image size, and the size that images are resized to before."""
     try:
-        facts = json.loads(workspace.objects.file("checkpoints", digest, "encoder.json"))
-        config = facts["config"]
-        resize = dict(facts["config"]["preprocess_cfg"]).get("resize")
-        return str(facts["name"]), int(config["model_cfg"]["vision_cfg"]["image_size"]), resize
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, WorkspaceError):
+        name = "encoder.json"
+        found = EncoderSummary.parse(workspace.objects.file("checkpoints", digest, name), name)
+        return found.name, found.image_size, found.resize
+    except (OSError, ValueError, WorkspaceError):
         return None
 
 
@@ -234,10 +233,11 @@ def _head_steps(workspace: Workspace, commit: Commit) -> _Steps:
         yield f"the head's files are gone: {short(commit.head)}", command
     else:
         try:
-            facts = json.loads(workspace.objects.file("heads", commit.head, "head.json"))
-            if (facts["text_fp"], facts["image_fp"]) != (commit.text_fp, commit.image_fp):
+            name = "head.json"
+            towers = HeadTowers.parse(workspace.objects.file("heads", commit.head, name), name)
+            if (towers.text_fp, towers.image_fp) != (commit.text_fp, commit.image_fp):
                 yield "the head was trained on another encoder's vectors", command
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (OSError, ValueError):
             yield f"the head's files are damaged: {short(commit.head)}", command
 
 

@@ -38,7 +38,7 @@ from vlltr_index.errors import (
     UsageError,
     VlltrError,
 )
-from vlltr_index.heads.checkpoint import SHARED, SavedHead, load_head, read_facts
+from vlltr_index.heads.checkpoint import SHARED, HeadManifest, SavedHead, load_head
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.recognition.exported.place import bring_back
 from vlltr_index.recognition.model import Model
@@ -384,7 +384,7 @@ def _head(folder: Path, config: ExportedConfig) -> SavedHead:
     path = folder / "head.json"
     weights = folder / "head.safetensors"
     try:
-        facts = read_facts(path.read_bytes())
+        facts = HeadManifest.load(path)
     except ValueError as error:
         _damaged(path, str(error))
     if facts.dim != config.dim:

@@ -1,0 +1,88 @@
+"""Descriptions of stored objects: the JSON file that each of them has beside its tensors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import AliasPath, BaseModel, ConfigDict, Field, ValidationError
+
+from vlltr_index.schemas.records import IndexKind
+
+
+class Manifest(BaseModel):
+    """Base of the models of such files; keys that they do not name are ignored."""
+
+    model_config = ConfigDict(frozen=True)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a file; errors as for `parse`, and OSError."""
+        return cls.parse(path.read_bytes(), path.name)
+
+    @classmethod
+    def parse(cls, data: bytes, name: str) -> Self:
+        """Parse the content of the file `name`.
+
+        Raises:
+            ValueError: It is no JSON, or a value is missing or of another kind; the message names the first one.
+        """
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"{'.'.join(map(str, first['loc']))} in {name}: {first['msg']}") from None
+
+    def save(self, path: Path) -> None:
+        """Write the file."""
+        text = json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True)
+        path.write_text(text + "\n", encoding="utf-8")
+
+
+class IndexManifest(Manifest):
+    """Content of `index.json`."""
+
+    format: Literal[1] = 1
+    kind: IndexKind
+
+
+class HeadTowers(Manifest):
+    """The part of `head.json` that says by which towers the vectors were made that a head was trained on."""
+
+    text_fp: str
+    image_fp: str
+
+
+class EncoderSummary(Manifest):
+    """The part of `encoder.json` that a recipe can be compared with.
+
+    Attributes:
+        name: The open_clip model.
+        image_size: Side of its images in pixels.
+        resize: Length of the shorter side before the crop; None: that of the crop.
+    """
+
+    name: str
+    image_size: int = Field(validation_alias=AliasPath("config", "model_cfg", "vision_cfg", "image_size"))
+    resize: int | None = Field(None, validation_alias=AliasPath("config", "preprocess_cfg", "resize"))
+
+
+class Epoch(Manifest):
+    """What an epoch of a training gave: its number, and by name the loss and other figures."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    __pydantic_extra__: dict[str, float] = Field(init=False)
+
+    epoch: float
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """The figures by name."""
+        return self.__pydantic_extra__
+
+
+class TrainingLog(Manifest):
+    """The part of `train.json` that says how a training went, epoch by epoch."""
+
+    log: list[Epoch] = Field(min_length=1)
