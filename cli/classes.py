@@ -13,7 +13,7 @@ from vlltr_index.cli.context import Context, pass_context
 from vlltr_index.cli.options import FILE, PATH, device_option, dry_run_option, yes_option
 from vlltr_index.cli.terminal import confirm
 from vlltr_index.errors import UsageError
-from vlltr_index.wording import many
+from vlltr_index.wording import plural
 
 if TYPE_CHECKING:
     from vlltr_index.classes import ChangeReport
@@ -65,8 +65,8 @@ def _detail_lines(detail: ClassDetail, every: bool) -> list[str]:
         "none": "whose images wait for vlltr train lgr" if detail.images else "known by text alone",
     }[detail.visual]
     lines = [
-        f"{detail.name} (class {detail.class_id}, {_ORIGIN[detail.origin]}, {many(detail.images, 'training image')},"
-        f" {many(detail.sentences, 'sentence')}, {row})"
+        f"{detail.name} (class {detail.class_id}, {_ORIGIN[detail.origin]}, {plural(detail.images, 'training image')},"
+        f" {plural(detail.sentences, 'sentence')}, {row})"
     ]
     for label, names in (("also", detail.aliases), ("took in", detail.merged), ("nearest", detail.rivals)):
         if names:

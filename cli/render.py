@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vlltr_index.cli.answers import prediction_lines
 from vlltr_index.cli.terminal import percent, table, terminal_width
 from vlltr_index.schemas.fingerprint import short
-from vlltr_index.wording import many
+from vlltr_index.wording import plural
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -78,30 +78,32 @@ def _ingest(report: IngestReport) -> list[str]:
     lines = ["A dry run, which commits nothing:"] if report.dry_run else []
     lines += [f"{report.source}: {report.kind} {said}" + (f" ({by_split})" if by_split else "") + "."]
     if report.prompts:
-        lines.append(f"Made from the class names: {many(report.prompts, 'prompt')}.")
+        lines.append(f"Made from the class names: {plural(report.prompts, 'prompt')}.")
     lines.append(f"Classes: {report.classes:,}, {report.classes_added:,} of them new.")
     if report.quarantined:
-        lines.append(f"Kept aside with the reason: {many(report.quarantined, 'image')} that cannot be read.")
+        lines.append(
+            f"Kept aside with the reason: {plural(report.quarantined, 'image')} that cannot be read."
+        )
     if report.skipped:
-        lines.append(f"Left out: {many(report.skipped, 'entry', 'entries')}.")
+        lines.append(f"Left out: {plural(report.skipped, 'entry', 'entries')}.")
     if report.unknown_class:
-        unknown = many(report.unknown_class, "image")
+        unknown = plural(report.unknown_class, "image")
         lines.append(f"Left out, as the workspace has no class of that name: {unknown}.")
     if report.duplicates_across_splits:
-        twice = f"{many(report.duplicates_across_splits, 'image')} ({', '.join(report.duplicates_in)})"
+        twice = f"{plural(report.duplicates_across_splits, 'image')} ({', '.join(report.duplicates_in)})"
         lines.append(f"Warning: in more than one split, byte for byte: {twice}.")
     if report.corrected:
-        lines.append(f"Kept as corrected, not as the source says: {many(report.corrected, 'image')}.")
+        lines.append(f"Kept as corrected, not as the source says: {plural(report.corrected, 'image')}.")
     if report.overruled:
         lines.append(
-            f"Corrected before and moved since, so that the source counts: {many(report.overruled, 'image')}."
+            f"Corrected before and moved since, so that the source counts: {plural(report.overruled, 'image')}."
         )
     lines += [f"  {note}" for note in report.notes]
     return [*lines, f"Next: {report.next_step}"] if report.next_step else lines
 
 
 def _taxonomy(report: TaxonomyReport) -> list[str]:
-    nodes = f"{many(report.nodes, 'name')} in the tree of classes"
+    nodes = f"{plural(report.nodes, 'name')} in the tree of classes"
     return [
         f"{report.source}: {nodes}, {report.changed:,} of them new or moved.",
         f"Classes: {report.classes:,}, {report.placed:,} of them with a parent.",
@@ -129,42 +131,42 @@ def _import(report: ImportReport) -> list[str]:
 def _train(report: TrainReport) -> list[str]:
     epochs = f", {report.epochs} epochs" if report.epochs else ""
     lines = [
-        f"Trained {report.what} on {many(report.images, 'image')} of {many(report.classes, 'class', 'classes')}"
+        f"Trained {report.what} on {plural(report.images, 'image')} of {plural(report.classes, 'class', 'classes')}"
         f"{epochs}{' (resumed)' if report.resumed else ''}: {report.digest[:16]}"
     ]
     if report.held_images or report.held_classes:
-        classes = f" and {many(report.held_classes, 'class', 'classes')}" if report.held_classes else ""
+        classes = f" and {plural(report.held_classes, 'class', 'classes')}" if report.held_classes else ""
         lines.append(
             f"Kept out, so that train lgr weighs its parts on what this stage never saw:"
-            f" {many(report.held_images, 'image')}{classes} (cvlp.hold_out, cvlp.hold_out_classes)"
+            f" {plural(report.held_images, 'image')}{classes} (cvlp.hold_out, cvlp.hold_out_classes)"
         )
     return [*lines, *report.notes]
 
 
 def _embed(report: EmbedReport) -> list[str]:
     lines = [
-        f"Embedded {many(report.sentences, 'sentence')} ({report.sentences_before:,} there before) and"
-        f" {many(report.images, 'image vector')} ({report.images_before:,} there before)."
+        f"Embedded {plural(report.sentences, 'sentence')} ({report.sentences_before:,} there before) and"
+        f" {plural(report.images, 'image vector')} ({report.images_before:,} there before)."
     ]
     if report.truncated:
-        cut = many(report.truncated, "sentence was", "sentences were")
+        cut = plural(report.truncated, "sentence was", "sentences were")
         lines.append(f"{cut} longer than the encoder's context of {report.context} tokens, and cut there.")
     if report.unreadable:
-        unread = many(report.unreadable, "image")
+        unread = plural(report.unreadable, "image")
         lines.append(f"{unread} could not be read again: kept aside with the reason.")
     return lines
 
 
 def _select(report: SelectReport) -> list[str]:
     lines = [
-        f"Selected {many(report.anchors, 'anchor')} of {many(report.sentences, 'sentence')} for"
-        f" {many(report.classes, 'class', 'classes')} ({report.mode}, {many(report.images, 'image')})."
+        f"Selected {plural(report.anchors, 'anchor')} of {plural(report.sentences, 'sentence')} for"
+        f" {plural(report.classes, 'class', 'classes')} ({report.mode}, {plural(report.images, 'image')})."
     ]
     if report.classes_without_images:
-        bare = many(report.classes_without_images, "class has", "classes have")
+        bare = plural(report.classes_without_images, "class has", "classes have")
         lines.append(f"{bare} no training image: sentences there go by text alone.")
     if report.classes_without_sentences:
-        silent = many(report.classes_without_sentences, "class has", "classes have")
+        silent = plural(report.classes_without_sentences, "class has", "classes have")
         lines.append(f"{silent} no sentence, and no anchor: they are told by their images alone.")
     return lines
 
@@ -249,16 +251,16 @@ def _prediction(prediction: Prediction) -> list[str]:
 def _refit(report: RefitReport) -> list[str]:
     more = ", ".join(report.new_classes[:5]) + (" ..." if len(report.new_classes) > 5 else "")
     lines = [
-        f"Trained the head on {many(report.images, 'image')} of {many(report.classes, 'class', 'classes')}:"
+        f"Trained the head on {plural(report.images, 'image')} of {plural(report.classes, 'class', 'classes')}:"
         f" {report.digest[:16]}",
-        f"New in it: {more or 'none'}. Known by text alone: {many(report.text_only, 'class', 'classes')}.",
+        f"New in it: {more or 'none'}. Known by text alone: {plural(report.text_only, 'class', 'classes')}.",
     ]
     return lines + list(report.notes) + effect_lines(report.effect)
 
 
 def _predict(report: PredictReport) -> list[str]:
     before = f", {report.there_before:,} of them before it was stopped" if report.there_before else ""
-    unread = f"{many(report.unreadable, 'picture')} could not be read"
+    unread = f"{plural(report.unreadable, 'picture')} could not be read"
     return [f"Wrote {report.images:,} rows to {report.path}{before}; {unread}."]
 
 
@@ -271,7 +273,7 @@ def effect_lines(report: Effect) -> list[str]:
     if report.before is None or report.after is None:
         return []
     lines = [
-        f"Old classes on {many(report.images, 'validation image')}:"
+        f"Old classes on {plural(report.images, 'validation image')}:"
         f" {100 * report.before:.1f} % before, {100 * report.after:.1f} % after."
     ]
     if report.before - report.after > _HARM:
@@ -290,8 +292,8 @@ def _class(one: AddedClass, verb: str) -> str:
         "none": "its images wait for vlltr train lgr" if one.images else "known by text alone",
     }[one.visual]
     return (
-        f"{verb} {one.name!r} (class {one.class_id}): {many(one.sentences, 'sentence')},"
-        f" {many(one.anchors, 'anchor')}, {many(one.images, 'image')}, {how}."
+        f"{verb} {one.name!r} (class {one.class_id}): {plural(one.sentences, 'sentence')},"
+        f" {plural(one.anchors, 'anchor')}, {plural(one.images, 'image')}, {how}."
         f" Nearest: {', '.join(one.rivals) or 'none'}."
     )
 

@@ -14,7 +14,7 @@ from vlltr_index.cli.options import DIR, FILE, PATH, at_option, set_option, yes_
 from vlltr_index.cli.render import report_lines, status_rows, workspace_line
 from vlltr_index.cli.terminal import broken, confirm, terminal_width
 from vlltr_index.errors import UsageError
-from vlltr_index.wording import many
+from vlltr_index.wording import plural
 
 
 @click.command("init")
@@ -88,7 +88,7 @@ def doctor_command(context: Context, unlock: bool) -> None:
         if check.state == "problem" or not context.quiet
     )
     context.show({"ok": not problems, "checks": checks}, lines, always=True)
-    context.say(f"{many(problems, 'problem')} found." if problems else "Everything is in order.")
+    context.say(f"{plural(problems, 'problem')} found." if problems else "Everything is in order.")
     if problems:
         raise click.exceptions.Exit(1)
 

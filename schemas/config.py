@@ -166,7 +166,7 @@ class LGRConfig(_Training):
         True  # subtract beta times an anchor's AnSS loss from its attention logit; beta is learned
     )
     anchor_dropout: float = Field(default=0.3, ge=0, lt=1)  # probability that a step leaves an anchor out
-    strays: float = Field(default=0.25, ge=0, le=10)  # anchors of other classes per anchor of a class
+    distractors: float = Field(default=0.25, ge=0, le=10)  # anchors of other classes per anchor of a class
 
     @property
     def live(self) -> bool:

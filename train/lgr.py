@@ -106,9 +106,9 @@ def train_until(
     """Train a head on stored vectors: for a number of steps, until a held-out loss has converged, or for the epochs of
     the recipe.
 
-    Each step takes one of an image's views at random. Anchors of other classes (strays) are mixed into each class, and
-    some anchors are left out of each step: attention that was trained on well chosen sentences alone trusts any that
-    resembles the image. Vectors on the CPU are moved to the device of `choose_device`, and the head comes back.
+    Each step takes one of an image's views at random. Anchors of other classes (distractors) are mixed into each
+    class, and some anchors are left out of each step: attention that was trained on well chosen sentences alone trusts
+    any that resembles the image. Vectors on the CPU are moved to the device of `choose_device`, and the head comes back.
 
     With steps or a held-out loss the learning rate is constant after a short warm-up. The held-out loss is measured
     every epoch, or every 20 steps where an epoch is shorter. It has converged once two measurements have not lowered it
@@ -232,7 +232,7 @@ def tune_visual(
     With `tune = "visual"` the tower is trained in place with `config.encoder_lr`; with `lora` low-rank adapters are
     trained and merged at the end; with `head` the tower stays as it is, and images are augmented and mixed (mixup,
     cutmix) in each step. The text tower never changes, so stored sentence vectors stay valid; image vectors become
-    invalid where the tower learns. Anchors are left out of steps as in `train_until`, but there are no strays.
+    invalid where the tower learns. Anchors are left out of steps as in `train_until`, but there are no distractors.
 
     Args:
         encoder: The encoder that encodes the images; its visual tower may be trained in place.
@@ -335,7 +335,7 @@ def new_head(
 
 
 def _training_anchors(images: StoredImages, logit_scale: float, config: LGRConfig) -> TrainingAnchors:
-    """Add strays to the anchors, for the device of the images."""
+    """Add distractors to the anchors, for the device of the images."""
     bank = images.bank
     features = images.features
     places = images.places[images.labels]
@@ -343,12 +343,12 @@ def _training_anchors(images: StoredImages, logit_scale: float, config: LGRConfi
     classes, means = class_means(features[0, told.to(features.device)], places[told])
     centres = torch.zeros(bank.num_classes, bank.dim, dtype=means.dtype)
     centres[classes] = means.cpu()
-    noisy = with_strays(
+    noisy = with_distractors(
         bank,
         centres.to(bank.vectors),
         logit_scale,
-        share=config.strays,
-        generator=stream(config.seed, "strays"),
+        share=config.distractors,
+        generator=stream(config.seed, "strays"),  # the name decides what is drawn
     )
     return TrainingAnchors(noisy.to(features.device), len(bank.vectors), config.anchor_dropout)
 
@@ -417,7 +417,7 @@ class _HeadLoss:
         Args:
             features: Float [M, D], unnormalised.
             labels: Int64 [M] on the CPU, rows of the visual classifier.
-            bank: The anchors without strays, on the head's device.
+            bank: The anchors without distractors, on the head's device.
         """
         counts = torch.bincount(self.labels, minlength=len(self.places)).double()
         total = 0.0
@@ -445,8 +445,8 @@ class TrainingAnchors:
     """Anchors of a training run, of which each step leaves some out.
 
     Args:
-        bank: The anchors, with or without strays; see `with_strays`.
-        own: Number of anchors that are the classes' own, not strays.
+        bank: The anchors, with or without distractors; see `with_strays`.
+        own: Number of anchors that are the classes' own, not distractors.
         dropout: Probability with which each anchor is left out of a step, 0 <= dropout < 1.
     """
 
@@ -468,10 +468,10 @@ class TrainingAnchors:
         return kept.to(self.bank.vectors.device, non_blocking=True)
 
 
-def with_strays(
+def with_distractors(
     bank: AnchorBank, centres: Tensor, logit_scale: float, share: float, generator: torch.Generator
 ) -> AnchorBank:
-    """Add strays to each class: anchors of other classes, drawn at random.
+    """Add distractors to each class: anchors of other classes, drawn at random.
 
     In class c the loss of sentence t of class o is L(t) + scale * (t . m_o - t . m_c): the logsumexp term stays, and
     the mean cosine is the one with the images of c.
@@ -480,11 +480,11 @@ def with_strays(
         bank: The anchors of C classes, with their losses.
         centres: Float [C, D], the mean of each class's normalised image vectors, itself not normalised.
         logit_scale: The multiplier of the cosine.
-        share: Number of a class's strays as a share of the number of its anchors, rounded up.
+        share: Number of a class's distractors as a share of the number of its anchors, rounded up.
         generator: Source of the random numbers.
 
     Returns:
-        The bank with the strays, whose `rows` are len(bank.vectors) and above; with a single class there are none.
+        The bank with the distractors, whose `rows` are len(bank.vectors) and above; with a single class there are none.
     """
     classes = torch.arange(bank.num_classes)
     counts = torch.tensor(bank.bounds).diff()

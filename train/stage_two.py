@@ -36,7 +36,7 @@ from vlltr_index.schemas.config import LGRConfig
 from vlltr_index.tensors import unit_rows
 from vlltr_index.train.lgr import StoredImages, new_head, train_until
 from vlltr_index.train.stage_two_data import StageTwoData, with_matching_text
-from vlltr_index.wording import many
+from vlltr_index.wording import plural
 
 if TYPE_CHECKING:
     from vlltr_index.heads.anchor_bank import AnchorBank
@@ -54,7 +54,7 @@ _NOT_FOUND = -1e5  # offset of a class of which nothing is known, beyond any lik
 _QUERIES = 20
 _LATE = 100
 _ALONE = Gate(TEMPERED, 0.0)
-_BY_DEFAULT = PartWeights(image=0.0, generative=TEMPERED, text=0.0, pictured=_ALONE, told=_ALONE)
+_BY_DEFAULT = PartWeights(image=0.0, generative=TEMPERED, text=0.0, few_shot=_ALONE, text_only=_ALONE)
 _NOTHING_TO_SPARE = (
     "No image could be kept out of training, so nothing could be weighed: the images count, text as a prior."
 )
@@ -168,7 +168,7 @@ def without_images(bank: AnchorBank, config: LGRConfig, logit_scale: float) -> S
         centre=zeros, basis=eye, spread=ones, blank=ones, text_centre=zeros, text_map=none
     )
     by_text = Gate(0.0, 1.0)
-    weights = PartWeights(image=0.0, generative=0.0, text=0.0, pictured=by_text, told=by_text)
+    weights = PartWeights(image=0.0, generative=0.0, text=0.0, few_shot=by_text, text_only=by_text)
     notes = ["There is no training image: the classes are told apart by their texts alone."]
     return StageTwoResult(head=head.eval(), parts=Parts(shared, weights), log=[], notes=notes)
 
@@ -325,8 +325,8 @@ def _text(data: StageTwoData, head: LGRHead, features: Tensor) -> Tensor:
     if not data.has_text:
         return torch.zeros(len(features), data.classes)
     logits = torch.cat([head.text_logits(part, data.bank) for part in features.split(512)]).cpu()
-    told = torch.where(data.places >= 0, data.places, 0)
-    return torch.where(data.places >= 0, logits[:, told], logits.mean(1, keepdim=True))
+    positions = torch.where(data.places >= 0, data.places, 0)
+    return torch.where(data.places >= 0, logits[:, positions], logits.mean(1, keepdim=True))
 
 
 def _weigh(
@@ -365,13 +365,13 @@ def _weigh(
     shared = chosen.noisy(_model(data, moments, chosen.shrinkage)).shared
     best = scores.likelihoods.amax(1).sort().values
     accept = float(best[int((1.0 - _ACCEPTED) * len(best))])
-    left = f"Stage 1 left {many(len(labels), 'image')} out, too few to weigh by: the usual weights hold."
+    left = f"Stage 1 left {plural(len(labels), 'image')} out, too few to weigh by: the usual weights hold."
     notes = _notes(data, scores, units, weights=found, shared=shared, matches=matches) if enough else [left]
     held = HeldOutAnswers(labels, scores.fused(found).softmax(1).half())
     parts = Parts(shared, found, accept, held)
     if parts.texts_are_mute:  # a class that has text alone would win wherever the images say little
-        unknown = replace(found.told, offset=_NOT_FOUND)
-        parts = replace(parts, weights=replace(found, told=unknown))
+        unknown = replace(found.text_only, offset=_NOT_FOUND)
+        parts = replace(parts, weights=replace(found, text_only=unknown))
     return parts, notes
 
 
@@ -381,27 +381,31 @@ def _gates(data: StageTwoData, folds: list[_Fold], chosen: Covariances, found: P
     After a stage 1 these are the classes that it did not see. Without one a fifth of the classes in each fold, 100 at
     most, plays classes known by text alone; classes with images keep the weights in `found`.
     """
-    told = data.places >= 0
+    with_text = data.places >= 0
     if bool(data.unseen_classes.any()):
         fold = folds[0]
         late = data.unseen_classes
         model = fold.at(chosen)
         most = max(len(_one_a_unit(data, place)) for place in late.nonzero()[:, 0].tolist())
 
-        def said(features: Tensor) -> Tensor:
+        def trained_text(features: Tensor) -> Tensor:
             with torch.inference_mode():
                 return _text(data, fold.head, features)
 
-        alone = [_held_out_classes(data, fold.out, model, late=late & told, images=0, text_logits=said)]
+        alone = [
+            _held_out_classes(
+                data, fold.out, model, late=late & with_text, images=0, text_logits=trained_text
+            )
+        ]
         few = [
-            _held_out_classes(data, fold.out, model, late=late, images=k, text_logits=said)
+            _held_out_classes(data, fold.out, model, late=late, images=k, text_logits=trained_text)
             for k in _NEW_IMAGES
             if k < most
         ]
         return replace(
             found,
-            pictured=fit_gate(found.pictured, few, weights=False),
-            told=fit_gate(found.told, alone),
+            few_shot=fit_gate(found.few_shot, few, weights=False),
+            text_only=fit_gate(found.text_only, alone),
         )
     if bool(data.unseen.any()) or data.visual_init is not None or not data.has_text:
         return found
@@ -409,13 +413,13 @@ def _gates(data: StageTwoData, folds: list[_Fold], chosen: Covariances, found: P
 
     def zero_shot(features: Tensor) -> Tensor:  # by all sentences: anchors were selected by the images
         logits = (data.logit_scale * unit_rows(features) @ unit_rows(texts).T).cpu()
-        return torch.where(told, logits, logits[:, told].mean(1, keepdim=True))
+        return torch.where(with_text, logits, logits[:, with_text].mean(1, keepdim=True))
 
     drawn = torch.randperm(data.classes, generator=torch.Generator().manual_seed(0))
-    drawn = drawn[told[drawn]]
+    drawn = drawn[with_text[drawn]]
     designs = []
     for number, fold in enumerate(folds):
-        late = torch.zeros_like(told)
+        late = torch.zeros_like(with_text)
         late[drawn[number::_FOLDS][:_LATE]] = True
         rest = ~fold.out & ~late[data.labels]
         if bool(rest.any()):
@@ -425,7 +429,7 @@ def _gates(data: StageTwoData, folds: list[_Fold], chosen: Covariances, found: P
             designs.append(
                 _held_out_classes(data, fold.out, model, late=late, images=0, text_logits=zero_shot)
             )
-    return replace(found, told=fit_gate(found.told, designs))
+    return replace(found, text_only=fit_gate(found.text_only, designs))
 
 
 def _held_out_classes(
@@ -487,7 +491,7 @@ def _notes(
     shares = {"linear layer": weights.image, "generative model": weights.generative, "text": weights.text}
     used = ", ".join(f"{name} {weight:.3g}" for name, weight in shares.items() if weight)
     return [
-        f"{100 * right:.1f} % of {many(len(units), 'training image')} right, each held out from what was fitted, and"
+        f"{100 * right:.1f} % of {plural(len(units), 'training image')} right, each held out from what was fitted, and"
         f" each class counted alike. Weights: {used or 'no part counts'}.",
         _of_texts(data, weights, shared, matches),
     ]
@@ -502,5 +506,7 @@ def _of_texts(data: StageTwoData, weights: PartWeights, shared: SharedGaussian, 
     if not weights.text and not shared.text_r2:
         match = "match the images" if matches else "of so few classes may match the images or not"
         return f"The texts {match}, but the images say as much by themselves."
-    told = ", and count beside the images." if weights.text else "; beside the images they say nothing more."
-    return f"The texts foretell {100 * shared.text_r2:.0f} % of how the class means differ{told}"
+    beside = (
+        ", and count beside the images." if weights.text else "; beside the images they say nothing more."
+    )
+    return f"The texts predict {100 * shared.text_r2:.0f} % of how the class means differ{beside}"

@@ -13,7 +13,7 @@ _ACTED_ON = re.compile(
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
-def many(count: int, one: str, several: str | None = None) -> str:
+def plural(count: int, one: str, several: str | None = None) -> str:
     """Return a count with its noun in singular or plural: `1 image`, `2,000 images`.
 
     Args:
@@ -24,7 +24,7 @@ def many(count: int, one: str, several: str | None = None) -> str:
     return f"{count:,} {one if count == 1 else several or one + 's'}"
 
 
-def some(names: Iterable[str], most: int = 3) -> str:
+def preview(names: Iterable[str], most: int = 3) -> str:
     """List the first few of `names`, and say how many more there are."""
     quoted = [repr(name) for name in names]
     listed = ", ".join(quoted[:most])

@@ -47,7 +47,7 @@ from vlltr_index.recognition.ranks import ranks_holding
 from vlltr_index.schemas.recipes import override
 from vlltr_index.store.workspace import Workspace
 from vlltr_index.tensors import class_positions
-from vlltr_index.wording import many
+from vlltr_index.wording import plural
 
 ASKED = (0.8, 0.9, 0.95)
 HELD = "as held out"
@@ -216,7 +216,7 @@ def generated(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
             f"**{title}**: {images['overall']:,} test images, {100 * images['few'] / images['overall']:.0f} % of"
             " few-shot classes;"
             f" {held // len(runs):,} images held out in training, {100 * few / held:.0f} % of such classes; data set"
-            f" `{runs[0]['dataset'][:16]}`, {many(len(runs), 'seed')}. Top-1 by rank, per cent:",
+            f" `{runs[0]['dataset'][:16]}`, {plural(len(runs), 'seed')}. Top-1 by rank, per cent:",
             "",
             *table_by_rank(runs),
             "",

@@ -93,14 +93,14 @@ def rates(scorer: Model, known: Tensor, unknown: Tensor) -> dict[str, Any]:
     """Both scores of images [N, D] of the scorer's classes and of others, and the shares that the head would accept."""
     parts = scorer.saved.parts
     assert parts is not None
-    assert parts.accept_above is not None
+    assert parts.ood_threshold is not None
     sides = [_scores(scorer, features) for features in (known, unknown)]
     truth = torch.cat([torch.ones(len(known)), torch.zeros(len(unknown))]).bool()
     found = {}
     for name in sides[0]:
         values = torch.cat([side[name] for side in sides])
         found[name] = {"auroc": round(auroc(values, truth), 4), "fpr95": round(fpr95(values, truth), 4)}
-    accepted = [float((side[SCORE] >= parts.accept_above).double().mean()) for side in sides]
+    accepted = [float((side[SCORE] >= parts.ood_threshold).double().mean()) for side in sides]
     return {
         "images": [len(known), len(unknown)],
         "scores": found,

@@ -22,7 +22,7 @@ def result(seed: int, texts: str = "true") -> dict[str, Any]:
     rows = {name: bits_of("1" * 10 if name == METHOD else BITS) for name in ORDER}
     later = {"generative": 0.5, "text": 0.5, "offset": 0.5}
     decided: dict[str, Any] = dict.fromkeys(("image", "generative", "text", "noise", "text_r2"), 0.5)
-    decided |= {"pictured": later, "told": later}
+    decided |= {"few_shot": later, "text_only": later}
     return {
         "seed": seed,
         "texts": texts,

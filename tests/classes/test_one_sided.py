@@ -91,7 +91,7 @@ def check_export(workspace: Workspace, images: list[Path], folder: Path) -> None
     mine, read = Recognizer.open(workspace), Recognizer.from_pretrained(folder)
     np.testing.assert_allclose(read.predict_proba(images), mine.predict_proba(images), atol=1e-6)
     assert read.classes_.tolist() == mine.classes_.tolist()
-    if mine.current().saved.parts is not None and mine.current().saved.parts.accept_above is not None:
+    if mine.current().saved.parts is not None and mine.current().saved.parts.ood_threshold is not None:
         known = [[p.known for p in r.predict(images, PredictOptions(reject=True))] for r in (mine, read)]
         assert known[0] == known[1]
 

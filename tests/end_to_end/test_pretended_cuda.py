@@ -180,7 +180,7 @@ def test_a_training_step_of_lgr(classes: int, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("VLLTR_DEVICE", "cpu")
     bank, labels = bank_of(classes), torch.arange(6 * classes) % classes
     features = torch.randn(2, len(labels), 16)
-    config = LGRConfig(epochs=1, batch_size=classes, views=2, strays=0.0)
+    config = LGRConfig(epochs=1, batch_size=classes, views=2, distractors=0.0)
     head, log = fitted(features, labels, bank, config)
     with pretended() as card:
         monkeypatch.setenv("VLLTR_DEVICE", "cuda")

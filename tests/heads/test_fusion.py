@@ -59,18 +59,18 @@ def trained_alone(scores: Tensor) -> ImageSide:
 
 
 @quick
-@given(trained=masks, pictured=masks, weights=weights_of, size=sizes, seed=seeds)
+@given(trained=masks, with_images=masks, weights=weights_of, size=sizes, seed=seeds)
 def test_ours_equals_its_twin(
-    trained: list[bool], pictured: list[bool], weights: PartWeights, size: float, seed: int
+    trained: list[bool], with_images: list[bool], weights: PartWeights, size: float, seed: int
 ) -> None:
     """All classes trained, none, some, whatever stands in the visual columns that do not count; in float32 too."""
     visual, likelihoods, text = drawn(seed, size, 3, 3, CLASSES)
-    kinds = torch.tensor(trained), torch.tensor(pictured)
+    kinds = torch.tensor(trained), torch.tensor(with_images)
     spoilt = visual.masked_fill(~kinds[0], NONE) if weights.image else torch.full_like(visual, math.nan)
     fused = fuse(image_side(spoilt, likelihoods, *kinds, weights), text, weights)
     near = 1e-12 * (1.0 + size)
     for row, both in enumerate(zip(visual.tolist(), likelihoods.tolist(), text.tolist(), strict=True)):
-        images, texts = twins.ours(*both, trained, pictured, asdict(weights))
+        images, texts = twins.ours(*both, trained, with_images, asdict(weights))
         assert fused.visual_part[row].tolist() == pytest.approx(images, rel=1e-9, abs=near)
         assert fused.text_part[row].tolist() == pytest.approx(texts, rel=1e-9, abs=10 * near)
         assert fused.by_image[row].tolist() == pytest.approx(twins.softmax(images), abs=1e-9)
@@ -173,8 +173,8 @@ def test_parts_add_up_to_the_log_odds(rule: Rule, weights: PartWeights, size: fl
     visual, likelihoods, text = drawn(seed, size, 3, 2, CLASSES)
     trained = torch.tensor([True, True, True, False, False])
     if rule == "ours":
-        pictured = torch.arange(CLASSES) < CLASSES - 1
-        fused = fuse(image_side(visual, likelihoods, trained, pictured, weights), text, weights)
+        with_images = torch.arange(CLASSES) < CLASSES - 1
+        fused = fuse(image_side(visual, likelihoods, trained, with_images, weights), text, weights)
     else:
         fused = fuse_protocol(visual.masked_fill(~trained, NONE), text, rule, 0.5)
     total = fused.visual_part + fused.text_part

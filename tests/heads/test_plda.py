@@ -157,7 +157,7 @@ def test_an_added_class_is_as_in_a_fit_with_the_same_shared_parameters(
     torch.testing.assert_close(back.log_likelihoods(images), found[:, [2, 0]], rtol=1e-10, atol=1e-10)
 
 
-def test_texts_foretell_classes_that_have_no_image() -> None:
+def test_texts_predict_classes_that_have_no_image() -> None:
     """Where texts say where classes lie, images of classes known by text alone are named; R^2 says how well."""
     g = torch.Generator().manual_seed(0)
     texts = torch.randn(40, 6, generator=g)
@@ -192,7 +192,7 @@ def test_a_text_that_its_images_contradict_counts_for_nothing() -> None:
     assert float((own[:2] - blank[:2]).norm(dim=1).min()) > 0.1
 
 
-def test_texts_of_few_classes_that_say_nothing_foretell_nothing() -> None:
+def test_texts_of_few_classes_that_say_nothing_predict_nothing() -> None:
     """Random texts: R^2 on classes left out is about zero, as means are taken inside the folds; then T is zero."""
     found = []
     for seed in range(12):

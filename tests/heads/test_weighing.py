@@ -219,13 +219,13 @@ def test_weights_are_the_most_probable(
         assert mine[2] == 0.0
     elif three > 0.021 * (one + two + three):
         assert loss(mine) <= best + 1e-5 * (1.0 + abs(best))
-    assert found.pictured == found.told
+    assert found.few_shot == found.text_only
     alone = [
         loss_of(f * parts[1], labels, weights)
-        for f in (found.told.generative, fit_temperature(parts[1], labels, weights))
+        for f in (found.text_only.generative, fit_temperature(parts[1], labels, weights))
     ]
     assert alone[0] == pytest.approx(alone[1], rel=1e-5, abs=1e-5)
-    assert (found.told.text, found.told.offset) == (found.text, 0.0)
+    assert (found.text_only.text, found.text_only.offset) == (found.text, 0.0)
 
 
 def test_the_usual_weights_give_the_text_a_share_of_the_spread() -> None:
@@ -233,7 +233,7 @@ def test_the_usual_weights_give_the_text_a_share_of_the_spread() -> None:
     labels, (image, likelihoods, text), weights = drawn(0, 9, 4, (2.0, 0), (2.0, 2), (2.0, -1))
     found = usual_weights(HeldOutScores(labels, image, likelihoods, text, weights))
     assert (found.image, found.generative) == (0.0, 1 / 12)
-    assert found.pictured == found.told == Gate(1 / 12, found.text)
+    assert found.few_shot == found.text_only == Gate(1 / 12, found.text)
     seen, told = found.generative * spread(likelihoods), found.text * spread(text)
     assert told / (seen + told) == pytest.approx(0.15)
     for nothing in (None, torch.zeros_like(text)):
@@ -300,7 +300,7 @@ def test_parts_that_tell_no_class_apart_have_no_weight() -> None:
     for noise in (torch.zeros(5, 1), torch.randn(5, 1, generator=torch.Generator().manual_seed(0))):
         found = fit_weights(HeldOutScores(labels, noise, 100 * noise, noise, ones))
         assert (found.image, found.generative, found.text) == (0.0, 0.0, 0.0)
-        assert 0.0 < found.told.generative < math.inf
+        assert 0.0 < found.text_only.generative < math.inf
 
 
 def design(

@@ -226,12 +226,12 @@ CASES: dict[str, tuple[Spoil, str]] = {
     ),
     "weights: NaN": (parts("weights", "text", value=float("nan")), r"parts\.weights\.text .* finite number"),
     "weights: text": (
-        parts("weights", "told", value={"generative": "0.5", "text": 0.0, "offset": 0.0}),
+        parts("weights", "text_only", value={"generative": "0.5", "text": 0.0, "offset": 0.0}),
         r"told\.generative in head\.json: Input should be a valid number",
     ),
     "weights: missing": (parts("weights", "image"), r"parts\.weights\.image in head\.json: Field required"),
     "weights: huge": (
-        parts("weights", "told", value={"generative": 1.0, "text": 0.0, "offset": -1e7}),
+        parts("weights", "text_only", value={"generative": 1.0, "text": 0.0, "offset": -1e7}),
         r"told\.offset in head\.json: Input should be greater than or equal to -1000000",
     ),
     "generative: spread": (

@@ -24,11 +24,11 @@ def test_the_best_likelihood_is_held_against_the_heads_level(trained: Workspace,
     recognizer, images = Recognizer.open(trained.path), sorted(pictures.glob("known-*.png"))
     parts = recognizer.current().saved.parts
     assert parts is not None
-    assert parts.accept_above is not None
+    assert parts.ood_threshold is not None
     best = recognizer.current().log_likelihoods(recognizer.features(images)[0]).amax(1).tolist()
     for found, value in zip(recognizer.predict(images, PredictOptions(reject=True)), best, strict=True):
         assert found.known_score == pytest.approx(value, abs=1e-3)
-        assert found.known is (value >= parts.accept_above)
+        assert found.known is (value >= parts.ood_threshold)
     assert all(found.known is None for found in recognizer.predict(images))
 
 
@@ -43,7 +43,7 @@ def test_a_head_without_a_level_says_which_command_gives_one(
     """Where no image could be held out there is none, and none in heads of another rule; other answers go on."""
     saved = Recognizer.open(trained).current().saved
     assert saved.parts is not None
-    without = replace(saved, parts=replace(saved.parts, accept_above=None) if parts else None)
+    without = replace(saved, parts=replace(saved.parts, ood_threshold=None) if parts else None)
     with trained.transaction("a head without a level") as tx:
         tx.set(head=trained.objects.put("heads", lambda path: save_head(without, path)))
     image = pictures / "known-0.png"

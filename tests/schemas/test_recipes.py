@@ -47,7 +47,7 @@ BOTH = {
     "lgr.warmup_epochs": 0.0,
     "lgr.loss_bias": False,
     "lgr.anchor_dropout": 0.0,
-    "lgr.strays": 0.0,
+    "lgr.distractors": 0.0,
     "select.max_share": None,
     "fusion.rule": "paper",
     "prompts": "clip",  # the paper's text corpus; release: mcloader/prompt_template.py

@@ -140,7 +140,7 @@ def ours(
     likelihoods: list[float],
     text: list[float],
     trained: list[bool],
-    pictured: list[bool],
+    with_images: list[bool],
     weights: dict[str, Any],
 ) -> tuple[list[float], list[float]]:
     """The chain rule for one image: what images and text give each class, up to a constant of the image."""
@@ -158,7 +158,7 @@ def ours(
         if trained[c]:
             w, offset, own, beside = weights["text"], 0.0, three(c), [three(k) for k in known]
         else:
-            later = weights["pictured" if pictured[c] else "told"]
+            later = weights["few_shot" if with_images[c] else "text_only"]
             g, w, offset = later["generative"], later["text"], later["offset"]
             own, beside = g * likelihoods[c], [g * likelihoods[k] for k in known]
         images.append(own - level(beside) + offset)
@@ -325,7 +325,7 @@ def shared_gaussian(
     seen = [(mean - centre) @ whitening for mean in means]
     mapped, residuals, r2 = text_fit(text, seen, weights, told)
     spread = torch.zeros(dim, dim, dtype=torch.float64)
-    # Classes that texts foretell, or all where they foretell none.
+    # Classes that texts predict, or all where they predict none.
     chosen = [there or not r2 for there in told]
     kept = [[v for v, there in zip(of, chosen, strict=True) if there] for of in (residuals, n, weights)]
     values, vectors = torch.linalg.eigh(between(*kept, noise, shrinkage))  # type: ignore[arg-type]

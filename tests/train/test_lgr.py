@@ -169,7 +169,7 @@ def test_other_sentences_than_the_anchors_do_not_break_a_trained_head() -> None:
         bank_of(torch.cat([texts, texts[stray]]), torch.cat([owner, host]), 99),
     )
     config = LGRConfig(epochs=12, batch_size=32, lr=1e-2, projection_lr=3e-2)
-    plain = config.model_copy(update={"loss_bias": False, "anchor_dropout": 0.0, "strays": 0.0})
+    plain = config.model_copy(update={"loss_bias": False, "anchor_dropout": 0.0, "distractors": 0.0})
     for settings, all_of_them, noisy in ((plain, (0.7, 0.9), (0.0, 0.2)), (config, (0.98, 1), (0.98, 1))):
         head, _ = fitted(images[None], labels, anchors, settings, 10.0)
         assert accuracy(head, fresh, labels, anchors)[1] > 0.98

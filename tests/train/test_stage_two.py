@@ -203,7 +203,7 @@ def test_classes_of_all_kinds_are_answered(data: StageTwoData) -> None:
     if not data.bank.num_classes:
         assert decision.notes[1] == "There is no sentence: the images alone count."
         assert parts_of(decision).weights.text == parts_of(decision).shared.text_r2 == 0.0
-    level = parts_of(decision).accept_above
+    level = parts_of(decision).ood_threshold
     assert level is not None
     counts, sums = class_sums(unit_rows(data.features[0]), data.labels, data.classes)
     model = PLDA(parts_of(decision).shared, counts, sums, data.prototypes)
@@ -217,7 +217,7 @@ def test_where_every_class_has_one_image_nothing_is_weighed() -> None:
     decision = fit_stage_two(data, CONFIG)
     assert held_out(decision) == 0
     assert decision.log == []
-    assert parts_of(decision).accept_above is None
+    assert parts_of(decision).ood_threshold is None
     weights = parts_of(decision).weights
     assert (weights.image, weights.text) == (0.0, 0.0)
     assert weights.generative > 0.0
@@ -258,10 +258,10 @@ def test_texts_say_more_of_classes_without_images() -> None:
     """Classes left out, known by their texts alone, tell how much; beside images that name all, they hardly do."""
     data = drawn([8] * 10, apart=0.2)
     weights = parts_of(fit_stage_two(data, CONFIG)).weights
-    assert weights.told.text > 2.0 * weights.text
-    assert weights.told.offset != 0.0
+    assert weights.text_only.text > 2.0 * weights.text
+    assert weights.text_only.offset != 0.0
     silent = parts_of(fit_stage_two(drawn([8] * 10, [False] * 10, apart=0.2), CONFIG)).weights
-    assert silent.told == replace(silent.pictured, offset=-1e5)  # nothing is known of them
+    assert silent.text_only == replace(silent.few_shot, offset=-1e5)  # nothing is known of them
 
 
 @pytest.mark.slow
@@ -304,7 +304,7 @@ def test_after_stage_one_the_images_that_it_did_not_see_decide(fits: Fits) -> No
     assert held_out(decision) == 112
     assert {frozenset(some) for some in left_out(fits, data)} == {frozenset(range(0, 560, 5))}
     assert parts_of(decision).weights.image > 0.0
-    assert parts_of(decision).weights.pictured.offset == 0.0
+    assert parts_of(decision).weights.few_shot.offset == 0.0
     assert right(decision, data) > 0.8
 
 
@@ -323,8 +323,8 @@ def test_classes_that_stage_one_did_not_see_set_how_new_ones_meet_the_others(ima
     assert all(bool(value.isfinite().all()) for value in decision.head.state_dict().values())
     assert right(decision, data) > 0.9
     weights = parts_of(decision).weights
-    assert weights.told.offset != 0.0
-    assert (weights.pictured.offset != 0.0) is (images > 1)  # with one each there is none left to ask about
+    assert weights.text_only.offset != 0.0
+    assert (weights.few_shot.offset != 0.0) is (images > 1)  # with one each there is none left to ask about
 
 
 @pytest.mark.parametrize("unseen", [0, 8])
@@ -333,7 +333,7 @@ def test_few_images_that_stage_one_did_not_see_weigh_nothing(unseen: int) -> Non
     data = after_stage_one(drawn([10] * 8, apart=0.4), list(range(0, 10 * unseen, 10)), [])
     decision = fit_stage_two(data, CONFIG)
     assert held_out(decision) == unseen
-    assert (parts_of(decision).accept_above is None) is (unseen == 0)
+    assert (parts_of(decision).ood_threshold is None) is (unseen == 0)
     none = "No image could be kept out of training, so nothing could be weighed: the images count, text as a prior."
     assert decision.notes == [
         "Stage 1 left 8 images out, too few to weigh by: the usual weights hold." if unseen else none
@@ -356,7 +356,7 @@ def test_a_head_that_is_trained_already_is_weighed_as_it_is() -> None:
     assert notes == [
         "No image could be kept out of training, so nothing could be weighed: the images count, text as a prior."
     ]
-    assert parts.accept_above is None
+    assert parts.ood_threshold is None
 
 
 def test_without_any_image_the_texts_decide() -> None:

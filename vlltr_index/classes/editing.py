@@ -34,7 +34,7 @@ from vlltr_index.store.class_table import folded
 from vlltr_index.store.ingestion import sentence_rows
 from vlltr_index.store.tables import one_of
 from vlltr_index.store.taxonomy import merge_nodes, rename_node
-from vlltr_index.wording import many, some
+from vlltr_index.wording import plural, preview
 
 if TYPE_CHECKING:
     from vlltr_index.store.transaction import Transaction
@@ -109,7 +109,7 @@ def add_classes(
         InputError: If a name exists, is given twice, or nothing at all is known of a class.
         MissingStepError: If the workspace has no trained head yet.
     """
-    command = f"classes add {some(one.name for one in wanted)}"
+    command = f"classes add {preview(one.name for one in wanted)}"
     return replace(change(workspace, command, lambda tx: _write(tx, wanted), options), added=True)
 
 
@@ -208,11 +208,11 @@ def remove_classes(
         for i in ids:
             gone = [tx.delete(kind, f"class_id = {i}") for kind in ("sentences", "images")]
             _change_class(tx, i, retired_at=_now())
-            content = f"{many(gone[0], 'sentence')} and {many(gone[1], 'image')}"
+            content = f"{plural(gone[0], 'sentence')} and {plural(gone[1], 'image')}"
             notes.append(f"Removed {table.names[i]!r} (class {i}) with {content}.")
         return Edit(set(ids), images_changed=True, notes=notes)
 
-    return change(workspace, f"classes remove {some(names)}", write, options)
+    return change(workspace, f"classes remove {preview(names)}", write, options)
 
 
 def _now() -> str:
@@ -311,7 +311,7 @@ def merge_classes(
         merged[gone] = kept
         note = (
             f"Merged {table.names[gone]!r} (class {gone}) into {name!r} (class {kept}):"
-            f" {many(moved, 'sentence')} and {many(images.num_rows, 'image')} went over;"
+            f" {plural(moved, 'sentence')} and {plural(images.num_rows, 'image')} went over;"
             " the name is an alias now."
         )
         return Edit({kept, gone}, images_changed=True, merged=merged, notes=[note])
@@ -362,7 +362,7 @@ def add_sentences(
         rows = sentence_rows({class_id: records}, known=there.__contains__)
         tx.upsert("sentences", rows)
         same = f"; {len(records) - rows.num_rows} there before" if rows.num_rows < len(records) else ""
-        notes = [f"{many(rows.num_rows, 'sentence')} added{same}."]
+        notes = [f"{plural(rows.num_rows, 'sentence')} added{same}."]
         return Edit({class_id} if rows.num_rows else set(), [class_id], rows, notes=notes)
 
     return change(workspace, f"sentences add {name!r}", write, options)
@@ -412,7 +412,7 @@ def remove_sentences(
         tx.delete("sentences", one_of("sentence_id", gone))
         shown = [f"  {there[i]}" for i in gone[:_EXAMPLES]]
         more = [f"  and {len(gone) - _EXAMPLES} more"] if len(gone) > _EXAMPLES else []
-        return Edit({class_id}, notes=[f"{many(len(gone), 'sentence')} removed:", *shown, *more])
+        return Edit({class_id}, notes=[f"{plural(len(gone), 'sentence')} removed:", *shown, *more])
 
     return change(workspace, f"sentences remove {name!r}", write, options)
 
@@ -444,7 +444,7 @@ def add_images(
         there = tx.count("images", one_of("image_id", good["image_id"].to_pylist()))
         tx.upsert("images", rows)
         new = good.num_rows - there
-        notes = [many(new, "image") + " added" + (f"; {there} there before." if there else ".")]
+        notes = [plural(new, "image") + " added" + (f"; {there} there before." if there else ".")]
         notes += [f"Left out: {what}" for what in skipped]
         return Edit({class_id} if new else set(), [class_id], images=rows, images_changed=True, notes=notes)
 
@@ -475,7 +475,7 @@ def remove_images(workspace: Workspace, ids: Sequence[str], options: ChangeOptio
         rows = tx.table("images", ["class_id", "split"], where)
         tx.delete("images", where)
         owners = rows.filter(pc.equal(rows["split"], "train"))["class_id"].drop_null().to_pylist()
-        return Edit(set(owners), images_changed=True, notes=[f"{many(len(gone), 'image')} removed."])
+        return Edit(set(owners), images_changed=True, notes=[f"{plural(len(gone), 'image')} removed."])
 
     command = f"images remove {' '.join(ids[:3])}" + (" ..." if len(ids) > 3 else "")
     return _with_trained_note(change(workspace, command, write, options))

@@ -34,7 +34,7 @@ from vlltr_index.data.objects import is_address, object_names
 from vlltr_index.data.text import check_split, clean_name
 from vlltr_index.errors import InputError, UsageError
 from vlltr_index.schemas.records import ImageRecord, Skipped
-from vlltr_index.wording import many
+from vlltr_index.wording import plural
 
 _log = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ def _by_folder(
         )
     if not found and links:
         raise InputError(
-            f"no image in a class folder of {root} but links that leave it: {many(links, 'link')}",
+            f"no image in a class folder of {root} but links that leave it: {plural(links, 'link')}",
             "To read what they lead to: --follow-links",
         )
     if not found:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vlltr_index.evaluation.metrics import ClassFigures, EvaluationReport, Interval
-from vlltr_index.wording import many
+from vlltr_index.wording import plural
 
 _FEW_IMAGES = 30  # below it a share says too little: counts are given instead
 _NAMED = 5
@@ -19,7 +19,7 @@ def verdict(report: EvaluationReport) -> tuple[str, ...]:
     untested = len(report.by_class) - report.tested
     if untested and report.by_class:
         said.append(
-            f"{report.tested} of {many(len(report.by_class), 'class', 'classes')} have pictures to measure on."
+            f"{report.tested} of {plural(len(report.by_class), 'class', 'classes')} have pictures to measure on."
         )
     said += _sufferers(report.by_class)
     return tuple(said)
@@ -44,7 +44,7 @@ def _accuracy(report: EvaluationReport, mine: Interval) -> str:
     """Give the method's accuracy, by picture and by class, beside the row that it is compared with."""
     balanced = report.rows[_METHOD].balanced
     right = _share(mine.value, mine.images)
-    said = f"Of {many(mine.images, 'picture')} that it had not seen, the model named {right} rightly"
+    said = f"Of {plural(mine.images, 'picture')} that it had not seen, the model named {right} rightly"
     if mine.images >= _FEW_IMAGES:
         said += (
             f" (95 %: {100 * mine.low:.1f} to {100 * mine.high:.1f}); each class counted alike,"
@@ -75,7 +75,8 @@ def _sufferers(classes: tuple[ClassFigures, ...]) -> list[str]:
     said = []
     if weak:
         words = [
-            f"{one.name} ({one.right} of {one.images}; {many(one.train, 'training picture')})" for one in weak
+            f"{one.name} ({one.right} of {one.images}; {plural(one.train, 'training picture')})"
+            for one in weak
         ]
         said.append(f"Recognised least: {_first(words)}.")
     if any(one.right_by_text for one in tested):  # else there is no text, or none that tells anything

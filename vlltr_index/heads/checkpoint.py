@@ -42,13 +42,13 @@ class Parts:
 
     shared: SharedGaussian
     weights: PartWeights
-    accept_above: float | None = None
+    ood_threshold: float | None = None
     held_out: HeldOutAnswers | None = None
 
     @property
     def texts_are_mute(self) -> bool:
         """Whether nothing is known of a class that has text alone: no weight of text, and no prior from it."""
-        return not self.weights.told.text and not bool(self.shared.text_map.any())
+        return not self.weights.text_only.text and not bool(self.shared.text_map.any())
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class PartFacts(BaseModel):
     weights: PartWeights
     noise: float = Field(gt=0.0, le=1e3)
     text_r2: float
-    accept_above: float | None
+    ood_threshold: float | None
 
 
 class HeadManifest(Manifest):
@@ -89,7 +89,7 @@ class HeadManifest(Manifest):
 
     model_config = _STRICT
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     dim: int = Field(ge=1)
     visual: Literal["linear", "mlp", "cosine"]
     normalise_values: bool
@@ -122,7 +122,7 @@ def save_head(
             weights=parts.weights,
             noise=parts.shared.noise,
             text_r2=parts.shared.text_r2,
-            accept_above=parts.accept_above,
+            ood_threshold=parts.ood_threshold,
         )
         tensors |= {f"generative.{n}": getattr(parts.shared, n).float().contiguous() for n in SHARED}
         if parts.held_out is not None:
@@ -184,4 +184,4 @@ def _parts(facts: PartFacts, tensors: dict[str, Tensor]) -> Parts:
     if "held_out.labels" in tensors:
         held = HeldOutAnswers(*(tensors.pop(f"held_out.{name}") for name in HELD_OUT))
     gaussian = SharedGaussian(**shared, noise=facts.noise, text_r2=facts.text_r2)
-    return Parts(gaussian, facts.weights, facts.accept_above, held)
+    return Parts(gaussian, facts.weights, facts.ood_threshold, held)

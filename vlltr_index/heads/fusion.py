@@ -51,15 +51,15 @@ class PartWeights:
         image: Factor of the visual classifier's logits.
         generative: Factor of the log-likelihoods, among the trained classes.
         text: Factor of the text logits, among the trained classes.
-        pictured: Weights of later classes that have images.
-        told: Weights of later classes that are known by text alone.
+        few_shot: Weights of later classes that have images.
+        text_only: Weights of later classes that are known by text alone.
     """
 
     image: Weight
     generative: Weight
     text: Weight
-    pictured: Gate
-    told: Gate
+    few_shot: Gate
+    text_only: Gate
 
 
 class ImageSide(NamedTuple):
@@ -68,14 +68,14 @@ class ImageSide(NamedTuple):
     Attributes:
         scores: Float [B, C], log-scores up to a constant of each image.
         likelihoods: Float [B, C], log-likelihoods of the generative model, under the rule `ours`.
-        trained: Bool [C], the trained classes, under `ours`; on the CPU like `pictured`, so that no GPU is waited for.
-        pictured: Bool [C], the classes that have images, under `ours`.
+        trained: Bool [C], the trained classes, under `ours`; on the CPU, so that no GPU is waited for, like the next.
+        with_images: Bool [C], the classes that have images, under `ours`.
     """
 
     scores: Tensor
     likelihoods: Tensor
     trained: Tensor
-    pictured: Tensor
+    with_images: Tensor
 
     def rows(self, rows: Tensor) -> ImageSide:
         """Return the scores of the images at the positions int64 [b]: scores and likelihoods [b, C]."""
@@ -84,8 +84,8 @@ class ImageSide(NamedTuple):
     def later(self, weights: PartWeights) -> tuple[tuple[Tensor, Gate], ...]:
         """Return the kinds of later classes that there are, bool [C], each with its weights."""
         kinds = (
-            (~self.trained & self.pictured, weights.pictured),
-            (~self.trained & ~self.pictured, weights.told),
+            (~self.trained & self.with_images, weights.few_shot),
+            (~self.trained & ~self.with_images, weights.text_only),
         )
         return tuple((kind, gate) for kind, gate in kinds if bool(kind.any()))
 
@@ -126,7 +126,7 @@ class FusedScores(NamedTuple):
 
 
 def image_side(
-    visual_logits: Tensor, likelihoods: Tensor, trained: Tensor, pictured: Tensor, weights: PartWeights
+    visual_logits: Tensor, likelihoods: Tensor, trained: Tensor, with_images: Tensor, weights: PartWeights
 ) -> ImageSide:
     """Compute the visual scores of the rule `ours`.
 
@@ -137,10 +137,10 @@ def image_side(
         visual_logits: Float [B, C]; only the trained classes' columns are used, and none if their weight is 0.
         likelihoods: Float [B, C], g, the log-likelihoods of the generative model.
         trained: Bool [C], the trained classes, on the CPU.
-        pictured: Bool [C], the classes that have images, on the CPU.
+        with_images: Bool [C], the classes that have images, on the CPU.
         weights: The weights of the parts.
     """
-    side = ImageSide(torch.empty_like(likelihoods), likelihoods, trained, pictured)
+    side = ImageSide(torch.empty_like(likelihoods), likelihoods, trained, with_images)
     own = _columns(trained, likelihoods)
     known = weights.generative * likelihoods[:, own]
     if weights.image:

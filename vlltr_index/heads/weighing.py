@@ -226,7 +226,9 @@ def fit_weights(held_out: HeldOutScores) -> PartWeights:
     counts = held_out.text is not None and float(factors[-1]) >= _LEAST * float(factors.sum())
     text = found[-1] if counts else 0.0
     gate = Gate(fit_temperature(likelihoods, labels, weights), text)
-    return PartWeights(image=image, generative=found[len(visual) - 1], text=text, pictured=gate, told=gate)
+    return PartWeights(
+        image=image, generative=found[len(visual) - 1], text=text, few_shot=gate, text_only=gate
+    )
 
 
 def _rightly_labelled(scores: Tensor, labels: Tensor) -> Tensor:
@@ -246,7 +248,7 @@ def usual_weights(held_out: HeldOutScores) -> PartWeights:
     if held_out.text is not None and visual < math.inf:
         text = _USUAL_TEXT / (1.0 - _USUAL_TEXT) * visual / _spread(held_out.text)
     gate = Gate(TEMPERED, text)
-    return PartWeights(image=0.0, generative=TEMPERED, text=text, pictured=gate, told=gate)
+    return PartWeights(image=0.0, generative=TEMPERED, text=text, few_shot=gate, text_only=gate)
 
 
 def _spread(part: Tensor) -> float:

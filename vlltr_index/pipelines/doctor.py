@@ -20,7 +20,7 @@ from vlltr_index.store.parts import differences
 from vlltr_index.store.snapshot import NOTHING
 from vlltr_index.store.transaction import check_tags
 from vlltr_index.store.workspace import Workspace
-from vlltr_index.wording import many
+from vlltr_index.wording import plural
 
 if TYPE_CHECKING:
     from vlltr_index.store.snapshot import Commit
@@ -108,7 +108,7 @@ def _faiss() -> Iterator[Check]:
         what = f"faiss-gpu-cu12 is made for compute capability 7.0 to 8.9, {', '.join(wrong)}"
         yield Check("faiss", "problem", what, again.format("gpu"))
     elif builds and builds != ["faiss-cpu"]:
-        yield Check("faiss", "ok" if count else "note", f"{builds[0]} sees {many(count, 'GPU')}")
+        yield Check("faiss", "ok" if count else "note", f"{builds[0]} sees {plural(count, 'GPU')}")
 
 
 def _cards() -> dict[str, tuple[int, int]]:

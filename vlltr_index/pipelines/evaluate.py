@@ -21,7 +21,7 @@ from vlltr_index.pipelines.baselines import ADJUSTED, baseline_labels, score_bas
 from vlltr_index.recognition.model import Model
 from vlltr_index.schemas.config import FusionConfig
 from vlltr_index.tensors import class_positions
-from vlltr_index.wording import many
+from vlltr_index.wording import plural
 
 if TYPE_CHECKING:
     from vlltr_index.heads.tree import ClassTree
@@ -238,7 +238,7 @@ def _labels(snapshot: Snapshot, class_ids: Tensor, data: ImageSet, split: str) -
     if unknown:
         names = snapshot.class_table().names
         raise MissingStepError(
-            f"{many(len(unknown), 'class', 'classes')} of split {split!r} with neither an anchor sentence nor a"
+            f"{plural(len(unknown), 'class', 'classes')} of split {split!r} with neither an anchor sentence nor a"
             f" training image, for example {names[unknown[0]]!r}",
             "Bring text or images for them (vlltr ingest text PATH), then: vlltr embed, vlltr select, vlltr train lgr",
         )

@@ -18,7 +18,7 @@ from vlltr_index.schemas.tables import IMAGES
 from vlltr_index.store import ingestion
 from vlltr_index.store.origins import Listed, Origin, Source, match_images
 from vlltr_index.store.tables import one_of
-from vlltr_index.wording import many, some
+from vlltr_index.wording import plural, preview
 
 if TYPE_CHECKING:
     from vlltr_index.data.names import ClassNames
@@ -107,7 +107,7 @@ class Notes:
     def old(self, count: int, what: str) -> None:
         """Say that there are rows of which it is not known that this source gave them, if there are."""
         if count:
-            told = f"{many(count, what)} of this place came before it was noted what each source gave"
+            told = f"{plural(count, what)} of this place came before it was noted what each source gave"
             self.lines.append(f"{told}, and stay, though the source does not have them now")
 
     def skip(self, item: Skipped) -> None:
@@ -232,10 +232,10 @@ class ImageRun:
         """Note the named classes that have no image in the source, or that all labels are bare numbers."""
         if names is not None:
             empty = [name for name in names.names if name not in labels]
-            told = f"{len(empty):,} of the {len(names):,} named classes have no image here: {some(empty)}"
+            told = f"{len(empty):,} of the {len(names):,} named classes have no image here: {preview(empty)}"
         else:
             empty = list(labels) if all(name.isascii() and name.isdecimal() for name in labels) else []
-            told = f"the labels are numbers, so classes are called {some(empty)}; name them: --names FILE"
+            told = f"the labels are numbers, so classes are called {preview(empty)}; name them: --names FILE"
         if empty:
             self.notes.lines.append(told)
 

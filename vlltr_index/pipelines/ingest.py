@@ -25,7 +25,7 @@ from vlltr_index.pipelines.image_run import ImageRun, Listing, Notes, counted
 from vlltr_index.schemas.records import ImageRecord, SentenceRecord, Skipped
 from vlltr_index.store import ingestion
 from vlltr_index.store.origins import Origin, Source
-from vlltr_index.wording import many, some
+from vlltr_index.wording import plural, preview
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
@@ -164,7 +164,7 @@ def _image_report(
 ) -> IngestReport:
     """Return the report of the ingestion."""
     if retired:
-        run.notes.lines.append(f"retired, as nothing is left of it: {some(retired)}")
+        run.notes.lines.append(f"retired, as nothing is left of it: {preview(retired)}")
     if run.unknown:
         run.notes.add("unknown", f"no class of the name {counted(run.unknown)}")
     classes = len(run.tx.class_table())
@@ -208,8 +208,8 @@ def _next_step(tx: Transaction) -> str | None:
     """Return the next command to run if classes lack text, else None."""
     mute, bare = map(len, _classes_without_text(tx))
     if mute:
-        return f"vlltr ingest text PATH   ({many(mute, 'class has', 'classes have')} no sentence yet)"
-    told = f"{many(bare, 'class has', 'classes have')} no text but prompts"
+        return f"vlltr ingest text PATH   ({plural(mute, 'class has', 'classes have')} no sentence yet)"
+    told = f"{plural(bare, 'class has', 'classes have')} no text but prompts"
     return f"vlltr ingest text PATH, or without text: vlltr embed   ({told})" if bare else None
 
 
@@ -287,11 +287,11 @@ def ingest_text(
         made = write_prompts(tx, table.ids) if wanted else 0
         bare = sorted(_classes_without_text(tx)[1])
     if lost.retired:
-        notes.lines.append(f"retired, as nothing is left of it: {some(lost.retired)}")
+        notes.lines.append(f"retired, as nothing is left of it: {preview(lost.retired)}")
     if bare:
         notes.lines.append(
             f"{len(bare):,} of {len(table):,} classes have no text{' but prompts' if wanted else ''}: "
-            + some(table.names[i] for i in bare)
+            + preview(table.names[i] for i in bare)
         )
     return IngestReport(
         kind="sentences",

@@ -398,8 +398,8 @@ def _fusion(snapshot: Snapshot, fusion: FusionConfig) -> str:
     w = parts.weights
     return (
         f"rule ours: visual classifier {w.image:.3g}, generative model {w.generative:.3g}, text {w.text:.3g};"
-        f" between old and new classes {w.pictured.generative:.3g}, text {w.pictured.text:.3g}, offset"
-        f" {w.pictured.offset:.2f}; texts foretell"
+        f" between old and new classes {w.few_shot.generative:.3g}, text {w.few_shot.text:.3g}, offset"
+        f" {w.few_shot.offset:.2f}; texts predict"
         f" {100 * parts.shared.text_r2:.0f} % of the class means"
     )
 

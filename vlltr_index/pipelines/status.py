@@ -19,7 +19,7 @@ from vlltr_index.schemas.tables import content_id, image_vectors_name, sentence_
 from vlltr_index.store.holdout import digest_images, held_images, score_image_rows
 from vlltr_index.store.tables import quote
 from vlltr_index.store.transaction import check_tags
-from vlltr_index.wording import many
+from vlltr_index.wording import plural
 
 if TYPE_CHECKING:
     from vlltr_index.store.objects import Kind, Objects
@@ -147,13 +147,13 @@ def _todo(
     if not told:
         yield "there is no text", add_text
     elif bare := len(set(snapshot.class_table().ids) - told):
-        yield f"{many(bare, 'class has', 'classes have')} no text", add_text
+        yield f"{plural(bare, 'class has', 'classes have')} no text", add_text
     yield from _encoder_steps(workspace, commit)
     if not commit.text_fp or not commit.image_fp:
         if snapshot.has("sentences") or snapshot.has("images"):
             yield "nothing has been embedded with this encoder", "vlltr embed"
     elif any(lacking.values()):
-        missing = [many(n, kind) for kind, n in lacking.items() if n]
+        missing = [plural(n, kind) for kind, n in lacking.items() if n]
         yield f"without a vector: {' and '.join(missing)}", "vlltr embed"
     if commit.selection_id:
         yield from _selection_steps(snapshot)
@@ -217,7 +217,7 @@ def _selection_steps(snapshot: Snapshot) -> _Steps:
     with suppress(MissingStepError):  # a checkpoint that is gone is told of elsewhere
         held = held_images(snapshot)
     if changed := len(set(used["sentence_id"].to_pylist()) ^ set(scored["sentence_id"].to_pylist())):
-        yield f"the selection is from before {many(changed, 'sentence')} came or went", "vlltr select"
+        yield f"the selection is from before {plural(changed, 'sentence')} came or went", "vlltr select"
     elif not config.augmented:  # with augmentation the digest depends on more than the images
         rows = score_image_rows(snapshot, config, held)
         contents = list(map(content_id, rows["image_id"].to_pylist(), rows["content_hash"].to_pylist()))
@@ -253,7 +253,7 @@ def _index_steps(workspace: Workspace, snapshot: Snapshot) -> _Steps:
     elif index.text_fp != snapshot.commit.text_fp:
         yield "the index is over another encoder's vectors", command
     elif (beside := _anchors_since(workspace, snapshot, index.digest)) > _BESIDE * anchors:
-        came = f"{many(beside, 'anchor')} came or went since the index was built"
+        came = f"{plural(beside, 'anchor')} came or went since the index was built"
         yield f"{came}; those are searched beside it", command
 
 

@@ -18,7 +18,7 @@ from vlltr_index.schemas.tables import TAXONOMY
 from vlltr_index.store.class_table import folded
 from vlltr_index.store.ingestion import known_names, note_aliases
 from vlltr_index.store.taxonomy import Taxonomy, load_taxonomy, misplaced
-from vlltr_index.wording import many, some
+from vlltr_index.wording import plural, preview
 
 if TYPE_CHECKING:
     from vlltr_index.store.transaction import Transaction
@@ -80,17 +80,17 @@ def ingest_classes(workspace: Workspace, path: Path) -> TaxonomyReport:
             try:
                 classes.lookup(names[0])
             except UnknownClassError as error:  # the hint names close ones
-                raise InputError(f"no name in {path} is a class: {some(names)}", error.hint) from None
+                raise InputError(f"no name in {path} is a class: {preview(names)}", error.hint) from None
         rows = [{key: getattr(taxon, key) for key in TAXONOMY.names} for taxon in taxa]
         changed = tx.upsert("taxonomy", pa.Table.from_pylist(rows, schema=TAXONOMY))
         tree = load_taxonomy(tx)
     flat = sorted(name for name in own if name not in tree or tree[name].parent is None)
     notes = []
     if unknown:
-        no = many(len(unknown), "name is no class and has", "names are no classes and have")
-        notes.append(f"{no} nothing below: {some(unknown)}.")
+        no = plural(len(unknown), "name is no class and has", "names are no classes and have")
+        notes.append(f"{no} nothing below: {preview(unknown)}.")
     if flat:
-        notes.append(f"{many(len(flat), 'class has', 'classes have')} no parent: {some(flat)}")
+        notes.append(f"{plural(len(flat), 'class has', 'classes have')} no parent: {preview(flat)}")
     return TaxonomyReport(
         source=str(path),
         nodes=len(tree),

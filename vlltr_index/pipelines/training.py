@@ -29,7 +29,7 @@ from vlltr_index.store.storage import write_lock
 from vlltr_index.tensors import class_positions
 from vlltr_index.train.distributed import by_first, first_then_all, meet
 from vlltr_index.train.loop import StageOne, TrainingConfig
-from vlltr_index.wording import many, some
+from vlltr_index.wording import plural, preview
 
 if TYPE_CHECKING:
     from vlltr_index.store.snapshot import Snapshot
@@ -159,8 +159,8 @@ def check_told(snapshot: Snapshot, bare: Sequence[int], what: str, mend: str) ->
     """
     if bare:
         names = snapshot.class_table().names
-        have = many(len(bare), "class with training images has", "classes with training images have")
-        raise MissingStepError(f"{have} no {what}: {some((names[i] for i in bare), 5)}", mend)
+        have = plural(len(bare), "class with training images has", "classes with training images have")
+        raise MissingStepError(f"{have} no {what}: {preview((names[i] for i in bare), 5)}", mend)
 
 
 def image_facts(snapshot: Snapshot) -> dict[str, object]:

@@ -173,7 +173,7 @@ class Examination:
         score = model.class_scores(fused, column)[0][0]
         logits = (0.0, 0.0)
         cosines = (0.0, 0.0)
-        told = list[ExaminedSentence]()
+        examined = list[ExaminedSentence]()
         place = model.explainer.places.get(class_id)
         if place is not None:
             struck = left_out.get(place, ())
@@ -184,7 +184,9 @@ class Examination:
             if sentences:
                 shares = {m: asdict(share) for m, _, share in model.explainer.by_share(now)}
                 for m, sentence_id, _ in model.explainer.by_share(before):
-                    told.append(ExaminedSentence(**shares[m], sentence_id=sentence_id, struck=m in struck))
+                    examined.append(
+                        ExaminedSentence(**shares[m], sentence_id=sentence_id, struck=m in struck)
+                    )
         return ExaminedClass(
             class_id=class_id,
             name=score.name,
@@ -197,7 +199,7 @@ class Examination:
             cosine_before=cosines[1],
             logit_before=logits[1],
             unit=score.unit,
-            sentences=tuple(told),
+            sentences=tuple(examined),
         )
 
 

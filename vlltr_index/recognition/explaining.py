@@ -73,9 +73,9 @@ class Explainer:
         if class_id not in self.places:
             return 0.0, ()
         found = self.explain(feature, self.places[class_id])
-        told = self.by_share(found)
-        first = list(dict.fromkeys(share.group for _, _, share in told))[:groups]
-        return float(found.cosine), tuple(share for _, _, share in told if share.group in first)
+        ordered = self.by_share(found)
+        first = list(dict.fromkeys(share.group for _, _, share in ordered))[:groups]
+        return float(found.cosine), tuple(share for _, _, share in ordered if share.group in first)
 
     def with_sentences(self, score: ClassScore, feature: Tensor, groups: int | None) -> ClassScore:
         """Return a score with the class's first groups of sentences and the exact cosine; None: all groups."""
@@ -107,7 +107,7 @@ class Explainer:
         first, last = self._anchors.bank.bounds[found.position : found.position + 2]
         texts = self._texts()
         groups = numbered(self._template_groups[first:last])
-        told = []
+        shares_of = []
         percents = found.percents
         for m, sentence_id in enumerate(self._anchors.sentence_ids[first:last]):
             share = SentenceShare(
@@ -118,9 +118,14 @@ class Explainer:
                 percent=float(percents[m]),
                 group=groups[m],
             )
-            told.append((m, sentence_id, share))
-        sums = torch.zeros(len(told)).double().index_add(0, torch.tensor(groups), found.shares.cpu()).tolist()
-        return sorted(told, key=lambda one: (-sums[one[2].group], one[2].group, -one[2].share))
+            shares_of.append((m, sentence_id, share))
+        sums = (
+            torch.zeros(len(shares_of))
+            .double()
+            .index_add(0, torch.tensor(groups), found.shares.cpu())
+            .tolist()
+        )
+        return sorted(shares_of, key=lambda one: (-sums[one[2].group], one[2].group, -one[2].share))
 
     @cached_property
     def _template_groups(self) -> list[Hashable]:
@@ -128,8 +133,10 @@ class Explainer:
         bank = self._anchors.bank
         texts = self._texts()
         owners = bank.class_ids[bank.class_of_row].tolist()
-        told = (texts[sentence_id][:2] for sentence_id in self._anchors.sentence_ids)
-        return template_groups(((owner, *one) for owner, one in zip(owners, told, strict=True)), self._names)
+        sentences = (texts[sentence_id][:2] for sentence_id in self._anchors.sentence_ids)
+        return template_groups(
+            ((owner, *one) for owner, one in zip(owners, sentences, strict=True)), self._names
+        )
 
 
 def nearest(feature: Tensor, rows: pa.Table, vectors: Tensor, count: int) -> tuple[Neighbour, ...]:

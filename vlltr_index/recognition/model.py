@@ -438,8 +438,8 @@ class Model(Scorer):
         classes = self.class_ids if columns is None else self.class_ids[columns]
         rule = self.fusion.rule
         scale = float(self.saved.head.logit_scale.detach())
-        told = torch.isin(classes, self.bank.class_ids)
-        cosines = torch.where(told, fused.text_logits / scale, 0.0)
+        with_text = torch.isin(classes, self.bank.class_ids)
+        cosines = torch.where(with_text, fused.text_logits / scale, 0.0)
         chances = fused.probabilities.gather(1, positions)
         values = classes[positions], chances, *parts_of(fused, positions, rule), cosines.gather(1, positions)
         unit = "probability" if rule == "paper" else "log-odds"

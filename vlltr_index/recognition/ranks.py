@@ -13,7 +13,7 @@ from vlltr_index.heads.tree import ClassTree, HeldOutAnswers, grow, least_needed
 from vlltr_index.schemas.records import RankScore, SentenceShare
 from vlltr_index.store.class_table import ClassTable
 from vlltr_index.tensors import class_positions
-from vlltr_index.wording import many
+from vlltr_index.wording import plural
 
 if TYPE_CHECKING:
     from vlltr_index.store.taxonomy import Taxonomy
@@ -94,18 +94,18 @@ def ranks_holding(
     answers = answers.among(class_positions(classes, owners), len(classes))
     images = len(answers.labels)
     least = thresholds(tree, answers, min_accuracy)
-    told = ", ".join(f"{rank} from {100 * value:.0f} %" for rank, value in least.items()) or "none"
+    found = ", ".join(f"{rank} from {100 * value:.0f} %" for rank, value in least.items()) or "none"
     if images < (needed := least_needed(min_accuracy)):
-        told += f" (it takes {needed} at least)"
+        found += f" (it takes {needed} at least)"
     later = int((class_positions(owners, classes) < 0).sum())
     if later:
-        told += f"; {many(later, 'class', 'classes')} that came later had no part in it"
+        found += f"; {plural(later, 'class', 'classes')} that came later had no part in it"
     answered = tree.answers(tree.sums(answers.probabilities.float()), least) >= 0
     _log.info(
         "%d images were held out; ranks that held %g %% on them: %s; they answer %.0f %% of these images",
         images,
         100 * min_accuracy,
-        told,
+        found,
         100 * float(answered.double().mean()) if images else 0.0,
     )
     return least

@@ -124,7 +124,7 @@ class Scorer:
         lacking = f"this head cannot say {what}: "
         if self.saved.parts is None:
             raise MissingStepError(f"{lacking}it was trained for the protocols paper or release", OTHER_RULE)
-        level = self.saved.parts.accept_above
+        level = self.saved.parts.ood_threshold
         answers = self.saved.parts.held_out
         if level is None or answers is None:
             raise MissingStepError(

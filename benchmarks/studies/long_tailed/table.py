@@ -171,7 +171,7 @@ def _accuracies(runs: Runs, shown: Sequence[str] = ORDER) -> list[str]:
 
 def _decisions(runs: Runs) -> list[str]:
     columns = ("image", "generative", "text")
-    more = ("pictured", "told")
+    more = ("few_shot", "text_only")
     heads = [*columns, "later, with images", "later, by text", "noise", "text_r2"]
     lines = ["| texts | seed | " + " | ".join(heads) + " |", "| --- | --- |" + " --- |" * len(heads)]
     for run in runs:

@@ -48,7 +48,7 @@ from vlltr_index.schemas.fingerprint import digest_file
 from vlltr_index.store.tables import one_of, quote
 from vlltr_index.store.taxonomy import load_taxonomy
 from vlltr_index.version import VERSION
-from vlltr_index.wording import some
+from vlltr_index.wording import preview
 
 if TYPE_CHECKING:
     from vlltr_index.encoders.encoder import Encoder
@@ -196,7 +196,7 @@ def _check_target(folder: Path, force: bool) -> None:
     others = sorted(there - own - hubs)
     if others:
         raise PretrainedError(
-            f"{folder} holds other things than an export, and is left as it is: {some(others)}",
+            f"{folder} holds other things than an export, and is left as it is: {preview(others)}",
             "Move them away, or choose a new folder: vlltr export DIR",
         )
     if there and not force:
@@ -278,8 +278,8 @@ def _check_sentences(snapshot: Snapshot, rows: pa.Table) -> None:
     columns = ["sentence_id", "class_id", *TEXT_COLUMNS[1:]]
     keys, owners, texts, *beside = rows.select(columns).to_pydict().values()
     known = {} if snapshot.parts is None else texts_of(snapshot.parts("anchors"))
-    for key, class_id, text, *told in zip(keys, owners, texts, *beside, strict=True):
-        if sentence_id(class_id, text_hash(text)) != key or known.get(key, (text, *told)) != (text, *told):
+    for key, class_id, text, *facts in zip(keys, owners, texts, *beside, strict=True):
+        if sentence_id(class_id, text_hash(text)) != key or known.get(key, (text, *facts)) != (text, *facts):
             raise WorkspaceError(
                 f"the table 'sentences' is damaged: {key!r} of class {class_id} is not the sentence that was written",
                 "Bring the folder lance/sentences.lance back from a backup.",
@@ -332,7 +332,7 @@ def _config(snapshot: Snapshot, model: Model, sentences: int) -> ExportedConfig:
         tokenizer=encoder.tokenizer.identity(),
         selection_id=model.anchors.selection_id,
         fusion=model.fusion,
-        rejects=model.saved.parts is not None and model.saved.parts.accept_above is not None,
+        rejects=model.saved.parts is not None and model.saved.parts.ood_threshold is not None,
         classes=tuple(ExportedClass(**row) for row in classes),
         taxonomy=tuple(
             ExportedTaxon(name=taxon.name, parent=taxon.parent, rank=taxon.rank)

@@ -1,4 +1,4 @@
-"""The anchors of stage 2's training: which are left out, and which strays come among them."""
+"""The anchors of stage 2's training: which are left out, and which distractors come among them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from vlltr_index.anchors.anss import score_sentences
 from vlltr_index.heads.anchor_bank import AnchorBank
-from vlltr_index.train.lgr import TrainingAnchors, with_strays
+from vlltr_index.train.lgr import TrainingAnchors, with_distractors
 from vlltr_index.train.sampling import stream
 
 
@@ -40,7 +40,7 @@ def test_anchors_are_left_out_as_often_as_asked_but_never_a_whole_class(chance: 
 def test_a_stray_never_stands_for_a_class_alone() -> None:
     """Some of a class's own anchors are kept in every step; without dropout all are, and nothing is drawn."""
     bank = bank_of([1, 2, 1])
-    noisy = with_strays(bank, torch.randn(3, 4), 5.0, 2.0, stream(0))
+    noisy = with_distractors(bank, torch.randn(3, 4), 5.0, 2.0, stream(0))
     anchors, draws = TrainingAnchors(noisy, 4, 0.8), stream(1)
     own = noisy.rows < 4
     for _ in range(200):
@@ -56,12 +56,12 @@ def test_a_stray_never_stands_for_a_class_alone() -> None:
     share=st.sampled_from([0.0, 0.25, 1.0, 1.5]),
     seed=st.integers(0, 2**31),
 )
-def test_strays_are_of_other_classes_and_as_many_as_asked(
+def test_distractors_are_of_other_classes_and_as_many_as_asked(
     lengths: list[int], share: float, seed: int
 ) -> None:
     """The classes' own anchors stay as they are; each class gets the share, rounded up, with vectors of others."""
     bank = bank_of(lengths, seed=seed)
-    noisy = with_strays(bank, torch.zeros(len(lengths), 4), 5.0, share, stream(seed))
+    noisy = with_distractors(bank, torch.zeros(len(lengths), 4), 5.0, share, stream(seed))
     own = noisy.rows < len(bank.vectors)
     assert torch.equal(noisy.vectors[own], bank.vectors)
     assert torch.equal(noisy.losses[own], bank.losses)
@@ -81,6 +81,6 @@ def test_a_stray_has_the_loss_that_selection_would_give_it() -> None:
     losses = score_sentences(texts, owner, images, labels, 8.0).loss
     bank = AnchorBank.build(texts, owner, range(3), losses)
     centres = torch.stack([F.normalize(images[labels == c], dim=1).mean(0) for c in range(3)])
-    noisy = with_strays(bank, centres, 8.0, 1.0, stream(0))
+    noisy = with_distractors(bank, centres, 8.0, 1.0, stream(0))
     scored = score_sentences(noisy.vectors, noisy.class_of_row, images, labels, 8.0).loss
     torch.testing.assert_close(noisy.losses, scored.float())
