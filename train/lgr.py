@@ -108,7 +108,8 @@ def train_until(
 
     Each step takes one of an image's views at random. Anchors of other classes (distractors) are mixed into each
     class, and some anchors are left out of each step: attention that was trained on well chosen sentences alone trusts
-    any that resembles the image. Vectors on the CPU are moved to the device of `choose_device`, and the head comes back.
+    any that resembles the image. Vectors on the CPU are moved to the device of `choose_device`, and the head comes
+    back.
 
     With steps or a held-out loss the learning rate is constant after a short warm-up. The held-out loss is measured
     every epoch, or every 20 steps where an epoch is shorter. It has converged once two measurements have not lowered it

@@ -155,10 +155,7 @@ def evaluation(
         sure = confidence if row.probabilities else None
         answers[row.label] = RowAnswers(places, places[:, 0] == labels, sure)
         notes[row.label] = row.note
-    counts = training_counts(snapshot, class_ids)
-    added = snapshot.table("classes", ["class_id"], "origin = 'added'")["class_id"].to_pylist()
-    new = torch.isin(class_ids, torch.tensor(added, dtype=torch.int64)) & ~model.trained
-    counts[new] = 0
+    counts = _trained_with(snapshot, model)
     best = answers[METHOD].best[:, 0]
     ranks = _by_rank(tree, best, summed, labels, counts=counts, bootstrap=bootstrap) if tree else {}
     report = metrics.EvaluationReport(
@@ -218,6 +215,14 @@ def _rule_note(fusion: FusionConfig) -> str:
     if fusion.rule == "ours":
         return ""
     return f"fusion rule {fusion.rule}" + (f", alpha {fusion.alpha:g}" if fusion.rule == "paper" else "")
+
+
+def _trained_with(snapshot: Snapshot, model: Model) -> Tensor:
+    """Count the training images of each class, int64 [C]; 0 for those that came after training."""
+    counts = training_counts(snapshot, model.class_ids)
+    added = snapshot.table("classes", ["class_id"], "origin = 'added'")["class_id"].to_pylist()
+    counts[torch.isin(model.class_ids, torch.tensor(added, dtype=torch.int64)) & ~model.trained] = 0
+    return counts
 
 
 def training_counts(snapshot: Snapshot, class_ids: Tensor) -> Tensor:
