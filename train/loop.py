@@ -180,17 +180,16 @@ class Run:
         """
         config = self.config
         every = getattr(config, "checkpoint_every", 1)
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            done = load_state(self.run_dir, self.module, self.optimizer, self.log)
-            for epoch in range(done, config.epochs):
-                torch.manual_seed(seed_of(config.seed, epoch, world()[0]))
-                entry = self._epoch(epoch)
-                self.log.append(entry)
-                ended = [callback(entry) for callback in self.callbacks]
-                if (epoch + 1) % every == 0 or epoch + 1 == config.epochs:
-                    by_first(lambda: save_state(self.run_dir, self.module, self.optimizer, self.log))
-                if any(ended):
-                    break
+        done = load_state(self.run_dir, self.module, self.optimizer, self.log)
+        for epoch in range(done, config.epochs):
+            self._begin(epoch)
+            entry = self._epoch(epoch)
+            self.log.append(entry)
+            ended = [callback(entry) for callback in self.callbacks]
+            if (epoch + 1) % every == 0 or epoch + 1 == config.epochs:
+                by_first(lambda: save_state(self.run_dir, self.module, self.optimizer, self.log))
+            if any(ended):
+                break
         return self.log
 
     def _epoch(self, epoch: int) -> dict[str, float]:
@@ -199,7 +198,6 @@ class Run:
         steps = self.batches.steps
         sums: dict[str, Tensor] = {}
         images = 0
-        self._to_training_mode()
         for done, batch in enumerate(self.batches.epoch(epoch), epoch * steps):
             for key, value in self._step(batch, done).items():
                 sums[key] = sums.get(key, 0.0) + value.detach()
@@ -235,8 +233,8 @@ class Run:
                 self.log_scale.clamp_(max=math.log(self.max_scale))
         return {"loss": loss, **parts}
 
-    def _to_training_mode(self) -> None:
-        """Prepare the module for the steps of an epoch."""
+    def _begin(self, epoch: int) -> None:
+        """Prepare for the steps of an epoch."""
         self.module.train()
 
 
@@ -302,6 +300,7 @@ class TowerRun(Run):
         """
         _log.info("%s on %s, %s", self.name, device_name(self.device), self.precision)
         with (
+            torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []),
             float32_by(tf32=self.precision == "tf32"),
             memory_mended_by(self.name, _LESS_MEMORY.format(self.name.split()[1])),
         ):
@@ -318,8 +317,10 @@ class TowerRun(Run):
         _log.info("%s epoch %d: %s", self.name, len(self.log), told)
         return False
 
-    def _to_training_mode(self) -> None:
-        super()._to_training_mode()
+    def _begin(self, epoch: int) -> None:
+        """Seed what the towers draw for themselves, such as dropout, and keep BatchNorm as it is to be."""
+        torch.manual_seed(seed_of(self.config.seed, epoch, world()[0]))
+        super()._begin(epoch)
         if self.batch_norm == "eval":
             for norm in self.norms:
                 norm.eval()
