@@ -28,6 +28,7 @@ from vlltr_index.recognition.model import Model
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.options import PredictOptions
 from vlltr_index.store.workspace import Workspace
+from vlltr_index.train.augment import ViewAugment
 
 
 def test_a_class_by_its_description_alone(
@@ -62,7 +63,8 @@ def test_an_engine_computes_the_vectors_of_a_new_class(trained: Workspace, pictu
     sentence = "Five dots that nobody drew before."
     encoder = open_encoder(trained.snapshot()).eval()
     known = NewClass("five dots", (sentence,), images=(pictures / "unseen" / "0.png",))
-    add_classes(trained, [known], ChangeOptions(engine=Halved(encoder)))
+    augment = ViewAugment(trained.recipe.lgr.augment, encoder)
+    add_classes(trained, [known], ChangeOptions(engine=Halved(encoder, augment)))
     snapshot = trained.snapshot()
     vectors = text_vectors_of(snapshot, [text_hash(sentence)])
     torch.testing.assert_close(vectors, text_vectors(encoder, [sentence])[0] / 2, atol=1e-5, rtol=1e-5)

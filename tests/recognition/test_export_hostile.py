@@ -227,12 +227,12 @@ CASES: dict[str, tuple[Spoil, str]] = {
     "weights: NaN": (parts("weights", "text", value=float("nan")), r"parts\.weights\.text .* finite number"),
     "weights: text": (
         parts("weights", "text_only", value={"generative": "0.5", "text": 0.0, "offset": 0.0}),
-        r"told\.generative in head\.json: Input should be a valid number",
+        r"text_only\.generative in head\.json: Input should be a valid number",
     ),
     "weights: missing": (parts("weights", "image"), r"parts\.weights\.image in head\.json: Field required"),
     "weights: huge": (
         parts("weights", "text_only", value={"generative": 1.0, "text": 0.0, "offset": -1e7}),
-        r"told\.offset in head\.json: Input should be greater than or equal to -1000000",
+        r"text_only\.offset in head\.json: Input should be greater than or equal to -1000000",
     ),
     "generative: spread": (
         change_tensor("head/head.safetensors", "generative.spread", lambda t: t.index_fill(0, FIRST, 0.0)),
