@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import sys
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vlltr_index.cli.terminal import draw_progress, echo, write_line
+from vlltr_index.cli.terminal import confirm, draw_progress, echo, write_line
 from vlltr_index.errors import VlltrError
 
 if TYPE_CHECKING:
@@ -133,6 +134,17 @@ class Context:
         if self._draw is None:
             self._draw = draw_progress(self._drawing)
         self._draw(step, done, total)
+
+    def agreement(self, yes: bool) -> Callable[[str], None] | None:
+        """Return what asks whether what is gone is to be removed; None where there is no terminal to ask at."""
+        if yes:
+            return lambda question: None
+        return self._confirm if sys.stdin.isatty() else None
+
+    def _confirm(self, question: str) -> None:
+        """Ask, with no progress drawn over the answer."""
+        self.end_progress()
+        confirm(question)
 
     def end_progress(self) -> None:
         """Stop drawing progress, and leave what is drawn."""

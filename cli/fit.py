@@ -10,7 +10,6 @@ import click
 
 from vlltr_index.cli.context import Context, pass_context
 from vlltr_index.cli.options import DIR, FILE, plan_device_option, set_option, yes_option
-from vlltr_index.cli.terminal import agreement
 
 if TYPE_CHECKING:
     from vlltr_index.pipelines.quickstart import Size
@@ -65,7 +64,7 @@ def fit_command(
         to=to,
         hold_out=hold_out,
         device=device,
-        agree=agreement(yes),
+        agree=context.agreement(yes),
         progress=context.progress,
         on_step=context.step,
     )

@@ -13,7 +13,7 @@ import click
 
 from vlltr_index.cli.context import Context, pass_context
 from vlltr_index.cli.options import DIR, FILE, PATH, dry_run_option, yes_option
-from vlltr_index.cli.terminal import agreement, ask, table
+from vlltr_index.cli.terminal import ask, table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -71,7 +71,7 @@ def images(context: Context, /, path: str, yes: bool, **how: Any) -> None:
     from vlltr_index.pipelines.ingest import ingest_images
 
     place = path if is_address(path) else Path(os.path.expanduser(path))
-    context.run(ingest_images, place, agree=agreement(yes), **how)
+    context.run(ingest_images, place, agree=context.agreement(yes), **how)
 
 
 @ingest_command.command("text")
@@ -94,7 +94,7 @@ def text(context: Context, /, yes: bool, **how: Any) -> None:
     """
     from vlltr_index.pipelines.ingest import ingest_text
 
-    context.run(ingest_text, agree=agreement(yes), **how)
+    context.run(ingest_text, agree=context.agreement(yes), **how)
 
 
 @ingest_command.command("classes")

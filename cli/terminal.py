@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
@@ -30,13 +29,6 @@ def echo(text: str, err: bool = False) -> None:
 def confirm(question: str) -> None:
     """Ask a question on stderr; the command ends unless the answer is yes."""
     click.confirm(shown(question), abort=True, err=True)
-
-
-def agreement(yes: bool) -> Callable[[str], None] | None:
-    """Return what asks whether what is gone is to be removed; None where there is no terminal to ask at."""
-    if yes:
-        return lambda question: None
-    return confirm if sys.stdin.isatty() else None
 
 
 def ask(question: str) -> str:

@@ -67,7 +67,7 @@ def test_from_a_folder_to_a_model(capsys: pytest.CaptureFixture[str], shots: Pat
         "discriminant",
         "zero-shot",
         "Wrote ",
-        "Of 3 pictures that it had not seen",
+        "Of 3 pictures, the model named",
         "What to do with it:",
     ):
         assert words in out

@@ -59,9 +59,19 @@ def test_few_pictures_are_counted() -> None:
     few = report(images=20, against="ncm")
     found = verdict(replace(few, differences={"overall": Interval(0.1, -0.1, 0.3, 20)}))
     assert found == (
+        "20 pictures say little.",
         "Of 20 pictures that it had not seen, the model named 10 rightly; the best simple rule, ncm, 8. That may be"
         " chance.",
     )
+
+
+def test_pictures_that_were_trained_on_are_not_called_unseen() -> None:
+    """It says so first, of how many."""
+    seen = replace(report(), in_training=40)
+    assert verdict(seen)[0] == (
+        "40 of the 100 pictures were trained on: of new pictures these figures say too much."
+    )
+    assert verdict(seen)[1].startswith("Of 100 pictures, the model named 50.0 % rightly")
 
 
 def test_it_names_classes_that_suffer_and_texts_that_tell_nothing() -> None:

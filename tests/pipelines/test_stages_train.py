@@ -36,7 +36,7 @@ def test_tuning_the_visual_tower(trained: Workspace, pictures: Path) -> None:
     assert (after.text_fp, after.index) == (before.text_fp, before.index)
     assert torch.equal(ModelState(trained.snapshot()).anchors.keys, keys)
     assert status(trained).next == "vlltr embed"
-    with pytest.raises(MissingStepError, match="are not in image_vectors_"):
+    with pytest.raises(MissingStepError, match="are not in content_vectors_"):
         evaluate(trained, bootstrap=10)
     embed(trained)
     assert evaluate(trained, bootstrap=10).images == 360

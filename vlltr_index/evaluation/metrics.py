@@ -109,6 +109,7 @@ class EvaluationReport:
         chance: Share of the images that are of the most frequent class: what naming it every time would give.
         by_class: What the method answered about each class that answers were chosen from.
         encoder: The model that made the vectors, and where its weights are from.
+        in_training: How many of the images are training images too, byte for byte.
     """
 
     split: str
@@ -128,6 +129,7 @@ class EvaluationReport:
     chance: float = 0.0
     by_class: tuple[ClassFigures, ...] = ()
     encoder: str = ""
+    in_training: int = 0
 
     @property
     def tested(self) -> int:

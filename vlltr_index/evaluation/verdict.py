@@ -15,19 +15,30 @@ _METHOD = "vl-ltr"
 def verdict(report: EvaluationReport) -> tuple[str, ...]:
     """Say what an evaluation means, the worst first; each sentence stands by itself."""
     mine = report.rows[_METHOD].top1["overall"]
-    said = [*_near_chance(report, mine), _accuracy(report, mine)]
+    said = [*_doubts(report, mine), *_near_chance(report, mine), _accuracy(report, mine)]
     untested = len(report.by_class) - report.tested
     if untested and report.by_class:
-        said.append(
-            f"{report.tested} of {plural(len(report.by_class), 'class', 'classes')} have pictures to measure on."
-        )
+        have = "has" if report.tested == 1 else "have"
+        classes = plural(len(report.by_class), "class", "classes")
+        said.append(f"{report.tested} of {classes} {have} pictures to measure on.")
     said += _sufferers(report.by_class)
     return tuple(said)
 
 
+def _doubts(report: EvaluationReport, mine: Interval) -> list[str]:
+    """Say what the figures cannot tell: of pictures that were trained on, or of few pictures."""
+    said = []
+    if report.in_training:
+        seen = f"{report.in_training:,} of the {plural(mine.images, 'picture')}"
+        said.append(f"{seen} were trained on: of new pictures these figures say too much.")
+    if mine.images < _FEW_IMAGES:
+        said.append(f"{plural(mine.images, 'picture says', 'pictures say')} little.")
+    return said
+
+
 def _near_chance(report: EvaluationReport, mine: Interval) -> list[str]:
     """Say that answers are near chance, and whether the encoder is to blame, if so."""
-    if mine.low > report.chance:
+    if mine.images < _FEW_IMAGES or mine.low > report.chance:
         return []
     frequent = _share(report.chance, mine.images)
     said = [f"Near chance: naming the most frequent class every time would be right for {frequent}."]
@@ -44,7 +55,8 @@ def _accuracy(report: EvaluationReport, mine: Interval) -> str:
     """Give the method's accuracy, by picture and by class, beside the row that it is compared with."""
     balanced = report.rows[_METHOD].balanced
     right = _share(mine.value, mine.images)
-    said = f"Of {plural(mine.images, 'picture')} that it had not seen, the model named {right} rightly"
+    unseen = "" if report.in_training else " that it had not seen"
+    said = f"Of {plural(mine.images, 'picture')}{unseen}, the model named {right} rightly"
     if mine.images >= _FEW_IMAGES:
         said += (
             f" (95 %: {100 * mine.low:.1f} to {100 * mine.high:.1f}); each class counted alike,"

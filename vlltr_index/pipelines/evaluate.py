@@ -172,6 +172,7 @@ def evaluation(
         chance=float(torch.bincount(labels).max()) / len(labels),
         by_class=_by_class(snapshot, class_ids, answers, labels=labels, counts=counts),
         encoder=_encoder_name(snapshot),
+        in_training=_in_training(snapshot, split),
         **_figures(answers, labels, counts, bootstrap=bootstrap, against=against),
     )
     return Evaluation(report, answers, model, data, class_ids=class_ids, labels=labels, counts=counts)
@@ -208,6 +209,13 @@ def _encoder_name(snapshot: Snapshot) -> str:
     config = snapshot.recipe.encoder
     weights = "trained here" if snapshot.commit.checkpoint else config.pretrained
     return f"{config.model}:{weights}"
+
+
+def _in_training(snapshot: Snapshot, split: str) -> int:
+    """Count the images of a split whose content is a training image's, too."""
+    trained = set(usable_images(snapshot, "train", ["content_hash"])["content_hash"].to_pylist())
+    asked = usable_images(snapshot, split, ["content_hash"])["content_hash"].to_pylist()
+    return sum(content in trained for content in asked)
 
 
 def _rule_note(fusion: FusionConfig) -> str:

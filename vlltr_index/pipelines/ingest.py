@@ -428,8 +428,8 @@ def _read_sentences(
         if progress and read % 10_000 == 0:
             progress("read sentences", read, None)
     if not found:
-        example = notes.lines[0] if notes.lines else ""
-        raise InputError(f"{path} holds no sentence ({example})", "Give every class a sentence or more.")
+        example = f" ({notes.lines[0]})" if notes.lines else ""
+        raise InputError(f"{path} holds no sentence{example}", "Give every class a sentence or more.")
     if progress:
         progress("read sentences", read, read)
     return found, unusable
