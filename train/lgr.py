@@ -446,7 +446,7 @@ class TrainingAnchors:
     """Anchors of a training run, of which each step leaves some out.
 
     Args:
-        bank: The anchors, with or without distractors; see `with_strays`.
+        bank: The anchors, with or without distractors; see `with_distractors`.
         own: Number of anchors that are the classes' own, not distractors.
         dropout: Probability with which each anchor is left out of a step, 0 <= dropout < 1.
     """

@@ -173,9 +173,11 @@ def test_the_balanced_interval_covers_what_it_should() -> None:
     assert 0.92 <= held / 400 <= 0.98
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_a_flat_data_frame() -> None:
     """One line for each row and bin, and one with each class counted alike."""
-    pandas = pytest.importorskip("pandas")
+    import pandas
+
     labels = torch.tensor([0, 0, 1])
     rows = {"vl-ltr": accuracy_report(torch.tensor([0, 1, 1]), labels, torch.tensor([4, 30]))}
     report = EvaluationReport("test", 1, "release", 3, 2, "exhaustive", rows, {})

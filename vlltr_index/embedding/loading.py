@@ -38,7 +38,7 @@ _FEW = 1000  # images that are looked up by a condition instead of a scan
 
 
 def open_encoder(snapshot: Snapshot, check: bool = True) -> Encoder:
-    """The encoder that a commit names: its checkpoint, or the recipe's weights where stage 1 has not run.
+    """Open the encoder that a commit names: its checkpoint, or the recipe's weights where stage 1 has not run.
 
     Without `check`, weights that have changed since the commit are accepted.
 

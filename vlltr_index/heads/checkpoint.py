@@ -35,7 +35,7 @@ class Parts:
     Attributes:
         shared: The generative model's shared parameters.
         weights: Weights of the parts.
-        accept_above: The largest log-likelihood of 95 % of the held-out images is at least this; None without held-out
+        ood_threshold: The largest log-likelihood of 95 % of the held-out images is at least this; None without held-out
             images.
         held_out: Answers for the held-out images, with the classes in the order of the visual rows; None without any.
     """

@@ -59,9 +59,9 @@ def retire(tx: Transaction, class_ids: set[int]) -> list[str]:
     table = tx.class_table()
     where = one_of("class_id", class_ids)
     rows = tx.table("sentences", ["sentence_id", "class_id", "source"], where).to_pylist()
-    told = {row["class_id"] for row in rows if row["source"] not in ("prompt", "name")}
-    pictured = tx.table("images", ["class_id"], where)["class_id"].to_pylist()
-    gone = class_ids.intersection(table.ids).difference(told, pictured)
+    with_text = {row["class_id"] for row in rows if row["source"] not in ("prompt", "name")}
+    with_images = tx.table("images", ["class_id"], where)["class_id"].to_pylist()
+    gone = class_ids.intersection(table.ids).difference(with_text, with_images)
     if gone:
         there = tx.table("classes", where=one_of("class_id", gone)).to_pylist()
         now = datetime.now(UTC).isoformat(timespec="seconds")

@@ -152,7 +152,7 @@ def _images(snapshot: Snapshot, split: str | None) -> pa.Table:
 
 
 def _starting_encoder(snapshot: Snapshot) -> Encoder:
-    """The encoder that training started from.
+    """Open the encoder that training started from.
 
     Raises:
         UsageError: If it started from random weights, or has not been trained since.
