@@ -62,7 +62,7 @@ ORIGINS = pa.schema(
             "row_key", pa.string()
         ),  # image_id without the suffix of the side; of a sentence its text_hash
         pa.field("label", pa.string()),  # the source's name of the class, as it was last read
-        pa.field("class_id", pa.int32()),  # the class of that name then
+        pa.field("class_id", pa.int32()),  # the class of that name then, or that it was merged into
         pa.field("dealt", pa.string()),  # split that a share held out put the image into
     ]
 )

@@ -112,6 +112,20 @@ def test_merged_classes_add_their_rows(small: Workspace, names: list[str]) -> No
         merge_classes(small, names[1], names[7])
 
 
+def test_what_sources_gave_goes_over_with_a_merged_class(small: Workspace, names: list[str]) -> None:
+    """So that the next reading of a source finds its rows, also once a refit has forgotten the merge."""
+    before = class_of_origins(small)
+    merge_classes(small, names[1], names[3])
+    assert 3 in before.values()
+    assert class_of_origins(small) == {i: 1 if owner == 3 else owner for i, owner in before.items()}
+
+
+def class_of_origins(workspace: Workspace) -> dict[str, int]:
+    """The class of each row that a source gave."""
+    rows = workspace.snapshot().table("origins", ["origin_id", "class_id"]).to_pydict()
+    return dict(zip(rows["origin_id"], rows["class_id"], strict=True))
+
+
 def test_sentences_come_and_go(small: Workspace, names: list[str]) -> None:
     """What is there already changes nothing; ids may be short; a text takes all that hold it."""
     report = add_sentences(small, names[4], ["It is a test.", "IT is a  test.", "Another test."])

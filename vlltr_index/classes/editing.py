@@ -295,10 +295,8 @@ def merge_classes(
         if kept == gone:
             raise InputError(f"{into!r} and {other!r} are the same class ({name!r})")
         moved = _move_sentences(tx, gone, kept)
-        images = tx.table("images", where=f"class_id = {gone}")
-        at = images.column_names.index("class_id")
-        owner = pa.array([kept] * images.num_rows, pa.int32())
-        tx.upsert("images", images.set_column(at, images.schema.field(at), owner))
+        images = _move_rows(tx, "images", gone, kept)
+        _move_rows(tx, "origins", gone, kept)
         known = [*table.aliases.get(kept, ()), table.names[gone], *table.aliases.get(gone, ())]
         aliases: dict[str, str] = {}
         for alias in known:
@@ -311,12 +309,21 @@ def merge_classes(
         merged[gone] = kept
         note = (
             f"Merged {table.names[gone]!r} (class {gone}) into {name!r} (class {kept}):"
-            f" {plural(moved, 'sentence')} and {plural(images.num_rows, 'image')} went over;"
+            f" {plural(moved, 'sentence')} and {plural(images, 'image')} went over;"
             " the name is an alias now."
         )
         return Edit({kept, gone}, images_changed=True, merged=merged, notes=[note])
 
     return change(workspace, f"classes merge {into!r} {other!r}", write, options)
+
+
+def _move_rows(tx: Transaction, table: str, gone: int, kept: int) -> int:
+    """Give the rows of a class in a table to another class; return how many there are."""
+    rows = tx.table(table, where=f"class_id = {gone}")
+    at = rows.column_names.index("class_id")
+    owner = pa.array([kept] * rows.num_rows, pa.int32())
+    tx.upsert(table, rows.set_column(at, rows.schema.field(at), owner))
+    return rows.num_rows
 
 
 def _move_sentences(tx: Transaction, gone: int, kept: int) -> int:

@@ -24,7 +24,6 @@ _PART = 1000  # rows that are deleted at once
 class Agreed:
     """Who is asked whether what is gone from a source is to be removed."""
 
-    command: str
     agree: Callable[[str], None] | None
     dry_run: bool
 
@@ -38,7 +37,7 @@ class Agreed:
             return
         told = f"{gone:,} of the {there:,} {what} that this source gave are gone from it"
         if self.agree is None:
-            raise UsageError(told, f"If that is meant: vlltr {self.command} --yes")
+            raise UsageError(told, "If that is meant, run the same command with --yes.")
         self.agree(f"{told}. Remove them here too?")
 
 

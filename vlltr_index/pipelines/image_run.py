@@ -319,7 +319,7 @@ class ImageRun:
             return
         self.counts["moved"] += self.past is not None
         self.left.update([] if there.class_id is None else [there.class_id])
-        if there.class_id != self.source.now(before.class_id):
+        if there.class_id != before.class_id:
             self.counts["overruled"] += 1
             self.notes.add(
                 "overruled", f"corrected to {now} before, and moved to {label!r} since: {row['uri']}"

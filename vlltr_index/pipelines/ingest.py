@@ -150,7 +150,7 @@ def ingest_images(
             for item in read(names, with_data=True)
         )
         if sync:
-            run.remove_gone(Agreed(command, agree, dry_run))
+            run.remove_gone(Agreed(agree, dry_run))
         run.write_origins()
         run.compare(names, labels)
         retired = retire(tx, run.left) if sync else []
@@ -263,8 +263,7 @@ def ingest_text(
     names = _corpus_names(path, label_names)
     notes = Notes()
     lost = _Lost()
-    command = f"ingest text {path}" + (" --sync" if sync else "")
-    with workspace.transaction(command, dry_run=dry_run) as tx:
+    with workspace.transaction(f"ingest text {path}" + (" --sync" if sync else ""), dry_run=dry_run) as tx:
         used = names and ingestion.known_names(tx, names)
         before = len(tx.class_table())
         source = Source(tx, "sentences", path)
@@ -278,7 +277,7 @@ def ingest_text(
         tx.upsert("sentences", rows)
         origins = _origins(source, owned, there, unusable)
         if sync:
-            agreed = Agreed(command, agree, dry_run)
+            agreed = Agreed(agree, dry_run)
             left = [row for i, row in there.items() if i not in origins]
             lost = _lose(tx, source, left, new=rows, told=owned.keys(), agreed=agreed, notes=notes)
         source.write((origins if sync else source.before | origins).values())

@@ -56,7 +56,7 @@ class Source:
         before: What it gave before, by the id of the row (of an image without the suffix of its side), also where the
             row is gone.
         elsewhere: Ids of the rows that other sources gave.
-        classes: By its name, the class that it gave last; of merged classes the one that they are now.
+        classes: By its name, the class that it gave last.
     """
 
     def __init__(
@@ -76,19 +76,15 @@ class Source:
         self.before = self._by_row(rows.filter(own))
         self.elsewhere = self._by_row(rows.filter(pc.invert(own))).keys()
         used = set(tx.class_table().ids)
-        given = ((one.label, self.now(one.class_id)) for one in self.before.values())
+        given = ((one.label, one.class_id) for one in self.before.values())
         self.classes = {label: i for label, i in given if label is not None and i is not None and i in used}
-
-    def now(self, class_id: int | None) -> int | None:
-        """Return the class that a class is now, after merges."""
-        return None if class_id is None else self._tx.commit.info.merged.get(class_id, class_id)
 
     def _by_row(self, rows: pa.Table) -> dict[str, Origin]:
         columns = (rows[name].to_pylist() for name in Origin._fields)
         origins = [Origin(*values) for values in zip(*columns, strict=True)]
         if self._kind == "images":
             return {one.row_key: one for one in origins}
-        return {sentence_id(self.now(one.class_id) or 0, one.row_key): one for one in origins}
+        return {sentence_id(one.class_id or 0, one.row_key): one for one in origins}
 
     def write(self, origins: Iterable[Origin]) -> None:
         """Make `origins` all that is known of this source."""
