@@ -325,6 +325,59 @@ def test_a_correction_stays_until_the_folder_moves_the_picture(workspace: Worksp
     assert images(workspace)["wren/0.png"][0] == "wren"
 
 
+def test_a_folder_that_was_rearranged_keeps_its_pictures_and_no_other(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    """Into train and test below it: each picture is in one split, and what is deleted afterwards goes."""
+    data = tmp_path / "data"
+    for number in range(6):
+        put(data / "owl" / f"{number}.png", number)
+    ingest_images(workspace, data, "train", sync=True)
+    for number in range(6):
+        part = data / ("test" if number > 3 else "train") / "owl"
+        part.mkdir(parents=True, exist_ok=True)
+        (data / "owl" / f"{number}.png").rename(part / f"{number}.png")
+    (data / "owl").rmdir()
+    learned = ingest_images(workspace, data / "train", "train", sync=True)
+    measured = ingest_images(workspace, data / "test", "test", sync=True)
+    assert [(one.added, one.gone) for one in (learned, measured)] == [(0, 0), (0, 0)]
+    expected = {f"owl/{n}.png": ("owl", "test" if n > 3 else "train") for n in range(6)}
+    assert images(workspace) == expected
+    (data / "train" / "owl" / "0.png").unlink()
+    assert ingest_images(workspace, data / "train", "train", sync=True).gone == 1
+    del expected["owl/0.png"]
+    assert images(workspace) == expected
+
+
+def test_a_folder_that_moved_is_the_same_source(workspace: Workspace, tmp_path: Path) -> None:
+    """Its pictures keep their split, and what it has lost meanwhile is gone; so are texts. A copy is another source."""
+    data = tmp_path / "data"
+    for number in range(10):
+        put(data / "owl" / f"{number}.png", number)
+    ingest_images(workspace, data, "train", hold_out=0.3, sync=True)
+    before = images(workspace)
+    texts = tmp_path / "t.json"
+    texts.write_text(json.dumps({"owl": ["It hoots.", "It is round.", "It is grey."]}))
+    ingest_text(workspace, texts, sync=True)
+    moved = data.rename(tmp_path / "moved")
+    lost = next(path for path, (_, split) in sorted(before.items()) if split == "train")
+    (moved / lost).unlink()
+    report = ingest_images(workspace, moved, "train", hold_out=0.3, sync=True)
+    assert (report.added, report.gone) == (0, 1)
+    del before[lost]
+    assert images(workspace) == before
+    shutil.copytree(moved, tmp_path / "copy")
+    ingest_images(workspace, tmp_path / "copy", "train", sync=True)
+    shutil.rmtree(tmp_path / "copy" / "owl")
+    put(tmp_path / "copy" / "owl" / "99.png", 99)
+    ingest_images(workspace, tmp_path / "copy", "train", sync=True, agree=lambda question: None)
+    assert images(workspace).items() >= before.items()
+    told = texts.rename(tmp_path / "other.json")
+    told.write_text(json.dumps({"owl": ["It hoots.", "It is round."]}))
+    ingest_text(workspace, told, sync=True)
+    assert sentences(workspace) == {("owl", "It hoots."), ("owl", "It is round.")}
+
+
 def test_merged_classes_stay_merged(workspace: Workspace, tmp_path: Path) -> None:
     """A merge is no move of the folder: a correction from before it stays, and texts follow it."""
     for number in range(4):

@@ -323,7 +323,7 @@ def _move_rows(tx: Transaction, table: str, gone: int, kept: int) -> int:
     at = rows.column_names.index("class_id")
     owner = pa.array([kept] * rows.num_rows, pa.int32())
     tx.upsert(table, rows.set_column(at, rows.schema.field(at), owner))
-    return rows.num_rows
+    return len(owner)
 
 
 def _move_sentences(tx: Transaction, gone: int, kept: int) -> int:

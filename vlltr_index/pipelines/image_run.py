@@ -171,12 +171,20 @@ class ImageRun:
                     self.probes[content] = Probe(content, width, height, None)
 
     def match(self, listing: Listing) -> None:
-        """Find out which of the source's images before each of its images is."""
+        """Find out which of the source's images before each of its images is.
+
+        Images that another source gave, and whose files are gone, are its own where it has them now; so are all of a
+        source that moved here.
+        """
         listed = {(one.split, one.source): one for one in reversed(listing.images)}
         known = [one for one in listed.values() if one.label is None or self.classes[one.label] is not None]
-        there = (i for i in self.source.before if i in self.stored)
+        given = self.source.elsewhere & self.stored.keys()
+        lost = {i for i in given if ingestion.is_gone(self.stored[i].uri)}
+        there = (i for i in self.source.before.keys() | lost if i in self.stored)
         before = {i: self.stored[i].content for i in sorted(there, key=lambda i: self.stored[i].uri)}
         found = match_images(before, known, ("train", "test") if self.asked == "train" else ())
+        taken = lost.intersection(found.values())
+        self.source.take_over(taken | self.source.moved_here(taken))
         self.past = {(one.split, one.source): i for one, i in found.items()}
         self.of_content = {self.stored[i].content: i for i in found.values()}
 

@@ -275,6 +275,9 @@ def ingest_text(
         owned = _by_class(found, classes)
         rows = ingestion.sentence_rows(owned, there.__contains__)
         tx.upsert("sentences", rows)
+        if sync:
+            given = {sentence_id(i, text_hash(one.text)) for i, records in owned.items() for one in records}
+            source.take_over(source.moved_here(given))
         origins = _origins(source, owned, there, unusable)
         if sync:
             agreed = Agreed(agree, dry_run)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, KeysView, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -55,7 +56,6 @@ class Source:
         address: Its address, or its path in full.
         before: What it gave before, by the id of the row (of an image without the suffix of its side), also where the
             row is gone.
-        elsewhere: Ids of the rows that other sources gave.
         classes: By its name, the class that it gave last.
     """
 
@@ -73,18 +73,46 @@ class Source:
         rows = tx.table("origins", where=f"source LIKE '{kind} %'")
         own = pc.equal(rows["source"], self._name)
         self._ids = set(rows.filter(own)["origin_id"].to_pylist())
-        self.before = self._by_row(rows.filter(own))
-        self.elsewhere = self._by_row(rows.filter(pc.invert(own))).keys()
+        self.before = dict(self._by_row(rows.filter(own)))
+        self._others = defaultdict[str, list[dict[str, Any]]](list)  # of other sources, by the id of the row
+        others = rows.filter(pc.invert(own))
+        for (key, _), row in zip(self._by_row(others), others.to_pylist(), strict=True):
+            self._others[key].append(row)
         used = set(tx.class_table().ids)
         given = ((one.label, one.class_id) for one in self.before.values())
         self.classes = {label: i for label, i in given if label is not None and i is not None and i in used}
 
-    def _by_row(self, rows: pa.Table) -> dict[str, Origin]:
+    def _by_row(self, rows: pa.Table) -> Iterator[tuple[str, Origin]]:
+        """Yield what was given, by the id of the row."""
         columns = (rows[name].to_pylist() for name in Origin._fields)
-        origins = [Origin(*values) for values in zip(*columns, strict=True)]
-        if self._kind == "images":
-            return {one.row_key: one for one in origins}
-        return {sentence_id(one.class_id or 0, one.row_key): one for one in origins}
+        for values in zip(*columns, strict=True):
+            one = Origin(*values)
+            yield one.row_key if self._kind == "images" else sentence_id(one.class_id or 0, one.row_key), one
+
+    @property
+    def elsewhere(self) -> KeysView[str]:
+        """Ids of the rows that other sources gave."""
+        return self._others.keys()
+
+    def moved_here(self, found: Collection[str]) -> set[str]:
+        """Return the ids of all rows of those sources that are gone, and two thirds of whose rows are `found` here."""
+        given = defaultdict[str, set[str]](set)
+        for key, rows in self._others.items():
+            for row in rows:
+                given[row["source"]].add(key)
+        moved = [
+            keys
+            for name, keys in given.items()
+            if 3 * len(keys.intersection(found)) >= 2 * len(keys) and _has_gone(name)
+        ]
+        return set[str]().union(*moved)
+
+    def take_over(self, keys: Collection[str]) -> None:
+        """Make rows this source's that others gave and do not have any more."""
+        for key in keys:
+            for row in self._others.pop(key, ()):
+                self._ids.add(row["origin_id"])
+                self.before.setdefault(key, Origin(*(row[name] for name in Origin._fields)))
 
     def write(self, origins: Iterable[Origin]) -> None:
         """Make `origins` all that is known of this source."""
@@ -97,6 +125,11 @@ class Source:
         for start in range(0, len(gone), _PART):
             self._tx.delete("origins", one_of("origin_id", gone[start : start + _PART]))
         self._tx.upsert("origins", pa.Table.from_pylist(list(rows.values()), schema=ORIGINS))
+
+
+def _has_gone(name: str) -> bool:
+    """Say whether the place of a source is gone; False for object storage, where it is not checked."""
+    return "://" not in name and not Path(name[name.index(os.sep) :]).exists()
 
 
 def match_images(
