@@ -241,7 +241,7 @@ def _report_file_remarks(report: ReportFile) -> list[str]:
     if report.top1:
         said = ", ".join(f"{shot} {percent(value.value)}" for shot, value in report.top1.items())
         lines.append(f"{report.images:,} images of split {report.split}, top-1 accuracy in %: {said}")
-    return [*report.verdict, *lines, *(f"Not in it: {part.why}. {part.mend}" for part in report.missing)]
+    return lines + [f"Not in it: {part.why}. {part.mend}" for part in report.missing]
 
 
 def _prediction(prediction: Prediction) -> list[str]:

@@ -230,6 +230,23 @@ def test_missing_steps_are_named(workspace: Workspace, small: Workspace) -> None
         make(small, "discriminant")
 
 
+def test_a_baseline_of_another_format_names_the_command(all_made: Workspace, tmp_path: Path) -> None:
+    """One that an earlier version wrote, whole as it is."""
+    workspace = Workspace.open(shutil.copytree(all_made.path, tmp_path / "w"))
+    made = workspace.history.last().info.baselines
+    folder = workspace.objects.path("heads", made["crt"])
+
+    def earlier(path: Path) -> None:
+        shutil.copytree(folder, path, dirs_exist_ok=True)
+        (path / "baseline.json").write_text('{"format": 1, "rows": []}', encoding="utf-8")
+
+    with workspace.transaction("test") as tx:
+        tx.note(baselines={**made, "crt": workspace.objects.put("heads", earlier)})
+    with pytest.raises(WorkspaceError, match="cannot be read: format in baseline.json") as caught:
+        scored(workspace)
+    assert caught.value.hint == "Make it again: vlltr train baseline crt"
+
+
 def test_files_that_are_gone_or_damaged_name_the_command(all_made: Workspace, tmp_path: Path) -> None:
     """Each with the baseline to make again."""
     workspace = Workspace.open(shutil.copytree(all_made.path, tmp_path / "w"))

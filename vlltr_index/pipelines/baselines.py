@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -29,6 +29,7 @@ from vlltr_index.evaluation.baselines import (
 )
 from vlltr_index.evaluation.rules import adjusted_logits, hold_back
 from vlltr_index.pipelines import training
+from vlltr_index.schemas.manifests import Manifest
 from vlltr_index.schemas.records import BASELINES
 from vlltr_index.schemas.tables import sentence_vectors_name
 from vlltr_index.tensors import choose_device, class_positions
@@ -48,7 +49,17 @@ FC = "image-only"
 ADJUSTED = "image-only + logit adjustment"
 """The strongest image-only row: what the method is compared with unless another row is named."""
 
-_PLAIN = ("label", "tower", "checkpoint", "image_fp", "settings", "note")
+
+class BaselineManifest(Manifest):
+    """Content of `baseline.json`: what `BaselineRow` holds beside tensors."""
+
+    format: Literal[2] = 2
+    label: str
+    tower: Tower
+    checkpoint: str | None
+    image_fp: str | None
+    settings: dict[str, int | float | str]
+    note: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,28 +178,42 @@ def train_baseline(
 def _save(row: BaselineRow, folder: Path) -> None:
     """Write `baseline.json` and `baseline.safetensors` into `folder`."""
     tensors = {**row.baseline.tensors, "class_ids": row.class_ids}
-    kept = {f"0.{name}": v.clone(memory_format=torch.contiguous_format) for name, v in tensors.items()}
+    kept = {name: v.clone(memory_format=torch.contiguous_format) for name, v in tensors.items()}
     save_file(kept, folder / "baseline.safetensors")
-    record = {"format": 1, "rows": [{name: getattr(row, name) for name in _PLAIN}]}
-    text = json.dumps(record, indent=2, sort_keys=True) + "\n"
-    (folder / "baseline.json").write_text(text, encoding="utf-8")
+    facts = BaselineManifest(
+        label=row.label,
+        tower=row.tower,
+        checkpoint=row.checkpoint,
+        image_fp=row.image_fp,
+        settings=row.settings,
+        note=row.note,
+    )
+    facts.save(folder / "baseline.json")
 
 
 def _load(snapshot: Snapshot, name: str, digest: str) -> BaselineRow:
-    """Read a committed baseline."""
+    """Read a committed baseline.
+
+    Raises:
+        MissingStepError: If its files are gone.
+        WorkspaceError: If they are damaged, or of another format.
+    """
     folder = _kept(snapshot, "heads", digest, name)
-    stored = load_file(folder / "baseline.safetensors")
-    tensors = {key.removeprefix("0."): value for key, value in stored.items()}
+    try:
+        facts = BaselineManifest.load(folder / "baseline.json")
+    except ValueError as error:
+        mend = f"Make it again: vlltr train baseline {name}"
+        raise WorkspaceError(f"the baseline in {folder} cannot be read: {error}", mend) from None
+    tensors = load_file(folder / "baseline.safetensors")
     class_ids = tensors.pop("class_ids")
-    (facts,) = json.loads((folder / "baseline.json").read_text(encoding="utf-8"))["rows"]
     return BaselineRow(
-        label=facts["label"],
-        baseline=BY_NAME[name].of(tensors, facts["settings"]),
-        tower=facts["tower"],
-        checkpoint=facts["checkpoint"],
-        image_fp=facts["image_fp"],
+        label=facts.label,
+        baseline=BY_NAME[name].of(tensors, facts.settings),
+        tower=facts.tower,
+        checkpoint=facts.checkpoint,
+        image_fp=facts.image_fp,
         class_ids=class_ids,
-        note=facts["note"],
+        note=facts.note,
     )
 
 
@@ -203,7 +228,7 @@ def _texts(snapshot: Snapshot, sentences: Sentences, text_fp: str) -> Texts:
 
 
 def _kept(snapshot: Snapshot, kind: Kind, digest: str, name: str) -> Path:
-    """The folder of a committed baseline, whose files must be those that were written."""
+    """Return the folder of a committed baseline, whose files must be those that were written."""
     try:
         return snapshot.objects.whole(kind, digest)
     except WorkspaceError as error:
@@ -211,7 +236,7 @@ def _kept(snapshot: Snapshot, kind: Kind, digest: str, name: str) -> Path:
 
 
 def fc_checkpoint(snapshot: Snapshot) -> Path:
-    """The folder of the fc baseline's tower and classifier.
+    """Return the folder of the fc baseline's tower and classifier.
 
     Raises:
         MissingStepError: If it was not trained, or is gone.
@@ -226,7 +251,7 @@ def fc_checkpoint(snapshot: Snapshot) -> Path:
 
 
 def _rows(snapshot: Snapshot) -> Iterator[tuple[str, BaselineRow]]:
-    """Name and row of each committed baseline, in the order of the table."""
+    """Yield name and row of each committed baseline, in the order of the table."""
     info = snapshot.commit.info
     if info.baseline_fc:
         folder = fc_checkpoint(snapshot)
@@ -245,7 +270,7 @@ def _rows(snapshot: Snapshot) -> Iterator[tuple[str, BaselineRow]]:
 
 
 def baseline_labels(snapshot: Snapshot) -> list[str]:
-    """Names of the rows that `score_baselines` gives, in its order.
+    """Return the names of the rows that `score_baselines` gives, in its order.
 
     Raises:
         MissingStepError: If a baseline's files are gone.
@@ -293,7 +318,7 @@ def score_baselines(
 
 
 def _encoder_of(snapshot: Snapshot, row: BaselineRow, name: str) -> Encoder:
-    """The encoder that a row was made with."""
+    """Open the encoder that a row was made with."""
     if row.checkpoint is not None:
         encoder = Encoder.open(snapshot.objects.path("checkpoints", row.checkpoint))
     else:

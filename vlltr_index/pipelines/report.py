@@ -68,7 +68,6 @@ class ReportFile:
         split: The images that were evaluated.
         convention: The bounds of many, medium and few.
         images: How many images were evaluated; 0 where that was not possible.
-        verdict: What the evaluation means, in sentences; empty where there was none.
         top1: Accuracy of the method by class size.
         calibration_error: Its expected calibration error.
         against: The baseline.
@@ -82,7 +81,6 @@ class ReportFile:
     split: str
     convention: str
     images: int
-    verdict: tuple[str, ...]
     top1: dict[str, Interval]
     calibration_error: float | None
     against: str | None
@@ -146,7 +144,6 @@ def write_report(
         split=split,
         convention="release",
         images=found.images if found else 0,
-        verdict=() if isinstance(measured, records.Missing) else measured.verdict,
         top1=method.top1 if method else {},
         calibration_error=found.calibration_error[METHOD] if found else None,
         against=found.against if found else None,

@@ -380,7 +380,7 @@ def _start(snapshot: Snapshot, config: LGRConfig) -> str | None:
 
 
 def _starting_encoder(snapshot: Snapshot, start: str | None) -> Encoder:
-    """The encoder of the checkpoint that stage 2 starts from."""
+    """Open the encoder of the checkpoint that stage 2 starts from."""
     if start == snapshot.commit.checkpoint:
         return loading.open_encoder(snapshot)
     if start is None:
