@@ -242,7 +242,7 @@ def test_a_baseline_of_another_format_names_the_command(all_made: Workspace, tmp
 
     with workspace.transaction("test") as tx:
         tx.note(baselines={**made, "crt": workspace.objects.put("heads", earlier)})
-    with pytest.raises(WorkspaceError, match="cannot be read: format in baseline.json") as caught:
+    with pytest.raises(WorkspaceError, match=r"cannot be read: format in baseline\.json") as caught:
         scored(workspace)
     assert caught.value.hint == "Make it again: vlltr train baseline crt"
 

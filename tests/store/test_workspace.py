@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vlltr_index.errors import ConfigError, MissingStepError, UsageError, WorkspaceError
-from vlltr_index.schemas.config import AugmentConfig, CVLPConfig, Recipe
+from vlltr_index.schemas.config import FORMAT, AugmentConfig, CVLPConfig, Recipe
 from vlltr_index.store.workspace import Workspace
 
 
@@ -62,7 +62,7 @@ def test_find_goes_upward(workspace: Workspace, monkeypatch: pytest.MonkeyPatch,
 
 def test_a_damaged_configuration_is_named(workspace: Workspace) -> None:
     """The file and the key are in the message."""
-    (workspace.path / "vlltr.toml").write_text('format = 2\n[recipe]\nname = "x"\nepoch = 3\n')
+    (workspace.path / "vlltr.toml").write_text(f'format = {FORMAT}\n[recipe]\nname = "x"\nepoch = 3\n')
     with pytest.raises(ConfigError) as error:
         Workspace.open(workspace.path)
     assert str(workspace.path / "vlltr.toml") in error.value.message
