@@ -95,7 +95,9 @@ def add_class(
 ) -> ChangeReport:
     """Add one class; see `add_classes`."""
     pictures = () if images is None else (images,)
-    return add_classes(workspace, [NewClass(name, tuple(sentences), None, pictures, tuple(aliases))], options)
+    return add_classes(
+        workspace, [NewClass(name, tuple(sentences), images=pictures, aliases=tuple(aliases))], options
+    )
 
 
 def add_classes(

@@ -200,7 +200,15 @@ def embed_images(
     if not copies:
         return done, before, len(problems)
     more, there, unreadable = embed_images(
-        tx, encoder, split, views, augment, config, progress=progress, only=copies, engine=engine
+        tx,
+        encoder,
+        split,
+        views=views,
+        augment=augment,
+        config=config,
+        progress=progress,
+        only=copies,
+        engine=engine,
     )
     return done + more, before - len(views) * len(copies) + there, len(problems) + unreadable
 

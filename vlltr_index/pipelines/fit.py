@@ -201,7 +201,7 @@ def plan_fit(
         share = str(hold_out).removesuffix(".0")
         pictures = [
             maker.step(
-                "Pictures, and a part of them to measure on",
+                "Pictures, and a part of them to measure on" if hold_out else "Pictures",
                 (*learn, "--hold-out", share),
                 ingest_images,
                 path=sources.train,

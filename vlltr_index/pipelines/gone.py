@@ -17,8 +17,6 @@ from vlltr_index.store.tables import one_of
 if TYPE_CHECKING:
     from vlltr_index.store.transaction import Transaction
 
-_PART = 1000  # rows that are deleted at once
-
 
 @dataclass(frozen=True)
 class Agreed:
@@ -43,12 +41,8 @@ class Agreed:
 
 def remove_sentences(tx: Transaction, sentence_ids: Sequence[str]) -> None:
     """Remove sentences, and the anchors among them; scores and other anchors stay until the next selection."""
-    anchors = 0
-    for start in range(0, len(sentence_ids), _PART):
-        where = one_of("sentence_id", sentence_ids[start : start + _PART])
-        tx.delete("sentences", where)
-        anchors += tx.delete("anchors", where)
-    if anchors:
+    tx.delete_any("sentences", "sentence_id", sentence_ids)
+    if tx.delete_any("anchors", "sentence_id", sentence_ids):
         facts = [tx.state.selection_id, sorted(sentence_ids)]
         tx.set(selection_id=short(digest_json(facts)))
 

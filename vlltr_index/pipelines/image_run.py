@@ -17,7 +17,6 @@ from vlltr_index.schemas.records import ImageRecord, Skipped
 from vlltr_index.schemas.tables import IMAGES
 from vlltr_index.store import ingestion
 from vlltr_index.store.origins import Listed, Origin, Source, match_images
-from vlltr_index.store.tables import one_of
 from vlltr_index.wording import plural, preview
 
 if TYPE_CHECKING:
@@ -58,7 +57,9 @@ class Listing:
                     found.units[one.class_name].append((unit, one.source))
             contents = ingestion.content_hashes(part) if sync else ()
             for one, content in zip(part, contents, strict=False):
-                found.images.append(Listed(one.source, one.uri, one.split, one.class_name, content))
+                found.images.append(
+                    Listed(one.source, one.uri, split=one.split, label=one.class_name, content=content)
+                )
         return found
 
     def draw(self, share: float, kept: Mapping[str, bool]) -> frozenset[str]:
@@ -166,7 +167,9 @@ class ImageRun:
         for batch in self.tx.scan("images", columns, batch_rows=8192):
             rows = zip(*batch.to_pydict().values(), strict=True)
             for key, uri, content, class_id, split, group, width, height, problem in rows:
-                self.stored[key.partition("-")[0]] = _Stored(key, uri, content, class_id, split, group)
+                self.stored[key.partition("-")[0]] = _Stored(
+                    key, uri, content=content, class_id=class_id, split=split, group=group
+                )
                 if problem is None and content is not None:
                     self.probes[content] = Probe(content, width, height, None)
 
@@ -232,9 +235,7 @@ class ImageRun:
 
     def _delete(self, keys: set[str]) -> None:
         """Delete rows, but for those that were written in this run."""
-        gone = sorted(keys - self.seen)
-        for start in range(0, len(gone), _ROWS):
-            self.tx.delete("images", one_of("image_id", gone[start : start + _ROWS]))
+        self.tx.delete_any("images", "image_id", keys - self.seen)
 
     def compare(self, names: ClassNames | None, labels: dict[str, Counter[str]]) -> None:
         """Note the named classes that have no image in the source, or that all labels are bare numbers."""

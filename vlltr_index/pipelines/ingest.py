@@ -114,7 +114,7 @@ def ingest_images(
         UsageError: If the split is missing or is no name for one, or images of another than `train` are held out; or
             much is gone, and nobody agreed.
     """
-    if hold_out is not None and (split != "train" or not 0.0 <= hold_out < 1.0):
+    if hold_out is not None and (split != "train" or not 0.0 <= hold_out <= 0.9):
         raise UsageError("a share from 0 to 0.9 is held out of the training split", "Say so: --split train")
     given = read_class_names(label_names) if label_names is not None else None
     command = f"ingest images {path}" + (f" --split {split}" if split else "")

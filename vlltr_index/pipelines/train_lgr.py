@@ -437,15 +437,16 @@ def refit(workspace: Workspace, config: LGRConfig, progress: Progress | None = N
 
     Raises:
         MissingStepError: If there is no head yet, or vectors of training images are missing.
-        WorkspaceError: If another command changed the workspace meanwhile.
+        WorkspaceError: If what the head is trained on changed meanwhile.
     """
     snapshot = workspace.snapshot()
     before = Model.open(snapshot)
     views = min(config.views, snapshot.commit.info.views)
     stored = config.model_copy(update={"tune": "head", "mixup": 0.0, "cutmix": 0.0, "views": views})
     report = train_lgr_stage(workspace, stored, progress, resume=False, command="refit")
-    after = Model.open(workspace.snapshot())
-    names = snapshot.class_table().names
+    trained = workspace.snapshot()
+    after = Model.open(trained)
+    names = trained.class_table().names
     known = set(before.row_owners.tolist())
     effect = measure(before, after, set(before.class_ids.tolist()) - known)
     text_only = len(after.class_ids) - len(after.visual_sides())

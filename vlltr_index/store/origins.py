@@ -16,12 +16,9 @@ from vlltr_index.data.objects import is_address
 from vlltr_index.data.text import sentence_id
 from vlltr_index.schemas.tables import ORIGINS
 from vlltr_index.store.ingestion import image_id
-from vlltr_index.store.tables import one_of
 
 if TYPE_CHECKING:
     from vlltr_index.store.transaction import Transaction
-
-_PART = 1000  # rows that are deleted at once
 
 
 class Origin(NamedTuple):
@@ -121,9 +118,7 @@ class Source:
             named = f"{self._name}\0{one.label}\0{one.row_key}"
             key = hashlib.sha256(named.encode()).hexdigest()[:32]
             rows[key] = {"origin_id": key, "source": self._name, **one._asdict()}
-        gone = sorted(self._ids - rows.keys())
-        for start in range(0, len(gone), _PART):
-            self._tx.delete("origins", one_of("origin_id", gone[start : start + _PART]))
+        self._tx.delete_any("origins", "origin_id", self._ids - rows.keys())
         self._tx.upsert("origins", pa.Table.from_pylist(list(rows.values()), schema=ORIGINS))
 
 

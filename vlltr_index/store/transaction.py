@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _NUMBERED = frozenset({"classes", "anchors"})  # tables whose key is a number that is never reused
 _ALL = "true"  # a condition that holds for all rows
-_PART = 1000  # rows that are compared with the stored ones at once
+_PART = 1000  # rows that are compared with the stored ones, or deleted, at once
 _COMPACT_FROM = 32  # number of writes to a table from which it is compacted before the commit
 
 
@@ -259,6 +259,12 @@ class Transaction(Snapshot):
         if count:
             self._wrote(name, gone, all_new=True)
         return count
+
+    def delete_any(self, name: str, column: str, values: Collection[str]) -> int:
+        """Delete the rows whose `column` has one of some values, a thousand at a time; return how many."""
+        ordered = sorted(values)
+        parts = (ordered[start : start + _PART] for start in range(0, len(ordered), _PART))
+        return sum(self.delete(name, one_of(column, part)) for part in parts)
 
     def replace(self, name: str, rows: pa.Table) -> bool:
         """Make `rows` all that the table holds, which mends it; False if it held just that.
