@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 Convention = Literal["release", "lift"]
 """`release`: many >= 100 training images, medium 21-99, few <= 20. `lift`: > 100, 20-100, < 20."""
 
+METHOD = "vl-ltr"
+"""The method's row of an evaluation."""
+
 _FEW5 = 5
 _CONFIDENCE_BINS = 15
 _DRAWN_TO_MEAN = (
@@ -106,7 +109,6 @@ class EvaluationReport:
         rule: The fusion rule.
         ranks: If classes have parents, accuracy by rank, the deepest first: of the node that holds the best class
             (`best class`), and of the most probable node, summed over its classes (`summed`); by bin.
-        chance: Share of the images that are of the most frequent class: what naming it every time would give.
         by_class: What the method answered about each class that answers were chosen from.
         encoder: The model that made the vectors, and where its weights are from.
         in_training: How many of the images are training images too, byte for byte.
@@ -126,7 +128,6 @@ class EvaluationReport:
     crops: int = 1
     rule: Rule = "ours"
     ranks: dict[str, dict[str, dict[str, Interval]]] = field(default_factory=dict)
-    chance: float = 0.0
     by_class: tuple[ClassFigures, ...] = ()
     encoder: str = ""
     in_training: int = 0
@@ -135,6 +136,11 @@ class EvaluationReport:
     def tested(self) -> int:
         """Number of classes that have images to measure on."""
         return sum(one.images > 0 for one in self.by_class)
+
+    @property
+    def chance(self) -> float:
+        """Share of the images that are of the most frequent class: what naming it every time would give."""
+        return max((one.images for one in self.by_class), default=0) / self.images
 
     def to_pandas(self) -> DataFrame:
         """Return one line for each row and bin: `row`, `bin`, `top1`, `low`, `high`, `images`, `top5`.

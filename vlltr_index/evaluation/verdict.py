@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from vlltr_index.evaluation.metrics import ClassFigures, EvaluationReport, Interval
+from vlltr_index.evaluation.metrics import METHOD, ClassFigures, EvaluationReport, Interval
 from vlltr_index.wording import plural
 
 _FEW_IMAGES = 30  # below it a share says too little: counts are given instead
 _NAMED = 5
 _SIMPLE = ("ncm", "discriminant", "zero-shot", "knn", "tip-adapter")
 _HALF = 0.5
-_METHOD = "vl-ltr"
 
 
 def verdict(report: EvaluationReport) -> tuple[str, ...]:
     """Say what an evaluation means, the worst first; each sentence stands by itself."""
-    mine = report.rows[_METHOD].top1["overall"]
+    mine = report.rows[METHOD].top1["overall"]
     said = [*_doubts(report, mine), *_near_chance(report, mine), _accuracy(report, mine)]
     untested = len(report.by_class) - report.tested
     if untested and report.by_class:
@@ -53,7 +52,7 @@ def _near_chance(report: EvaluationReport, mine: Interval) -> list[str]:
 
 def _accuracy(report: EvaluationReport, mine: Interval) -> str:
     """Give the method's accuracy, by picture and by class, beside the row that it is compared with."""
-    balanced = report.rows[_METHOD].balanced
+    balanced = report.rows[METHOD].balanced
     right = _share(mine.value, mine.images)
     unseen = "" if report.in_training else " that it had not seen"
     said = f"Of {plural(mine.images, 'picture')}{unseen}, the model named {right} rightly"

@@ -16,6 +16,7 @@ from vlltr_index.embedding.loading import ImageSet, image_set, usable_images
 from vlltr_index.embedding.vectors import embed_crops
 from vlltr_index.errors import MissingStepError, UsageError, WorkspaceError, reason
 from vlltr_index.evaluation import metrics
+from vlltr_index.evaluation.metrics import METHOD
 from vlltr_index.heads.fusion import Rule
 from vlltr_index.pipelines.baselines import ADJUSTED, baseline_labels, score_baselines
 from vlltr_index.recognition.model import Model
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _BATCH = 512
-METHOD = "vl-ltr"
 _BRANCHES = (METHOD, "image branch", "text branch")
 
 
@@ -169,7 +169,6 @@ def evaluation(
         crops=crops,
         rule=model.fusion.rule,
         ranks=ranks,
-        chance=float(torch.bincount(labels).max()) / len(labels),
         by_class=_by_class(snapshot, class_ids, answers, labels=labels, counts=counts),
         encoder=_encoder_name(snapshot),
         in_training=_in_training(snapshot, split),

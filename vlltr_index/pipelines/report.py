@@ -22,11 +22,11 @@ from vlltr_index.embedding.vectors import load_sources
 from vlltr_index.errors import InputError, MissingStepError, UsageError, WorkspaceError
 from vlltr_index.evaluation import records
 from vlltr_index.evaluation.figures import SHOTS, confused_pairs, gains, shots, spread, weakest
-from vlltr_index.evaluation.metrics import Interval, reliability
+from vlltr_index.evaluation.metrics import METHOD, Interval, reliability
 from vlltr_index.evaluation.report import nearest_pictures, render, thumbnail
 from vlltr_index.evaluation.verdict import verdict
 from vlltr_index.heads.checkpoint import load_head
-from vlltr_index.pipelines.evaluate import METHOD, Evaluation, evaluation
+from vlltr_index.pipelines.evaluate import Evaluation, evaluation
 from vlltr_index.pipelines.status import status
 from vlltr_index.schemas.fingerprint import short
 from vlltr_index.schemas.manifests import TrainingLog
