@@ -83,9 +83,14 @@ COMMANDS: dict[str, Entry] = {  # in the order of a first session
     "explain": Entry(
         "predict", "Show why an image is, or is not, of a class.", ("recognizer.Recognizer.explain",)
     ),
+    "cross-validate": Entry(
+        "evaluate",
+        "Fit the head anew without parts of the images, to measure it.",
+        ("pipelines.cross_validate.cross_validate",),
+    ),
     "evaluate": Entry(
         "evaluate",
-        "Measure accuracy on a split: overall, many, medium, few.",
+        "Measure accuracy: overall, many, medium, few.",
         ("pipelines.evaluate.evaluate",),
     ),
     "report": Entry(
@@ -171,7 +176,7 @@ class LazyGroup(click.Group):
         """Import the module that defines `cmd_name`."""
         if cmd_name in COMMANDS:
             module = import_module(f"vlltr_index.cli.{COMMANDS[cmd_name].file}")
-            command: click.Command = getattr(module, f"{cmd_name}_command")
+            command: click.Command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
             return command
         if ctx.resilient_parsing:
             return None

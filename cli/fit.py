@@ -25,11 +25,7 @@ if TYPE_CHECKING:
 @set_option
 @click.option("--to", type=DIR, help="The workspace; default: DIR-model beside DIR.")
 @click.option(
-    "--hold-out",
-    default=0.2,
-    type=click.FloatRange(0, 0.9),
-    metavar="SHARE",
-    help="Share of each class's pictures to measure on; not used where DIR has a folder test or val.",
+    "--measure/--no-measure", default=True, help="Measure the model, which takes longer than training it."
 )
 @yes_option
 @plan_device_option
@@ -42,15 +38,15 @@ def fit_command(
     recipe: str | None,
     overrides: tuple[str, ...],
     to: Path | None,
-    hold_out: float,
+    measure: bool,
     yes: bool,
     device: str | None,
 ) -> None:
     """Make a model of the pictures in DIR: a folder of class folders, or of the folders train and test.
 
-    A part of the pictures is held out, the model is measured on it beside simple rules, and a report is written. Then
-    the head is trained once more on all pictures. Run it again when pictures or texts came, moved or went: the model
-    is of what DIR is then, and vectors are kept.
+    The model is trained on all pictures. Beside simple rules it is measured by cross-validation, or in the folder test,
+    and a report is written. Run it again when pictures or texts came, moved or went: the model is of what DIR is then,
+    and vectors are kept.
     """
     from vlltr_index.evaluation.verdict import verdict
     from vlltr_index.pipelines.fit import fit
@@ -62,7 +58,7 @@ def fit_command(
         recipe=recipe,
         overrides=overrides,
         to=to,
-        hold_out=hold_out,
+        measure=measure,
         device=device,
         agree=context.agreement(yes),
         progress=context.progress,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vlltr_index.evaluation.metrics import EvaluationReport
     from vlltr_index.pipelines.baselines import BaselineRow
     from vlltr_index.pipelines.build_index import IndexReport
+    from vlltr_index.pipelines.cross_validate import CrossValidation
     from vlltr_index.pipelines.embed import EmbedReport
     from vlltr_index.pipelines.history import DiffReport, PruneReport, RollbackReport
     from vlltr_index.pipelines.import_release import ImportReport
@@ -240,12 +241,23 @@ def _report_file_remarks(report: ReportFile) -> list[str]:
     lines = []
     if report.top1:
         said = ", ".join(f"{shot} {percent(value.value)}" for shot, value in report.top1.items())
-        lines.append(f"{report.images:,} images of split {report.split}, top-1 accuracy in %: {said}")
+        lines.append(f"{report.images:,} images ({report.split}), top-1 accuracy in %: {said}")
     return lines + [f"Not in it: {part.why}. {part.mend}" for part in report.missing]
 
 
 def _prediction(prediction: Prediction) -> list[str]:
     return prediction_lines(prediction, terminal_width())
+
+
+def _cross_validation(report: CrossValidation) -> list[str]:
+    apart = "" if report.units == report.images else f" ({plural(report.units, 'unit')})"
+    lines = [
+        f"Fitted {plural(report.folds, 'model')}, each without its part of {plural(report.images, 'image')}{apart}"
+        f" of {report.classes:,} of {plural(report.all_classes, 'class', 'classes')}: {report.digest[:16]}"
+    ]
+    if report.classes < report.all_classes:
+        lines.append("A class whose pictures all belong together, or with a single one, cannot be tested.")
+    return lines
 
 
 def _refit(report: RefitReport) -> list[str]:
@@ -268,7 +280,8 @@ def effect_lines(report: Effect) -> list[str]:
     """Return the effect as lines of text, with a warning if accuracy fell."""
     if report.unmeasured:
         return [
-            "What the other classes lose by it was not measured: no image of theirs in split val is embedded."
+            "What the other classes lose by it was not measured: no image of theirs in split val is embedded,"
+            " and the head was not cross-validated (vlltr cross-validate)."
         ]
     if report.before is None or report.after is None:
         return []
@@ -378,6 +391,7 @@ _LOOKS: dict[str, Callable[[Any], list[Any]]] = {
     "BaselineRow": lambda row: [baseline_line(row)],
     "EvaluationReport": _evaluation,
     "ReportFile": _report_file,
+    "CrossValidation": _cross_validation,
     "RefitReport": _refit,
     "Prediction": _prediction,
     "PredictReport": _predict,

@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 _FEW_IMAGES = 5000  # with fewer, images are held out in folds; else in one split
 _ENOUGH = 30  # images that stage 1 did not see, for fitting weights
 _ENOUGH_FOR_LINEAR = 100  # the same, for stage 1's classifier to have a weight
-_FOLDS = 5
+FOLDS = 5
+"""Number of folds on which the parts are weighed, see `fit_stage_two`."""
 _ONE_PART = 10
 _MOST_HELD = 1000
 _NEW_IMAGES = (1, 5)
@@ -80,11 +81,15 @@ class StageTwoResult:
 
 
 def fit_stage_two(
-    data: StageTwoData, config: LGRConfig, run_dir: Path | None = None, progress: Progress | None = None
+    data: StageTwoData,
+    config: LGRConfig,
+    run_dir: Path | None = None,
+    progress: Progress | None = None,
+    folds: int = FOLDS,
 ) -> StageTwoResult:
     """Train the head, fit the generative model, and choose their weights on images that none of them was trained on.
 
-    Held out are the images that stage 1 did not see. Without a stage 1 there are five folds; from 5,000 images on, one
+    Held out are the images that stage 1 did not see. Without a stage 1 there are `folds`; from 5,000 images on, one
     split that holds out a tenth. For each fold anchors are selected and everything is fitted on the rest. With
     fewer than 30 images that stage 1 did not see no weight is fitted; with fewer than 100 stage 1's classifier gets no
     weight, for it is poor where images are few. At last everything is fitted on all images, the head with the number
@@ -95,9 +100,10 @@ def fit_stage_two(
         config: The recipe's `lgr` section.
         run_dir: Folder for the state of the final head's training, where an interrupted run goes on; None saves none.
         progress: Called after every step.
+        folds: Number of folds, at least 2.
     """
     data, matches = with_matching_text(data.placed())
-    held_out = _held_out(data)
+    held_out = _held_out(data, folds)
     linear = len(data.labels) >= _FEW_IMAGES
     if data.visual_init is not None:
         linear = sum(int(out.sum()) for out in held_out) >= _ENOUGH_FOR_LINEAR
@@ -106,16 +112,16 @@ def fit_stage_two(
         branches.append("visual")
     if data.has_text:
         branches.append("text")
-    folds = [_fold(data, config, out, branches=branches, progress=progress) for out in held_out]
+    fitted = [_fold(data, config, out, branches=branches, progress=progress) for out in held_out]
     everything = torch.ones_like(data.labels, dtype=torch.bool)
     moments = _moments(data, everything)
     steps = 0
     model = _model(data, moments)
     parts = Parts(model.shared, _BY_DEFAULT)
     notes = [_NOTHING_TO_SPARE]
-    if folds:
-        steps = round(sum(fold.steps for fold in folds) / len(folds))
-        parts, notes = _weigh(data, folds, moments, branches=branches, matches=matches)
+    if fitted:
+        steps = round(sum(fold.steps for fold in fitted) / len(fitted))
+        parts, notes = _weigh(data, fitted, moments, branches=branches, matches=matches)
     head = _head(data, config, model, everything)
     log = list[dict[str, float]]()
     rows = data.rows
@@ -196,14 +202,14 @@ class _Fold:
         return self.at(covariances).log_likelihoods(self.features).cpu()
 
 
-def _held_out(data: StageTwoData) -> list[Tensor]:
+def _held_out(data: StageTwoData, number: int = FOLDS) -> list[Tensor]:
     """Return the images that each fold holds out, bool [N]: whole units, but never the last images of a class.
 
     There is no fold after a stage 1 that saw all images, for its tower is too sure of these.
     """
     folds = [data.unseen] if bool(data.unseen.any()) else []
     if data.visual_init is None and not folds:
-        folds = _drawn_folds(data)
+        folds = _drawn_folds(data, number)
     left = []
     for fold in folds:
         out = fold & data.rows[data.labels]
@@ -214,14 +220,14 @@ def _held_out(data: StageTwoData) -> list[Tensor]:
     return left
 
 
-def _drawn_folds(data: StageTwoData) -> list[Tensor]:
-    """Draw five folds of all images, or one split of a tenth where there are many; no unit is divided."""
+def _drawn_folds(data: StageTwoData, number: int) -> list[Tensor]:
+    """Draw folds of all images, or one split of a tenth where there are many; no unit is divided."""
     units = data.units
     shuffled = sorted(set(units), key=lambda unit: hashlib.sha256(f"fold:{unit}".encode()).digest())
     ranks = {unit: rank for rank, unit in enumerate(shuffled)}
     place = torch.tensor([ranks[unit] for unit in units])
     if len(units) < _FEW_IMAGES:
-        return [place % _FOLDS == part for part in range(_FOLDS)]
+        return [place % number == part for part in range(number)]
     sizes = torch.bincount(place)
     most = min(len(units) // _ONE_PART, _MOST_HELD)
     small = sizes <= most
@@ -420,7 +426,7 @@ def _gates(data: StageTwoData, folds: list[_Fold], chosen: Covariances, found: P
     designs = []
     for number, fold in enumerate(folds):
         late = torch.zeros_like(with_text)
-        late[drawn[number::_FOLDS][:_LATE]] = True
+        late[drawn[number::FOLDS][:_LATE]] = True
         rest = ~fold.out & ~late[data.labels]
         if bool(rest.any()):
             model = chosen.noisy(_model(fold.data, _moments(fold.data, rest), chosen.shrinkage))

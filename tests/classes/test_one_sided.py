@@ -107,7 +107,7 @@ def test_without_a_sentence_the_images_answer(mute: Workspace, drawn: list[Path]
         assert best.image_part == pytest.approx(math.log(best.probability / other.probability), abs=1e-4)
     explained = recognizer.explain(drawn[0], "wave")
     assert (explained.text_part, explained.sentences) == (0.0, ())
-    found = evaluate(mute, bootstrap=10).rows
+    found = evaluate(mute).rows
     assert found["vl-ltr"].top1["overall"].value > 0.9
     assert found["vl-ltr"].top1["overall"].value == found["image branch"].top1["overall"].value
     shown = show_class(mute, "ring")
@@ -207,7 +207,7 @@ def test_without_an_image_the_texts_answer(
     assert recognizer.current().visual_sides() == {}
     best = recognizer.predict(asked[:1], PredictOptions(explain=2))[0].classes[0]
     assert (best.image_part, len(best.sentences)) == (0.0, 2)
-    report = evaluate(told, bootstrap=10).rows
+    report = evaluate(told).rows
     assert report["vl-ltr"].top1["overall"].value == report["text branch"].top1["overall"].value > 0.5
     with pytest.raises(MissingStepError, match="no image could be held out when it was trained"):
         recognizer.predict(asked[:1], PredictOptions(reject=True))
@@ -263,4 +263,4 @@ def test_some_classes_by_pictures_and_some_by_texts(tmp_path: Path) -> None:
             (found,) = asked.predict([image], PredictOptions(top=99, explain=2, retrieval=retrieval))
             check_parts(found.classes)
             assert [one.name for one in found.classes] == looked
-    assert evaluate(workspace, bootstrap=5).rows["vl-ltr"].top1["overall"].value > 0.8
+    assert evaluate(workspace).rows["vl-ltr"].top1["overall"].value > 0.8

@@ -174,7 +174,7 @@ def test_evaluate_and_classes(
     capsys: pytest.CaptureFixture[str], trained: Workspace, heldout: dict[str, list[str]]
 ) -> None:
     """The table has a row a branch; adding by sentences shows the effect; the list and the history have it."""
-    code, out, _ = run(capsys, "-w", trained.path, "evaluate", "--split", "test", "--bootstrap", "50")
+    code, out, _ = run(capsys, "-w", trained.path, "evaluate", "--split", "test")
     assert code == 0
     assert {"vl-ltr", "image branch", "text branch"} <= {
         line.strip()[:12].strip() for line in out.splitlines()

@@ -148,7 +148,7 @@ def test_no_command_lets_names_act(
         ("explain", picture, "--class", name, "--against", f"{EVIL}1"),
         ("search", "sentences", "a sign"),
         ("search", "images", "a sign"),
-        ("evaluate", "--split", "val", "--bootstrap", "2"),
+        ("evaluate", "--split", "val"),
         ("diff", "1", str(spoilt.history.ids()[-1])),
         ("rollback", "1"),
         ("ingest", "text", tmp_path / f"{EVIL}.json"),

@@ -77,7 +77,7 @@ def test_from_a_folder_to_a_model(capsys: pytest.CaptureFixture[str], shots: Pat
         workspace.snapshot().count("images", "split = 'train'"),
     ) == (15, 15)
     shutil.copy(shots / "merlin" / "0.png", shots / "merlin" / "more.png")
-    code, out, err = run(capsys, "--json", "fit", shots, "--to", tmp_path / "shots-model", "--hold-out", "0")
+    code, out, err = run(capsys, "--json", "fit", shots, "--to", tmp_path / "shots-model", "--no-measure")
     assert code == 0, err
     assert json.loads(out) == {"workspace": str(tmp_path / "shots-model"), "evaluation": None}
     assert workspace.snapshot().count("images", "split = 'train'") == 16

@@ -108,14 +108,14 @@ def test_sentences_without_weight_are_said_to_decide_nothing() -> None:
 def report() -> EvaluationReport:
     """Five bins, and a baseline with a long name."""
     bins = ("overall", "many", "medium", "few", "few5")
-    interval = Interval(0.912, 0.9, 0.93, 100)
+    interval = Interval(0.912, 0.9, 0.93, 100, 100)
     rows = {
         name: AccuracyReport(
             "release", dict.fromkeys(bins, interval), dict.fromkeys(bins, interval), interval
         )
         for name in ("vl-ltr", "image branch", "image-only + logit adjustment")
     }
-    gain = dict.fromkeys(bins, Interval(0.018, 0.01, 0.025, 100))
+    gain = dict.fromkeys(bins, Interval(0.018, 0.01, 0.025, 100, 100))
     return EvaluationReport(
         "test", 1, "release", 100, 20, "exhaustive", rows, {"vl-ltr": 0.05}, gain, next(reversed(rows))
     )

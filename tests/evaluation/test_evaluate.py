@@ -29,7 +29,7 @@ def test_the_text_row_is_the_text_branch_alone(trained: Workspace, heldout: dict
         add_class(trained, name, heldout[name])
     with trained.transaction("test") as tx:
         tx.set(fusion=FusionConfig(rule="paper", alpha=0.9))
-    report = evaluate(trained, bootstrap=10)
+    report = evaluate(trained)
     scorer, data = Model.open(trained.snapshot()), image_set(trained.snapshot(), "test")
     text = scorer.saved.head.text_logits(data.features, scorer.bank)
     right = scorer.class_ids[text.argmax(1)] == data.class_ids
@@ -43,13 +43,13 @@ def test_an_earlier_commit_is_evaluated_on_its_own_images(
     """Method and baseline see the images of that commit, not those that came later."""
     train_baseline_stage(trained, override(trained.recipe, ("baseline.epochs=1",)).baseline)
     last = trained.history.last()
-    before = evaluate(trained, bootstrap=10)
+    before = evaluate(trained)
     folder = tmp_path / "more" / trained.snapshot().class_table().names[0]
     shutil.copytree(pictures / "unseen", folder)
     ingest_images(trained, tmp_path / "more", "test")
     embed(trained)
-    assert evaluate(trained, bootstrap=10).images == before.images + 4
-    assert evaluate(trained, at=last.id, bootstrap=10) == before
+    assert evaluate(trained).images == before.images + 4
+    assert evaluate(trained, at=last.id) == before
 
 
 def test_images_of_a_class_without_anchors_are_refused(
@@ -62,15 +62,15 @@ def test_images_of_a_class_without_anchors_are_refused(
     with pytest.raises(
         MissingStepError, match=r"1 class of split 'test' with neither .* for example 'okapi'"
     ):
-        evaluate(trained, bootstrap=10)
+        evaluate(trained)
 
 
 def test_the_method_is_compared_with_any_row(trained: Workspace) -> None:
     """By default with the adjusted image-only row; `--against` takes another, and names what there is."""
-    assert evaluate(trained, bootstrap=10).against is None
+    assert evaluate(trained).against is None
     train_baseline(trained, "knn", trained.recipe.baselines)
     train_baseline(trained, "zero-shot", trained.recipe.baselines)
-    report = evaluate(trained, bootstrap=10, against="knn")
+    report = evaluate(trained, against="knn")
     assert list(report.rows) == ["vl-ltr", "image branch", "text branch", "zero-shot", "knn"]
     assert report.against == "knn"
     gain = report.rows["vl-ltr"].top1["overall"].value - report.rows["knn"].top1["overall"].value
@@ -79,7 +79,7 @@ def test_the_method_is_compared_with_any_row(trained: Workspace) -> None:
     assert {"vl-ltr", "image branch", "text branch", "zero-shot"} == report.calibration_error.keys()
     assert "classes have no prompt" in report.notes["zero-shot"]
     with pytest.raises(UsageError) as caught:
-        evaluate(trained, bootstrap=10, against="ncm")
+        evaluate(trained, against="ncm")
     assert caught.value.message == "no row 'ncm' to compare with"
     assert caught.value.hint == (
         "There are: image branch, text branch, zero-shot, knn. Make others: vlltr train baseline NAME"
@@ -102,12 +102,12 @@ def test_the_table_shows_every_baseline(trained: Workspace, capsys: pytest.Captu
     assert "\ntau-norm: tau 0." in said
     assert "chosen_on val" in said
     assert said.endswith("Next: vlltr evaluate --split test\n")
-    shown = call("evaluate", "--bootstrap", "10", "--against", "crt")
+    shown = call("evaluate", "--against", "crt")
     for name in ("image-only", *BASELINES):
         assert f"\n {name} " in shown
     assert "ECE" in shown
     assert "vl-ltr less crt, in points [95 % of the paired bootstrap]\n  overall  " in shown
-    report = json.loads(call("--json", "evaluate", "--bootstrap", "10"))
+    report = json.loads(call("--json", "evaluate"))
     assert report["against"] == "image-only + logit adjustment"
     assert set(report["rows"]) > set(BASELINES)
     refused = call("train", "baseline", "ncm", "--processes", "2", code=2)

@@ -15,11 +15,11 @@ from vlltr_index.evaluation.metrics import (
     ClassFigures,
     EvaluationReport,
     accuracy_report,
-    balanced_interval,
     bins,
     expected_calibration_error,
     few5,
     paired_difference,
+    share_interval,
 )
 from vlltr_index.heads.weighing import balanced_accuracy
 
@@ -63,28 +63,20 @@ def test_accuracy_by_shot() -> None:
     assert accuracy_report(top, labels, counts) == report
 
 
-def test_intervals_equal_naive_resampling() -> None:
-    """Drawing the sums gives the interval of drawing the images."""
-    rng = np.random.default_rng(1)
-    labels = torch.from_numpy(np.sort(rng.integers(0, 4, 300)))
-    correct = torch.from_numpy(rng.random(300) < np.array([0.95, 0.6, 0.3, 0.05])[labels.numpy()])
-    predictions = torch.where(correct, labels, labels + 1)
-    counts = torch.tensor([200, 200, 200, 200])
-    values = correct.numpy().astype(float)
-    plain = values[rng.integers(0, 300, (4000, 300))].mean(1)
-    found = accuracy_report(predictions, labels, counts, resamples=4000).top1["overall"]
-    np.testing.assert_allclose([found.low, found.high], np.quantile(plain, [0.025, 0.975]), atol=0.01)
-
-
 def test_paired_difference_equals_naive_resampling() -> None:
-    """The interval of the difference is over the same resampled images for both."""
+    """The interval of the difference is over the same resampled units for both."""
     rng = np.random.default_rng(2)
     first, second = rng.random(400) < 0.8, rng.random(400) < 0.7
-    found = paired_difference(torch.from_numpy(first), torch.from_numpy(second), resamples=4000)
     difference = first.astype(float) - second.astype(float)
-    naive = np.quantile(difference[rng.integers(0, 400, (4000, 400))].mean(1), [0.025, 0.975])
-    assert found.value == pytest.approx(difference.mean())
-    np.testing.assert_allclose([found.low, found.high], naive, atol=0.01)
+    for units in (np.arange(400), rng.integers(0, 90, 400)):
+        found = paired_difference(*map(torch.from_numpy, (first, second, units)), resamples=4000)
+        own = np.unique(units, return_inverse=True)[1]
+        sums, sizes = np.bincount(own, difference), np.bincount(own)
+        drawn = rng.integers(0, len(sums), (4000, len(sums)))
+        naive = np.quantile(sums[drawn].sum(1) / sizes[drawn].sum(1), [0.025, 0.975])
+        assert found.value == pytest.approx(difference.mean())
+        assert (found.images, found.units) == (400, len(sums))
+        np.testing.assert_allclose([found.low, found.high], naive, atol=0.01)
     better = paired_difference(torch.ones(5).bool(), torch.zeros(5).bool())
     assert (better.low, better.value, better.high) == (1.0, 1.0, 1.0)
 
@@ -146,31 +138,39 @@ def test_a_class_has_recall_and_precision_where_there_is_something_to_divide_by(
 
 
 @quick
-@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=60))
-def test_balanced_accuracy_counts_each_class_alike(answers: list[tuple[int, bool]]) -> None:
-    """The value is that of plain loops over classes; it lies in its interval, which lies in 0 to 1."""
-    labels = torch.tensor([label for label, _ in answers])
-    right = torch.tensor([hit for _, hit in answers])
-    found = balanced_interval(right, labels)
+@given(
+    answers=st.lists(st.tuples(st.integers(0, 5), st.booleans(), st.integers(0, 9)), min_size=1, max_size=60),
+    balanced=st.booleans(),
+)
+def test_a_share_lies_in_its_interval(answers: list[tuple[int, bool, int]], balanced: bool) -> None:
+    """The value is that of plain loops, by image or by class; it lies in its interval, which lies in 0 to 1."""
+    labels, right, units = (torch.tensor(column) for column in zip(*answers, strict=True))
+    found = share_interval(right, labels, units, balanced)
     shares = [float(right[labels == c].double().mean()) for c in labels.unique().tolist()]
-    assert found.value == pytest.approx(sum(shares) / len(shares))
+    plain = sum(shares) / len(shares) if balanced else float(right.double().mean())
+    assert found.value == pytest.approx(plain)
     assert 0.0 <= found.low <= found.value + 1e-12
     assert found.value - 1e-12 <= found.high <= 1.0
     assert found.high - found.low > 0.0
-    assert found.images == len(answers)
+    assert (found.images, found.units) == (len(answers), len(units.unique()))
 
 
-def test_the_balanced_interval_covers_what_it_should() -> None:
-    """Given classes with an accuracy of their own and few images: 95 % of intervals hold the mean, 92 to 98 here."""
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize(("size", "alike"), [(1, 0.0), (4, 0.0), (4, 0.6), (4, 1.0)])
+def test_intervals_cover_what_they_should(size: int, alike: float, balanced: bool) -> None:
+    """Given classes with an accuracy of their own, and few units of images that are alike or not."""
     rng = np.random.default_rng(0)
     held = 0
     for _ in range(400):
         own = rng.beta(3, 1, 40)
-        labels = torch.from_numpy(np.repeat(np.arange(40), rng.geometric(1 / 3, 40)))
-        right = torch.from_numpy(rng.random(len(labels)) < own[labels.numpy()])
-        found = balanced_interval(right, labels)
-        held += found.low <= own.mean() <= found.high
-    assert 0.92 <= held / 400 <= 0.98
+        classes = np.repeat(np.arange(40), rng.geometric(1 / 3, 40))
+        sizes = rng.integers(1, 2 * size, len(classes)) if size > 1 else np.ones(len(classes), int)
+        labels, units = np.repeat(classes, sizes), np.repeat(np.arange(len(classes)), sizes)
+        same = (rng.random(len(classes)) < own[classes])[units]
+        right = np.where(rng.random(len(labels)) < alike, same, rng.random(len(labels)) < own[labels])
+        found = share_interval(*map(torch.from_numpy, (right, labels, units)), balanced)
+        held += found.low <= (own if balanced else own[labels]).mean() <= found.high
+    assert 0.92 <= held / 400 <= 0.99
 
 
 @pytest.mark.slow
@@ -183,7 +183,7 @@ def test_an_evaluation_is_a_flat_data_frame() -> None:
     report = EvaluationReport("test", 1, "release", 3, 2, "exhaustive", rows, {})
     frame = report.to_pandas()
     assert isinstance(frame, pandas.DataFrame)
-    assert list(frame.columns) == ["row", "bin", "top1", "low", "high", "images", "top5"]
+    assert list(frame.columns) == ["row", "bin", "top1", "low", "high", "images", "units", "top5"]
     assert frame["bin"].tolist() == ["overall", "medium", "few", "few5", "balanced"]
     assert frame.set_index("bin")["top1"].round(3).to_dict() == {
         "overall": 0.667, "medium": 1.0, "few": 0.5, "few5": 0.5, "balanced": 0.75,

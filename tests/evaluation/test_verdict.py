@@ -12,7 +12,7 @@ from vlltr_index.evaluation.verdict import verdict
 
 def row(value: float, low: float, high: float, images: int) -> AccuracyReport:
     """A row that has one bin."""
-    overall = Interval(value, low, high, images)
+    overall = Interval(value, low, high, images, images)
     return AccuracyReport("release", {"overall": overall}, {}, replace(overall, value=value / 2))
 
 
@@ -37,10 +37,10 @@ def report(
 )  # fmt: skip
 def test_the_model_beside_the_best_simple_rule(less: tuple[float, float, float], said: str) -> None:
     """Whether the difference is more than chance; per class too, with intervals."""
-    found = replace(report(against="ncm"), differences={"overall": Interval(*less, 100)})
+    found = replace(report(against="ncm"), differences={"overall": Interval(*less, 100, 100)})
     alone = (
         "Of 100 pictures that it had not seen, the model named 50.0 % rightly (95 %: 45.0 to 55.0); each class counted"
-        " alike, 25.0 % (45.0 to 55.0)"
+        " alike, 25.0 % (45.0 to 55.0); the most frequent class every time, 40.0 %"
     )
     assert verdict(found) == (f"{alone}; the best simple rule, ncm, 40.0 %.{said}",)
     assert verdict(replace(found, against=None)) == (f"{alone}.",)
@@ -61,11 +61,26 @@ def test_near_chance_is_said_first_and_the_encoder_is_named_where_no_rule_is_bet
 def test_few_pictures_are_counted() -> None:
     """Below thirty a share of them says too little."""
     few = report(images=20, against="ncm")
-    found = verdict(replace(few, differences={"overall": Interval(0.1, -0.1, 0.3, 20)}))
+    found = verdict(replace(few, differences={"overall": Interval(0.1, -0.1, 0.3, 20, 20)}))
     assert found == (
         "20 pictures say little.",
-        "Of 20 pictures that it had not seen, the model named 10 rightly; the best simple rule, ncm, 8. That may be"
-        " chance.",
+        "Of 20 pictures that it had not seen, the model named 10 rightly; the most frequent class every time, 8;"
+        " the best simple rule, ncm, 8. That may be chance.",
+    )
+
+
+def test_a_cross_validation_says_who_answered_and_counts_units() -> None:
+    """Below thirty units pictures are counted, however many they are."""
+    crossed = replace(report(), folds=5)
+    assert verdict(crossed)[0].startswith(
+        "Of 100 pictures, each shown to a model that was trained without it, 50.0 % were named rightly"
+    )
+    method = crossed.rows["vl-ltr"]
+    bursts = replace(method, top1={"overall": replace(method.top1["overall"], units=12)})
+    assert verdict(replace(crossed, rows={**crossed.rows, "vl-ltr": bursts})) == (
+        "100 pictures (12 units of near duplicates or groups) say little.",
+        "Of 100 pictures (12 units of near duplicates or groups), each shown to a model that was trained without it, 50"
+        " were named rightly; the most frequent class every time, 40.",
     )
 
 
@@ -89,7 +104,7 @@ def test_it_names_classes_that_suffer_and_texts_that_tell_nothing() -> None:
     )
     said = verdict(replace(report(), by_class=classes))
     assert said[1:] == (
-        "4 of 5 classes have pictures to measure on.",
+        "4 of 5 classes tested.",
         "Recognised least: toad (0 of 4; 2 training pictures), newt (1 of 4; 9 training pictures).",
         "Text alone recognises no picture of frog. Sentences about how they look would help.",
     )

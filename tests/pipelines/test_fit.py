@@ -60,35 +60,38 @@ def test_pictures_are_held_out_and_taken_back(workspace: Workspace, shots: Path)
         ingest_images(workspace, shots, "val", hold_out=0.2)
 
 
-def words(workspace: Workspace, folder: Path, texts: Path | None, hold_out: float) -> list[tuple[str, ...]]:
+def words(
+    workspace: Workspace, folder: Path, texts: Path | None, measure: bool = True
+) -> list[tuple[str, ...]]:
     """The commands of a plan, without the workspace."""
     maker = StepMaker(workspace, "somewhere", None, None)
-    return [step.argv[2:] for step in plan_fit(maker, find_sources(folder, texts), hold_out).steps]
+    return [step.argv[2:] for step in plan_fit(maker, find_sources(folder, texts), measure).steps]
 
 
 def test_the_plan_follows_the_folder(workspace: Workspace, shots: Path, tmp_path: Path) -> None:
-    """Classes alone are parted; the folders train and test are taken as they are, and no picture is learned twice."""
-    parted = words(workspace, shots, None, 0.2)
-    assert parted[0] == ("ingest", "images", str(shots), "--sync", "--split", "train", "--hold-out", "0.2")
-    assert [args for args in parted if args[0] == "ingest"][-1][-1] == "0"
-    assert ("train", "baseline", "zero-shot") not in parted
-    unmeasured = words(workspace, shots, None, 0.0)
+    """Classes alone are cross-validated; the folders train and test are taken as they are. The head is trained once."""
+    crossed = words(workspace, shots, None)
+    assert crossed[0] == ("ingest", "images", str(shots), "--sync", "--split", "train")
+    assert ("cross-validate",) in crossed
+    assert ("evaluate", "--split", "cross-validation") in crossed
+    assert ("train", "baseline", "zero-shot") not in crossed
+    unmeasured = words(workspace, shots, None, measure=False)
     assert [args[0] for args in unmeasured] == ["ingest", "embed", "select", "train", "index"]
-    assert unmeasured[0][-1] == "0"
     shutil.copytree(shots, tmp_path / "alone" / "train")
-    assert words(workspace, tmp_path / "alone", None, 0.2)[0][2] == str(tmp_path / "alone" / "train")
+    assert words(workspace, tmp_path / "alone", None)[0][2] == str(tmp_path / "alone" / "train")
     shutil.move(shots, tmp_path / "data" / "train")
     shutil.copytree(tmp_path / "data" / "train", tmp_path / "data" / "val")
     (tmp_path / "texts").mkdir()
-    given = words(workspace, tmp_path / "data", tmp_path / "texts", 0.2)
+    given = words(workspace, tmp_path / "data", tmp_path / "texts")
     assert given[2] == ("ingest", "images", str(tmp_path / "data" / "val"), "--sync", "--split", "test")
+    assert ("cross-validate",) not in given
     assert len([args for args in given if args == ("train", "lgr")]) == 1
 
 
 def test_a_tuned_tower_is_followed_by_its_vectors(workspace: Workspace, shots: Path) -> None:
     """The pictures are embedded again before the index, as `train all` does."""
     workspace.config = WorkspaceConfig(recipe=override(workspace.recipe, ("lgr.tune=visual",)))
-    steps = [args[0] for args in words(workspace, shots, None, 0.0)]
+    steps = [args[0] for args in words(workspace, shots, None, measure=False)]
     assert steps == ["ingest", "embed", "select", "train", "embed", "index"]
 
 
@@ -141,7 +144,8 @@ def test_nothing_can_be_held_out(shots: Path, tmp_path: Path) -> None:
     shutil.copytree(shots / "hobby", shots / "kite")
     made = fit(shots, encoder="vlltr-tiny:glyphs")
     assert (made.evaluation, made.report) == (None, None)
-    assert made.unmeasured == "No class has pictures enough to hold one out: nothing is measured."
+    assert made.unmeasured is not None
+    assert made.unmeasured.startswith("Nothing is measured: no class has two pictures")
     assert Recognizer.open(made.workspace).predict_names([shots / "kite" / "0.png"])
 
 

@@ -89,7 +89,7 @@ def recorded(folder: Path) -> dict[str, Any]:
 def check(folder: Path, name: str, images: int) -> None:
     """Train, evaluate and predict; what is recorded is the protocol's, and the parts of each answer add up."""
     train(folder, name)
-    vlltr("-q", "-w", folder, "evaluate", "--split", "test", "--bootstrap", "5")
+    vlltr("-q", "-w", folder, "evaluate", "--split", "test")
     (path,) = (folder / "reports").glob("evaluate-test-*.json")
     report = json.loads(path.read_text(encoding="utf-8"))
     assert report["images"] == images

@@ -32,7 +32,7 @@ def test_an_evaluation_that_cannot_be_kept(
     refused = OSError(errno.EACCES, os.strerror(errno.EACCES))
     monkeypatch.setattr(Storage, "write", Mock(side_effect=refused))
     with caplog.at_level(logging.WARNING):
-        code, out, _ = run(capsys, "-w", trained.path, "-q", "evaluate", "--bootstrap", "10")
+        code, out, _ = run(capsys, "-w", trained.path, "-q", "evaluate")
     newest = trained.history.ids()[-1]
     file = trained.path / "reports" / f"evaluate-test-{newest}.json"
     assert code == 0

@@ -50,7 +50,7 @@ def test_vectors_are_made_once_and_stay_valid(drawn: Workspace) -> None:
     assert steps == {"train cvlp"}
     assert drawings.same_weights(again, encoder)
     train_all(drawn, drawn.recipe)
-    assert evaluate(drawn, "train", bootstrap=10).images == 56
+    assert evaluate(drawn, "train").images == 56
 
 
 def test_a_tower_from_scratch_is_not_locked(tmp_path: Path) -> None:

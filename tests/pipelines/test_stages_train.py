@@ -37,9 +37,9 @@ def test_tuning_the_visual_tower(trained: Workspace, pictures: Path) -> None:
     assert torch.equal(ModelState(trained.snapshot()).anchors.keys, keys)
     assert status(trained).next == "vlltr embed"
     with pytest.raises(MissingStepError, match="are not in content_vectors_"):
-        evaluate(trained, bootstrap=10)
+        evaluate(trained)
     embed(trained)
-    assert evaluate(trained, bootstrap=10).images == 360
+    assert evaluate(trained).images == 360
     assert Recognizer.open(trained).predict([pictures / "known-0.png"])[0].problem is None
     assert not list((trained.path / "runs").glob("lgr-*"))
     assert train_lgr_stage(trained, config).digest == report.digest  # from the untuned tower again

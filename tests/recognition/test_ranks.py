@@ -188,13 +188,13 @@ def test_an_evaluation_by_rank(
     tree: Workspace, trained_once: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The class row is the method's own; halves are right at least as often; report and command show both."""
-    found = evaluate(tree, bootstrap=10)
+    found = evaluate(tree)
     assert list(found.ranks) == ["class", "half"]
     for how in ("best class", "summed"):
         assert found.ranks["class"][how]["overall"].value == found.rows["vl-ltr"].top1["overall"].value
         assert found.ranks["half"][how]["overall"].value >= found.ranks["class"][how]["overall"].value - 0.05
-    assert evaluate(Workspace.open(trained_once), bootstrap=10).ranks == {}
-    code, out, _ = run(capsys, "-w", tree.path, "evaluate", "--bootstrap", "10")
+    assert evaluate(Workspace.open(trained_once)).ranks == {}
+    code, out, _ = run(capsys, "-w", tree.path, "evaluate")
     assert code == 0
     assert " half   summed " in out
     write_report(tree, tmp_path / "report.html")

@@ -52,7 +52,7 @@ def writes(workspace: Workspace, picture: Path) -> Iterator[tuple[Path, Callable
     yield path / "lock.holder", nothing
     yield path / "vlltr.toml", workspace.write_config
     yield path / "history" / f"{newest + 1}.json", commit
-    yield path / "reports" / f"evaluate-val-{newest}.json", lambda: evaluate(workspace, "val", bootstrap=2)
+    yield path / "reports" / f"evaluate-val-{newest}.json", lambda: evaluate(workspace, "val")
     yield path / "reports" / f"report-val-{newest}.html", lambda: write_report(workspace, split="val")
     for ending in ("", ".part", ".lock", ".new"):
         for kind in (".csv", ".parquet"):

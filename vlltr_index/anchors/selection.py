@@ -276,17 +276,17 @@ def update(
 
 def anchors_without(
     snapshot: Snapshot, config: SelectConfig, images: frozenset[str], class_ids: Tensor
-) -> AnchorBank:
+) -> tuple[AnchorBank, list[str]]:
     """Select the anchors that some classes would have without some images; nothing is written.
 
     Args:
         snapshot: The commit to read from. Its stored scores are used if they were computed by the settings in `config`.
         config: The settings of the selection.
         images: The ids of the images to leave out; not all images.
-        class_ids: Int64 [C], distinct classes that have a sentence, in the order of the bank.
+        class_ids: Int64 [C], ascending, classes that have a sentence.
 
     Returns:
-        The bank of these anchors, unnormalised.
+        The bank of these anchors, unnormalised, and their sentences' ids in its order.
 
     Raises:
         MissingStepError: A vector is missing.
@@ -296,8 +296,10 @@ def anchors_without(
     rows = _Rows(tx=snapshot, before=before, now=now, mode=config.mode, classes=class_ids.tolist())
     losses = rows.rescored(set()).loss
     at = rows.chosen(losses, torch.arange(len(losses)), config).positions
+    at = at[rows.owner[at].argsort(stable=True)]
     known = torch.where(rows.ranked[at], losses[at], 0.0).float()
-    return AnchorBank.build(rows.text(at), rows.owner[at], class_ids, known)
+    bank = AnchorBank.build(rows.text(at), rows.owner[at], class_ids, known)
+    return bank, [rows.ids[i] for i in at.tolist()]
 
 
 class _Rows:

@@ -1,4 +1,7 @@
-"""What a change of classes does to the others: their top-1 accuracy before and after, on stored validation vectors."""
+"""What a change of classes does to the others: their top-1 accuracy before and after, on images held out of training.
+
+These are those of split val, or the first part of a cross-validation, answered by the model that was fitted without it.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from torch import Tensor
 
 from vlltr_index.embedding import loading
 from vlltr_index.errors import MissingStepError
+from vlltr_index.recognition.folds import open_folds
 
 if TYPE_CHECKING:
     from vlltr_index.heads.anchor_bank import AnchorBank
@@ -30,7 +34,7 @@ _AnchorsOfClass = tuple[tuple[str, ...], tuple[float, ...]]  # sentence ids and 
 
 @dataclass(frozen=True)
 class Effect:
-    """Top-1 accuracy of the classes that a change did not touch, before and after, on stored validation vectors.
+    """Top-1 accuracy of the classes that a change did not touch, before and after, on images held out of training.
 
     Both are None if there are no such images, or the change cannot have an effect.
     """
@@ -46,12 +50,14 @@ class _Validation:
     """A model's text logits on validation images, which take most of the time.
 
     Attributes:
-        features: Float [V, D], stored vectors of split val, unnormalised; V may be 0.
+        of_fold: Whether the images are the first part of a cross-validation, whose model answers them.
+        features: Float [V, D], stored vectors, unnormalised; V may be 0.
         owners: Int64 [V], class ids.
         anchors_of: By class, in the anchor bank's order, the anchors that its column was computed from.
         text_logits: Float [V, C_a], one column for each class of the anchor bank.
     """
 
+    of_fold: bool
     features: Tensor
     owners: Tensor
     anchors_of: dict[int, _AnchorsOfClass]
@@ -71,13 +77,17 @@ def measure(before: Model, after: Model, touched: set[int]) -> Effect:
         touched: Ids of the classes that changed.
     """
     was = _kept.get(before.anchors) or _load(before)
-    now = _changed(after, was, same_head=after.saved is before.saved)
+    judged_before = _first_fold(before) if was.of_fold else before
+    judged_after = _first_fold(after) if was.of_fold else after
+    if judged_before is None or judged_after is None:
+        return Effect(unmeasured=True)
+    now = _changed(after, judged_after, was, same_head=after.saved is before.saved)
     there = torch.isin(was.owners, before.class_ids) & torch.isin(was.owners, after.class_ids)
     there &= ~torch.isin(was.owners, torch.tensor(sorted(touched), dtype=torch.int64))
     if not bool(there.any()):
         return Effect(unmeasured=True)
-    accuracy_before = float(_right(before, was)[there].double().mean())
-    accuracy_after = float(_right(after, now)[there].double().mean())
+    accuracy_before = float(_right(judged_before, was)[there].double().mean())
+    accuracy_after = float(_right(judged_after, now)[there].double().mean())
     return Effect(accuracy_before, accuracy_after, int(there.sum()))
 
 
@@ -93,14 +103,27 @@ def _load(model: Model) -> _Validation:
         with suppress(MissingStepError):  # not embedded yet, so the effect is not measured
             features = loading.image_vectors_of(snapshot, rows["image_id"].to_pylist())
     owners = loading.numbers(rows, "class_id")[: len(features)]
-    logits = _text_logits(model, features, model.bank)
-    found = _Validation(features, owners, _anchors_of(model.anchors), logits)
+    judge = model
+    folds = None if len(features) else open_folds(model)
+    if folds is not None:
+        fold = folds.open(0, selected=False)
+        judge = fold.model
+        features = fold.features[:most]
+        owners = fold.class_ids[:most]
+    logits = _text_logits(judge, features, judge.bank)
+    found = _Validation(folds is not None, features, owners, _anchors_of(model.anchors), logits)
     _kept[model.anchors] = found
     return found
 
 
-def _changed(model: Model, was: _Validation, same_head: bool) -> _Validation:
-    """Return the text logits after a change; columns of classes with the same anchors are taken from before.
+def _first_fold(model: Model) -> Model | None:
+    """Return the model that was fitted without the first part of a cross-validation; None if there is none."""
+    folds = open_folds(model)
+    return None if folds is None else folds.open(0, selected=False).model
+
+
+def _changed(model: Model, judge: Model, was: _Validation, same_head: bool) -> _Validation:
+    """Return the text logits of `judge` after a change; columns of classes with the same anchors are those of before.
 
     New images change the loss of every sentence a little; a class whose losses moved almost equally keeps its column.
     """
@@ -118,8 +141,8 @@ def _changed(model: Model, was: _Validation, same_head: bool) -> _Validation:
     new = (at < 0).nonzero()[:, 0]
     if len(new):
         bank = model.bank if len(new) == len(at) else model.bank.select(new)
-        logits[:, new] = _text_logits(model, was.features, bank)
-    found = _Validation(was.features, was.owners, anchors_of, logits)
+        logits[:, new] = _text_logits(judge, was.features, bank)
+    found = _Validation(was.of_fold, was.features, was.owners, anchors_of, logits)
     _kept[model.anchors] = found
     return found
 

@@ -23,21 +23,32 @@ Convention = Literal["release", "lift"]
 METHOD = "vl-ltr"
 """The method's row of an evaluation."""
 
+CROSS_VALIDATION = "cross-validation"
+"""In place of a split: training images, each answered by a model that was fitted without it."""
+
 _FEW5 = 5
 _CONFIDENCE_BINS = 15
-_DRAWN_TO_MEAN = (
-    2.0  # images by which a class's share is drawn to the mean; intervals of 1 to 4 cover 92 to 96 %
-)
+_DRAWN_TO_MEAN = 3.0  # units by which a class's share is drawn to the mean
+_ALIKE_UNITS = 2.0  # units of several images that are assumed to have all images alike, beside those measured
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A share of images with its 95 % bootstrap interval, and the number of images that it was computed from."""
+    """A share of images with its 95 % interval.
+
+    Attributes:
+        value: The share, or a difference of two.
+        low: Lower end.
+        high: Upper end.
+        images: How many images it was computed from.
+        units: How many units these are: near duplicates and groups, which are not independent.
+    """
 
     value: float
     low: float
     high: float
     images: int
+    units: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +91,7 @@ class AccuracyReport:
         top1: `overall`, `many`, `medium`, `few`, `few5` (at most 5 training images; part of few), and `new`
             (classes without training images). A bin without test images is left out.
         top5: The same keys; empty if fewer than five predictions per image were given.
-        balanced: Top-1 accuracy in which each class counts alike, see `balanced_interval`.
+        balanced: Top-1 accuracy in which each class counts alike.
     """
 
     convention: Convention
@@ -112,6 +123,7 @@ class EvaluationReport:
         by_class: What the method answered about each class that answers were chosen from.
         encoder: The model that made the vectors, and where its weights are from.
         in_training: How many of the images are training images too, byte for byte.
+        folds: How many models answered, each for images that it was fitted without; 0: the commit's own.
     """
 
     split: str
@@ -131,6 +143,7 @@ class EvaluationReport:
     by_class: tuple[ClassFigures, ...] = ()
     encoder: str = ""
     in_training: int = 0
+    folds: int = 0
 
     @property
     def tested(self) -> int:
@@ -143,7 +156,7 @@ class EvaluationReport:
         return max((one.images for one in self.by_class), default=0) / self.images
 
     def to_pandas(self) -> DataFrame:
-        """Return one line for each row and bin: `row`, `bin`, `top1`, `low`, `high`, `images`, `top5`.
+        """Return one line for each row and bin: `row`, `bin`, `top1`, `low`, `high`, `images`, `units`, `top5`.
 
         The bin `balanced` has each class counted alike.
 
@@ -166,6 +179,7 @@ class EvaluationReport:
                         "low": top1.low,
                         "high": top1.high,
                         "images": top1.images,
+                        "units": top1.units,
                         "top5": None if top5 is None else top5.value,
                     }
                 )
@@ -219,55 +233,93 @@ def accuracy_report(
     labels: Tensor,
     class_counts: Tensor,
     convention: Convention = "release",
-    resamples: int = 2000,
+    units: Tensor | None = None,
 ) -> AccuracyReport:
-    """Compute the accuracy overall and by shot, with 95 % bootstrap intervals over images.
+    """Compute the accuracy overall and by shot, with the 95 % intervals of `share_interval`.
 
     Args:
         predictions: Int64 [N] or [N, K], class positions, best first.
         labels: Int64 [N], class positions; N is at least 1.
         class_counts: Integers [C], training images of each class.
         convention: Bounds of the bins.
-        resamples: Bootstrap resamples.
+        units: Int64 [N], from 0, the unit of each image; None: each image is one.
     """
     ranked = predictions[:, None] if predictions.dim() == 1 else predictions
-    hits = ranked == labels[:, None].to(ranked.device)
+    hits = (ranked == labels[:, None].to(ranked.device)).cpu()
+    labels = labels.cpu()
+    units = torch.arange(len(labels)) if units is None else units
     masks = bin_masks(labels, class_counts, convention)
-    rng = np.random.default_rng(0)
     tops: list[dict[str, Interval]] = [{}, {}]
     for k, top in zip((1, 5), tops, strict=True):
         if ranked.shape[1] < k:
             continue
-        correct = hits[:, :k].any(1).cpu().numpy()
+        correct = hits[:, :k].any(1)
         for name, mask in masks.items():
-            top[name] = _bootstrap(correct[mask].astype(np.int64), resamples, rng)
-    right = hits[:, 0].cpu()
-    return AccuracyReport(convention, tops[0], tops[1], balanced_interval(right, labels.cpu()))
+            inside = torch.from_numpy(mask)
+            top[name] = share_interval(correct[inside], labels[inside], units[inside])
+    balanced = share_interval(hits[:, 0], labels, units, balanced=True)
+    return AccuracyReport(convention, tops[0], tops[1], balanced)
 
 
-def balanced_interval(right: Tensor, labels: Tensor) -> Interval:
-    """Compute the mean over classes of the share of their images that are right, with a 95 % interval.
+def share_interval(right: Tensor, labels: Tensor, units: Tensor, balanced: bool = False) -> Interval:
+    """Compute the share of images that are right, or the mean over classes of that share, with a 95 % interval.
 
-    The classes are given, their images are drawn: the variance of a class's share is p (1 - p) / n, with p drawn to
-    the mean of all classes by two images. Of the whole it is Wilson's interval (1927) for as many images as would
-    have this variance. A bootstrap over images gives no width to a class with one image.
+    The classes are given, their units are drawn. The variance of an answer is p (1 - p), with p the class's share
+    drawn to that of all classes by three units; answers within a unit are correlated as measured over all units, with
+    two more in which all are alike. The interval is Wilson's (1927) for as many independent images as would have the
+    variance of the whole. A bootstrap gives no width to a class with one image, or where all are right.
 
     Args:
         right: Bool [N], N at least 1.
         labels: Int64 [N], class positions; a class without images does not count.
+        units: Int64 [N], from 0, the unit of each image.
+        balanced: Whether each class counts alike, instead of each image.
     """
+    numbers, of = units.unique(return_inverse=True)
     counts = torch.bincount(labels)
-    weights = 1.0 / (counts[labels].double() * (counts > 0).sum())
+    weights = torch.full((len(labels),), 1.0 / len(labels), dtype=torch.float64)
+    if balanced:
+        weights = 1.0 / (counts[labels].double() * (counts > 0).sum())
     hits = right.double()
     mean = float(weights @ hits)
-    independent = 1.0 / float(weights.square().sum())
+    independent = 1.0 / float(_sums(weights, of, len(numbers)).square().sum())
     level = (mean * independent + 0.5) / (independent + 1.0)
-    sums = torch.zeros(len(counts), dtype=torch.float64).index_add(0, labels, hits)
-    shares = (sums + _DRAWN_TO_MEAN * level) / (counts + _DRAWN_TO_MEAN)
-    variance = float(weights.square() @ (shares * (1.0 - shares))[labels])
-    images = level * (1.0 - level) / variance
-    low, high = _wilson(mean, images)
-    return Interval(mean, low, high, len(labels))
+    pairs = torch.stack([labels, of]).unique(dim=1)[0]
+    of_class = torch.bincount(pairs, minlength=len(counts))
+    shares = _sums(hits, labels, len(counts)) / counts.clamp(min=1)
+    shares = (of_class * shares + _DRAWN_TO_MEAN * level) / (of_class + _DRAWN_TO_MEAN)
+    expected = shares[labels]
+    spread = expected * (1.0 - expected)
+    alone = float(weights.square() @ spread)
+    together = float(_sums(weights * spread.sqrt(), of, len(numbers)).square().sum())
+    correlation = _correlation(hits - expected, spread, of, len(numbers))
+    variance = (1.0 - correlation) * alone + correlation * together
+    low, high = _wilson(mean, level * (1.0 - level) / variance)
+    return Interval(mean, low, high, len(labels), len(numbers))
+
+
+def _sums(values: Tensor, places: Tensor, count: int) -> Tensor:
+    """Sum float64 values [N] by their places, int64 [N]: [count]."""
+    return torch.zeros(count, dtype=torch.float64).index_add(0, places, values.double())
+
+
+def _correlation(errors: Tensor, spread: Tensor, units: Tensor, count: int) -> float:
+    """Estimate the correlation of answers within a unit, 0 to 1; 1 where no unit has two images.
+
+    Args:
+        errors: Float64 [N], each answer less what is expected of its class.
+        spread: Float64 [N], its expected square.
+        units: Int64 [N], 0 to `count` - 1.
+        count: Number of units.
+    """
+    products = _sums(errors, units, count).square() - _sums(errors.square(), units, count)
+    scale = _sums(spread.sqrt(), units, count).square() - _sums(spread, units, count)
+    several = scale > 1e-12
+    if not bool(several.any()):
+        return 1.0
+    assumed = _ALIKE_UNITS * float(scale[several].mean())
+    found = (float(products[several].sum()) + assumed) / (float(scale[several].sum()) + assumed)
+    return min(max(found, 0.0), 1.0)
 
 
 def _wilson(share: float, images: float) -> tuple[float, float]:
@@ -279,12 +331,15 @@ def _wilson(share: float, images: float) -> tuple[float, float]:
     return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
-def paired_difference(first_correct: Tensor, second_correct: Tensor, resamples: int = 2000) -> Interval:
+def paired_difference(
+    first_correct: Tensor, second_correct: Tensor, units: Tensor | None = None, resamples: int = 2000
+) -> Interval:
     """Compute the accuracy of the first less that of the second on the same images, with a paired 95 % interval.
 
     Args:
         first_correct: Bool [N].
         second_correct: Bool [N], of the same images in the same order.
+        units: Int64 [N], the unit of each image, which are resampled; None: each image is one.
         resamples: Bootstrap resamples.
 
     Raises:
@@ -294,8 +349,19 @@ def paired_difference(first_correct: Tensor, second_correct: Tensor, resamples: 
     check_vector("second_correct", second_correct, first_correct.shape[0])
     if first_correct.numel() == 0:
         raise InputError("there is no image to compare on")
-    difference = first_correct.bool().long().cpu().numpy() - second_correct.bool().long().cpu().numpy()
-    return _bootstrap(difference, resamples, np.random.default_rng(0))
+    difference = first_correct.bool().long().cpu() - second_correct.bool().long().cpu()
+    units = torch.arange(len(difference)) if units is None else units
+    of = units.unique(return_inverse=True)[1]
+    sizes = torch.bincount(of)
+    gains = torch.zeros_like(sizes).index_add(0, of, difference)
+    # Units of one size and gain are alike: how often each kind is drawn is multinomial.
+    kinds, number = torch.stack([gains, sizes]).unique(dim=1, return_counts=True)
+    shares = number.double().numpy() / len(sizes)
+    drawn = np.random.default_rng(0).multinomial(len(sizes), shares, size=resamples)
+    sums = drawn @ kinds.numpy().T
+    low, high = np.quantile(sums[:, 0] / sums[:, 1], [0.025, 0.975])
+    value = float(difference.double().mean())
+    return Interval(value, float(low), float(high), len(difference), len(sizes))
 
 
 def expected_calibration_error(confidences: Tensor, correct: Tensor) -> float:
@@ -340,17 +406,3 @@ def bin_masks(labels: Tensor, class_counts: Tensor, convention: Convention) -> d
     masks["few5"] = few5(class_counts).cpu().numpy()[labels.cpu().numpy()]
     masks["new"] = names == "new"
     return {name: mask for name, mask in masks.items() if mask.any()}
-
-
-def _bootstrap(outcomes: NDArray[np.int64], resamples: int, rng: np.random.Generator) -> Interval:
-    """Compute the mean of outcomes in {-1, 0, 1}, with its 95 % interval over resampled images.
-
-    The sum of n draws with replacement depends on the outcomes' shares alone, so it is drawn from a multinomial.
-    """
-    n = len(outcomes)
-    up = float((outcomes == 1).mean())
-    down = float((outcomes == -1).mean())
-    raised = rng.binomial(n, up, size=resamples)
-    lowered = rng.binomial(n - raised, min(1.0, down / (1.0 - up)) if up < 1.0 else 0.0)
-    low, high = np.quantile((raised - lowered) / n, [0.025, 0.975])
-    return Interval(float(outcomes.mean()), float(low), float(high), n)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from vlltr_index.evaluation.metrics import METHOD, ClassFigures, EvaluationReport, Interval
 from vlltr_index.wording import plural
 
-_FEW_IMAGES = 30  # below it a share says too little: counts are given instead
+_FEW = 30  # units; below it a share says too little: counts are given instead
 _NAMED = 5
 _SIMPLE = ("ncm", "discriminant", "zero-shot", "knn", "tip-adapter")
 _HALF = 0.5
@@ -14,12 +14,10 @@ _HALF = 0.5
 def verdict(report: EvaluationReport) -> tuple[str, ...]:
     """Say what an evaluation means, the worst first; each sentence stands by itself."""
     mine = report.rows[METHOD].top1["overall"]
-    said = [*_doubts(report, mine), *_near_chance(report, mine), _accuracy(report, mine)]
-    untested = len(report.by_class) - report.tested
-    if untested and report.by_class:
-        have = "has" if report.tested == 1 else "have"
+    said = [*_near_chance(report, mine), *_doubts(report, mine), _accuracy(report, mine)]
+    if report.tested < len(report.by_class):
         classes = plural(len(report.by_class), "class", "classes")
-        said.append(f"{report.tested} of {classes} {have} pictures to measure on.")
+        said.append(f"{report.tested} of {classes} tested.")
     said += _sufferers(report.by_class)
     return tuple(said)
 
@@ -30,16 +28,16 @@ def _doubts(report: EvaluationReport, mine: Interval) -> list[str]:
     if report.in_training:
         seen = f"{report.in_training:,} of the {plural(mine.images, 'picture')}"
         said.append(f"{seen} were trained on: of new pictures these figures say too much.")
-    if mine.images < _FEW_IMAGES:
-        said.append(f"{plural(mine.images, 'picture says', 'pictures say')} little.")
+    if mine.units < _FEW:
+        said.append(f"{_pictures(mine, 'says', 'say')} little.")
     return said
 
 
 def _near_chance(report: EvaluationReport, mine: Interval) -> list[str]:
     """Say that answers are near chance, and whether the encoder is to blame, if so."""
-    if mine.images < _FEW_IMAGES or mine.low > report.chance:
+    if mine.units < _FEW or mine.low > report.chance:
         return []
-    frequent = _share(report.chance, mine.images)
+    frequent = _share(report.chance, mine)
     said = [f"Near chance: naming the most frequent class every time would be right for {frequent}."]
     best = max(row.top1["overall"].low for row in report.rows.values())
     if best <= report.chance and report.encoder:
@@ -53,29 +51,42 @@ def _near_chance(report: EvaluationReport, mine: Interval) -> list[str]:
 def _accuracy(report: EvaluationReport, mine: Interval) -> str:
     """Give the method's accuracy, by picture and by class, beside the row that it is compared with."""
     balanced = report.rows[METHOD].balanced
-    right = _share(mine.value, mine.images)
-    unseen = "" if report.in_training else " that it had not seen"
-    said = f"Of {plural(mine.images, 'picture')}{unseen}, the model named {right} rightly"
-    if mine.images >= _FEW_IMAGES:
+    right = _share(mine.value, mine)
+    if report.folds:
+        said = f"Of {_pictures(mine)}, each shown to a model that was trained without it, {right} were named rightly"
+    else:
+        unseen = "" if report.in_training else " that it had not seen"
+        said = f"Of {_pictures(mine)}{unseen}, the model named {right} rightly"
+    if mine.units >= _FEW:
         said += (
             f" (95 %: {100 * mine.low:.1f} to {100 * mine.high:.1f}); each class counted alike,"
             f" {100 * balanced.value:.1f} % ({100 * balanced.low:.1f} to {100 * balanced.high:.1f})"
         )
+    said += f"; the most frequent class every time, {_share(report.chance, mine)}"
     other = report.against
     if other is None:
         return f"{said}."
     rule = "the best simple rule, " if other in _SIMPLE else ""
     theirs = report.rows[other].top1["overall"].value
-    said += f"; {rule}{other}, {_share(theirs, mine.images)}."
+    said += f"; {rule}{other}, {_share(theirs, mine)}."
     less = report.differences["overall"]
     if less.low > 0:
         return f"{said} The model is better."
     return f"{said} {'That is better.' if less.high < 0 else 'That may be chance.' if less.value else ''}".rstrip()
 
 
-def _share(value: float, images: int) -> str:
-    """Write a share of images in per cent, or, of a few images, as their number."""
-    return f"{100 * value:.1f} %" if images >= _FEW_IMAGES else f"{round(value * images)}"
+def _share(value: float, of: Interval) -> str:
+    """Write a share of images in per cent, or, of a few units, as the number of images."""
+    return f"{100 * value:.1f} %" if of.units >= _FEW else f"{round(value * of.images)}"
+
+
+def _pictures(of: Interval, one: str = "", more: str = "") -> str:
+    """Count pictures, and the units that they are, with a verb."""
+    said = plural(of.images, "picture")
+    if of.units < of.images:
+        said += f" ({plural(of.units, 'unit')} of near duplicates or groups)"
+    verb = one if of.images == 1 else more
+    return f"{said} {verb}".strip()
 
 
 def _sufferers(classes: tuple[ClassFigures, ...]) -> list[str]:

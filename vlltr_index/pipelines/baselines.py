@@ -6,8 +6,9 @@ What can be chosen is chosen on split val, or on held-back training images where
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -269,14 +270,14 @@ def _rows(snapshot: Snapshot) -> Iterator[tuple[str, BaselineRow]]:
             yield name, _load(snapshot, name, info.baselines[name])
 
 
-def baseline_labels(snapshot: Snapshot) -> list[str]:
-    """Return the names of the rows that `score_baselines` gives, in its order.
+def baseline_labels(snapshot: Snapshot, of_folds: bool = False) -> list[str]:
+    """Return the names of the rows that `score_baselines` gives, or `cross_validated_baselines`, in their order.
 
     Raises:
         MissingStepError: If a baseline's files are gone.
         WorkspaceError: If they are damaged.
     """
-    return [row.label for _, row in _rows(snapshot)]
+    return [row.label for _, row in _rows(snapshot) if not of_folds or row.tower == "own"]
 
 
 def score_baselines(
@@ -309,12 +310,53 @@ def score_baselines(
             known = {tower: features.to(choose_device())}
         note = "; ".join(filter(None, (row.note, _age(row, snapshot, name))))
         features = known[tower]
-        baseline = row.baseline.to(features.device)
-        if baseline.reads_texts:
-            sentences = sentences_of(snapshot, row.class_ids)
-            texts = _texts(snapshot, sentences, str(row.settings["text_fp"]))
-            baseline = replace(baseline, texts=texts)
-        yield replace(row, note=note), baseline.scores(features).cpu()
+        yield replace(row, note=note), _scores(snapshot, row, features)
+
+
+def _scores(snapshot: Snapshot, row: BaselineRow, features: Tensor) -> Tensor:
+    """Score features [N, D], by the sentences as they are now if it reads them; the scores [N, C] lie on the CPU."""
+    baseline = row.baseline.to(features.device)
+    if baseline.reads_texts:
+        sentences = sentences_of(snapshot, row.class_ids)
+        texts = _texts(snapshot, sentences, str(row.settings["text_fp"]))
+        baseline = replace(baseline, texts=texts)
+    return baseline.scores(features).cpu()
+
+
+def cross_validated_baselines(
+    workspace: Workspace,
+    snapshot: Snapshot,
+    parts: Sequence[Sequence[str]],
+    progress: Progress | None = None,
+) -> Iterator[tuple[BaselineRow, Tensor]]:
+    """Yield each baseline of the commit with its scores float [N, C] for the training images of all parts, in order.
+
+    It is fitted anew without each part, and scores that. Baselines over the image-only baseline's tower, which was
+    trained on all images, are left out.
+
+    Args:
+        workspace: Where vectors are.
+        snapshot: The commit.
+        parts: Ids of the images of each part.
+        progress: Called while vectors are made.
+
+    Raises:
+        MissingStepError: If a baseline's files are gone.
+        WorkspaceError: If they are damaged.
+    """
+    making = _Making(workspace, snapshot, workspace.recipe.baselines, progress)
+    for name, row in _rows(snapshot):
+        if row.tower != "own":
+            continue
+        scores = []
+        for part in parts:
+            fitted = making.row(BY_NAME[name], frozenset(part))
+            features = image_vectors_of(snapshot, part, image_fp=fitted.image_fp).to(choose_device())
+            found = _scores(snapshot, fitted, features)
+            columns = class_positions(fitted.class_ids, row.class_ids)
+            lowest = found.new_full((len(found), 1), -torch.inf)
+            scores.append(torch.cat([found, lowest], 1)[:, columns])
+        yield row, torch.cat(scores)
 
 
 def _encoder_of(snapshot: Snapshot, row: BaselineRow, name: str) -> Encoder:
@@ -374,11 +416,11 @@ class _Making:
     config: BaselinesConfig
     progress: Progress | None
 
-    def row(self, kind: type[Baseline]) -> BaselineRow:
-        """Fit a baseline."""
+    def row(self, kind: type[Baseline], without: frozenset[str] = frozenset()) -> BaselineRow:
+        """Fit a baseline without the images of some ids."""
         sentences = None if kind.sentences is None else sentences_of(self.snapshot)
         tower = self.tower(kind, sentences)
-        data = self.data(tower)
+        data = self.data(tower, without)
         note = ""
         if sentences is not None:
             if kind.sentences == "prompts":
@@ -411,11 +453,16 @@ class _Making:
                 classifier=(visual["weight"][rows].to(device), visual["bias"][rows].to(device)),
             )
         class_ids = self.trained_classes() if sentences is None else sentences.class_ids
-        return _Tower(open_encoder(self.snapshot), "own", commit.checkpoint, class_ids)
+        return _Tower(self.own_encoder, "own", commit.checkpoint, class_ids)
 
-    def data(self, tower: _Tower) -> FitData:
+    @cached_property
+    def own_encoder(self) -> Encoder:
+        """The commit's encoder."""
+        return open_encoder(self.snapshot)
+
+    def data(self, tower: _Tower, without: frozenset[str]) -> FitData:
         """Read splits train and val; without val, hold back some training images to choose settings on."""
-        features, labels = self.split(tower.encoder, "train", tower.class_ids)
+        features, labels = self.split(tower.encoder, "train", tower.class_ids, without)
         fitted = torch.ones(len(labels), dtype=torch.bool)
         chosen_on = "val"
         try:
@@ -448,13 +495,16 @@ class _Making:
             found = _texts(self.snapshot, sentences, encoder.text_fp)
         return replace(found, vectors=found.vectors.to(choose_device()))
 
-    def split(self, encoder: Encoder, split: str, class_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return features [N, D] and labels [N] of a split's images of `class_ids`; missing vectors are embedded
-        first."""
+    def split(
+        self, encoder: Encoder, split: str, class_ids: Tensor, without: frozenset[str] = frozenset()
+    ) -> tuple[Tensor, Tensor]:
+        """Return features [N, D] and labels [N] of a split's images of `class_ids`, but for those of some ids; missing
+        vectors are embedded first."""
         ids = usable_images(self.workspace.snapshot(), split, [])["image_id"].to_pylist()
         _embed(self.workspace, encoder, split, image_ids=ids, progress=self.progress)
         found = image_set(self.workspace.snapshot(), split, image_fp=encoder.image_fp)  # the readable ones
         labels = class_positions(class_ids, found.class_ids)
+        labels[torch.tensor([image_id in without for image_id in found.image_ids])] = -1
         device = choose_device()
         return found.features[labels >= 0].to(device), labels[labels >= 0].to(device)
 

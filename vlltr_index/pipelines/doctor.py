@@ -193,6 +193,8 @@ def _problems(workspace: Workspace, commit: Commit) -> Iterator[Check]:
         ("index", "index", commit.index.digest if commit.index else None),
         ("baseline fc", "checkpoints", commit.info.baseline_fc),
     ]
+    if commit.info.folds:
+        named.append(("cross-validation", "heads", commit.info.folds.digest))
     named += [(f"baseline {name}", "heads", digest) for name, digest in commit.info.baselines.items()]
     named += [(f"part {number}", "parts", part.digest) for number, part in enumerate(commit.parts, 1)]
     looks += [

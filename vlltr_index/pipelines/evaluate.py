@@ -5,20 +5,26 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from vlltr_index.embedding.loading import ImageSet, image_set, usable_images
+from vlltr_index.embedding.loading import ImageSet, image_set, image_units, usable_images
 from vlltr_index.embedding.vectors import embed_crops
 from vlltr_index.errors import MissingStepError, UsageError, WorkspaceError, reason
 from vlltr_index.evaluation import metrics
-from vlltr_index.evaluation.metrics import METHOD
+from vlltr_index.evaluation.metrics import CROSS_VALIDATION, METHOD
 from vlltr_index.heads.fusion import Rule
-from vlltr_index.pipelines.baselines import ADJUSTED, baseline_labels, score_baselines
+from vlltr_index.pipelines.baselines import (
+    ADJUSTED,
+    baseline_labels,
+    cross_validated_baselines,
+    score_baselines,
+)
+from vlltr_index.recognition.folds import open_folds
 from vlltr_index.recognition.model import Model
 from vlltr_index.schemas.config import FusionConfig
 from vlltr_index.tensors import class_positions
@@ -26,6 +32,7 @@ from vlltr_index.wording import plural
 
 if TYPE_CHECKING:
     from vlltr_index.heads.tree import ClassTree
+    from vlltr_index.pipelines.baselines import BaselineRow
     from vlltr_index.schemas.records import Progress
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.workspace import Workspace
@@ -52,31 +59,59 @@ class RowAnswers:
 
 
 @dataclass(frozen=True, eq=False)
+class Answering:
+    """A model, and the images that it answers: positions int64 [M] in the evaluated ones."""
+
+    model: Model
+    places: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """The images of an evaluation, and who answers them.
+
+    Attributes:
+        split: A split, or `CROSS_VALIDATION`.
+        data: N images.
+        units: The unit of each image.
+        answering: The commit's model for all of them, or the folds' models, each for its own.
+    """
+
+    split: str
+    data: ImageSet
+    units: list[str]
+    answering: tuple[Answering, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class Evaluation:
     """Figures of an evaluation, with the answers for each image.
 
     Attributes:
         report: The figures.
         answers: What each row answered, by the names of `report.rows`.
-        model: The model that was evaluated.
-        data: The images.
+        measured: The images, and the models that answered.
         class_ids: int64 [C], the class of each column.
         labels: int64 [N], columns of the images' classes.
         counts: int64 [C], training images; 0 for classes that were added after training.
+        units: int64 [N], the unit of each image, from 0.
     """
 
     report: metrics.EvaluationReport
     answers: dict[str, RowAnswers]
-    model: Model
-    data: ImageSet
+    measured: Measured
     class_ids: Tensor
     labels: Tensor
     counts: Tensor
+    units: Tensor
+
+    def model_of(self, place: int) -> Model:
+        """Return the model that answered the image at `place`."""
+        return next(one.model for one in self.measured.answering if bool((one.places == place).any()))
 
 
-def evaluate(workspace: Workspace, split: str = "test", **how: Any) -> metrics.EvaluationReport:
-    """Evaluate on the stored vectors of `split` over all classes, beside every committed baseline; return the
-    figures.
+def evaluate(workspace: Workspace, split: str | None = None, **how: Any) -> metrics.EvaluationReport:
+    """Evaluate on stored vectors over all classes, beside every committed baseline; return the figures.
 
     The report is also written to `reports/evaluate-<split>-<commit>.json`, with crops, another rule or retrieval to
     one whose name says so; where that cannot be written, a warning says why. Arguments and errors are those of
@@ -90,7 +125,7 @@ def evaluate(workspace: Workspace, split: str = "test", **how: Any) -> metrics.E
         how.get("rule"),
         retrieval if retrieval != "exhaustive" else None,
     ]
-    name = "-".join(filter(None, ("reports/evaluate", split, str(result.commit), *ways))) + ".json"
+    name = "-".join(filter(None, ("reports/evaluate", result.split, str(result.commit), *ways))) + ".json"
     text = json.dumps(asdict(result), indent=2, sort_keys=True) + "\n"
     try:
         workspace.storage.write(name, text.encode("utf-8"))
@@ -101,10 +136,9 @@ def evaluate(workspace: Workspace, split: str = "test", **how: Any) -> metrics.E
 
 def evaluation(
     workspace: Workspace,
-    split: str = "test",
+    split: str | None = None,
     retrieval: str = "exhaustive",
     at: int | None = None,
-    bootstrap: int = 1000,
     progress: Progress | None = None,
     against: str | None = None,
     crops: int = 1,
@@ -114,10 +148,10 @@ def evaluation(
 
     Args:
         workspace: What to evaluate.
-        split: Which images.
+        split: Which images, or `CROSS_VALIDATION`: training images, each answered by the model of `cross_validate`
+            that was fitted without it. Default: test, or cross-validation where no image is in test.
         retrieval: `faiss` scores the classes that the index retrieves; `exhaustive` all of them.
         at: Which commit; default the newest.
-        bootstrap: Draws for the intervals.
         progress: Called while scoring and embedding.
         against: The row whose paired difference to the method is reported; default: image-only with logit
             adjustment, where it is there, else the baseline that is right most often.
@@ -125,41 +159,43 @@ def evaluation(
         rule: Fuse the branches by this rule instead of the workspace's.
 
     Raises:
-        MissingStepError: If the split is empty or not embedded, or there is no head.
-        UsageError: If there is no row `against`, or another number of crops.
+        MissingStepError: If the split is empty or not embedded, there is no head, or it was not cross-validated.
+        UsageError: If there is no row `against`, another number of crops, or retrieval from folds, which have no index.
     """
     snapshot = workspace.snapshot(at)
     model = Model.open(snapshot)
-    if rule is not None:
-        model = model.with_rule(model.fusion.model_copy(update={"rule": rule}))
-    rows = [*_BRANCHES[1:], *baseline_labels(snapshot)]
+    measured = _measured(model, snapshot, split)
+    folds = len(measured.answering) if measured.split == CROSS_VALIDATION else 0
+    if folds and retrieval != "exhaustive":
+        raise UsageError("the models of a cross-validation have no index", "Leave out: --retrieval faiss")
+    rows = [*_BRANCHES[1:], *baseline_labels(snapshot, of_folds=folds > 0)]
     if against is not None and against not in rows:  # before anything is scored
         raise UsageError(
             f"no row {against!r} to compare with",
             f"There are: {', '.join(rows)}. Make others: vlltr train baseline NAME",
         )
-    data = image_set(snapshot, split)
     class_ids = model.class_ids
-    labels = _labels(snapshot, class_ids, data, split)
-    if crops != 1:
-        features = embed_crops(workspace, model.encoder, data.image_ids, number=crops, progress=progress)
-        data = replace(data, features=features)
+    labels = _labels(snapshot, class_ids, measured.data, measured.split)
+    measured = _seen_as(workspace, measured, crops, rule, progress)
     tree = model.tree() if model.taxonomy else None
-    answers, summed = _own_answers(model, data, labels, retrieval, tree=tree, progress=progress)
+    answers, summed = _own_answers(measured, class_ids, labels, retrieval, tree=tree, progress=progress)
     seen = f"{crops} crops an image" if crops != 1 else ""
     notes = dict.fromkeys(answers, seen)
-    notes[METHOD] = "; ".join(filter(None, (_rule_note(model.fusion), seen)))
-    for row, scores in score_baselines(workspace, snapshot, split, data.image_ids, progress=progress):
+    fusion = measured.answering[0].model.fusion
+    notes[METHOD] = "; ".join(filter(None, (_rule_note(fusion), seen)))
+    for row, scores in _baselines(workspace, snapshot, measured, progress):
         best, confidence = _top(scores.softmax(1) if row.probabilities else scores)
         places = class_positions(class_ids, row.class_ids[best].reshape(-1)).reshape(best.shape)
         sure = confidence if row.probabilities else None
         answers[row.label] = RowAnswers(places, places[:, 0] == labels, sure)
         notes[row.label] = row.note
     counts = _trained_with(snapshot, model)
+    numbered = dict[str, int]()
+    units = torch.tensor([numbered.setdefault(unit, len(numbered)) for unit in measured.units])
     best = answers[METHOD].best[:, 0]
-    ranks = _by_rank(tree, best, summed, labels, counts=counts, bootstrap=bootstrap) if tree else {}
+    ranks = _by_rank(tree, best, summed, labels, counts=counts, units=units) if tree else {}
     report = metrics.EvaluationReport(
-        split=split,
+        split=measured.split,
         commit=snapshot.commit.id,
         convention="release",
         images=len(labels),
@@ -167,14 +203,77 @@ def evaluation(
         retrieval=retrieval,
         notes={name: note for name, note in notes.items() if note},
         crops=crops,
-        rule=model.fusion.rule,
+        rule=fusion.rule,
         ranks=ranks,
         by_class=_by_class(snapshot, class_ids, answers, labels=labels, counts=counts),
         encoder=_encoder_name(snapshot),
-        in_training=_in_training(snapshot, split),
-        **_figures(answers, labels, counts, bootstrap=bootstrap, against=against),
+        in_training=0 if folds else _in_training(snapshot, measured.split),
+        folds=folds,
+        **_figures(answers, labels, counts, units=units, against=against),
     )
-    return Evaluation(report, answers, model, data, class_ids=class_ids, labels=labels, counts=counts)
+    return Evaluation(
+        report, answers, measured, class_ids=class_ids, labels=labels, counts=counts, units=units
+    )
+
+
+def _measured(model: Model, snapshot: Snapshot, split: str | None) -> Measured:
+    """Return the images to evaluate on, with who answers them.
+
+    Raises:
+        MissingStepError: If there are none.
+    """
+    if split is None:
+        split = "test" if usable_images(snapshot, "test", []).num_rows else CROSS_VALIDATION
+    if split != CROSS_VALIDATION:
+        data = image_set(snapshot, split)
+        everything = Answering(model, torch.arange(len(data.image_ids)))
+        return Measured(split, data, image_units(snapshot, split, data), (everything,))
+    opened = open_folds(model)
+    folds = [] if opened is None else [fold for fold in opened if fold.image_ids]
+    if not folds:
+        raise MissingStepError(
+            "there is nothing to measure on: no image is in split test, and the head has not been cross-validated",
+            "Run: vlltr cross-validate, or bring images: vlltr ingest images PATH --split test",
+        )
+    ends = torch.tensor([len(fold.image_ids) for fold in folds]).cumsum(0).tolist()
+    places = [torch.arange(end - len(fold.image_ids), end) for fold, end in zip(folds, ends, strict=True)]
+    data = ImageSet(
+        [image_id for fold in folds for image_id in fold.image_ids],
+        torch.cat([fold.class_ids for fold in folds]),
+        torch.cat([fold.features for fold in folds]),
+    )
+    answering = (Answering(fold.model, mine) for fold, mine in zip(folds, places, strict=True))
+    return Measured(split, data, [unit for fold in folds for unit in fold.units], tuple(answering))
+
+
+def _seen_as(
+    workspace: Workspace, measured: Measured, crops: int, rule: Rule | None, progress: Progress | None
+) -> Measured:
+    """Return the images as crops show them, answered by another rule where one is asked for."""
+    answering = measured.answering
+    if rule is not None:
+        answering = tuple(
+            replace(one, model=one.model.with_rule(one.model.fusion.model_copy(update={"rule": rule})))
+            for one in answering
+        )
+    data = measured.data
+    if crops != 1:
+        encoder = answering[0].model.encoder
+        features = embed_crops(workspace, encoder, data.image_ids, number=crops, progress=progress)
+        data = replace(data, features=features)
+    return replace(measured, data=data, answering=answering)
+
+
+def _baselines(
+    workspace: Workspace, snapshot: Snapshot, measured: Measured, progress: Progress | None
+) -> Iterator[tuple[BaselineRow, Tensor]]:
+    """Yield each baseline with its scores [N, C]; those of folds are fitted without each fold's images."""
+    ids = measured.data.image_ids
+    if measured.split != CROSS_VALIDATION:
+        yield from score_baselines(workspace, snapshot, measured.split, ids, progress=progress)
+        return
+    parts = [[ids[place] for place in one.places.tolist()] for one in measured.answering]
+    yield from cross_validated_baselines(workspace, snapshot, parts, progress)
 
 
 def _by_class(
@@ -258,28 +357,39 @@ def _labels(snapshot: Snapshot, class_ids: Tensor, data: ImageSet, split: str) -
 
 
 def _own_answers(
-    model: Model,
-    data: ImageSet,
+    measured: Measured,
+    class_ids: Tensor,
     labels: Tensor,
     retrieval: str,
     tree: ClassTree | None,
     progress: Progress | None,
 ) -> tuple[dict[str, RowAnswers], list[Tensor]]:
-    """Return the answers of the method and of each branch, in the model's columns, and for each of `tree.levels` the
-    most probable node, int64 [N]."""
+    """Return the answers of the method and of each branch, in the columns of `class_ids`, and for each of
+    `tree.levels` the most probable node, int64 [N]."""
     tops: list[list[Tensor]] = []
     nodes: list[list[Tensor]] = []
-    for start in range(0, len(data.features), _BATCH):
-        fused, _ = model.score(data.features[start : start + _BATCH], retrieval)
-        scores = fused.probabilities, fused.by_image, fused.by_text
-        tops.append([part for one in scores for part in _top(one)])
-        nodes.append([tree.best_at(rank, fused.probabilities) for rank in tree.levels] if tree else [])
-        if progress:
-            progress("evaluate", min(start + _BATCH, len(data.features)), len(data.features))
+    done = 0
+    for one in measured.answering:
+        columns = class_positions(one.model.class_ids, class_ids)
+        for places in one.places.split(_BATCH):
+            fused, _ = one.model.score(measured.data.features[places], retrieval)
+            scores = [_whole(part, columns) for part in (fused.probabilities, fused.by_image, fused.by_text)]
+            tops.append([part for each in scores for part in _top(each)])
+            nodes.append([tree.best_at(rank, scores[0]) for rank in tree.levels] if tree else [])
+            done += len(places)
+            if progress:
+                progress("evaluate", done, len(labels))
     whole = [torch.cat(parts) for parts in zip(*tops, strict=True)]
     summed = [torch.cat(parts) for parts in zip(*nodes, strict=True)]
     rows = zip(_BRANCHES, whole[::2], whole[1::2], strict=True)  # best classes and confidence alternate
     return {name: RowAnswers(best, best[:, 0] == labels, sure) for name, best, sure in rows}, summed
+
+
+def _whole(probabilities: Tensor, columns: Tensor) -> Tensor:
+    """Return probabilities [B, C] by their columns in a model's, int64 [C], -1 for a class that it does not know."""
+    if bool((columns >= 0).all()):
+        return probabilities[:, columns]
+    return torch.where(columns >= 0, probabilities[:, columns.clamp(min=0)], 0.0)
 
 
 def _by_rank(
@@ -288,7 +398,7 @@ def _by_rank(
     summed: Sequence[Tensor],
     labels: Tensor,
     counts: Tensor,
-    bootstrap: int,
+    units: Tensor,
 ) -> dict[str, dict[str, dict[str, metrics.Interval]]]:
     """Return the accuracy at each rank, on the images whose class has a node of it; see `EvaluationReport.ranks`."""
     found: dict[str, dict[str, dict[str, metrics.Interval]]] = {}
@@ -300,7 +410,7 @@ def _by_rank(
             right = {"best class": nodes[best] == truth, "summed": sure == truth}
             answered = {name: torch.where(hit, labels, -1)[there] for name, hit in right.items()}
             found[rank] = {
-                name: metrics.accuracy_report(hits, labels[there], counts, resamples=bootstrap).top1
+                name: metrics.accuracy_report(hits, labels[there], counts, units=units[there]).top1
                 for name, hits in answered.items()
             }
     return found
@@ -312,7 +422,7 @@ def _top(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _figures(
-    answers: dict[str, RowAnswers], labels: Tensor, counts: Tensor, bootstrap: int, against: str | None
+    answers: dict[str, RowAnswers], labels: Tensor, counts: Tensor, units: Tensor, against: str | None
 ) -> dict[str, Any]:
     """Return accuracy and calibration error of each row, and by bin the method less the row `against` (or the
     default)."""
@@ -322,7 +432,7 @@ def _figures(
     masks = metrics.bin_masks(labels, counts, "release") if other is not None else {}
     return {
         "rows": {
-            name: metrics.accuracy_report(row.best, labels, counts, resamples=bootstrap)
+            name: metrics.accuracy_report(row.best, labels, counts, units=units)
             for name, row in answers.items()
         },
         "calibration_error": {
@@ -331,9 +441,7 @@ def _figures(
             if row.confidence is not None
         },
         "differences": {
-            name: metrics.paired_difference(
-                right[mask], answers[other or ""].right[mask], resamples=bootstrap
-            )
+            name: metrics.paired_difference(right[mask], answers[other or ""].right[mask], units=units[mask])
             for name, mask in masks.items()
         },
         "against": other,

@@ -9,8 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlltr_index.errors import InputError
+from vlltr_index.errors import InputError, MissingStepError
+from vlltr_index.evaluation.metrics import CROSS_VALIDATION
 from vlltr_index.pipelines.baselines import train_baseline
+from vlltr_index.pipelines.cross_validate import cross_validate
 from vlltr_index.pipelines.evaluate import evaluate
 from vlltr_index.pipelines.ingest import ingest_images, ingest_text
 from vlltr_index.pipelines.init import init
@@ -23,6 +25,7 @@ from vlltr_index.tensors import choose_device, computing_on
 if TYPE_CHECKING:
     from vlltr_index.evaluation.metrics import EvaluationReport
     from vlltr_index.pipelines.baselines import BaselineRow
+    from vlltr_index.pipelines.cross_validate import CrossValidation
     from vlltr_index.pipelines.ingest import IngestReport
     from vlltr_index.pipelines.plan import OnStep
     from vlltr_index.pipelines.report import ReportFile
@@ -31,7 +34,6 @@ if TYPE_CHECKING:
 _TEXTS = ("texts", "texts.json", "texts.jsonl", "texts.csv", "texts.parquet")
 _TESTS = ("test", "val", "validation", "valid")
 _READABLE = "problem IS NULL"
-_TO_MEASURE = f"split = 'test' AND {_READABLE}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +42,7 @@ class FitResult:
 
     Attributes:
         workspace: The workspace with the model.
-        evaluation: Accuracy on pictures that were not trained on; None if nothing was measured.
+        evaluation: Accuracy on pictures that the models had not seen; None if nothing was measured.
         report: The report that was written about it; None if nothing was measured.
         unmeasured: Why nothing was measured, where that was asked for.
     """
@@ -57,7 +59,7 @@ class Sources:
 
     Attributes:
         train: The folder of class folders to learn from.
-        test: That to measure on; None if pictures of `train` are held out.
+        test: That to measure on; None if the model is cross-validated.
         texts: Sentences about the classes; None: there are none.
     """
 
@@ -68,8 +70,12 @@ class Sources:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Steps that measure a model: simple rules to compare with, the evaluation, and the report."""
+    """Steps that measure a model: simple rules to compare with, the evaluation, and the report.
 
+    Before them, without pictures of their own to measure on, the cross-validation.
+    """
+
+    cross_validate: Step[CrossValidation] | None
     rules: tuple[Step[BaselineRow], ...]
     evaluate: Step[EvaluationReport]
     report: Step[ReportFile]
@@ -83,15 +89,13 @@ class FitPlan:
         texts: Brings in the sentences; None if there are none.
         pictures: Bring in the pictures.
         train: Train on them.
-        measure: Measure the model; None if no pictures are to be held out.
-        all_pictures: Takes the pictures held out for training; None if they were in a folder of their own.
+        measure: Measure the model; None if that is not asked for.
     """
 
     texts: Step[IngestReport] | None
     pictures: tuple[Step[IngestReport], ...]
     train: tuple[Step[Any], ...]
     measure: Measurement | None
-    all_pictures: Step[IngestReport] | None
 
     @property
     def steps(self) -> list[Step[Any]]:
@@ -99,9 +103,9 @@ class FitPlan:
         steps: list[Step[Any]] = [] if self.texts is None else [self.texts]
         steps += [*self.pictures, *self.train]
         if self.measure is not None:
+            if self.measure.cross_validate is not None:
+                steps.append(self.measure.cross_validate)
             steps += [*self.measure.rules, self.measure.evaluate, self.measure.report]
-        if self.all_pictures is not None:
-            steps += [self.all_pictures, *self.train]
         return steps
 
 
@@ -113,7 +117,7 @@ def fit(
     recipe: str | None = None,
     overrides: Sequence[str] = (),
     to: str | os.PathLike[str] | None = None,
-    hold_out: float = 0.2,
+    measure: bool = True,
     device: str | None = None,
     agree: Callable[[str], None] | None = None,
     progress: Progress | None = None,
@@ -121,9 +125,9 @@ def fit(
 ) -> FitResult:
     """Make a model of the pictures in a folder of class folders, or of the folders train and test.
 
-    A part of the pictures is held out, the model is measured on it beside simple rules, and a report is written. Then
-    the head is trained once more on all pictures. Run it again when pictures or texts came, moved or went: the model
-    is of what the folder is then, and vectors are kept.
+    The model is trained on all pictures. Beside simple rules it is measured by cross-validation, or in the folder test,
+    and a report is written. Run it again when pictures or texts came, moved or went: the model is of what the folder
+    is then, and vectors are kept.
 
     Args:
         folder: The folder of class folders, or of the folders train and test (or val).
@@ -133,8 +137,7 @@ def fit(
         recipe: Name of a recipe that ships with the package, or path of a TOML file; default: `ours`.
         overrides: `section.key=value` strings that change values of the recipe.
         to: The workspace; default: `FOLDER-model` beside the folder.
-        hold_out: Share of each class's pictures to measure on, 0 to 0.9; not used where the folder has a folder test
-            or val. 0: nothing is measured.
+        measure: Whether it is measured.
         device: `auto`, `cpu`, `cuda` or `cuda:N`; default: the value of VLLTR_DEVICE, else the recipe's.
         agree: Called with a question where more than a third of the folder's pictures or texts is gone; it raises if
             the answer is no. None: that is an error.
@@ -159,7 +162,7 @@ def fit(
     else:
         workspace = Workspace.open(at)
     with computing_on(device, workspace.recipe.device):
-        plan = plan_fit(StepMaker(workspace, str(at), device, progress), sources, hold_out, agree)
+        plan = plan_fit(StepMaker(workspace, str(at), device, progress), sources, measure, agree)
         return _run(plan, workspace, Runner(on_step, len(plan.steps)))
 
 
@@ -175,72 +178,44 @@ def _run(plan: FitPlan, workspace: Workspace, runner: Runner) -> FitResult:
         runner.run(step)
     if plan.measure is None:
         return FitResult(workspace)
-    if not workspace.snapshot().count("images", _TO_MEASURE):
-        return FitResult(
-            workspace, unmeasured="No class has pictures enough to hold one out: nothing is measured."
-        )
+    if plan.measure.cross_validate is not None:
+        try:
+            runner.run(plan.measure.cross_validate)
+        except MissingStepError as error:
+            return FitResult(workspace, unmeasured=f"Nothing is measured: {error.message}. {error.hint}")
     for rule in plan.measure.rules:
         runner.run(rule)
     evaluation = runner.run(plan.measure.evaluate)
-    report = runner.run(plan.measure.report)
-    if plan.all_pictures is not None:
-        runner.run(plan.all_pictures)
-        for step in plan.train:
-            runner.run(step)
-    return FitResult(workspace, evaluation, report)
+    return FitResult(workspace, evaluation, runner.run(plan.measure.report))
 
 
 def plan_fit(
-    maker: StepMaker, sources: Sources, hold_out: float, agree: Callable[[str], None] | None = None
+    maker: StepMaker, sources: Sources, measure: bool, agree: Callable[[str], None] | None = None
 ) -> FitPlan:
     """Return the steps of `fit` on a workspace; `agree` is that of `ingest_images`."""
-    learn = ("ingest", "images", str(sources.train), "--sync", "--split", "train")
-    how: dict[str, Any] = {"sync": True, "agree": agree}
-    all_pictures = None
-    if sources.test is None:
-        share = str(hold_out).removesuffix(".0")
-        pictures = [
-            maker.step(
-                "Pictures, and a part of them to measure on" if hold_out else "Pictures",
-                (*learn, "--hold-out", share),
-                ingest_images,
-                path=sources.train,
-                split="train",
-                hold_out=hold_out,
-                **how,
-            )
+    asked = [("Pictures", "train", sources.train)]
+    if sources.test is not None:
+        asked = [
+            ("Pictures to learn from", "train", sources.train),
+            ("Pictures to measure on", "test", sources.test),
         ]
-    else:
-        pictures = [
-            maker.step(
-                "Pictures to learn from", learn, ingest_images, path=sources.train, split="train", **how
-            ),
-            maker.step(
-                "Pictures to measure on",
-                ("ingest", "images", str(sources.test), "--sync", "--split", "test"),
-                ingest_images,
-                path=sources.test,
-                split="test",
-                **how,
-            ),
-        ]
-    measured = sources.test is not None or hold_out > 0
-    if sources.test is None and measured:
-        all_pictures = maker.step(
-            "All pictures for training",
-            (*learn, "--hold-out", "0"),
+    pictures = tuple(
+        maker.step(
+            title,
+            ("ingest", "images", str(path), "--sync", "--split", split),
             ingest_images,
-            path=sources.train,
-            split="train",
-            hold_out=0.0,
-            **how,
+            path=path,
+            split=split,
+            sync=True,
+            agree=agree,
         )
+        for title, split, path in asked
+    )
     return FitPlan(
         texts=_texts(maker, sources.texts, agree),
-        pictures=tuple(pictures),
+        pictures=pictures,
         train=tuple(plan_training(maker, stage_one=False).values()),
-        measure=_measurement(maker, sources.texts is not None) if measured else None,
-        all_pictures=all_pictures,
+        measure=_measurement(maker, sources) if measure else None,
     )
 
 
@@ -254,10 +229,19 @@ def _texts(
     return maker.step("Sentences about the classes", words, ingest_text, path=texts, sync=True, agree=agree)
 
 
-def _measurement(maker: StepMaker, with_texts: bool) -> Measurement:
-    """Return the steps that measure the model on split test, beside simple rules on the same vectors."""
+def _measurement(maker: StepMaker, sources: Sources) -> Measurement:
+    """Return the steps that measure the model, beside simple rules on the same vectors."""
     device = maker.on_device
+    split = CROSS_VALIDATION if sources.test is None else "test"
+    cross = None
+    if sources.test is None:
+        cross = maker.step(
+            "Models that have not seen a part of the pictures each",
+            ("cross-validate", *device),
+            cross_validate,
+        )
     return Measurement(
+        cross_validate=cross,
         rules=tuple(
             maker.step(
                 "A simple rule on the same vectors",
@@ -266,15 +250,15 @@ def _measurement(maker: StepMaker, with_texts: bool) -> Measurement:
                 name=name,
                 config=maker.workspace.recipe.baselines,
             )
-            for name in ("ncm", "discriminant", *(["zero-shot"] if with_texts else []))
+            for name in ("ncm", "discriminant", *(["zero-shot"] if sources.texts else []))
         ),
         evaluate=maker.step(
             "Accuracy on pictures that it has not seen",
-            ("evaluate", "--split", "test", *device),
+            ("evaluate", "--split", split, *device),
             evaluate,
-            split="test",
+            split=split,
         ),
-        report=maker.step("The report", ("report", "--split", "test", *device), write_report, split="test"),
+        report=maker.step("The report", ("report", "--split", split, *device), write_report, split=split),
     )
 
 

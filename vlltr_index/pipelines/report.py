@@ -91,7 +91,7 @@ class ReportFile:
 def write_report(
     workspace: Workspace,
     out: Path | None = None,
-    split: str = "test",
+    split: str | None = None,
     against: str | None = None,
     progress: Progress | None = None,
 ) -> ReportFile:
@@ -100,7 +100,7 @@ def write_report(
     Args:
         workspace: What to report on.
         out: The file; default `reports/report-<split>-<commit>.html` in the workspace.
-        split: Which images to evaluate.
+        split: Which images to evaluate, see `evaluation`.
         against: The baseline's row; default: image-only with logit adjustment, else the best.
         progress: Called while scoring and embedding.
 
@@ -123,7 +123,7 @@ def write_report(
         )
     report = gather_report(workspace, commit.id, split=split, against=against, progress=progress)
     data = render(report).encode("utf-8", "replace")
-    path = out or workspace.path / "reports" / f"report-{split}-{commit.id}.html"
+    path = out or workspace.path / "reports" / f"report-{report.split}-{commit.id}.html"
     try:
         write_file(path, data)
     except OSError as error:
@@ -141,7 +141,7 @@ def write_report(
         path=str(path),
         bytes=len(data),
         commit=commit.id,
-        split=split,
+        split=report.split,
         convention="release",
         images=found.images if found else 0,
         top1=method.top1 if method else {},
@@ -155,7 +155,7 @@ def write_report(
 def gather_report(
     workspace: Workspace,
     at: int,
-    split: str = "test",
+    split: str | None = None,
     against: str | None = None,
     progress: Progress | None = None,
 ) -> records.Report:
@@ -167,16 +167,18 @@ def gather_report(
     snapshot = workspace.snapshot(at)
     state = status(workspace, at)
     measured = _measure(workspace, snapshot, split, against=against, progress=progress)
+    of_folds = isinstance(measured, Evaluation) and measured.report.folds > 0
+    shown = measured.report.split if isinstance(measured, Evaluation) else split or "test"
     notes = [f"To do: {what}." for what in state.stale] if isinstance(measured, Evaluation) else []
-    if "val" not in state.images:
+    if "val" not in state.images and not of_folds:
         notes.append(
             "There is no split val: baselines choose their settings on held-back training images. "
             "To bring one: vlltr ingest images PATH --split val"
         )
     return records.Report(
         title=clip(workspace.path.name),
-        split=split,
-        facts=facts(snapshot, split, state),
+        split=shown,
+        facts=facts(snapshot, shown, state),
         notes=tuple(notes),
         measured=_parts(measured, snapshot) if isinstance(measured, Evaluation) else measured,
         curves=curves(snapshot),
@@ -186,7 +188,11 @@ def gather_report(
 
 
 def _measure(
-    workspace: Workspace, snapshot: Snapshot, split: str, against: str | None, progress: Progress | None
+    workspace: Workspace,
+    snapshot: Snapshot,
+    split: str | None,
+    against: str | None,
+    progress: Progress | None,
 ) -> Evaluation | records.Missing:
     """Return the evaluation, or what it lacks."""
     try:
@@ -273,7 +279,7 @@ def _pictures(
     measured: Evaluation, snapshot: Snapshot, places: Sequence[int]
 ) -> tuple[tuple[str, records.Thumbnail], ...]:
     """Read the images at `places`, each with its file and folder."""
-    ids = [measured.data.image_ids[place] for place in places]
+    ids = [measured.measured.data.image_ids[place] for place in places]
     return tuple(
         (file, thumbnail(source))
         for file, (_, source) in zip(_files(snapshot, ids), load_sources(snapshot, ids), strict=True)
@@ -316,15 +322,16 @@ def _explain(
     """Explain the images at `places`: picture, the answer and, if it is wrong, the right class, with sentences."""
     ids = measured.class_ids.tolist()
     shot = shots(measured.counts)
-    image_ids = [measured.data.image_ids[place] for place in places]
+    data = measured.measured.data
+    image_ids = [data.image_ids[place] for place in places]
     sources = load_sources(snapshot, image_ids)
-    model = measured.model
     result = []
     for place, file, (_, source) in zip(places, _files(snapshot, image_ids), sources, strict=True):
         taken = int(measured.answers[METHOD].best[place, 0])
         truth = int(measured.labels[place])
         wanted = [ids[taken]] if taken == truth else [ids[taken], ids[truth]]
-        feature = measured.data.features[place]
+        feature = data.features[place]
+        model = measured.model_of(place)
         scores = [_clipped(s) for s in model.explained(feature, wanted, _SENTENCES)]
         result.append(
             records.Explained(

@@ -101,7 +101,9 @@ def status(workspace: Workspace, at: int | None = None) -> StatusReport:
         encoder = f"{model}, trained here ({short(commit.checkpoint)})"
     lacking = {"sentence": len(hashes) - text_vectors, "image": len(keys) - image_vectors}
     todo = list(_todo(workspace, snapshot, images, lacking))
-    use = "vlltr evaluate --split test" if images.get("test") else "vlltr predict IMAGE --explain 3"
+    folds = commit.info.folds
+    measurable = images.get("test") or (folds is not None and folds.head == commit.head)
+    use = "vlltr evaluate" if measurable else "vlltr predict IMAGE --explain 3"
     return StatusReport(
         workspace=workspace.address,
         recipe=workspace.recipe.name,

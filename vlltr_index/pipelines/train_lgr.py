@@ -77,7 +77,7 @@ def train_lgr_stage(
 
 
 @dataclass(frozen=True, eq=False)
-class _HeadData:
+class HeadData:
     """What a head is trained on.
 
     Attributes:
@@ -94,10 +94,10 @@ class _HeadData:
 def _train_head(
     workspace: Workspace, config: LGRConfig, progress: Progress | None, resume: bool, command: str
 ) -> training.TrainReport:
-    def prepare(snapshot: Snapshot) -> tuple[_HeadData, str]:
-        data = _head_data(snapshot, config)
+    def prepare(snapshot: Snapshot) -> tuple[HeadData, str]:
+        data = head_data(snapshot, config)
         facts = [
-            _facts(snapshot),
+            head_facts(snapshot),
             config.model_dump(mode="json"),
             snapshot.recipe.lgr.augment.model_dump(mode="json"),
             snapshot.commit.logit_scale,
@@ -108,7 +108,7 @@ def _train_head(
         ]
         return data, f"lgr-{short(digest_json(facts))}"
 
-    with training.training_run(workspace, command, resume, prepare, facts=_facts) as run:
+    with training.training_run(workspace, command, resume, prepare, facts=head_facts) as run:
         with memory_mended_by(command, _LESS_MEMORY):
             decision, class_ids = _fit_head(run, config, progress)
 
@@ -135,7 +135,7 @@ def _train_head(
     )
 
 
-def _head_data(snapshot: Snapshot, config: LGRConfig) -> _HeadData:
+def head_data(snapshot: Snapshot, config: LGRConfig) -> HeadData:
     """Read the stored vectors and the anchors.
 
     Raises:
@@ -145,7 +145,7 @@ def _head_data(snapshot: Snapshot, config: LGRConfig) -> _HeadData:
     dim = state.anchors.bank.dim
     ours = snapshot.recipe.fusion.rule == "ours"
     if ours and not loading.usable_images(snapshot, "train", []).num_rows:
-        return _HeadData(state, None, torch.empty(0, 0, dim))
+        return HeadData(state, None, torch.empty(0, 0, dim))
     stored = snapshot.commit.info.views
     if stored < config.views:
         raise MissingStepError(
@@ -158,11 +158,11 @@ def _head_data(snapshot: Snapshot, config: LGRConfig) -> _HeadData:
     features[0] = first.features
     for view in range(1, config.views):
         features[view] = loading.image_set(snapshot, "train", view, augment).features
-    return _HeadData(state, replace(first, features=features[0]), features)
+    return HeadData(state, replace(first, features=features[0]), features)
 
 
 def _fit_head(
-    run: training.TrainingRun[_HeadData], config: LGRConfig, progress: Progress | None
+    run: training.TrainingRun[HeadData], config: LGRConfig, progress: Progress | None
 ) -> tuple[StageTwoResult, Tensor]:
     """Train a head by the workspace's rule; return the result, and the ids of its rows' classes."""
     state = run.data.state
@@ -173,7 +173,7 @@ def _fit_head(
         return nothing, torch.empty(0, dtype=torch.int64)
     _log.info("%s on %s, fp32", run.command, device_name(choose_device()))
     if run.snapshot.recipe.fusion.rule == "ours":
-        data, class_ids = _stage_two_data(state, images, run.data.features)
+        data, class_ids = stage_two_data(state, images, run.data.features)
         decision = fit_stage_two(data, config, run.folder, progress)
         return decision, class_ids[decision.rows]
     class_ids, labels = torch.unique(images.class_ids, return_inverse=True)
@@ -185,7 +185,7 @@ def _fit_head(
     return StageTwoResult(head, None, log), class_ids
 
 
-def _stage_two_data(
+def stage_two_data(
     state: ModelState, images: loading.ImageSet, features: Tensor
 ) -> tuple[StageTwoData, Tensor]:
     """Return the training data of stage 2, and the ids int64 [C] of the classes that have training images."""
@@ -231,7 +231,7 @@ def _anchors_without(
     snapshot: Snapshot, config: SelectConfig, class_ids: Tensor, image_ids: list[str], out: Tensor
 ) -> AnchorBank:
     left_out = frozenset(compress(image_ids, out.tolist()))
-    return anchors_without(snapshot, config, left_out, class_ids)
+    return anchors_without(snapshot, config, left_out, class_ids)[0]
 
 
 def _unseen(held: HeldOut, image_ids: list[str], class_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -241,7 +241,7 @@ def _unseen(held: HeldOut, image_ids: list[str], class_ids: Tensor) -> tuple[Ten
     return torch.tensor(images, dtype=torch.bool), torch.tensor(classes, dtype=torch.bool)
 
 
-def _facts(snapshot: Snapshot) -> dict[str, object]:
+def head_facts(snapshot: Snapshot) -> dict[str, object]:
     """Return what a head depends on: training images, encoder, and anchors of the classes that have images."""
     commit = snapshot.commit
     owners = loading.usable_images(snapshot, "train", [])["class_id"]
@@ -287,7 +287,7 @@ def _tune_visual(
         bank = _trained_bank(state, data.class_ids)
         return _TunedData(start, data, held, bank), f"lgr-{short(digest_json(facts))}"
 
-    with training.training_run(workspace, "train lgr", resume, prepare, facts=_facts) as run:
+    with training.training_run(workspace, "train lgr", resume, prepare, facts=head_facts) as run:
         start = run.data.start
         data = run.data.images
         encoder = _starting_encoder(run.snapshot, start)
@@ -333,7 +333,7 @@ def _keep_tuned(
     images = loading.image_set(tx, "train", image_fp=encoder.image_fp)
     parts = None
     if tx.recipe.fusion.rule == "ours":
-        whole, class_ids = _stage_two_data(ModelState(tx), images, images.features[None])
+        whole, class_ids = stage_two_data(ModelState(tx), images, images.features[None])
         unseen, apart = _unseen(held, images.image_ids, class_ids)
         whole = replace(whole, unseen=unseen, unseen_classes=apart, visual_init=None)
         parts, notes = weigh(whole, head)

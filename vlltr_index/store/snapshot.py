@@ -59,6 +59,13 @@ class Tuned(_Record):
     start: str | None
 
 
+class CrossValidated(_Record):
+    """Models of an outer cross-validation: their object below `heads/`, and the head whose accuracy they estimate."""
+
+    digest: str
+    head: str
+
+
 class Part(_Record):
     """Object below `parts/`, with rows that answers are computed from: its digest and size."""
 
@@ -85,6 +92,7 @@ class Info(_Record):
         next: By table, the lowest id that no row has or ever had.
         baseline_fc: Digest of the image-only baseline's checkpoint.
         baselines: Digest of each other baseline by its name.
+        folds: The models of the newest cross-validation.
     """
 
     logit_scale: float | None = Field(default=None, gt=0)
@@ -102,6 +110,7 @@ class Info(_Record):
     next: dict[str, _Count] = {}
     baseline_fc: str | None = None
     baselines: dict[str, str] = {}
+    folds: CrossValidated | None = None
 
 
 class State(_Record):

@@ -1,0 +1,173 @@
+"""`cross-validate`: honest figures without a split test, what stays of them, and what they are refused for."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.support.commands import run
+from vlltr_index.classes import add_class, merge_classes, remove_images
+from vlltr_index.errors import MissingStepError, UsageError
+from vlltr_index.evaluation.metrics import CROSS_VALIDATION, METHOD
+from vlltr_index.pipelines import cross_validate as crossing
+from vlltr_index.pipelines.cross_validate import cross_validate
+from vlltr_index.pipelines.evaluate import evaluate, evaluation
+from vlltr_index.pipelines.fit import fit
+from vlltr_index.pipelines.report import write_report
+from vlltr_index.pipelines.status import status
+from vlltr_index.pipelines.train_lgr import train_lgr_stage
+from vlltr_index.recognition.folds import open_folds
+from vlltr_index.recognition.model import Model
+from vlltr_index.store.workspace import Workspace
+
+pytestmark = pytest.mark.slow
+
+CLASSES = 4
+UNITS = 12
+
+
+def picture(rng: np.random.Generator) -> Image.Image:
+    """Blots at random places: a class cannot be told from another by them."""
+    canvas = np.full((32, 32), 255, np.uint8)
+    for row, column, size in rng.integers(2, 26, (6, 3)):
+        canvas[row : row + size // 3, column : column + size // 4] = 0
+    return Image.fromarray(canvas)
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Classes that nothing tells apart, each of pictures that are there three times, next to alike."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("noise") / "pictures"
+    for owner in range(CLASSES):
+        (folder / f"class-{owner}").mkdir(parents=True)
+        for number in range(UNITS):
+            image = picture(rng)
+            for copy in range(3):
+                shown = image.copy()
+                shown.putpixel((copy, 0), 250)
+                shown.save(folder / f"class-{owner}" / f"{number}-{copy}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fitted_once(noise: Path) -> Workspace:
+    """A workspace of them, cross-validated."""
+    return fit(noise, encoder="vlltr-tiny:glyphs").workspace
+
+
+@pytest.fixture
+def fitted(fitted_once: Workspace, tmp_path: Path) -> Workspace:
+    """A copy that a test may change."""
+    return Workspace.open(shutil.copytree(fitted_once.path, tmp_path / "fitted"))
+
+
+def test_copies_are_not_recognised(fitted: Workspace) -> None:
+    """Copies are held out together: what nothing tells apart is answered by chance, each picture once."""
+    found = evaluation(fitted)
+    report = found.report
+    assert (report.split, report.folds, report.in_training) == (CROSS_VALIDATION, 5, 0)
+    assert len(set(found.measured.data.image_ids)) == report.images == 3 * UNITS * CLASSES
+    overall = report.rows[METHOD].top1["overall"]
+    assert overall.units == UNITS * CLASSES
+    assert overall.low < report.chance
+    assert overall.value < 0.5
+    assert {"ncm", "discriminant"} <= report.rows.keys()
+    assert report.rows["discriminant"].top1["overall"].value < 0.5
+    assert evaluate(fitted, "train").rows["discriminant"].top1["overall"].value > 0.7
+
+
+def test_a_fold_knows_nothing_of_its_images(fitted: Workspace) -> None:
+    """Its statistics are those of all other images, its neighbours too."""
+    model = Model.open(fitted.snapshot())
+    folds = open_folds(model)
+    assert folds is not None
+    held = 0
+    for fold in folds:
+        held += len(fold.image_ids)
+        left = fold.model.stats.counts.sum() + len(set(fold.units))
+        assert int(left) == int(model.stats.counts.sum()) == UNITS * CLASSES
+        class_id = int(fold.class_ids[0])
+        near = fold.model.nearest(fold.features[0], class_id, 40)
+        assert not {one.image_id for one in near} & set(fold.image_ids)
+    assert held == 3 * UNITS * CLASSES
+
+
+def test_it_goes_on_where_it_was_stopped(fitted: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts that were fitted are not fitted again, and the result is the same."""
+    whole = fitted.snapshot().commit.info.folds
+    fits: list[int] = []
+    plain = crossing.fit_stage_two
+
+    def stops(at: int) -> Callable[..., object]:
+        def fit_one(*args: object, **how: object) -> object:
+            if len(fits) == at:
+                raise KeyboardInterrupt
+            fits.append(1)
+            return plain(*args, **how)  # type: ignore[arg-type]  # passed on as they came
+
+        return fit_one
+
+    monkeypatch.setattr(crossing, "fit_stage_two", stops(2))
+    with pytest.raises(KeyboardInterrupt):
+        cross_validate(fitted)
+    monkeypatch.setattr(crossing, "fit_stage_two", stops(99))
+    report = cross_validate(fitted)
+    assert (len(fits), report.resumed) == (5, True)
+    assert whole is not None
+    assert report.digest == whole.digest
+
+
+def test_changes_of_classes_are_measured_on_it(fitted: Workspace, noise: Path) -> None:
+    """A class that comes, one that is merged and images that go are seen in the figures, without a new fit."""
+    added = add_class(fitted, "more", ["A class more."], noise / "class-0" / "0-0.png")
+    assert not added.effect.unmeasured
+    assert added.effect.images > 0
+    report = evaluate(fitted)
+    assert (report.split, report.classes, report.images) == (
+        CROSS_VALIDATION,
+        CLASSES + 1,
+        3 * UNITS * CLASSES,
+    )
+    merge_classes(fitted, "class-2", "class-1")
+    assert evaluate(fitted).classes == CLASSES
+    gone = evaluation(fitted).measured.data.image_ids[:4]
+    remove_images(fitted, gone)
+    assert evaluate(fitted).images == 3 * UNITS * CLASSES - 4
+
+
+def test_a_new_head_needs_new_folds(fitted: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    """The old ones say nothing of it; `evaluate` names the command."""
+    assert status(fitted).next == "vlltr evaluate"
+    train_lgr_stage(fitted, fitted.recipe.lgr.model_copy(update={"seed": 5}))
+    assert status(fitted).next != "vlltr evaluate"
+    with pytest.raises(MissingStepError, match="has not been cross-validated") as caught:
+        evaluate(fitted)
+    assert "vlltr cross-validate" in caught.value.hint
+    code, out, _ = run(capsys, "--json", "-w", fitted.path, "cross-validate")
+    assert code == 0
+    assert '"folds": 5' in out
+    assert evaluate(fitted).folds == 5
+
+
+def test_the_report_shows_who_answered(fitted: Workspace) -> None:
+    """It is of the folds' answers; pictures are explained by the model that had not seen them."""
+    made = write_report(fitted)
+    assert (made.split, made.images) == (CROSS_VALIDATION, 3 * UNITS * CLASSES)
+    assert f"report-{CROSS_VALIDATION}-" in made.path
+
+
+def test_what_cannot_be_measured(fitted: Workspace, trained: Workspace, tmp_path: Path) -> None:
+    """Retrieval from folds; no head; a stage 1 that saw all images."""
+    with pytest.raises(UsageError, match="have no index"):
+        evaluate(fitted, retrieval="faiss")
+    with pytest.raises(MissingStepError, match="no head has been trained yet"):
+        cross_validate(Workspace.create(tmp_path / "empty", fitted.recipe))
+    seen = cross_validate(trained)
+    held = len(evaluation(trained, CROSS_VALIDATION).measured.data.image_ids)
+    assert seen.images == held

@@ -1,0 +1,266 @@
+"""Cross-validate stage 2 (`vlltr cross-validate`): models that were fitted without a part of the images each.
+
+Their answers for these images are what `evaluate` and `report` measure where there is no split test, and what the loss
+of a change of classes is measured on.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import compress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vlltr_index.anchors.selection import anchors_without
+from vlltr_index.data.writing import scratch_folder, settle
+from vlltr_index.errors import MissingStepError
+from vlltr_index.heads.checkpoint import SavedHead
+from vlltr_index.heads.folds import deal_units
+from vlltr_index.pipelines import training
+from vlltr_index.pipelines.train_lgr import HeadData, head_data, head_facts, stage_two_data
+from vlltr_index.recognition.folds import save_deal, save_fold
+from vlltr_index.recognition.scorer import OTHER_RULE
+from vlltr_index.schemas.config import LGRConfig
+from vlltr_index.schemas.fingerprint import digest_json, short
+from vlltr_index.store.snapshot import CrossValidated
+from vlltr_index.train.distributed import by_first, meet
+from vlltr_index.train.stage_two import fit_stage_two
+from vlltr_index.train.stage_two_data import StageTwoData
+
+if TYPE_CHECKING:
+    from vlltr_index.heads.anchor_bank import AnchorBank
+    from vlltr_index.schemas.records import Progress
+    from vlltr_index.store.snapshot import Snapshot
+    from vlltr_index.store.transaction import Transaction
+    from vlltr_index.store.workspace import Workspace
+
+FOLDS = 5
+_WEIGHED_IN = 3  # folds in which the parts are weighed in each; with five the whole would take too long
+_MANY_UNITS = 5000  # from so many on one part of them is held out
+_ONE_PART = 10
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """Report of a cross-validation.
+
+    Attributes:
+        digest: Of the stored models.
+        folds: How many models were fitted.
+        images: Images that one of them was fitted without.
+        units: Units of these images: near duplicates and groups, which are in one fold.
+        classes: Classes of these images.
+        all_classes: Classes with training images. One with a single unit is not held out.
+        resumed: Whether an interrupted run went on.
+    """
+
+    digest: str
+    folds: int
+    images: int
+    units: int
+    classes: int
+    all_classes: int
+    resumed: bool
+
+
+def cross_validate(
+    workspace: Workspace, progress: Progress | None = None, resume: bool = True
+) -> CrossValidation:
+    """Fit stage 2 anew without each of five parts of the training images, and commit these models.
+
+    Anchors, head, generative model, weights and thresholds are fitted without the part, by the settings that the
+    head was trained with; vectors are those of the encoder as it is. Units of images stay whole, and each class with
+    two is tested. From 5,000 units on there is one part, a tenth. After a stage 1 the parts are of the images that it
+    did not see. An interrupted run goes on with the next part.
+
+    Args:
+        workspace: With a trained head.
+        progress: Called with what is done, the number done, and the total.
+        resume: Whether the state of an interrupted run is used.
+
+    Raises:
+        MissingStepError: If there is no head, it is of another rule than `ours`, stage 1 was trained on all images, or
+            no class has two units.
+        WorkspaceError: If the head or the training images changed meanwhile.
+    """
+    meet()
+    return by_first(lambda: _cross_validate(workspace, progress, resume))
+
+
+@dataclass(frozen=True, eq=False)
+class _Deal:
+    """What is cross-validated.
+
+    Attributes:
+        head: The training data of the head.
+        data: The same for stage 2.
+        class_ids: Int64 [C].
+        image_ids: N ids, in the order of `data`.
+        fold: Int64 [N], -1 for images that are never held out.
+        config: Settings of the head.
+    """
+
+    head: HeadData
+    data: StageTwoData
+    class_ids: Tensor
+    image_ids: list[str]
+    fold: Tensor
+    config: LGRConfig
+
+    @property
+    def folds(self) -> int:
+        """Number of folds."""
+        return int(self.fold.max()) + 1
+
+    def without(self, fold: int) -> tuple[StageTwoData, list[str]]:
+        """Return the training data of one fold's model, and the sentences of its anchors in the bank's order."""
+        data = self.data
+        rest = self.fold != fold
+        snapshot = self.head.state.snapshot
+        selected = snapshot.commit.info.select
+        bank = data.bank
+        names = _sentences_of(self.head, bank)
+        again: Callable[[Tensor], AnchorBank] | None = None
+        selected = snapshot.commit.info.select
+        if (
+            data.anchors_without is not None and selected is not None
+        ):  # else no held-out image was in the selection
+            out = frozenset(compress(self.image_ids, (~rest).tolist()))
+            bank, names = anchors_without(snapshot, selected, out, bank.class_ids)
+            again = partial(self._again, rest)
+        left = replace(
+            data,
+            features=data.features[:, rest],
+            labels=data.labels[rest],
+            bank=bank,
+            units=list(compress(data.units, rest.tolist())),
+            unseen=data.unseen[rest],
+            anchors_without=again,
+        )
+        return left, names
+
+    def _again(self, rest: Tensor, out: Tensor) -> AnchorBank:
+        """Select anchors without a fold's images, and without those `out` of the rest."""
+        assert self.data.anchors_without is not None
+        gone = ~rest
+        gone[rest] = out
+        return self.data.anchors_without(gone)
+
+
+def _sentences_of(head: HeadData, bank: AnchorBank) -> list[str]:
+    """Return the sentences of the anchors of some of the commit's classes, in the bank's order."""
+    own = head.state.anchors
+    owners = own.bank.class_ids.repeat_interleave(own.bank.offsets.diff())
+    return list(compress(own.sentence_ids, torch.isin(owners, bank.class_ids).tolist()))
+
+
+def _cross_validate(workspace: Workspace, progress: Progress | None, resume: bool) -> CrossValidation:
+    def prepare(snapshot: Snapshot) -> tuple[_Deal, str]:
+        return _dealt(snapshot), f"folds-{short(digest_json(_facts(snapshot)))}"
+
+    with training.training_run(workspace, "cross-validate", resume, prepare, facts=_facts) as run:
+        deal = run.data
+        for fold in range(deal.folds):
+            _fit(deal, fold, run.folder / str(fold), progress)
+        digest = run.commit(lambda tx: _keep(tx, deal, run.folder))
+    held = deal.fold >= 0
+    return CrossValidation(
+        digest=digest,
+        folds=deal.folds,
+        images=int(held.sum()),
+        units=len(set(compress(deal.data.units, held.tolist()))),
+        classes=len(deal.data.labels[held].unique()),
+        all_classes=len(deal.class_ids),
+        resumed=run.resumed,
+    )
+
+
+def _facts(snapshot: Snapshot) -> dict[str, object]:
+    """Return what must not change until the models are committed."""
+    return {**head_facts(snapshot), "the head": snapshot.commit.head}
+
+
+def _dealt(snapshot: Snapshot) -> _Deal:
+    """Read the training data, and deal its units."""
+    commit = snapshot.commit
+    if not commit.head or commit.info.lgr is None:
+        raise MissingStepError("no head has been trained yet", "Run: vlltr train lgr")
+    if snapshot.recipe.fusion.rule != "ours":
+        what = "only a head of the rule 'ours' can be cross-validated"
+        raise MissingStepError(what, OTHER_RULE)
+    config = LGRConfig.model_validate(commit.info.lgr)
+    head = head_data(snapshot, config)
+    if head.images is None:
+        raise MissingStepError("there are no training images", "Run: vlltr ingest images PATH --split train")
+    data, class_ids = stage_two_data(head.state, head.images, head.features)
+    able = torch.ones_like(data.labels, dtype=torch.bool)
+    if commit.checkpoint:
+        able = data.unseen
+        if not bool(able.any()):
+            raise MissingStepError(
+                "stage 1 was trained on all training images: no figure on them would be honest",
+                "Keep some out, and train again: vlltr ingest images PATH --split train --hold-out 0.2, then vlltr"
+                " train all",
+            )
+    units = list(compress(data.units, able.tolist()))
+    one_part = len(set(units)) >= _MANY_UNITS
+    dealt = deal_units(data.labels[able], units, _ONE_PART if one_part else FOLDS)
+    if one_part:
+        dealt = torch.where(dealt == 0, 0, -1)
+    fold = torch.full_like(data.labels, -1)
+    fold[able] = _numbered(dealt)
+    if not bool((fold >= 0).any()):
+        raise MissingStepError(
+            "no class has two pictures that do not belong together: none can be held out",
+            "Bring in more pictures: vlltr ingest images PATH --split train",
+        )
+    return _Deal(head, data, class_ids=class_ids, image_ids=head.images.image_ids, fold=fold, config=config)
+
+
+def _numbered(dealt: Tensor) -> Tensor:
+    """Number the folds that have images from 0."""
+    used = dealt[dealt >= 0].unique()
+    return torch.where(dealt >= 0, torch.searchsorted(used, dealt), -1)
+
+
+def _fit(deal: _Deal, fold: int, folder: Path, progress: Progress | None) -> None:
+    """Fit one fold's model into `folder`, unless an interrupted run did."""
+    if folder.is_dir():
+        return
+    data, names = deal.without(fold)
+    step = None if progress is None else partial(_told, progress, f"fold {fold + 1} of {deal.folds}")
+    decision = fit_stage_two(data, deal.config, progress=step, folds=_WEIGHED_IN)
+    commit = deal.head.state.snapshot.commit
+    saved = SavedHead(
+        decision.head,
+        deal.class_ids[decision.rows],
+        text_fp=commit.text_fp or "",
+        image_fp=commit.image_fp or "",
+        parts=decision.parts,
+    )
+    with scratch_folder(folder.parent) as unfinished:
+        save_fold(unfinished, saved, data.bank, names)
+        settle(unfinished, folder)
+
+
+def _told(progress: Progress, fold: str, step: str, done: int, total: int) -> None:
+    progress(f"{fold}: {step}", done, total)
+
+
+def _keep(tx: Transaction, deal: _Deal, folder: Path) -> str:
+    """Store the folds' models, and commit them."""
+
+    def write(place: Path) -> None:
+        for fold in range(deal.folds):
+            shutil.copytree(folder / str(fold), place / str(fold))
+        save_deal(place, deal.image_ids, deal.fold, deal.data.units)
+
+    digest = tx.objects.put("heads", write)
+    tx.note(folds=CrossValidated(digest=digest, head=tx.commit.head or ""))
+    return digest

@@ -1,0 +1,213 @@
+"""The models of an outer cross-validation (`vlltr cross-validate`): each answers for images it was fitted without."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from vlltr_index.embedding.loading import image_vectors_of, numbers, text_vectors_of, usable_images
+from vlltr_index.errors import WorkspaceError
+from vlltr_index.heads.checkpoint import SavedHead, load_head, save_head
+from vlltr_index.heads.plda import unit_sums
+from vlltr_index.heads.units import number_observations
+from vlltr_index.recognition.state import TEXT_COLUMNS, Anchors, ClassStats, hashes_of, texts_of
+from vlltr_index.schemas.manifests import Manifest
+from vlltr_index.tensors import class_positions, unit_rows
+
+if TYPE_CHECKING:
+    from vlltr_index.heads.anchor_bank import AnchorBank
+    from vlltr_index.recognition.model import Model
+
+_AGAIN = "Make it again: vlltr cross-validate"
+_IMAGES = pa.schema({"image_id": pa.string(), "fold": pa.int32(), "unit": pa.string()})
+_ANCHORS = pa.schema(
+    {"class_id": pa.int32(), "rank": pa.int32(), "sentence_id": pa.string(), "loss": pa.float32()}
+)
+
+
+class FoldsManifest(Manifest):
+    """Content of `folds.json`.
+
+    Attributes:
+        format: Format of the folder.
+        folds: How many folds there are.
+    """
+
+    format: Literal[1] = 1
+    folds: int
+
+
+def save_fold(folder: Path, saved: SavedHead, bank: AnchorBank, sentence_ids: Sequence[str]) -> None:
+    """Write what was fitted without one fold's images: the head, and the anchors in the bank's order."""
+    save_head(saved, folder)
+    owners = bank.class_ids.repeat_interleave(bank.offsets.diff())
+    ranks = torch.cat([torch.arange(n) for n in bank.offsets.diff().tolist()])
+    columns = [owners.numpy(), ranks.numpy(), list(sentence_ids), bank.losses.float().numpy()]
+    rows = pa.table(dict(zip(_ANCHORS.names, columns, strict=True))).cast(_ANCHORS)
+    _write(rows, folder / "anchors.arrow")
+
+
+def save_deal(folder: Path, image_ids: Sequence[str], fold: Tensor, units: Sequence[str]) -> None:
+    """Write which fold each image is in, int64 [N] with -1 for none, and its unit, beside the folders of the folds."""
+    columns = [list(image_ids), fold.numpy(), list(units)]
+    _write(pa.table(dict(zip(_IMAGES.names, columns, strict=True))).cast(_IMAGES), folder / "images.arrow")
+    FoldsManifest(folds=int(fold.max()) + 1).save(folder / "folds.json")
+
+
+def _write(rows: pa.Table, path: Path) -> None:
+    with path.open("wb") as file, pa.ipc.new_file(file, rows.schema) as writer:
+        writer.write_table(rows)
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """Images that one model was fitted without.
+
+    Attributes:
+        model: The model; its classes are those of the commit.
+        image_ids: N images, in the order of their ids.
+        class_ids: Int64 [N], the images' classes as they are now.
+        features: Float [N, D], stored vectors, unnormalised.
+        units: The unit of each image.
+    """
+
+    model: Model
+    image_ids: list[str]
+    class_ids: Tensor
+    features: Tensor
+    units: list[str]
+
+
+class Folds:
+    """The folds of a commit's cross-validation, as the commit's classes, sentences and images are now.
+
+    Args:
+        model: The commit's model.
+        folder: What `save_deal` and `save_fold` wrote.
+    """
+
+    def __init__(self, model: Model, folder: Path) -> None:
+        self._model = model
+        self._folder = folder
+        try:
+            self.number = FoldsManifest.load(folder / "folds.json").folds
+            self._deal = pa.ipc.open_file(pa.memory_map(str(folder / "images.arrow"))).read_all()
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise WorkspaceError(f"{folder} cannot be read: {error}", _AGAIN) from None
+
+    def __iter__(self) -> Iterator[Fold]:
+        """Yield the folds; one may have no image any more."""
+        return (self.open(number) for number in range(self.number))
+
+    def open(self, number: int, selected: bool = True) -> Fold:
+        """Open fold `number`, from 0; without `selected` its model has the commit's anchors, which are in memory."""
+        assert self._model.state is not None
+        snapshot = self._model.state.snapshot
+        dealt = self._deal.filter(pc.equal(self._deal["fold"], number))
+        rows = usable_images(snapshot, "train", [])
+        at = pc.index_in(rows["image_id"].combine_chunks(), value_set=dealt["image_id"].combine_chunks())
+        there = at.is_valid()
+        rows = rows.filter(there)
+        ids: list[str] = rows["image_id"].to_pylist()
+        units: list[str] = dealt["unit"].take(at.filter(there)).to_pylist()
+        owners = numbers(rows, "class_id")
+        features = image_vectors_of(snapshot, ids)
+        folder = self._folder / str(number)
+        model = replace(
+            self._model,
+            saved=load_head(folder),
+            stats=_without(self._model.stats, owners, features, units),
+            anchors=self._anchors(folder) if selected else self._model.anchors,
+            class_images=partial(_images_without, self._model, frozenset(ids)),
+            open_index=lambda: None,
+            open_texts=cache(lambda: texts_of(snapshot.table("sentences", TEXT_COLUMNS))),
+        )
+        return Fold(model, ids, owners, features, units)
+
+    def _anchors(self, folder: Path) -> Anchors:
+        """Return the anchors that were selected without the fold's images; of later classes the commit's."""
+        own = self._model.anchors
+        assert self._model.state is not None
+        snapshot = self._model.state.snapshot
+        stored = pa.ipc.open_file(pa.memory_map(str(folder / "anchors.arrow"))).read_all()
+        sentences = snapshot.table("sentences", ["sentence_id", "text_hash", "class_id"])
+        at = pc.index_in(
+            stored["sentence_id"].combine_chunks(), value_set=sentences["sentence_id"].combine_chunks()
+        )
+        stored = stored.filter(at.is_valid())
+        owners = sentences["class_id"].take(at.drop_null())  # of a merged class the one that it is now
+        stored = stored.set_column(0, "class_id", owners)
+        counts = own.bank.offsets.diff()
+        classes = own.bank.class_ids.repeat_interleave(counts)
+        present = torch.isin(own.bank.class_ids, numbers(stored, "class_id").unique())
+        stored = stored.filter(
+            pc.is_in(stored["class_id"], pa.array(own.bank.class_ids.tolist(), pa.int32()))
+        )
+        kept = (~present).repeat_interleave(counts).nonzero()[:, 0]
+        later = pa.table(
+            {
+                "class_id": pa.array(classes[kept].numpy(), pa.int32()),
+                "rank": pa.array(kept.numpy(), pa.int32()),
+                "sentence_id": [own.sentence_ids[i] for i in kept.tolist()],
+                "loss": pa.array(own.bank.losses[kept].float().numpy()),
+            }
+        )
+        rows = pa.concat_tables([stored.cast(_ANCHORS), later.cast(_ANCHORS)])
+        rows = rows.sort_by([("class_id", "ascending"), ("rank", "ascending")])
+        rows = rows.append_column("anchor_key", pa.array(range(len(rows)), pa.int64()))
+        vectors = text_vectors_of(snapshot, hashes_of(sentences, rows["sentence_id"].to_pylist()))
+        losses = torch.from_numpy(rows["loss"].to_numpy().copy())
+        return Anchors.of(rows, vectors, losses, own.selection_id)
+
+
+def _images_without(model: Model, out: frozenset[str], class_id: int) -> tuple[pa.Table, Tensor]:
+    """Return a class's training images as `Model.class_images` does, but for some."""
+    assert model.class_images is not None
+    rows, vectors = model.class_images(class_id)
+    kept = [image_id not in out for image_id in rows["image_id"].to_pylist()]
+    return rows.filter(pa.array(kept, pa.bool_())), vectors[torch.tensor(kept, dtype=torch.bool)]
+
+
+def open_folds(model: Model) -> Folds | None:
+    """Return the folds by which a commit's head was cross-validated; None if it was not, or another head was.
+
+    Raises:
+        MissingStepError: Their files are gone.
+        WorkspaceError: Their files are damaged.
+    """
+    assert model.state is not None
+    snapshot = model.state.snapshot
+    commit = snapshot.commit
+    if not commit.info.folds or commit.info.folds.head != commit.head:
+        return None
+    return Folds(model, snapshot.objects.whole("heads", commit.info.folds.digest))
+
+
+def _without(stats: ClassStats, owners: Tensor, features: Tensor, units: Sequence[str]) -> ClassStats:
+    """Return the statistics of classes without some images of them.
+
+    Args:
+        stats: Of all images.
+        owners: Int64 [N], the classes of the images.
+        features: Float [N, D], unnormalised.
+        units: The unit of each image, none of which has other images.
+    """
+    places = class_positions(stats.class_ids, owners)
+    known = places >= 0
+    if not bool(known.any()):
+        return stats
+    labels = places[known]
+    named = [unit for unit, there in zip(units, known.tolist(), strict=True) if there]
+    numbered = number_observations(labels, named)
+    counts, sums = unit_sums(unit_rows(features[known]), labels, numbered, len(stats.class_ids))
+    left = stats.counts - counts.long()
+    there = left > 0
+    return ClassStats(stats.class_ids[there], left[there], (stats.sums - sums.to(stats.sums))[there])
