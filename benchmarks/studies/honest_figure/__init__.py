@@ -1,0 +1,112 @@
+"""Is the figure of `cross-validate` honest? Collections of bursts and series, beside new units of the same kind.
+
+    python -m benchmarks honest_figure run --kind scans --draws 100 --dir runs    resumable
+    python -m benchmarks honest_figure table
+
+`fit` makes a model of a drawn collection and measures it. The truth is the accuracy on 24 new units a class, in the
+shares of the classes among the measured pictures: of the folds' own models, each weighed by its pictures, and of the
+final model. Beside the interval stands that of a plain bootstrap over pictures.
+"""
+
+from __future__ import annotations
+
+import shutil
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.kept import keep, read, surroundings
+from benchmarks.studies.honest_figure.collections import KINDS, Kind, files, write_collection
+from benchmarks.studies.honest_figure.table import parts
+from benchmarks.study import Command, Study, add_folder
+from vlltr_index import fit
+from vlltr_index.evaluation.metrics import METHOD
+from vlltr_index.pipelines.evaluate import Evaluation, evaluation
+from vlltr_index.pipelines.plan import StepEvent
+from vlltr_index.recognition.model import Model
+
+_ENCODER = "vlltr-tiny:glyphs"
+_MEASURING = ("cross-validate", "train", "evaluate", "report")
+_NAMED = r"name:^(\d+)-"
+_RESAMPLES = 2000
+
+
+def run(kind: Sequence[str], draws: int, folder: Path) -> None:
+    """Measure the draws of each kind that are not measured yet."""
+    for name in kind:
+        done: dict[str, Any] = read("honest_figure").get(name, {}).get("draws", {})
+        for number in range(draws):
+            if str(number) in done:
+                continue
+            place = folder / f"{name}-{number}".replace(" ", "-")
+            shutil.rmtree(place, ignore_errors=True)
+            done[str(number)] = measured(KINDS[name], number, place)
+            shutil.rmtree(place)
+            keep("honest_figure", name, {**surroundings(), "draws": done})
+
+
+def measured(kind: Kind, number: int, place: Path) -> dict[str, Any]:
+    """Return one draw's figures, with its workspace below `place`."""
+    drawn = write_collection(kind, number, place / "pictures")
+    events: list[StepEvent] = []
+    how = {"group": _NAMED} if kind.named else {}
+    made = fit(drawn.folder, encoder=_ENCODER, to=place / "model", on_step=events.append, **how)
+    ended = [event for event in events if event.state == "ended"]
+    measuring = sum(e.seconds for e in ended if e.step.argv[2] in _MEASURING and e.step.argv[3:4] != ("lgr",))
+    found = evaluation(made.workspace)
+    model = Model.open(made.workspace.snapshot())
+    named = list(files(drawn.new))
+    labels = torch.tensor([model.column(name) for name, _ in named])
+    features = model.features([data for _, data in named])[0]
+    hits = torch.stack([_right(one.model, features, labels) for one in found.measured.answering])
+    sizes = torch.tensor([len(one.places) for one in found.measured.answering], dtype=torch.float64)
+    by_fold = (sizes / sizes.sum()) @ hits.double()
+    final = _right(model, features, labels).double()
+    shares = torch.bincount(found.labels, minlength=len(found.class_ids)).double()
+    alike = (shares > 0).double()
+    report = found.report.rows[METHOD]
+    overall = report.top1["overall"]
+    return {
+        "images": overall.images,
+        "units": drawn.units,
+        "units found": overall.units,
+        "time": round(sum(e.seconds for e in ended) / (sum(e.seconds for e in ended) - measuring), 2),
+        "picture": [overall.value, overall.low, overall.high, *_bootstrap(found)],
+        "class": [report.balanced.value, report.balanced.low, report.balanced.high],
+        "truth of folds": [_mean(by_fold, labels, shares), _mean(by_fold, labels, alike)],
+        "truth of final": [_mean(final, labels, shares), _mean(final, labels, alike)],
+    }
+
+
+def _right(model: Model, features: Tensor, labels: Tensor) -> Tensor:
+    return model.exhaustive(features).probabilities.argmax(1) == labels
+
+
+def _mean(right: Tensor, labels: Tensor, weights: Tensor) -> float:
+    """Return the mean over classes of the share that is right, float64 [N], in which a class weighs `weights` [C]."""
+    counts = torch.bincount(labels, minlength=len(weights)).clamp(min=1)
+    shares = torch.zeros(len(weights), dtype=torch.float64).index_add(0, labels, right) / counts
+    return float((shares * weights).sum() / weights.sum())
+
+
+def _bootstrap(found: Evaluation) -> tuple[float, float]:
+    """Return the interval of a plain bootstrap over pictures."""
+    right = found.answers[METHOD].right
+    share = float(right.double().mean())
+    drawn = np.random.default_rng(0).binomial(len(right), share, _RESAMPLES) / len(right)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--kind", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--draws", type=int, default=100)
+    add_folder(parser)
+
+
+STUDY = Study({"run": Command(run, _arguments)}, parts)

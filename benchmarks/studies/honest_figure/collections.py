@@ -1,0 +1,227 @@
+"""Collections in which pictures come in bursts or series, drawn at random; they know nothing of how units are found."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image, ImageFilter
+
+from benchmarks.studies.workspaces import files_of
+
+CLASSES = 10
+_UNITS = (2, 10)  # units of a class that are learned from
+_NEW = 24  # units of a class that are new
+_SIDE = 96
+_WHITE = (255, 255, 255)
+_BRIGHT = 128
+
+Rng = np.random.Generator
+Unit = list[Image.Image]
+"""Pictures that belong together."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of collection.
+
+    Attributes:
+        source: The data set of the drawings: `icons_lt`, which the shipped encoder does not suit, or `glyphs_lt`.
+        unit: Makes the pictures of one drawing.
+        named: Whether file names tell the unit, and `fit` is told so.
+        timed: Whether files tell when they were taken.
+    """
+
+    source: str
+    unit: Callable[[Rng, Image.Image], Unit]
+    named: bool = False
+    timed: bool = False
+
+
+def bursts(rng: Rng, drawing: Image.Image) -> Unit:
+    """Show a sticker on a photograph one to five times, from almost the same place."""
+    scene = _photograph(rng)
+    colour = _dark(rng)
+    x, y = rng.uniform(0.1, 0.35, 2)
+    size = rng.uniform(0.45, 0.6)
+    return [
+        _taken(
+            rng, _on(scene, drawing, colour, x=x + rng.normal(0, 0.01), y=y + rng.normal(0, 0.01), size=size)
+        )
+        for _ in range(rng.integers(1, 6))
+    ]
+
+
+def scans(rng: Rng, drawing: Image.Image) -> Unit:
+    """Scan a printed drawing two to four times."""
+    paper = Image.new("RGB", (_SIDE, _SIDE), tuple(int(v) for v in rng.integers(225, 256, 3)))
+    printed = _on(paper, drawing, (20, 20, 25), x=0.15, y=0.15, size=0.7)
+    copies = []
+    for _ in range(rng.integers(2, 5)):
+        turned = printed.rotate(
+            rng.normal(0, 1.0), Image.Resampling.BICUBIC, fillcolor=paper.getpixel((0, 0))
+        )
+        side = int(rng.integers(80, 120))
+        copies.append(_taken(rng, turned.resize((side, side), Image.Resampling.BICUBIC)))
+    return copies
+
+
+def films(rng: Rng, drawing: Image.Image) -> Unit:
+    """Let a sticker move across a photograph, in three to seven frames."""
+    scene = _photograph(rng)
+    colour = _dark(rng)
+    start, end = rng.uniform(0.02, 0.5, (2, 2))
+    size = rng.uniform(0.35, 0.48)
+    frames = int(rng.integers(3, 8))
+    path = [start + (end - start) * step / (frames - 1) for step in range(frames)]
+    return [_taken(rng, _on(scene, drawing, colour, x=x, y=y, size=size)) for x, y in path]
+
+
+def products(rng: Rng, drawing: Image.Image) -> Unit:
+    """Show a drawing in two to five colours, some mirrored."""
+    shown = []
+    for _ in range(rng.integers(2, 6)):
+        ground = Image.new("RGB", (_SIDE, _SIDE), tuple(int(v) for v in rng.integers(170, 256, 3)))
+        placed = _on(ground, drawing, _dark(rng), x=0.15, y=0.15, size=0.7)
+        mirrored = placed.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else placed
+        shown.append(_taken(rng, mirrored))
+    return shown
+
+
+def single(rng: Rng, drawing: Image.Image) -> Unit:
+    """Show a drawing once."""
+    ground = Image.new("RGB", (_SIDE, _SIDE), _WHITE)
+    return [_taken(rng, _on(ground, drawing, _dark(rng), x=0.15, y=0.15, size=0.7))]
+
+
+KINDS: Mapping[str, Kind] = {
+    "bursts on photographs": Kind("icons_lt", bursts),
+    "scans": Kind("glyphs_lt", scans),
+    "films": Kind("icons_lt", films),
+    "films with times": Kind("glyphs_lt", films, timed=True),
+    "products, named": Kind("icons_lt", products, named=True),
+    "single": Kind("icons_lt", single),
+}
+
+
+@dataclass(frozen=True)
+class Collection:
+    """A collection that was drawn.
+
+    Attributes:
+        folder: Its class folders.
+        units: How many units they have.
+        new: By class, pictures of new units, one a unit.
+    """
+
+    folder: Path
+    units: int
+    new: Mapping[str, Sequence[bytes]]
+
+
+def write_collection(kind: Kind, number: int, folder: Path) -> Collection:
+    """Write draw `number` of a kind of collection into class folders: long-tailed, ten classes."""
+    rng = np.random.default_rng([number, sum(map(ord, kind.unit.__name__))])
+    drawings = _drawings(kind.source)
+    new: dict[str, list[bytes]] = {}
+    second = 0.0
+    units = 0
+    for name in rng.permutation(sorted(drawings))[:CLASSES]:
+        own = drawings[name]
+        order = rng.permutation(len(own))
+        count = int(np.exp(rng.uniform(*np.log(_UNITS))) + 0.5)
+        place = folder / name
+        place.mkdir(parents=True)
+        for at in order[:count]:
+            second += rng.uniform(60, 6000)
+            for copy, image in enumerate(kind.unit(rng, _image(own[at]))):
+                label = f"{units}-{copy}" if kind.named else rng.bytes(6).hex()
+                (place / f"{label}.jpg").write_bytes(
+                    _file(rng, image, second + 0.7 * copy if kind.timed else None)
+                )
+            units += 1
+        fresh = [kind.unit(rng, _image(own[at])) for at in order[count : count + _NEW]]
+        new[name] = [_file(rng, unit[int(rng.integers(len(unit)))], None) for unit in fresh]
+    return Collection(folder, units, new)
+
+
+@cache
+def _drawings(source: str) -> dict[str, list[bytes]]:
+    """Read the training pictures of the classes that have enough, by class."""
+    table = pq.read_table(
+        files_of(source).images, columns=["image", "label"], filters=[("split", "=", "train")]
+    )
+    found: dict[str, list[bytes]] = {}
+    for label, image in zip(table["label"].to_pylist(), table["image"].to_pylist(), strict=True):
+        found.setdefault(label, []).append(image)
+    return {label: images for label, images in found.items() if len(images) >= _UNITS[1] + _NEW}
+
+
+def _image(data: bytes) -> Image.Image:
+    """Read a drawing, dark on light, as grey values."""
+    grey = Image.open(io.BytesIO(data)).convert("L")
+    return grey if np.asarray(grey)[0].mean() > _BRIGHT else Image.eval(grey, lambda value: 255 - value)
+
+
+@cache
+def _photographs() -> list[Image.Image]:
+    from sklearn.datasets import load_sample_images
+
+    return [Image.fromarray(picture) for picture in load_sample_images().images]
+
+
+def _photograph(rng: Rng) -> Image.Image:
+    """Cut a square out of a photograph."""
+    photographs = _photographs()
+    whole = photographs[int(rng.integers(len(photographs)))]
+    side = int(rng.integers(120, 360))
+    x = int(rng.integers(whole.width - side))
+    y = int(rng.integers(whole.height - side))
+    return whole.crop((x, y, x + side, y + side)).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
+
+
+def _dark(rng: Rng) -> tuple[int, int, int]:
+    red, green, blue = rng.integers(0, 140, 3).tolist()
+    return red, green, blue
+
+
+def _on(
+    scene: Image.Image, drawing: Image.Image, colour: tuple[int, int, int], *, x: float, y: float, size: float
+) -> Image.Image:
+    """Put a drawing in a colour on a scene, at a place and of a size that are shares of its side."""
+    side = round(size * _SIDE)
+    mask = Image.eval(drawing.resize((side, side), Image.Resampling.BICUBIC), lambda value: 255 - value)
+    picture = scene.copy()
+    picture.paste(Image.new("RGB", (side, side), colour), (round(x * _SIDE), round(y * _SIDE)), mask)
+    return picture
+
+
+def _taken(rng: Rng, picture: Image.Image) -> Image.Image:
+    """Take a picture: exposure, noise and focus differ a little."""
+    values = np.asarray(picture.filter(ImageFilter.GaussianBlur(rng.uniform(0, 0.6))), np.float64)
+    values = values * rng.uniform(0.92, 1.08) + rng.normal(0, rng.uniform(1, 5), values.shape)
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+
+
+def _file(rng: Rng, picture: Image.Image, second: float | None) -> bytes:
+    """Return a JPEG file, with the time it was taken where that is known."""
+    out = io.BytesIO()
+    exif = Image.Exif()
+    if second is not None:
+        day, rest = divmod(int(second), 86400)
+        clock = f"{rest // 3600:02}:{rest % 3600 // 60:02}:{rest % 60:02}"
+        exif[0x0132] = f"2024:05:{1 + day:02} {clock}"
+    picture.save(out, "JPEG", quality=int(rng.integers(70, 96)), exif=exif)
+    return out.getvalue()
+
+
+def files(new: Mapping[str, Sequence[bytes]]) -> Iterator[tuple[str, bytes]]:
+    """Yield class and file of each new picture."""
+    for name, pictures in new.items():
+        for data in pictures:
+            yield name, data
