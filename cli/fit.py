@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vlltr_index.cli.context import Context, pass_context
-from vlltr_index.cli.options import DIR, FILE, plan_device_option, set_option, yes_option
+from vlltr_index.cli.options import DIR, FILE, group_option, plan_device_option, set_option, yes_option
 
 if TYPE_CHECKING:
     from vlltr_index.pipelines.quickstart import Size
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 @click.option(
     "--measure/--no-measure", default=True, help="Measure the model, which takes longer than training it."
 )
+@group_option
 @yes_option
 @plan_device_option
 @pass_context
@@ -39,6 +40,7 @@ def fit_command(
     overrides: tuple[str, ...],
     to: Path | None,
     measure: bool,
+    group: str | None,
     yes: bool,
     device: str | None,
 ) -> None:
@@ -59,6 +61,7 @@ def fit_command(
         overrides=overrides,
         to=to,
         measure=measure,
+        group=group,
         device=device,
         agree=context.agreement(yes),
         progress=context.progress,

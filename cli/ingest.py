@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vlltr_index.cli.context import Context, pass_context
-from vlltr_index.cli.options import DIR, FILE, PATH, dry_run_option, yes_option
+from vlltr_index.cli.options import DIR, FILE, PATH, dry_run_option, group_option, yes_option
 from vlltr_index.cli.terminal import ask, table
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def sync_options(command: Callable[..., None]) -> Callable[..., None]:
     metavar="SHARE",
     help="Put this share of each class's images into split test instead of train; 0 takes all for training again.",
 )
+@group_option
 @click.option("--follow-links", is_flag=True, help="Read the pictures behind links, also to other folders.")
 @sync_options
 @pass_context

@@ -39,6 +39,11 @@ DIR = _Place("dir")
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one value; repeatable."
 )
+group_option = click.option(
+    "--group",
+    metavar="HOW",
+    help="What is held out together: folder, column:NAME, name:REGEX, seconds:N (by EXIF) or auto; it is remembered.",
+)
 dry_run_option = click.option("--dry-run", is_flag=True, help="Show what would happen; commit nothing.")
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 at_option = click.option("--at", type=click.IntRange(1), metavar="ID", help="As of this commit.")

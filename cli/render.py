@@ -93,6 +93,7 @@ def _ingest(report: IngestReport) -> list[str]:
     if report.duplicates_across_splits:
         twice = f"{plural(report.duplicates_across_splits, 'image')} ({', '.join(report.duplicates_in)})"
         lines.append(f"Warning: in more than one split, byte for byte: {twice}.")
+    lines += _grouped(report)
     if report.corrected:
         lines.append(f"Kept as corrected, not as the source says: {plural(report.corrected, 'image')}.")
     if report.overruled:
@@ -101,6 +102,22 @@ def _ingest(report: IngestReport) -> list[str]:
         )
     lines += [f"  {note}" for note in report.notes]
     return [*lines, f"Next: {report.next_step}"] if report.next_step else lines
+
+
+def _grouped(report: IngestReport) -> list[str]:
+    """Return how many images belong together, by what was said or by when they were taken."""
+    lines = []
+    images = sum(report.splits.values())
+    if report.grouped:
+        way = "" if report.grouping == "auto" else f" (--group {report.grouping})"
+        some = f"{report.grouped:,} of {plural(images, 'picture')}"
+        lines.append(f"In {plural(report.groups, 'group')}, which are held out together{way}: {some}.")
+    if report.in_bursts:
+        lines.append(
+            f"{report.in_bursts:,} of {plural(images, 'picture lies', 'pictures lie')} within two seconds of another:"
+            " they are held out together (--group seconds:N changes that)."
+        )
+    return lines
 
 
 def _taxonomy(report: TaxonomyReport) -> list[str]:

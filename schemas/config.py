@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from vlltr_index.errors import ConfigError
 
-FORMAT = 3
+FORMAT = 4
 """The workspace format; a workspace of another one is refused."""
 
 _Model = TypeVar("_Model", bound=BaseModel)

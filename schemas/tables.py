@@ -51,6 +51,8 @@ IMAGES = pa.schema(
         pa.field("height", pa.int32()),
         pa.field("problem", pa.string()),  # why it is quarantined
         pa.field("group", pa.string()),  # images of one group are held out together: a font, camera or burst
+        pa.field("taken", pa.float64()),  # seconds since 1970 by the camera's clock, see data.capture
+        pa.field("thumbnail", pa.binary()),  # see data.decoding.Probe; null if it cannot be read
     ]
 )
 
@@ -173,7 +175,9 @@ KEYS = {name: schema.names[0] for name, schema in COMMITTED.items()} | {CLASS_ST
 """The primary key of each committed table, its first column."""
 
 CHECKED = {
-    "images": tuple(name for name in IMAGES.names if name != "data"),  # which is large, and seldom read
+    "images": tuple(  # large columns are seldom read
+        name for name in IMAGES.names if name not in ("data", "thumbnail")
+    ),
     "sentence_scores": tuple(SENTENCE_SCORES.names),
 }
 """Committed tables that no part holds and changes build on, and the columns that are compared with what was written."""

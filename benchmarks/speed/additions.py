@@ -199,7 +199,9 @@ def _workspace(folder: Path, classes: int, sentences: int = SENTENCES_EACH) -> W
     saved = SavedHead(head, torch.arange(classes), encoder.text_fp, encoder.image_fp, parts)
     with workspace.transaction("a head out of the air") as tx:
         tx.set(head=workspace.objects.put("heads", lambda path: save_head(saved, path)))
-        rows = stats_rows(images.features, images.class_ids, [None] * len(each), encoder.image_fp)
+        rows = stats_rows(
+            images.features, images.class_ids, [str(n) for n in range(len(each))], encoder.image_fp
+        )
         tx.replace("class_stats", rows)
     index_anchors(workspace)
     return workspace

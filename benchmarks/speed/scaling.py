@@ -167,7 +167,9 @@ def train(folder: Path, classes: int) -> Facts:
     saved = SavedHead(head, labels, *names, parts(bank.dim))
     with workspace.transaction("train lgr") as tx:
         digest = workspace.objects.put("heads", lambda path: save_head(saved, path))
-        tx.replace("class_stats", stats_rows(features, labels, [None] * classes, saved.image_fp))
+        tx.replace(
+            "class_stats", stats_rows(features, labels, [str(n) for n in range(classes)], saved.image_fp)
+        )
         tx.set(head=digest, fusion=workspace.recipe.fusion)
         tx.note(lgr=config.model_dump(mode="json"), recipe=workspace.recipe.name)
     return facts

@@ -5,14 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vlltr_index.embedding.loading import image_groups, image_set
+from vlltr_index.embedding.loading import image_set, image_units
 from vlltr_index.evaluation.rules import class_means
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.checkpoint import Parts
 from vlltr_index.heads.fusion import image_side
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.heads.plda import PLDA, unit_sums
-from vlltr_index.heads.units import units_of
 from vlltr_index.heads.weighing import HeldOutScores, fit_weights, image_weights
 from vlltr_index.recognition.model import Model
 from vlltr_index.store.holdout import read_held_out
@@ -110,7 +109,7 @@ def training_data(workspace: Workspace, snapshot: Snapshot) -> StageTwoData:
         labels=labels,
         bank=empty,
         places=torch.full_like(class_ids, -1),
-        units=units_of(first.features, labels, image_groups(snapshot)),
+        units=image_units(snapshot, first.image_ids, first.class_ids, first.features),
         unseen=torch.tensor([held.has(image) for image in first.image_ids]),
         unseen_classes=torch.tensor([i in held.classes for i in class_ids.tolist()]),
         visual_init=None,

@@ -199,13 +199,14 @@ def _update_stats(tx: Transaction, touched: set[int]) -> None:
     where = (
         f"split = 'train' AND problem IS NULL AND {one_of('class_id', touched & set(tx.class_table().ids))}"
     )
-    images = tx.table("images", ["image_id", "class_id", "group"], where).sort_by("image_id")
+    images = tx.table("images", ["image_id", "class_id"], where).sort_by("image_id")
     owners = images["class_id"].to_pylist()
     tx.delete("class_stats", one_of("class_id", touched.difference(owners)))
     if owners:
-        features = loading.image_vectors_of(tx, images["image_id"].to_pylist())
-        groups = images["group"].to_pylist()
-        rows = loading.stats_rows(features, torch.tensor(owners), groups, tx.commit.image_fp or "")
+        ids = images["image_id"].to_pylist()
+        features = loading.image_vectors_of(tx, ids)
+        units = loading.image_units(tx, ids, torch.tensor(owners), features)
+        rows = loading.stats_rows(features, torch.tensor(owners), units, tx.commit.image_fp or "")
         tx.upsert("class_stats", rows)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar, Union
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from vlltr_index.data.capture import FORMATS, time_taken
 from vlltr_index.data.objects import is_address, read_object
 from vlltr_index.errors import InputError
 from vlltr_index.schemas.fingerprint import digest_bytes
@@ -30,6 +31,9 @@ MAX_BYTES = 256 * 2**20
 ENDINGS = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 """Endings of files that are taken for images, in lower case."""
 
+THUMBNAIL = 32
+"""Side of the small grey copy of an image that is kept beside it."""
+
 UNREADABLE = (
     "Give JPEG, PNG, WebP, BMP, GIF or TIFF files; open the image elsewhere to see whether it is whole."
 )
@@ -42,7 +46,6 @@ blue."""
 T = TypeVar("T")
 
 _NO_MEMORY = "there is not enough memory for it"
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 
 
 class Probe(NamedTuple):
@@ -52,6 +55,8 @@ class Probe(NamedTuple):
     width: int | None
     height: int | None
     problem: str | None
+    taken: float | None = None  # see `capture.time_taken`
+    thumbnail: bytes | None = None  # grey, THUMBNAIL x THUMBNAIL, by which near duplicates are known
 
 
 def open_image(
@@ -113,12 +118,24 @@ def probe(
         digest = digest_bytes(data)
         if known is not None and digest in known:
             return known[digest]
-        _, (width, height) = _decode(data)
+        image, (width, height) = _decode(data)
+        small = _thumbnail(image)
     except InputError as error:
         return Probe(digest, None, None, error.message)
     except MemoryError:
         return Probe(digest, None, None, _NO_MEMORY)
-    return Probe(digest, width, height, None)
+    return Probe(digest, width, height, None, taken=time_taken(data), thumbnail=small)
+
+
+def _thumbnail(image: Image.Image) -> bytes | None:
+    """Return a decoded image as the bytes of a small grey square; None if its colours cannot be converted."""
+    try:
+        plain = image if image.mode in ("L", "RGB", "RGBA", "CMYK") else _rgb(image)
+        size = (THUMBNAIL, THUMBNAIL)
+        small = plain.resize(size, Image.Resampling.BOX, reducing_gap=2.0)
+        return _rgb(small).convert("L").tobytes()
+    except InputError:
+        return None
 
 
 def content_hash(record: ImageRecord) -> str | None:
@@ -229,7 +246,7 @@ def _in_memory(source: Image.Image | NDArray[np.uint8]) -> Image.Image:
 def _decode(source: bytes | Image.Image, side: int | None = None) -> tuple[Image.Image, tuple[int, int]]:
     """Decode an image and turn it upright; return also the size that it must be resized to."""
     try:
-        image = Image.open(BytesIO(source), formats=_FORMATS) if isinstance(source, bytes) else source
+        image = Image.open(BytesIO(source), formats=FORMATS) if isinstance(source, bytes) else source
         width, height = image.size
         if width * height <= MAX_PIXELS and max(width, height) <= MAX_RATIO * min(width, height):
             image = image if isinstance(source, bytes) else image.copy()

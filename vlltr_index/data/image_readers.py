@@ -57,6 +57,7 @@ def read_images(
     class_name: str | None = None,
     with_data: bool = True,
     follow_links: bool = False,
+    group_column: str | None = None,
 ) -> _Items:
     """Yield the images of a source, without opening them.
 
@@ -75,10 +76,11 @@ def read_images(
         class_name: The class of all images, whatever their folder is; for folders only.
         with_data: Whether to read the bytes in a Parquet file; without, its records have no data.
         follow_links: Whether links that leave the folder, and links to folders, are followed.
+        group_column: The column of a table that names each image's group; None: `group`, where there is one.
 
     Raises:
         InputError: The path is missing or of no known kind, holds no image, or something in it is malformed.
-        UsageError: The split is missing or not a valid name.
+        UsageError: The split is missing or not a valid name; or a column is asked for of what has none.
     """
     path = str(path) if is_address(path) else require(Path(path))
     kind = os.path.splitext(path)[1].lower()
@@ -86,7 +88,14 @@ def read_images(
         check_split(split)
     if kind == ".parquet" and os.path.isfile(path):
         with open_parquet(path, ["image"]) as file:
-            yield from _read_parquet(Path(path), file, split, names=label_names, with_data=with_data)
+            yield from _read_parquet(
+                Path(path), file, split, names=label_names, with_data=with_data, group_column=group_column
+            )
+    elif group_column is not None:
+        raise UsageError(
+            f"--group column:{group_column}: {path} has no columns",
+            "Group by folder, name:REGEX or seconds:N.",
+        )
     elif split is None:
         raise UsageError(f"which split do the images of {path} belong to?", "Say so: --split train")
     elif not isinstance(path, Path):
@@ -262,16 +271,23 @@ def _class(label: str | int | None, names: ClassNames | None, where: str) -> str
 
 
 def _read_parquet(
-    path: Path, file: pq.ParquetFile, split: str | None, names: ClassNames | None, with_data: bool
+    path: Path,
+    file: pq.ParquetFile,
+    split: str | None,
+    *,
+    names: ClassNames | None,
+    with_data: bool,
+    group_column: str | None,
 ) -> _Items:
     """Yield the images of a Parquet file, see `read_images`."""
     schema = file.schema_arrow
     label = "class" if "class" in schema.names and "label" not in schema.names else "label"
-    _check_types(path, schema, label)
+    group = group_column or "group"
+    _check_types(path, schema, label, group, wanted=group_column is not None)
     if split is None and "split" not in schema.names:
         raise UsageError(f"which split do the images of {path} belong to?", "Say so: --split train")
     names = names or _own_names(path, schema)
-    columns = [c for c in (label, "split", "group") if c in schema.names]
+    columns = [c for c in (label, "split", group) if c in schema.names]
     if with_data:
         columns.append("image")
     if _has_own_sources(file, schema):
@@ -301,7 +317,7 @@ def _read_parquet(
                 class_name=name,
                 split=check_split(own),
                 data=data,
-                group=row.get("group") or None,
+                group=_group_name(row.get(group)),
             )
     if not found:
         there = file.read(["split"])["split"].unique().to_pylist() if "split" in schema.names else []
@@ -311,13 +327,24 @@ def _read_parquet(
         )
 
 
-def _check_types(path: Path, schema: pa.Schema, label: str) -> None:
-    """Refuse a file whose columns are missing or of other types."""
+def _group_name(value: str | int | None) -> str | None:
+    """Return the name of a group; None for an empty one."""
+    return None if value is None or value == "" else str(value)
+
+
+def _check_types(path: Path, schema: pa.Schema, label: str, group: str, wanted: bool) -> None:
+    """Refuse a file whose columns are missing or of other types; the column of groups may be missing if not wanted."""
     text = [pa.types.is_string, pa.types.is_large_string]
+    numbered = ("text or whole numbers", [*text, pa.types.is_integer])
     allowed = {
-        label: ("text or whole numbers", [*text, pa.types.is_integer]),
-        **{name: ("text", text) for name in ("split", "source", "group") if name in schema.names},
+        **{name: ("text", text) for name in ("split", "source") if name in schema.names},
+        **{name: numbered for name in (label, group) if name in schema.names},
     }
+    if wanted and group not in schema.names:
+        raise InputError(
+            f"{path}: no column {group!r}; it has {', '.join(map(repr, schema.names))}",
+            "Name the one that says what belongs together: --group column:NAME",
+        )
     if label not in schema.names:
         raise InputError(
             f"{path}: no column 'label'; it has {', '.join(map(repr, schema.names))}",

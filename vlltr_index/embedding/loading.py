@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from vlltr_index.data.decoding import THUMBNAIL
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import (
     EncoderError,
@@ -20,6 +21,7 @@ from vlltr_index.errors import (
     MissingStepError,
     write_error,
 )
+from vlltr_index.heads.bursts import folder_of
 from vlltr_index.heads.plda import unit_sums
 from vlltr_index.heads.units import number_observations, units_of
 from vlltr_index.schemas.config import AugmentConfig, EncoderConfig
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from vlltr_index.store.workspace import Workspace
 
 _SENTENCES_AT_ONCE = 100_000
+_EVIDENCE = ("group", "taken", "uri", "thumbnail")
+_NO_THUMBNAIL = bytes(THUMBNAIL**2)
 _FEW = 1000  # images that are looked up by a condition instead of a scan
 
 
@@ -94,10 +98,30 @@ def usable_images(snapshot: Snapshot, split: str, columns: list[str]) -> pa.Tabl
     return snapshot.table("images", wanted, where).sort_by("image_id")
 
 
-def image_groups(snapshot: Snapshot) -> list[str | None]:
-    """Read the group of each usable training image, in the order of `image_set`; None for one without a group."""
-    groups: list[str | None] = usable_images(snapshot, "train", ["group"])["group"].to_pylist()
-    return groups
+def image_units(
+    snapshot: Snapshot, image_ids: Sequence[str], class_ids: Tensor, features: Tensor | None
+) -> list[str]:
+    """Name the unit of each image: those that belong together have the same, see `units_of`.
+
+    Args:
+        snapshot: Where the images are.
+        image_ids: Ids of N readable images, all of those of a class that are to be compared.
+        class_ids: Int64 [N].
+        features: Float [N, D], unnormalised; None: the images have no vectors yet.
+    """
+    where = one_of("image_id", image_ids) if len(image_ids) <= _FEW else "problem IS NULL"
+    rows = snapshot.table("images", ["image_id", *_EVIDENCE], where)
+    rows = rows.take(pc.index_in(pa.array(image_ids, pa.string()), rows["image_id"].combine_chunks()))
+    groups, taken, uris, small = (rows[name].to_pylist() for name in _EVIDENCE)
+    pixels = b"".join(one or _NO_THUMBNAIL for one in small)
+    return units_of(
+        features,
+        torch.unique(class_ids, return_inverse=True)[1],
+        groups,
+        taken=taken,
+        places=[folder_of(uri) for uri in uris],
+        thumbnails=torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(-1, THUMBNAIL, THUMBNAIL),
+    )
 
 
 def image_units(snapshot: Snapshot, split: str, images: ImageSet) -> list[str]:
@@ -215,18 +239,17 @@ def _vectors(snapshot: Snapshot, name: str, column: str, keys: Sequence[str]) ->
     return snapshot.store.vectors(name, column, keys) if keys else torch.empty(0, snapshot.commit.info.dim)
 
 
-def stats_rows(features: Tensor, class_ids: Tensor, groups: Sequence[str | None], image_fp: str) -> pa.Table:
+def stats_rows(features: Tensor, class_ids: Tensor, units: Sequence[str], image_fp: str) -> pa.Table:
     """Count and sum the units of training images, as rows of `class_stats`.
 
     Args:
         features: Float [N, D], unnormalised.
         class_ids: Int64 [N].
-        groups: The group of each image or None, see `units_of`.
+        units: The name of each image's unit, see `units_of`.
         image_fp: Fingerprint of the encoder.
     """
     owners, labels = torch.unique(class_ids, return_inverse=True)
-    units = number_observations(labels, units_of(features, labels, groups))
-    counts, sums = unit_sums(unit_rows(features), labels, units, len(owners))
+    counts, sums = unit_sums(unit_rows(features), labels, number_observations(labels, units), len(owners))
     columns = {
         "class_id": owners.numpy(),
         "image_fp": [image_fp] * len(owners),

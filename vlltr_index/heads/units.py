@@ -1,38 +1,96 @@
-"""Units of images that count as one observation: near duplicates, and groups that the collection names."""
+"""Units of images that count as one observation: groups, bursts, and near duplicates."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
 
-from vlltr_index.tensors import unit_rows
-
-_ALIKE = 0.9995  # least cosine of near duplicates
-_AT_ONCE = 512
+from vlltr_index.heads.bursts import AT_ONCE, bursts
+from vlltr_index.heads.near_duplicates import near_duplicates
 
 
-def units_of(features: Tensor, labels: Tensor, groups: Sequence[str | None]) -> list[str]:
-    """Name the unit of each image: its group, or else the unit of the first near duplicate in its class.
+def units_of(
+    features: Tensor | None,
+    labels: Tensor,
+    groups: Sequence[str | None],
+    *,
+    taken: Sequence[float | None] | None = None,
+    places: Sequence[Hashable] | None = None,
+    thumbnails: Tensor | None = None,
+) -> list[str]:
+    """Name the unit of each image: its group; or else, of images of one class, that of a burst and of near duplicates.
 
-    A group may have images of several classes.
+    A group may have images of several classes. An image without one that belongs to images of groups joins the first of
+    these by name. Other units are named by the position of their first image.
 
     Args:
-        features: Float [N, D], unnormalised.
+        features: Float [N, D], unnormalised; None: only thumbnails are compared.
         labels: Int64 [N], on the CPU.
-        groups: The group of each image, None for an image by itself.
+        groups: The group of each image, None for one without.
+        taken: When each image was taken, in seconds, None where that is not known; default: it is known of none.
+        places: The folder of each image; default: all are in one.
+        thumbnails: Small grey copies of the images, uint8 [N, S, S], all 0 where there is none; default: none.
     """
-    images = unit_rows(features)
-    units = [f"group {group}" if group else f"image {n}" for n, group in enumerate(groups)]
-    for label in labels.unique().tolist():
-        own = (labels == label).nonzero()[:, 0].tolist()
-        own = torch.tensor(sorted(own, key=lambda n: not groups[n]))  # those with a group first
-        first = [(images[part] @ images[own].T > _ALIKE).int().argmax(1) for part in own.split(_AT_ONCE)]
-        for n, at in zip(own.tolist(), own[torch.cat(first).cpu()].tolist(), strict=True):
-            if not groups[n]:
-                units[n] = units[at]
-    return units
+    count = len(groups)
+    taken = [None] * count if taken is None else taken
+    folders = [None] * count if places is None else places
+    alone = [None if groups[n] else time for n, time in enumerate(taken)]
+    burst_of = bursts(alone, list(zip(labels.tolist(), folders, strict=True)), AT_ONCE)
+    parts = _Parts(count)
+    for n, first in enumerate(burst_of):
+        if first is not None:
+            parts.join(n, first)
+    joined = defaultdict[int, set[str]](set)  # by an image without a group, the groups of its near duplicates
+    order = labels.argsort(stable=True)
+    for own in order.split(labels.bincount().tolist()):
+        vectors = None if features is None else features[own.to(features.device)]
+        small = None if thumbnails is None else thumbnails[own]
+        pairs = near_duplicates(vectors, small)
+        for one, other in own[pairs].tolist():
+            mine = groups[one]
+            theirs = groups[other]
+            if not mine and not theirs:
+                parts.join(one, other)
+            elif mine and not theirs:
+                joined[other].add(mine)
+            elif theirs and not mine:
+                joined[one].add(theirs)
+    group_of: dict[int, str] = {}
+    for n, names in joined.items():
+        root = parts.root(n)
+        group_of[root] = min(*names, group_of.get(root, min(names)))
+    roots = [parts.root(n) for n in range(count)]
+    found = [group or group_of.get(root) for group, root in zip(groups, roots, strict=True)]
+    return [
+        f"image {root}" if group is None else f"group {group}"
+        for group, root in zip(found, roots, strict=True)
+    ]
+
+
+class _Parts:
+    """Numbers from 0 to N - 1 in parts, each known by its smallest number."""
+
+    def __init__(self, count: int) -> None:
+        self._above = list(range(count))
+
+    def root(self, n: int) -> int:
+        while self._above[n] != n:
+            self._above[n] = self._above[self._above[n]]
+            n = self._above[n]
+        return n
+
+    def join(self, one: int, other: int) -> None:
+        first, last = sorted((self.root(one), self.root(other)))
+        self._above[last] = first
+
+
+def shared_units(units: Sequence[str]) -> list[str | None]:
+    """Return the unit of each image that has others in it, None for an image by itself."""
+    size = Counter(units)
+    return [unit if size[unit] > 1 else None for unit in units]
 
 
 def number_observations(labels: Tensor, units: Sequence[str]) -> Tensor:

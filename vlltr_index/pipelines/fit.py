@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlltr_index.data.grouping import Grouping
 from vlltr_index.errors import InputError, MissingStepError
 from vlltr_index.evaluation.metrics import CROSS_VALIDATION
 from vlltr_index.pipelines.baselines import train_baseline
@@ -118,6 +119,7 @@ def fit(
     overrides: Sequence[str] = (),
     to: str | os.PathLike[str] | None = None,
     measure: bool = True,
+    group: str | None = None,
     device: str | None = None,
     agree: Callable[[str], None] | None = None,
     progress: Progress | None = None,
@@ -138,6 +140,7 @@ def fit(
         overrides: `section.key=value` strings that change values of the recipe.
         to: The workspace; default: `FOLDER-model` beside the folder.
         measure: Whether it is measured.
+        group: Which pictures belong together, and are held out together, see `ingest_images`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`; default: the value of VLLTR_DEVICE, else the recipe's.
         agree: Called with a question where more than a third of the folder's pictures or texts is gone; it raises if
             the answer is no. None: that is an error.
@@ -151,6 +154,8 @@ def fit(
         WorkspaceError: If the workspace is there with another recipe, or cannot be written.
     """
     choose_device(device)
+    if group is not None:
+        Grouping.parse(group)
     sources = find_sources(Path(folder), None if text is None else Path(text))
     at = Path(to) if to is not None else _beside(Path(folder))
     chosen = [("--encoder", encoder), ("--recipe", recipe), *(("--set", value) for value in overrides)]
@@ -162,7 +167,7 @@ def fit(
     else:
         workspace = Workspace.open(at)
     with computing_on(device, workspace.recipe.device):
-        plan = plan_fit(StepMaker(workspace, str(at), device, progress), sources, measure, agree)
+        plan = plan_fit(StepMaker(workspace, str(at), device, progress), sources, measure, agree, group=group)
         return _run(plan, workspace, Runner(on_step, len(plan.steps)))
 
 
@@ -190,9 +195,15 @@ def _run(plan: FitPlan, workspace: Workspace, runner: Runner) -> FitResult:
 
 
 def plan_fit(
-    maker: StepMaker, sources: Sources, measure: bool, agree: Callable[[str], None] | None = None
+    maker: StepMaker,
+    sources: Sources,
+    measure: bool,
+    agree: Callable[[str], None] | None = None,
+    *,
+    group: str | None = None,
 ) -> FitPlan:
-    """Return the steps of `fit` on a workspace; `agree` is that of `ingest_images`."""
+    """Return the steps of `fit` on a workspace; `agree` and `group` are those of `ingest_images`."""
+    grouped = () if group is None else ("--group", group)
     asked = [("Pictures", "train", sources.train)]
     if sources.test is not None:
         asked = [
@@ -202,12 +213,13 @@ def plan_fit(
     pictures = tuple(
         maker.step(
             title,
-            ("ingest", "images", str(path), "--sync", "--split", split),
+            ("ingest", "images", str(path), "--sync", "--split", split, *grouped),
             ingest_images,
             path=path,
             split=split,
             sync=True,
             agree=agree,
+            group=group,
         )
         for title, split, path in asked
     )

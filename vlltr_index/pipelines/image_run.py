@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 
 from vlltr_index.data.decoding import Probe
+from vlltr_index.data.grouping import AUTO, Grouping
 from vlltr_index.errors import InputError
+from vlltr_index.heads.bursts import AT_ONCE, bursts, folder_of
 from vlltr_index.schemas.records import ImageRecord, Skipped
 from vlltr_index.schemas.tables import IMAGES
 from vlltr_index.store import ingestion
@@ -38,29 +40,56 @@ class Listing:
         labels: By class name in order of appearance, how many images there are of each split.
         units: By class name, of each image a hash of its group or source, and its source.
         images: With `sync`, the images with the hashes of their contents.
+        groups: By its split and source, the group of each image that has one.
     """
 
     labels: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     units: dict[str, list[tuple[str, str]]] = field(default_factory=lambda: defaultdict(list))
     images: list[Listed] = field(default_factory=list)
+    groups: dict[tuple[str, str], str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, items: Iterable[ImageRecord | Skipped], sync: bool) -> Listing:
-        """List the images of a source; with `sync` their bytes are read."""
+    def of(
+        cls,
+        items: Iterable[ImageRecord | Skipped],
+        sync: bool,
+        grouping: Grouping = AUTO,
+        class_folders: bool = False,
+    ) -> Listing:
+        """List the images of a source; with `sync`, and to group them by time, their bytes are read.
+
+        `class_folders` is as for `Grouping.groups`.
+        """
         found = cls()
-        records = (item for item in items if isinstance(item, ImageRecord))
-        for part in _parts(records):
-            for one in part:
-                if one.class_name is not None:
-                    found.labels[one.class_name][one.split] += 1
-                    unit = hashlib.sha256(os.fsencode(one.group or one.source)).hexdigest()
-                    found.units[one.class_name].append((unit, one.source))
+        listed: list[ImageRecord] = []
+        taken: list[float | None] = []
+        for part in _parts(item for item in items if isinstance(item, ImageRecord)):
+            taken += ingestion.times_taken(part) if grouping.how == "seconds" else [None] * len(part)
             contents = ingestion.content_hashes(part) if sync else ()
             for one, content in zip(part, contents, strict=False):
                 found.images.append(
                     Listed(one.source, one.uri, split=one.split, label=one.class_name, content=content)
                 )
+            listed += (replace(one, uri="", data=None) for one in part)
+        for one, group in zip(listed, grouping.groups(listed, taken, class_folders), strict=True):
+            if group is not None:
+                found.groups[one.split, one.source] = group
+            if one.class_name is not None:
+                found.labels[one.class_name][one.split] += 1
+                unit = hashlib.sha256(os.fsencode(group or one.source)).hexdigest()
+                found.units[one.class_name].append((unit, one.source))
         return found
+
+    def dealt(
+        self, items: Iterable[ImageRecord | Skipped], held: Collection[str]
+    ) -> Iterator[ImageRecord | Skipped]:
+        """Yield the items of the source with their groups; images whose sources are `held` out are of split `test`."""
+        for item in items:
+            if isinstance(item, Skipped):
+                yield item
+            else:
+                split = "test" if item.source in held else item.split
+                yield replace(item, split=split, group=self.groups.get((item.split, item.source)))
 
     def draw(self, share: float, kept: Mapping[str, bool]) -> frozenset[str]:
         """Choose the sources to hold out: at most `share` of each class's images, in the order of a hash of their group
@@ -151,6 +180,12 @@ class ImageRun:
     origins: dict[str, Origin] = field(default_factory=dict)
     unusable: set[str] = field(default_factory=set)  # URIs of images that are there and cannot be used now
     left: set[int] = field(default_factory=set)  # classes that an image went from
+    regroup: bool = False  # an image of no group now loses the one that it had
+    groups: set[str] = field(default_factory=set)
+    grouped: int = 0  # images that have one
+    alone: list[tuple[float, str, int | None]] = field(
+        default_factory=list
+    )  # time, folder and class without group
 
     def __post_init__(self) -> None:
         columns = [
@@ -163,15 +198,18 @@ class ImageRun:
             "width",
             "height",
             "problem",
+            "taken",
+            "thumbnail",
         ]
         for batch in self.tx.scan("images", columns, batch_rows=8192):
             rows = zip(*batch.to_pydict().values(), strict=True)
-            for key, uri, content, class_id, split, group, width, height, problem in rows:
+            for key, uri, content, class_id, split, group, *decoded in rows:
                 self.stored[key.partition("-")[0]] = _Stored(
                     key, uri, content=content, class_id=class_id, split=split, group=group
                 )
-                if problem is None and content is not None:
-                    self.probes[content] = Probe(content, width, height, None)
+                found = Probe(content, *decoded)
+                if found.problem is None and content is not None:
+                    self.probes[content] = found
 
     def match(self, listing: Listing) -> None:
         """Find out which of the source's images before each of its images is.
@@ -265,6 +303,7 @@ class ImageRun:
             rows.append(row)
             self.splits[record.split] += 1
             self._place(row, record, stored)
+            self._note_group(row)
             if stored is not None and stored != row["image_id"]:
                 self.replaced.add(stored)
             other = self._in_other_split(record)
@@ -304,13 +343,29 @@ class ImageRun:
         before = self.source.before.get(was or "")
         there = self.stored.get(was or self.of_content.get(row["content_hash"], ""))
         if there is not None and (before is not None or was is None):
-            row["group"] = record.group or there.group
+            row["group"] = record.group if self.regroup else record.group or there.group
         if there is not None and before is not None:
             self._judge(row, label, before, there)
             if self.past is not None and was not in (mine, *self.source.elsewhere):
                 self.replaced.add(there.key)
         dealt = record.split if self.share else before and before.dealt
         self.origins[mine] = Origin(mine, label, class_id, dealt)
+
+    def _note_group(self, row: dict[str, Any]) -> None:
+        """Note the group of a row, or when and where it was taken if it has none."""
+        if row["group"] is not None:
+            self.groups.add(row["group"])
+            self.grouped += 1
+        elif row["taken"] is not None:
+            self.alone.append((row["taken"], folder_of(row["uri"]), row["class_id"]))
+
+    @property
+    def in_bursts(self) -> int:
+        """How many images without a group were taken right before or after another one of their folder and class."""
+        taken = [time for time, *_ in self.alone]
+        return sum(
+            of is not None for of in bursts(taken, [tuple(place) for _, *place in self.alone], AT_ONCE)
+        )
 
     def _judge(self, row: dict[str, Any], label: str | None, before: Origin, there: _Stored) -> None:
         """Decide between the class that an image is in and the one that the source gives it now."""

@@ -5,6 +5,7 @@ A second run adds what is new; with `sync` it makes the rows of that source what
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,14 +16,16 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from vlltr_index.data.grouping import AUTO, Grouping
 from vlltr_index.data.image_readers import read_images
 from vlltr_index.data.names import ClassNames, read_class_names
+from vlltr_index.data.objects import is_address
 from vlltr_index.data.text import class_prompts, sentence_id, text_hash
 from vlltr_index.data.text_readers import is_release_corpus, names_beside, read_text
 from vlltr_index.errors import InputError, UsageError
 from vlltr_index.pipelines.gone import Agreed, remove_sentences, retire
 from vlltr_index.pipelines.image_run import ImageRun, Listing, Notes, counted
-from vlltr_index.schemas.records import ImageRecord, SentenceRecord, Skipped
+from vlltr_index.schemas.records import SentenceRecord, Skipped
 from vlltr_index.store import ingestion
 from vlltr_index.store.origins import Origin, Source
 from vlltr_index.wording import plural, preview
@@ -60,6 +63,12 @@ class IngestReport:
         0  # images that stay in the class they were corrected to, though the source names another
     )
     overruled: int = 0  # corrected images that the source has moved since, so that its class counts
+    grouping: str = "auto"  # how it was told which images belong together
+    groups: int = 0  # of images of this source
+    grouped: int = 0  # images that have one
+    in_bursts: int = (
+        0  # images without a group, taken within two seconds of another of their folder and class
+    )
     dry_run: bool = False
     next_step: str | None = None
 
@@ -75,6 +84,7 @@ def ingest_images(
     store: int | None = None,
     hold_out: float | None = None,
     follow_links: bool = False,
+    group: str | None = None,
     sync: bool = False,
     agree: Callable[[str], None] | None = None,
     dry_run: bool = False,
@@ -101,6 +111,10 @@ def ingest_images(
             groups as a whole; images that came in otherwise before change over. 0: all are for training. With `sync` an
             image that was dealt before, and a copy of it, keep their split.
         follow_links: Read pictures behind links that leave the folder.
+        group: Which images belong together, and are held out together: `folder` (below the class folder), `column:NAME`
+            of a table, `name:REGEX` (its first group, or all that it finds, in the file's name), `seconds:N` (taken at
+            most so long after the one before in the same folder), or `auto` (a table's column `group`, else images are
+            compared). Default: as it was last said for this source, else `auto`.
         sync: Remove the images that this source gave before and gives no more, and take those that it moved for the
             same: they keep their group, and their vectors. What came another way stays. A class that nothing is left of
             but prompts is retired.
@@ -112,21 +126,26 @@ def ingest_images(
     Raises:
         InputError: If the source cannot be used, or all of its images are of unknown classes.
         UsageError: If the split is missing or is no name for one, or images of another than `train` are held out; or
-            much is gone, and nobody agreed.
+            `group` is no such way; or much is gone, and nobody agreed.
     """
+    told = None if group is None else Grouping.parse(group)
     if hold_out is not None and (split != "train" or not 0.0 <= hold_out <= 0.9):
         raise UsageError("a share from 0 to 0.9 is held out of the training split", "Say so: --split train")
     given = read_class_names(label_names) if label_names is not None else None
-    command = f"ingest images {path}" + (f" --split {split}" if split else "")
-    command += f" --store {store}" if store else ""
-    command += "" if hold_out is None else f" --hold-out {hold_out:g}"
-    command += " --sync" if sync else ""
-    read = partial(read_images, path, split, list_root, follow_links=follow_links)
-    with workspace.transaction(command, dry_run=dry_run) as tx:
+    share = None if hold_out is None else f"{hold_out:g}"
+    options = {"split": split, "store": store, "hold-out": share, "group": told}
+    with workspace.transaction(_command(path, options, sync), dry_run=dry_run) as tx:
         before = len(tx.class_table())
         names = given and ingestion.known_names(tx, given)
         source = Source(tx, "images", path, split)
-        listing = Listing.of(read(names, with_data=sync), sync)
+        last = Grouping.parse(tx.commit.info.groupings.get(source.address, "auto"))
+        grouping = told or last
+        read = partial(
+            read_images, path, split, list_root, follow_links=follow_links, group_column=grouping.column
+        )
+        is_folder = is_address(path) or Path(path).is_dir()
+        items = read(names, with_data=sync or grouping.how == "seconds")
+        listing = Listing.of(items, sync, grouping, class_folders=is_folder)
         labels = listing.labels
         fresh = {name for name, where in labels.items() if create_classes or "train" in where}
         classes = ingestion.resolve_classes(tx, list(labels), lambda name: name in fresh, source.classes)
@@ -141,14 +160,14 @@ def ingest_images(
             share=hold_out,
             total=sum(map(Counter.total, labels.values())),
             progress=progress,
+            regroup=grouping != AUTO or last != AUTO,
         )
         if sync:
             run.match(listing)
         held = run.held_out(listing)
-        run.take(
-            replace(item, split="test") if isinstance(item, ImageRecord) and item.source in held else item
-            for item in read(names, with_data=True)
-        )
+        run.take(listing.dealt(read(names, with_data=True), held))
+        if grouping != last:
+            tx.note(groupings={**tx.commit.info.groupings, source.address: str(grouping)})
         if sync:
             run.remove_gone(Agreed(agree, dry_run))
         run.write_origins()
@@ -156,7 +175,14 @@ def ingest_images(
         retired = retire(tx, run.left) if sync else []
         mute = _classes_without_text(tx)[0].intersection(classes.values())
         prompts = write_prompts(tx, mute)
-        return _image_report(run, str(path), before, prompts=prompts, retired=retired, dry_run=dry_run)
+        report = _image_report(run, str(path), before, prompts=prompts, retired=retired, dry_run=dry_run)
+        return replace(report, grouping=str(grouping))
+
+
+def _command(path: Path | str, options: Mapping[str, object], sync: bool) -> str:
+    """Return the command with the options that have a value."""
+    typed = [f"--{name} {shlex.quote(str(value))}" for name, value in options.items() if value is not None]
+    return " ".join([f"ingest images {path}", *typed, *(["--sync"] if sync else [])])
 
 
 def _image_report(
@@ -188,6 +214,9 @@ def _image_report(
         gone=run.counts["gone"],
         corrected=run.counts["corrected"],
         overruled=run.counts["overruled"],
+        groups=len(run.groups),
+        grouped=run.grouped,
+        in_bursts=run.in_bursts,
         dry_run=dry_run,
         notes=run.notes.lines,
         next_step=_next_step(run.tx),

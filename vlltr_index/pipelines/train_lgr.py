@@ -21,7 +21,6 @@ from vlltr_index.embedding.vectors import embed_images
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import MissingStepError
 from vlltr_index.heads.checkpoint import SavedHead, save_head
-from vlltr_index.heads.units import units_of
 from vlltr_index.pipelines import training
 from vlltr_index.recognition.model import Model
 from vlltr_index.recognition.state import ModelState
@@ -216,7 +215,7 @@ def stage_two_data(
         labels=labels,
         bank=bank,
         places=torch.where(places >= 0, (places >= 0).cumsum(0) - 1, -1),
-        units=units_of(images.features, labels, loading.image_groups(snapshot)),
+        units=loading.image_units(snapshot, images.image_ids, images.class_ids, images.features),
         visual_init=init,
         logit_scale=commit.logit_scale,
         sentence_means=loading.sentence_means(snapshot, class_ids),
@@ -356,8 +355,8 @@ def _parted(
 
 def _keep_stats(tx: Transaction, images: loading.ImageSet, image_fp: str) -> None:
     """Commit the statistics of the classes' training images."""
-    groups = loading.image_groups(tx)
-    tx.replace("class_stats", loading.stats_rows(images.features, images.class_ids, groups, image_fp))
+    units = loading.image_units(tx, images.image_ids, images.class_ids, images.features)
+    tx.replace("class_stats", loading.stats_rows(images.features, images.class_ids, units, image_fp))
 
 
 def _keep_head(tx: Transaction, saved: SavedHead, config: LGRConfig, log: Log) -> str:

@@ -19,9 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vlltr_index.embedding.loading import recipe_encoder, run_folder, usable_images
+from vlltr_index.embedding.loading import image_units, recipe_encoder, run_folder, usable_images
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import MissingStepError, WorkspaceError
+from vlltr_index.heads.units import shared_units
 from vlltr_index.schemas.config import Recipe
 from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.store.holdout import HeldOut, choose_held_out, write_held_out
@@ -87,10 +88,10 @@ def training_set(snapshot: Snapshot, with_texts: bool = True) -> TrainingSet:
     Raises:
         MissingStepError: If there are no training images, or a class with images has no sentence.
     """
-    rows = usable_images(snapshot, "train", ["uri", "data", "content_hash", "group"])
+    rows = usable_images(snapshot, "train", ["uri", "data", "content_hash"])
     if not rows.num_rows:
         raise MissingStepError("there are no training images", "Run: vlltr ingest images PATH --split train")
-    ids, owners, uris, data, digests, groups = rows.to_pydict().values()
+    ids, owners, uris, data, digests = rows.to_pydict().values()
     class_ids, labels, counts = torch.unique(torch.tensor(owners), return_inverse=True, return_counts=True)
     sources = [uri if stored is None else stored for uri, stored in zip(uris, data, strict=True)]
     texts = class_texts(snapshot, class_ids.tolist()) if with_texts else {}
@@ -103,7 +104,7 @@ def training_set(snapshot: Snapshot, with_texts: bool = True) -> TrainingSet:
         labels=labels,
         sources=sources,
         digests=digests,
-        groups=groups,
+        groups=shared_units(image_units(snapshot, ids, torch.tensor(owners), features=None)),
         texts=list(texts.values()),
     )
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
-from vlltr_index.data.decoding import Probe, content_hash, cores, probe, reduced_bytes
+from vlltr_index.data.capture import time_taken
+from vlltr_index.data.decoding import Probe, content_hash, cores, image_bytes, probe, reduced_bytes
 from vlltr_index.data.names import ClassNames
 from vlltr_index.data.objects import is_address
 from vlltr_index.data.text import normalise_text, sentence_id, text_hash
@@ -49,6 +50,8 @@ def image_row(
         "height": found.height,
         "problem": found.problem,
         "group": record.group,
+        "taken": found.taken,
+        "thumbnail": found.thumbnail,
     }
 
 
@@ -69,6 +72,18 @@ def image_rows(images: Mapping[int, Sequence[ImageRecord]]) -> pa.Table:
 def content_hashes(records: Sequence[ImageRecord]) -> list[str | None]:
     """Hash the contents of images on all cores, as `probe` does; None for one that cannot be read."""
     return _on_all_cores(content_hash, records)
+
+
+def times_taken(records: Sequence[ImageRecord]) -> list[float | None]:
+    """Read when images were taken on all cores; None for one that does not say it, or cannot be read."""
+
+    def taken(record: ImageRecord) -> float | None:
+        try:
+            return time_taken(image_bytes(record))
+        except (InputError, MemoryError):
+            return None
+
+    return _on_all_cores(taken, records)
 
 
 def probe_all(records: Sequence[ImageRecord], known: Mapping[str, Probe] | None = None) -> list[Probe]:

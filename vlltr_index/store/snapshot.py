@@ -89,6 +89,7 @@ class Info(_Record):
         protocol: Protocol of that recipe.
         tuned: The visual tower that stage 2 tuned, if it did.
         merged: Id of each merged class, to the class it was merged into; no chains.
+        groupings: How images of a source are grouped, by its address, where that was said; see `data.grouping`.
         next: By table, the lowest id that no row has or ever had.
         baseline_fc: Digest of the image-only baseline's checkpoint.
         baselines: Digest of each other baseline by its name.
@@ -107,6 +108,7 @@ class Info(_Record):
     protocol: str | None = None
     tuned: Tuned | None = None
     merged: dict[_Count, _Count] = {}
+    groupings: dict[str, str] = {}
     next: dict[str, _Count] = {}
     baseline_fc: str | None = None
     baselines: dict[str, str] = {}

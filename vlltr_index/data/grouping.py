@@ -1,0 +1,108 @@
+"""How to tell which pictures of a source belong together (`--group`)."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from vlltr_index.errors import UsageError
+from vlltr_index.heads.bursts import bursts
+from vlltr_index.schemas.records import ImageRecord
+
+_FORMS = (
+    "Give folder, column:NAME, name:REGEX, seconds:N, or auto: a column group, else pictures are compared."
+)
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """A way to tell which pictures belong together.
+
+    Attributes:
+        how: `auto`: a table's column `group`, where there is one. `folder`: the folder below the class folder, or of a
+            list the picture's own. `column`: another column. `name`: what a regular expression finds in the file's
+            name. `seconds`: pictures of one folder, each taken soon after the one before.
+        value: The column, the expression, or the seconds; empty for the others.
+    """
+
+    how: Literal["auto", "folder", "column", "name", "seconds"] = "auto"
+    value: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Grouping:
+        """Read what `--group` says.
+
+        Raises:
+            UsageError: If it has none of the forms, the expression is none, or the seconds are no number.
+        """
+        how, colon, value = text.partition(":")
+        if how in ("auto", "folder") and not colon:
+            return cls("auto" if how == "auto" else "folder")
+        if how == "column" and value:
+            return cls("column", value)
+        if how == "name" and value:
+            try:
+                re.compile(value)
+            except (re.error, RecursionError, OverflowError) as error:
+                raise UsageError(
+                    f"--group {text}: {value!r} is no regular expression: {error}",
+                    r"For burst12_3.jpg, burst12_4.jpg: --group 'name:^(.+)_\d+'",
+                ) from None
+            return cls("name", value)
+        if how == "seconds" and value:
+            try:
+                seconds = float(value)
+            except ValueError:
+                seconds = math.nan
+            if not 0 <= seconds < math.inf:
+                raise UsageError(
+                    f"--group {text}: {value!r} is no number of seconds", "For example: seconds:10"
+                )
+            return cls("seconds", value)
+        raise UsageError(f"--group {text}: not a way to group pictures", _FORMS)
+
+    @property
+    def column(self) -> str | None:
+        """The column of a table that was asked for."""
+        return self.value if self.how == "column" else None
+
+    def __str__(self) -> str:
+        """Return what `--group` says."""
+        return f"{self.how}:{self.value}" if self.value else self.how
+
+    def groups(
+        self, records: Sequence[ImageRecord], taken: Sequence[float | None], class_folders: bool
+    ) -> list[str | None]:
+        """Return the group of each image of a source; None where this grouping has none for it.
+
+        Args:
+            records: All images of the source.
+            taken: For `seconds` when each was taken, see `capture.time_taken`; None where it is not known.
+            class_folders: Whether the first folder names the class, and so is no group.
+        """
+        if self.how == "folder":
+            parents = [one.source.rpartition("/")[0] for one in records]
+            return [
+                None if not parent or (class_folders and "/" not in parent) else parent for parent in parents
+            ]
+        if self.how == "name":
+            pattern = re.compile(self.value)
+            found = [pattern.search(one.source.rpartition("/")[2]) for one in records]
+            return [None if match is None else (match[min(1, pattern.groups)] or None) for match in found]
+        if self.how == "seconds":
+            return self._by_time(records, taken)
+        return [one.group for one in records]
+
+    def _by_time(self, records: Sequence[ImageRecord], taken: Sequence[float | None]) -> list[str | None]:
+        """Group pictures by time; one that was taken alone is a group by itself."""
+        places = [(one.split, one.source.rpartition("/")[0]) for one in records]
+        first = [n if of is None else of for n, of in enumerate(bursts(taken, places, float(self.value)))]
+        return [
+            None if taken[n] is None else f"{records[of].source} at {taken[of]}" for n, of in enumerate(first)
+        ]
+
+
+AUTO = Grouping()
