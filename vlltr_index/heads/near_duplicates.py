@@ -1,18 +1,234 @@
-"""Near duplicates among the images of one class."""
+"""Near duplicates among the images of one class: by what their small grey copies have in common, and by their vectors.
+
+Two pictures are compared by their fine structure, each less its blurred self: the middle of one, turned a little either
+way, slides over the other, and the best correlation counts. What it is worth is told by how well the mirrored middle
+fits, which has the same strokes and texture and is not the same picture, and by how well pictures of the class fit each
+other in general: those of a class that are all drawn alike are no near duplicates.
+"""
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from vlltr_index.tensors import unit_rows
 
-_ALIKE = 0.9995  # least cosine of near duplicates
+_BLUR = 5  # pixels
+_REACH = 4  # pixels that the middle slides each way
+_TURNS = (-12.0, -6.0, 0.0, 6.0, 12.0)  # degrees
+_NEARLY_1 = 0.999
+_LITTLE = 1e-3  # so that a picture without structure fits none
+
+_ALL = 24  # images of a class up to which all pairs are compared
+_NEAREST = 8  # else so many for each image
+_SAMPLE = 16  # of its images by which it is told how well those of a class fit each other in general
+_MANY = 8192  # images of a class from which those to compare are found more coarsely
+_ROWS = 512
+
+# Chosen on generated bursts, series and copies, and on drawn icons and characters.
+_SURE = 6.5  # spreads by which a fit is above the class's in general
+_LIKELY = 4.0  # the same, where the vectors are near, too
+_ABOVE_MIRRORED = 0.2  # by which it is above the best mirrored one
+_NEAR = 0.5  # largest distance of such vectors, as a share of that to most of the class
+_SPREAD = 0.1  # spread of detailed pictures; of simpler ones more spreads are asked for
+_GENERAL = 0.4  # most that is taken for a fit of detailed pictures in general, for a class that is one burst
+_SAME_PIXELS = 0.985  # least correlation of copies whose cosine is at least _SAME_VECTOR
+_SAME_PIXELS_ALONE = 0.995  # without vectors
+_SAME_VECTOR = 0.997
+_COPY = 0.9995  # least cosine of copies without thumbnails
 
 
 def near_duplicates(features: Tensor | None, thumbnails: Tensor | None) -> Tensor:
-    """Find pairs, int64 [P, 2]."""
-    if features is None:
-        return torch.empty(0, 2, dtype=torch.int64)
-    images = unit_rows(features)
-    return ((images @ images.T) > _ALIKE).triu(1).nonzero().cpu()
+    """Find pairs of near duplicates among the images of one class.
+
+    Pictures whose thumbnails are of one grey, or missing, are compared by their vectors alone.
+
+    Args:
+        features: Float [N, D], unnormalised; None: there are no vectors.
+        thumbnails: Uint8 [N, S, S] on the CPU; None: there are none.
+
+    Returns:
+        Int64 [P, 2], pairs of positions; near duplicates of a near duplicate may be in no pair with each other.
+    """
+    count = len(thumbnails) if features is None else len(features)  # type: ignore[arg-type]  # one of them is there
+    flat = torch.ones(count, dtype=torch.bool)
+    if thumbnails is not None:
+        flat = thumbnails.flatten(1).amax(1) == thumbnails.flatten(1).amin(1)
+    found = [torch.empty(0, 2, dtype=torch.int64)]
+    vectors = None if features is None else unit_rows(features).float().cpu()
+    if vectors is not None and bool(flat.any()):
+        found.append(_copies(vectors, flat.nonzero()[:, 0]))
+    drawn = (~flat).nonzero()[:, 0]
+    if thumbnails is not None and len(drawn) > 1:
+        own = None if vectors is None else vectors[drawn]
+        found.append(drawn[_alike(thumbnails[drawn], own)])
+    return torch.cat(found)
+
+
+def _copies(vectors: Tensor, rows: Tensor) -> Tensor:
+    """Return the pairs of an image of `rows` and any other that have nearly the same direction."""
+    found = [torch.empty(0, 2, dtype=torch.int64)]
+    for part in rows.split(_ROWS):
+        pairs = (vectors[part] @ vectors.T > _COPY).nonzero()
+        pairs[:, 0] = part[pairs[:, 0]]
+        found.append(pairs[pairs[:, 0] != pairs[:, 1]])
+    return torch.cat(found)
+
+
+def _alike(thumbnails: Tensor, vectors: Tensor | None) -> Tensor:
+    """Return the pairs of near duplicates among pictures with thumbnails that are not of one grey."""
+    structure = fine_structure(thumbnails)
+    pixels = _standard(thumbnails.flatten(1).float())
+    count = len(thumbnails)
+    sample = _sample(thumbnails)
+    sampled = torch.cartesian_prod(torch.arange(count), sample)
+    sampled = sampled[sampled[:, 0] != sampled[:, 1]]
+    every = sampled if count <= _ALL else torch.cat([sampled, _nearest(structure, pixels)])
+    every = every.sort(1).values.unique(dim=0)
+    fits = compare(structure, every)
+    usual = _usual(fits.fit, every, sample, count)
+    one, other = every.T
+    spread = fits.spread.clamp(min=_LITTLE)
+    simple = (spread / _SPREAD).clamp(min=1)
+    general = torch.maximum(usual[one], usual[other])
+    general = torch.where(simple > 1, general, general.clamp(max=_GENERAL))
+    above = (fits.fit - general) / spread
+    near = torch.zeros(len(every), dtype=torch.bool)
+    same_vector = torch.ones(len(every), dtype=torch.bool)
+    if vectors is not None:
+        distances = 1 - (vectors[one] * vectors[other]).sum(1)
+        usual_distances = -_usual(-distances, every, sample, count)
+        near = distances <= _NEAR * torch.minimum(usual_distances[one], usual_distances[other])
+        same_vector = 1 - distances >= _SAME_VECTOR
+    alike = (above >= _SURE * simple) | ((above >= _LIKELY) & near & (simple <= 1))
+    alike &= fits.fit - fits.mirrored >= _ABOVE_MIRRORED
+    least = _SAME_PIXELS_ALONE if vectors is None else _SAME_PIXELS
+    alike |= same_vector & ((pixels[one] * pixels[other]).sum(1) >= least)
+    return every[alike]
+
+
+def _sample(thumbnails: Tensor) -> Tensor:
+    """Choose a few pictures, all if they are few, in whatever order they are given."""
+    flat = thumbnails.flatten(1).long()
+    weights = torch.arange(1, flat.shape[1] + 1) ** 2
+    order = ((flat * weights).sum(1) * 2_654_435_761 % 1_000_003).argsort(stable=True)
+    return order[: len(order) if len(order) <= _ALL else _SAMPLE]
+
+
+def _usual(values: Tensor, pairs: Tensor, sample: Tensor, count: int) -> Tensor:
+    """Return for each of `count` pictures the lower quartile of the values of its pairs with those of a sample, [N]."""
+    table = torch.full((count, count if count <= _ALL else _SAMPLE), torch.nan)
+    place = torch.full((count,), -1)
+    place[sample] = torch.arange(len(sample))
+    for one, other in (pairs.T, pairs.flip(1).T):
+        told = place[other] >= 0
+        table[one[told], place[other[told]]] = values[told]
+    return table.nanquantile(0.25, dim=1, interpolation="lower")
+
+
+def _nearest(structure: Tensor, pixels: Tensor) -> Tensor:
+    """Return pairs of each picture and a few that may be near duplicates of it, int64 [P, 2]; some more than once."""
+    count = len(structure)
+    small = F.avg_pool2d(structure[:, None], 2)[:, 0]
+    reach = _REACH // 2
+    side = small.shape[1] - 2 * reach
+    middles = _standard(small[:, reach : reach + side, reach : reach + side].flatten(1))
+    shifts = range(0, 2 * reach + 1, 1 if count < _MANY else 2)
+    windows = [_standard(small[:, y : y + side, x : x + side].flatten(1)) for y in shifts for x in shifts]
+    found = []
+    for rows in torch.arange(count).split(_ROWS):
+        best = torch.full((len(rows), count), -1.0)
+        for window in windows:
+            torch.maximum(best, middles[rows] @ window.T, out=best)
+        for likeness, most in ((best, _NEAREST), (pixels[rows] @ pixels.T, _NEAREST // 2)):
+            likeness[torch.arange(len(rows)), rows] = -1.0
+            other = likeness.topk(most).indices
+            found.append(torch.stack([rows[:, None].expand_as(other), other], 2).flatten(0, 1))
+    return torch.cat(found)
+
+
+class PairFit(NamedTuple):
+    """How well P pairs of pictures fit each other, float32 [P] each.
+
+    Attributes:
+        fit: Fisher's z (the inverse hyperbolic tangent) of the best correlation.
+        spread: The root of the mean square of z where one picture is mirrored.
+        mirrored: The largest such z.
+    """
+
+    fit: Tensor
+    spread: Tensor
+    mirrored: Tensor
+
+
+def fine_structure(thumbnails: Tensor) -> Tensor:
+    """Subtract a blurred copy from pictures, uint8 [N, S, S], and return float32 [N, S, S]."""
+    pixels = thumbnails.float()[:, None]
+    around = F.pad(pixels, (_BLUR // 2,) * 4, mode="reflect")
+    return (pixels - F.avg_pool2d(around, _BLUR, 1))[:, 0]
+
+
+def compare(structure: Tensor, pairs: Tensor) -> PairFit:
+    """Compare pairs of pictures, each way.
+
+    Args:
+        structure: Float32 [N, S, S], see `fine_structure`.
+        pairs: Int64 [P, 2], positions of different pictures.
+    """
+    templates = _templates(structure)
+    lengths = _window_lengths(structure)
+    side = structure.shape[1] - 2 * _REACH
+    both = torch.cat([pairs, pairs.flip(1)])
+    order = both[:, 1].argsort(stable=True)
+    found = torch.empty(3, len(both))
+    start = 0
+    targets, counts = both[order, 1].unique_consecutive(return_counts=True)
+    for target, count in zip(targets.tolist(), counts.tolist(), strict=True):
+        own = order[start : start + count]
+        start += count
+        windows = structure[target].unfold(0, side, 1).unfold(1, side, 1).reshape(-1, side * side)
+        products = templates[both[own, 0]] @ windows.T / lengths[target]
+        z = torch.atanh(products.clamp(-_NEARLY_1, _NEARLY_1))
+        mirrored = z[:, len(_TURNS) :].flatten(1)
+        found[0, own] = z[:, : len(_TURNS)].flatten(1).amax(1)
+        found[1, own] = mirrored.square().mean(1)
+        found[2, own] = mirrored.amax(1)
+    one, other = found.split(len(pairs), 1) if len(pairs) else (found, found)
+    return PairFit(
+        torch.maximum(one[0], other[0]), ((one[1] + other[1]) / 2).sqrt(), torch.maximum(one[2], other[2])
+    )
+
+
+def _window_lengths(structure: Tensor) -> Tensor:
+    """Return the length of each window of the middle's size less its mean, [N, (2 reach + 1) ** 2]."""
+    side = structure.shape[1] - 2 * _REACH
+    mean = F.avg_pool2d(structure[:, None], side, 1)
+    square = F.avg_pool2d(structure.square()[:, None], side, 1)
+    return ((square - mean.square()).clamp(min=0).sqrt() * side + _LITTLE).flatten(1)
+
+
+def _standard(vectors: Tensor) -> Tensor:
+    """Make vectors of mean 0 and length 1; of a constant one 0."""
+    vectors = vectors - vectors.mean(-1, keepdim=True)
+    return vectors / (torch.linalg.vector_norm(vectors, dim=-1, keepdim=True) + _LITTLE)
+
+
+def _templates(structure: Tensor) -> Tensor:
+    """Return the middle of each picture turned by each angle, and then mirrored four ways, [N, 9, s * s]."""
+    count = len(structure)
+    inner = slice(_REACH, structure.shape[1] - _REACH)
+    views = []
+    for angle in _TURNS:
+        c = math.cos(math.radians(angle))
+        s = math.sin(math.radians(angle))
+        turn = torch.tensor([[c, -s, 0.0], [s, c, 0.0]]).expand(count, 2, 3)
+        grid = F.affine_grid(turn, [count, 1, *structure.shape[1:]], align_corners=False)
+        turned = F.grid_sample(structure[:, None], grid, padding_mode="border", align_corners=False)[:, 0]
+        views.append((turned if angle else structure)[:, inner, inner])
+    middle = structure[:, inner, inner]
+    views += [middle.flip(1), middle.flip(2), middle.flip(1, 2), middle.transpose(1, 2)]
+    return _standard(torch.stack(views, 1).flatten(2))

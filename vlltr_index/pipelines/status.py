@@ -39,6 +39,8 @@ class StatusReport:
         writing: Who is writing to it now.
         classes: Classes in use.
         images: Usable images by split: those with a class, and readable.
+        units: Observations that the head knows the classes by: images that belong together, such as a burst or near
+            duplicates, are one. Null before it has been trained.
         quarantined: Images that cannot be read.
         sentences: Sentences of all classes.
         encoder: The model, and where its weights are from.
@@ -58,6 +60,7 @@ class StatusReport:
     writing: str | None
     classes: int
     images: dict[str, int]
+    units: int | None
     quarantined: int
     sentences: int
     encoder: str
@@ -112,6 +115,7 @@ def status(workspace: Workspace, at: int | None = None) -> StatusReport:
         writing=workspace.storage.writer(),
         classes=len(snapshot.class_table()),
         images=images,
+        units=sum(snapshot.table("class_stats", ["images"])["images"].to_pylist()) if commit.head else None,
         quarantined=rows.num_rows - rows["problem"].null_count,
         sentences=len(hashes),
         encoder=encoder,
