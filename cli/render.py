@@ -373,6 +373,14 @@ def _prune(report: PruneReport) -> list[str]:
     return [gone, *(f"  removed {name}" for name in report.removed)]
 
 
+def _units(report: StatusReport) -> list[tuple[str, str]]:
+    """Return how many observations the training images are, where some belong together."""
+    images = report.images.get("train", 0)
+    if report.units is None or report.units >= images:
+        return []
+    return [("units", f"{plural(images, 'picture')} to learn from, {plural(report.units, 'unit')}")]
+
+
 def status_rows(report: StatusReport) -> list[tuple[str, str]]:
     """Return the status as (label, value) pairs."""
     splits = ", ".join(f"{split} {n:,}" for split, n in report.images.items()) or "none"
@@ -383,6 +391,7 @@ def status_rows(report: StatusReport) -> list[tuple[str, str]]:
         ("last commit", f"{report.commit} ({report.command})" if report.commit else "none"),
         ("classes", f"{report.classes:,}"),
         ("images", splits + (f" ({report.quarantined:,} quarantined)" if report.quarantined else "")),
+        *_units(report),
         ("sentences", f"{report.sentences:,}"),
         ("encoder", report.encoder),
         ("sentence vectors", f"{report.sentence_vectors:,} of {report.sentences:,}"),

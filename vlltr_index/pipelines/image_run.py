@@ -180,7 +180,8 @@ class ImageRun:
     origins: dict[str, Origin] = field(default_factory=dict)
     unusable: set[str] = field(default_factory=set)  # URIs of images that are there and cannot be used now
     left: set[int] = field(default_factory=set)  # classes that an image went from
-    regroup: bool = False  # an image of no group now loses the one that it had
+    grouping: Grouping = AUTO
+    grouped_before: Grouping = AUTO  # when the source was read before
     groups: set[str] = field(default_factory=set)
     grouped: int = 0  # images that have one
     alone: list[tuple[float, str, int | None]] = field(
@@ -343,13 +344,18 @@ class ImageRun:
         before = self.source.before.get(was or "")
         there = self.stored.get(was or self.of_content.get(row["content_hash"], ""))
         if there is not None and (before is not None or was is None):
-            row["group"] = record.group if self.regroup else record.group or there.group
+            row["group"] = record.group if self._regroups else record.group or there.group
         if there is not None and before is not None:
             self._judge(row, label, before, there)
             if self.past is not None and was not in (mine, *self.source.elsewhere):
                 self.replaced.add(there.key)
         dealt = record.split if self.share else before and before.dealt
         self.origins[mine] = Origin(mine, label, class_id, dealt)
+
+    @property
+    def _regroups(self) -> bool:
+        """Whether an image without a group now loses the one that it had."""
+        return self.grouping != AUTO or self.grouped_before != AUTO
 
     def _note_group(self, row: dict[str, Any]) -> None:
         """Note the group of a row, or when and where it was taken if it has none."""
@@ -420,7 +426,10 @@ class ImageRun:
         return mine and i not in self.origins and i not in self.source.elsewhere and ingestion.is_gone(uri)
 
     def write_origins(self) -> None:
-        """Write what the source gave; without `sync` beside what it gave before."""
+        """Write what the source gave, without `sync` beside what it gave before, and how its images are grouped."""
+        if self.grouping != self.grouped_before:
+            groupings = self.tx.commit.info.groupings
+            self.tx.note(groupings={**groupings, self.source.address: str(self.grouping)})
         kept = {} if self.past is not None else self.source.before
         replaced = {key.partition("-")[0] for key in self.replaced}
         self.source.write(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vlltr_index.data.grouping import AUTO, Grouping
+from vlltr_index.data.grouping import Grouping
 from vlltr_index.data.image_readers import read_images
 from vlltr_index.data.names import ClassNames, read_class_names
 from vlltr_index.data.objects import is_address
@@ -132,9 +132,8 @@ def ingest_images(
     if hold_out is not None and (split != "train" or not 0.0 <= hold_out <= 0.9):
         raise UsageError("a share from 0 to 0.9 is held out of the training split", "Say so: --split train")
     given = read_class_names(label_names) if label_names is not None else None
-    share = None if hold_out is None else f"{hold_out:g}"
-    options = {"split": split, "store": store, "hold-out": share, "group": told}
-    with workspace.transaction(_command(path, options, sync), dry_run=dry_run) as tx:
+    command = _command(path, sync, split=split, store=store, hold_out=hold_out, group=told)
+    with workspace.transaction(command, dry_run=dry_run) as tx:
         before = len(tx.class_table())
         names = given and ingestion.known_names(tx, given)
         source = Source(tx, "images", path, split)
@@ -143,9 +142,8 @@ def ingest_images(
         read = partial(
             read_images, path, split, list_root, follow_links=follow_links, group_column=grouping.column
         )
-        is_folder = is_address(path) or Path(path).is_dir()
         items = read(names, with_data=sync or grouping.how == "seconds")
-        listing = Listing.of(items, sync, grouping, class_folders=is_folder)
+        listing = Listing.of(items, sync, grouping, class_folders=is_address(path) or Path(path).is_dir())
         labels = listing.labels
         fresh = {name for name, where in labels.items() if create_classes or "train" in where}
         classes = ingestion.resolve_classes(tx, list(labels), lambda name: name in fresh, source.classes)
@@ -160,14 +158,13 @@ def ingest_images(
             share=hold_out,
             total=sum(map(Counter.total, labels.values())),
             progress=progress,
-            regroup=grouping != AUTO or last != AUTO,
+            grouping=grouping,
+            grouped_before=last,
         )
         if sync:
             run.match(listing)
         held = run.held_out(listing)
         run.take(listing.dealt(read(names, with_data=True), held))
-        if grouping != last:
-            tx.note(groupings={**tx.commit.info.groupings, source.address: str(grouping)})
         if sync:
             run.remove_gone(Agreed(agree, dry_run))
         run.write_origins()
@@ -175,14 +172,17 @@ def ingest_images(
         retired = retire(tx, run.left) if sync else []
         mute = _classes_without_text(tx)[0].intersection(classes.values())
         prompts = write_prompts(tx, mute)
-        report = _image_report(run, str(path), before, prompts=prompts, retired=retired, dry_run=dry_run)
-        return replace(report, grouping=str(grouping))
+        return _image_report(run, str(path), before, prompts=prompts, retired=retired, dry_run=dry_run)
 
 
-def _command(path: Path | str, options: Mapping[str, object], sync: bool) -> str:
+def _command(path: Path | str, sync: bool, **options: object) -> str:
     """Return the command with the options that have a value."""
-    typed = [f"--{name} {shlex.quote(str(value))}" for name, value in options.items() if value is not None]
-    return " ".join([f"ingest images {path}", *typed, *(["--sync"] if sync else [])])
+    typed = [f"ingest images {path}"]
+    for name, value in options.items():
+        if value is not None:
+            text = f"{value:g}" if isinstance(value, float) else str(value)
+            typed.append(f"--{name.replace('_', '-')} {shlex.quote(text)}")
+    return " ".join([*typed, *(["--sync"] if sync else [])])
 
 
 def _image_report(
@@ -214,6 +214,7 @@ def _image_report(
         gone=run.counts["gone"],
         corrected=run.counts["corrected"],
         overruled=run.counts["overruled"],
+        grouping=str(run.grouping),
         groups=len(run.groups),
         grouped=run.grouped,
         in_bursts=run.in_bursts,

@@ -1,0 +1,109 @@
+"""Which pictures of a class are near duplicates."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tests.support.bursts import bursts_of, scenes
+from vlltr_index.data.decoding import probe
+from vlltr_index.data.glyphs import glyph_files
+from vlltr_index.heads import near_duplicates as module
+from vlltr_index.heads.near_duplicates import compare, fine_structure, near_duplicates
+
+
+def linked(pairs: Tensor, count: int) -> list[int]:
+    """The first picture that each is linked to."""
+    part = list(range(count))
+    for _ in range(count):
+        for a, b in pairs.tolist():
+            part[a] = part[b] = min(part[a], part[b])
+    return part
+
+
+@pytest.mark.parametrize("count", [1, 2, 8, 40])
+def test_bursts_of_different_scenes(count: int) -> None:
+    """Are found without any vector, in small classes and in large ones, and one burst alone, too."""
+    thumbnails, burst = bursts_of(torch.Generator().manual_seed(count), count, 4)
+    part = linked(near_duplicates(None, thumbnails), len(thumbnails))
+    wrong = sum(burst[n] != burst[first] for n, first in enumerate(part))
+    whole = sum(len({part[n] for n in range(b * 4, b * 4 + 4)}) == 1 for b in range(count))
+    assert wrong == 0
+    assert whole >= 0.8 * count
+
+
+def test_turned_pictures_and_copies_of_another_size() -> None:
+    """Turned by a few degrees, reduced and saved with losses."""
+    field = bursts_of(torch.Generator().manual_seed(3), 12, 1)[0]
+    pictures = []
+    for one in field.numpy():
+        whole = Image.fromarray(one).resize((200, 200), Image.Resampling.BICUBIC)
+        out = io.BytesIO()
+        whole.resize((90, 90)).save(out, "JPEG", quality=50)
+        pictures += [whole, whole.rotate(7, Image.Resampling.BILINEAR), Image.open(out)]
+    small = [np.asarray(one.resize((32, 32), Image.Resampling.BOX)) for one in pictures]
+    part = linked(near_duplicates(None, torch.from_numpy(np.stack(small))), len(small))
+    assert part == [n // 3 * 3 for n in range(36)]
+
+
+def test_a_large_class_is_compared_by_the_nearest_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And finds the bursts that comparing all pairs finds."""
+    thumbnails, _ = bursts_of(torch.Generator().manual_seed(0), 20, 3)
+    some = linked(near_duplicates(None, thumbnails), 60)
+    monkeypatch.setattr(module, "_ALL", 100)
+    assert some == linked(near_duplicates(None, thumbnails), 60)
+
+
+def test_characters_of_different_fonts_are_no_duplicates() -> None:
+    """Though a character looks alike in all fonts, and an encoder that suits has their vectors close together."""
+    rows = pq.read_table(glyph_files(fast=True).images, columns=["image", "label"]).to_pylist()
+    by_label: dict[str, list[Tensor]] = {}
+    for row in rows:
+        data = row["image"]["bytes"] if isinstance(row["image"], dict) else row["image"]
+        small = probe(data).thumbnail or b""
+        by_label.setdefault(row["label"], []).append(
+            torch.frombuffer(bytearray(small), dtype=torch.uint8).view(32, 32)
+        )
+    classes = [torch.stack(own) for own in by_label.values() if len(own) > 5][:40]
+    g = torch.Generator().manual_seed(0)
+    alone = 0
+    for own in classes:
+        vectors = torch.ones(len(own), 8) + 0.1 * torch.randn(len(own), 8, generator=g)  # a cosine of 0.99
+        part = linked(near_duplicates(vectors, own), len(own))
+        alone += len(set(part))
+        assert len(set(part)) > 0.6 * len(own)
+    assert alone > 0.93 * sum(map(len, classes))
+
+
+def test_pictures_of_one_grey_go_by_their_vectors() -> None:
+    """As do images without a thumbnail."""
+    flat = torch.zeros(3, 32, 32, dtype=torch.uint8)
+    vectors = torch.tensor([[1.0, 0.0], [2.0, 0.0], [1.0, 1.0]])
+    assert {frozenset(pair) for pair in near_duplicates(vectors, flat).tolist()} == {frozenset((0, 1))}
+    assert {frozenset(pair) for pair in near_duplicates(vectors, None).tolist()} == {frozenset((0, 1))}
+    assert len(near_duplicates(None, flat)) == 0
+
+
+def test_the_fit_is_the_best_correlation_of_the_middle() -> None:
+    """As a plain loop over places computes it, where nothing is turned."""
+    structure = fine_structure(scenes(torch.Generator().manual_seed(0), 2))
+    structure[1] = structure[0].roll((2, -3), (0, 1)) + 0.5 * structure[1]
+    found = compare(structure, torch.tensor([[0, 1]]))
+
+    def best(one: Tensor, other: Tensor) -> float:
+        fits = []
+        for y in range(9):
+            for x in range(9):
+                pair = torch.stack([one[4:28, 4:28].flatten(), other[y : y + 24, x : x + 24].flatten()])
+                fits.append(float(torch.corrcoef(pair)[0, 1]))
+        return max(fits)
+
+    plain = max(best(structure[0], structure[1]), best(structure[1], structure[0]))
+    assert float(found.fit) == pytest.approx(np.arctanh(plain), abs=1e-3)
+    assert float(found.mirrored) < float(found.fit)
