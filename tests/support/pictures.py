@@ -36,6 +36,7 @@ def timed(
 ) -> bytes:
     """A picture whose EXIF data say when it was taken, with a part of a second, or when its file was changed."""
     exif = Image.Exif()
+    exif[ExifTags.Base.Make] = "A camera"  # without an entry beside it Pillow does not write the other part
     inner = exif.get_ifd(ExifTags.IFD.Exif)
     if original is not None:
         inner[ExifTags.Base.DateTimeOriginal] = original

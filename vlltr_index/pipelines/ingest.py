@@ -128,17 +128,16 @@ def ingest_images(
         UsageError: If the split is missing or is no name for one, or images of another than `train` are held out; or
             `group` is no such way; or much is gone, and nobody agreed.
     """
-    told = None if group is None else Grouping.parse(group)
     if hold_out is not None and (split != "train" or not 0.0 <= hold_out <= 0.9):
         raise UsageError("a share from 0 to 0.9 is held out of the training split", "Say so: --split train")
     given = read_class_names(label_names) if label_names is not None else None
-    command = _command(path, sync, split=split, store=store, hold_out=hold_out, group=told)
+    command = _command(path, sync, split=split, store=store, hold_out=hold_out, group=group)
     with workspace.transaction(command, dry_run=dry_run) as tx:
         before = len(tx.class_table())
         names = given and ingestion.known_names(tx, given)
         source = Source(tx, "images", path, split)
         last = Grouping.parse(tx.commit.info.groupings.get(source.address, "auto"))
-        grouping = told or last
+        grouping = last if group is None else Grouping.parse(group)
         read = partial(
             read_images, path, split, list_root, follow_links=follow_links, group_column=grouping.column
         )
@@ -163,8 +162,7 @@ def ingest_images(
         )
         if sync:
             run.match(listing)
-        held = run.held_out(listing)
-        run.take(listing.dealt(read(names, with_data=True), held))
+        run.take(listing.dealt(read(names, with_data=True), run.held_out(listing)))
         if sync:
             run.remove_gone(Agreed(agree, dry_run))
         run.write_origins()
