@@ -15,7 +15,7 @@ from vlltr_index.data.capture import time_taken
 NOON = datetime(2024, 5, 6, 12, 0, 0, tzinfo=UTC).timestamp()
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_the_time_and_its_part_of_a_second(kind: str) -> None:
     """From DateTimeOriginal in every format that has EXIF data."""
     assert time_taken(timed("2024:05:06 12:00:00", kind=kind)) == NOON
