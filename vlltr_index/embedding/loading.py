@@ -124,13 +124,6 @@ def image_units(
     )
 
 
-def image_units(snapshot: Snapshot, split: str, images: ImageSet) -> list[str]:
-    """Name the unit of each image of a split, see `units_of`; `images` are those of `image_set`."""
-    groups = usable_images(snapshot, split, ["group"])["group"].to_pylist()
-    labels = torch.unique(images.class_ids, return_inverse=True)[1]
-    return units_of(images.features, labels, groups)
-
-
 def numbers(rows: pa.Table, column: str) -> Tensor:
     """Convert an integer column to int64 [N]."""
     return torch.from_numpy(rows[column].to_numpy().copy()).long()

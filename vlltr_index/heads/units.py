@@ -88,9 +88,9 @@ class _Parts:
 
 
 def shared_units(units: Sequence[str]) -> list[str | None]:
-    """Return the unit of each image that has others in it, None for an image by itself."""
+    """Return the unit of each image that has others in it, of a group the group's name; None for an image by itself."""
     size = Counter(units)
-    return [unit if size[unit] > 1 else None for unit in units]
+    return [unit.removeprefix("group ") if size[unit] > 1 else None for unit in units]
 
 
 def number_observations(labels: Tensor, units: Sequence[str]) -> Tensor:

@@ -227,7 +227,9 @@ def _measured(model: Model, snapshot: Snapshot, split: str | None) -> Measured:
     if split != CROSS_VALIDATION:
         data = image_set(snapshot, split)
         everything = Answering(model, torch.arange(len(data.image_ids)))
-        return Measured(split, data, image_units(snapshot, split, data), (everything,))
+        return Measured(
+            split, data, image_units(snapshot, data.image_ids, data.class_ids, data.features), (everything,)
+        )
     opened = open_folds(model)
     folds = [] if opened is None else [fold for fold in opened if fold.image_ids]
     if not folds:

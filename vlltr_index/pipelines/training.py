@@ -88,11 +88,12 @@ def training_set(snapshot: Snapshot, with_texts: bool = True) -> TrainingSet:
     Raises:
         MissingStepError: If there are no training images, or a class with images has no sentence.
     """
-    rows = usable_images(snapshot, "train", ["uri", "data", "content_hash"])
+    rows = usable_images(snapshot, "train", ["uri", "data", "content_hash", "group"])
     if not rows.num_rows:
         raise MissingStepError("there are no training images", "Run: vlltr ingest images PATH --split train")
-    ids, owners, uris, data, digests = rows.to_pydict().values()
+    ids, owners, uris, data, digests, named = rows.to_pydict().values()
     class_ids, labels, counts = torch.unique(torch.tensor(owners), return_inverse=True, return_counts=True)
+    units = shared_units(image_units(snapshot, ids, torch.tensor(owners), features=None))
     sources = [uri if stored is None else stored for uri, stored in zip(uris, data, strict=True)]
     texts = class_texts(snapshot, class_ids.tolist()) if with_texts else {}
     bare = [i for i, told in texts.items() if not told]
@@ -104,7 +105,7 @@ def training_set(snapshot: Snapshot, with_texts: bool = True) -> TrainingSet:
         labels=labels,
         sources=sources,
         digests=digests,
-        groups=shared_units(image_units(snapshot, ids, torch.tensor(owners), features=None)),
+        groups=[group or unit for group, unit in zip(named, units, strict=True)],
         texts=list(texts.values()),
     )
 
