@@ -47,6 +47,7 @@ def _seconds(text: Any, part: Any) -> float | None:
     found = _TIME.fullmatch(text.strip("\0 ")) if isinstance(text, str) else None
     if found is None:
         return None
-    whole = datetime(*map(int, found.groups()), tzinfo=UTC).timestamp()  # type: ignore[misc]  # six numbers
+    time = datetime.strptime(" ".join(found.groups()), "%Y %m %d %H %M %S")
+    whole = time.replace(tzinfo=UTC).timestamp()
     digits = _PART.fullmatch(part.strip("\0 ")) if isinstance(part, str) else None
     return whole if digits is None else whole + float(f"0.{digits[0]}")

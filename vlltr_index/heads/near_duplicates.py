@@ -54,10 +54,10 @@ def near_duplicates(features: Tensor | None, thumbnails: Tensor | None) -> Tenso
     Returns:
         Int64 [P, 2], pairs of positions; near duplicates of a near duplicate may be in no pair with each other.
     """
-    count = len(thumbnails) if features is None else len(features)  # type: ignore[arg-type]  # one of them is there
-    flat = torch.ones(count, dtype=torch.bool)
     if thumbnails is not None:
         flat = thumbnails.flatten(1).amax(1) == thumbnails.flatten(1).amin(1)
+    else:
+        flat = torch.ones(0 if features is None else len(features), dtype=torch.bool)
     found = [torch.empty(0, 2, dtype=torch.int64)]
     vectors = None if features is None else unit_rows(features).float().cpu()
     if vectors is not None and bool(flat.any()):
@@ -108,7 +108,8 @@ def _alike(thumbnails: Tensor, vectors: Tensor | None) -> Tensor:
     alike &= fits.fit - fits.mirrored >= _ABOVE_MIRRORED
     least = _SAME_PIXELS_ALONE if vectors is None else _SAME_PIXELS
     alike |= same_vector & ((pixels[one] * pixels[other]).sum(1) >= least)
-    return every[alike]
+    found: Tensor = every[alike]
+    return found
 
 
 def _sample(thumbnails: Tensor) -> Tensor:
@@ -214,7 +215,8 @@ def _window_lengths(structure: Tensor) -> Tensor:
 def _standard(vectors: Tensor) -> Tensor:
     """Make vectors of mean 0 and length 1; of a constant one 0."""
     vectors = vectors - vectors.mean(-1, keepdim=True)
-    return vectors / (torch.linalg.vector_norm(vectors, dim=-1, keepdim=True) + _LITTLE)
+    lengths: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return vectors / (lengths + _LITTLE)
 
 
 def _templates(structure: Tensor) -> Tensor:
