@@ -221,7 +221,7 @@ def everything(context: Context, /, processes: int, resume: bool, device: str | 
             device=device,
             on_step=context.step,
         )
-    context.show(reports, ["Trained, embedded, selected and indexed. Next: vlltr evaluate --split test"])
+    context.show(reports, ["Trained, embedded, selected and indexed. Next: vlltr evaluate"])
 
 
 @train_command.command("baseline")
@@ -241,7 +241,7 @@ def baseline(context: Context, /, name: str, processes: int, resume: bool, **giv
     """
     from vlltr_index.pipelines.baselines import train_baseline, train_baseline_stage
 
-    following = "vlltr evaluate --split test"
+    following = "vlltr evaluate"
     if name == "fc":
         _stage(
             context, "baseline", train_baseline_stage, following, processes=processes, resume=resume, **given

@@ -91,7 +91,7 @@ def test_train_all_is_its_commands(capsys: pytest.CaptureFixture[str], tmp_path:
     typed = Workspace.open(shutil.copytree(called.path, tmp_path / "typed"))
     code, out, err = run(capsys, "-w", called.path, "train", "all", "--device", "cpu")
     assert code == 0, err
-    assert out.endswith("Trained, embedded, selected and indexed. Next: vlltr evaluate --split test\n")
+    assert out.endswith("Trained, embedded, selected and indexed. Next: vlltr evaluate\n")
     commands = [
         line.removeprefix(f"$ vlltr -w {called.path} ") for line in out.splitlines() if line[:1] == "$"
     ]

@@ -101,7 +101,7 @@ def test_the_table_shows_every_baseline(trained: Workspace, capsys: pytest.Captu
     said = call("train", "baseline", "rest", *sets)
     assert "\ntau-norm: tau 0." in said
     assert "chosen_on val" in said
-    assert said.endswith("Next: vlltr evaluate --split test\n")
+    assert said.endswith("Next: vlltr evaluate\n")
     shown = call("evaluate", "--against", "crt")
     for name in ("image-only", *BASELINES):
         assert f"\n {name} " in shown

@@ -139,7 +139,7 @@ def test_each_step_leads_to_the_next(workspace: Workspace) -> None:
 def test_a_finished_workspace(finished: Workspace) -> None:
     """All counts are there, nothing is stale, and the report is JSON."""
     report = status(finished)
-    assert (report.stale, report.next) == ((), "vlltr evaluate --split test")
+    assert (report.stale, report.next) == ((), "vlltr evaluate")
     assert report.images == {"train": 2, "test": 1}
     assert (report.quarantined, report.classes, report.sentences) == (1, 2, 3)
     assert (report.sentence_vectors, report.image_vectors, report.anchors) == (3, 3, 2)

@@ -73,14 +73,19 @@ class Measured:
     Attributes:
         split: A split, or `CROSS_VALIDATION`.
         data: N images.
-        units: The unit of each image.
+        units: Int64 [N], the unit of each image, from 0.
         answering: The commit's model for all of them, or the folds' models, each for its own.
     """
 
     split: str
     data: ImageSet
-    units: list[str]
+    units: Tensor
     answering: tuple[Answering, ...]
+
+    @property
+    def folds(self) -> int:
+        """Number of folds; 0 for a split."""
+        return len(self.answering) if self.split == CROSS_VALIDATION else 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +99,6 @@ class Evaluation:
         class_ids: int64 [C], the class of each column.
         labels: int64 [N], columns of the images' classes.
         counts: int64 [C], training images; 0 for classes that were added after training.
-        units: int64 [N], the unit of each image, from 0.
     """
 
     report: metrics.EvaluationReport
@@ -103,7 +107,6 @@ class Evaluation:
     class_ids: Tensor
     labels: Tensor
     counts: Tensor
-    units: Tensor
 
     def model_of(self, place: int) -> Model:
         """Return the model that answered the image at `place`."""
@@ -165,7 +168,7 @@ def evaluation(
     snapshot = workspace.snapshot(at)
     model = Model.open(snapshot)
     measured = _measured(model, snapshot, split)
-    folds = len(measured.answering) if measured.split == CROSS_VALIDATION else 0
+    folds = measured.folds
     if folds and retrieval != "exhaustive":
         raise UsageError("the models of a cross-validation have no index", "Leave out: --retrieval faiss")
     rows = [*_BRANCHES[1:], *baseline_labels(snapshot, of_folds=folds > 0)]
@@ -184,14 +187,10 @@ def evaluation(
     fusion = measured.answering[0].model.fusion
     notes[METHOD] = "; ".join(filter(None, (_rule_note(fusion), seen)))
     for row, scores in _baselines(workspace, snapshot, measured, progress):
-        best, confidence = _top(scores.softmax(1) if row.probabilities else scores)
-        places = class_positions(class_ids, row.class_ids[best].reshape(-1)).reshape(best.shape)
-        sure = confidence if row.probabilities else None
-        answers[row.label] = RowAnswers(places, places[:, 0] == labels, sure)
+        answers[row.label] = _row_answers(row, scores, class_ids, labels)
         notes[row.label] = row.note
     counts = _trained_with(snapshot, model)
-    numbered = dict[str, int]()
-    units = torch.tensor([numbered.setdefault(unit, len(numbered)) for unit in measured.units])
+    units = measured.units
     best = answers[METHOD].best[:, 0]
     ranks = _by_rank(tree, best, summed, labels, counts=counts, units=units) if tree else {}
     report = metrics.EvaluationReport(
@@ -211,9 +210,7 @@ def evaluation(
         folds=folds,
         **_figures(answers, labels, counts, units=units, against=against),
     )
-    return Evaluation(
-        report, answers, measured, class_ids=class_ids, labels=labels, counts=counts, units=units
-    )
+    return Evaluation(report, answers, measured, class_ids=class_ids, labels=labels, counts=counts)
 
 
 def _measured(model: Model, snapshot: Snapshot, split: str | None) -> Measured:
@@ -227,9 +224,8 @@ def _measured(model: Model, snapshot: Snapshot, split: str | None) -> Measured:
     if split != CROSS_VALIDATION:
         data = image_set(snapshot, split)
         everything = Answering(model, torch.arange(len(data.image_ids)))
-        return Measured(
-            split, data, image_units(snapshot, data.image_ids, data.class_ids, data.features), (everything,)
-        )
+        units = image_units(snapshot, data.image_ids, data.class_ids, data.features)
+        return Measured(split, data, _numbered(units), (everything,))
     opened = open_folds(model)
     folds = [] if opened is None else [fold for fold in opened if fold.image_ids]
     if not folds:
@@ -245,7 +241,14 @@ def _measured(model: Model, snapshot: Snapshot, split: str | None) -> Measured:
         torch.cat([fold.features for fold in folds]),
     )
     answering = (Answering(fold.model, mine) for fold, mine in zip(folds, places, strict=True))
-    return Measured(split, data, [unit for fold in folds for unit in fold.units], tuple(answering))
+    units = _numbered([unit for fold in folds for unit in fold.units])
+    return Measured(split, data, units, tuple(answering))
+
+
+def _numbered(units: Sequence[str]) -> Tensor:
+    """Number units from 0, int64 [N]."""
+    numbers: dict[str, int] = {}
+    return torch.tensor([numbers.setdefault(unit, len(numbers)) for unit in units], dtype=torch.int64)
 
 
 def _seen_as(
@@ -276,6 +279,13 @@ def _baselines(
         return
     parts = [[ids[place] for place in one.places.tolist()] for one in measured.answering]
     yield from cross_validated_baselines(workspace, snapshot, parts, progress)
+
+
+def _row_answers(row: BaselineRow, scores: Tensor, class_ids: Tensor, labels: Tensor) -> RowAnswers:
+    """Return a baseline's answers by its scores [N, C], in the columns of `class_ids`."""
+    best, confidence = _top(scores.softmax(1) if row.probabilities else scores)
+    places = class_positions(class_ids, row.class_ids[best].reshape(-1)).reshape(best.shape)
+    return RowAnswers(places, places[:, 0] == labels, confidence if row.probabilities else None)
 
 
 def _by_class(
