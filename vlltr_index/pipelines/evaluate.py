@@ -241,8 +241,8 @@ def _measured(model: Model, snapshot: Snapshot, split: str | None) -> Measured:
         torch.cat([fold.features for fold in folds]),
     )
     answering = (Answering(fold.model, mine) for fold, mine in zip(folds, places, strict=True))
-    units = _numbered([unit for fold in folds for unit in fold.units])
-    return Measured(split, data, units, tuple(answering))
+    named = [unit for fold in folds for unit in fold.units]
+    return Measured(split, data, _numbered(named), tuple(answering))
 
 
 def _numbered(units: Sequence[str]) -> Tensor:
