@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vlltr_index.cli.context import Context, pass_context
-from vlltr_index.cli.options import FILE, PATH, device_option, dry_run_option, yes_option
+from vlltr_index.cli.options import DIR, FILE, PATH, device_option, dry_run_option, yes_option
 from vlltr_index.cli.terminal import confirm
 from vlltr_index.errors import UsageError
 from vlltr_index.wording import plural
@@ -220,7 +220,7 @@ def remove_sentences(context: Context, /, **how: Any) -> None:
 
 @click.group("images")
 def images_command() -> None:
-    """Give a class more training images, or take some away, without retraining."""
+    """Give a class more training images, take some away, or take corrections back, without retraining."""
 
 
 @images_command.command("add")
@@ -245,3 +245,23 @@ def remove_images(context: Context, /, **how: Any) -> None:
     from vlltr_index.classes import remove_images
 
     _change(context, remove_images, **how)
+
+
+@images_command.command("relabel")
+@click.argument("path", metavar="FILE", type=FILE)
+@click.option("--root", "list_root", type=DIR, help="Base of the file's paths; default: its own folder.")
+@click.option("--names", "label_names", type=FILE, help="Names of numeric labels, as for `ingest images`.")
+@click.option("--create-classes", is_flag=True, help="Make classes for unknown names, known by their images.")
+@dry_run_option
+@device_option
+@pass_context
+def relabel(context: Context, /, **how: Any) -> None:
+    """Give pictures that the workspace has the classes that FILE says.
+
+    FILE is as for `ingest images`: a list, CSV, TSV, Parquet or JSONL with paths and classes, or an export of Label
+    Studio or FiftyOne. Pictures are found by their path, or by their content where they lie elsewhere now. What cannot
+    be used is named with its line. A correction stays until the folder that the picture came from moves it.
+    """
+    from vlltr_index.classes import relabel_images
+
+    _change(context, relabel_images, **how)

@@ -117,8 +117,8 @@ COMMANDS: dict[str, Entry] = {  # in the order of a first session
     ),
     "images": Entry(
         "classes",
-        "Give a class more training images, or take some away.",
-        ("classes.add_images", "classes.remove_images"),
+        "Give a class more training images, take some away, or take corrections back.",
+        ("classes.add_images", "classes.remove_images", "classes.relabel_images"),
     ),
     "refit": Entry(
         "train",

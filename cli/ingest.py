@@ -64,8 +64,10 @@ def sync_options(command: Callable[..., None]) -> Callable[..., None]:
 def images(context: Context, /, path: str, yes: bool, **how: Any) -> None:
     """Bring in images from PATH.
 
-    PATH is a folder of class folders, also in object storage (s3://bucket/birds), a `path label` list (ImageNet-LT,
-    Places-LT), a JSON file of images and annotations (iNaturalist), or a Parquet file. An image that cannot be read is
+    PATH is a folder of class folders, also in object storage (s3://bucket/birds); a file that names pictures and
+    classes: a list of `path label` (ImageNet-LT, Places-LT), CSV, TSV, Parquet or JSONL with the columns path and class
+    (and split, group), JSON of images and annotations (iNaturalist), an export of Label Studio or FiftyOne; or Parquet
+    with the images in it. What cannot be used is named with its line or task. An image that cannot be read is
     kept aside with its reason; the run goes on. A class without any sentence gets the recipe's prompts.
     """
     from vlltr_index.data.objects import is_address

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vlltr_index.anchors.selection import SelectReport
     from vlltr_index.classes.change import AddedClass, ChangeReport
     from vlltr_index.classes.effect import Effect
+    from vlltr_index.classes.relabelling import RelabelReport
     from vlltr_index.evaluation.metrics import EvaluationReport
     from vlltr_index.pipelines.baselines import BaselineRow
     from vlltr_index.pipelines.build_index import IndexReport
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 _BINS = ("overall", "many", "medium", "few", "few5", "new")
 _RESULTS = ("EvaluationReport", "ReportFile", "Prediction")  # what their commands are run for
+_CHANGES = 10  # pictures with another class that are listed
+_LEFT_OUT = 20  # entries of a file of corrections that are named
 _SHOWN = 3  # classes of a change that are reported one by one
 _HARM = 0.01  # loss of the other classes' accuracy from which a warning is shown
 
@@ -340,6 +343,33 @@ def _change(report: ChangeReport) -> list[str]:
     return [*dry, *lines, *effect_lines(report.effect)]
 
 
+def _relabel(report: RelabelReport) -> list[str]:
+    moved = len(report.relabelled)
+    others = len(report.left_out) - report.not_found
+    counts = [
+        f"{plural(moved, 'picture')} relabelled",
+        f"{report.same:,} of that class already",
+        f"{report.not_found:,} not found",
+    ]
+    counts += [f"{others:,} left out"] if others else []
+    lines = [f"{report.source}: {', '.join(counts)}."]
+    if report.classes_added:
+        lines.append(f"Classes made: {', '.join(report.classes_added)}.")
+    changes = [f"  {one.image}: {one.before or 'no class'} -> {one.now}" for one in report.relabelled]
+    lines += _first(changes, None if report.dry_run else _CHANGES)
+    lines += _first([f"  left out: {what}" for what in report.left_out], _LEFT_OUT)
+    dry, *rest = _change(report) if report.dry_run else ("", *_change(report))
+    return [*filter(None, [dry]), *lines, *rest]
+
+
+def _first(lines: list[str], most: int | None) -> list[str]:
+    """Return the first lines, and how many more there are."""
+    more = (
+        [] if most is None or len(lines) <= most else [f"  and {len(lines) - most:,} more (--json has all)"]
+    )
+    return [*lines[:most], *more]
+
+
 def _export(report: ExportReport) -> list[str]:
     rows = ", ".join(f"{number:,} {name}" for name, number in report.rows.items())
     return [f"Wrote {report.folder}: {rows} ({report.bytes / 2**20:.1f} MiB).", *report.notes]
@@ -422,6 +452,7 @@ _LOOKS: dict[str, Callable[[Any], list[Any]]] = {
     "Prediction": _prediction,
     "PredictReport": _predict,
     "ChangeReport": _change,
+    "RelabelReport": _relabel,
     "ExportReport": _export,
     "RollbackReport": _rollback,
     "DiffReport": _diff,

@@ -16,3 +16,5 @@ from vlltr_index.classes.editing import remove_classes as remove_classes
 from vlltr_index.classes.editing import remove_images as remove_images
 from vlltr_index.classes.editing import remove_sentences as remove_sentences
 from vlltr_index.classes.editing import rename_class as rename_class
+from vlltr_index.classes.relabelling import RelabelReport as RelabelReport
+from vlltr_index.classes.relabelling import relabel_images as relabel_images

@@ -5,7 +5,7 @@ Every function makes one commit; for `options` see `change.ChangeOptions`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -129,6 +129,20 @@ def _write(tx: Transaction, wanted: Sequence[NewClass]) -> Edit:
                 + "".join(f"\n  {why}" for why in skipped[:_EXAMPLES]),
                 "Give it a --sentence, a --text file, or --images.",
             )
+    texts = write_classes(tx, new)
+    tx.upsert("images", pictures)
+    notes = [f"Left out: {what}" for what in skipped]
+    return Edit(
+        touched=set(new),
+        sentences=texts,
+        images=pictures,
+        images_changed=bool(pictures.num_rows),
+        notes=notes,
+    )
+
+
+def write_classes(tx: Transaction, new: Mapping[int, NewClass]) -> pa.Table:
+    """Write new classes by their ids, and their sentences, whose rows are returned."""
     rows = [
         {
             "class_id": i,
@@ -142,15 +156,7 @@ def _write(tx: Transaction, wanted: Sequence[NewClass]) -> Edit:
     tx.upsert("classes", pa.Table.from_pylist(rows, schema=CLASSES))
     texts = sentence_rows({i: _sentences(one, tx.recipe.prompts) for i, one in new.items()})
     tx.upsert("sentences", texts)
-    tx.upsert("images", pictures)
-    notes = [f"Left out: {what}" for what in skipped]
-    return Edit(
-        touched=set(new),
-        sentences=texts,
-        images=pictures,
-        images_changed=bool(pictures.num_rows),
-        notes=notes,
-    )
+    return texts
 
 
 def _checked(tx: Transaction, wanted: Sequence[NewClass]) -> list[NewClass]:
@@ -457,7 +463,7 @@ def add_images(
         notes += [f"Left out: {what}" for what in skipped]
         return Edit({class_id} if new else set(), [class_id], images=rows, images_changed=True, notes=notes)
 
-    return _with_trained_note(change(workspace, f"images add {name!r}", write, options))
+    return with_trained_note(change(workspace, f"images add {name!r}", write, options))
 
 
 def remove_images(workspace: Workspace, ids: Sequence[str], options: ChangeOptions = USUAL) -> ChangeReport:
@@ -487,10 +493,11 @@ def remove_images(workspace: Workspace, ids: Sequence[str], options: ChangeOptio
         return Edit(set(owners), images_changed=True, notes=[f"{plural(len(gone), 'image')} removed."])
 
     command = f"images remove {' '.join(ids[:3])}" + (" ..." if len(ids) > 3 else "")
-    return _with_trained_note(change(workspace, command, write, options))
+    return with_trained_note(change(workspace, command, write, options))
 
 
-def _with_trained_note(report: ChangeReport) -> ChangeReport:
+def with_trained_note(report: ChangeReport) -> ChangeReport:
+    """Add to a report which visual rows are trained ones, and stay as they are."""
     kept = [one.name for one in report.classes if one.visual == "trained"]
     if kept and report.changed:
         report.notes.append(

@@ -289,21 +289,32 @@ def read_rows(path: Path, needed: Sequence[str], more: Sequence[str]) -> Iterato
                     yield f"{path}#{number}", row
                     number += 1
         return
+    records = read_records(path)
+    _, names = next(records, ("", list[str]()))
+    header = [column.strip() for column in names]
+    _check_columns(path, header, needed)
+    for where, fields in records:
+        if len(fields) != len(header):
+            raise InputError(
+                f"{where}: {len(fields)} fields, the header has {len(header)}",
+                "Put fields that hold the delimiter into double quotes.",
+            )
+        yield where, dict(zip(header, fields, strict=True))
+
+
+def read_records(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield the place and the fields of each line of a CSV or TSV file that is not empty, the header among them.
+
+    Raises:
+        InputError: The file cannot be read, or is not CSV.
+    """
     texts = (line for _, line in read_lines(path))
     first = next(texts, "")
     delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;", key=first.count)
     lines = csv.reader(chain([first], texts), delimiter=delimiter, strict=True)
     try:
-        header = [column.strip() for column in next(lines, [])]
-        _check_columns(path, header, needed)
         for fields in filter(None, lines):
-            where = f"{path}:{lines.line_num}"
-            if len(fields) != len(header):
-                raise InputError(
-                    f"{where}: {len(fields)} fields, the header has {len(header)}",
-                    "Put fields that hold the delimiter into double quotes.",
-                )
-            yield where, dict(zip(header, fields, strict=True))
+            yield f"{path}:{lines.line_num}", fields
     except csv.Error as error:
         raise InputError(
             f"{path}:{lines.line_num}: not CSV: {error}",

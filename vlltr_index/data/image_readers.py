@@ -1,19 +1,18 @@
-"""Readers of images: folders of class folders, `path label` lists, COCO-like JSON, Parquet."""
+"""Readers of images: folders of class folders, files that name pictures and classes, Parquet with the images in it."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
-import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel
 
 from vlltr_index.data.decoding import ENDINGS
 from vlltr_index.data.files import (
@@ -23,13 +22,12 @@ from vlltr_index.data.files import (
     files_below,
     is_hidden,
     open_parquet,
-    read_json,
-    read_lines,
     require,
     rows_at_once,
     unfit,
 )
-from vlltr_index.data.names import Category, ClassNames, category_names
+from vlltr_index.data.labelled import KINDS, Labelled, disputes, export_in, names_pictures, read_labelled
+from vlltr_index.data.names import ClassNames
 from vlltr_index.data.objects import is_address, object_names
 from vlltr_index.data.text import check_split, clean_name
 from vlltr_index.errors import InputError, UsageError
@@ -38,14 +36,8 @@ from vlltr_index.wording import plural
 
 _log = logging.getLogger(__name__)
 
-_NUMBER = re.compile(r"-?[0-9]{1,9}")
-_LISTS = (".txt", ".lst", ".list", ".tsv")
 _SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing", "dev"}
 _LAYOUT = "Put each class's images into a folder named after the class: DIR/tench/1.jpg"
-_COCO = (
-    'Expected iNaturalist\'s layout: {"images": [{"id": 1, "file_name": "train_val2018/..."}, ...], '
-    '"annotations": [{"image_id": 1, "category_id": 0}, ...]}; a file without labels cannot be used.'
-)
 _Items = Iterator[ImageRecord | Skipped]
 
 
@@ -61,17 +53,19 @@ def read_images(
 ) -> _Items:
     """Yield the images of a source, without opening them.
 
-    In a folder the first level names the classes, and all that lies deeper belongs to them. A list has a path and a
-    label on each line, separated by a tab or the last space. A JSON file has images and annotations, as iNaturalist's.
-    A Parquet file has the columns image (binary, or a struct with `bytes`) and label (or class, as `vlltr export
-    --tables` writes it): text, or a number whose name is in `label_names` or in the file's own metadata. Its optional
-    columns are split, source, and group (images of one group are held out together). A row is identified by `source` if
-    that is different for every row, else by its number.
+    In a folder the first level names the classes, and all that lies deeper belongs to them. A file that names pictures
+    and classes is a list, a table, JSONL, JSON, or an export of Label Studio or FiftyOne: see
+    `data.labelled.read_labelled`; what cannot be used of it is named with its line. A folder that FiftyOne wrote is
+    read by its labels.json or samples.json. A Parquet file with the images in it has the columns image (binary, or a
+    struct with `bytes`) and label (or class, as `vlltr export --tables` writes it): text, or a number whose name is in
+    `label_names` or in the file's own metadata. Its optional columns are split, source, and group (images of one group
+    are held out together). A row is identified by `source` if that is different for every row, else by its number.
 
     Args:
-        path: A folder, a list, a JSON file or a Parquet file; or, as text, the address of a folder in object storage.
-        split: The split of the images; of a Parquet file with a column `split`, only the rows of that split are read.
-        list_root: Folder that the paths of a list or JSON file are relative to; None: the file's own folder.
+        path: A folder or a file; or, as text, the address of a folder in object storage.
+        split: The split of the images; of a file that names splits, only the rows of that split, and those without
+            one, are read.
+        list_root: Folder that the paths in a file are relative to; None: the file's own folder.
         label_names: Names of numeric labels 0, 1, 2 ...
         class_name: The class of all images, whatever their folder is; for folders only.
         with_data: Whether to read the bytes in a Parquet file; without, its records have no data.
@@ -86,7 +80,18 @@ def read_images(
     kind = os.path.splitext(path)[1].lower()
     if split is not None:
         check_split(split)
-    if kind == ".parquet" and os.path.isfile(path):
+    if isinstance(path, Path) and path.is_dir() and class_name is None:
+        path = export_in(path) or path
+        kind = path.suffix.lower()
+    if isinstance(path, Path) and path.is_file() and _is_listing(path, kind):
+        root = list_root or path.parent
+        if not root.is_dir():
+            raise InputError(
+                f"no such folder: {root}", "Name the one that the paths are relative to: --root DIR"
+            )
+        rows = read_labelled(path, root, label_names)
+        yield from _listed(path, rows, root.resolve(), split=split, follow_links=follow_links)
+    elif kind == ".parquet" and os.path.isfile(path):
         with open_parquet(path, ["image"]) as file:
             yield from _read_parquet(
                 Path(path), file, split, names=label_names, with_data=with_data, group_column=group_column
@@ -106,15 +111,17 @@ def read_images(
     elif path.is_dir():
         files = files_below(path.resolve(), follow_links=follow_links)
         yield from _by_folder(str(path.resolve()), files, split, class_name=class_name, tell=with_data)
-    elif kind in (*_LISTS, ".json"):
-        rows = _list_rows(path, label_names) if kind in _LISTS else _coco_rows(path, label_names)
-        yield from _listed(path, rows, list_root or path.parent, split=split, follow_links=follow_links)
     else:
         raise InputError(
             f"{path}: unknown kind of image source {kind!r}",
-            "Expected a folder of class folders, a .txt list of `path label` lines, a .json file of images and "
-            "annotations, or a .parquet file. A single image must lie in a class folder, too.",
+            "Expected a folder of class folders, or a file that names pictures and classes: "
+            f"{', '.join(KINDS)}. A single image must lie in a class folder, too.",
         )
+
+
+def _is_listing(path: Path, kind: str) -> bool:
+    """Say whether a file names pictures and classes, and does not hold the pictures."""
+    return kind in KINDS and (kind != ".parquet" or names_pictures(path))
 
 
 def _by_folder(
@@ -163,36 +170,27 @@ def _by_folder(
 
 
 def _listed(
-    listing: Path,
-    rows: Iterable[tuple[str, str, str | None, str]],
-    root: Path,
-    *,
-    split: str,
-    follow_links: bool,
+    listing: Path, rows: Iterable[Labelled], root: Path, *, split: str | None, follow_links: bool
 ) -> _Items:
-    """Make records of listed files, given by place, path below `root`, class, and why they are unusable."""
-    if not root.is_dir():
-        raise InputError(f"no such folder: {root}", "Name the one that the paths are relative to: --root DIR")
-    root = root.resolve()
-    inside = cache(lambda folder: Path(os.path.realpath(folder)).is_relative_to(root))
+    """Make records of the pictures that a file names, below `root`, a resolved folder."""
+    folder = _Folder(root, follow_links)
+    wanted = [row for row in rows if split is None or row.split in (None, split)]
+    placed = [(folder.place(row), row) for row in wanted]
+    disputed = disputes((full, row) for (full, why), row in placed if not (row.why or why))
     found = 0
     example = ""
-    for where, entry, name, why in rows:
-        full = os.path.normpath(os.path.join(root, entry))
-        if not full.startswith(os.path.join(root, "")):
-            raise InputError(
-                f"{where}: the path {entry!r} leaves the folder {root}",
-                "Paths must lie below the list's folder, or below the one given by --root DIR",
-            )
-        why = why or unfit(full, root, follow_links)
-        if not why and not follow_links and not inside(os.path.dirname(full)):
-            why = LINK
+    for (full, why), row in placed:
+        why = row.why or why or disputed.get(full, "")
         if why:
-            example = example or f", for example {full}"
-            yield Skipped(where, f"{entry}: {why}", full)
-        else:
-            found += 1
-            yield ImageRecord(full[len(str(root)) :].lstrip("/"), full, name, split)
+            example = example or f", for example {full}: {why}"
+            yield Skipped(row.where, f"{row.entry}: {why}" if row.entry else why, full)
+            continue
+        own = row.split or split
+        if own is None:
+            raise UsageError(f"which split do the images of {listing} belong to?", "Say so: --split train")
+        found += 1
+        name = full[len(str(root)) :].lstrip("/")
+        yield ImageRecord(name, full, row.class_name, own, group=row.group)
     if not found:
         raise InputError(
             f"no file that {listing} names can be used{example}",
@@ -200,65 +198,35 @@ def _listed(
         )
 
 
-def _list_rows(path: Path, names: ClassNames | None) -> Iterator[tuple[str, str, str | None, str]]:
-    """Yield place, path and class of each line of a list."""
-    for where, raw in read_lines(path):
-        line = raw.strip()
-        if line:
-            entry, _, label = line.rpartition("\t") if "\t" in line else line.rpartition(" ")
-            if not entry or not label:
-                raise InputError(
-                    f"{where}: expected a path and a label, got {line[:80]!r}",
-                    "For example: train/tench/1.jpg 0   (a tab between them if labels have spaces)",
-                )
-            value = int(label) if _NUMBER.fullmatch(label.strip()) else label
-            yield where, entry.strip(), _class(value, names, where), ""
+class _Folder:
+    """The folder that a file's pictures lie in."""
 
+    def __init__(self, root: Path, follow_links: bool) -> None:
+        self._root = root
+        self._follow_links = follow_links
+        self._inside = cache(lambda folder: Path(os.path.realpath(folder)).is_relative_to(root))
 
-class _Image(BaseModel):
-    """An image in a COCO-like file."""
+    def place(self, row: Labelled) -> tuple[str, str]:
+        """Return the full path of a picture, and why it is no usable file; empty if it is one."""
+        full = os.path.normpath(os.path.join(self._root, row.entry))
+        if not full.startswith(os.path.join(self._root, "")):
+            return full, f"the path leaves the folder {self._root}; another is named by --root DIR"
+        why = unfit(full, self._root, self._follow_links)
+        if not why and not self._follow_links and not self._inside(os.path.dirname(full)):
+            return full, LINK
+        called = [path for name in row.names if why for path in self._by_name.get(name, ())]
+        if len(called) > 1:
+            return full, f"several files have its name: {', '.join(called)}"
+        return (os.path.join(self._root, called[0]), "") if called else (full, why)
 
-    id: int | str
-    file_name: str
-
-
-class _Annotation(BaseModel):
-    """An annotation in a COCO-like file: the class of an image."""
-
-    image_id: int | str
-    category_id: int
-
-
-class _Coco(BaseModel):
-    """Content of a COCO-like file."""
-
-    images: list[_Image]
-    annotations: list[_Annotation]
-    categories: list[Category] = []
-
-
-def _coco_rows(path: Path, names: ClassNames | None) -> Iterator[tuple[str, str, str | None, str]]:
-    """Yield place, path and class of each image of a COCO-like file, and why it is unusable."""
-    facts: _Coco = read_json(path, _Coco, _COCO)
-    if names is None and facts.categories:
-        names = category_names(facts.categories, str(path))
-    labels: dict[int | str, set[int]] = {image.id: set() for image in facts.images}
-    if len(labels) < len(facts.images):
-        raise InputError(f"{path}: two images have one id", "Give each image an id of its own.")
-    for number, note in enumerate(facts.annotations):
-        if note.image_id not in labels:
-            raise InputError(
-                f"{path}: annotation {number} points to image {note.image_id}, which is not among the images",
-                "Are images and annotations of one file? Fetch it again.",
-            )
-        labels[note.image_id].add(note.category_id)
-    for image in facts.images:
-        where = f"{path}: image {image.id}"
-        own = labels[image.id]
-        why = ""
-        if len(own) != 1:
-            why = "annotations of two categories" if own else "no annotation"
-        yield where, image.file_name, None if why else _class(min(own), names, where), why
+    @cached_property
+    def _by_name(self) -> dict[str, list[str]]:
+        """The usable files below the folder, by their names alone."""
+        found = defaultdict[str, list[str]](list)
+        for path, why in files_below(self._root, follow_links=self._follow_links):
+            if not why:
+                found[path.rpartition("/")[2]].append(path)
+        return found
 
 
 def _class(label: str | int | None, names: ClassNames | None, where: str) -> str | None:
