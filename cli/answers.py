@@ -29,6 +29,8 @@ def prediction_lines(prediction: Prediction, width: int | None = None, covered: 
         return [*lines, f"  none of these (closest: {best})"]
     if covered and answer is None:
         return [*lines, f"  no answer at any rank (closest: {best})"]
+    if answer is None and not prediction.classes:
+        return [*lines, "  no class is probable enough (--min-probability)"]
     if answer is not None:
         lines.append(
             f"  {percent(answer.probability):>5} %  {answer.node} ({answer.rank})   (closest: {best})"

@@ -153,13 +153,18 @@ def remove(context: Context, names: tuple[str, ...], yes: bool, dry_run: bool) -
     table = context.open().snapshot().class_table()
     known = [table.names[table.lookup(name)] for name in names]
     if not yes and not dry_run:
-        if not sys.stdin.isatty():
-            raise UsageError(
-                "removing classes asks first, and there is no terminal to ask at", "Say so beforehand: --yes"
-            )
         asked = ", ".join(map(repr, known))
-        confirm(f"Remove {asked} with all sentences and images?")
+        _ask("removing", f"Remove {asked} with all sentences and images?")
     _change(context, remove_classes, known, dry_run=dry_run)
+
+
+def _ask(what: str, question: str) -> None:
+    """Ask before classes go; the command ends unless the answer is yes."""
+    if not sys.stdin.isatty():
+        raise UsageError(
+            f"{what} classes asks first, and there is no terminal to ask at", "Say so beforehand: --yes"
+        )
+    confirm(question)
 
 
 @classes_command.command("rename")
@@ -177,13 +182,18 @@ def rename(context: Context, /, **how: Any) -> None:
 @classes_command.command("merge")
 @click.argument("into")
 @click.argument("other")
+@yes_option
 @dry_run_option
 @pass_context
-def merge(context: Context, /, **how: Any) -> None:
+def merge(context: Context, into: str, other: str, yes: bool, dry_run: bool) -> None:
     """Make two classes one: sentences and images of OTHER go to INTO, its name becomes an alias."""
     from vlltr_index.classes import merge_classes
 
-    _change(context, merge_classes, **how)
+    table = context.open().snapshot().class_table()
+    known = [table.names[table.lookup(name)] for name in (into, other)]
+    if not yes and not dry_run:
+        _ask("merging", f"Let {known[1]!r} be {known[0]!r} from now on, with all its sentences and images?")
+    _change(context, merge_classes, *known, dry_run=dry_run)
 
 
 @click.group("sentences")

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import click
 
+from vlltr_index.cli.options import global_options
 from vlltr_index.errors import MissingStepError
 
 
@@ -165,6 +166,18 @@ COMMANDS: dict[str, Entry] = {  # in the order of a first session
 """The commands by their names."""
 
 
+def _accept_global_options(command: click.Command) -> None:
+    """Let a command, and those below it, take the options `-w`, `--json` and `-q` behind their names, too."""
+    if isinstance(command, click.Group):
+        for below in command.commands.values():
+            _accept_global_options(below)
+        return
+    taken = {name for parameter in command.params for name in parameter.opts}
+    for option in global_options():
+        if not taken.intersection(option.opts):
+            command.params.append(option)
+
+
 class LazyGroup(click.Group):
     """A group that imports a command's module only when the command is used."""
 
@@ -177,6 +190,7 @@ class LazyGroup(click.Group):
         if cmd_name in COMMANDS:
             module = import_module(f"vlltr_index.cli.{COMMANDS[cmd_name].file}")
             command: click.Command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
+            _accept_global_options(command)
             return command
         if ctx.resilient_parsing:
             return None

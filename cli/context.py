@@ -69,7 +69,8 @@ class Context:
     def show(self, record: Any, lines: Iterable[str | Table] | None = None, always: bool = False) -> None:
         """Print one result: as JSON if requested, else as `lines` (default: `report_lines(record)`).
 
-        Under `-q` the lines are left out, unless `always` is set because they are the command's result.
+        Under `-q` the lines are left out, unless they are the command's result: `always` says so, or that it was a dry
+        run.
         """
         self.end_progress()
         if lines is None:
@@ -79,7 +80,7 @@ class Context:
 
             value = to_jsonable_python(record)
             echo(json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True))
-        elif always or not self.quiet:
+        elif always or not self.quiet or getattr(record, "dry_run", False):
             from vlltr_index.cli.render import report_lines
 
             for line in report_lines(record) if lines is None else lines:

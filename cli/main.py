@@ -37,7 +37,10 @@ _LONG = {"embed", "fit", "quickstart", "train"}  # long commands, for which free
 @click.version_option(VERSION, prog_name="vlltr")
 @click.pass_context
 def vlltr(ctx: click.Context, /, threads: int | None, **options: Any) -> None:
-    """Long-tailed image recognition that knows its classes through text (VL-LTR)."""
+    """Long-tailed image recognition that knows its classes through text (VL-LTR).
+
+    -w, --json and -q may also stand behind the command.
+    """
     # Must be set before torch is loaded. Threads that spin while they wait take cores from those they wait for.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if threads is None and ctx.invoked_subcommand in _LONG and "OMP_NUM_THREADS" not in os.environ:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from functools import partial
 from pathlib import Path
@@ -66,3 +67,28 @@ _device = partial(
 )
 device_option = _device(expose_value=False)
 plan_device_option = _device()  # gives the command its value, to be named in the commands of its steps
+
+
+def global_options() -> list[click.Option]:
+    """Return the options of `vlltr` itself that may stand behind a command as well; help shows them in front alone."""
+    return [
+        click.Option(["-w", "--workspace"], callback=_choose_workspace, expose_value=False, hidden=True),
+        click.Option(["--json"], is_flag=True, callback=_write_json, expose_value=False, hidden=True),
+        click.Option(["-q", "--quiet"], is_flag=True, callback=_be_quiet, expose_value=False, hidden=True),
+    ]
+
+
+def _choose_workspace(context: click.Context, parameter: click.Parameter, place: str | None) -> None:
+    if place is not None and context.obj is not None:
+        context.obj.workspace = place
+
+
+def _write_json(context: click.Context, parameter: click.Parameter, given: bool) -> None:
+    if given and context.obj is not None:
+        context.obj.as_json = True
+
+
+def _be_quiet(context: click.Context, parameter: click.Parameter, given: bool) -> None:
+    if given and context.obj is not None:
+        context.obj.quiet = True
+        logging.getLogger("vlltr_index").setLevel(logging.WARNING)

@@ -29,6 +29,13 @@ from vlltr_index.schemas.options import RETRIEVALS
 )
 @click.option("--parent", metavar="NAME", help="Answer among the classes below this name alone.")
 @click.option(
+    "--min-probability",
+    default=0.0,
+    type=click.FloatRange(0, 1),
+    metavar="PROBABILITY",
+    help="Leave classes out that are less probable, such as 0.8; an answer may then have none.",
+)
+@click.option(
     "--min-accuracy",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     metavar="ACCURACY",

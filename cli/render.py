@@ -97,6 +97,11 @@ def _ingest(report: IngestReport) -> list[str]:
         twice = f"{plural(report.duplicates_across_splits, 'image')} ({', '.join(report.duplicates_in)})"
         lines.append(f"Warning: in more than one split, byte for byte: {twice}.")
     lines += _grouped(report)
+    if report.in_two_classes:
+        lines.append(
+            f"Warning: in two classes, byte for byte: {plural(report.in_two_classes, 'image')}. "
+            "Put it into one of them (vlltr images relabel), or remove a copy."
+        )
     if report.corrected:
         lines.append(f"Kept as corrected, not as the source says: {plural(report.corrected, 'image')}.")
     if report.overruled:

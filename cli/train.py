@@ -277,12 +277,22 @@ def refit_command(context: Context, overrides: tuple[str, ...]) -> None:
 @click.command("embed")
 @click.option("--views", type=click.IntRange(1), help="Views of a training image; default: the recipe's.")
 @click.option("--force", is_flag=True, help="Take an encoder whose weights changed; select and train again.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    help="Images encoded at once; fewer take less memory. Default: 64.",
+)
 @engine_option
 @actors_option
 @device_option
 @pass_context
 def embed_command(
-    context: Context, views: int | None, force: bool, engine: EngineName, actors: int | None
+    context: Context,
+    views: int | None,
+    force: bool,
+    batch_size: int | None,
+    engine: EngineName,
+    actors: int | None,
 ) -> None:
     """Embed every sentence and image that has no vector yet; an interrupted run goes on where it was.
 
@@ -290,7 +300,18 @@ def embed_command(
     """
     from vlltr_index.pipelines.embed import embed
 
-    context.show(embed(context.open(), views, context.progress, force, engine=engine, actors=actors))
+    if batch_size is not None and engine == "ray":
+        raise UsageError("--batch-size is for --engine local", "Leave one of them out.")
+    report = embed(
+        context.open(),
+        views,
+        context.progress,
+        force,
+        engine=engine,
+        actors=actors,
+        batch_size=batch_size,
+    )
+    context.show(report)
     context.say_next()
 
 

@@ -42,7 +42,7 @@ def init_command(
     Without weights (`--encoder ViT-B-16`) the encoder starts from scratch; with a tag (`ViT-B-16:openai`) or a file
     (`ViT-B-16-quickgelu:weights.pt`) from those weights.
     """
-    from vlltr_index.pipelines.init import init
+    from vlltr_index.pipelines.init import encoder_note, init
 
     for what, given in (("DIRECTORY", directory), ("--encoder", encoder)):
         if given == "":  # as of an unset variable
@@ -52,6 +52,9 @@ def init_command(
     following = "ingest text PATH, then ingest images PATH --split train"
     if workspace.history.last().id:
         following = "status"
+    note = encoder_note(workspace)
+    if note is not None:
+        context.say(note)
     context.say(f"{workspace_line(workspace)}\nNext: vlltr -w {shlex.quote(directory)} {following}")
 
 

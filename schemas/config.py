@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from vlltr_index.errors import ConfigError
 
+CONFIG_NAME = "vlltr.toml"
+"""The file that makes a folder a workspace."""
+
 FORMAT = 4
 """The workspace format; a workspace of another one is refused."""
 

@@ -26,12 +26,13 @@ class PredictOptions:
         only: Names of classes: the answer is among them, as if there were no others. All of them are scored.
         neighbours: Nearest training images of the best class, by stored vectors. 0: none.
         parent: The answer is among the classes below this name in the tree of classes, as if there were no others.
+        min_probability: Classes that are less probable are left out of an answer, which may leave none.
         min_accuracy: Between 0 and 1: `answer` is of the deepest rank that was right so often on the images held out
             when the head was trained, with the sentences of the classes it holds; None where no rank can answer.
 
     Raises:
-        UsageError: If `retrieval` is none of these, `min_accuracy` does not lie between 0 and 1, or `reject`, which
-            looks at all classes, is asked for together with `only` or `parent`.
+        UsageError: If `retrieval` is none of these, `min_accuracy` or `min_probability` does not lie between 0 and 1,
+            or `reject`, which looks at all classes, is asked for together with `only` or `parent`.
     """
 
     top: int = 5
@@ -42,11 +43,17 @@ class PredictOptions:
     only: Sequence[str] | None = None
     neighbours: int = 0
     parent: str | None = None
+    min_probability: float = 0.0
     min_accuracy: float | None = None
 
     def __post_init__(self) -> None:
         if self.retrieval not in RETRIEVALS:
             raise UsageError(f"retrieval is 'auto', 'faiss' or 'exhaustive', got {self.retrieval!r}")
+        if not 0.0 <= self.min_probability <= 1.0:
+            raise UsageError(
+                f"the least probability lies between 0 and 1, got {self.min_probability:g}",
+                "For example: --min-probability 0.8",
+            )
         if self.min_accuracy is not None and not 0.0 < self.min_accuracy < 1.0:
             raise UsageError(
                 f"the least accuracy lies between 0 and 1, got {self.min_accuracy:g}",

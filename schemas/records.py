@@ -16,6 +16,10 @@ BASELINES = ("ncm", "crt", "tau-norm", "lws", "discriminant", "zero-shot", "knn"
 """The baselines on stored vectors, in the order of the table; each takes seconds to minutes."""
 
 
+MANY_ANCHORS = 64_000
+"""Number of anchors from which retrieval is quicker than scoring all classes: four times for clustered anchors."""
+
+
 @dataclass(frozen=True, slots=True)
 class SentenceRecord:
     """One sentence about one class, as a reader yields it."""

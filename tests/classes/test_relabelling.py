@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -135,7 +136,9 @@ def test_exports(workspace: Workspace, tmp_path: Path) -> None:
 
 def test_a_trained_workspace_is_as_if_built_so(small: Workspace, world: World, tmp_path: Path) -> None:
     """Anchors, scores and statistics are those of the final list; a class made by it is known by its image."""
-    source, target = 3, 1
+    source = 3
+    target = 1
+    world = deepcopy(world)
     one, two = sorted(world.classes[source].pictures)[:2]
     file = tmp_path / "fix.csv"
     file.write_text(f"path,class\n{one},{world.classes[target].name}\n{two},okapi\n")

@@ -63,7 +63,7 @@ def test_the_class_list_from_end_to_end(
     images = answer("classes", "show", "alpha")["pictures"]
     key = next(i["image_id"] for i in images if i["uri"] == picture)  # type: ignore[attr-defined]  # JSON
     assert answer("images", "remove", key)["changed"] is True
-    assert answer("classes", "merge", "alpha", second)["changed"] is True
+    assert answer("classes", "merge", "alpha", second, "--yes")["changed"] is True
     assert answer("refit")["classes"] == 9
 
 
@@ -95,3 +95,46 @@ def test_a_manifest(
     assert (code, out.startswith(f"Added {name!r} (class 10): ")) == (0, True)
     code, out, _ = run(capsys, "-w", small.path, "classes", "show", "beta")
     assert (code, out.splitlines()[1]) == (0, "also: beta")
+
+
+def test_merging_asks_first(
+    small: Workspace, world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is nobody to ask, `--yes` says it."""
+    one, two = (world.classes[i].name for i in (0, 1))
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False)
+    code, _, err = run(capsys, "classes", "merge", one, two, "-w", small.path)
+    assert code == 2
+    assert err == (
+        "Error: merging classes asks first, and there is no terminal to ask at\nSay so beforehand: --yes\n"
+    )
+
+
+def test_global_options_behind_the_command(
+    small: Workspace, world: World, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """They do what they do in front; a dry run is shown under `-q`, too."""
+    code, out, _ = run(capsys, "classes", "list", "--json", "-w", small.path)
+    assert (code, len(json.loads(out))) == (0, len(world.classes))
+    name = world.classes[0].name
+    code, out, _ = run(capsys, "sentences", "add", name, "--sentence", "It is round.", "-q", "-w", small.path)
+    assert (code, out) == (0, "")
+    command = ["classes", "rename", name, "another", "--dry-run", "--quiet", "--workspace", small.path]
+    code, out, err = run(capsys, *command)
+    assert (code, err) == (0, "")
+    assert out.startswith("A dry run, which commits nothing:\n")
+    assert "-q" not in run(capsys, "classes", "rename", "--help")[1]
+
+
+def test_an_ingest_that_was_not_embedded_blocks_no_change(
+    small: Workspace, world: World, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Its pictures and texts are embedded with the change."""
+    folder = tmp_path / "more" / world.classes[0].name
+    folder.mkdir(parents=True)
+    (folder / "0.png").write_bytes(Path(world.pictures[0]).read_bytes())
+    (tmp_path / "texts.json").write_text(json.dumps({world.classes[1].name: ["Something else is known."]}))
+    for words in (("images", tmp_path / "more", "--split", "train"), ("text", tmp_path / "texts.json")):
+        assert run(capsys, "ingest", *words, "-w", small.path)[0] == 0
+    code, out, _ = run(capsys, "classes", "add", "okapi", "--sentence", "It is striped.", "-w", small.path)
+    assert (code, out.startswith("Added 'okapi'")) == (0, True)

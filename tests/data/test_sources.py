@@ -140,9 +140,23 @@ def test_tags_bring_activation_and_preprocessing(
         assert encoder.config["preprocess_cfg"]["resize_mode"] == "squash"
 
 
-@pytest.mark.parametrize("model", ["ViT-B-16:openai", "hf-hub:owner/name"])
+@pytest.mark.parametrize(
+    ("model", "way"),
+    [
+        (
+            "ViT-B-16:openai",
+            "Without a network: where there is one, fetch them (hf download timm/vit_base_patch16_clip_224.openai), "
+            "copy the file here, and name it: --encoder ViT-B-16:/path/to/open_clip_model.safetensors",
+        ),
+        (
+            "hf-hub:owner/name",
+            "Without a network, copy the file here and name it instead: "
+            "vlltr init DIR --encoder MODEL:/path/to/open_clip_model.safetensors",
+        ),
+    ],
+)
 def test_without_a_network_the_error_says_how_to_use_a_file(
-    model: str, monkeypatch: pytest.MonkeyPatch
+    model: str, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the download raises, it becomes one error with the way out."""
     offline = Mock(side_effect=ConnectionError("no route to host\nmore"))
@@ -153,8 +167,9 @@ def test_without_a_network_the_error_says_how_to_use_a_file(
         Encoder.load(name, rest)
     assert str(caught.value) == (
         f"the weights {model} are not on this machine, and cannot be downloaded: "
-        "ConnectionError: no route to host\nWithout a network, copy the file here and name it instead: "
-        "vlltr init DIR --encoder MODEL:/path/to/open_clip_model.safetensors"
+        f"ConnectionError: no route to host\n{way}\n"
+        "An encoder that ships with this program: --encoder vlltr-tiny:glyphs (trained on drawn characters, for trying "
+        "the commands; not for photographs)."
     )
 
 

@@ -101,6 +101,30 @@ def test_an_image_that_went_missing_is_kept_aside(
     assert trained.snapshot().count("images", "problem IS NOT NULL") == 1
 
 
+def test_a_file_that_was_overwritten_is_not_stored_as_what_it_was(
+    trained: Workspace, pictures: Path, tmp_path: Path
+) -> None:
+    """It is kept aside with that reason, until it is brought in again; others in the batch are embedded."""
+    name = trained.snapshot().class_table().names[0]
+    folder = tmp_path / "more" / name
+    folder.mkdir(parents=True)
+    for number in range(2):
+        (folder / f"{number}.png").write_bytes((pictures / "unseen" / f"{number}.png").read_bytes())
+    ingest_images(trained, tmp_path / "more", "test")
+    changed = (pictures / "unseen" / "0.png").read_bytes() + b"more"
+    (folder / "0.png").write_bytes(changed)
+    report = embed(trained, batch_size=1)
+    assert (report.images, report.unreadable) == (1, 1)
+    problem = trained.snapshot().table("images", where="problem IS NOT NULL")["problem"].to_pylist()
+    assert problem == [
+        f"{folder / '0.png'} has changed since it came in. Bring it in again: vlltr ingest images"
+    ]
+    ingest_images(trained, tmp_path / "more", "test")
+    report = embed(trained)
+    assert (report.images, report.unreadable) == (1, 0)
+    assert not trained.snapshot().count("images", "problem IS NOT NULL")
+
+
 def test_images_of_one_content_share_their_vectors(
     trained: Workspace, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

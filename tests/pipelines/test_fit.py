@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commands import vlltr
+from tests.support.commands import run, vlltr
 from tests.support.commits import work
 from vlltr_index import fit
-from vlltr_index.errors import InputError, UsageError
+from vlltr_index.errors import EncoderError, InputError, MissingStepError, UsageError, WorkspaceError
 from vlltr_index.pipelines.fit import find_sources, plan_fit
 from vlltr_index.pipelines.ingest import ingest_images
+from vlltr_index.pipelines.init import init
 from vlltr_index.pipelines.plan import StepEvent, StepMaker
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.config import WorkspaceConfig
@@ -134,6 +135,40 @@ def test_no_picture_can_be_read(tmp_path: Path) -> None:
     (tmp_path / "bad" / "owl" / "1.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match="none of the pictures can be read"):
         fit(tmp_path / "bad", encoder="vlltr-tiny:glyphs")
+
+
+def test_an_encoder_without_weights_is_noticed_first(
+    shots: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is ingested; another encoder may then be named for the same workspace, but not after a commit."""
+    to = tmp_path / "model"
+
+    def unreachable(tag: object) -> str:
+        raise FileNotFoundError("no network")
+
+    monkeypatch.setattr("open_clip.download_pretrained", unreachable)
+    monkeypatch.setattr("vlltr_index.encoders.weights.try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(EncoderError) as error:
+        fit(shots, encoder="ViT-B-32:openai", to=to)
+    told = (
+        "Without a network: where there is one, fetch them (hf download timm/vit_base_patch32_clip_224.openai), "
+        "copy the file here, and name it: --encoder ViT-B-32:/path/to/open_clip_model.safetensors\n"
+        "An encoder that ships with this program: --encoder vlltr-tiny:glyphs (trained on drawn characters, for "
+        "trying the commands; not for photographs)."
+    )
+    assert error.value.hint == told
+    assert Workspace.open(to).history.last().id == 0
+    _, out, _ = run(capsys, "init", tmp_path / "other", "--encoder", "ViT-B-32:openai")
+    assert out.startswith("The weights ViT-B-32:openai are not on this machine yet")
+    assert told in out
+    with pytest.raises(MissingStepError, match="has no weights: the recipe starts it from scratch"):
+        fit(shots, encoder="ViT-B-32", to=to)
+    made = init(to, "vlltr-tiny:glyphs")
+    assert (made.recipe.encoder.model, made.history.last().id) == ("vlltr-tiny", 0)
+    ingest_images(made, shots, "train")
+    with pytest.raises(WorkspaceError, match=r"with encoder.model 'vlltr-tiny', not 'ViT-B-32'"):
+        fit(shots, encoder="ViT-B-32:openai", to=to)
 
 
 @pytest.mark.slow

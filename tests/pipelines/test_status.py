@@ -127,8 +127,9 @@ def test_an_empty_workspace(workspace: Workspace) -> None:
     assert report.next == "vlltr ingest images PATH --split train"
 
 
-def test_each_step_leads_to_the_next(workspace: Workspace) -> None:
+def test_each_step_leads_to_the_next(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     """After each command, status names the one after it."""
+    monkeypatch.setattr("vlltr_index.pipelines.status.MANY_ANCHORS", 1)
     for step, missing, following in STEPS:
         commit(workspace, step)
         report = status(workspace)
@@ -194,12 +195,28 @@ def other_encoder(workspace: Workspace, tx: Transaction) -> None:
         (other_encoder, ("the head was trained on another encoder's vectors",), "vlltr train lgr"),
     ],
 )
-def test_what_goes_stale(finished: Workspace, change: Step, stale: tuple[str, ...], command: str) -> None:
+def test_what_goes_stale(
+    finished: Workspace,
+    change: Step,
+    stale: tuple[str, ...],
+    command: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Each change to a finished workspace names what no longer fits."""
+    monkeypatch.setattr("vlltr_index.pipelines.status.MANY_ANCHORS", 1)
     commit(finished, change)
     report = status(finished)
     assert set(stale) <= set(report.stale)
     assert report.next == command
+
+
+def test_an_index_is_asked_for_where_it_helps(workspace: Workspace, finished: Workspace) -> None:
+    """With few anchors all classes are scored, whether there is an index or not."""
+    commit(finished, other_anchors)
+    assert status(finished).stale == ()
+    with finished.transaction("no index") as tx:
+        tx.set(index=None)
+    assert status(finished).stale == ()
 
 
 def test_files_that_are_gone(finished: Workspace) -> None:

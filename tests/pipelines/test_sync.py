@@ -633,3 +633,41 @@ def test_a_killed_run_loses_nothing(workspace: Workspace, tmp_path: Path) -> Non
         assert images(Workspace.open(copy)) == before
         report = ingest_images(Workspace.open(copy), data, "train", sync=True)
         assert (report.moved, report.gone, report.added) == (1, 1, 1)
+
+
+def test_a_workspace_among_the_pictures_is_left_out(tmp_path: Path) -> None:
+    """Also pictures in it, such as sheets of a search."""
+    data = tmp_path / "data"
+    put(data / "owl" / "0.png", 0)
+    inside = Workspace.create(data / "model", RECIPE)
+    put(data / "model" / "sheets" / "1.png", 1)
+    report = ingest_images(inside, data, "train")
+    assert (report.added, report.classes) == (1, 1)
+    assert report.notes == [f"left out: {data / 'model'}: a workspace, and no folder of data"]
+
+
+def test_copies_in_two_classes_or_splits_are_named(workspace: Workspace, tmp_path: Path) -> None:
+    """Both paths, with split and class."""
+    data = tmp_path / "data"
+    put(data / "owl" / "0.png", 0)
+    put(data / "tit" / "1.png", 0)
+    report = ingest_images(workspace, data, "train")
+    assert (report.in_two_classes, report.duplicates_across_splits) == (1, 0)
+    named = f"one picture, byte for byte: {data}/owl/0.png (train, 'owl'), {data}/tit/1.png (train, 'tit')"
+    assert named in report.notes
+    assert any(
+        line.startswith("Warning: in two classes, byte for byte: 1 image.") for line in report_lines(report)
+    )
+    put(tmp_path / "test" / "wren" / "2.png", 2)
+    put(data / "wren" / "3.png", 2)
+    ingest_images(workspace, data, "train")
+    report = ingest_images(workspace, tmp_path / "test", "test")
+    assert (report.in_two_classes, report.duplicates_across_splits, report.duplicates_in) == (
+        0,
+        1,
+        ["test", "train"],
+    )
+    assert report.notes == [
+        f"one picture, byte for byte: {data}/wren/3.png (train, 'wren'), "
+        f"{tmp_path}/test/wren/2.png (test, 'wren')"
+    ]

@@ -101,11 +101,14 @@ def test_making_and_opening(address: str) -> None:
     made = Workspace.create(address, Recipe(name="test", encoder=EncoderConfig(model="RN50")))
     assert Workspace.create(address, made.recipe).recipe == Workspace.open(address).recipe == made.recipe
     assert (made.address, str(Workspace.find(address).address)) == (address, address)
+    with made.transaction("a commit") as tx:
+        tx.set(text_fp="t")
     with pytest.raises(WorkspaceError) as error:
-        Workspace.create(address, Recipe(name="other"))
+        Workspace.create(address, Recipe(name="test", encoder=EncoderConfig(model="RN101")))
     assert str(error.value) == (
-        f"{address} is a workspace already, of recipe 'test' or with other values\n"
-        f"Edit {address}/vlltr.toml, or choose another folder."
+        f"{address} is a workspace already, with encoder.model 'RN50', not 'RN101'\n"
+        f"Choose another folder (vlltr init DIR, vlltr fit --to DIR), or edit {address}/vlltr.toml; "
+        "vectors of another encoder are then made by: vlltr embed --force"
     )
     with pytest.raises(WorkspaceError) as error:
         Workspace.open(f"{address}/none")

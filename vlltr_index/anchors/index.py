@@ -22,14 +22,11 @@ from torch.nn import functional as F
 
 from vlltr_index.errors import InputError, MissingStepError, WorkspaceError, reason
 from vlltr_index.schemas.manifests import IndexManifest
-from vlltr_index.schemas.records import IndexKind
+from vlltr_index.schemas.records import MANY_ANCHORS, IndexKind
 from vlltr_index.tensors import check_labels, check_matrix, full_precision
 
 KINDS = get_args(IndexKind)
 """`torch` and `flat` are exact, `ivf` and `hnsw` approximate; `torch` does not need FAISS."""
-
-MANY_ANCHORS = 64_000
-"""From this number on retrieval is quicker than scoring all classes: four times for clustered anchors."""
 
 _SCORES_AT_ONCE = 2**24
 # Anchors per cell that k-means is fitted on; with 256 it takes four times as long and recall is no better.

@@ -18,7 +18,7 @@ from vlltr_index.classes.effect import Effect, measure
 from vlltr_index.data.image_readers import read_images
 from vlltr_index.embedding import loading
 from vlltr_index.embedding.vectors import Engine, embed_images, embed_sentences
-from vlltr_index.errors import InputError, UsageError
+from vlltr_index.errors import InputError, MissingStepError, UsageError
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.recognition.model import Model
 from vlltr_index.recognition.state import ModelState
@@ -162,7 +162,11 @@ def change(
         effect = Effect()
         if done.touched:
             _embed(before.state, tx, done, options)
-            update(tx, select, images, set(done.touched), held)
+            try:
+                update(tx, select, images, set(done.touched), held)
+            except MissingStepError:  # images or texts came in that nothing embedded yet
+                _embed_rest(before.state, tx, options)
+                update(tx, select, images, set(done.touched), held)
             if done.images_changed:
                 _update_stats(tx, done.touched)
             merged = before.merged if done.merged is None else done.merged
@@ -248,6 +252,13 @@ def _embed(state: ModelState, tx: Transaction, done: Edit, options: ChangeOption
             only=good,
             engine=options.engine,
         )
+
+
+def _embed_rest(state: ModelState, tx: Transaction, options: ChangeOptions) -> None:
+    """Embed all sentences and training images that have no vector yet."""
+    sentences = tx.table("sentences")
+    images = tx.table("images", ["image_id", "problem"], "split = 'train' AND class_id IS NOT NULL")
+    _embed(state, tx, Edit(sentences=sentences, images=images), options)
 
 
 def usable(images: pa.Table) -> pa.Table:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
 from vlltr_index.errors import InputError
+from vlltr_index.schemas.config import CONFIG_NAME
 
 _UNPACKED = 2**30  # bytes of a Parquet file's rows that are read together
 _TYPE = re.compile(r"_[A-Z]\w*|\w+\[.*\]")  # a type, as pydantic names the one of a choice that it means
@@ -76,7 +77,8 @@ def unlistable(error: OSError) -> NoReturn:
 def files_below(
     root: Path, below: str = "", follow_links: bool = False, above: frozenset[str] = frozenset()
 ) -> Iterator[tuple[str, str]]:
-    """Yield the files below a folder in order, by path and why they are unusable; hidden ones are left out.
+    """Yield the files below a folder in order, by path and why they are unusable; hidden ones are left out,
+    and so is what lies in a workspace.
 
     Args:
         root: A resolved folder.
@@ -96,6 +98,9 @@ def files_below(
     for entry in found:
         name = f"{below}{entry.name}"
         if entry.is_dir(follow_symlinks=follow_links) and os.path.realpath(entry.path) not in within:
+            if os.path.isfile(os.path.join(entry.path, CONFIG_NAME)):
+                yield name, "a workspace, and no folder of data"
+                continue
             yield from files_below(root, f"{name}/", follow_links, within)
         elif not name.isprintable() and os.fsencode(name).decode("utf-8", "replace") != name:
             yield name, "its name is not UTF-8"

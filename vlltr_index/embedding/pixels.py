@@ -22,11 +22,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from vlltr_index.data.decoding import ImageSource, cores, read_image
+from vlltr_index.data.decoding import ImageSource, cores, image_bytes, read_image
 from vlltr_index.data.objects import start_method
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.encoders.openclip import Preprocessing
 from vlltr_index.errors import InputError, UsageError
+from vlltr_index.schemas.fingerprint import digest_bytes
+from vlltr_index.schemas.records import ImageRecord
 from vlltr_index.tensors import memory_mended_by
 
 Augment = Callable[[Tensor, Sequence[int]], Tensor]
@@ -36,6 +38,7 @@ NamedImage = tuple[str, ImageSource]
 """An image's id or name, and the image."""
 
 IMAGE_BATCH = 64
+_AGAIN = "Bring it in again: vlltr ingest images"
 _MARGIN = 14  # the enlarged square has a margin of a fourteenth of the side on each side: 224 -> 256
 _READERS = 8
 
@@ -149,7 +152,9 @@ class Reader(ImageReader[NamedImage, ReadImage, PixelBatch]):
 
     def __getitem__(self, wanted: NamedImage) -> ReadImage:
         """Read one image, through its crops."""
-        name, source = wanted
+        return self._read(*wanted)
+
+    def _read(self, name: str, source: ImageSource | ImageRecord) -> ReadImage:
         try:
             return ReadImage(name, read_image(source, self._crops), None)
         except InputError as error:
@@ -170,6 +175,23 @@ class Reader(ImageReader[NamedImage, ReadImage, PixelBatch]):
         ids = [one.name for one in read if one.pixels is not None]
         views = [self._augment(plain, _seeds(ids, view)) if view else plain for view in self._views]
         return PixelBatch(names, problems, torch.stack(views, 1))
+
+
+class StoredReader(Reader):
+    """Reader of images of a workspace, each by the id of its content: a file of another content is a problem."""
+
+    def __getitem__(self, wanted: NamedImage) -> ReadImage:
+        """Read one image, through its crops."""
+        name, source = wanted
+        if not isinstance(source, str):
+            return super().__getitem__(wanted)
+        try:
+            data = image_bytes(source)
+        except InputError as error:
+            return ReadImage(name, None, error.message)
+        if not name.startswith(digest_bytes(data)[:32]):
+            return ReadImage(name, None, f"{source} has changed since it came in. {_AGAIN}")
+        return self._read(name, ImageRecord(name, source, None, "", data=data))
 
 
 def _seeds(ids: Sequence[str], view: int) -> list[int]:
@@ -242,10 +264,10 @@ class ReadAhead(Iterable[Batch], Generic[Wanted, Read, Batch]):
         return self._reader.collate([image for share in read for image in share.result()])
 
 
-def in_batches(images: Iterable[Wanted]) -> Iterator[list[Wanted]]:
-    """Yield images in lists of `IMAGE_BATCH`."""
+def in_batches(images: Iterable[Wanted], size: int | None = None) -> Iterator[list[Wanted]]:
+    """Yield images in lists of `size`; None: `IMAGE_BATCH`."""
     source = iter(images)
-    while batch := list(islice(source, IMAGE_BATCH)):
+    while batch := list(islice(source, size or IMAGE_BATCH)):
         yield batch
 
 

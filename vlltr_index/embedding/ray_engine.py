@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from vlltr_index.embedding.pixels import Augment, PixelBatch, Reader, image_features
+from vlltr_index.embedding.pixels import Augment, PixelBatch, Reader, StoredReader, image_features
 from vlltr_index.embedding.vectors import ImageVectors, StoredImage, StoredImages, text_vectors
 from vlltr_index.errors import ConfigError, UsageError, VlltrError
 
@@ -303,7 +303,7 @@ class RayEngine(RayData):
 
     def images(self, batches: StoredImages, views: Sequence[int]) -> Iterator[ImageVectors]:
         """Yield the vectors of images, as `Engine` says."""
-        reader = Reader(self._encoder, augment=self._augment, views=views)
+        reader = StoredReader(self._encoder, augment=self._augment, views=views)
         for table in self.run(batches, reader, _ImageTower, self._arguments):
             columns = [table[name].to_pylist() for name in ("id", "vector", "problem")]
             rows = list(zip(*columns, strict=True))

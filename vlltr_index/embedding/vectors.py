@@ -15,7 +15,7 @@ from vlltr_index.embedding.pixels import (
     Augment,
     NamedImage,
     ReadAhead,
-    Reader,
+    StoredReader,
     image_features,
     in_batches,
     pool_crops,
@@ -101,7 +101,7 @@ class LocalEngine:
     def images(self, batches: Iterable[Sequence[NamedImage]], views: Sequence[int]) -> Iterator[ImageVectors]:
         """Yield the vectors of images, as `Engine` says."""
         encoder = self._encoder
-        reader = Reader(encoder, augment=self._augment, views=views)
+        reader = StoredReader(encoder, augment=self._augment, views=views)
         pinned = encoder.device.type == "cuda"
         for batch in ReadAhead(reader, batches, workers=self._workers, pinned=pinned):
             vectors = image_features(encoder, batch.pixels).cpu().transpose(0, 1)
@@ -154,12 +154,14 @@ def embed_images(
     progress: Progress | None = None,
     only: Sequence[str] | None = None,
     engine: Engine | None = None,
+    batch: int | None = None,
 ) -> tuple[int, int, int]:
     """Embed the views of the images of `split` that have no vector yet; images of one content share their vectors.
 
-    An image is decoded once for all views that it lacks. If an image can no longer be read, its problem is stored with
-    it, and it is not used. With `only`, these images are embedded instead of the split's. The vectors are computed by
-    `engine`, by default in this process with `augment`.
+    An image is decoded once for all views that it lacks. If an image can no longer be read, or its file is another by
+    now than when it came in, its problem is stored with it, and it is not used. With `only`, these images are embedded
+    instead of the split's. The vectors are computed by `engine`, by default in this process with `augment`, of `batch`
+    images at once (default: `IMAGE_BATCH`).
 
     Returns:
         How many vectors were embedded, how many vectors the other images have, and how many images are unreadable.
@@ -183,7 +185,7 @@ def embed_images(
     engine = engine or LocalEngine(encoder, augment)
     with tx.store.appending(name) as append:
         for wanted, images in lacking.items():
-            for result in engine.images(StoredImages(tx.store, images), wanted):
+            for result in engine.images(StoredImages(tx.store, images, batch), wanted):
                 problems |= result.problems
                 for view, vectors in zip(wanted, result.vectors, strict=True):
                     append(image_vector_table(result.ids, suffixes[view], view, vectors))
@@ -209,6 +211,7 @@ def embed_images(
         progress=progress,
         only=copies,
         engine=engine,
+        batch=batch,
     )
     return done + more, before - len(views) * len(copies) + there, len(problems) + unreadable
 
@@ -229,7 +232,7 @@ def embed_crops(
         UsageError: The number of crops is not supported.
         InputError: An image can no longer be read.
     """
-    reader = Reader(encoder, number)
+    reader = StoredReader(encoder, number)
     name = image_vectors_name(encoder.image_fp)
     suffix = f"crops-{number}"
     if not all_embedded(workspace.snapshot(), encoder.image_fp, image_ids, suffix):
@@ -275,11 +278,14 @@ def _keep_aside(tx: Transaction, problems: dict[str, str]) -> None:
 
 
 class StoredImages:
-    """Images of the current table `images`, in batches, or by position for Ray; it can be pickled."""
+    """Images of the current table `images`, in batches (default: of `IMAGE_BATCH`), or by position for Ray; it can be
+    pickled.
+    """
 
-    def __init__(self, store: Store, ids: Sequence[str]) -> None:
+    def __init__(self, store: Store, ids: Sequence[str], batch: int | None = None) -> None:
         self._store = store
         self._ids = ids
+        self._batch = batch
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -287,7 +293,9 @@ class StoredImages:
     def __iter__(self) -> Iterator[list[StoredImage]]:
         """Yield the images in batches."""
         for start in range(0, len(self), _SOURCES):
-            yield from in_batches(self.take(range(start, min(start + _SOURCES, len(self)))).load())
+            yield from in_batches(
+                self.take(range(start, min(start + _SOURCES, len(self)))).load(), self._batch
+            )
 
     def take(self, places: Sequence[int]) -> StoredImages:
         """Return the images at some positions."""

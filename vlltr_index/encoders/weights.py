@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar, cast
 
 import open_clip
 import torch
+from huggingface_hub import try_to_load_from_cache
 from open_clip.pretrained import download_pretrained_from_hf
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from safetensors.torch import load_file
@@ -37,6 +38,10 @@ _log = logging.getLogger(__name__)
 
 _OWN = "vlltr-tiny"
 _SHIPPED = "glyphs"
+_SHIPS = (
+    f"An encoder that ships with this program: --encoder {_OWN}:{_SHIPPED} (trained on drawn characters, for trying "
+    "the commands; not for photographs)."
+)
 _SAVED_FILE = "encoder.json"
 _CONFIG_FILE = "open_clip_config.json"
 _FORMAT = 1
@@ -224,6 +229,40 @@ def check_source(model: str, pretrained: str | None, image_size: int | None = No
             _tag_or_file(model, pretrained)
 
 
+def missing_weights(model: str, pretrained: str | None) -> str | None:
+    """Say that weights are not on this machine yet, and how to get them; None if they are, or it cannot be told."""
+    if pretrained is None or _find_folder(model, pretrained) is not None or model.startswith("hf-hub:"):
+        return None
+    tag = _tag_or_file(model, pretrained)
+    if not tag or _cached(tag):
+        return None
+    what = f"The weights {model}:{pretrained} are not on this machine yet, and are downloaded when they are needed."
+    return f"{what} {_how_to_get(model, tag)}"
+
+
+def _cached(tag: Config) -> bool:
+    """Say whether open_clip has the weights of a tag already."""
+    url = str(tag.get("url") or "")
+    if url and (Path.home() / ".cache" / "clip" / url.rpartition("/")[2]).is_file():
+        return True
+    repository, _, file = str(tag.get("hf_hub") or "").rpartition("/")
+    names = [file] if file else _WEIGHT_FILES
+    return bool(repository) and any(
+        isinstance(try_to_load_from_cache(repository, name), str) for name in names
+    )
+
+
+def _how_to_get(model: str, tag: Config) -> str:
+    """Say how to get weights on a machine without a network, and which encoder needs none."""
+    repository = str(tag.get("hf_hub") or "").rpartition("/")[0]
+    fetch = f"hf download {repository}" if repository else str(tag.get("url") or "download them")
+    return (
+        f"Without a network: where there is one, fetch them "
+        f"({fetch}), copy the file here, and name it: --encoder {model}:/path/to/open_clip_model.safetensors\n"
+        f"{_SHIPS}"
+    )
+
+
 def read_source(model: str, pretrained: str | None) -> Source:
     """Read weights by tag, file, folder or hub repository, with their activation and preprocessing.
 
@@ -258,8 +297,10 @@ def read_source(model: str, pretrained: str | None) -> Source:
         raise EncoderError(
             f"the weights {what} are not on this machine, and cannot be downloaded: {type(error).__name__}: "
             f"{str(error).partition(chr(10))[0]}",
-            "Without a network, copy the file here and name it instead: "
-            "vlltr init DIR --encoder MODEL:/path/to/open_clip_model.safetensors",
+            _how_to_get(model, _tag(model, pretrained or ""))
+            if folder is None and scheme != "hf-hub"
+            else "Without a network, copy the file here and name it instead: "
+            f"vlltr init DIR --encoder MODEL:/path/to/open_clip_model.safetensors\n{_SHIPS}",
         ) from error
     config["preprocess_cfg"] = preprocessing(tag)
     source = Source(model, config, read_weights(path), what)

@@ -49,6 +49,8 @@ def embed(
     force: bool = False,
     engine: EngineName | Engine = "local",
     actors: int | None = None,
+    *,
+    batch_size: int | None = None,
 ) -> EmbedReport:
     """Embed what has no vector yet; the caches resume by key, and the commit names their fingerprints.
 
@@ -60,6 +62,7 @@ def embed(
             index, since those belong to the previous encoder.
         engine: Where vectors are computed: in this process, by Ray Data, or by an engine of your own; this process
             writes them in any case.
+        batch_size: How many images are encoded at once, in this process; fewer take less memory.
         actors: How many models Ray loads; default: one for each GPU, or without a GPU one for each CPU.
 
     Raises:
@@ -80,7 +83,7 @@ def embed(
                 "encoder.precision is tf32: vectors differ by up to 1e-3 from fp32's, and stand for them"
             )
         augment = ViewAugment(drawn, encoder)
-        workers = _workers(workspace, encoder, views)
+        workers = _workers(workspace, encoder, views, batch_size or IMAGE_BATCH)
         with _open_engine(engine, actors, encoder, augment=augment, workers=workers) as computes:
             hashes, texts = tx.table("sentences", ["text_hash", "text"]).to_pydict().values()
             new, before, truncated = embed_sentences(
@@ -92,7 +95,14 @@ def embed(
             for split in sorted(set(tx.table("images", ["split"])["split"].to_pylist())):
                 wanted = range(views if split == "train" else 1)
                 made, had, failed = embed_images(
-                    tx, encoder, split, wanted, config=drawn, progress=progress, engine=computes
+                    tx,
+                    encoder,
+                    split,
+                    wanted,
+                    config=drawn,
+                    progress=progress,
+                    engine=computes,
+                    batch=batch_size,
                 )
                 images = images + made
                 there = there + had
@@ -118,13 +128,13 @@ def embed(
     )
 
 
-def _workers(workspace: Workspace, encoder: Encoder, views: int) -> int:
+def _workers(workspace: Workspace, encoder: Encoder, views: int, images: int) -> int:
     """Return the number of processes that read images; 0 for small images, and if batches exceed shared memory.
 
-    Docker's default for shared memory is 64 MB.
+    A batch has so many `images`; Docker's default for shared memory is 64 MB.
     """
     workers = workspace.recipe.cvlp.workers if max(encoder.image_size) > SMALL_SIDE else 0
-    batch = 4 * 3 * IMAGE_BATCH * max(views, 1) * math.prod(encoder.image_size)  # bytes of float32
+    batch = 4 * 3 * images * max(views, 1) * math.prod(encoder.image_size)  # bytes of float32
     try:
         return workers if (2 * workers + 2) * batch <= shutil.disk_usage("/dev/shm").free else 0
     except OSError:

@@ -16,11 +16,12 @@ from vlltr_index.pipelines.baselines import train_baseline
 from vlltr_index.pipelines.cross_validate import cross_validate
 from vlltr_index.pipelines.evaluate import evaluate
 from vlltr_index.pipelines.ingest import ingest_images, ingest_text
-from vlltr_index.pipelines.init import init
+from vlltr_index.pipelines.init import init, require_encoder
 from vlltr_index.pipelines.plan import Runner, Step, StepMaker
 from vlltr_index.pipelines.report import write_report
 from vlltr_index.pipelines.train_all import plan_training
-from vlltr_index.store.workspace import CONFIG_NAME, Workspace
+from vlltr_index.schemas.config import CONFIG_NAME
+from vlltr_index.store.workspace import Workspace
 from vlltr_index.tensors import choose_device, computing_on
 
 if TYPE_CHECKING:
@@ -150,6 +151,7 @@ def fit(
     Raises:
         InputError: If the folder is not of that kind, there are no such texts, or none of the pictures can be read.
         UsageError: If there is no such recipe, encoder or device, or much is gone from the folder and nobody agreed.
+        EncoderError: If the encoder's weights are not there, and cannot be downloaded.
         ConfigError: If a value does not fit the recipe.
         WorkspaceError: If the workspace is there with another recipe, or cannot be written.
     """
@@ -166,6 +168,7 @@ def fit(
         workspace = Runner(on_step, 0, number=0).run(made)
     else:
         workspace = Workspace.open(at)
+    require_encoder(workspace)  # before anything is brought in
     with computing_on(device, workspace.recipe.device):
         plan = plan_fit(StepMaker(workspace, str(at), device, progress), sources, measure, agree, group=group)
         return _run(plan, workspace, Runner(on_step, len(plan.steps)))

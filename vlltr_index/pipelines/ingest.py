@@ -57,6 +57,7 @@ class IngestReport:
     unknown_class: int = 0  # images left out because no class has that name
     duplicates_across_splits: int = 0  # images of the splits brought in whose very bytes are in another too
     duplicates_in: list[str] = field(default_factory=list)  # those splits
+    in_two_classes: int = 0  # images whose very bytes are in another class too
     moved: int | None = None  # with `sync`: rows of another class than when the source was read before
     gone: int = 0  # rows removed because the source has them no more
     corrected: int = (
@@ -192,7 +193,10 @@ def _image_report(
     if run.unknown:
         run.notes.add("unknown", f"no class of the name {counted(run.unknown)}")
     classes = len(run.tx.class_table())
-    shared = _shared(run.tx, run.splits)
+    copies = _copies(run.tx, run.splits)
+    shared = [_several(copy, "split") for copy in copies if len(_several(copy, "split")) > 1]
+    mixed = [copy for copy in copies if len(_several(copy, "class_id")) > 1]
+    _name_copies(run, copies)
     return IngestReport(
         kind="images",
         source=source,
@@ -208,6 +212,7 @@ def _image_report(
         unknown_class=run.unknown.total(),
         duplicates_across_splits=len(shared),
         duplicates_in=sorted(set().union(*shared)),
+        in_two_classes=len(mixed),
         moved=None if run.past is None else run.counts["moved"],
         gone=run.counts["gone"],
         corrected=run.counts["corrected"],
@@ -222,14 +227,35 @@ def _image_report(
     )
 
 
-def _shared(tx: Transaction, given: Iterable[str]) -> list[set[str]]:
-    """Return, for each image content found in several splits of which one is `given`, the set of its splits."""
-    rows = tx.table("images", ["content_hash", "split"])
-    splits = defaultdict[str | None, set[str]](set)
-    for content, split in zip(rows["content_hash"].to_pylist(), rows["split"].to_pylist(), strict=True):
-        splits[content].add(split)
-    splits.pop(None, None)
-    return [found for found in splits.values() if len(found) > 1 and not found.isdisjoint(given)]
+def _copies(tx: Transaction, given: Iterable[str]) -> list[list[dict[str, Any]]]:
+    """Return the images of each content that several splits or classes have, and one of the `given` splits."""
+    of_content = defaultdict[str, list[dict[str, Any]]](list)
+    for row in tx.table("images", ["content_hash", "split", "class_id", "uri"]).to_pylist():
+        if row["content_hash"] is not None:
+            of_content[row["content_hash"]].append(row)
+    return [
+        copy
+        for copy in of_content.values()
+        if not _several(copy, "split").isdisjoint(given)
+        and max(len(_several(copy, column)) for column in ("split", "class_id")) > 1
+    ]
+
+
+def _several(rows: list[dict[str, Any]], column: str) -> set[Any]:
+    """Return the values of a column but None."""
+    return {row[column] for row in rows} - {None}
+
+
+def _name_copies(run: ImageRun, copies: list[list[dict[str, Any]]]) -> None:
+    """Name pictures of one content that several splits or classes have."""
+    names = run.tx.class_table().names
+    for copy in copies:
+        listed = ", ".join(
+            f"{row['uri']} ({row['split']}"
+            + (f", {names[row['class_id']]!r})" if row["class_id"] is not None else ")")
+            for row in sorted(copy, key=lambda row: row["uri"])
+        )
+        run.notes.add("copies", f"one picture, byte for byte: {listed}")
 
 
 def _next_step(tx: Transaction) -> str | None:

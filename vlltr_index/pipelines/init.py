@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from vlltr_index.data.text import prompt_templates
+from vlltr_index.errors import MissingStepError
 from vlltr_index.schemas.recipes import load_recipe
 from vlltr_index.store.workspace import Workspace
 
@@ -17,7 +18,7 @@ def init(
     prompts: str | None = None,
     overrides: tuple[str, ...] = (),
 ) -> Workspace:
-    """Make a workspace, or open the one that is there if its recipe is the same.
+    """Make a workspace, or open the one that is there if its recipe is the same, or nothing was committed in it.
 
     Args:
         directory: A new or empty folder, or an address in object storage.
@@ -39,3 +40,33 @@ def init(
 
         check_source(chosen.encoder.model, chosen.encoder.pretrained, chosen.encoder.image_size)
     return Workspace.create(directory, chosen)
+
+
+def encoder_note(workspace: Workspace) -> str | None:
+    """Say that the weights of a new workspace's encoder are not on this machine yet; None if they are."""
+    config = workspace.recipe.encoder
+    if config.pretrained is None or workspace.history.last().id:
+        return None
+    from vlltr_index.encoders.weights import missing_weights
+
+    return missing_weights(config.model, config.pretrained)
+
+
+def require_encoder(workspace: Workspace) -> None:
+    """Check that the workspace's encoder can be loaded; its weights are downloaded, if need be.
+
+    Raises:
+        EncoderError: There are no such weights, or they cannot be fetched or read.
+        MissingStepError: It starts from scratch, and was not trained.
+    """
+    if workspace.history.last().checkpoint:
+        return
+    from vlltr_index.encoders.weights import read_source
+
+    config = workspace.recipe.encoder
+    if config.pretrained is None and ":" not in config.model and not os.path.isdir(config.model):
+        raise MissingStepError(
+            f"the encoder {config.model} has no weights: the recipe starts it from scratch",
+            "Name weights (--encoder MODEL:TAG or MODEL:FILE), or train it: vlltr train all",
+        )
+    read_source(config.model, config.pretrained)

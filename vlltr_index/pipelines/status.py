@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from vlltr_index.errors import MissingStepError, WorkspaceError
 from vlltr_index.schemas.fingerprint import short
 from vlltr_index.schemas.manifests import EncoderSummary, HeadTowers
+from vlltr_index.schemas.records import MANY_ANCHORS
 from vlltr_index.schemas.tables import content_id, image_vectors_name, sentence_vectors_name
 from vlltr_index.store.holdout import digest_images, held_images, score_image_rows
 from vlltr_index.store.tables import quote
@@ -251,11 +252,12 @@ def _index_steps(workspace: Workspace, snapshot: Snapshot) -> _Steps:
     command = "vlltr index"
     index = snapshot.commit.index
     anchors = snapshot.count("anchors")
-    if index is None:
-        if anchors:
-            yield "there is no index over the anchors", command
-    elif _gone(workspace.objects, "index", index.digest):
+    if index is not None and _gone(workspace.objects, "index", index.digest):
         yield f"the index's files are gone: {short(index.digest)}", command
+    elif anchors < MANY_ANCHORS:  # all classes are scored, which is quicker
+        return
+    elif index is None:
+        yield "there is no index over the anchors", command
     elif index.text_fp != snapshot.commit.text_fp:
         yield "the index is over another encoder's vectors", command
     elif (beside := _anchors_since(workspace, snapshot, index.digest)) > _BESIDE * anchors:

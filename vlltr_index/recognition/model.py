@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlltr_index.anchors.index import MANY_ANCHORS, AnchorIndex, FaissIndex, TorchIndex, WithDelta
+from vlltr_index.anchors.index import AnchorIndex, FaissIndex, TorchIndex, WithDelta
 from vlltr_index.anchors.retrieval import AnchorClasses, retrieve
 from vlltr_index.data.decoding import UNREADABLE, ImageSource, image_label
 from vlltr_index.embedding.pixels import ReadAhead, Reader, image_features, in_batches, pool_crops
@@ -24,7 +24,14 @@ from vlltr_index.recognition.ranks import NO_TREE, Ranks, classes_below, ranks_h
 from vlltr_index.recognition.scorer import Scorer
 from vlltr_index.recognition.state import ModelState
 from vlltr_index.schemas.options import USUAL, PredictOptions
-from vlltr_index.schemas.records import ClassScore, Neighbour, Prediction, RankScore, SentenceShare
+from vlltr_index.schemas.records import (
+    MANY_ANCHORS,
+    ClassScore,
+    Neighbour,
+    Prediction,
+    RankScore,
+    SentenceShare,
+)
 from vlltr_index.store.class_table import ClassTable
 from vlltr_index.tensors import check_matrix, choose_device, class_positions
 
@@ -295,7 +302,7 @@ class Model(Scorer):
             ranks, answer = self._above(features[row], fused.probabilities[row], question)
             yield Prediction(
                 name,
-                tuple(classes),
+                tuple(one for one in classes if one.probability >= options.min_probability),
                 float(residual[row]),
                 used,
                 commit=self.first_commit,

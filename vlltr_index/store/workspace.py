@@ -22,7 +22,7 @@ from vlltr_index.errors import (
     WorkspaceError,
     reason,
 )
-from vlltr_index.schemas.config import FORMAT, Recipe, WorkspaceConfig, parse_toml, validate
+from vlltr_index.schemas.config import CONFIG_NAME, FORMAT, Recipe, WorkspaceConfig, parse_toml, validate
 from vlltr_index.store.durability import is_whole, recover
 from vlltr_index.store.objects import Kind, Objects
 from vlltr_index.store.snapshot import NEWEST, History
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-CONFIG_NAME = "vlltr.toml"
 _REFUSED = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # in a path, by LanceDB
 _FOLDERS = ("history", "lance", *get_args(Kind))
 _HEADER = '# A vlltr workspace. Change the recipe freely; "none" stands for no value.\n\n'
@@ -95,6 +94,8 @@ class Workspace:
     def create(cls, path: str | os.PathLike[str], recipe: Recipe) -> Workspace:
         """Make a workspace in a new or empty folder, or at a URI; an existing one with the same recipe is opened.
 
+        One in which nothing was committed yet takes the new recipe.
+
         Raises:
             UsageError: If `path` is an address that cannot hold a workspace.
             WorkspaceError: If the folder holds other things, or is a workspace with another recipe.
@@ -102,11 +103,15 @@ class Workspace:
         storage = storage_at(path)
         if storage.exists(CONFIG_NAME):
             there = cls.open(path)
-            if there.recipe != recipe:
+            if there.recipe == recipe:
+                return there
+            if there.history.last().id:
                 raise WorkspaceError(
-                    f"{storage.address} is a workspace already, of recipe {there.recipe.name!r} or with other values",
-                    f"Edit {storage.at(CONFIG_NAME)}, or choose another folder.",
+                    f"{storage.address} is a workspace already, with {_differences(there.recipe, recipe)}",
+                    "Choose another folder (vlltr init DIR, vlltr fit --to DIR), or edit "
+                    f"{storage.at(CONFIG_NAME)}; vectors of another encoder are then made by: vlltr embed --force",
                 )
+            there.write_config(there.config.model_copy(update={"recipe": recipe}))
             return there
         if any(name != NEWEST for name in storage.names()):  # a killed `init` leaves this one file
             raise WorkspaceError(
@@ -304,6 +309,23 @@ class Workspace:
                     shutil.rmtree(left, ignore_errors=True)
                 else:
                     left.unlink()
+
+
+def _differences(there: Recipe, asked: Recipe) -> str:
+    """Name the first values in which two recipes differ."""
+    found = list(_differing(there.model_dump(), asked.model_dump()))
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return ", ".join(f"{key} {mine!r}, not {other!r}" for key, mine, other in found[:3]) + more
+
+
+def _differing(
+    there: dict[str, Any], asked: dict[str, Any], above: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    for key, value in there.items():
+        if isinstance(value, dict):
+            yield from _differing(value, asked[key], f"{above}{key}.")
+        elif value != asked[key]:
+            yield f"{above}{key}", value, asked[key]
 
 
 def _for_toml(value: Any) -> Any:
