@@ -26,7 +26,10 @@ from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.ingest import ingest_images, ingest_text
 from vlltr_index.recognition.state import ModelState
 from vlltr_index.schemas.config import AugmentConfig, WorkspaceConfig
+from vlltr_index.schemas.fingerprint import digest_bytes
 from vlltr_index.schemas.recipes import override
+from vlltr_index.schemas.tables import IMAGES
+from vlltr_index.store.tables import quote
 from vlltr_index.store.workspace import Workspace
 from vlltr_index.train.augment import ViewAugment
 
@@ -176,7 +179,12 @@ def test_a_thin_image_that_came_in_is_kept_aside(
     for number in range(2):
         put(folder / f"{number}.png", (pictures / "unseen" / f"{number}.png").read_bytes())
     ingest_images(trained, tmp_path / "more", "test")
-    put(folder / "0.png", encoded(Image.new("1", (1, 200_000))))
+    thin = encoded(Image.new("1", (1, 200_000)))
+    put(folder / "0.png", thin)
+    with trained.transaction("as if it had come in so") as tx:
+        rows = tx.table("images", where=f"uri = {quote(str(folder / '0.png'))}").to_pylist()
+        rows[0]["content_hash"] = digest_bytes(thin)
+        tx.upsert("images", pa.Table.from_pylist(rows, schema=IMAGES))
     report = embed(trained)
     assert (report.images, report.unreadable) == (1, 1)
     why = "1 x 200,000 pixels: one side is more than 1,000 times the other"
@@ -201,7 +209,8 @@ def test_other_weights_are_refused_unless_forced(trained: Workspace) -> None:
 def test_views_do_not_depend_on_the_images_beside_them(pictures: Path) -> None:
     """Decoded once for all views, read by threads; each image's vectors are those it has alone, within 1e-5."""
     encoder = drawings.encoder()
-    batch = [(path.name, str(path)) for path in sorted(pictures.glob("known-*.png"))]
+    files = sorted(pictures.glob("known-*.png"))
+    batch = [(digest_bytes(path.read_bytes()), str(path)) for path in files]
     for config in (drawings.AUGMENT, AugmentConfig(kind="photo")):
         engine = LocalEngine(encoder, ViewAugment(config, encoder))
         (together,) = engine.images([batch], (0, 1, 2))
