@@ -274,9 +274,10 @@ def test_an_error_late_in_a_source_commits_nothing(workspace: Workspace, tmp_pat
     report = ingest_images(workspace, tmp_path / "good.txt", "train")
     assert report.notes == [f"left out: {tmp_path / '1.png'}: named before in this source"]
     put(tmp_path / "2.png", 2)
-    (tmp_path / "list.txt").write_text("2.png tit\n../x.png tit\n")
-    with pytest.raises(InputError, match=r"list.txt:2: the path '../x.png' leaves the folder"):
-        ingest_images(workspace, tmp_path / "list.txt", "train")
+    (tmp_path / "list.txt").write_text("2.png 0\n1.png 1\n")
+    (tmp_path / "names.txt").write_text("tit\n")
+    with pytest.raises(InputError, match=r"list.txt:2: the label 1 has no name"):
+        ingest_images(workspace, tmp_path / "list.txt", "train", label_names=tmp_path / "names.txt")
     assert names(workspace) == {0: "owl"}
     assert len(rows(workspace, "images")) == 1
 
