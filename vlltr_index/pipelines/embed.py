@@ -7,6 +7,7 @@ import math
 import shutil
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from vlltr_index.embedding.loading import open_encoder
@@ -89,24 +90,11 @@ def embed(
             new, before, truncated = embed_sentences(
                 tx, encoder, hashes, texts, progress=progress, engine=computes
             )
-            images = 0
-            there = 0
-            unreadable = 0
-            for split in sorted(set(tx.table("images", ["split"])["split"].to_pylist())):
-                wanted = range(views if split == "train" else 1)
-                made, had, failed = embed_images(
-                    tx,
-                    encoder,
-                    split,
-                    wanted,
-                    config=drawn,
-                    progress=progress,
-                    engine=computes,
-                    batch=batch_size,
-                )
-                images = images + made
-                there = there + had
-                unreadable = unreadable + failed
+            take = partial(embed_images, tx, encoder, config=drawn, progress=progress, engine=computes)
+            splits = sorted(set(tx.table("images", ["split"])["split"].to_pylist()))
+            counts = [
+                take(split, range(views if split == "train" else 1), batch=batch_size) for split in splits
+            ]
         fps = encoder.text_fp, encoder.image_fp
         if (commit.text_fp or fps[0], commit.image_fp or fps[1]) != fps:  # these belong to another encoder
             tx.set(selection_id=None, head=None, index=None, fusion=None)
@@ -120,9 +108,9 @@ def embed(
         sentences_before=before,
         truncated=truncated,
         context=encoder.tokenizer.context_length,
-        images=images,
-        images_before=there,
-        unreadable=unreadable,
+        images=sum(made for made, _, _ in counts),
+        images_before=sum(there for _, there, _ in counts),
+        unreadable=sum(unreadable for _, _, unreadable in counts),
         text_fp=fps[0],
         image_fp=fps[1],
     )
