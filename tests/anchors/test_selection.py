@@ -160,13 +160,16 @@ def test_anchors_without_some_images_are_as_if_these_had_never_been_there(traine
     with trained.transaction("as if without stage 1") as tx:
         tx.set(checkpoint=None)
     select(trained, config)
-    snapshot, before = trained.snapshot(), ModelState(trained.snapshot()).anchors.bank
+    snapshot = trained.snapshot()
+    before = ModelState(snapshot).anchors.bank
     gone = score_images(snapshot, config).ids[::3]
-    found = anchors_without(snapshot, config, frozenset(gone), before.class_ids)
+    found, sentences = anchors_without(snapshot, config, frozenset(gone), before.class_ids)
     with trained.transaction("fewer images") as tx:
         tx.delete("images", one_of("image_id", gone))
     select(trained, config)
-    wanted = ModelState(trained.snapshot()).anchors.bank
+    after = ModelState(trained.snapshot()).anchors
+    wanted = after.bank
+    assert sentences == after.sentence_ids
     assert torch.equal(found.offsets, wanted.offsets)
     assert torch.equal(found.vectors, wanted.vectors)
     assert not torch.equal(found.vectors, before.vectors)
@@ -190,11 +193,13 @@ def test_training_and_changes_select_as_the_selection_did(
     ingest_text(workspace, tmp_path / "more.json")
     asked = list[frozenset[str]]()
 
-    def spy(snapshot: Snapshot, config: SelectConfig, images: frozenset[str], ids: Tensor) -> AnchorBank:
+    def spy(
+        snapshot: Snapshot, config: SelectConfig, images: frozenset[str], ids: Tensor
+    ) -> tuple[AnchorBank, list[str]]:
         asked.append(images)
-        bank = anchors_without(snapshot, config, images, ids)
-        assert bank.offsets.tolist() == [0, 2, 4, 6, 8]
-        return bank
+        found = anchors_without(snapshot, config, images, ids)
+        assert found[0].offsets.tolist() == [0, 2, 4, 6, 8]
+        return found
 
     monkeypatch.setattr(train_lgr, "anchors_without", spy)
     train_lgr_stage(workspace, workspace.recipe.lgr)
