@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
-from vlltr_index.schemas.config import FusionConfig
-from vlltr_index.schemas.records import IndexKind
+from vlltr_index.schemas.manifests import Manifest
+from vlltr_index.schemas.model import ModelRecord
 
 LIBRARY = "vlltr-index"
 """The value of `library` in `config.json`, which identifies an exported folder."""
@@ -17,81 +17,46 @@ _MOST_CLASSES = 1_000_000
 _WIDEST = 16_384
 
 
-class _Exported(BaseModel):
-    """Base of the models of `config.json`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
-
-
-class ExportedClass(_Exported):
-    """A class with its id and names; one without an anchor sentence is never an answer."""
-
-    class_id: int = Field(ge=0, lt=2**31)
-    name: str = Field(min_length=1, max_length=10_000)
-    aliases: tuple[str, ...] = ()
-    origin: str = "trained"  # | "added"
-
-
-class ExportedTaxon(_Exported):
-    """A class, or a name above classes, with its parent and rank."""
-
-    name: str = Field(min_length=1, max_length=10_000)
-    parent: str | None = Field(default=None, min_length=1, max_length=10_000)
-    rank: str | None = Field(default=None, max_length=10_000)
-
-
-class ExportedConfig(_Exported):
-    """Content of the file `config.json`.
+class ExportedConfig(Manifest):
+    """Content of the file `config.json`: what the model is made of, and facts for people.
 
     Attributes:
         format: Format of the folder.
         library: Always `vlltr-index`.
         program_version: The version of this program that wrote the folder.
-        commit: The workspace's commit that was exported.
-        created_at: Time of that commit, ISO 8601, UTC.
+        created_at: Time of the exported commit, ISO 8601, UTC.
         recipe: The recipe's name.
         protocol: `paper`, `release` or `ours`.
         settings: Settings of the stages and the selection that were run, for information only.
         encoder: The encoder's name.
-        text_fp: Fingerprint of the text tower.
-        image_fp: Fingerprint of the visual tower.
         dim: Width D of the vectors.
         preprocess: Preprocessing of images, for information only; `encoder/encoder.json` is used.
         tokenizer: Identity of the tokenizer, for information only.
-        selection_id: Id of the selection of the anchors.
-        fusion: The fusion rule.
         rejects: Whether the head has a threshold for "none of these".
-        classes: The classes, by ascending id.
-        taxonomy: The tree above the classes.
-        merged: For each class that was merged into another, the id of that one.
-        anchors: Number of rows of `anchors.parquet`.
+        classes: Number of classes.
+        anchors: Number of anchors.
         sentences: Number of rows of `sentences.parquet`.
-        index: The workspace's kind of index; null: none was built.
+        model: What the model is made of, with the digests of the folders beside this file.
     """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
     format: Literal[1] = 1
     library: Literal["vlltr-index"] = "vlltr-index"
     program_version: str
-    commit: int = Field(ge=1)
     created_at: str
     recipe: str
     protocol: str
     settings: dict[str, Any] = Field(default_factory=dict)
     encoder: str
-    text_fp: str = Field(pattern="^[0-9a-f]{16}$")
-    image_fp: str = Field(pattern="^[0-9a-f]{16}$")
     dim: int = Field(ge=1, le=_WIDEST)
     preprocess: dict[str, Any] = Field(default_factory=dict)
     tokenizer: dict[str, Any] = Field(default_factory=dict)
-    selection_id: str
-    fusion: FusionConfig
     rejects: bool = False
-    classes: tuple[ExportedClass, ...] = Field(min_length=1, max_length=_MOST_CLASSES)
-    taxonomy: tuple[ExportedTaxon, ...] = Field(default=(), max_length=_MOST_CLASSES)
-    merged: dict[int, int] = Field(default_factory=dict)
+    classes: int = Field(ge=1, le=_MOST_CLASSES)
     anchors: int = Field(ge=0, le=50_000_000)
     sentences: int = Field(ge=0, le=500_000_000)
-    index: IndexKind | None = None
+    model: ModelRecord
 
 
 _SENTENCE = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import AliasPath, BaseModel, ConfigDict, Field, ValidationError
 
@@ -31,13 +31,25 @@ class Manifest(BaseModel):
         try:
             return cls.model_validate_json(data)
         except ValidationError as error:
-            first = error.errors()[0]
-            raise ValueError(f"{'.'.join(map(str, first['loc']))} in {name}: {first['msg']}") from None
+            raise _described(error, name) from None
+
+    @classmethod
+    def of(cls, values: Any, name: str) -> Self:
+        """Check values that were read from the file `name`; errors as for `parse`."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise _described(error, name) from None
 
     def save(self, path: Path) -> None:
         """Write the file."""
         text = json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True)
         path.write_text(text + "\n", encoding="utf-8")
+
+
+def _described(error: ValidationError, name: str) -> ValueError:
+    first = error.errors()[0]
+    return ValueError(f"{'.'.join(map(str, first['loc']))} in {name}: {first['msg']}")
 
 
 class IndexManifest(Manifest):
@@ -52,6 +64,25 @@ class HeadTowers(Manifest):
 
     text_fp: str
     image_fp: str
+
+
+class SavedEncoder(BaseModel):
+    """The model, preprocessing and tokenizer of an encoder, as open_clip describes them."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
+
+    model_cfg: dict[str, Any]
+    preprocess_cfg: dict[str, Any]
+    tokenizer: str
+
+
+class EncoderManifest(Manifest):
+    """Content of `encoder.json`."""
+
+    format: Literal[1] = 1
+    name: str
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    config: SavedEncoder
 
 
 class EncoderSummary(Manifest):

@@ -115,6 +115,7 @@ def _write(tx: Any, classes: range) -> None:
 def read(folder: Path) -> dict[str, Any]:
     """Seconds of the digests and of the anchors, from the parts and from the tables."""
     from vlltr_index.recognition.state import ModelState
+    from vlltr_index.store.parts import table_rows
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.workspace import Workspace
 
@@ -123,7 +124,7 @@ def read(folder: Path) -> dict[str, Any]:
     workspace.store.names()
     found = {"digests": _seconds(lambda: workspace.parts.together(snapshot.commit.parts))}
     found["anchors_of_parts"] = _seconds(lambda: ModelState(snapshot).anchors)
-    tables = Snapshot(workspace.store, snapshot.commit, workspace.objects, workspace.recipe)
+    tables = Snapshot(workspace.store, snapshot.commit, workspace.objects, workspace.recipe, table_rows)
     found["anchors_of_tables"] = _seconds(lambda: ModelState(tables).anchors)
     return found
 

@@ -244,7 +244,7 @@ def test_an_alias_that_is_a_name_of_the_tree(birds: Workspace, tmp_path: Path) -
 
 def test_neither_case_nor_blanks_tell_names_apart() -> None:
     """Of a class that came later, either; a class's own name goes before another one's alias."""
-    rows = [Taxon("Blue  Tit", "bird"), Taxon("oak", "tree")]
+    rows = pa.table({"name": ["Blue  Tit", "oak"], "parent": ["bird", "tree"]})
     found = taxonomy_of(rows, ClassTable({0: "beech", 1: "blue tit", 2: "oak"}, {0: ("Oak",)}))
     assert {name: taxon.parent for name, taxon in found.items()} == {
         "blue tit": "bird", "oak": "tree", "bird": None, "tree": None,

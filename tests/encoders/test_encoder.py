@@ -217,10 +217,10 @@ def test_damaged_folders_are_refused(tmp_path: Path, name: str) -> None:
             Encoder.open(tmp_path)
         assert str(tmp_path) in str(caught.value)
     for content, why in (
-        ('{"format": 2}', "has format 2, this program reads 1"),
-        ("[]", "must hold a JSON object"),
-        ("[" * 100_000, "cannot be read as JSON: "),
+        ('{"format": 2}', r"format in encoder\.json: Input should be 1"),
+        ("[]", "Input should be an object"),
+        ("[" * 100_000, "Invalid JSON"),
     ):
         (tmp_path / "encoder.json").write_text(content)
-        with pytest.raises(EncoderError, match=rf"encoder\.json {why}"):
+        with pytest.raises(EncoderError, match=why):
             Encoder.open(tmp_path)

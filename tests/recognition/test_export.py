@@ -56,14 +56,18 @@ def test_no_pickle_and_true_digests(shared: Shared) -> None:
     assert names == {
         "README.md",
         "SHA256SUMS",
-        "anchors.parquet",
-        "class_stats.safetensors",
         "config.json",
         "encoder/encoder.json",
         "encoder/model.safetensors",
         "encoder/words.json",
         "head/head.json",
         "head/head.safetensors",
+        "parts/anchors.arrow",
+        "parts/class_stats.arrow",
+        "parts/classes.arrow",
+        "parts/part.json",
+        "parts/ranks.arrow",
+        "parts/taxonomy.arrow",
         "sentences.parquet",
     }
     done = subprocess.run(["sha256sum", "-c", SUMS], cwd=shared.folder, capture_output=True, text=True)
@@ -80,7 +84,7 @@ def test_the_same_commit_gives_the_same_bytes(trained: Workspace, tmp_path: Path
     export_model(trained, tmp_path / "two", number)
     assert (tmp_path / "one" / SUMS).read_text() == (tmp_path / "two" / SUMS).read_text()
     export_model(trained, tmp_path / "four")
-    assert json.loads((tmp_path / "four" / "config.json").read_text())["index"] is None
+    assert json.loads((tmp_path / "four" / "config.json").read_text())["model"]["index"] is None
 
 
 def test_settings_are_those_of_the_training(trained: Workspace, tmp_path: Path) -> None:
@@ -123,7 +127,7 @@ def test_results_stand_in_the_card(
     damaged = trained.path / "reports" / "evaluate-test-1.json"
     damaged.write_text('{"commit": "x"')
     export_model(trained, tmp_path / "before")
-    assert f"{damaged.name} is left out of the model card: JSONDecodeError" in caplog.text
+    assert f"{damaged.name} is left out of the model card:  in {damaged.name}: Invalid JSON" in caplog.text
     damaged.unlink()
     text = (tmp_path / "before" / "README.md").read_text(encoding="utf-8")
     assert "None: no evaluation has been run" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,28 +11,38 @@ import yaml
 
 from vlltr_index.recognition.exported.card import licence_id, plain, write_card
 from vlltr_index.schemas.config import FusionConfig
-from vlltr_index.schemas.exported import ExportedClass, ExportedConfig
+from vlltr_index.schemas.exported import ExportedConfig
+from vlltr_index.schemas.model import ModelRecord
 
 NASTY = "<script>alert(1)</script> | **bold** `code` [link](http://x)\n# Heading"
 
 
-def config(*names: str, **values: Any) -> ExportedConfig:
+def config(classes: int, **values: Any) -> ExportedConfig:
     """A small model's description."""
+    record = ModelRecord(
+        commit=3,
+        first_commit=3,
+        encoder="e",
+        head="h",
+        parts=(),
+        index=None,
+        text_fp="0" * 16,
+        image_fp="1" * 16,
+        selection_id="s",
+        fusion=FusionConfig(),
+        merged={},
+    )
     facts: dict[str, Any] = {
         "program_version": "0.1.0",
-        "commit": 3,
         "created_at": "2026-01-01T00:00:00Z",
         "recipe": "glyphs_lt/fast",
         "protocol": "ours",
         "encoder": "vlltr-tiny",
-        "text_fp": "0" * 16,
-        "image_fp": "1" * 16,
         "dim": 8,
-        "selection_id": "s",
-        "fusion": FusionConfig(),
-        "classes": tuple(ExportedClass(class_id=i, name=name) for i, name in enumerate(names)),
+        "classes": classes,
         "anchors": 2,
         "sentences": 3,
+        "model": record,
     }
     return ExportedConfig(**(facts | values))
 
@@ -42,16 +53,18 @@ def sentences(*pairs: tuple[str, str | None]) -> pa.Table:
     return pa.table({"source": sources, "licence": pa.array(licences, pa.string())})
 
 
-def card(folder: Path, *args: Any) -> tuple[dict[str, Any], str]:
+def card(
+    folder: Path, names: Sequence[str], sentences: pa.Table, **values: Any
+) -> tuple[dict[str, Any], str]:
     """Front matter and body."""
-    write_card(folder, *args)
+    write_card(folder, config(len(names), **values), names, sentences=sentences, results=None)
     _, front, body = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
     return yaml.safe_load(front), body
 
 
 def test_text_stays_text(tmp_path: Path) -> None:
     """Neither HTML nor Markdown nor the end of a table's cell comes through, from names, sources and licences."""
-    front, body = card(tmp_path, config(NASTY, "tench"), sentences((NASTY, NASTY), ("x", None)), None)
+    front, body = card(tmp_path, [NASTY, "tench"], sentences((NASTY, NASTY), ("x", None)))
     assert "<script" not in body
     assert "\n# Heading" not in body
     assert "**bold**" not in body
@@ -66,7 +79,7 @@ def test_text_stays_text(tmp_path: Path) -> None:
 def test_what_the_card_says(tmp_path: Path) -> None:
     """Tags, licence, data set, use, the missing level, no results, and the licences' table."""
     table = sentences(("Wikipedia", "CC BY-SA 4.0"), ("Wikipedia", "CC BY-SA 4.0"), ("mine", None))
-    front, body = card(tmp_path, config("tench", "crane"), table, None)
+    front, body = card(tmp_path, ["tench", "crane"], table)
     assert front["license"] == "other"
     assert front["license_name"] == "see-data-licences"
     assert "datasets" not in front  # the recipe says nothing about whose pictures were ingested
@@ -81,13 +94,13 @@ def test_what_the_card_says(tmp_path: Path) -> None:
         "tench, crane.",
     ):
         assert part in body
-    told = config("tench", rejects=True, recipe="ours")
-    front, body = card(tmp_path, told, sentences(("Wikipedia", "CC BY-SA 4.0")), None)
+    told = sentences(("Wikipedia", "CC BY-SA 4.0"))
+    front, body = card(tmp_path, ["tench"], told, rejects=True, recipe="ours")
     assert front["license"] == "cc-by-sa-4.0"
     assert "reject=True" in body
     assert "1 class that" in body
-    many = config(*(f"class {i}" for i in range(60)))
-    assert "and 10 more: see `config.json`." in card(tmp_path, many, sentences(("s", "MIT")), None)[1]
+    many = [f"class {i}" for i in range(60)]
+    assert "and 10 more: see `parts/classes.arrow`." in card(tmp_path, many, sentences(("s", "MIT")))[1]
 
 
 def test_the_hubs_name_of_a_licence() -> None:

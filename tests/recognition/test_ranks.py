@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.support.commands import run
-from tests.support.exports import edit_json, edit_tensors
+from tests.support.exports import edit_rows, edit_tensors
 from vlltr_index.errors import MissingStepError, PretrainedError, UnknownClassError, UsageError
 from vlltr_index.heads.checkpoint import load_head, save_head
 from vlltr_index.heads.tree import HeldOutAnswers
@@ -229,9 +229,8 @@ def test_damaged_trees_and_answers(tree: Workspace, tmp_path: Path) -> None:
     """A circle in an exported tree, and held-out answers of no class or more than certain, are refused."""
     folder, head = tmp_path / "model", "head/head.safetensors"
     Recognizer.open(tree).export(folder)
-    circle = [{"name": "a", "parent": "b"}, {"name": "b", "parent": "a"}]
-    edit_json(folder, "config.json", lambda v: v.update(taxonomy=circle))
-    with pytest.raises(PretrainedError, match=r"config\.json cannot be used: 'b' would lie below itself"):
+    edit_rows(folder, "parts/taxonomy.arrow", lambda rows: rows[0].update(parent=rows[0]["name"]))
+    with pytest.raises(PretrainedError, match=r"taxonomy\.arrow cannot be used: '.*' would lie below itself"):
         Recognizer.from_pretrained(folder)
     edit_tensors(folder, head, lambda t: t["held_out.probabilities"].fill_(2))
     with pytest.raises(PretrainedError, match=r"held_out\.probabilities must lie between 0 and 1"):

@@ -27,7 +27,7 @@ from vlltr_index.recognition.model import Model
 from vlltr_index.recognition.state import ModelState
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.options import PredictOptions
-from vlltr_index.store.parts import TABLES, Change
+from vlltr_index.store.parts import TABLES, Change, table_rows
 from vlltr_index.store.snapshot import Snapshot
 from vlltr_index.store.workspace import Workspace
 
@@ -45,14 +45,15 @@ def workspace(world: World, tmp_path: Path) -> Workspace:
 
 def tables_alone(workspace: Workspace) -> Snapshot:
     """The newest commit, read from its tables."""
-    return Snapshot(workspace.store, workspace.history.last(), workspace.objects, workspace.recipe)
+    commit = workspace.history.last()
+    return Snapshot(workspace.store, commit, workspace.objects, workspace.recipe, table_rows)
 
 
 def check_same(workspace: Workspace) -> None:
     """What the parts say is, bit for bit, what the tables say."""
     again = Workspace.open(workspace.path)
     snapshot = again.snapshot()
-    assert snapshot.parts is not None
+    assert snapshot.commit.parts
     mine, theirs = ModelState(snapshot).anchors, ModelState(tables_alone(workspace)).anchors
     assert (mine.sentence_ids, mine.selection_id) == (theirs.sentence_ids, theirs.selection_id)
     for name in ("vectors", "offsets", "class_ids", "losses"):
@@ -67,8 +68,7 @@ def check_same(workspace: Workspace) -> None:
     assert vars(snapshot.class_table())["names"] == tables_alone(workspace).class_table().names
     answers, plain = Model.open(snapshot), Model.open(tables_alone(workspace))
     assert answers.taxonomy == plain.taxonomy
-    told = answers.open_texts()
-    assert told == {key: plain.open_texts()[key] for key in mine.sentence_ids}
+    assert answers.state.texts == plain.state.texts
     (commit,) = (check for check in check_workspace(workspace.path) if check.name == "commit")
     assert commit.state == "ok"
     assert "say what it answers" in commit.value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vlltr_index.classes import add_class, merge_classes
+from vlltr_index.data.writing import digest_folder
 from vlltr_index.recognition.exported.reading import SUMS
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.fingerprint import digest_file
@@ -83,6 +85,17 @@ def share(workspace: Workspace, folder: Path, pictures: Path) -> Shared:
 
 def sign(folder: Path) -> None:
     """Write the digests of what is in the folder now, as somebody who means harm would."""
+    with suppress(ValueError, KeyError, TypeError, RecursionError):  # where config.json itself is spoiled
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config["model"]["encoder"] = digest_folder(folder / "encoder")
+        config["model"]["head"] = digest_folder(folder / "head")
+        config["model"]["parts"][0]["digest"] = digest_folder(folder / "parts")
+        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    sign_as_named(folder)
+
+
+def sign_as_named(folder: Path) -> None:
+    """Write the digests of the files, and leave those of the objects as config.json has them."""
     files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     lines = [f"{digest_file(folder / name)}  {name}\n" for name in files if name != SUMS]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
@@ -105,10 +118,23 @@ def edit_tensors(folder: Path, name: str, change: Callable[[dict[str, Tensor]], 
 
 
 def edit_rows(folder: Path, name: str, change: Callable[[list[dict[str, Any]]], None]) -> None:
-    """Change the rows of a Parquet file, and sign."""
-    table = pq.read_table(folder / name)
+    """Change the rows of a Parquet or Arrow file, whose columns stay, and sign."""
+    path = folder / name
+    table = pq.read_table(path) if path.suffix == ".parquet" else pa.ipc.open_file(path).read_all()
     rows = table.to_pylist()
     change(rows)
-    loose = pa.schema([pa.field(f.name, f.type) for f in table.schema])
-    pq.write_table(pa.Table.from_pylist(rows, schema=loose), folder / name)
+    loose = pa.schema([field.with_nullable(True) for field in table.schema])
+    columns = pa.Table.from_pylist(rows, schema=loose).columns
+    strict = pa.Table.from_arrays(columns, schema=table.schema)
+    if path.suffix == ".parquet":
+        pq.write_table(strict.cast(loose), path)
+    else:
+        write_arrow(path, strict)
     sign(folder)
+
+
+def write_arrow(path: Path, rows: pa.Table, **options: Any) -> None:
+    """Write an Arrow file."""
+    how = pa.ipc.IpcWriteOptions(**options)
+    with path.open("wb") as file, pa.ipc.new_file(file, rows.schema, options=how) as writer:
+        writer.write_table(rows)

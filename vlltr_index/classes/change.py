@@ -152,7 +152,6 @@ def change(
         raise UsageError("the recognizer is not of this workspace", "Open it: Recognizer.open(workspace)")
     with workspace.transaction(command, dry_run=options.dry_run) as tx:
         before = _model(workspace.snapshot(tx.commit.id or None), options.recognizer)
-        assert before.state is not None
         state = None
         select = tx.commit.info.select or workspace.recipe.select
         held = held_images(tx)

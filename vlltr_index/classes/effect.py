@@ -93,7 +93,6 @@ def measure(before: Model, after: Model, touched: set[int]) -> Effect:
 
 def _load(model: Model) -> _Validation:
     """Read the validation images of a model's commit, and compute their text logits."""
-    assert model.state is not None
     snapshot = model.state.snapshot
     most = max(_FEWEST, min(_MOST, _SCORES // len(model.class_ids)))
     # Ordered by ids, which are hashes, so that the first ones are a random sample.

@@ -10,7 +10,7 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -158,11 +158,15 @@ def sync_all(paths: Sequence[Path]) -> None:
 
 def digest_folder(folder: Path) -> str:
     """Compute the SHA-256 of the relative path and the bytes of every file, sorted by path, without hidden files."""
-    whole = hashlib.sha256()
     found = (p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
-    files = {p.relative_to(folder).as_posix(): p for p in found}
-    for name in sorted(files):
-        whole.update(f"{name}\0{digest_file(files[name])}\0".encode())
+    return digest_files({p.relative_to(folder).as_posix(): digest_file(p) for p in found})
+
+
+def digest_files(digests: Mapping[str, str]) -> str:
+    """Compute what `digest_folder` does of a folder whose files, by relative path, have these digests."""
+    whole = hashlib.sha256()
+    for name in sorted(digests):
+        whole.update(f"{name}\0{digests[name]}\0".encode())
     return whole.hexdigest()
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -32,7 +31,7 @@ from vlltr_index.store.tables import one_of, quote
 from vlltr_index.tensors import class_positions, unit_rows
 
 if TYPE_CHECKING:
-    from vlltr_index.store.snapshot import Snapshot
+    from vlltr_index.store.snapshot import Snapshot, Source
     from vlltr_index.store.workspace import Workspace
 
 _SENTENCES_AT_ONCE = 100_000
@@ -41,21 +40,22 @@ _NO_THUMBNAIL = bytes(THUMBNAIL**2)
 _FEW = 1000  # images that are looked up by a condition instead of a scan
 
 
-def open_encoder(snapshot: Snapshot, check: bool = True) -> Encoder:
-    """Open the encoder that a commit names: its checkpoint, or the recipe's weights where stage 1 has not run.
+def open_encoder(source: Source, check: bool = True, device: str | torch.device | None = None) -> Encoder:
+    """Open the encoder that a model's record names: its checkpoint, or the recipe's weights where stage 1 has not run.
 
-    Without `check`, weights that have changed since the commit are accepted.
+    Without `check`, weights that have changed since the commit are accepted. Default of `device`: a GPU if there is
+    one.
 
     Raises:
         MissingStepError: The encoder starts from scratch and stage 1 has not run.
         FingerprintMismatch: The weights are not the ones that computed the commit's vectors.
     """
-    commit = snapshot.commit
-    config = snapshot.recipe.encoder
-    if commit.checkpoint:
-        folder = snapshot.objects.path("checkpoints", commit.checkpoint)
+    record = source.record
+    config = record.encoder
+    if isinstance(config, str):
+        folder = source.objects.path("checkpoints", config)
         try:
-            encoder = Encoder.open(folder)
+            encoder = Encoder.open(folder, device=device)
         except EncoderError as error:
             raise EncoderError(
                 error.message,
@@ -63,7 +63,7 @@ def open_encoder(snapshot: Snapshot, check: bool = True) -> Encoder:
                 "(or vlltr import release, if it came from there)",
             ) from None
     elif config.pretrained:
-        encoder = recipe_encoder(config)
+        encoder = recipe_encoder(config, device)
     else:
         raise MissingStepError(
             f"the encoder {config.model} has no weights yet: the recipe starts it from scratch",
@@ -72,8 +72,8 @@ def open_encoder(snapshot: Snapshot, check: bool = True) -> Encoder:
     if not check:
         return encoder
     towers = [
-        ("images", commit.image_fp, encoder.image_fp),
-        ("sentences", commit.text_fp, encoder.text_fp),
+        ("images", record.image_fp, encoder.image_fp),
+        ("sentences", record.text_fp, encoder.text_fp),
     ]
     for what, expected, found in towers:
         if expected not in (None, found):
@@ -85,10 +85,10 @@ def open_encoder(snapshot: Snapshot, check: bool = True) -> Encoder:
     return encoder
 
 
-def recipe_encoder(config: EncoderConfig) -> Encoder:
+def recipe_encoder(config: EncoderConfig, device: str | torch.device | None = None) -> Encoder:
     """Load the pretrained encoder that a recipe names."""
     how = config.model_dump(include={"image_size", "resize", "precision"})
-    return Encoder.load(config.model, config.pretrained, **how)
+    return Encoder.load(config.model, config.pretrained, device=device, **how)
 
 
 def usable_images(snapshot: Snapshot, split: str, columns: list[str]) -> pa.Table:
@@ -264,14 +264,6 @@ def sentence_means(snapshot: Snapshot, class_ids: Tensor) -> Tensor:
         sums.index_add_(0, at[part], unit_rows(vectors))
     counts = torch.bincount(at[at >= 0], minlength=len(class_ids))
     return sums / counts.clamp(min=1)[:, None]
-
-
-def anchor_losses(snapshot: Snapshot, sentence_ids: Sequence[str]) -> Tensor:
-    """Read L_lin of sentences, float32 [A]; 0 where it is unknown: for imported ones, and classes without images."""
-    scores = snapshot.table("sentence_scores", ["sentence_id", "loss"])
-    at = pc.index_in(pa.array(sentence_ids, pa.string()), value_set=scores["sentence_id"].combine_chunks())
-    losses = pc.fill_null(scores["loss"].take(at), 0.0).to_numpy()
-    return torch.from_numpy(losses.astype("float32"))
 
 
 def run_folder(workspace: Workspace, key: str = "") -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
@@ -19,6 +18,7 @@ from vlltr_index.encoders.openclip import Tokenizer, Tokens, WordTokenizer
 from vlltr_index.encoders.weights import Precision, revision, weights_digest
 from vlltr_index.errors import EncoderError, InputError
 from vlltr_index.schemas.fingerprint import digest_json, short
+from vlltr_index.schemas.manifests import EncoderManifest, SavedEncoder
 from vlltr_index.tensors import choose_device, float32_by
 
 _TOKENS_A_BATCH = 16_384
@@ -180,10 +180,8 @@ class Encoder:
         folder.mkdir(parents=True, exist_ok=True)
         state = {n: v.detach().cpu().contiguous().clone() for n, v in self.model.state_dict().items()}
         save_file(state, str(folder / "model.safetensors"))
-        facts = {"format": 1, "name": self.name, "precision": self.precision, "config": self._config}
-        (folder / "encoder.json").write_text(
-            json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8"
-        )
+        facts = EncoderManifest(name=self.name, precision=self.precision, config=SavedEncoder(**self._config))
+        facts.save(folder / "encoder.json")
         self.tokenizer.save(folder)
 
     def copy(self) -> Encoder:

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vlltr_index.errors import EncoderError, MissingPackageError, VlltrError
+from vlltr_index.schemas.manifests import EncoderManifest
 
 OPENAI_MARKS = frozenset({"input_resolution", "context_length", "vocab_size"})
 """Entries that only OpenAI's own CLIP files have beside the weights."""
@@ -44,7 +45,6 @@ _SHIPS = (
 )
 _SAVED_FILE = "encoder.json"
 _CONFIG_FILE = "open_clip_config.json"
-_FORMAT = 1
 _WEIGHT_FILES = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
@@ -222,7 +222,7 @@ def check_source(model: str, pretrained: str | None, image_size: int | None = No
     """
     folder = _find_folder(model, pretrained)
     if folder is not None:
-        set_image_size(_describe(folder)["config"], image_size)
+        set_image_size(_describe(folder)[0], image_size)
     elif model.partition(":")[0] != "hf-hub":
         set_image_size(find_config(model), image_size)
         if pretrained:
@@ -339,24 +339,25 @@ def _tag_or_file(model: str, pretrained: str) -> Config:
     return tag
 
 
-def _describe(folder: Path) -> dict[str, Any]:
-    """Read a folder's description of its encoder: `config`, and if `Encoder.save` wrote it, `name` and `precision`."""
+def _describe(folder: Path) -> tuple[Config, EncoderManifest | None]:
+    """Read a folder's configuration of its encoder, and what else `Encoder.save` wrote, if it did."""
+    if (folder / _SAVED_FILE).is_file():
+        try:
+            saved = EncoderManifest.load(folder / _SAVED_FILE)
+        except (OSError, ValueError) as error:
+            raise EncoderError(
+                f"what describes the encoder {folder} cannot be read: {error}",
+                "Bring the file back from a backup, or update this program: pip install -U vlltr-index",
+            ) from None
+        _check_packages(str(folder), saved.config.model_cfg)
+        return saved.config.model_dump(), saved
     try:
-        if (folder / _SAVED_FILE).is_file():
-            facts = read_json(folder / _SAVED_FILE, dict)
-            if facts["format"] != _FORMAT:
-                raise EncoderError(
-                    f"{folder / _SAVED_FILE} has format {facts['format']!r}, this program reads {_FORMAT}",
-                    "Run: pip install -U vlltr-index",
-                )
-            _check_packages(str(folder), facts["config"]["model_cfg"])
-            return facts
         if (folder / _CONFIG_FILE).is_file():
             facts = read_json(folder / _CONFIG_FILE, dict)
             cfg = facts["model_cfg"]
             pre = preprocessing(facts.get("preprocess_cfg") or {})
             _check_packages(str(folder), cfg)
-            return {"config": {"model_cfg": cfg, "preprocess_cfg": pre, "tokenizer": "open_clip"}}
+            return {"model_cfg": cfg, "preprocess_cfg": pre, "tokenizer": "open_clip"}, None
     except (KeyError, TypeError, AttributeError) as error:
         raise EncoderError(f"what describes the encoder {folder} is damaged: {error!r}") from error
     raise EncoderError(
@@ -367,9 +368,8 @@ def _describe(folder: Path) -> dict[str, Any]:
 
 def _from_folder(folder: Path, name: str | None = None) -> Source:
     """Read a folder that `Encoder.save` wrote, or one in open_clip's layout with a configuration and weights."""
-    facts = _describe(folder)
-    config = facts["config"]
-    called = facts.get("name") or name or folder.name
+    config, saved = _describe(folder)
+    called = saved.name if saved is not None else name or folder.name
     found = next((folder / name for name in _WEIGHT_FILES if (folder / name).is_file()), None)
     if found is None:
         raise EncoderError(
@@ -381,10 +381,13 @@ def _from_folder(folder: Path, name: str | None = None) -> Source:
         state=read_weights(found),
         where=str(found),
         folder=folder,
-        precision=facts.get("precision", "fp32"),
+        precision="fp32" if saved is None else saved.precision,
     )
-    saved = "format" in facts
-    return source if saved else _settle(source, bool(config["model_cfg"].get("quick_gelu")), _CONFIG_FILE)
+    return (
+        source
+        if saved is not None
+        else _settle(source, bool(config["model_cfg"].get("quick_gelu")), _CONFIG_FILE)
+    )
 
 
 def _from_hub(repository: str) -> Source:

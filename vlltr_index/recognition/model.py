@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlltr_index.anchors.index import AnchorIndex, FaissIndex, TorchIndex, WithDelta
+from vlltr_index.anchors.index import AnchorIndex, WithDelta
 from vlltr_index.anchors.retrieval import AnchorClasses, retrieve
 from vlltr_index.data.decoding import UNREADABLE, ImageSource, image_label
 from vlltr_index.embedding.pixels import ReadAhead, Reader, image_features, in_batches, pool_crops
@@ -36,13 +36,11 @@ from vlltr_index.store.class_table import ClassTable
 from vlltr_index.tensors import check_matrix, choose_device, class_positions
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from numpy.typing import NDArray
 
     from vlltr_index.embedding.pixels import NamedImage, PixelBatch
     from vlltr_index.encoders.encoder import Encoder
     from vlltr_index.heads.tree import ClassTree
-    from vlltr_index.recognition.state import Texts
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.taxonomy import Taxonomy
 
@@ -75,28 +73,16 @@ class Model(Scorer):
     """One immutable model: scores features, predicts images, explains; encoder, index and texts load on first use.
 
     Attributes:
-        commit: The number of the workspace's commit.
-        first_commit: The commit that first held this state, which differs from `commit` after a rollback.
+        state: What it was made of.
         classes: Names and aliases.
         taxonomy: The tree above the classes; empty if there is none.
-        open_encoder: Returns the encoder, in eval mode.
-        open_index: Returns an index over anchors, which may have changed since; None: all classes are scored.
-        open_texts: Returns texts by sentence id, those of the anchors at least.
-        class_images: Returns ids, URIs and unit vectors [N, D] of a class's training images; None in an export.
         device: Device that images are scored on, usually the encoder's; scores are moved to the CPU.
-        state: What it was made of; None for an exported folder.
     """
 
-    commit: int
-    first_commit: int
+    state: ModelState
     classes: ClassTable
-    open_encoder: Callable[[], Encoder]
-    open_index: Callable[[], FaissIndex | TorchIndex | None]
-    open_texts: Callable[[], Texts]
-    taxonomy: Taxonomy = field(default_factory=dict)
-    class_images: Callable[[int], tuple[pa.Table, Tensor]] | None = None
+    taxonomy: Taxonomy
     device: torch.device = _CPU
-    state: ModelState | None = None
 
     @classmethod
     def of(cls, state: ModelState) -> Model:
@@ -107,23 +93,16 @@ class Model(Scorer):
             WorkspaceError: If the head's files are damaged.
             FingerprintMismatch: If the head was trained on another encoder's vectors.
         """
-        commit = state.snapshot.commit
         return cls(
             anchors=state.anchors,
             saved=state.head,
             stats=state.class_stats,
             fusion=state.fusion,
-            merged=commit.info.merged,
-            commit=commit.id,
-            first_commit=commit.state,
-            classes=state.snapshot.class_table(),
-            taxonomy=state.taxonomy,
-            open_encoder=lambda: state.encoder,
-            open_index=lambda: state.index,
-            open_texts=lambda: state.texts,
-            class_images=state.class_images,
-            device=choose_device(),
+            merged=state.record.merged,
             state=state,
+            classes=state.classes,
+            taxonomy=state.taxonomy,
+            device=choose_device(state.device),
         )
 
     @classmethod
@@ -134,9 +113,19 @@ class Model(Scorer):
     # What it is made of.
 
     @property
+    def commit(self) -> int:
+        """The number of the workspace's commit."""
+        return self.state.record.commit
+
+    @property
+    def first_commit(self) -> int:
+        """The commit that first held this state, which differs from `commit` after a rollback."""
+        return self.state.record.first_commit
+
+    @property
     def encoder(self) -> Encoder:
         """The encoder, loaded on first use."""
-        return self.open_encoder()
+        return self.state.encoder
 
     @property
     def names(self) -> dict[int, str]:
@@ -179,7 +168,7 @@ class Model(Scorer):
     @cached_property
     def _index(self) -> AnchorIndex | None:
         """The index with later changes as an exact delta; None if there is none, or some class has no anchor."""
-        base = self.open_index()
+        base = self.state.index
         if base is None or self.bank.num_classes < len(self.class_ids):
             return None
         keys = self.anchors.keys
@@ -412,7 +401,7 @@ class Model(Scorer):
     @cached_property
     def explainer(self) -> Explainer:
         """The sentences behind the text scores."""
-        return Explainer(self.saved.head, self.anchors, self.open_texts, self.names)
+        return Explainer(self.saved.head, self.anchors, lambda: self.state.texts, self.names)
 
     def explain(self, image: ImageSource, name: str, crops: int = 1) -> ClassScore:
         """Explain an image's score of one class, as `Recognizer.explain`."""
@@ -471,10 +460,7 @@ class Model(Scorer):
             UsageError: If this is an exported folder, which has no training images.
             MissingStepError: If one of them has no vector.
         """
-        if self.class_images is None:
-            what = "an exported folder has no training images to show as neighbours"
-            raise UsageError(what, "Ask the workspace that it came from, or leave neighbours out.")
-        return nearest(feature, *self.class_images(class_id), count=count)
+        return nearest(feature, *self.state.class_images(class_id), count=count)
 
 
 def named(images: Iterable[ImageSource]) -> Iterator[NamedImage]:

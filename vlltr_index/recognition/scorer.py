@@ -44,7 +44,7 @@ class Scorer:
         anchors: The anchors.
         saved: The trained head.
         stats: Statistics of the classes' images.
-        fusion: The rule; `ours` only for a head with parts, see `usable_rule`.
+        fusion: The rule; `ours` only for a head with parts, see `ModelState.fusion`.
         merged: Id of each merged class, to the class it was merged into, which has its visual row now.
     """
 

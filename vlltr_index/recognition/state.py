@@ -1,8 +1,8 @@
-"""What one commit answers with: encoder, anchors, head, statistics, index and texts, each opened once."""
+"""What a commit or an exported folder answers with: encoder, anchors, head, statistics, index, each opened once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING
@@ -14,29 +14,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlltr_index.anchors.index import FaissIndex, TorchIndex, load_index
-from vlltr_index.embedding.loading import (
-    anchor_losses,
-    image_vectors_of,
-    numbers,
-    open_encoder,
-    text_vectors_of,
-)
-from vlltr_index.errors import FingerprintMismatch, MissingStepError, WorkspaceError
+from vlltr_index.embedding.loading import image_vectors_of, numbers, open_encoder
+from vlltr_index.errors import FingerprintMismatch, MissingStepError, UsageError
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.checkpoint import SavedHead, load_head
-from vlltr_index.store.tables import one_of
-from vlltr_index.store.taxonomy import load_taxonomy
+from vlltr_index.store.class_table import ClassTable
+from vlltr_index.store.snapshot import Snapshot
+from vlltr_index.store.taxonomy import taxonomy_of
 
 if TYPE_CHECKING:
     from vlltr_index.encoders.encoder import Encoder
     from vlltr_index.schemas.config import FusionConfig
-    from vlltr_index.store.snapshot import Snapshot
+    from vlltr_index.schemas.model import ModelRecord
+    from vlltr_index.store.snapshot import Source
     from vlltr_index.store.taxonomy import Taxonomy
 
 TEXT_COLUMNS = ("sentence_id", "text", "source", "source_ref", "licence")
 
 _CLASSES = 32  # whose training vectors are kept
-_FEW = 1000  # up to so many sentences a SQL condition is quicker than a scan
 
 Texts = Mapping[str, tuple[str, str, str | None, str | None]]
 """Sentence id to text, source, its reference there, and licence."""
@@ -88,23 +83,34 @@ class ClassStats:
 
 
 class ModelState:
-    """What one commit answers with; each part is opened when it is first used, and kept.
+    """What one commit or exported folder answers with; each part is opened when it is first used, and kept.
 
     Args:
-        snapshot: The commit, or a transaction that will become one.
+        source: The commit, a transaction that will become one, or an exported folder.
         before: The state of another commit of the same workspace; what has not changed since is taken from it.
+        device: Device of the encoder; None: a GPU if there is one.
+
+    Attributes:
+        source: See above.
+        record: What it is made of.
+        device: See above.
     """
 
-    def __init__(self, snapshot: Snapshot, before: ModelState | None = None) -> None:
-        self.snapshot = snapshot
-        self._known: Anchors | None = None
+    def __init__(
+        self,
+        source: Source,
+        before: ModelState | None = None,
+        device: str | torch.device | None = None,
+    ) -> None:
+        self.source = source
+        self.record = source.record
+        self.device = device
         # Not over a bound method: states that refer to themselves stay in memory for long.
-        self._class_images = lru_cache(_CLASSES)(partial(_read_class_images, snapshot))
+        self._class_images = lru_cache(_CLASSES)(partial(_read_class_images, source))
         if before is not None:
-            if before.snapshot.commit.text_fp == snapshot.commit.text_fp:
-                self._known = before.__dict__.get("anchors")
             for name, facts in _FACTS.items():
-                if name in before.__dict__ and facts(before.snapshot) == facts(snapshot):
+                known = facts(self.record)
+                if name in before.__dict__ and known is not None and facts(before.record) == known:
                     self.__dict__[name] = before.__dict__[name]
 
     def committed(self, snapshot: Snapshot) -> ModelState:
@@ -121,10 +127,19 @@ class ModelState:
             state.__dict__["class_stats"] = there["class_stats"]
         return state
 
+    @property
+    def snapshot(self) -> Snapshot:
+        """The commit or transaction.
+
+        Raises:
+            UsageError: This is an exported folder, which has no images.
+        """
+        return _snapshot(self.source)
+
     @cached_property
     def encoder(self) -> Encoder:
         """The encoder in eval mode; errors as for `open_encoder`."""
-        return open_encoder(self.snapshot)
+        return open_encoder(self.source, device=self.device)
 
     @cached_property
     def head(self) -> SavedHead:
@@ -135,12 +150,12 @@ class ModelState:
             WorkspaceError: Its files are damaged.
             FingerprintMismatch: It was trained on another encoder's vectors.
         """
-        commit = self.snapshot.commit
-        if not commit.head:
+        record = self.record
+        if not record.head:
             raise MissingStepError("no head has been trained yet", "Run: vlltr train lgr")
-        saved = load_head(self.snapshot.objects.whole("heads", commit.head))
+        saved = load_head(self.source.objects.whole("heads", record.head))
         mine = (saved.text_fp, saved.image_fp)
-        theirs = (commit.text_fp, commit.image_fp)
+        theirs = (record.text_fp, record.image_fp)
         if mine != theirs:
             raise FingerprintMismatch(
                 f"the head was trained on vectors of the towers {mine}, the workspace's are of {theirs}",
@@ -155,53 +170,26 @@ class ModelState:
         Raises:
             MissingStepError: No anchors have been selected, or their vectors are missing.
         """
-        known = self._known
-        self._known = None
-        commit = self.snapshot.commit
-        if not commit.text_fp or not commit.selection_id:
+        selection_id = self.record.selection_id
+        if not self.record.text_fp or not selection_id:
             raise MissingStepError("no anchor sentences have been selected yet", "Run: vlltr select")
-        if self.snapshot.parts is not None:
-            return _anchors_of_parts(
-                self.snapshot.parts("anchors"), self.snapshot.parts("ranks"), commit.selection_id
-            )
-        rows = self.snapshot.table("anchors").sort_by([("class_id", "ascending"), ("rank", "ascending")])
-        ids: list[str] = rows["sentence_id"].to_pylist()
-        return Anchors.of(
-            rows, self._vectors(ids, known), anchor_losses(self.snapshot, ids), commit.selection_id
-        )
-
-    def _vectors(self, sentence_ids: list[str], known: Anchors | None) -> Tensor:
-        """Read the vectors of sentences, float [A, D], but for those of `known` anchors."""
-        row_of = {} if known is None else {s: n for n, s in enumerate(known.sentence_ids)}
-        wanted = [s for s in sentence_ids if s not in row_of]
-        read = self._read_vectors(wanted)
-        if known is None:
-            return read
-        at = torch.tensor([row_of.get(s, -1) for s in sentence_ids], dtype=torch.int64)
-        vectors = known.bank.vectors.new_empty(len(at), known.bank.dim)
-        vectors[at >= 0] = known.bank.vectors[at[at >= 0]]
-        vectors[at < 0] = read
-        return vectors
-
-    def _read_vectors(self, sentence_ids: list[str]) -> Tensor:
-        where = one_of("sentence_id", sentence_ids) if len(sentence_ids) <= _FEW else None
-        rows = self.snapshot.table("sentences", ["sentence_id", "text_hash"], where)
-        return text_vectors_of(self.snapshot, hashes_of(rows, sentence_ids))
+        return _anchors_of(self.source.rows("anchors"), self.source.rows("ranks"), selection_id)
 
     @cached_property
     def class_stats(self) -> ClassStats:
         """The units of the classes' images, and the sums of their mean vectors; errors as for `head`."""
-        rows = self.snapshot.answering("class_stats")
-        rows = rows.filter(pc.equal(rows["image_fp"], self.snapshot.commit.image_fp or "")).sort_by(
-            "class_id"
-        )
+        rows = self.source.rows("class_stats")
+        rows = rows.filter(pc.equal(rows["image_fp"], self.record.image_fp or "")).sort_by("class_id")
         sums = torch.from_numpy(pc.list_flatten(rows["sum"]).to_numpy().copy()).view(-1, self.head.head.dim)
         return ClassStats(numbers(rows, "class_id"), numbers(rows, "images"), sums)
 
     @property
     def fusion(self) -> FusionConfig:
-        """The rule, the commit's or the recipe's; see `usable_rule`."""
-        return usable_rule(self.snapshot.commit.fusion or self.snapshot.recipe.fusion, self.head)
+        """The rule, but `paper` instead of `ours` for a head that was trained without the latter's parts."""
+        fusion = self.record.fusion
+        if fusion.rule == "ours" and self.head.parts is None:
+            return fusion.model_copy(update={"rule": "paper"})
+        return fusion
 
     @cached_property
     def index(self) -> FaissIndex | TorchIndex | None:
@@ -210,64 +198,64 @@ class ModelState:
         Raises:
             WorkspaceError: Its files are damaged.
         """
-        own = self.snapshot.commit.own_index
-        return None if own is None else load_index(self.snapshot.objects.whole("index", own.digest))
+        own = self.record.index
+        return None if own is None else load_index(self.source.objects.whole("index", own.digest))
 
     @cached_property
     def texts(self) -> Texts:
-        """Texts by sentence id, those of the anchors at least."""
-        parts = self.snapshot.parts
-        return texts_of(self.snapshot.table("sentences", TEXT_COLUMNS) if parts is None else parts("anchors"))
+        """Texts of the anchors by sentence id."""
+        return texts_of(self.source.rows("anchors"))
+
+    @cached_property
+    def classes(self) -> ClassTable:
+        """The classes by id, name and alias."""
+        return ClassTable.from_arrow(self.source.rows("classes"))
 
     @cached_property
     def taxonomy(self) -> Taxonomy:
         """The tree above the classes; empty if there is none."""
-        return load_taxonomy(self.snapshot)
+        return taxonomy_of(self.source.rows("taxonomy"), self.classes)
 
     def class_images(self, class_id: int) -> tuple[pa.Table, Tensor]:
         """Return ids and URIs of a class's usable training images, and their unit vectors [N, D].
 
         Raises:
+            UsageError: This is an exported folder, which has no images.
             MissingStepError: One of them has no vector.
         """
         return self._class_images(class_id)
 
 
-_FACTS: Mapping[str, Callable[[Snapshot], object]] = {
-    "encoder": lambda s: (s.commit.checkpoint, s.commit.text_fp, s.commit.image_fp, s.recipe.encoder),
-    "head": lambda s: (s.commit.head, s.commit.text_fp, s.commit.image_fp),
-    "index": lambda s: s.commit.own_index,
+def _of_parts(record: ModelRecord, *beside: object) -> tuple[object, ...] | None:
+    """Return what rows depend on; None where they are made of tables, which may have changed."""
+    return (record.parts, *beside) if record.parts else None
+
+
+_FACTS: Mapping[str, Callable[[ModelRecord], object]] = {
+    "encoder": lambda r: (r.encoder, r.text_fp, r.image_fp),
+    "head": lambda r: (r.head, r.text_fp, r.image_fp),
+    "index": lambda r: (r.index,),
+    "anchors": lambda r: _of_parts(r, r.selection_id),
+    "class_stats": lambda r: _of_parts(r, r.image_fp, r.head),
+    "texts": _of_parts,
+    "classes": _of_parts,
+    "taxonomy": _of_parts,
 }
-"""What each part depends on that is taken over where it has not changed."""
+"""What each part depends on that is taken over where it has not changed; None: it is always read anew."""
 
 
-def _read_class_images(snapshot: Snapshot, class_id: int) -> tuple[pa.Table, Tensor]:
+def _snapshot(source: Source) -> Snapshot:
+    if isinstance(source, Snapshot):
+        return source
+    what = "an exported folder has no training images to show as neighbours"
+    raise UsageError(what, "Ask the workspace that it came from, or leave neighbours out.")
+
+
+def _read_class_images(source: Source, class_id: int) -> tuple[pa.Table, Tensor]:
+    snapshot = _snapshot(source)
     where = f"split = 'train' AND class_id = {class_id} AND problem IS NULL"
     rows = snapshot.table("images", ["image_id", "uri"], where).sort_by("image_id")
     return rows, F.normalize(image_vectors_of(snapshot, rows["image_id"].to_pylist()), dim=1)
-
-
-def usable_rule(fusion: FusionConfig, saved: SavedHead) -> FusionConfig:
-    """Return a fusion rule, but `paper` instead of `ours` for a head that was trained without the latter's parts."""
-    if fusion.rule == "ours" and saved.parts is None:
-        return fusion.model_copy(update={"rule": "paper"})
-    return fusion
-
-
-def hashes_of(sentences: pa.Table, wanted: Sequence[str]) -> list[str]:
-    """Return the text hashes of the sentences with the given ids, from rows of the table `sentences`.
-
-    Raises:
-        WorkspaceError: There is no sentence with one of the ids.
-    """
-    hash_of = dict(zip(sentences["sentence_id"].to_pylist(), sentences["text_hash"].to_pylist(), strict=True))
-    strange = set(wanted) - hash_of.keys()
-    if strange:
-        raise WorkspaceError(
-            f"the table 'anchors' names the sentence {min(strange)!r}, which the table 'sentences' has not",
-            "See what is damaged: vlltr doctor; or select again: vlltr select",
-        )
-    return [hash_of[key] for key in wanted]
 
 
 def texts_of(rows: pa.Table) -> Texts:
@@ -276,8 +264,8 @@ def texts_of(rows: pa.Table) -> Texts:
     return dict(zip(ids, zip(*columns, strict=True), strict=True))
 
 
-def _anchors_of_parts(anchors: pa.Table, ranks: pa.Table, selection_id: str) -> Anchors:
-    """Make the anchors from the parts `anchors` and `ranks` of a commit, see `store.parts`."""
+def _anchors_of(anchors: pa.Table, ranks: pa.Table, selection_id: str) -> Anchors:
+    """Make the anchors of the rows `anchors` and `ranks`, see `store.parts`."""
     at = pc.index_in(ranks["anchor_key"].combine_chunks(), value_set=anchors["anchor_key"].combine_chunks())
     rows = anchors.select(["anchor_key", "class_id", "sentence_id"]).take(at)
     for name in ("rank", "loss"):
@@ -289,7 +277,7 @@ def _anchors_of_parts(anchors: pa.Table, ranks: pa.Table, selection_id: str) -> 
     place[numbers(rows, "row")] = torch.arange(len(rows))
     vectors = torch.empty(len(rows), anchors.schema.field("vector").type.list_size)
     for chunk in anchors["vector"].chunks:
-        stored = torch.from_numpy(chunk.flatten().to_numpy().copy()).view(len(chunk), -1)
+        stored = torch.from_numpy(chunk.flatten().to_numpy().copy()).view(len(chunk), vectors.shape[1])
         vectors[place[start : start + len(chunk)]] = stored
         start += len(chunk)
     losses = pc.fill_null(rows["loss"], 0.0).to_numpy().astype("float32")

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from safetensors import SafetensorError
 
@@ -37,6 +37,16 @@ def _in_words(place: Path) -> Iterator[None]:
         raise WorkspaceError(
             f"{place} cannot be read: {reason(error)}", "Mend its permissions, or look at the disk."
         ) from error
+
+
+class Kept(Protocol):
+    """Objects that can be opened; `Objects` says what each call returns and raises."""
+
+    def path(self, kind: Kind, digest: str) -> Path:
+        """Return the folder of an object."""
+
+    def whole(self, kind: Kind, digest: str) -> Path:
+        """Return the folder of an object whose files are those that were written."""
 
 
 class Objects:

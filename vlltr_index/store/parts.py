@@ -7,23 +7,34 @@ database, and the digests show whether the files are unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ConfigDict, Field
 
 from vlltr_index.data.text import sentence_id, text_hash
 from vlltr_index.errors import MissingStepError, WorkspaceError
-from vlltr_index.schemas.tables import KEYS, sentence_vectors_name
-from vlltr_index.store.snapshot import Part, Snapshot
+from vlltr_index.schemas.manifests import Manifest
+from vlltr_index.schemas.model import Part
+from vlltr_index.schemas.tables import (
+    ANCHORS,
+    CLASSES,
+    KEYS,
+    SENTENCE_SCORES,
+    SENTENCES,
+    TAXONOMY,
+    class_stats,
+    sentence_vectors_name,
+)
 from vlltr_index.store.tables import one_of
+from vlltr_index.store.transaction import Transaction
 
 if TYPE_CHECKING:
-    from vlltr_index.store.transaction import Transaction
+    from vlltr_index.store.snapshot import Snapshot
 
 TABLES = {
     "classes": "class_id",
@@ -34,6 +45,22 @@ TABLES = {
 }
 """The tables of a part and their keys. The first three are the workspace's. `anchors` has the columns of an anchor that
 never change, with its vector and text; `ranks` has its rank and loss, which new images change for all anchors."""
+
+
+def part_schemas(dim: int) -> dict[str, pa.Schema]:
+    """Return the schemas of `TABLES`; vectors have the width `dim`."""
+    sentence = [SENTENCES.field(name) for name in _TEXT]
+    vector = pa.field("vector", pa.list_(pa.float32(), dim), nullable=False)
+    return {
+        "classes": CLASSES,
+        "taxonomy": TAXONOMY,
+        "class_stats": class_stats(dim),
+        "anchors": pa.schema([*(ANCHORS.field(name) for name in _ANCHOR), *sentence, vector]),
+        "ranks": pa.schema(
+            [ANCHORS.field("anchor_key"), ANCHORS.field("rank"), SENTENCE_SCORES.field("loss")]
+        ),
+    }
+
 
 _LINKS = (
     ("anchors", "ranks", "anchor_key"),
@@ -55,7 +82,7 @@ _SELECT = f"{_DOCTOR}; or select again: vlltr select"
 _BACK = "Bring the table's folder below lance/ back from a backup."
 
 
-class PartFacts(BaseModel):
+class PartManifest(Manifest):
     """Content of the file `part.json`.
 
     Attributes:
@@ -70,7 +97,7 @@ class PartFacts(BaseModel):
     format: Literal[1] = 1
     rows: dict[str, int]
     whole: tuple[str, ...] = ()
-    gone: dict[str, list[int | str]] = {}
+    gone: dict[str, list[int | str]] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,21 +137,38 @@ class PartReader:
         self._whole = whole
         self._read: dict[str, dict[str, Change]] = {}
 
-    def rows(self, parts: Sequence[Part], name: str) -> pa.Table:
-        """Return the rows of one of `TABLES` as these parts, oldest first, have them.
+    def rows(self, snapshot: Snapshot, name: str) -> pa.Table:
+        """Return the rows of one of `TABLES` that answers of a snapshot rest on.
+
+        Of a commit they are its parts', or, if it has none, made of its tables; of a transaction they are those that
+        its commit would have by now.
+
+        Raises:
+            MissingStepError: If a part is gone, or an anchor has no vector.
+            WorkspaceError: If a part is damaged, or rows do not refer to each other.
+        """
+        parts = snapshot.commit.parts
+        before = self.change(parts, name) if parts else None
+        if isinstance(snapshot, Transaction):
+            change = _change_of(snapshot, name, before)
+            return change.rows if before is None else change.after(before, TABLES[name]).rows
+        return table_rows(snapshot, name) if before is None else before.rows
+
+    def change(self, parts: Sequence[Part], name: str) -> Change:
+        """Merge what some parts, oldest first, hold of one of `TABLES`.
 
         Raises:
             MissingStepError: If one of the parts is gone.
             WorkspaceError: If one is damaged.
         """
-        return self.together(parts)[name].rows
+        *older, newest = (self._changes(part.digest)[name] for part in parts)
+        for part in reversed(older):  # newest first, so that the large base is merged only once
+            newest = newest.after(part, TABLES[name])
+        return newest
 
     def together(self, parts: Sequence[Part]) -> dict[str, Change]:
-        """Merge some parts, oldest first, into one change for each table; errors as for `rows`."""
-        *older, newest = (self._changes(part.digest) for part in parts)
-        for part in reversed(older):  # newest first, so that the large base is merged only once
-            newest = {name: newest[name].after(part[name], key) for name, key in TABLES.items()}
-        return newest
+        """Merge some parts, oldest first, into one change for each table; errors as for `change`."""
+        return {name: self.change(parts, name) for name in TABLES} if parts else {}
 
     def _changes(self, digest: str) -> dict[str, Change]:
         found = self._read.get(digest)
@@ -137,7 +181,7 @@ class PartReader:
 
 def _read_part(folder: Path) -> dict[str, Change]:
     try:
-        facts = PartFacts.model_validate_json((folder / "part.json").read_bytes())
+        facts = PartManifest.load(folder / "part.json")
         found = {}
         for name, key in TABLES.items():
             rows = pa.ipc.open_file(pa.memory_map(str(folder / f"{name}.arrow"))).read_all()
@@ -145,9 +189,22 @@ def _read_part(folder: Path) -> dict[str, Change]:
                 raise ValueError(f"{name}.arrow has {rows.num_rows} rows, part.json says {facts.rows[name]}")
             gone = pa.array(facts.gone.get(name, []), rows.schema.field(key).type)
             found[name] = Change(rows, gone, name in facts.whole)
-    except (OSError, KeyError, ValueError, ValidationError, pa.ArrowException) as error:
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise WorkspaceError(f"{folder} cannot be read as a part: {error}", _DOCTOR) from None
     return found
+
+
+def write_whole(tables: Mapping[str, pa.Table], dim: int, folder: Path) -> int:
+    """Write a part that holds all of `TABLES` whole into an empty folder; return its size, see `Part`.
+
+    Raises:
+        WorkspaceError: If rows do not refer to each other, or are not finite.
+    """
+    schemas = part_schemas(dim)
+    changes = {name: _change(tables[name].cast(schemas[name]), name, None) for name in TABLES}
+    _check_links({name: change.rows for name, change in changes.items()})
+    _write_part(changes, folder)
+    return _size(changes)
 
 
 def _write_part(changes: dict[str, Change], folder: Path) -> None:
@@ -155,12 +212,12 @@ def _write_part(changes: dict[str, Change], folder: Path) -> None:
         place = folder / f"{name}.arrow"
         with place.open("wb") as file, pa.ipc.new_file(file, change.rows.schema) as writer:
             writer.write_table(change.rows, max_chunksize=_ROWS)
-    facts = PartFacts(
+    facts = PartManifest(
         rows={name: change.rows.num_rows for name, change in changes.items()},
         whole=tuple(name for name, change in changes.items() if change.whole),
         gone={name: sorted(change.gone.to_pylist()) for name, change in changes.items() if len(change.gone)},
     )
-    (folder / "part.json").write_text(facts.model_dump_json() + "\n", encoding="utf-8")
+    facts.save(folder / "part.json")
 
 
 def next_parts(
@@ -190,9 +247,9 @@ def next_parts(
             return old
         except WorkspaceError:
             old = ()
-    before = reader.together(old) if old else {}
+    before = reader.together(old)
     try:
-        changes = _changes(tx, before)
+        changes = {name: _change_of(tx, name, before.get(name)) for name in TABLES}
     except MissingStepError:  # vectors are missing until the next `vlltr embed`
         return ()
     after = {
@@ -219,32 +276,36 @@ def _size(changes: dict[str, Change]) -> int:
     return sum(change.rows.nbytes + change.gone.nbytes for change in changes.values())
 
 
-def _changes(tx: Transaction, before: dict[str, Change]) -> dict[str, Change]:
-    """Return what a command changed, by table; all rows if there were no parts, or any row may have changed."""
-    found = {
-        name: Change(change.rows.slice(0, 0), change.gone.slice(0, 0)) for name, change in before.items()
-    }
-    for name in (name for name in _COPIED if not before or name in tx.touched):
-        keys = tx.touched[name] if before else None
+def _change_of(tx: Transaction, name: str, before: Change | None) -> Change:
+    """Return what a command changed in one of `TABLES`; all rows if there were no parts, or any may have changed."""
+    if name in _COPIED:
+        if before is None:
+            return _change(tx.table(name), name, None)
+        if name not in tx.touched:
+            return _unchanged(before)
+        keys = tx.touched[name]
         if keys and name in _EDITED:
-            _check_edited(tx, name, before[name].rows, keys)
-        found[name] = _change(_some(tx, name, KEYS[name], keys), name, keys)
-    told_anew = not before or tx.state.text_fp != tx.commit.text_fp
-    if told_anew or not tx.touched.keys().isdisjoint(_SOURCES):
-        rows = tx.table("anchors", [*_ANCHOR, "rank"])
-        moved = tx.touched.get("anchors", set()) if before else None
-        retold = None if told_anew else _anchors_of(rows, tx.touched.get("sentences", set()))
+            _check_edited(tx, name, before.rows, keys)
+        return _change(_some(tx, name, KEYS[name], keys), name, keys)
+    anew = before is None or (name == "anchors" and tx.state.text_fp != tx.commit.text_fp)
+    if before is not None and not anew and tx.touched.keys().isdisjoint(_SOURCES):
+        return _unchanged(before)
+    rows = tx.table("anchors", [*_ANCHOR, "rank"])
+    moved = None if before is None else tx.touched.get("anchors", set())
+    if name == "ranks":
         weighed = _anchors_of(rows, tx.touched.get("sentence_scores", set()))
-        told = None
-        ranked = None
-        if moved is not None and retold is not None:
-            told = retold | _came_or_went(_among(rows, "anchor_key", moved), before["anchors"].rows, moved)
-        if moved is not None and weighed is not None:
-            ranked = moved | weighed
-        anchors = _anchor_rows(tx, _among(rows, "anchor_key", told), tx.state.text_fp or "")
-        found["anchors"] = _change(anchors, "anchors", told)
-        found["ranks"] = _change(_rank_rows(tx, _among(rows, "anchor_key", ranked)), "ranks", ranked)
-    return found
+        ranked = None if moved is None or weighed is None else moved | weighed
+        return _change(_rank_rows(tx, _among(rows, "anchor_key", ranked)), name, ranked)
+    retold = None if anew else _anchors_of(rows, tx.touched.get("sentences", set()))
+    told = None
+    if before is not None and moved is not None and retold is not None:
+        told = retold | _came_or_went(_among(rows, "anchor_key", moved), before.rows, moved)
+    anchors = _anchor_rows(tx, _among(rows, "anchor_key", told), tx.state.text_fp or "")
+    return _change(anchors, name, told)
+
+
+def _unchanged(before: Change) -> Change:
+    return Change(before.rows.slice(0, 0), before.gone.slice(0, 0))
 
 
 def _came_or_went(now: pa.Table, before: pa.Table, keys: set[int]) -> set[int]:
@@ -336,7 +397,9 @@ def _anchor_rows(snapshot: Snapshot, anchors: pa.Table, text_fp: str) -> pa.Tabl
         rows = rows.append_column(sentences.schema.field(name), sentences[name])
     table = sentence_vectors_name(text_fp)
     vectors = snapshot.store.vectors(table, "text_hash", hashes)
-    dim = vectors.shape[1] or snapshot.store.schema(table).field("vector").type.list_size
+    dim = vectors.shape[1]
+    if not dim and snapshot.store.exists(table):
+        dim = snapshot.store.schema(table).field("vector").type.list_size
     flat = pa.array(vectors.contiguous().view(-1).numpy())
     return rows.append_column("vector", pa.FixedSizeListArray.from_arrays(flat, dim))
 
@@ -350,13 +413,28 @@ def _rank_rows(snapshot: Snapshot, anchors: pa.Table) -> pa.Table:
     return anchors.select(["anchor_key", "rank"]).append_column("loss", scores["loss"].take(at))
 
 
+def table_rows(snapshot: Snapshot, name: str) -> pa.Table:
+    """Make the rows of one of `TABLES` of the tables of a commit, whatever its parts say.
+
+    Raises:
+        MissingStepError: If an anchor has no vector.
+        WorkspaceError: If one has no sentence, or its sentence is not the one that was written.
+    """
+    if name in _COPIED:
+        return snapshot.table(name)
+    rows = snapshot.table("anchors", [*_ANCHOR, "rank"])
+    if name == "ranks":
+        return _rank_rows(snapshot, rows)
+    return _anchor_rows(snapshot, rows, snapshot.commit.text_fp or "")
+
+
 def _check_edited(tx: Transaction, name: str, before: pa.Table, keys: set[Any]) -> None:
     """Check that rows that a command changed were, before it, those of the parts: it may have copied values.
 
     Raises:
         WorkspaceError: If they were not.
     """
-    was = _some(Snapshot(tx.store, tx.commit, tx.objects, tx.recipe), name, KEYS[name], keys)
+    was = _some(tx.before, name, KEYS[name], keys)
     if (key := _differs(was, _among(before, KEYS[name], keys), KEYS[name])) is not None:
         raise WorkspaceError(_other(name, key, tx.commit.id), f"{_DOCTOR}. {_BACK}")
 
@@ -392,6 +470,15 @@ def _check_counts(tx: Transaction, after: dict[str, Change]) -> None:
                 f"table {table!r} has {count:,} rows; with what this command wrote it should have {part.num_rows:,}",
                 f"{_DOCTOR}. {_BACK}",
             )
+    _check_links(rows)
+
+
+def _check_links(rows: Mapping[str, pa.Table]) -> None:
+    """Check that keys of the tables of a part refer to each other.
+
+    Raises:
+        WorkspaceError: If one does not.
+    """
     for one, other, key in _LINKS:
         known = pc.is_in(rows[one][key], value_set=rows[other][key].combine_chunks())
         if not _all(known):
@@ -405,14 +492,7 @@ def differences(snapshot: Snapshot) -> Iterator[str]:
     Raises:
         WorkspaceError: If a table or a part is damaged.
     """
-    if snapshot.parts is None:
-        return
-    for name, key in TABLES.items():
-        rows = snapshot.table("anchors" if name == "ranks" else name)
-        if name == "anchors":
-            rows = _anchor_rows(snapshot, rows, snapshot.commit.text_fp or "")
-        elif name == "ranks":
-            rows = _rank_rows(snapshot, rows)
-        found = _differs(rows, snapshot.parts(name), key)
+    for name, key in TABLES.items() if snapshot.commit.parts else ():
+        found = _differs(table_rows(snapshot, name), snapshot.rows(name), key)
         if found is not None:
             yield _other(name, found, snapshot.commit.id)

@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from vlltr_index.errors import UsageError, WorkspaceError
 from vlltr_index.schemas.config import FORMAT, AugmentConfig, FusionConfig, SelectConfig
 from vlltr_index.schemas.fingerprint import digest_json
-from vlltr_index.schemas.records import IndexKind
+from vlltr_index.schemas.model import Count, Fingerprint, Index, ModelRecord, Part, Record
 from vlltr_index.schemas.tables import CLASS_STATS, COMMITTED, KEYS, class_stats
 from vlltr_index.store.class_table import ClassTable
 from vlltr_index.store.storage import Storage
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from vlltr_index.schemas.config import Recipe
-    from vlltr_index.store.objects import Objects
+    from vlltr_index.store.objects import Kept, Objects
     from vlltr_index.store.tables import Store
 
 _log = logging.getLogger(__name__)
@@ -36,44 +36,23 @@ NEWEST = f"{_FOLDER}/newest"
 _ANEW = "make a new workspace: vlltr init DIR"
 
 _Version = Annotated[int, Field(ge=1, lt=2**63)]
-_Fingerprint = Annotated[str, Field(pattern="^[A-Za-z0-9_.-]+$")]  # part of a table's name
-_Count = Annotated[int, Field(ge=0, lt=2**53)]  # exact in every reader of JSON
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
-
-
-class Index(_Record):
-    """Index over the anchors: its digest, kind, and the text tower whose vectors it holds."""
-
-    digest: str = Field(min_length=1)
-    kind: IndexKind | None = None
-    text_fp: str | None = None
-
-
-class Tuned(_Record):
+class Tuned(Record):
     """Checkpoint whose visual tower stage 2 tuned, and the one it started from (None: the recipe's weights)."""
 
     checkpoint: str
     start: str | None
 
 
-class CrossValidated(_Record):
+class CrossValidated(Record):
     """Models of an outer cross-validation: their object below `heads/`, and the head whose accuracy they estimate."""
 
     digest: str
     head: str
 
 
-class Part(_Record):
-    """Object below `parts/`, with rows that answers are computed from: its digest and size."""
-
-    digest: str = Field(pattern="^[0-9a-f]{64}$")
-    bytes: _Count
-
-
-class Info(_Record):
+class Info(Record):
     """Facts that commands note for later commands; each commit copies them to the next.
 
     Attributes:
@@ -107,15 +86,15 @@ class Info(_Record):
     recipe: str | None = None
     protocol: str | None = None
     tuned: Tuned | None = None
-    merged: dict[_Count, _Count] = {}
-    groupings: dict[str, str] = {}
-    next: dict[str, _Count] = {}
+    merged: dict[Count, Count] = Field(default_factory=dict)
+    groupings: dict[str, str] = Field(default_factory=dict)
+    next: dict[str, Count] = Field(default_factory=dict)
     baseline_fc: str | None = None
-    baselines: dict[str, str] = {}
+    baselines: dict[str, str] = Field(default_factory=dict)
     folds: CrossValidated | None = None
 
 
-class State(_Record):
+class State(Record):
     """Content of a commit beside its tables; a rollback restores it.
 
     Attributes:
@@ -131,8 +110,8 @@ class State(_Record):
         info: Small facts that are copied from commit to commit.
     """
 
-    text_fp: _Fingerprint | None = None
-    image_fp: _Fingerprint | None = None
+    text_fp: Fingerprint | None = None
+    image_fp: Fingerprint | None = None
     checkpoint: str | None = None
     head: str | None = None
     fusion: FusionConfig | None = None
@@ -164,7 +143,7 @@ class Commit(State):
     created_at: str
     program_version: str
     tables: dict[str, _Version]
-    checksums: dict[str, _Count] = {}
+    checksums: dict[str, Count] = Field(default_factory=dict)
     state_of: int | None = None
 
     @property
@@ -419,8 +398,6 @@ class Snapshot:
         commit: The commit; `NOTHING` where nothing has been committed.
         objects: The files that commits name.
         recipe: The workspace's; what the commit says of itself wins over it.
-        parts: Gives the rows of one of `parts.TABLES` as the commit's parts have them, each part checked before it is
-            read; None: answers are read from the tables, unchecked.
     """
 
     def __init__(
@@ -429,13 +406,13 @@ class Snapshot:
         commit: Commit,
         objects: Objects,
         recipe: Recipe,
-        parts: Callable[[str], pa.Table] | None = None,
+        reader: RowsOf,
     ) -> None:
         self.store = store
         self.commit = commit
         self.objects = objects
         self.recipe = recipe
-        self.parts = parts if commit.parts else None
+        self._reader = reader
         self._classes: ClassTable | None = None
         self._checksums = dict(commit.checksums)
 
@@ -519,5 +496,48 @@ class Snapshot:
         return self._classes
 
     def answering(self, name: str) -> pa.Table:
-        """Return the rows of `classes`, `taxonomy` or `class_stats` that answers use: the parts', else the table's."""
-        return self.table(name) if self.parts is None else self.parts(name)
+        """Return the rows of `classes`, `taxonomy` or `class_stats` that answers rest on."""
+        return self.rows(name)
+
+    # What a model is opened from.
+
+    def rows(self, name: str) -> pa.Table:
+        """Return the rows of one of `parts.TABLES` that answers rest on, see `PartReader.rows`."""
+        return self._reader(self, name)
+
+    @property
+    def record(self) -> ModelRecord:
+        """What the commit's model is made of."""
+        commit = self.commit
+        return ModelRecord(
+            commit=commit.id,
+            first_commit=commit.state,
+            encoder=commit.checkpoint or self.recipe.encoder,
+            head=commit.head,
+            parts=commit.parts,
+            index=commit.own_index,
+            text_fp=commit.text_fp,
+            image_fp=commit.image_fp,
+            selection_id=commit.selection_id,
+            fusion=commit.fusion or self.recipe.fusion,
+            merged=commit.info.merged,
+        )
+
+
+RowsOf = Callable[[Snapshot, str], "pa.Table"]
+"""Gives the rows of one of `parts.TABLES` that answers of a snapshot rest on."""
+
+
+class Source(Protocol):
+    """What a model is opened from: a snapshot, or an exported folder; nothing is written to it."""
+
+    @property
+    def record(self) -> ModelRecord:
+        """What the model is made of."""
+
+    @property
+    def objects(self) -> Kept:
+        """The objects that the record names."""
+
+    def rows(self, name: str) -> pa.Table:
+        """Return the rows of one of `parts.TABLES`."""

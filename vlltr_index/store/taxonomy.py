@@ -23,16 +23,15 @@ Taxonomy = Mapping[str, Taxon]
 
 def load_taxonomy(snapshot: Snapshot) -> Taxonomy:
     """Read the tree of a commit; empty if there is none."""
-    rows = snapshot.answering("taxonomy").to_pylist()
-    return taxonomy_of((Taxon(**row) for row in rows), snapshot.class_table()) if rows else {}
+    return taxonomy_of(snapshot.answering("taxonomy"), snapshot.class_table())
 
 
-def taxonomy_of(taxa: Iterable[Taxon], classes: ClassTable) -> Taxonomy:
-    """Build the tree of some nodes; a node named like a class, or like its alias, gets the class's name.
+def taxonomy_of(table: pa.Table, classes: ClassTable) -> Taxonomy:
+    """Build the tree of rows of the table `taxonomy`; a node named like a class, or like its alias, gets its name.
 
     Names are compared without regard to case and blanks.
     """
-    rows = {taxon.name: taxon for taxon in taxa}
+    rows = {taxon.name: taxon for taxon in (Taxon(**row) for row in table.to_pylist())}
     nodes = {t.parent: Taxon(t.parent, None) for t in rows.values() if t.parent is not None} | rows
     spelled = {folded(name): name for name in nodes}
     shown = dict[str, str]()

@@ -20,7 +20,9 @@ from vlltr_index.version import VERSION
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.config import Recipe
+    from vlltr_index.schemas.model import ModelRecord
     from vlltr_index.store.objects import Objects
+    from vlltr_index.store.snapshot import RowsOf
     from vlltr_index.store.tables import Store
 
 _NUMBERED = frozenset({"classes", "anchors"})  # tables whose key is a number that is never reused
@@ -134,9 +136,10 @@ class Transaction(Snapshot):
         *,
         objects: Objects,
         recipe: Recipe,
+        reader: RowsOf,
         number: int | None = None,
     ) -> None:
-        super().__init__(store, base, objects, recipe)
+        super().__init__(store, base, objects, recipe, reader)
         self.command = command
         self.result_commit = base
         self._history = history
@@ -149,6 +152,20 @@ class Transaction(Snapshot):
         self._known: dict[str, set[Any]] = {}
         self._following: dict[int, int] | None = None  # class -> the next sentence's position
         self._state_of: int | None = None
+
+    @property
+    def record(self) -> ModelRecord:
+        """What the model of the commit before is made of, but with the rows of now, which no part holds yet."""
+        return super().record.model_copy(update={"parts": ()})
+
+    @property
+    def before(self) -> Snapshot:
+        """The commit that this one starts from."""
+        return Snapshot(self.store, self.commit, self.objects, self.recipe, self._reader)
+
+    def answering(self, name: str) -> pa.Table:
+        """Return the rows of a table as the command has left them so far."""
+        return self.table(name)
 
     def has(self, name: str) -> bool:
         """Say whether the table exists now."""

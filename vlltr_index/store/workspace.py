@@ -195,8 +195,7 @@ class Workspace:
         from vlltr_index.store.snapshot import Snapshot
 
         commit = self.history.last() if at is None else self.history.read(at)
-        parts = partial(self.parts.rows, commit.parts)
-        return Snapshot(self.store, commit, self.objects, self.recipe, parts)
+        return Snapshot(self.store, commit, self.objects, self.recipe, self.parts.rows)
 
     def table(self, name: str, at: int | None = None, columns: Sequence[str] | None = None) -> pa.Table:
         """Read a table as Arrow, as of the newest commit or `at`; for pandas `.to_pandas()`, for polars `from_arrow`.
@@ -263,6 +262,7 @@ class Workspace:
                 last,
                 objects=self.objects,
                 recipe=self.recipe,
+                reader=self.parts.rows,
                 number=number,
             )
             try:

@@ -51,7 +51,7 @@ class State:
         means = F.normalize(visual.double(), dim=1)
         stats = ClassStats(ids, torch.full((classes,), IMAGES_EACH), IMAGES_EACH * means)
         anchors = Anchors(bank, rows, [], "one")
-        self.model = Model(anchors, saved, stats, FusionConfig(), {}, 0, 0, *[None] * 4)  # type: ignore[arg-type] # it only scores
+        self.model = Model(anchors, saved, stats, FusionConfig(), {}, *[None] * 3)  # type: ignore[arg-type] # it only scores
         self.images = torch.from_numpy(inputs["images"])
         self.keys = rows
         self.facts: dict[str, Any] = {}

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import html
-import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import AliasPath, Field
+
 from vlltr_index.errors import WorkspaceError
-from vlltr_index.recognition.exported.reading import CARD
+from vlltr_index.recognition.exported.checks import CARD
 from vlltr_index.schemas.exported import LIBRARY
+from vlltr_index.schemas.manifests import Manifest
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -75,32 +77,38 @@ def save_card(folder: Path, template: str, data: CardData, sentences: pa.Table, 
 
 
 def write_card(
-    folder: Path, config: ExportedConfig, sentences: pa.Table, results: Mapping[str, Any] | None
+    folder: Path,
+    config: ExportedConfig,
+    names: Sequence[str],
+    *,
+    sentences: pa.Table,
+    results: Results | None,
 ) -> None:
     """Write `README.md` for an exported model.
 
     Args:
         folder: The exported folder.
         config: Its configuration.
+        names: The classes' names.
         sentences: All exported sentences, with `source` and `licence`.
         results: The evaluation to quote, from `newest_results`; None: the card says that there is none.
     """
     from huggingface_hub import EvalResult, ModelCardData
 
-    found = {} if results is None else results["rows"]["vl-ltr"]["top1"]
+    found = {} if results is None else results.top1
     top1 = {name: found[name] for name in _BINS if name in found}
     measured = [
         EvalResult(
             task_type="image-classification",
             dataset_type="own",
             dataset_name="own images",
-            dataset_split=results["split"],
+            dataset_split=results.split,
             metric_type="accuracy",
             metric_name=f"top-1, {name}",
-            metric_value=round(value["value"], 4),
+            metric_value=round(share.value, 4),
         )
-        for name, value in top1.items()
-        if results is not None and results["same"]
+        for name, share in top1.items()
+        if results is not None and results.same
     ]
     licence = licence_id(sentences["licence"].unique().to_pylist())
     data = ModelCardData(
@@ -112,37 +120,64 @@ def write_card(
         model_name=f"vlltr-index {config.recipe}" if measured else None,
         eval_results=measured or None,
     )
-    save_card(
-        folder, "model_card.md", data, sentences, config=config, results=results, top1=top1, shown=_SHOWN
-    )
+    facts = {"config": config, "names": names, "results": results, "top1": top1, "shown": _SHOWN}
+    save_card(folder, "model_card.md", data, sentences, **facts)
 
 
-def newest_results(workspace: Workspace, commit: Commit) -> dict[str, Any] | None:
+class Share(Manifest):
+    """A share of images, with its 95 % interval and the number of images."""
+
+    value: float
+    low: float
+    high: float
+    images: int
+
+
+class Results(Manifest):
+    """The part of an evaluation's report that a card quotes.
+
+    Attributes:
+        top1: Top-1 accuracy of the method by bin.
+        same: Whether the exported commit predicts as the evaluated one does.
+    """
+
+    commit: int
+    split: str
+    crops: int
+    images: int
+    classes: int
+    convention: str
+    retrieval: str
+    rule: str
+    top1: dict[str, Share] = Field(min_length=1, validation_alias=AliasPath("rows", "vl-ltr", "top1"))
+    same: bool = False
+
+
+def newest_results(workspace: Workspace, commit: Commit) -> Results | None:
     """Return the newest plain evaluation of `commit` or an earlier one, of training images only if there is no other.
 
-    It is a report that `vlltr evaluate` wrote to `reports/`, with the key `same`: whether the evaluated commit predicts
-    as `commit` does, with the same towers, head, anchors, class statistics and rule.
+    It is a report that `vlltr evaluate` wrote to `reports/`. `same` says whether the evaluated commit predicts as
+    `commit` does, with the same towers, head, anchors, class statistics and rule.
     """
     found = []
     for name in workspace.storage.names("reports"):
         if fnmatch(name, "evaluate-*[0-9].json"):
             try:
-                facts = json.loads(workspace.storage.read(f"reports/{name}"))
-                if facts["crops"] == 1 and facts["commit"] <= commit.id and facts["rows"]["vl-ltr"]["top1"]:
-                    found.append(facts)
-            except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
-                _log.warning("reports/%s is left out of the model card: %r", name, error)
+                results = Results.parse(workspace.storage.read(f"reports/{name}"), name)
+            except (ValueError, OSError) as error:
+                _log.warning("reports/%s is left out of the model card: %s", name, error)
+            else:
+                if results.crops == 1 and results.commit <= commit.id:
+                    found.append(results)
     if not found:
         return None
-    best: dict[str, Any] = max(
-        found, key=lambda facts: (facts["split"] != "train", facts["commit"], facts["split"] == "test")
-    )
-    same = best["commit"] in (commit.id, commit.state)
-    if not same and best["commit"] in workspace.history.ids():
+    best = max(found, key=lambda one: (one.split != "train", one.commit, one.split == "test"))
+    same = best.commit in (commit.id, commit.state)
+    if not same and best.commit in workspace.history.ids():
         try:
-            other = workspace.history.read(best["commit"])
+            other = workspace.history.read(best.commit)
         except WorkspaceError:  # the evaluated commit's file is damaged
-            return best | {"same": False}
+            return best
         same = all(getattr(other, name) == getattr(commit, name) for name in _SAME)
         same = same and all(other.tables.get(name) == commit.tables.get(name) for name in _TABLES)
-    return best | {"same": same}
+    return best.model_copy(update={"same": same})

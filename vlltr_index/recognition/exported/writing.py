@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,18 +16,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 
-from vlltr_index.anchors.index import save_index
 from vlltr_index.data.decoding import image_bytes
 from vlltr_index.data.text import sentence_id, text_hash
+from vlltr_index.data.writing import digest_folder
 from vlltr_index.errors import MissingStepError, PretrainedError, WorkspaceError, reason
 from vlltr_index.heads.checkpoint import save_head
 from vlltr_index.recognition.exported.card import licence_id, newest_results, save_card, write_card
+from vlltr_index.recognition.exported.checks import CARD, FOLDERS, OPTIONAL, SENTENCES
 from vlltr_index.recognition.exported.place import bring_back, new_folder, take_place
 from vlltr_index.recognition.exported.reading import (
-    CARD,
-    OPTIONAL,
     SUMS,
     check_repository,
     read_config,
@@ -36,17 +35,11 @@ from vlltr_index.recognition.exported.reading import (
 )
 from vlltr_index.recognition.model import Model
 from vlltr_index.recognition.state import TEXT_COLUMNS, Anchors, ModelState, texts_of
-from vlltr_index.schemas.exported import (
-    LIBRARY,
-    ExportedClass,
-    ExportedConfig,
-    ExportedTaxon,
-    anchors_schema,
-    sentences_schema,
-)
+from vlltr_index.schemas.exported import LIBRARY, ExportedConfig, anchors_schema, sentences_schema
 from vlltr_index.schemas.fingerprint import digest_file
+from vlltr_index.schemas.model import ModelRecord, Part
+from vlltr_index.store.parts import TABLES, write_whole
 from vlltr_index.store.tables import one_of, quote
-from vlltr_index.store.taxonomy import load_taxonomy
 from vlltr_index.version import VERSION
 from vlltr_index.wording import preview
 
@@ -89,7 +82,7 @@ def export_model(
     force: bool = False,
     with_index: bool = False,
 ) -> ExportReport:
-    """Write the folder that `Recognizer.from_pretrained` reads: encoder, head, anchors, sentences, card and digests.
+    """Write the folder that `Recognizer.from_pretrained` reads: encoder, head, part, sentences, card and digests.
 
     The folder appears whole or not at all. The same commit gives the same bytes. No image goes into it.
 
@@ -112,24 +105,15 @@ def export_model(
         commit = snapshot.commit
         _check_movable(model.encoder)
         sentences = _sentence_rows(snapshot, model.anchors)
-        anchors = _anchor_rows(sentences, model.anchors)
-        config = _config(snapshot, model, sentences.num_rows)
-        model.encoder.save(new / "encoder")
-        (new / "head").mkdir()
-        save_head(model.saved, new / "head")
-        _save_stats(model, new / "class_stats.safetensors")
-        pq.write_table(anchors, new / "anchors.parquet")
-        pq.write_table(sentences, new / "sentences.parquet")
-        index = model.open_index() if with_index else None
-        if index is not None:
-            (new / "index").mkdir()
-            save_index(index, new / "index")
-        text = json.dumps(config.model_dump(mode="json"), indent=1, ensure_ascii=False, sort_keys=True)
-        (new / "config.json").write_text(text + "\n", encoding="utf-8")
-        write_card(new, config, sentences, newest_results(workspace, commit))
+        pq.write_table(sentences, new / SENTENCES)
+        record = _write_objects(snapshot, model, new, with_index)
+        config = _config(snapshot, model, sentences.num_rows, record)
+        config.save(new / "config.json")
+        names = [model.names[i] for i in snapshot.class_table().ids]
+        write_card(new, config, names, sentences=sentences, results=newest_results(workspace, commit))
     without = sentences["licence"].null_count
     unsaid = f"Sentences that state no licence: {without:,}. See whether you may share them."
-    rows = {"classes": len(config.classes), "anchors": config.anchors, "sentences": config.sentences}
+    rows = {"classes": config.classes, "anchors": config.anchors, "sentences": config.sentences}
     notes = (unsaid,) if without else ()
     return ExportReport(str(target), commit.id, rows, _folder_size(target), notes=notes)
 
@@ -169,7 +153,7 @@ def push_model(
         done = api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
-            commit_message=commit_message or f"Upload commit {config.commit} of recipe {config.recipe}",
+            commit_message=commit_message or f"Upload commit {config.model.commit} of recipe {config.recipe}",
             allow_patterns=[SUMS, *files],
             delete_patterns=list(OPTIONAL),  # leftovers of an earlier push; uploaded files are not deleted
         )
@@ -277,7 +261,7 @@ def _check_sentences(snapshot: Snapshot, rows: pa.Table) -> None:
     """
     columns = ["sentence_id", "class_id", *TEXT_COLUMNS[1:]]
     keys, owners, texts, *beside = rows.select(columns).to_pydict().values()
-    known = {} if snapshot.parts is None else texts_of(snapshot.parts("anchors"))
+    known = texts_of(snapshot.rows("anchors")) if snapshot.commit.parts else {}
     for key, class_id, text, *facts in zip(keys, owners, texts, *beside, strict=True):
         if sentence_id(class_id, text_hash(text)) != key or known.get(key, (text, *facts)) != (text, *facts):
             raise WorkspaceError(
@@ -303,45 +287,57 @@ def _anchor_rows(sentences: pa.Table, anchors: Anchors) -> pa.Table:
     return rows.append_column("vector", vectors).select(schema.names).cast(schema)
 
 
-def _save_stats(model: Model, path: Path) -> None:
-    """Save the statistics of the classes' images, if there is a generative model."""
-    if model.saved.parts is not None:
-        stats = model.stats
-        tensors = {"class_ids": stats.class_ids, "counts": stats.counts, "sums": stats.sums}
-        save_file({name: value.contiguous() for name, value in tensors.items()}, path)
+def _write_objects(snapshot: Snapshot, model: Model, folder: Path, with_index: bool) -> ModelRecord:
+    """Write encoder, head and a whole part, and the index if it is wanted; return the record that names them."""
+    record = snapshot.record
+    model.encoder.save(folder / FOLDERS["checkpoints"])
+    (folder / FOLDERS["heads"]).mkdir()
+    save_head(model.saved, folder / FOLDERS["heads"])
+    part = folder / FOLDERS["parts"]
+    part.mkdir()
+    size = write_whole(_answering_rows(snapshot), model.bank.dim, part)
+    if with_index and record.index is not None:
+        kept = snapshot.objects.whole("index", record.index.digest)
+        (folder / FOLDERS["index"]).mkdir()
+        for file in kept.iterdir():
+            shutil.copyfile(file, folder / FOLDERS["index"] / file.name)
+    facts = {
+        "commit": record.first_commit,
+        "encoder": digest_folder(folder / FOLDERS["checkpoints"]),
+        "head": digest_folder(folder / FOLDERS["heads"]),
+        "parts": (Part(digest=digest_folder(part), bytes=size),),
+        "fusion": model.fusion,
+    }
+    return record.model_copy(update=facts)
 
 
-def _config(snapshot: Snapshot, model: Model, sentences: int) -> ExportedConfig:
+def _answering_rows(snapshot: Snapshot) -> dict[str, pa.Table]:
+    """Return the rows that answers rest on, in the order of their keys; what was removed is left out."""
+    rows = {name: snapshot.rows(name).sort_by(key) for name, key in TABLES.items()}
+    rows["classes"] = rows["classes"].filter(pc.is_null(rows["classes"]["retired_at"]))
+    stats = rows["class_stats"]
+    rows["class_stats"] = stats.filter(pc.equal(stats["image_fp"], snapshot.commit.image_fp))
+    return rows
+
+
+def _config(snapshot: Snapshot, model: Model, sentences: int, record: ModelRecord) -> ExportedConfig:
     commit = snapshot.commit
-    own = commit.own_index
     encoder = model.encoder
-    fields = ("class_id", "name", "aliases", "origin")
-    classes = [{name: row[name] for name in fields} for row in _classes(snapshot).to_pylist()]
     return ExportedConfig(
         program_version=VERSION,
-        commit=commit.state,
         created_at=commit.created_at,
         recipe=commit.info.recipe or snapshot.recipe.name,
         protocol=commit.info.protocol or snapshot.recipe.protocol,
         settings=commit.info.model_dump(mode="json", include={"cvlp", "select", "lgr"}),
         encoder=encoder.name,
-        text_fp=model.saved.text_fp,
-        image_fp=model.saved.image_fp,
         dim=model.bank.dim,
         preprocess=encoder.config["preprocess_cfg"],
         tokenizer=encoder.tokenizer.identity(),
-        selection_id=model.anchors.selection_id,
-        fusion=model.fusion,
         rejects=model.saved.parts is not None and model.saved.parts.ood_threshold is not None,
-        classes=tuple(ExportedClass(**row) for row in classes),
-        taxonomy=tuple(
-            ExportedTaxon(name=taxon.name, parent=taxon.parent, rank=taxon.rank)
-            for _, taxon in sorted(load_taxonomy(snapshot).items())
-        ),
-        merged=dict(model.merged),
+        classes=len(snapshot.class_table().ids),
         anchors=len(model.anchors.keys),
         sentences=sentences,
-        index=own.kind if own is not None else None,
+        model=record,
     )
 
 
