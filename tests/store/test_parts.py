@@ -27,6 +27,7 @@ from vlltr_index.recognition.model import Model
 from vlltr_index.recognition.state import ModelState
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.options import PredictOptions
+from vlltr_index.store import parts
 from vlltr_index.store.parts import TABLES, Change, table_rows
 from vlltr_index.store.snapshot import Snapshot
 from vlltr_index.store.workspace import Workspace
@@ -324,6 +325,33 @@ def test_changes_in_a_row() -> None:
     anew = Change(rows([7], "anew"), gone(), whole=True)
     assert anew.after(base, "k") is anew
     assert set(TABLES) == {"classes", "taxonomy", "class_stats", "anchors", "ranks"}
+
+
+def test_a_running_process_loads_only_what_is_new(
+    workspace: Workspace, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After another process's changes it reads the parts that it lacks, and keeps what rests on the same ones."""
+    read = list[str]()
+    plain = parts._read_part
+    monkeypatch.setattr(parts, "_read_part", lambda folder: read.append(folder.name) or plain(folder))
+    recognizer = Recognizer.open(workspace.path)
+    first = recognizer.current()
+    there = {part.digest[:16] for part in workspace.history.last().parts}
+    assert set(read) == there
+    name, texts = next(iter(world.texts.items()))
+    add_class(Workspace.open(workspace.path), name, texts[:3])
+    read.clear()
+    second = recognizer.current()
+    now = {part.digest[:16] for part in workspace.history.last().parts}
+    assert set(read) == now - there
+    assert recognizer.predict([world.pictures[0]]) == Recognizer.open(workspace.path).predict(
+        [world.pictures[0]]
+    )
+    assert (second.saved is first.saved, second.anchors is first.anchors) == (True, False)
+    index_anchors(Workspace.open(workspace.path), "torch")
+    third = recognizer.current()
+    assert (third.commit > second.commit, third.anchors is second.anchors) == (True, True)
+    assert third.state.index is not None
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ What can be chosen is chosen on split val, or on held-back training images where
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
+from pydantic import AliasPath, Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -61,6 +61,13 @@ class BaselineManifest(Manifest):
     image_fp: str | None
     settings: dict[str, int | float | str]
     note: str
+
+
+class ImageOnlySettings(Manifest):
+    """The part of `train.json` that says how the image-only baseline was trained; see `BaselineConfig`."""
+
+    logit_adjustment: float = Field(validation_alias=AliasPath("config", "logit_adjustment"))
+    sampler_power: float = Field(validation_alias=AliasPath("config", "sampler_power"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,14 +263,14 @@ def _rows(snapshot: Snapshot) -> Iterator[tuple[str, BaselineRow]]:
     info = snapshot.commit.info
     if info.baseline_fc:
         folder = fc_checkpoint(snapshot)
-        config = json.loads((folder / "train.json").read_text(encoding="utf-8"))["config"]
+        settings = ImageOnlySettings.load(folder / "train.json")
         visual = load_file(folder / "visual.safetensors")
         linear = Linear(weight=visual["weight"], bias=visual["bias"])
         ids = visual["class_ids"]
         row = BaselineRow(FC, linear, "fc", info.baseline_fc, image_fp=None, class_ids=ids)
         yield "fc", row
-        if config["logit_adjustment"] == 0:
-            bias = adjusted_logits(visual["bias"], visual["counts"], config["sampler_power"])
+        if settings.logit_adjustment == 0:
+            bias = adjusted_logits(visual["bias"], visual["counts"], settings.sampler_power)
             yield "fc", replace(row, label=ADJUSTED, baseline=replace(linear, bias=bias))
     for name in BASELINES:
         if name in info.baselines:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -18,7 +18,7 @@ from vlltr_index.errors import WorkspaceError
 from vlltr_index.heads.checkpoint import SavedHead, load_head, save_head
 from vlltr_index.heads.plda import unit_sums
 from vlltr_index.heads.units import number_observations
-from vlltr_index.recognition.state import TEXT_COLUMNS, Anchors, ClassStats, hashes_of, texts_of
+from vlltr_index.recognition.state import TEXT_COLUMNS, Anchors, ClassStats, texts_of
 from vlltr_index.schemas.manifests import Manifest
 from vlltr_index.tensors import class_positions, unit_rows
 
@@ -109,7 +109,6 @@ class Folds:
 
     def open(self, number: int, selected: bool = True) -> Fold:
         """Open fold `number`, from 0; without `selected` its model has the commit's anchors, which are in memory."""
-        assert self._model.state is not None
         snapshot = self._model.state.snapshot
         dealt = self._deal.filter(pc.equal(self._deal["fold"], number))
         rows = usable_images(snapshot, "train", [])
@@ -126,16 +125,16 @@ class Folds:
             saved=load_head(folder),
             stats=_without(self._model.stats, owners, features, units),
             anchors=self._anchors(folder) if selected else self._model.anchors,
-            class_images=partial(_images_without, self._model, frozenset(ids)),
-            open_index=lambda: None,
-            open_texts=cache(lambda: texts_of(snapshot.table("sentences", TEXT_COLUMNS))),
+            state=self._model.state.apart(
+                class_images=partial(_images_without, self._model, frozenset(ids)),
+                read_texts=lambda: texts_of(snapshot.table("sentences", TEXT_COLUMNS)),
+            ),
         )
         return Fold(model, ids, owners, features, units)
 
     def _anchors(self, folder: Path) -> Anchors:
         """Return the anchors that were selected without the fold's images; of later classes the commit's."""
         own = self._model.anchors
-        assert self._model.state is not None
         snapshot = self._model.state.snapshot
         stored = pa.ipc.open_file(pa.memory_map(str(folder / "anchors.arrow"))).read_all()
         sentences = snapshot.table("sentences", ["sentence_id", "text_hash", "class_id"])
@@ -163,15 +162,30 @@ class Folds:
         rows = pa.concat_tables([stored.cast(_ANCHORS), later.cast(_ANCHORS)])
         rows = rows.sort_by([("class_id", "ascending"), ("rank", "ascending")])
         rows = rows.append_column("anchor_key", pa.array(range(len(rows)), pa.int64()))
-        vectors = text_vectors_of(snapshot, hashes_of(sentences, rows["sentence_id"].to_pylist()))
+        vectors = text_vectors_of(snapshot, _hashes_of(sentences, rows["sentence_id"].to_pylist()))
         losses = torch.from_numpy(rows["loss"].to_numpy().copy())
         return Anchors.of(rows, vectors, losses, own.selection_id)
 
 
+def _hashes_of(sentences: pa.Table, wanted: Sequence[str]) -> list[str]:
+    """Return the text hashes of the sentences with the given ids, from rows of the table `sentences`.
+
+    Raises:
+        WorkspaceError: There is no sentence with one of the ids.
+    """
+    hash_of = dict(zip(sentences["sentence_id"].to_pylist(), sentences["text_hash"].to_pylist(), strict=True))
+    strange = set(wanted) - hash_of.keys()
+    if strange:
+        raise WorkspaceError(
+            f"the table 'anchors' names the sentence {min(strange)!r}, which the table 'sentences' has not",
+            "See what is damaged: vlltr doctor; or select again: vlltr select",
+        )
+    return [hash_of[key] for key in wanted]
+
+
 def _images_without(model: Model, out: frozenset[str], class_id: int) -> tuple[pa.Table, Tensor]:
-    """Return a class's training images as `Model.class_images` does, but for some."""
-    assert model.class_images is not None
-    rows, vectors = model.class_images(class_id)
+    """Return a class's training images as `ModelState.class_images` does, but for some."""
+    rows, vectors = model.state.class_images(class_id)
     kept = [image_id not in out for image_id in rows["image_id"].to_pylist()]
     return rows.filter(pa.array(kept, pa.bool_())), vectors[torch.tensor(kept, dtype=torch.bool)]
 
@@ -183,7 +197,6 @@ def open_folds(model: Model) -> Folds | None:
         MissingStepError: Their files are gone.
         WorkspaceError: Their files are damaged.
     """
-    assert model.state is not None
     snapshot = model.state.snapshot
     commit = snapshot.commit
     if not commit.info.folds or commit.info.folds.head != commit.head:

@@ -36,6 +36,8 @@ _CLASSES = 32  # whose training vectors are kept
 Texts = Mapping[str, tuple[str, str, str | None, str | None]]
 """Sentence id to text, source, its reference there, and licence."""
 
+_ClassImages = Callable[[int], tuple[pa.Table, Tensor]]
+
 
 @dataclass(frozen=True, eq=False)
 class Anchors:
@@ -106,7 +108,8 @@ class ModelState:
         self.record = source.record
         self.device = device
         # Not over a bound method: states that refer to themselves stay in memory for long.
-        self._class_images = lru_cache(_CLASSES)(partial(_read_class_images, source))
+        self._class_images: _ClassImages = lru_cache(_CLASSES)(partial(_read_class_images, source))
+        self._read_texts: Callable[[], Texts] = partial(_read_texts, source)
         if before is not None:
             for name, facts in _FACTS.items():
                 known = facts(self.record)
@@ -125,6 +128,15 @@ class ModelState:
             state.__dict__["anchors"] = replace(there["anchors"], selection_id=selection_id)
         if "class_stats" in there:
             state.__dict__["class_stats"] = there["class_stats"]
+        return state
+
+    def apart(self, class_images: _ClassImages, read_texts: Callable[[], Texts]) -> ModelState:
+        """Return the state of a model that was fitted without some images: with other texts and images, no index."""
+        state = ModelState(self.source, before=self, device=self.device)
+        state.__dict__.pop("texts", None)
+        state.index = None
+        state._class_images = class_images
+        state._read_texts = read_texts
         return state
 
     @property
@@ -204,7 +216,7 @@ class ModelState:
     @cached_property
     def texts(self) -> Texts:
         """Texts of the anchors by sentence id."""
-        return texts_of(self.source.rows("anchors"))
+        return self._read_texts()
 
     @cached_property
     def classes(self) -> ClassTable:
@@ -249,6 +261,10 @@ def _snapshot(source: Source) -> Snapshot:
         return source
     what = "an exported folder has no training images to show as neighbours"
     raise UsageError(what, "Ask the workspace that it came from, or leave neighbours out.")
+
+
+def _read_texts(source: Source) -> Texts:
+    return texts_of(source.rows("anchors"))
 
 
 def _read_class_images(source: Source, class_id: int) -> tuple[pa.Table, Tensor]:
