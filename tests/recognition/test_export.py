@@ -132,7 +132,7 @@ def test_results_stand_in_the_card(
     text = (tmp_path / "before" / "README.md").read_text(encoding="utf-8")
     assert "None: no evaluation has been run" in text
     assert "model-index" not in text
-    report = evaluate(trained, bootstrap=20)
+    report = evaluate(trained)
     export_model(trained, tmp_path / "after")
     text = (tmp_path / "after" / "README.md").read_text(encoding="utf-8")
     front = yaml.safe_load(text.split("---\n")[1])
@@ -141,8 +141,8 @@ def test_results_stand_in_the_card(
     assert measured[0] == {"type": "accuracy", "value": round(overall, 4), "name": "top-1, overall"}
     assert f"| overall | {100 * overall:.1f} |" in text
     assert "Measured on this model: split test" in text
-    evaluate(trained, rule="paper", bootstrap=20)
-    evaluate(trained, retrieval="faiss", bootstrap=20)
+    evaluate(trained, rule="paper")
+    evaluate(trained, retrieval="faiss")
     export_model(trained, tmp_path / "other")
     assert (tmp_path / "other" / "README.md").read_text(encoding="utf-8") == text
     with trained.transaction("another head") as tx:
