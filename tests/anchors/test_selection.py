@@ -93,7 +93,7 @@ def fresh(
         (folder / "texts.json").write_text(json.dumps(texts))
         ingest_text(workspace, folder / "texts.json")
     if pictures is not None:
-        ingest_images(workspace, pictures, "train")
+        ingest_images(workspace, pictures, "train", group="name:.+")
     embed(workspace)
     return workspace
 

@@ -57,7 +57,7 @@ def mute_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert recipe.prompts == ()
     workspace = Workspace.create(folder / "workspace", recipe)
     for split in ("train", "val", "test"):
-        ingest_images(workspace, folder / split, split)
+        ingest_images(workspace, folder / split, split, group="name:.+")
     train_all(workspace, recipe, stage_one=False)
     return workspace.path
 
@@ -251,7 +251,7 @@ def test_some_classes_by_pictures_and_some_by_texts(tmp_path: Path) -> None:
     (tmp_path / "texts.json").write_text(json.dumps(told), encoding="utf-8")
     ingest_text(workspace, tmp_path / "texts.json")
     for seed, split in enumerate(("train", "val", "test")):
-        ingest_images(workspace, drawings.write(tmp_path / split, seed), split)
+        ingest_images(workspace, drawings.write(tmp_path / split, seed), split, group="name:.+")
     train_all(workspace, recipe, stage_one=False)
     recognizer, image = Recognizer.open(workspace), tmp_path / "test" / "ring" / "0.png"
     assert int(recognizer.current().trained.sum()) == 8

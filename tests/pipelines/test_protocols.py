@@ -60,7 +60,7 @@ def ingested(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace with drawings in three splits and texts of the classes."""
     workspace = drawings.workspace(tmp_path_factory.mktemp("drawn"), 'prompts=["a drawing of a {}."]')
     for seed, split in ((1, "val"), (2, "test")):
-        ingest_images(workspace, drawings.write(workspace.path.parent / split, seed), split)
+        ingest_images(workspace, drawings.write(workspace.path.parent / split, seed), split, group="name:.+")
     return workspace.path
 
 

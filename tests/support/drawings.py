@@ -100,7 +100,7 @@ def workspace(folder: Path, *settings: str) -> Workspace:
     """A workspace in `folder` / workspace with the drawings and their sentences, nothing trained."""
     made = Workspace.create(folder / "workspace", override(load_recipe("glyphs_lt/fast"), settings))
     ingest_text(made, write_texts(folder))
-    ingest_images(made, write(folder / "images"), "train")
+    ingest_images(made, write(folder / "images"), "train", group="name:.+")  # all alike, but not one
     return made
 
 
