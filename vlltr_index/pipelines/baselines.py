@@ -6,7 +6,7 @@ What can be chosen is chosen on split val, or on held-back training images where
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -16,7 +16,7 @@ from pydantic import AliasPath, Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vlltr_index.embedding.loading import image_set, image_vectors_of, open_encoder, usable_images
+from vlltr_index.embedding.loading import ImageSet, image_set, image_vectors_of, open_encoder, usable_images
 from vlltr_index.embedding.vectors import all_embedded, embed_images, embed_sentences
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import FingerprintMismatch, MissingStepError, UsageError, WorkspaceError
@@ -416,12 +416,21 @@ class _Tower:
 
 @dataclass(frozen=True)
 class _Making:
-    """The making of a baseline: what it reads, and the vectors that are embedded for it."""
+    """The making of baselines: what it reads, and the vectors that are embedded for it.
+
+    Attributes:
+        workspace: Where vectors are.
+        snapshot: The commit.
+        config: What the baselines may choose from.
+        progress: Called while vectors are made.
+        known: The images that were read, by split and the encoder's fingerprint.
+    """
 
     workspace: Workspace
     snapshot: Snapshot
     config: BaselinesConfig
     progress: Progress | None
+    known: dict[tuple[str, str], ImageSet] = field(default_factory=dict)
 
     def row(self, kind: type[Baseline], without: frozenset[str] = frozenset()) -> BaselineRow:
         """Fit a baseline without the images of some ids."""
@@ -450,7 +459,7 @@ class _Making:
         if "fc" in kind.towers and (commit.info.baseline_fc or "own" not in kind.towers):
             folder = fc_checkpoint(self.snapshot)
             visual = load_file(folder / "visual.safetensors")
-            rows = torch.isin(visual["class_ids"], self.trained_classes())
+            rows = torch.isin(visual["class_ids"], self.trained_classes)
             device = choose_device()
             return _Tower(
                 encoder=Encoder.open(folder),
@@ -459,7 +468,7 @@ class _Making:
                 class_ids=visual["class_ids"][rows],
                 classifier=(visual["weight"][rows].to(device), visual["bias"][rows].to(device)),
             )
-        class_ids = self.trained_classes() if sentences is None else sentences.class_ids
+        class_ids = self.trained_classes if sentences is None else sentences.class_ids
         return _Tower(self.own_encoder, "own", commit.checkpoint, class_ids)
 
     @cached_property
@@ -507,16 +516,24 @@ class _Making:
     ) -> tuple[Tensor, Tensor]:
         """Return features [N, D] and labels [N] of a split's images of `class_ids`, but for those of some ids; missing
         vectors are embedded first."""
-        ids = usable_images(self.workspace.snapshot(), split, [])["image_id"].to_pylist()
-        _embed(self.workspace, encoder, split, image_ids=ids, progress=self.progress)
-        found = image_set(self.workspace.snapshot(), split, image_fp=encoder.image_fp)  # the readable ones
+        found = self.images(encoder, split)
         labels = class_positions(class_ids, found.class_ids)
         labels[torch.tensor([image_id in without for image_id in found.image_ids])] = -1
         device = choose_device()
         return found.features[labels >= 0].to(device), labels[labels >= 0].to(device)
 
+    def images(self, encoder: Encoder, split: str) -> ImageSet:
+        """Read the readable images of a split, once; missing vectors are embedded first."""
+        key = split, encoder.image_fp
+        if key not in self.known:
+            ids = usable_images(self.workspace.snapshot(), split, [])["image_id"].to_pylist()
+            _embed(self.workspace, encoder, split, image_ids=ids, progress=self.progress)
+            self.known[key] = image_set(self.workspace.snapshot(), split, image_fp=encoder.image_fp)
+        return self.known[key]
+
+    @cached_property
     def trained_classes(self) -> Tensor:
-        """Return the ids of the classes with training images, int64 [C], ascending."""
+        """The ids of the classes with training images, int64 [C], ascending."""
         owners = usable_images(self.snapshot, "train", [])["class_id"].to_pylist()
         return torch.tensor(sorted(set(owners)), dtype=torch.int64)
 

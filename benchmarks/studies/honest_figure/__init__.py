@@ -3,9 +3,9 @@
     python -m benchmarks honest_figure run --kind scans --draws 100 --dir runs    resumable
     python -m benchmarks honest_figure table
 
-`fit` makes a model of a drawn collection and measures it. The truth is the accuracy on 24 new units a class, in the
-shares of the classes among the measured pictures: of the folds' own models, each weighed by its pictures, and of the
-final model. Beside the interval stands that of a plain bootstrap over pictures.
+`fit` makes a model of a drawn collection and measures it. The truth is the accuracy on 24 new units a class: of the
+folds' own models, of each class in the share in which they were asked for it, and of the final model in the same shares
+of the classes. Beside the interval stands that of a plain bootstrap over pictures.
 """
 
 from __future__ import annotations
@@ -63,12 +63,14 @@ def measured(kind: Kind, number: int, place: Path) -> dict[str, Any]:
     named = list(files(drawn.new))
     labels = torch.tensor([model.column(name) for name, _ in named])
     features = model.features([data for _, data in named])[0]
-    hits = torch.stack([_right(one.model, features, labels) for one in found.measured.answering])
-    sizes = torch.tensor([len(one.places) for one in found.measured.answering], dtype=torch.float64)
-    by_fold = (sizes / sizes.sum()) @ hits.double()
-    final = _right(model, features, labels).double()
-    shares = torch.bincount(found.labels, minlength=len(found.class_ids)).double()
-    alike = (shares > 0).double()
+    answering = found.measured.answering
+    by_fold = torch.stack([_shares(one.model, features, labels, len(found.class_ids)) for one in answering])
+    tested = torch.stack(
+        [torch.bincount(found.labels[one.places], minlength=len(found.class_ids)) for one in answering]
+    ).double()
+    final = _shares(model, features, labels, len(found.class_ids))
+    counts = tested.sum(0)
+    by_class = (tested * by_fold).sum(0) / counts.clamp(min=1)
     report = found.report.rows[METHOD]
     overall = report.top1["overall"]
     return {
@@ -78,20 +80,22 @@ def measured(kind: Kind, number: int, place: Path) -> dict[str, Any]:
         "time": round(sum(e.seconds for e in ended) / (sum(e.seconds for e in ended) - measuring), 2),
         "picture": [overall.value, overall.low, overall.high, *_bootstrap(found)],
         "class": [report.balanced.value, report.balanced.low, report.balanced.high],
-        "truth of folds": [_mean(by_fold, labels, shares), _mean(by_fold, labels, alike)],
-        "truth of final": [_mean(final, labels, shares), _mean(final, labels, alike)],
+        "truth of folds": _means(by_class, counts),
+        "truth of final": _means(final, counts),
     }
 
 
-def _right(model: Model, features: Tensor, labels: Tensor) -> Tensor:
-    return model.exhaustive(features).probabilities.argmax(1) == labels
+def _shares(model: Model, features: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Return the share of each class's new pictures that a model names rightly, float64 [C]."""
+    right = (model.exhaustive(features).probabilities.argmax(1) == labels).double()
+    counts = torch.bincount(labels, minlength=classes).clamp(min=1)
+    return torch.zeros(classes, dtype=torch.float64).index_add(0, labels, right) / counts
 
 
-def _mean(right: Tensor, labels: Tensor, weights: Tensor) -> float:
-    """Return the mean over classes of the share that is right, float64 [N], in which a class weighs `weights` [C]."""
-    counts = torch.bincount(labels, minlength=len(weights)).clamp(min=1)
-    shares = torch.zeros(len(weights), dtype=torch.float64).index_add(0, labels, right) / counts
-    return float((shares * weights).sum() / weights.sum())
+def _means(shares: Tensor, counts: Tensor) -> list[float]:
+    """Return the mean of the classes' shares [C], each weighed by its pictures `counts` [C], and each alike."""
+    alike = (counts > 0).double()
+    return [float((shares * weights).sum() / weights.sum()) for weights in (counts, alike)]
 
 
 def _bootstrap(found: Evaluation) -> tuple[float, float]:
