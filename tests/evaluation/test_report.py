@@ -200,7 +200,7 @@ def test_the_command(trained: Workspace, tmp_path: Path, capsys: pytest.CaptureF
     assert said["top1"]["overall"]["value"] == evaluate(trained).rows["vl-ltr"].top1["overall"].value
     code, out, _ = run(capsys, "-w", trained.path, "report", "--out", target, "--against", "text branch")
     assert code == 0
-    assert out.startswith("360 images of split test, top-1 accuracy in %: overall ")
+    assert out.startswith("360 images (test), top-1 accuracy in %: overall ")
     assert out.endswith(f"Wrote {target} ({target.stat().st_size / 2**20:.1f} MiB).\n")
     assert "vl-ltr less text branch" in target.read_text(encoding="utf-8")
     code, _, err = run(capsys, "-w", trained.path, "report", "--against", "ncm")
