@@ -13,8 +13,10 @@ from torch.nn import functional as F
 
 from tests.support import drawings
 from vlltr_index.embedding.loading import image_set, usable_images
+from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import FingerprintMismatch, MissingStepError, UsageError, WorkspaceError
 from vlltr_index.evaluation.rules import linear_logits, tau_normalised
+from vlltr_index.pipelines import baselines
 from vlltr_index.pipelines.baselines import (
     ADJUSTED,
     FC,
@@ -29,6 +31,8 @@ from vlltr_index.pipelines.ingest import ingest_images, ingest_text
 from vlltr_index.schemas.config import EncoderConfig, Recipe
 from vlltr_index.schemas.recipes import override
 from vlltr_index.schemas.records import BASELINES
+from vlltr_index.store.snapshot import Snapshot
+from vlltr_index.store.tables import one_of
 from vlltr_index.store.workspace import Workspace
 
 pytestmark = pytest.mark.slow
@@ -209,6 +213,25 @@ def test_other_weights_at_the_same_place_are_refused(small: Workspace, tmp_path:
     with pytest.raises(FingerprintMismatch, match="baseline 'zero-shot' was made with encoder") as caught:
         scored(small)
     assert caught.value.hint == "Make it again: vlltr train baseline zero-shot"
+
+
+def test_images_that_change_meanwhile_are_refused(small: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is committed; the same command again is of what is there now."""
+    opened = baselines.open_encoder
+
+    def change_and_open(snapshot: Snapshot) -> Encoder:
+        with small.transaction("an image goes") as tx:
+            gone = usable_images(tx, "train", [])["image_id"][0].as_py()
+            tx.delete("images", one_of("image_id", [gone]))
+        return opened(snapshot)
+
+    monkeypatch.setattr(baselines, "open_encoder", change_and_open)
+    with pytest.raises(WorkspaceError, match="changed meanwhile: the training images"):
+        make(small, "ncm")
+    assert not small.snapshot().commit.info.baselines
+    monkeypatch.undo()
+    make(small, "ncm")
+    assert list(small.snapshot().commit.info.baselines) == ["ncm"]
 
 
 def test_missing_steps_are_named(workspace: Workspace, small: Workspace) -> None:

@@ -173,14 +173,30 @@ def train_baseline(
     Raises:
         UsageError: If there is no such baseline.
         MissingStepError: If a step before has not been run; the hint names it.
+        WorkspaceError: If the training images or the encoder changed meanwhile.
     """
     if name not in BY_NAME:
         raise UsageError(f"no baseline {name!r}", f"There are: fc, {', '.join(BASELINES)}.")
-    row = _Making(workspace, workspace.snapshot(), config, progress).row(BY_NAME[name])
-    with workspace.transaction(f"train baseline {name}") as tx:
-        digest = workspace.objects.put("heads", lambda path: _save(row, path))
-        tx.note(baselines={**tx.commit.info.baselines, name: digest})
+    with training.training_run(
+        workspace, f"train baseline {name}", False, lambda _: (None, f"baseline-{name}"), facts=_facts
+    ) as run:
+        row = _Making(workspace, run.snapshot, config, progress).row(BY_NAME[name])
+
+        def keep(tx: Transaction) -> None:
+            digest = tx.objects.put("heads", lambda path: _save(row, path))
+            tx.note(baselines={**tx.commit.info.baselines, name: digest})
+
+        run.commit(keep)
     return row
+
+
+def _facts(snapshot: Snapshot) -> dict[str, object]:
+    """Return what a baseline depends on: training images and encoder."""
+    commit = snapshot.commit
+    return {
+        **training.image_facts(snapshot),
+        "the encoder": [commit.checkpoint, commit.text_fp, commit.image_fp],
+    }
 
 
 def _save(row: BaselineRow, folder: Path) -> None:
