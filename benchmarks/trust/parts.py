@@ -124,7 +124,9 @@ def read(folder: Path) -> dict[str, Any]:
     workspace.store.names()
     found = {"digests": _seconds(lambda: workspace.parts.together(snapshot.commit.parts))}
     found["anchors_of_parts"] = _seconds(lambda: ModelState(snapshot).anchors)
-    tables = Snapshot(workspace.store, snapshot.commit, workspace.objects, workspace.recipe, table_rows)
+    tables = Snapshot(
+        workspace.store, snapshot.commit, workspace.objects, recipe=workspace.recipe, reader=table_rows
+    )
     found["anchors_of_tables"] = _seconds(lambda: ModelState(tables).anchors)
     return found
 

@@ -47,7 +47,7 @@ def workspace(world: World, tmp_path: Path) -> Workspace:
 def tables_alone(workspace: Workspace) -> Snapshot:
     """The newest commit, read from its tables."""
     commit = workspace.history.last()
-    return Snapshot(workspace.store, commit, workspace.objects, workspace.recipe, table_rows)
+    return Snapshot(workspace.store, commit, workspace.objects, recipe=workspace.recipe, reader=table_rows)
 
 
 def check_same(workspace: Workspace) -> None:

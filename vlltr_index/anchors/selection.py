@@ -70,7 +70,7 @@ def select(workspace: Workspace, config: SelectConfig, progress: Progress | None
     """
     with workspace.transaction("select") as tx:
         now = score_images(tx, config, held_images(tx))
-        rows = _Rows(tx, None, now, config.mode, tx.class_table().ids)
+        rows = _Rows(tx, before=None, now=now, mode=config.mode, classes=tx.class_table().ids)
         if not rows.ids and not now.ids:
             raise MissingStepError(
                 "there is neither a sentence nor a training image to select by",
@@ -219,9 +219,13 @@ class ScoreImages:
 
 
 def score_images(tx: Snapshot, config: SelectConfig, held: frozenset[str] = frozenset()) -> ScoreImages:
-    """Return the images that sentences are scored against, by the tables as they are now; no vector is read.
+    """Return the images that sentences are scored against, by the tables as they are now; reads no vector.
 
-    Images that stage 1 `held` out are not among them: the text's weight is fitted on these, so they must not select it.
+    Args:
+        tx: A commit or a transaction; nothing is written.
+        config: The recipe's `select` section.
+        held: Ids of images that stage 1 held out, which are left out: the text's weight is fitted on them, so they
+            must not select it.
 
     Raises:
         MissingStepError: The split has no images, or augmented views are configured but none are embedded.

@@ -162,10 +162,10 @@ def change(
         if done.touched:
             _embed(before.state, tx, done, options)
             try:
-                update(tx, select, images, set(done.touched), held)
+                update(tx, select, images, touched=set(done.touched), held=held)
             except MissingStepError:  # images or texts came in that nothing embedded yet
                 _embed_rest(before.state, tx, options)
-                update(tx, select, images, set(done.touched), held)
+                update(tx, select, images, touched=set(done.touched), held=held)
             if done.images_changed:
                 _update_stats(tx, done.touched)
             merged = before.merged if done.merged is None else done.merged
@@ -174,7 +174,9 @@ def change(
             after = replace(Model.of(state), merged=merged)
             effect = measure(before, after, done.touched)
         classes = _states(tx, after, done.touched.union(done.shown))
-        report = ChangeReport(command, options.dry_run, done.notes, classes, effect)
+        report = ChangeReport(
+            command=command, dry_run=options.dry_run, notes=done.notes, classes=classes, effect=effect
+        )
         parts = after.saved.parts
         if parts is not None and parts.texts_are_mute and any(not one.images for one in classes):
             report.notes.append(_MUTE)

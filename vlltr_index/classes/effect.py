@@ -6,7 +6,7 @@ These are those of split val, or the first part of a cross-validation, answered 
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -105,12 +105,18 @@ def _load(model: Model) -> _Validation:
     judge = model
     folds = None if len(features) else open_folds(model)
     if folds is not None:
-        fold = folds.open(0, selected=False)
+        fold = folds.open(0, own_anchors=False)
         judge = fold.model
         features = fold.features[:most]
         owners = fold.class_ids[:most]
     logits = _text_logits(judge, features, judge.bank)
-    found = _Validation(folds is not None, features, owners, _anchors_of(model.anchors), logits)
+    found = _Validation(
+        of_fold=folds is not None,
+        features=features,
+        owners=owners,
+        anchors_of=_anchors_of(model.anchors),
+        text_logits=logits,
+    )
     _kept[model.anchors] = found
     return found
 
@@ -118,7 +124,7 @@ def _load(model: Model) -> _Validation:
 def _first_fold(model: Model) -> Model | None:
     """Return the model that was fitted without the first part of a cross-validation; None if there is none."""
     folds = open_folds(model)
-    return None if folds is None else folds.open(0, selected=False).model
+    return None if folds is None else folds.open(0, own_anchors=False).model
 
 
 def _changed(model: Model, judge: Model, was: _Validation, same_head: bool) -> _Validation:
@@ -141,7 +147,7 @@ def _changed(model: Model, judge: Model, was: _Validation, same_head: bool) -> _
     if len(new):
         bank = model.bank if len(new) == len(at) else model.bank.select(new)
         logits[:, new] = _text_logits(judge, was.features, bank)
-    found = _Validation(was.of_fold, was.features, was.owners, anchors_of, logits)
+    found = replace(was, anchors_of=anchors_of, text_logits=logits)
     _kept[model.anchors] = found
     return found
 

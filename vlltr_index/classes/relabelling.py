@@ -103,7 +103,14 @@ def relabel_images(
         with workspace.transaction(command, dry_run=options.dry_run) as tx:
             notes = run.edit(tx).notes
         changed = options.dry_run or tx.result_commit != tx.commit
-        report = ChangeReport(command, options.dry_run, notes, [], Effect(), changed)
+        report = ChangeReport(
+            command=command,
+            dry_run=options.dry_run,
+            notes=notes,
+            classes=[],
+            effect=Effect(),
+            changed=changed,
+        )
     else:
         report = with_trained_note(change(workspace, command, run.edit, options))
     return RelabelReport(

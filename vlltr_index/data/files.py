@@ -221,7 +221,7 @@ def check_image_column(path: Path | str, schema: pa.Schema) -> None:
         InputError: It holds something else.
     """
     tests = [pa.types.is_binary, pa.types.is_large_binary]
-    check_column(path, schema, "image", "binary, or a struct with bytes", tests)
+    check_column(path, schema, "image", expected="binary, or a struct with bytes", tests=tests)
 
 
 def check_column(

@@ -320,11 +320,15 @@ def _check_types(path: Path, schema: pa.Schema, label: str, group: str, wanted: 
         )
     check_image_column(path, schema)
     for name, (expected, tests) in allowed.items():
-        check_column(path, schema, name, expected, tests)
+        check_column(path, schema, name, expected=expected, tests=tests)
 
 
 def _own_names(path: Path, schema: pa.Schema) -> ClassNames | None:
-    """Read the names of numeric labels from the metadata that Hugging Face's `datasets` writes."""
+    """Read the names of numeric labels from the metadata that Hugging Face's `datasets` writes; None if there are none.
+
+    Raises:
+        InputError: A name is no name for a class, or two are the same.
+    """
     try:
         facts: Any = json.loads((schema.metadata or {})[b"huggingface"])
         names = facts["info"]["features"]["label"]["names"]

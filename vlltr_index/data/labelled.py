@@ -310,7 +310,11 @@ class _Reader:
             why = "skipped there" if task.annotations else "no annotation"
             return Labelled(where, str(entry), None, why)
         results = [result for one in given for result in one.get("result") or ()]
-        chosen = [result["value"] for result in results if result.get("type") == "choices"]
+        chosen = [
+            result.get("value")
+            for result in results
+            if isinstance(result, dict) and result.get("type") == "choices"
+        ]
         return self._picture(where, entry, chosen)
 
     def _labels(self, facts: _FiftyOneLabels) -> Iterator[Labelled]:

@@ -200,7 +200,11 @@ def prompt_templates(which: str) -> Literal["clip"] | tuple[str, ...]:
 
 
 def _fill(template: str, name: str) -> str:
-    """Put a name into a template."""
+    """Put a name into a template, with `a` or `an` by its sound.
+
+    Raises:
+        ConfigError: The template does not have exactly one `{}`.
+    """
     if template.count("{}") != 1:
         raise ConfigError(
             f"the prompt {template!r} must have one {{}}, where the class name goes",

@@ -293,7 +293,7 @@ def share_interval(right: Tensor, labels: Tensor, units: Tensor, balanced: bool 
     correlation = _within_units(hits - level, of, between, within)
     variance = within * float((1.0 - correlation) * weights.square().sum() + correlation * of_units)
     low, high = _wilson(mean, whole / variance)
-    return Interval(mean, low, high, len(labels), number)
+    return Interval(value=mean, low=low, high=high, images=len(labels), units=number)
 
 
 def _sums(values: Tensor, places: Tensor, count: int) -> Tensor:
@@ -380,7 +380,7 @@ def paired_difference(
     sums = drawn @ kinds.numpy().T
     low, high = np.quantile(sums[:, 0] / sums[:, 1], [0.025, 0.975])
     value = float(difference.double().mean())
-    return Interval(value, float(low), float(high), len(difference), len(sizes))
+    return Interval(value=value, low=float(low), high=float(high), images=len(difference), units=len(sizes))
 
 
 def expected_calibration_error(confidences: Tensor, correct: Tensor) -> float:

@@ -123,14 +123,12 @@ class _Deal:
         data = self.data
         rest = self.fold != fold
         snapshot = self.head.state.snapshot
-        selected = snapshot.commit.info.select
         bank = data.bank
         names = _sentences_of(self.head, bank)
         again: Callable[[Tensor], AnchorBank] | None = None
         selected = snapshot.commit.info.select
-        if (
-            data.anchors_without is not None and selected is not None
-        ):  # else no held-out image was in the selection
+        # Else no image that can be held out took part in the selection.
+        if data.anchors_without is not None and selected is not None:
             out = frozenset(compress(self.image_ids, (~rest).tolist()))
             bank, names = anchors_without(snapshot, selected, out, bank.class_ids)
             again = partial(self._again, rest)

@@ -179,7 +179,7 @@ def evaluation(
         )
     class_ids = model.class_ids
     labels = _labels(snapshot, class_ids, measured.data, measured.split)
-    measured = _seen_as(workspace, measured, crops, rule, progress)
+    measured = _seen_as(workspace, measured, crops, rule=rule, progress=progress)
     tree = model.tree() if model.taxonomy else None
     answers, summed = _own_answers(measured, class_ids, labels, retrieval, tree=tree, progress=progress)
     seen = f"{crops} crops an image" if crops != 1 else ""

@@ -107,8 +107,17 @@ class Folds:
         """Yield the folds; one may have no image any more."""
         return (self.open(number) for number in range(self.number))
 
-    def open(self, number: int, selected: bool = True) -> Fold:
-        """Open fold `number`, from 0; without `selected` its model has the commit's anchors, which are in memory."""
+    def open(self, number: int, own_anchors: bool = True) -> Fold:
+        """Read one fold from its files and the commit's tables.
+
+        Args:
+            number: Of the fold, from 0.
+            own_anchors: Whether its model has the anchors that were selected without its images, whose vectors are
+                read; if not, the commit's, which are in memory.
+
+        Raises:
+            WorkspaceError: Its files are damaged.
+        """
         snapshot = self._model.state.snapshot
         dealt = self._deal.filter(pc.equal(self._deal["fold"], number))
         rows = usable_images(snapshot, "train", [])
@@ -124,13 +133,13 @@ class Folds:
             self._model,
             saved=load_head(folder),
             stats=_without(self._model.stats, owners, features, units),
-            anchors=self._anchors(folder) if selected else self._model.anchors,
+            anchors=self._anchors(folder) if own_anchors else self._model.anchors,
             state=self._model.state.apart(
                 class_images=partial(_images_without, self._model, frozenset(ids)),
                 read_texts=lambda: texts_of(snapshot.table("sentences", TEXT_COLUMNS)),
             ),
         )
-        return Fold(model, ids, owners, features, units)
+        return Fold(model=model, image_ids=ids, class_ids=owners, features=features, units=units)
 
     def _anchors(self, folder: Path) -> Anchors:
         """Return the anchors that were selected without the fold's images; of later classes the commit's."""

@@ -119,7 +119,7 @@ def search_images(
     images = _images(snapshot, split)
     base_encoder = _starting_encoder(snapshot) if compare else None
     encoder = open_encoder(snapshot)
-    hits, searched = _nearest_images(snapshot, images, encoder, text, top)
+    hits, searched = _nearest_images(snapshot, images, encoder, text, top=top)
     if not searched:
         raise MissingStepError("no image has been embedded with this encoder", "Run: vlltr embed")
     base = None

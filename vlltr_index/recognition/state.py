@@ -189,7 +189,10 @@ class ModelState:
 
     @cached_property
     def class_stats(self) -> ClassStats:
-        """The units of the classes' images, and the sums of their mean vectors; errors as for `head`."""
+        """Counts and sums of the classes' units, of rows whose column `images` counts units.
+
+        The width comes from the head, so errors are as for `head`.
+        """
         rows = self.source.rows("class_stats")
         rows = rows.filter(pc.equal(rows["image_fp"], self.record.image_fp or "")).sort_by("class_id")
         sums = torch.from_numpy(pc.list_flatten(rows["sum"]).to_numpy().copy()).view(-1, self.head.head.dim)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vlltr_index.store.storage import Storage
 
 Kind = Literal["heads", "checkpoints", "index", "parts"]
-
+"""`heads` also holds baselines and the models of a cross-validation."""
 
 _REMAKE = {
     "heads": "vlltr train lgr",

@@ -405,6 +405,7 @@ class Snapshot:
         store: Store,
         commit: Commit,
         objects: Objects,
+        *,
         recipe: Recipe,
         reader: RowsOf,
     ) -> None:
@@ -468,7 +469,9 @@ class Snapshot:
         """Stream a committed table's rows, for tables that hold image bytes; errors as for `table`."""
         if self.has(name):
             self._check(name)
-            yield from self.store.scan(name, columns, where, self._version(name), batch_rows)
+            yield from self.store.scan(
+                name, columns, where, version=self._version(name), batch_rows=batch_rows
+            )
 
     def full_text(self, name: str, column: str, words: str, where: str, limit: int) -> pa.Table:
         """Return the keys of a committed table's rows whose text has the words; see `Store.full_text`."""

@@ -139,7 +139,7 @@ class Transaction(Snapshot):
         reader: RowsOf,
         number: int | None = None,
     ) -> None:
-        super().__init__(store, base, objects, recipe, reader)
+        super().__init__(store, base, objects, recipe=recipe, reader=reader)
         self.command = command
         self.result_commit = base
         self._history = history
@@ -161,7 +161,7 @@ class Transaction(Snapshot):
     @property
     def before(self) -> Snapshot:
         """The commit that this one starts from."""
-        return Snapshot(self.store, self.commit, self.objects, self.recipe, self._reader)
+        return Snapshot(self.store, self.commit, self.objects, recipe=self.recipe, reader=self._reader)
 
     def answering(self, name: str) -> pa.Table:
         """Return the rows of a table as the command has left them so far."""

@@ -288,7 +288,10 @@ def _anchor_rows(sentences: pa.Table, anchors: Anchors) -> pa.Table:
 
 
 def _write_objects(snapshot: Snapshot, model: Model, folder: Path, with_index: bool) -> ModelRecord:
-    """Write encoder, head and a whole part, and the index if it is wanted; return the record that names them."""
+    """Write encoder, head and a whole part, and the index if it is wanted; return the record that names them.
+
+    The record names the commit's index also where it was not written: readers then search exactly.
+    """
     record = snapshot.record
     model.encoder.save(folder / FOLDERS["checkpoints"])
     (folder / FOLDERS["heads"]).mkdir()
