@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from tests.support.bursts import bursts_of, scenes
@@ -60,17 +61,24 @@ def test_a_large_class_is_compared_by_the_nearest_alone(monkeypatch: pytest.Monk
     assert some == linked(near_duplicates(None, thumbnails), 60)
 
 
+def characters() -> list[list[bytes]]:
+    """The pictures of each character of which there are more than a few, one of a family of fonts."""
+    rows = pq.read_table(glyph_files(fast=True).images, columns=["image", "label", "group"]).to_pylist()
+    by_label: dict[str, list[bytes]] = {}
+    for row in {(row["label"], row["group"]): row for row in rows}.values():
+        by_label.setdefault(row["label"], []).append(row["image"])
+    return [own for own in by_label.values() if len(own) > 5][:40]
+
+
+def thumbnails_of(images: Sequence[bytes]) -> Tensor:
+    """The small grey copies that are stored of images."""
+    small = b"".join(probe(data).thumbnail or b"" for data in images)
+    return torch.frombuffer(bytearray(small), dtype=torch.uint8).view(-1, 32, 32)
+
+
 def test_characters_of_different_fonts_are_no_duplicates() -> None:
     """Though a character looks alike in all fonts, and an encoder that suits has their vectors close together."""
-    rows = pq.read_table(glyph_files(fast=True).images, columns=["image", "label"]).to_pylist()
-    by_label: dict[str, list[Tensor]] = {}
-    for row in rows:
-        data = row["image"]["bytes"] if isinstance(row["image"], dict) else row["image"]
-        small = probe(data).thumbnail or b""
-        by_label.setdefault(row["label"], []).append(
-            torch.frombuffer(bytearray(small), dtype=torch.uint8).view(32, 32)
-        )
-    classes = [torch.stack(own) for own in by_label.values() if len(own) > 5][:40]
+    classes = [thumbnails_of(own) for own in characters()]
     g = torch.Generator().manual_seed(0)
     alone = 0
     for own in classes:
@@ -79,6 +87,27 @@ def test_characters_of_different_fonts_are_no_duplicates() -> None:
         alone += len(set(part))
         assert len(set(part)) > 0.6 * len(own)
     assert alone > 0.93 * sum(map(len, classes))
+
+
+def test_scans_of_a_drawing() -> None:
+    """Are found among the scans of drawings that are like it: they are much closer than is usual there."""
+    rng = np.random.default_rng(0)
+    whole = strange = 0
+    for own in characters()[:10]:
+        scans = []
+        for data in own[:6]:
+            drawing = ImageOps.expand(ImageOps.invert(Image.open(io.BytesIO(data))), 7, 255).resize((96, 96))
+            for _ in range(3):
+                turned = drawing.rotate(rng.normal(0, 1), Image.Resampling.BICUBIC, fillcolor=255)
+                side = int(rng.integers(80, 120))
+                out = io.BytesIO()
+                turned.resize((side, side), Image.Resampling.BICUBIC).save(out, "JPEG", quality=80)
+                scans.append(out.getvalue())
+        part = linked(near_duplicates(None, thumbnails_of(scans)), len(scans))
+        whole += sum(len(set(part[n : n + 3])) == 1 for n in range(0, len(scans), 3))
+        strange += sum(first // 3 != n // 3 for n, first in enumerate(part))
+    assert whole >= 0.8 * 60
+    assert strange <= 0.1 * 180
 
 
 def test_pictures_of_one_grey_go_by_their_vectors() -> None:

@@ -1,14 +1,17 @@
 """Near duplicates among the images of one class: by what their small grey copies have in common, and by their vectors.
 
-Two pictures are compared by their fine structure, each less its blurred self: the middle of one, turned a little either
-way, slides over the other, and the best correlation counts. What it is worth is told by how well the mirrored middle
-fits, which has the same strokes and texture and is not the same picture, and by how well pictures of the class fit each
-other in general: those of a class that are all drawn alike are no near duplicates.
+The middle of one picture, turned a little either way, slides over the other, and the best correlation counts. This is
+done twice. Whole pictures that are many times closer than is usual for both in their class are near duplicates: the
+scans of a drawing, say. They are also compared by their fine structure, each less its blurred self; what a fit is worth
+is told by how well the mirrored middle fits, which has the same strokes and texture and is not the same picture, and by
+how well pictures of the class fit each other in general. This finds a class that is one burst, too.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -20,6 +23,8 @@ from vlltr_index.tensors import unit_rows
 _BLUR = 5  # pixels
 _REACH = 4  # pixels that the middle slides each way
 _TURNS = (-12.0, -6.0, 0.0, 6.0, 12.0)  # degrees
+_REACH_OF_WHOLE = 2  # the same of whole pictures, of which a larger part is compared
+_TURNS_OF_WHOLE = (-3.0, 0.0, 3.0)
 _NEARLY_1 = 0.999
 _LITTLE = 1e-3  # so that a picture without structure fits none
 
@@ -30,6 +35,9 @@ _MANY = 8192  # images of a class from which those to compare are found more coa
 _ROWS = 512
 
 # Chosen on generated bursts, series and copies, and on drawn icons and characters.
+_GAP = 0.25  # distance of whole pictures that are _HARDLY_APART, too, as a share of the median to those of the class
+_GAP_OF_NEAR = 0.2  # the same, where the vectors are near
+_HARDLY_APART = 0.02  # 1 less the correlation
 _SURE = 6.5  # spreads by which a fit is above the class's in general
 _LIKELY = 4.0  # the same, where the vectors are near, too
 _ABOVE_MIRRORED = 0.2  # by which it is above the best mirrored one
@@ -89,27 +97,33 @@ def _alike(thumbnails: Tensor, vectors: Tensor | None) -> Tensor:
     sampled = sampled[sampled[:, 0] != sampled[:, 1]]
     every = sampled if count <= _ALL else torch.cat([sampled, _nearest(structure, pixels)])
     every = every.sort(1).values.unique(dim=0)
-    fits = compare(structure, every)
-    usual = _usual(fits.fit, every, sample, count)
+    usual = partial(_usual, pairs=every, sample=sample, count=count)
     one, other = every.T
-    spread = fits.spread.clamp(min=_LITTLE)
-    simple = (spread / _SPREAD).clamp(min=1)
-    general = torch.maximum(usual[one], usual[other])
-    general = torch.where(simple > 1, general, general.clamp(max=_GENERAL))
-    above = (fits.fit - general) / spread
     near = torch.zeros(len(every), dtype=torch.bool)
     same_vector = torch.ones(len(every), dtype=torch.bool)
     if vectors is not None:
         distances = 1 - (vectors[one] * vectors[other]).sum(1)
-        usual_distances = -_usual(-distances, every, sample, count)
-        near = distances <= _NEAR * torch.minimum(usual_distances[one], usual_distances[other])
+        near = distances <= _NEAR * -usual(-distances, 0.25)
         same_vector = 1 - distances >= _SAME_VECTOR
-    alike = (above >= _SURE * simple) | ((above >= _LIKELY) & near & (simple <= 1))
-    alike &= fits.fit - fits.mirrored >= _ABOVE_MIRRORED
+    apart = 1 - torch.tanh(compare(thumbnails.float(), every, _REACH_OF_WHOLE, _TURNS_OF_WHOLE).fit)
+    share = apart / -usual(-apart, 0.5)
+    alike = ((share <= _GAP) & (apart <= _HARDLY_APART)) | ((share <= _GAP_OF_NEAR) & near)
+    alike |= _fine_alike(compare(structure, every), usual, near)
     least = _SAME_PIXELS_ALONE if vectors is None else _SAME_PIXELS
     alike |= same_vector & ((pixels[one] * pixels[other]).sum(1) >= least)
     found: Tensor = every[alike]
     return found
+
+
+def _fine_alike(fits: PairFit, usual: Callable[[Tensor, float], Tensor], near: Tensor) -> Tensor:
+    """Tell of pairs whether they fit by their fine structure; detailed ones are so in a class that is, too."""
+    spread = fits.spread.clamp(min=_LITTLE)
+    simple = (torch.maximum(spread, usual(spread, 0.5)) / _SPREAD).clamp(min=1)
+    general = usual(fits.fit, 0.25)
+    general = torch.where(simple > 1, general, general.clamp(max=_GENERAL))
+    above = (fits.fit - general) / spread
+    alike = (above >= _SURE * simple) | ((above >= _LIKELY) & near & (simple <= 1))
+    return alike & (fits.fit - fits.mirrored >= _ABOVE_MIRRORED)
 
 
 def _sample(thumbnails: Tensor) -> Tensor:
@@ -120,15 +134,16 @@ def _sample(thumbnails: Tensor) -> Tensor:
     return order[: len(order) if len(order) <= _ALL else _SAMPLE]
 
 
-def _usual(values: Tensor, pairs: Tensor, sample: Tensor, count: int) -> Tensor:
-    """Return for each of `count` pictures the lower quartile of the values of its pairs with those of a sample, [N]."""
+def _usual(values: Tensor, share: float, *, pairs: Tensor, sample: Tensor, count: int) -> Tensor:
+    """Return that quantile of the values that a picture has with those of a sample, the larger of a pair's two, [P]."""
     table = torch.full((count, count if count <= _ALL else _SAMPLE), torch.nan)
     place = torch.full((count,), -1)
     place[sample] = torch.arange(len(sample))
     for one, other in (pairs.T, pairs.flip(1).T):
         told = place[other] >= 0
         table[one[told], place[other[told]]] = values[told]
-    return table.nanquantile(0.25, dim=1, interpolation="lower")
+    quantile: Tensor = table.nanquantile(share, dim=1, interpolation="lower")
+    return quantile[pairs].amax(1)
 
 
 def _nearest(structure: Tensor, pixels: Tensor) -> Tensor:
@@ -173,16 +188,20 @@ def fine_structure(thumbnails: Tensor) -> Tensor:
     return (pixels - F.avg_pool2d(around, _BLUR, 1))[:, 0]
 
 
-def compare(structure: Tensor, pairs: Tensor) -> PairFit:
+def compare(
+    structure: Tensor, pairs: Tensor, reach: int = _REACH, turns: Sequence[float] = _TURNS
+) -> PairFit:
     """Compare pairs of pictures, each way.
 
     Args:
-        structure: Float32 [N, S, S], see `fine_structure`.
+        structure: Float32 [N, S, S], see `fine_structure`, or whole pictures.
         pairs: Int64 [P, 2], positions of different pictures.
+        reach: Pixels that the middle slides each way.
+        turns: Degrees that it is turned by.
     """
-    templates = _templates(structure)
-    lengths = _window_lengths(structure)
-    side = structure.shape[1] - 2 * _REACH
+    templates = _templates(structure, reach, turns)
+    lengths = _window_lengths(structure, reach)
+    side = structure.shape[1] - 2 * reach
     both = torch.cat([pairs, pairs.flip(1)])
     order = both[:, 1].argsort(stable=True)
     found = torch.empty(3, len(both))
@@ -194,8 +213,8 @@ def compare(structure: Tensor, pairs: Tensor) -> PairFit:
         windows = structure[target].unfold(0, side, 1).unfold(1, side, 1).reshape(-1, side * side)
         products = templates[both[own, 0]] @ windows.T / lengths[target]
         z = torch.atanh(products.clamp(-_NEARLY_1, _NEARLY_1))
-        mirrored = z[:, len(_TURNS) :].flatten(1)
-        found[0, own] = z[:, : len(_TURNS)].flatten(1).amax(1)
+        mirrored = z[:, len(turns) :].flatten(1)
+        found[0, own] = z[:, : len(turns)].flatten(1).amax(1)
         found[1, own] = mirrored.square().mean(1)
         found[2, own] = mirrored.amax(1)
     one, other = found.split(len(pairs), 1) if len(pairs) else (found, found)
@@ -204,9 +223,9 @@ def compare(structure: Tensor, pairs: Tensor) -> PairFit:
     )
 
 
-def _window_lengths(structure: Tensor) -> Tensor:
+def _window_lengths(structure: Tensor, reach: int) -> Tensor:
     """Return the length of each window of the middle's size less its mean, [N, (2 reach + 1) ** 2]."""
-    side = structure.shape[1] - 2 * _REACH
+    side = structure.shape[1] - 2 * reach
     mean = F.avg_pool2d(structure[:, None], side, 1)
     square = F.avg_pool2d(structure.square()[:, None], side, 1)
     return ((square - mean.square()).clamp(min=0).sqrt() * side + _LITTLE).flatten(1)
@@ -219,12 +238,12 @@ def _standard(vectors: Tensor) -> Tensor:
     return vectors / (lengths + _LITTLE)
 
 
-def _templates(structure: Tensor) -> Tensor:
+def _templates(structure: Tensor, reach: int, turns: Sequence[float]) -> Tensor:
     """Return the middle of each picture turned by each angle, and then mirrored four ways, [N, 9, s * s]."""
     count = len(structure)
-    inner = slice(_REACH, structure.shape[1] - _REACH)
+    inner = slice(reach, structure.shape[1] - reach)
     views = []
-    for angle in _TURNS:
+    for angle in turns:
         c = math.cos(math.radians(angle))
         s = math.sin(math.radians(angle))
         turn = torch.tensor([[c, -s, 0.0], [s, c, 0.0]]).expand(count, 2, 3)
