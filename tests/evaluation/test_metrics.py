@@ -153,6 +153,8 @@ def test_a_share_lies_in_its_interval(answers: list[tuple[int, bool, int]], bala
     assert found.value - 1e-12 <= found.high <= 1.0
     assert found.high - found.low > 0.0
     assert (found.images, found.units) == (len(answers), len(units.unique()))
+    copied = share_interval(*(column.repeat_interleave(3) for column in (right, labels, units)), balanced)
+    assert (copied.low, copied.high) == pytest.approx((found.low, found.high)), "copies say nothing"
 
 
 @pytest.mark.parametrize("balanced", [False, True])

@@ -28,10 +28,7 @@ CROSS_VALIDATION = "cross-validation"
 
 _FEW5 = 5
 _CONFIDENCE_BINS = 15
-# Classes that are assumed to be as accurate as all, and units to have all images alike, beside those measured. With
-# them intervals of simulated classes, alike or not, with units of images that are alike or not, cover 88 to 98 %.
-_LIKE_ALL = 4.0
-_ALIKE_UNITS = 5.0
+_LIKE_ALL = 4.0  # classes that are assumed to be as accurate as all, beside those measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,10 +263,10 @@ def accuracy_report(
 def share_interval(right: Tensor, labels: Tensor, units: Tensor, balanced: bool = False) -> Interval:
     """Compute the share of images that are right, or the mean over classes of that share, with a 95 % interval.
 
-    The classes are given, their units are drawn. The interval is Wilson's (1927) for as many independent images as
-    would have the variance of the whole. That variance is p (1 - p), with p the share, less what lies between the
-    classes (the covariance of answers in different units of a class), and answers within a unit are correlated, both as
-    measured. A bootstrap over images takes each for independent, and gives no width where all are right.
+    The classes are given, their units are drawn, and all answers of a unit count as one. The interval is Wilson's
+    (1927) for as many independent images as would have the variance of the whole. A unit's variance is p (1 - p), with
+    p the share, less what lies between the classes: the covariance of answers in different units of a class. A
+    bootstrap over images takes each for independent, and gives no width where all are right.
 
     Args:
         right: Bool [N], N at least 1.
@@ -289,9 +286,7 @@ def share_interval(right: Tensor, labels: Tensor, units: Tensor, balanced: bool 
     level = (mean + 0.5 * float(of_units)) / (1.0 + float(of_units))
     whole = level * (1.0 - level)
     between = min(_between_classes(hits - level, labels, of), 0.9 * whole)
-    within = whole - between
-    correlation = _within_units(hits - level, of, between, within)
-    variance = within * float((1.0 - correlation) * weights.square().sum() + correlation * of_units)
+    variance = (whole - between) * float(of_units)
     low, high = _wilson(mean, whole / variance)
     return Interval(value=mean, low=low, high=high, images=len(labels), units=number)
 
@@ -319,26 +314,6 @@ def _between_classes(errors: Tensor, labels: Tensor, units: Tensor) -> float:
     number = number[several]
     found = float((products[several] / (number - 1.0)).sum() / (number.sum() + _LIKE_ALL * number.mean()))
     return max(found, 0.0)
-
-
-def _within_units(errors: Tensor, units: Tensor, between: float, within: float) -> float:
-    """Estimate the correlation of answers within a unit, given their class, 0 to 1; 1 where no unit has two images.
-
-    Args:
-        errors: Float64 [N], each answer less the share of all.
-        units: Int64 [N], from 0.
-        between: Variance between classes.
-        within: Variance within them.
-    """
-    sizes = torch.bincount(units).double()
-    pairs = (sizes * (sizes - 1.0))[sizes >= 2]
-    if not len(pairs):
-        return 1.0
-    products = float(_sums(errors, units, len(sizes)).square().sum() - errors.square().sum())
-    assumed = _ALIKE_UNITS * float(pairs.mean())
-    total = float(pairs.sum())
-    found = (products - between * total + assumed * within) / ((total + assumed) * within)
-    return min(max(found, 0.0), 1.0)
 
 
 def _wilson(share: float, images: float) -> tuple[float, float]:
