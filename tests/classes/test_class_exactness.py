@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.changes import Kept, World, anchors, losses, probabilities, rebuilt
+from tests.support.changes import Kept, World, anchors, each_picture_alone, losses, probabilities, rebuilt
 from vlltr_index.classes import (
     ChangeOptions,
     NewClass,
@@ -148,7 +148,8 @@ class Story:
             lambda: self.remove(n, m),
             lambda: self.merge(n, m),
         ]
-        steps[kind]()
+        with each_picture_alone():
+            steps[kind]()
         self.check_adopted()
 
     def check_adopted(self) -> None:
