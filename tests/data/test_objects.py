@@ -9,12 +9,13 @@ import pytest
 from tests.support import drawings
 from tests.support.buckets import Bucket
 from tests.support.commands import run
-from vlltr_index.data.decoding import open_image
+from vlltr_index.data.decoding import image_bytes, open_image
 from vlltr_index.data.image_readers import read_images
 from vlltr_index.data.unlabelled import unlabelled_images
 from vlltr_index.embedding.vectors import LocalEngine
 from vlltr_index.errors import InputError, UsageError, WorkspaceError
 from vlltr_index.pipelines.ingest import ingest_images
+from vlltr_index.schemas.fingerprint import digest_bytes
 from vlltr_index.schemas.records import ImageRecord
 from vlltr_index.store.workspace import Workspace
 
@@ -68,8 +69,9 @@ def test_processes_that_read_objects(shots: str) -> None:
     """They read in processes of their own though this one has read some."""
     encoder, name = drawings.encoder(), f"{shots}/4.png"
     open_image(name)
-    (found,) = LocalEngine(encoder, workers=1).images([[("a", name), ("b", f"{shots}/none.png")]], [0])
-    assert (found.ids, list(found.problems)) == (["a"], ["b"])
+    content = digest_bytes(image_bytes(name))[:32]
+    (found,) = LocalEngine(encoder, workers=1).images([[(content, name), ("b", f"{shots}/none.png")]], [0])
+    assert (found.ids, list(found.problems)) == ([content], ["b"])
 
 
 def test_what_cannot_be_had(shots: str, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
