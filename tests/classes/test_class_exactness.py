@@ -263,6 +263,7 @@ def test_all_ten_changes_in_one_story(world: World, tmp_path: Path) -> None:
     assert len(ids) == len(story.classes)
 
 
+@each_picture_alone()
 def test_removing_what_was_added_leaves_the_state_before(world: World, tmp_path: Path) -> None:
     """Images, sentences and classes that came and went leave the same statistics, bit for bit, anchors and answers."""
     workspace = Workspace.open(shutil.copytree(world.folder, tmp_path / "changed"))
