@@ -7,9 +7,9 @@
 folds' own models, of each class in the share in which they were asked for it, and of the final model in the same shares
 of the classes. Beside the interval stands that of a plain bootstrap over pictures.
 
-The first draws are no test: near duplicates were tuned with draws 0 to 3 of these kinds in sight, and after draws 0 to 9
-the truth was weighed by what each fold was asked, and all answers of a unit were made to count as one. Figures to quote
-leave out draws 0 to 9, and want kinds that nobody had looked at.
+The first draws are no test: near duplicates were tuned with draws 0 to 3 of these kinds in sight. After draws 0 to 9
+the truth was weighed by what each fold was asked, and all answers of a unit were made to count as one. Figures to
+quote leave out draws 0 to 9, and want kinds that nobody had looked at.
 """
 
 from __future__ import annotations
