@@ -178,7 +178,11 @@ def train_baseline(
     if name not in BY_NAME:
         raise UsageError(f"no baseline {name!r}", f"There are: fc, {', '.join(BASELINES)}.")
     with training.training_run(
-        workspace, f"train baseline {name}", False, lambda _: (None, f"baseline-{name}"), facts=_facts
+        workspace,
+        f"train baseline {name}",
+        False,
+        lambda _: (None, f"baseline-{name}"),
+        facts=training.vector_facts,
     ) as run:
         row = _Making(workspace, run.snapshot, config, progress).row(BY_NAME[name])
 
@@ -188,15 +192,6 @@ def train_baseline(
 
         run.commit(keep)
     return row
-
-
-def _facts(snapshot: Snapshot) -> dict[str, object]:
-    """Return what a baseline depends on: training images and encoder."""
-    commit = snapshot.commit
-    return {
-        **training.image_facts(snapshot),
-        "the encoder": [commit.checkpoint, commit.text_fp, commit.image_fp],
-    }
 
 
 def _save(row: BaselineRow, folder: Path) -> None:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from vlltr_index.store.transaction import Transaction
     from vlltr_index.store.workspace import Workspace
 
-FOLDS = 5
+_FOLDS = 5
 _WEIGHED_IN = 3  # folds in which the parts are weighed in each; with five the whole would take too long
 _MANY_UNITS = 5000  # from so many on one part of them is held out
 _ONE_PART = 10
@@ -208,7 +208,7 @@ def _dealt(snapshot: Snapshot) -> _Deal:
             )
     units = list(compress(data.units, able.tolist()))
     one_part = len(set(units)) >= _MANY_UNITS
-    dealt = deal_units(data.labels[able], units, _ONE_PART if one_part else FOLDS)
+    dealt = deal_units(data.labels[able], units, _ONE_PART if one_part else _FOLDS)
     if one_part:
         dealt = torch.where(dealt == 0, 0, -1)
     fold = torch.full_like(data.labels, -1)

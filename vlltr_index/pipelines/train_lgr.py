@@ -242,15 +242,13 @@ def _unseen(held: HeldOut, image_ids: list[str], class_ids: Tensor) -> tuple[Ten
 
 def head_facts(snapshot: Snapshot) -> dict[str, object]:
     """Return what a head depends on: training images, encoder, and anchors of the classes that have images."""
-    commit = snapshot.commit
     owners = loading.usable_images(snapshot, "train", [])["class_id"]
     anchors = snapshot.table("anchors", ["class_id", "sentence_id", "rank"])
     anchors = anchors.filter(pc.is_in(anchors["class_id"], value_set=owners.combine_chunks().unique()))
     ordered = anchors.sort_by([("class_id", "ascending"), ("rank", "ascending")])
     chosen = ordered.select(["class_id", "sentence_id"]).to_pydict()
     return {
-        **training.image_facts(snapshot),
-        "the encoder": [commit.checkpoint, commit.text_fp, commit.image_fp],
+        **training.vector_facts(snapshot),
         "the anchors of the training classes": digest_json(chosen),
     }
 

@@ -170,6 +170,12 @@ def image_facts(snapshot: Snapshot) -> dict[str, object]:
     return {"the training images": usable_images(snapshot, "train", []).to_pydict()}
 
 
+def vector_facts(snapshot: Snapshot) -> dict[str, object]:
+    """Return the training images and their classes, and the encoder that made their vectors; see `Facts`."""
+    commit = snapshot.commit
+    return {**image_facts(snapshot), "the encoder": [commit.checkpoint, commit.text_fp, commit.image_fp]}
+
+
 @dataclass(frozen=True)
 class TrainingRun(Generic[D]):
     """One training run with its folder.

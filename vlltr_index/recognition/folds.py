@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from vlltr_index.anchors.anss import ranks_in_runs
 from vlltr_index.embedding.loading import image_vectors_of, numbers, text_vectors_of, usable_images
 from vlltr_index.errors import WorkspaceError
 from vlltr_index.heads.checkpoint import SavedHead, load_head, save_head
@@ -49,8 +50,7 @@ def save_fold(folder: Path, saved: SavedHead, bank: AnchorBank, sentence_ids: Se
     """Write what was fitted without one fold's images: the head, and the anchors in the bank's order."""
     save_head(saved, folder)
     owners = bank.class_ids.repeat_interleave(bank.offsets.diff())
-    ranks = torch.cat([torch.arange(n) for n in bank.offsets.diff().tolist()])
-    columns = [owners.numpy(), ranks.numpy(), list(sentence_ids), bank.losses.float().numpy()]
+    columns = [owners.numpy(), ranks_in_runs(owners).numpy(), list(sentence_ids), bank.losses.float().numpy()]
     rows = pa.table(dict(zip(_ANCHORS.names, columns, strict=True))).cast(_ANCHORS)
     _write(rows, folder / "anchors.arrow")
 
@@ -171,25 +171,12 @@ class Folds:
         rows = pa.concat_tables([stored.cast(_ANCHORS), later.cast(_ANCHORS)])
         rows = rows.sort_by([("class_id", "ascending"), ("rank", "ascending")])
         rows = rows.append_column("anchor_key", pa.array(range(len(rows)), pa.int64()))
-        vectors = text_vectors_of(snapshot, _hashes_of(sentences, rows["sentence_id"].to_pylist()))
+        at = pc.index_in(
+            rows["sentence_id"].combine_chunks(), value_set=sentences["sentence_id"].combine_chunks()
+        )
+        vectors = text_vectors_of(snapshot, sentences["text_hash"].take(at).to_pylist())
         losses = torch.from_numpy(rows["loss"].to_numpy().copy())
         return Anchors.of(rows, vectors, losses, own.selection_id)
-
-
-def _hashes_of(sentences: pa.Table, wanted: Sequence[str]) -> list[str]:
-    """Return the text hashes of the sentences with the given ids, from rows of the table `sentences`.
-
-    Raises:
-        WorkspaceError: There is no sentence with one of the ids.
-    """
-    hash_of = dict(zip(sentences["sentence_id"].to_pylist(), sentences["text_hash"].to_pylist(), strict=True))
-    strange = set(wanted) - hash_of.keys()
-    if strange:
-        raise WorkspaceError(
-            f"the table 'anchors' names the sentence {min(strange)!r}, which the table 'sentences' has not",
-            "See what is damaged: vlltr doctor; or select again: vlltr select",
-        )
-    return [hash_of[key] for key in wanted]
 
 
 def _images_without(model: Model, out: frozenset[str], class_id: int) -> tuple[pa.Table, Tensor]:
