@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support import drawings
 from tests.support.commands import run
 from vlltr_index.classes import add_class, merge_classes, remove_images
 from vlltr_index.errors import MissingStepError, UsageError
@@ -20,6 +21,7 @@ from vlltr_index.pipelines.evaluate import evaluate, evaluation
 from vlltr_index.pipelines.fit import fit
 from vlltr_index.pipelines.report import write_report
 from vlltr_index.pipelines.status import status
+from vlltr_index.pipelines.train_all import train_all
 from vlltr_index.pipelines.train_lgr import train_lgr_stage
 from vlltr_index.recognition.folds import open_folds
 from vlltr_index.recognition.model import Model
@@ -163,11 +165,23 @@ def test_the_report_shows_who_answered(fitted: Workspace) -> None:
 
 
 def test_what_cannot_be_measured(fitted: Workspace, trained: Workspace, tmp_path: Path) -> None:
-    """Retrieval from folds; no head; a stage 1 that saw all images."""
+    """Retrieval from folds, and a workspace without a head. After a stage 1 what it kept out is measured on."""
     with pytest.raises(UsageError, match="have no index"):
         evaluate(fitted, retrieval="faiss")
     with pytest.raises(MissingStepError, match="no head has been trained yet"):
         cross_validate(Workspace.create(tmp_path / "empty", fitted.recipe))
     seen = cross_validate(trained)
+    assert 0 < seen.images < trained.snapshot().count("images", "split = 'train'")
     held = len(evaluation(trained, CROSS_VALIDATION).measured.data.image_ids)
     assert seen.images == held
+
+
+def test_a_stage_one_that_saw_all_leaves_no_honest_figure(tmp_path: Path) -> None:
+    """It is said, with how to get one; nothing is committed."""
+    settings = ("cvlp.epochs=1", "cvlp.batch_size=28", "cvlp.hold_out=0", *drawings.QUICK)
+    workspace = drawings.workspace(tmp_path, *settings)
+    train_all(workspace, workspace.recipe)
+    with pytest.raises(MissingStepError, match="no figure on them would be honest") as caught:
+        cross_validate(workspace)
+    assert "--hold-out" in caught.value.hint
+    assert workspace.snapshot().commit.info.folds is None
