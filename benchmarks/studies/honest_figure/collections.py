@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ _NEW = 24  # units of a class that are new
 _SIDE = 96
 _WHITE = (255, 255, 255)
 _BRIGHT = 128
+_CAMERAS = 4
 
 Rng = np.random.Generator
 Unit = list[Image.Image]
@@ -32,19 +34,22 @@ class Kind:
 
     Attributes:
         source: The data set of the drawings: `icons_lt`, which the shipped encoder does not suit, or `glyphs_lt`.
-        unit: Makes the pictures of one drawing.
+        unit: Makes the pictures of a unit out of its drawings.
+        drawings: How many drawings a unit of the collection has, at most.
         named: Whether file names tell the unit, and `fit` is told so.
         timed: Whether files tell when they were taken.
     """
 
     source: str
-    unit: Callable[[Rng, Image.Image], Unit]
+    unit: Callable[[Rng, Sequence[Image.Image]], Unit]
+    drawings: int = 1
     named: bool = False
     timed: bool = False
 
 
-def bursts(rng: Rng, drawing: Image.Image) -> Unit:
+def bursts(rng: Rng, drawings: Sequence[Image.Image]) -> Unit:
     """Show a sticker on a photograph one to five times, from almost the same place."""
+    (drawing,) = drawings
     scene = _photograph(rng)
     colour = _dark(rng)
     x, y = rng.uniform(0.1, 0.35, 2)
@@ -57,9 +62,10 @@ def bursts(rng: Rng, drawing: Image.Image) -> Unit:
     ]
 
 
-def scans(rng: Rng, drawing: Image.Image) -> Unit:
+def scans(rng: Rng, drawings: Sequence[Image.Image]) -> Unit:
     """Scan a printed drawing two to four times."""
-    paper = Image.new("RGB", (_SIDE, _SIDE), tuple(int(v) for v in rng.integers(225, 256, 3)))
+    (drawing,) = drawings
+    paper = _paper(rng, 225)
     printed = _on(paper, drawing, (20, 20, 25), x=0.15, y=0.15, size=0.7)
     copies = []
     for _ in range(rng.integers(2, 5)):
@@ -71,8 +77,9 @@ def scans(rng: Rng, drawing: Image.Image) -> Unit:
     return copies
 
 
-def films(rng: Rng, drawing: Image.Image) -> Unit:
+def films(rng: Rng, drawings: Sequence[Image.Image]) -> Unit:
     """Let a sticker move across a photograph, in three to seven frames."""
+    (drawing,) = drawings
     scene = _photograph(rng)
     colour = _dark(rng)
     start, end = rng.uniform(0.02, 0.5, (2, 2))
@@ -82,21 +89,85 @@ def films(rng: Rng, drawing: Image.Image) -> Unit:
     return [_taken(rng, _on(scene, drawing, colour, x=x, y=y, size=size)) for x, y in path]
 
 
-def products(rng: Rng, drawing: Image.Image) -> Unit:
+def products(rng: Rng, drawings: Sequence[Image.Image]) -> Unit:
     """Show a drawing in two to five colours, some mirrored."""
+    (drawing,) = drawings
     shown = []
     for _ in range(rng.integers(2, 6)):
-        ground = Image.new("RGB", (_SIDE, _SIDE), tuple(int(v) for v in rng.integers(170, 256, 3)))
+        ground = _paper(rng, 170)
         placed = _on(ground, drawing, _dark(rng), x=0.15, y=0.15, size=0.7)
         mirrored = placed.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else placed
         shown.append(_taken(rng, mirrored))
     return shown
 
 
-def single(rng: Rng, drawing: Image.Image) -> Unit:
+def single(rng: Rng, drawings: Sequence[Image.Image]) -> Unit:
     """Show a drawing once."""
+    (drawing,) = drawings
     ground = Image.new("RGB", (_SIDE, _SIDE), _WHITE)
     return [_taken(rng, _on(ground, drawing, _dark(rng), x=0.15, y=0.15, size=0.7))]
+
+
+def visits(rng: Rng, drawings: Sequence[Image.Image]) -> Unit:
+    """Show a sticker that walks before one of a few fixed cameras, in one to six pictures."""
+    (drawing,) = drawings
+    camera = _photograph(np.random.default_rng(int(rng.integers(_CAMERAS))))
+    light = rng.uniform(0.5, 1.1)
+    scene = Image.eval(camera, lambda value: int(value * light))
+    colour = _dark(rng)
+    x, y = rng.uniform(0.0, 0.6, 2)
+    size = rng.uniform(0.3, 0.45)
+    taken = []
+    for _ in range(rng.integers(1, 7)):
+        taken.append(_taken(rng, _on(scene, drawing, colour, x=x, y=y, size=size)))
+        x, y = np.clip([x + rng.normal(0, 0.1), y + rng.normal(0, 0.05)], 0, 0.6)
+    return taken
+
+
+def pages(rng: Rng, drawings: Sequence[Image.Image]) -> Unit:
+    """Cut drawings out of one page: its paper, its stains and its ink."""
+    stains = np.asarray(_photograph(rng).filter(ImageFilter.GaussianBlur(4)), np.float64)
+    paper = 200 + rng.uniform(0, 20, 3) + 0.2 * (stains - stains.mean())
+    page = Image.fromarray(paper.clip(0, 255).astype(np.uint8))
+    ink = _dark(rng)
+    return [
+        _taken(rng, _on(page, drawing, ink, x=rng.uniform(0.05, 0.2), y=rng.uniform(0.05, 0.2), size=0.7))
+        for drawing in drawings
+    ]
+
+
+def augmented(rng: Rng, drawings: Sequence[Image.Image]) -> Unit:
+    """Turn, move and resize a drawing three to six times, as people do who want more pictures."""
+    (drawing,) = drawings
+    paper = Image.new("RGB", (_SIDE, _SIDE), _WHITE)
+    colour = _dark(rng)
+    copies = []
+    for _ in range(rng.integers(3, 7)):
+        size = rng.uniform(0.6, 0.8)
+        x, y = rng.uniform(0.02, 0.95 - size, 2)
+        placed = _on(paper, drawing, colour, x=x, y=y, size=size)
+        copies.append(
+            _taken(rng, placed.rotate(rng.uniform(-10, 10), Image.Resampling.BICUBIC, fillcolor=_WHITE))
+        )
+    return copies
+
+
+def reposts(rng: Rng, drawings: Sequence[Image.Image]) -> Unit:
+    """Crop, scale and compress a sticker on a photograph two to four times, as it is passed on."""
+    (drawing,) = drawings
+    x, y = rng.uniform(0.15, 0.35, 2)
+    first = _on(_photograph(rng), drawing, _dark(rng), x=x, y=y, size=rng.uniform(0.4, 0.5))
+    copies = [_taken(rng, first)]
+    for _ in range(rng.integers(1, 4)):
+        left, top, right, bottom = rng.uniform(0, 0.1, 4) * _SIDE
+        side = int(rng.integers(60, 160))
+        cut = first.crop((round(left), round(top), _SIDE - round(right), _SIDE - round(bottom)))
+        passed = io.BytesIO()
+        cut.resize((side, side), Image.Resampling.BICUBIC).save(
+            passed, "JPEG", quality=int(rng.integers(30, 80))
+        )
+        copies.append(Image.open(passed).convert("RGB"))
+    return copies
 
 
 KINDS: Mapping[str, Kind] = {
@@ -106,6 +177,10 @@ KINDS: Mapping[str, Kind] = {
     "films with times": Kind("glyphs_lt", films, timed=True),
     "products, named": Kind("icons_lt", products, named=True),
     "single": Kind("icons_lt", single),
+    "visits to cameras, with times": Kind("icons_lt", visits, timed=True),
+    "pages, named": Kind("glyphs_lt", pages, drawings=4, named=True),
+    "augmented": Kind("glyphs_lt", augmented),
+    "reposts": Kind("icons_lt", reposts),
 }
 
 
@@ -127,39 +202,40 @@ class Collection:
 def write_collection(kind: Kind, number: int, folder: Path) -> Collection:
     """Write draw `number` of a kind of collection into class folders: long-tailed, ten classes."""
     rng = np.random.default_rng([number, sum(map(ord, kind.unit.__name__))])
-    drawings = _drawings(kind.source)
+    drawings = _drawings(kind.source, _UNITS[1] * kind.drawings + _NEW)
     new: dict[str, list[bytes]] = {}
     second = 0.0
     units = 0
     for name in rng.permutation(sorted(drawings))[:CLASSES]:
         own = drawings[name]
-        order = rng.permutation(len(own))
+        order = iter(rng.permutation(len(own)))
         count = int(np.exp(rng.uniform(*np.log(_UNITS))) + 0.5)
         place = folder / name
         place.mkdir(parents=True)
-        for at in order[:count]:
+        for _ in range(count):
             second += rng.uniform(60, 6000)
-            for copy, image in enumerate(kind.unit(rng, _image(own[at]))):
+            shown = [_image(own[at]) for at in islice(order, int(rng.integers(1, kind.drawings + 1)))]
+            for copy, image in enumerate(kind.unit(rng, shown)):
                 label = f"{units}-{copy}" if kind.named else rng.bytes(6).hex()
                 (place / f"{label}.jpg").write_bytes(
                     _file(rng, image, second + 0.7 * copy if kind.timed else None)
                 )
             units += 1
-        fresh = [kind.unit(rng, _image(own[at])) for at in order[count : count + _NEW]]
+        fresh = [kind.unit(rng, [_image(own[at])]) for at in islice(order, _NEW)]
         new[name] = [_file(rng, unit[int(rng.integers(len(unit)))], None) for unit in fresh]
     return Collection(folder, units, new)
 
 
 @cache
-def _drawings(source: str) -> dict[str, list[bytes]]:
-    """Read the training pictures of the classes that have enough, by class."""
+def _drawings(source: str, least: int) -> dict[str, list[bytes]]:
+    """Read the training pictures of the classes that have at least so many, by class."""
     table = pq.read_table(
         files_of(source).images, columns=["image", "label"], filters=[("split", "=", "train")]
     )
     found: dict[str, list[bytes]] = {}
     for label, image in zip(table["label"].to_pylist(), table["image"].to_pylist(), strict=True):
         found.setdefault(label, []).append(image)
-    return {label: images for label, images in found.items() if len(images) >= _UNITS[1] + _NEW}
+    return {label: images for label, images in found.items() if len(images) >= least}
 
 
 def _image(data: bytes) -> Image.Image:
@@ -183,6 +259,12 @@ def _photograph(rng: Rng) -> Image.Image:
     x = int(rng.integers(whole.width - side))
     y = int(rng.integers(whole.height - side))
     return whole.crop((x, y, x + side, y + side)).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
+
+
+def _paper(rng: Rng, least: int) -> Image.Image:
+    """Return a plain ground, each of its colours at least so bright."""
+    red, green, blue = rng.integers(least, 256, 3).tolist()
+    return Image.new("RGB", (_SIDE, _SIDE), (red, green, blue))
 
 
 def _dark(rng: Rng) -> tuple[int, int, int]:
