@@ -50,7 +50,6 @@ def fit_command(
     and a report is written. Run it again when pictures or texts came, moved or went: the model is of what DIR is then,
     and vectors are kept.
     """
-    from vlltr_index.evaluation.verdict import verdict
     from vlltr_index.pipelines.fit import fit
 
     made = fit(
@@ -70,9 +69,8 @@ def fit_command(
     if made.unmeasured is not None:
         context.say(f"\n{made.unmeasured}")
     folder = made.workspace.path if to is None else to
-    context.show({"workspace": str(folder), "evaluation": made.evaluation}, ())
-    if made.evaluation is not None:
-        context.say("\n" + "\n".join(verdict(made.evaluation)))
+    evaluation = None if made.report is None else made.report.evaluation
+    context.show({"workspace": str(folder), "evaluation": evaluation}, ())
     typed = f"vlltr -w {shlex.quote(str(folder))}"
     context.say("\nWhat to do with it:")
     context.say(f"  {typed} predict PICTURE.jpg            what is it, and why")

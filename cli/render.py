@@ -258,15 +258,13 @@ def difference_lines(report: EvaluationReport) -> list[str]:
     return lines
 
 
-def _report_file(report: ReportFile) -> list[str]:
-    return [f"Wrote {report.path} ({report.bytes / 2**20:.1f} MiB)."]
+def _report_file(report: ReportFile) -> list[str | Table]:
+    figures = [] if report.evaluation is None else [*_evaluation(report.evaluation), ""]
+    return [*figures, f"Wrote {report.path} ({report.bytes / 2**20:.1f} MiB)."]
 
 
 def _report_file_remarks(report: ReportFile) -> list[str]:
-    lines = []
-    if report.top1:
-        said = ", ".join(f"{shot} {percent(value.value)}" for shot, value in report.top1.items())
-        lines.append(f"{report.images:,} images ({report.split}), top-1 accuracy in %: {said}")
+    lines = [] if report.evaluation is None else _evaluation_remarks(report.evaluation)
     return lines + [f"Not in it: {part.why}. {part.mend}" for part in report.missing]
 
 

@@ -36,10 +36,7 @@ def test_the_report_says_what_evaluate_says(full: Workspace, tmp_path: Path) -> 
     """Every row and every interval, and the classes behind them."""
     done = write_report(full, tmp_path / "report.html")
     said = evaluate(full)
-    assert done.top1 == said.rows["vl-ltr"].top1
-    assert done.differences == said.differences
-    assert (done.against, done.commit, done.images) == (said.against, said.commit, said.images)
-    assert done.calibration_error == said.calibration_error["vl-ltr"]
+    assert done.evaluation == said
     assert done.missing == ()
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert done.bytes == len(html.encode()) < 4 * 2**20
@@ -128,13 +125,14 @@ def test_parts_that_are_not_there_name_their_command(trained: Workspace, tmp_pat
     done = write_report(trained, tmp_path / "report.html")
     baseline = Missing("there is no baseline to compare with", "Run: vlltr train baseline fc")
     assert done.missing == (baseline,)
-    assert done.against is None
+    assert done.evaluation is not None
+    assert done.evaluation.against is None
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert "There is no baseline to compare with. Run: vlltr train baseline fc" in page.text
     done = write_report(trained, tmp_path / "other.html", split="other")
     lacking = Missing("there are no images in split 'other'", "Run: vlltr ingest images PATH --split other")
     assert done.missing == (lacking,)
-    assert (done.images, done.top1, done.calibration_error) == (0, {}, None)
+    assert done.evaluation is None
     text = Page((tmp_path / "other.html").read_text(encoding="utf-8")).text
     assert text.count("There are no images in split 'other'. Run: vlltr ingest images PATH --split other") > 3
     assert "Stage 2 (LGR)" in text
@@ -197,10 +195,11 @@ def test_the_command(trained: Workspace, tmp_path: Path, capsys: pytest.CaptureF
     code, out, _ = run(capsys, "-w", trained.path, "--json", "report", "--out", target)
     said = json.loads(out)
     assert (code, said["path"], said["bytes"]) == (0, str(target), target.stat().st_size)
-    assert said["top1"]["overall"]["value"] == evaluate(trained).rows["vl-ltr"].top1["overall"].value
+    found = said["evaluation"]["rows"]["vl-ltr"]["top1"]["overall"]["value"]
+    assert found == evaluate(trained).rows["vl-ltr"].top1["overall"].value
     code, out, _ = run(capsys, "-w", trained.path, "report", "--out", target, "--against", "text branch")
     assert code == 0
-    assert out.startswith("360 images (test), top-1 accuracy in %: overall ")
+    assert out.startswith("Top-1 on test: 360 images, 60 classes")
     assert out.endswith(f"Wrote {target} ({target.stat().st_size / 2**20:.1f} MiB).\n")
     assert "vl-ltr less text branch" in target.read_text(encoding="utf-8")
     code, _, err = run(capsys, "-w", trained.path, "report", "--against", "ncm")

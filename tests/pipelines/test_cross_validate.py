@@ -87,10 +87,10 @@ def test_copies_are_not_recognised(fitted: Workspace) -> None:
 def test_a_fold_knows_nothing_of_its_images(fitted: Workspace) -> None:
     """Its statistics are those of all other images, its neighbours too."""
     model = Model.open(fitted.snapshot())
-    folds = open_folds(model)
+    folds = open_folds(model.state.snapshot)
     assert folds is not None
     held = 0
-    for fold in folds:
+    for fold in folds.opened(model):
         held += len(fold.image_ids)
         left = fold.model.stats.counts.sum() + len(set(fold.units))
         assert int(left) == int(model.stats.counts.sum()) == UNITS * CLASSES
@@ -143,6 +143,28 @@ def test_changes_of_classes_are_measured_on_it(fitted: Workspace, noise: Path) -
     assert evaluate(fitted).images == 3 * UNITS * CLASSES - 4
 
 
+def test_a_later_class_is_tested_but_not_trained(fitted: Workspace, noise: Path) -> None:
+    """The folds' heads have the classes of the commit's head; statistics know a later one, less its held-out part."""
+    folder = noise.parent / "more"
+    folder.mkdir()
+    rng = np.random.default_rng(1)
+    for number in range(5):
+        picture(rng).save(folder / f"{number}.png")
+    add_class(fitted, "more", ["A class more."], folder)
+    report = cross_validate(fitted)
+    assert report.classes == report.all_classes == CLASSES + 1
+    assert report.units == UNITS * CLASSES + 5
+    model = Model.open(fitted.snapshot())
+    later = fitted.snapshot().class_table().lookup("more")
+    folds = open_folds(fitted.snapshot())
+    assert folds is not None
+    for fold in folds.opened(model):
+        stats = fold.model.stats
+        assert later not in fold.model.saved.class_ids.tolist()
+        assert int(stats.counts[stats.class_ids == later]) == 4
+    assert evaluate(fitted).images == 3 * UNITS * CLASSES + 5
+
+
 def test_a_new_head_needs_new_folds(fitted: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     """The old ones say nothing of it; `evaluate` names the command."""
     assert status(fitted).next == "vlltr evaluate"
@@ -160,7 +182,8 @@ def test_a_new_head_needs_new_folds(fitted: Workspace, capsys: pytest.CaptureFix
 def test_the_report_shows_who_answered(fitted: Workspace) -> None:
     """It is of the folds' answers; pictures are explained by the model that had not seen them."""
     made = write_report(fitted)
-    assert (made.split, made.images) == (CROSS_VALIDATION, 3 * UNITS * CLASSES)
+    assert made.evaluation is not None
+    assert (made.evaluation.split, made.evaluation.images) == (CROSS_VALIDATION, 3 * UNITS * CLASSES)
     assert f"report-{CROSS_VALIDATION}-" in made.path
 
 

@@ -19,6 +19,7 @@ from vlltr_index.recognition.folds import open_folds
 
 if TYPE_CHECKING:
     from vlltr_index.heads.anchor_bank import AnchorBank
+    from vlltr_index.recognition.folds import Folds
     from vlltr_index.recognition.model import Model
     from vlltr_index.recognition.state import Anchors
 
@@ -50,14 +51,14 @@ class _Validation:
     """A model's text logits on validation images, which take most of the time.
 
     Attributes:
-        of_fold: Whether the images are the first part of a cross-validation, whose model answers them.
+        folds: The cross-validation whose first part the images are, and whose model answers; None: split val.
         features: Float [V, D], stored vectors, unnormalised; V may be 0.
         owners: Int64 [V], class ids.
         anchors_of: By class, in the anchor bank's order, the anchors that its column was computed from.
         text_logits: Float [V, C_a], one column for each class of the anchor bank.
     """
 
-    of_fold: bool
+    folds: Folds | None
     features: Tensor
     owners: Tensor
     anchors_of: dict[int, _AnchorsOfClass]
@@ -77,16 +78,16 @@ def measure(before: Model, after: Model, touched: set[int]) -> Effect:
         touched: Ids of the classes that changed.
     """
     was = _kept.get(before.anchors) or _load(before)
-    judged_before = _first_fold(before) if was.of_fold else before
-    judged_after = _first_fold(after) if was.of_fold else after
-    if judged_before is None or judged_after is None:
+    same_head = after.saved is before.saved
+    if was.folds is not None and not same_head:
         return Effect(unmeasured=True)
-    now = _changed(after, judged_after, was, same_head=after.saved is before.saved)
+    judged_after = _judge(after, was.folds)
+    now = _changed(after, judged_after, was, same_head)
     there = torch.isin(was.owners, before.class_ids) & torch.isin(was.owners, after.class_ids)
     there &= ~torch.isin(was.owners, torch.tensor(sorted(touched), dtype=torch.int64))
     if not bool(there.any()):
         return Effect(unmeasured=True)
-    accuracy_before = float(_right(judged_before, was)[there].double().mean())
+    accuracy_before = float(_right(_judge(before, was.folds), was)[there].double().mean())
     accuracy_after = float(_right(judged_after, now)[there].double().mean())
     return Effect(accuracy_before, accuracy_after, int(there.sum()))
 
@@ -103,15 +104,15 @@ def _load(model: Model) -> _Validation:
             features = loading.image_vectors_of(snapshot, rows["image_id"].to_pylist())
     owners = loading.numbers(rows, "class_id")[: len(features)]
     judge = model
-    folds = None if len(features) else open_folds(model)
+    folds = None if len(features) else open_folds(snapshot)
     if folds is not None:
-        fold = folds.open(0, own_anchors=False)
+        fold = folds.open(model, 0, own_anchors=False)
         judge = fold.model
         features = fold.features[:most]
         owners = fold.class_ids[:most]
     logits = _text_logits(judge, features, judge.bank)
     found = _Validation(
-        of_fold=folds is not None,
+        folds=folds,
         features=features,
         owners=owners,
         anchors_of=_anchors_of(model.anchors),
@@ -121,10 +122,9 @@ def _load(model: Model) -> _Validation:
     return found
 
 
-def _first_fold(model: Model) -> Model | None:
-    """Return the model that was fitted without the first part of a cross-validation; None if there is none."""
-    folds = open_folds(model)
-    return None if folds is None else folds.open(0, own_anchors=False).model
+def _judge(model: Model, folds: Folds | None) -> Model:
+    """Return the model that answers the images: the commit's, or that of the first part of a cross-validation."""
+    return model if folds is None else folds.open(model, 0, own_anchors=False).model
 
 
 def _changed(model: Model, judge: Model, was: _Validation, same_head: bool) -> _Validation:

@@ -19,12 +19,14 @@ from torch import Tensor
 
 from vlltr_index.anchors.selection import anchors_without
 from vlltr_index.data.writing import scratch_folder, settle
+from vlltr_index.embedding.loading import ImageSet, image_units
 from vlltr_index.errors import MissingStepError
 from vlltr_index.heads.checkpoint import SavedHead
 from vlltr_index.heads.folds import deal_units
 from vlltr_index.pipelines import training
-from vlltr_index.pipelines.train_lgr import HeadData, head_data, head_facts, stage_two_data
+from vlltr_index.pipelines.train_lgr import head_data, head_facts, stage_two_data
 from vlltr_index.recognition.folds import save_deal, save_fold
+from vlltr_index.recognition.model import Model
 from vlltr_index.recognition.scorer import OTHER_RULE
 from vlltr_index.schemas.config import LGRConfig
 from vlltr_index.schemas.fingerprint import digest_json, short
@@ -35,6 +37,7 @@ from vlltr_index.train.stage_two_data import StageTwoData
 
 if TYPE_CHECKING:
     from vlltr_index.heads.anchor_bank import AnchorBank
+    from vlltr_index.recognition.state import ModelState
     from vlltr_index.schemas.records import Progress
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.transaction import Transaction
@@ -75,9 +78,10 @@ def cross_validate(
     """Fit stage 2 anew without each of five parts of the training images, and commit these models.
 
     Anchors, head, generative model, weights and thresholds are fitted without the part, by the settings that the
-    head was trained with; vectors are those of the encoder as it is. Units of images stay whole, and each class with
-    two is tested. From 5,000 units on there is one part, a tenth. After a stage 1 the parts are of the images that it
-    did not see. An interrupted run goes on with the next part.
+    head was trained with and on the classes that it was trained on; vectors are those of the encoder as it is. Units
+    of images stay whole, and each class with two is tested, a later one too. From 5,000 units on there is one part, a
+    tenth. After a stage 1 the parts are of the images that it did not see. An interrupted run goes on with the next
+    part.
 
     Args:
         workspace: With a trained head.
@@ -98,18 +102,24 @@ class _Deal:
     """What is cross-validated.
 
     Attributes:
-        head: The training data of the head.
-        data: The same for stage 2.
-        class_ids: Int64 [C].
-        image_ids: N ids, in the order of `data`.
+        state: Of the commit.
+        data: The training data of stage 2: the images of the classes that the head was trained on.
+        class_ids: Int64 [C], these classes.
+        trained: Bool [N], which of all training images are those of `data`, in its order.
+        image_ids: N ids.
+        owners: Int64 [N], class ids.
+        units: The unit of each image.
         fold: Int64 [N], -1 for images that are never held out.
         config: Settings of the head.
     """
 
-    head: HeadData
+    state: ModelState
     data: StageTwoData
     class_ids: Tensor
+    trained: Tensor
     image_ids: list[str]
+    owners: Tensor
+    units: list[str]
     fold: Tensor
     config: LGRConfig
 
@@ -121,17 +131,14 @@ class _Deal:
     def without(self, fold: int) -> tuple[StageTwoData, list[str]]:
         """Return the training data of one fold's model, and the sentences of its anchors in the bank's order."""
         data = self.data
-        rest = self.fold != fold
-        snapshot = self.head.state.snapshot
+        rest = (self.fold != fold)[self.trained]
         bank = data.bank
-        names = _sentences_of(self.head, bank)
+        names = _sentences_of(self.state, bank)
         again: Callable[[Tensor], AnchorBank] | None = None
-        selected = snapshot.commit.info.select
         # Else no image that can be held out took part in the selection.
-        if data.anchors_without is not None and selected is not None:
-            out = frozenset(compress(self.image_ids, (~rest).tolist()))
-            bank, names = anchors_without(snapshot, selected, out, bank.class_ids)
-            again = partial(self._again, rest)
+        if data.anchors_without is not None:
+            bank, names = self._anchors_without(self.fold == fold)
+            again = partial(self._anchors_too, fold, rest)
         left = replace(
             data,
             features=data.features[:, rest],
@@ -143,17 +150,26 @@ class _Deal:
         )
         return left, names
 
-    def _again(self, rest: Tensor, out: Tensor) -> AnchorBank:
-        """Select anchors without a fold's images, and without those `out` of the rest."""
-        assert self.data.anchors_without is not None
-        gone = ~rest
-        gone[rest] = out
-        return self.data.anchors_without(gone)
+    def _anchors_without(self, gone: Tensor) -> tuple[AnchorBank, list[str]]:
+        """Select anchors without the images bool [N]; return them and their sentences."""
+        snapshot = self.state.snapshot
+        selected = snapshot.commit.info.select
+        assert selected is not None
+        out = frozenset(compress(self.image_ids, gone.tolist()))
+        return anchors_without(snapshot, selected, out, self.data.bank.class_ids)
+
+    def _anchors_too(self, fold: int, rest: Tensor, out: Tensor) -> AnchorBank:
+        """Select anchors without a fold's images, and without those `out` of the `rest` of `data`."""
+        more = torch.zeros_like(rest)
+        more[rest] = out
+        gone = self.fold == fold
+        gone[self.trained] |= more
+        return self._anchors_without(gone)[0]
 
 
-def _sentences_of(head: HeadData, bank: AnchorBank) -> list[str]:
+def _sentences_of(state: ModelState, bank: AnchorBank) -> list[str]:
     """Return the sentences of the anchors of some of the commit's classes, in the bank's order."""
-    own = head.state.anchors
+    own = state.anchors
     owners = own.bank.class_ids.repeat_interleave(own.bank.offsets.diff())
     return list(compress(own.sentence_ids, torch.isin(owners, bank.class_ids).tolist()))
 
@@ -172,9 +188,9 @@ def _cross_validate(workspace: Workspace, progress: Progress | None, resume: boo
         digest=digest,
         folds=deal.folds,
         images=int(held.sum()),
-        units=len(set(compress(deal.data.units, held.tolist()))),
-        classes=len(deal.data.labels[held].unique()),
-        all_classes=len(deal.class_ids),
+        units=len(set(compress(deal.units, held.tolist()))),
+        classes=len(deal.owners[held].unique()),
+        all_classes=len(deal.owners.unique()),
         resumed=run.resumed,
     )
 
@@ -196,29 +212,49 @@ def _dealt(snapshot: Snapshot) -> _Deal:
     head = head_data(snapshot, config)
     if head.images is None:
         raise MissingStepError("there are no training images", "Run: vlltr ingest images PATH --split train")
-    data, class_ids = stage_two_data(head.state, head.images, head.features)
-    able = torch.ones_like(data.labels, dtype=torch.bool)
+    images = head.images
+    model = Model.of(head.state)
+    trained = torch.isin(images.class_ids, model.row_owners)
+    learned = ImageSet(
+        list(compress(images.image_ids, trained.tolist())),
+        images.class_ids[trained],
+        images.features[trained],
+    )
+    data, class_ids = stage_two_data(head.state, learned, head.features[:, trained])
+    units = image_units(snapshot, images.image_ids, images.class_ids, images.features)
+    data = replace(data, units=list(compress(units, trained.tolist())))
+    able = torch.isin(images.class_ids, model.class_ids)
     if commit.checkpoint:
-        able = data.unseen
-        if not bool(able.any()):
+        able[trained] = data.unseen
+        if not bool(able[trained].any()):
             raise MissingStepError(
                 "stage 1 was trained on all training images: no figure on them would be honest",
                 "Keep some out, and train again: vlltr ingest images PATH --split train --hold-out 0.2, then vlltr"
                 " train all",
             )
-    units = list(compress(data.units, able.tolist()))
-    one_part = len(set(units)) >= _MANY_UNITS
-    dealt = deal_units(data.labels[able], units, _ONE_PART if one_part else _FOLDS)
+    dealt_units = list(compress(units, able.tolist()))
+    one_part = len(set(dealt_units)) >= _MANY_UNITS
+    dealt = deal_units(images.class_ids[able], dealt_units, _ONE_PART if one_part else _FOLDS)
     if one_part:
         dealt = torch.where(dealt == 0, 0, -1)
-    fold = torch.full_like(data.labels, -1)
+    fold = torch.full_like(images.class_ids, -1)
     fold[able] = _numbered(dealt)
     if not bool((fold >= 0).any()):
         raise MissingStepError(
             "no class has two pictures that do not belong together: none can be held out",
             "Bring in more pictures: vlltr ingest images PATH --split train",
         )
-    return _Deal(head, data, class_ids=class_ids, image_ids=head.images.image_ids, fold=fold, config=config)
+    return _Deal(
+        head.state,
+        data,
+        class_ids=class_ids,
+        trained=trained,
+        image_ids=images.image_ids,
+        owners=images.class_ids,
+        units=units,
+        fold=fold,
+        config=config,
+    )
 
 
 def _numbered(dealt: Tensor) -> Tensor:
@@ -234,7 +270,7 @@ def _fit(deal: _Deal, fold: int, folder: Path, progress: Progress | None) -> Non
     data, names = deal.without(fold)
     step = None if progress is None else partial(_told, progress, f"fold {fold + 1} of {deal.folds}")
     decision = fit_stage_two(data, deal.config, progress=step, folds=_WEIGHED_IN)
-    commit = deal.head.state.snapshot.commit
+    commit = deal.state.snapshot.commit
     saved = SavedHead(
         decision.head,
         deal.class_ids[decision.rows],
@@ -257,7 +293,7 @@ def _keep(tx: Transaction, deal: _Deal, folder: Path) -> str:
     def write(place: Path) -> None:
         for fold in range(deal.folds):
             shutil.copytree(folder / str(fold), place / str(fold))
-        save_deal(place, deal.image_ids, deal.fold, deal.data.units)
+        save_deal(place, deal.image_ids, deal.fold, deal.units)
 
     digest = tx.objects.put("heads", write)
     tx.note(folds=CrossValidated(digest=digest, head=tx.commit.head or ""))

@@ -121,20 +121,21 @@ def evaluate(workspace: Workspace, split: str | None = None, **how: Any) -> metr
     `evaluation`.
     """
     result = evaluation(workspace, split, **how).report
-    crops = f"crops-{result.crops}"
-    retrieval = result.retrieval
-    ways = [
-        crops if result.crops > 1 else None,
-        how.get("rule"),
-        retrieval if retrieval != "exhaustive" else None,
-    ]
-    name = "-".join(filter(None, ("reports/evaluate", result.split, str(result.commit), *ways))) + ".json"
+    keep(workspace, result, how.get("rule"))
+    return result
+
+
+def keep(workspace: Workspace, result: metrics.EvaluationReport, rule: Rule | None = None) -> None:
+    """Write figures as `evaluate` does; `rule` is the one that was asked for."""
+    crops = f"crops-{result.crops}" if result.crops > 1 else None
+    retrieval = result.retrieval if result.retrieval != "exhaustive" else None
+    parts = ("reports/evaluate", result.split, str(result.commit), crops, rule, retrieval)
+    name = "-".join(filter(None, parts)) + ".json"
     text = json.dumps(asdict(result), indent=2, sort_keys=True) + "\n"
     try:
         workspace.storage.write(name, text.encode("utf-8"))
     except (OSError, WorkspaceError) as error:  # the result is returned even if it cannot be saved
         _log.warning("this evaluation could not be kept in %s: %s", workspace.storage.at(name), reason(error))
-    return result
 
 
 def evaluation(
@@ -226,8 +227,8 @@ def _measured(model: Model, snapshot: Snapshot, split: str | None) -> Measured:
         everything = Answering(model, torch.arange(len(data.image_ids)))
         units = image_units(snapshot, data.image_ids, data.class_ids, data.features)
         return Measured(split, data, _numbered(units), (everything,))
-    opened = open_folds(model)
-    folds = [] if opened is None else [fold for fold in opened if fold.image_ids]
+    stored = open_folds(snapshot)
+    folds = [] if stored is None else [fold for fold in stored.opened(model) if fold.image_ids]
     if not folds:
         raise MissingStepError(
             "there is nothing to measure on: no image is in split test, and the head has not been cross-validated",

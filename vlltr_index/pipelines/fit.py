@@ -14,7 +14,6 @@ from vlltr_index.errors import InputError, MissingStepError
 from vlltr_index.evaluation.metrics import CROSS_VALIDATION
 from vlltr_index.pipelines.baselines import train_baseline
 from vlltr_index.pipelines.cross_validate import cross_validate
-from vlltr_index.pipelines.evaluate import evaluate
 from vlltr_index.pipelines.ingest import ingest_images, ingest_text
 from vlltr_index.pipelines.init import init, require_encoder
 from vlltr_index.pipelines.plan import Runner, Step, StepMaker
@@ -25,7 +24,6 @@ from vlltr_index.store.workspace import Workspace
 from vlltr_index.tensors import choose_device, computing_on
 
 if TYPE_CHECKING:
-    from vlltr_index.evaluation.metrics import EvaluationReport
     from vlltr_index.pipelines.baselines import BaselineRow
     from vlltr_index.pipelines.cross_validate import CrossValidation
     from vlltr_index.pipelines.ingest import IngestReport
@@ -44,13 +42,12 @@ class FitResult:
 
     Attributes:
         workspace: The workspace with the model.
-        evaluation: Accuracy on pictures that the models had not seen; None if nothing was measured.
-        report: The report that was written about it; None if nothing was measured.
+        report: The report that was written, with the accuracy on pictures that the models had not seen; None if nothing
+            was measured.
         unmeasured: Why nothing was measured, where that was asked for.
     """
 
     workspace: Workspace
-    evaluation: EvaluationReport | None = None
     report: ReportFile | None = None
     unmeasured: str | None = None
 
@@ -72,14 +69,13 @@ class Sources:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Steps that measure a model: simple rules to compare with, the evaluation, and the report.
+    """Steps that measure a model: simple rules to compare with, and the report.
 
     Before them, without pictures of their own to measure on, the cross-validation.
     """
 
     cross_validate: Step[CrossValidation] | None
     rules: tuple[Step[BaselineRow], ...]
-    evaluate: Step[EvaluationReport]
     report: Step[ReportFile]
 
 
@@ -107,7 +103,7 @@ class FitPlan:
         if self.measure is not None:
             if self.measure.cross_validate is not None:
                 steps.append(self.measure.cross_validate)
-            steps += [*self.measure.rules, self.measure.evaluate, self.measure.report]
+            steps += [*self.measure.rules, self.measure.report]
         return steps
 
 
@@ -193,8 +189,7 @@ def _run(plan: FitPlan, workspace: Workspace, runner: Runner) -> FitResult:
             return FitResult(workspace, unmeasured=f"Nothing is measured: {error.message}. {error.hint}")
     for rule in plan.measure.rules:
         runner.run(rule)
-    evaluation = runner.run(plan.measure.evaluate)
-    return FitResult(workspace, evaluation, runner.run(plan.measure.report))
+    return FitResult(workspace, runner.run(plan.measure.report))
 
 
 def plan_fit(
@@ -267,13 +262,12 @@ def _measurement(maker: StepMaker, sources: Sources) -> Measurement:
             )
             for name in ("ncm", "discriminant", *(["zero-shot"] if sources.texts else []))
         ),
-        evaluate=maker.step(
-            "Accuracy on pictures that it has not seen",
-            ("evaluate", "--split", split, *device),
-            evaluate,
+        report=maker.step(
+            "Accuracy on pictures that it has not seen, and the report",
+            ("report", "--split", split, *device),
+            write_report,
             split=split,
         ),
-        report=maker.step("The report", ("report", "--split", split, *device), write_report, split=split),
     )
 
 

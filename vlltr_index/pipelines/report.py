@@ -22,17 +22,18 @@ from vlltr_index.embedding.vectors import load_sources
 from vlltr_index.errors import InputError, MissingStepError, UsageError, WorkspaceError
 from vlltr_index.evaluation import records
 from vlltr_index.evaluation.figures import SHOTS, confused_pairs, gains, shots, spread, weakest
-from vlltr_index.evaluation.metrics import METHOD, Interval, reliability
+from vlltr_index.evaluation.metrics import METHOD, reliability
 from vlltr_index.evaluation.report import nearest_pictures, render, thumbnail
 from vlltr_index.evaluation.verdict import verdict
 from vlltr_index.heads.checkpoint import load_head
-from vlltr_index.pipelines.evaluate import Evaluation, evaluation
+from vlltr_index.pipelines.evaluate import Evaluation, evaluation, keep
 from vlltr_index.pipelines.status import status
 from vlltr_index.schemas.fingerprint import short
 from vlltr_index.schemas.manifests import TrainingLog
 from vlltr_index.store.tables import one_of
 
 if TYPE_CHECKING:
+    from vlltr_index.evaluation.metrics import EvaluationReport
     from vlltr_index.pipelines.status import StatusReport
     from vlltr_index.schemas.config import FusionConfig
     from vlltr_index.schemas.records import ClassScore, Progress
@@ -59,32 +60,20 @@ _LIBRARIES = "vlltr-index torch torchvision open_clip_torch timm lancedb pyarrow
 
 @dataclass(frozen=True)
 class ReportFile:
-    """A written report, with its key figures.
+    """A written report, with its figures.
 
     Attributes:
         path: The file.
         bytes: Its size.
         commit: The commit it is about.
-        split: The images that were evaluated.
-        convention: The bounds of many, medium and few.
-        images: How many images were evaluated; 0 where that was not possible.
-        top1: Accuracy of the method by class size.
-        calibration_error: Its expected calibration error.
-        against: The baseline.
-        differences: The method less the baseline, by class size.
+        evaluation: The figures; None where there was nothing to measure on.
         missing: Parts that are not in it, with what brings them.
     """
 
     path: str
     bytes: int
     commit: int
-    split: str
-    convention: str
-    images: int
-    top1: dict[str, Interval]
-    calibration_error: float | None
-    against: str | None
-    differences: dict[str, Interval]
+    evaluation: EvaluationReport | None
     missing: tuple[records.Missing, ...]
 
 
@@ -95,7 +84,7 @@ def write_report(
     against: str | None = None,
     progress: Progress | None = None,
 ) -> ReportFile:
-    """Write the report of the newest commit as one HTML file, whole or not at all.
+    """Write the report of the newest commit as one HTML file, whole or not at all; its figures as `evaluate` does.
 
     Args:
         workspace: What to report on.
@@ -130,24 +119,16 @@ def write_report(
         raise InputError(f"cannot write {path}: {error.strerror or error}", "Choose another place.") from None
     measured = report.measured
     parts: list[object] = [measured, *report.curves, report.anchors]
-    if isinstance(measured, records.Missing):
-        found = None
-        method = None
-    else:
+    found = None
+    if isinstance(measured, records.Measured):
         found = measured.evaluation
-        method = measured.evaluation.rows[METHOD]
         parts.append(measured.gains)
+        keep(workspace, found)
     return ReportFile(
         path=str(path),
         bytes=len(data),
         commit=commit.id,
-        split=report.split,
-        convention="release",
-        images=found.images if found else 0,
-        top1=method.top1 if method else {},
-        calibration_error=found.calibration_error[METHOD] if found else None,
-        against=found.against if found else None,
-        differences=found.differences if found else {},
+        evaluation=found,
         missing=tuple(part for part in parts if isinstance(part, records.Missing)),
     )
 

@@ -26,6 +26,7 @@ from vlltr_index.tensors import class_positions, unit_rows
 if TYPE_CHECKING:
     from vlltr_index.heads.anchor_bank import AnchorBank
     from vlltr_index.recognition.model import Model
+    from vlltr_index.store.snapshot import Snapshot
 
 _AGAIN = "Make it again: vlltr cross-validate"
 _IMAGES = pa.schema({"image_id": pa.string(), "fold": pa.int32(), "unit": pa.string()})
@@ -87,30 +88,30 @@ class Fold:
 
 
 class Folds:
-    """The folds of a commit's cross-validation, as the commit's classes, sentences and images are now.
+    """The folds of a cross-validation, opened as the classes, sentences and images of a commit are.
 
     Args:
-        model: The commit's model.
         folder: What `save_deal` and `save_fold` wrote.
     """
 
-    def __init__(self, model: Model, folder: Path) -> None:
-        self._model = model
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._heads: dict[int, SavedHead] = {}
         try:
             self.number = FoldsManifest.load(folder / "folds.json").folds
             self._deal = pa.ipc.open_file(pa.memory_map(str(folder / "images.arrow"))).read_all()
         except (OSError, ValueError, pa.ArrowException) as error:
             raise WorkspaceError(f"{folder} cannot be read: {error}", _AGAIN) from None
 
-    def __iter__(self) -> Iterator[Fold]:
+    def opened(self, model: Model) -> Iterator[Fold]:
         """Yield the folds; one may have no image any more."""
-        return (self.open(number) for number in range(self.number))
+        return (self.open(model, number) for number in range(self.number))
 
-    def open(self, number: int, own_anchors: bool = True) -> Fold:
-        """Read one fold from its files and the commit's tables.
+    def open(self, model: Model, number: int, own_anchors: bool = True) -> Fold:
+        """Read one fold from its files, which is done once, and the commit's tables.
 
         Args:
+            model: Of the commit.
             number: Of the fold, from 0.
             own_anchors: Whether its model has the anchors that were selected without its images, whose vectors are
                 read; if not, the commit's, which are in memory.
@@ -118,7 +119,7 @@ class Folds:
         Raises:
             WorkspaceError: Its files are damaged.
         """
-        snapshot = self._model.state.snapshot
+        snapshot = model.state.snapshot
         dealt = self._deal.filter(pc.equal(self._deal["fold"], number))
         rows = usable_images(snapshot, "train", [])
         at = pc.index_in(rows["image_id"].combine_chunks(), value_set=dealt["image_id"].combine_chunks())
@@ -128,24 +129,26 @@ class Folds:
         units: list[str] = dealt["unit"].take(at.filter(there)).to_pylist()
         owners = numbers(rows, "class_id")
         features = image_vectors_of(snapshot, ids)
-        folder = self._folder / str(number)
-        model = replace(
-            self._model,
-            saved=load_head(folder),
-            stats=_without(self._model.stats, owners, features, units),
-            anchors=self._anchors(folder) if own_anchors else self._model.anchors,
-            state=self._model.state.apart(
-                class_images=partial(_images_without, self._model, frozenset(ids)),
+        if number not in self._heads:
+            self._heads[number] = load_head(self._folder / str(number))
+        fitted = replace(
+            model,
+            saved=self._heads[number],
+            stats=_without(model.stats, owners, features, units),
+            anchors=self._anchors(model, number) if own_anchors else model.anchors,
+            state=model.state.apart(
+                class_images=partial(_images_without, model, frozenset(ids)),
                 read_texts=lambda: texts_of(snapshot.table("sentences", TEXT_COLUMNS)),
             ),
         )
-        return Fold(model=model, image_ids=ids, class_ids=owners, features=features, units=units)
+        return Fold(model=fitted, image_ids=ids, class_ids=owners, features=features, units=units)
 
-    def _anchors(self, folder: Path) -> Anchors:
+    def _anchors(self, model: Model, number: int) -> Anchors:
         """Return the anchors that were selected without the fold's images; of later classes the commit's."""
-        own = self._model.anchors
-        snapshot = self._model.state.snapshot
-        stored = pa.ipc.open_file(pa.memory_map(str(folder / "anchors.arrow"))).read_all()
+        own = model.anchors
+        snapshot = model.state.snapshot
+        path = self._folder / str(number) / "anchors.arrow"
+        stored = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         sentences = snapshot.table("sentences", ["sentence_id", "text_hash", "class_id"])
         at = pc.index_in(
             stored["sentence_id"].combine_chunks(), value_set=sentences["sentence_id"].combine_chunks()
@@ -186,18 +189,17 @@ def _images_without(model: Model, out: frozenset[str], class_id: int) -> tuple[p
     return rows.filter(pa.array(kept, pa.bool_())), vectors[torch.tensor(kept, dtype=torch.bool)]
 
 
-def open_folds(model: Model) -> Folds | None:
+def open_folds(snapshot: Snapshot) -> Folds | None:
     """Return the folds by which a commit's head was cross-validated; None if it was not, or another head was.
 
     Raises:
         MissingStepError: Their files are gone.
         WorkspaceError: Their files are damaged.
     """
-    snapshot = model.state.snapshot
     commit = snapshot.commit
     if not commit.info.folds or commit.info.folds.head != commit.head:
         return None
-    return Folds(model, snapshot.objects.whole("heads", commit.info.folds.digest))
+    return Folds(snapshot.objects.whole("heads", commit.info.folds.digest))
 
 
 def _without(stats: ClassStats, owners: Tensor, features: Tensor, units: Sequence[str]) -> ClassStats:
