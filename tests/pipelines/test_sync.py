@@ -671,3 +671,17 @@ def test_copies_in_two_classes_or_splits_are_named(workspace: Workspace, tmp_pat
         f"one picture, byte for byte: {data}/wren/3.png (train, 'wren'), "
         f"{tmp_path}/test/wren/2.png (test, 'wren')"
     ]
+
+
+def test_copies_in_one_class_are_named_after_the_others(workspace: Workspace, tmp_path: Path) -> None:
+    """Only the first, with how many more there are."""
+    data = tmp_path / "data"
+    for number in range(12):
+        put(data / "owl" / f"{number}.png", number)
+        put(data / "owl" / f"copy-{number}.png", number)
+    put(data / "tit" / "0.png", 11)
+    report = ingest_images(workspace, data, "train")
+    assert report.in_two_classes == 1
+    assert f"{data}/tit/0.png (train, 'tit')" in report.notes[0]
+    assert f"one picture, byte for byte: {data}/owl/0.png (train, 'owl'), " in report.notes[1]
+    assert report.notes[-1] == "and 2 pictures more that are there several times"

@@ -114,15 +114,20 @@ def image_units(
     rows = snapshot.table("images", ["image_id", *_EVIDENCE], where)
     rows = rows.take(pc.index_in(pa.array(image_ids, pa.string()), rows["image_id"].combine_chunks()))
     groups, taken, uris, small = (rows[name].to_pylist() for name in _EVIDENCE)
-    pixels = b"".join(one or _NO_THUMBNAIL for one in small)
     return units_of(
         features,
         torch.unique(class_ids, return_inverse=True)[1],
         groups,
         taken=taken,
         places=[folder_of(uri) for uri in uris],
-        thumbnails=torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(-1, THUMBNAIL, THUMBNAIL),
+        thumbnails=thumbnail_tensor(small),
     )
+
+
+def thumbnail_tensor(thumbnails: Sequence[bytes | None]) -> Tensor:
+    """Return small grey copies of images, see `Probe`, as uint8 [N, S, S], all 0 where there is none."""
+    pixels = b"".join(one or _NO_THUMBNAIL for one in thumbnails)
+    return torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(-1, THUMBNAIL, THUMBNAIL)
 
 
 def numbers(rows: pa.Table, column: str) -> Tensor:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,7 +27,7 @@ if TYPE_CHECKING:
 
 _ROWS = 1000
 _BYTES = 64 * 2**20
-_EXAMPLES = 10  # of each kind of note
+EXAMPLES = 10  # of each kind of note
 
 
 @dataclass
@@ -38,13 +36,11 @@ class Listing:
 
     Attributes:
         labels: By class name in order of appearance, how many images there are of each split.
-        units: By class name, of each image a hash of its group or source, and its source.
         images: With `sync`, the images with the hashes of their contents.
         groups: By its split and source, the group of each image that has one.
     """
 
     labels: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
-    units: dict[str, list[tuple[str, str]]] = field(default_factory=lambda: defaultdict(list))
     images: list[Listed] = field(default_factory=list)
     groups: dict[tuple[str, str], str] = field(default_factory=dict)
 
@@ -76,8 +72,6 @@ class Listing:
                 found.groups[one.split, one.source] = group
             if one.class_name is not None:
                 found.labels[one.class_name][one.split] += 1
-                unit = hashlib.sha256(os.fsencode(group or one.source)).hexdigest()
-                found.units[one.class_name].append((unit, one.source))
         return found
 
     def dealt(
@@ -90,22 +84,6 @@ class Listing:
             else:
                 split = "test" if item.source in held else item.split
                 yield replace(item, split=split, group=self.groups.get((item.split, item.source)))
-
-    def draw(self, share: float, kept: Mapping[str, bool]) -> frozenset[str]:
-        """Choose the sources to hold out: at most `share` of each class's images, in the order of a hash of their group
-        or source, whole groups only; those that are `kept` stay held out or not, unless none would be left."""
-        held: list[str] = []
-        for images in map(sorted, self.units.values()):
-            last = min(round(share * len(images)), len(images) - 1)
-            # Move back to the start of a group, so that none is split.
-            while 0 < last < len(images) and images[last - 1][0] == images[last][0]:
-                last -= 1
-            drawn = {source for _, source in images[:last]}
-            chosen = [(unit, source) for unit, source in images if kept.get(source, source in drawn)]
-            if len(chosen) == len(images):
-                chosen = [(unit, source) for unit, source in images if unit != images[-1][0]]
-            held += [source for _, source in chosen]
-        return frozenset(held)
 
 
 def _parts(records: Iterable[ImageRecord]) -> Iterator[list[ImageRecord]]:
@@ -131,7 +109,7 @@ class Notes:
 
     def add(self, kind: str, line: str) -> None:
         self.counts[kind] += 1
-        if self.counts[kind] <= _EXAMPLES:
+        if self.counts[kind] <= EXAMPLES:
             self.lines.append(line)
 
     def old(self, count: int, what: str) -> None:
@@ -230,20 +208,37 @@ class ImageRun:
         self.past = {(one.split, one.source): i for one, i in found.items()}
         self.of_content = {self.stored[i].content: i for i in found.values()}
 
-    def held_out(self, listing: Listing) -> frozenset[str]:
-        """Choose the sources of the images that go to split `test` instead of `train`."""
+    def held_out(self, listing: Listing, items: Iterable[ImageRecord | Skipped]) -> frozenset[str]:
+        """Choose the sources of the images that go to split `test` instead of `train`.
+
+        The `items` of the source are looked at only where images are drawn.
+        """
         past = {source: i for (_, source), i in (self.past or {}).items()}
         if self.share is None:
             dealt = (source for source, i in past.items() if self.source.before[i].dealt)
             return frozenset(source for source in dealt if self.stored[past[source]].split == "test")
         if not self.share:
             return frozenset()
+        from vlltr_index.pipelines.hold_out import draw
+
         kept = {}
         for one in listing.images:
             before = self.source.before.get(past.get(one.source) or self.of_content.get(one.content) or "")
             if before is not None and before.dealt is not None:
                 kept[one.source] = before.dealt == "test"
-        return listing.draw(self.share, kept)
+        return draw(list(self._looked_at(listing.dealt(items, ()))), self.share, kept)
+
+    def _looked_at(self, items: Iterable[ImageRecord | Skipped]) -> Iterator[tuple[ImageRecord, Probe]]:
+        """Yield the images of known classes without their bytes, and what is found in them, which is kept."""
+        for part in _parts(item for item in items if isinstance(item, ImageRecord) and self._knows(item)):
+            for one, found in zip(part, ingestion.probe_all(part, self.probes), strict=True):
+                if found.problem is None and found.content_hash is not None:
+                    self.probes[found.content_hash] = found
+                yield replace(one, data=None), found
+
+    def _knows(self, record: ImageRecord) -> bool:
+        """Say whether an image is of a class of the workspace."""
+        return record.class_name is not None and self.classes[record.class_name] is not None
 
     def take(self, items: Iterator[ImageRecord | Skipped]) -> None:
         """Store all images of a source, in parts of bounded size."""

@@ -24,7 +24,7 @@ from vlltr_index.data.text import class_prompts, sentence_id, text_hash
 from vlltr_index.data.text_readers import is_release_corpus, names_beside, read_text
 from vlltr_index.errors import InputError, UsageError
 from vlltr_index.pipelines.gone import Agreed, remove_sentences, retire
-from vlltr_index.pipelines.image_run import ImageRun, Listing, Notes, counted
+from vlltr_index.pipelines.image_run import EXAMPLES, ImageRun, Listing, Notes, counted
 from vlltr_index.schemas.records import SentenceRecord, Skipped
 from vlltr_index.store import ingestion
 from vlltr_index.store.origins import Origin, Source
@@ -109,8 +109,8 @@ def ingest_images(
             Training and embedding see these from then on, not the files. An image that came in before with another
             side, or none, is replaced, and has no vectors yet.
         hold_out: The share of each class's images that goes to split `test` instead of `train`, drawn by their names,
-            groups as a whole; images that came in otherwise before change over. 0: all are for training. With `sync` an
-            image that was dealt before, and a copy of it, keep their split.
+            groups, bursts and near duplicates as a whole; images that came in otherwise before change over. 0: all are
+            for training. With `sync` an image that was dealt before, and a copy of it, keep their split.
         follow_links: Read pictures behind links that leave the folder.
         group: Which images belong together, and are held out together: `folder` (below the class folder), `column:NAME`
             of a table, `name:REGEX` (its first group, or all that it finds, in the file's name), `seconds:N` (taken at
@@ -163,7 +163,8 @@ def ingest_images(
         )
         if sync:
             run.match(listing)
-        run.take(listing.dealt(read(names, with_data=True), run.held_out(listing)))
+        held = run.held_out(listing, read(names, with_data=True))
+        run.take(listing.dealt(read(names, with_data=True), held))
         if sync:
             run.remove_gone(Agreed(agree, dry_run))
         run.write_origins()
@@ -228,7 +229,7 @@ def _image_report(
 
 
 def _copies(tx: Transaction, given: Iterable[str]) -> list[list[dict[str, Any]]]:
-    """Return the images of each content that several splits or classes have, and one of the `given` splits."""
+    """Return the images of each content that several images have, one of them of the `given` splits."""
     of_content = defaultdict[str, list[dict[str, Any]]](list)
     for row in tx.table("images", ["content_hash", "split", "class_id", "uri"]).to_pylist():
         if row["content_hash"] is not None:
@@ -236,8 +237,7 @@ def _copies(tx: Transaction, given: Iterable[str]) -> list[list[dict[str, Any]]]
     return [
         copy
         for copy in of_content.values()
-        if not _several(copy, "split").isdisjoint(given)
-        and max(len(_several(copy, column)) for column in ("split", "class_id")) > 1
+        if len(copy) > 1 and not _several(copy, "split").isdisjoint(given)
     ]
 
 
@@ -247,15 +247,18 @@ def _several(rows: list[dict[str, Any]], column: str) -> set[Any]:
 
 
 def _name_copies(run: ImageRun, copies: list[list[dict[str, Any]]]) -> None:
-    """Name pictures of one content that several splits or classes have."""
+    """Name pictures of one content, those that several splits or classes have first."""
     names = run.tx.class_table().names
-    for copy in copies:
+    for copy in sorted(copies, key=lambda copy: -len({(row["split"], row["class_id"]) for row in copy})):
         listed = ", ".join(
             f"{row['uri']} ({row['split']}"
             + (f", {names[row['class_id']]!r})" if row["class_id"] is not None else ")")
             for row in sorted(copy, key=lambda row: row["uri"])
         )
         run.notes.add("copies", f"one picture, byte for byte: {listed}")
+    more = len(copies) - EXAMPLES
+    if more > 0:
+        run.notes.lines.append(f"and {plural(more, 'picture')} more that are there several times")
 
 
 def _next_step(tx: Transaction) -> str | None:
