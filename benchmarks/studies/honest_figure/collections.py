@@ -38,6 +38,7 @@ class Kind:
         drawings: How many drawings a unit of the collection has, at most.
         named: Whether file names tell the unit, and `fit` is told so.
         timed: Whether files tell when they were taken.
+        seen: How many draws were looked at while the search for near duplicates and the interval were made.
     """
 
     source: str
@@ -45,6 +46,7 @@ class Kind:
     drawings: int = 1
     named: bool = False
     timed: bool = False
+    seen: int = 0
 
 
 def bursts(rng: Rng, drawings: Sequence[Image.Image]) -> Unit:
@@ -171,12 +173,12 @@ def reposts(rng: Rng, drawings: Sequence[Image.Image]) -> Unit:
 
 
 KINDS: Mapping[str, Kind] = {
-    "bursts on photographs": Kind("icons_lt", bursts),
-    "scans": Kind("glyphs_lt", scans),
-    "films": Kind("icons_lt", films),
-    "films with times": Kind("glyphs_lt", films, timed=True),
-    "products, named": Kind("icons_lt", products, named=True),
-    "single": Kind("icons_lt", single),
+    "bursts on photographs": Kind("icons_lt", bursts, seen=10),
+    "scans": Kind("glyphs_lt", scans, seen=10),
+    "films": Kind("icons_lt", films, seen=10),
+    "films with times": Kind("glyphs_lt", films, timed=True, seen=10),
+    "products, named": Kind("icons_lt", products, named=True, seen=10),
+    "single": Kind("icons_lt", single, seen=10),
     "visits to cameras, with times": Kind("icons_lt", visits, timed=True),
     "pages, named": Kind("glyphs_lt", pages, drawings=4, named=True),
     "augmented": Kind("glyphs_lt", augmented),
