@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -344,12 +345,21 @@ def test_uploads_of_a_killed_page_are_removed(
     command = [sys.executable, "-m", "vlltr_index.cli", "-w", str(trained.path), "ui", "--port", "0"]
     for end in (signal.SIGHUP, signal.SIGTERM):
         environment = os.environ | {"TMPDIR": str(tmp_path)}
-        with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as page:
-            assert page.stdout is not None
-            assert page.stdout.readline()
-            assert len(list(tmp_path.iterdir())) == 1, "the one that no page holds any more is removed"
-            page.send_signal(end)
-            page.wait(60)
+        # Whoever runs the tests may ignore SIGHUP, as nohup does.
+        with subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            env=environment,
+            preexec_fn=partial(signal.signal, end, signal.SIG_DFL),
+        ) as page:
+            try:
+                assert page.stdout is not None
+                assert page.stdout.readline()
+                assert len(list(tmp_path.iterdir())) == 1, "the one that no page holds any more is removed"
+                page.send_signal(end)
+                page.wait(60)
+            finally:
+                page.kill()
         assert not list(tmp_path.glob("vlltr-ui-*")), end
 
 
