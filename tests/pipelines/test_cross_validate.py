@@ -17,8 +17,10 @@ from vlltr_index.errors import MissingStepError, UsageError
 from vlltr_index.evaluation.metrics import CROSS_VALIDATION, METHOD
 from vlltr_index.pipelines import cross_validate as crossing
 from vlltr_index.pipelines.cross_validate import cross_validate
+from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.evaluate import evaluate, evaluation
 from vlltr_index.pipelines.fit import fit
+from vlltr_index.pipelines.ingest import ingest_images
 from vlltr_index.pipelines.report import write_report
 from vlltr_index.pipelines.status import status
 from vlltr_index.pipelines.train_all import train_all
@@ -141,6 +143,43 @@ def test_changes_of_classes_are_measured_on_it(fitted: Workspace, noise: Path) -
     gone = evaluation(fitted).measured.data.image_ids[:4]
     remove_images(fitted, gone)
     assert evaluate(fitted).images == 3 * UNITS * CLASSES - 4
+
+
+def test_pictures_are_known_by_what_they_show(fitted: Workspace, noise: Path, tmp_path: Path) -> None:
+    """Files that swap names stay in the folds that they were in, so that none is asked of what it was trained on."""
+    before = evaluate(fitted).rows[METHOD].top1["overall"]
+    moved = Path(shutil.copytree(noise, tmp_path / "moved"))
+    for folder in moved.iterdir():
+        files = sorted(folder.iterdir())
+        contents = [path.read_bytes() for path in files]
+        for path, content in zip(files, contents[5:] + contents[:5], strict=True):
+            path.write_bytes(content)
+    shutil.copytree(moved, noise, dirs_exist_ok=True)
+    ingest_images(fitted, noise, "train", sync=True)
+    embed(fitted)
+    after = evaluate(fitted)
+    assert after.images == 3 * UNITS * CLASSES
+    assert after.rows[METHOD].top1["overall"].value == pytest.approx(before.value)
+
+
+def test_groups_that_change_meanwhile_begin_anew(fitted: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was fitted for another deal is not gone on with."""
+    plain = crossing.fit_stage_two
+
+    def stops(*args: object, **how: object) -> object:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(crossing, "fit_stage_two", stops)
+    with pytest.raises(KeyboardInterrupt):
+        cross_validate(fitted)
+    monkeypatch.setattr(crossing, "fit_stage_two", plain)
+    with fitted.transaction("groups") as tx:
+        rows = tx.table("images")
+        tx.upsert(
+            "images", rows.set_column(rows.schema.get_field_index("group"), "group", [["one"] * len(rows)])
+        )
+    with pytest.raises(MissingStepError, match="none can be held out"):
+        cross_validate(fitted)
 
 
 def test_a_later_class_is_tested_but_not_trained(fitted: Workspace, noise: Path) -> None:

@@ -235,7 +235,8 @@ def embed_crops(
     reader = StoredReader(encoder, number)
     name = image_vectors_name(encoder.image_fp)
     suffix = f"crops-{number}"
-    if not all_embedded(workspace.snapshot(), encoder.image_fp, image_ids, suffix):
+    contents = content_ids(workspace.snapshot(), image_ids)
+    if not all_embedded(workspace.snapshot(), encoder.image_fp, contents, suffix):
         with workspace.transaction("evaluate") as tx:  # it only adds to the cache, so there is no commit
             tx.store.create(name, image_vectors(encoder.dim), "vector_key")
             have = tx.store.keys(name, "vector_key")
@@ -254,10 +255,10 @@ def embed_crops(
     return image_vectors_of(workspace.snapshot(), image_ids, suffix, encoder.image_fp)
 
 
-def all_embedded(snapshot: Snapshot, image_fp: str, image_ids: Sequence[str], suffix: str = "0") -> bool:
-    """Say whether each image has a vector by the encoder `image_fp`, without a lock, so that readers need not wait."""
+def all_embedded(snapshot: Snapshot, image_fp: str, contents: Sequence[str], suffix: str = "0") -> bool:
+    """Say whether each of the `content_ids` has a vector by the encoder `image_fp`, without a lock."""
     name = image_vectors_name(image_fp)
-    keys = [f"{i}:{suffix}" for i in content_ids(snapshot, image_ids)]
+    keys = [f"{i}:{suffix}" for i in contents]
     return snapshot.store.exists(name) and _have(snapshot, name, "vector_key", keys).issuperset(keys)
 
 

@@ -16,7 +16,15 @@ from pydantic import AliasPath, Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vlltr_index.embedding.loading import ImageSet, image_set, image_vectors_of, open_encoder, usable_images
+from vlltr_index.embedding.loading import (
+    ImageSet,
+    content_ids,
+    content_vectors,
+    image_vectors_of,
+    numbers,
+    open_encoder,
+    usable_images,
+)
 from vlltr_index.embedding.vectors import all_embedded, embed_images, embed_sentences
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import FingerprintMismatch, MissingStepError, UsageError, WorkspaceError
@@ -320,10 +328,11 @@ def score_baselines(
         tower = row.checkpoint, row.image_fp
         if tower not in known:
             image_fp = row.image_fp
-            if image_fp is None or not all_embedded(snapshot, image_fp, image_ids):
+            contents = content_ids(snapshot, image_ids)
+            if image_fp is None or not all_embedded(snapshot, image_fp, contents):
                 encoder = _encoder_of(snapshot, row, name)
                 image_fp = encoder.image_fp
-                _embed(workspace, encoder, split, image_ids=image_ids, progress=progress)
+                _embed(workspace, encoder, split, contents=contents, progress=progress)
             features = image_vectors_of(snapshot, image_ids, image_fp=image_fp)
             known = {tower: features.to(choose_device())}
         note = "; ".join(filter(None, (row.note, _age(row, snapshot, name))))
@@ -344,18 +353,18 @@ def _scores(snapshot: Snapshot, row: BaselineRow, features: Tensor) -> Tensor:
 def cross_validated_baselines(
     workspace: Workspace,
     snapshot: Snapshot,
-    parts: Sequence[Sequence[str]],
+    parts: Sequence[tuple[Sequence[str], frozenset[str]]],
     progress: Progress | None = None,
 ) -> Iterator[tuple[BaselineRow, Tensor]]:
     """Yield each baseline of the commit with its scores float [N, C] for the training images of all parts, in order.
 
-    It is fitted anew without each part, and scores that. Baselines over the image-only baseline's tower, which was
+    It is fitted anew for each part. Baselines over the image-only baseline's tower, which was
     trained on all images, are left out.
 
     Args:
         workspace: Where vectors are.
         snapshot: The commit.
-        parts: Ids of the images of each part.
+        parts: Ids of the images that are scored, and of those that it is fitted without.
         progress: Called while vectors are made.
 
     Raises:
@@ -367,8 +376,8 @@ def cross_validated_baselines(
         if row.tower != "own":
             continue
         scores = []
-        for part in parts:
-            fitted = making.row(BY_NAME[name], frozenset(part))
+        for part, without in parts:
+            fitted = making.row(BY_NAME[name], without)
             features = image_vectors_of(snapshot, part, image_fp=fitted.image_fp).to(choose_device())
             found = _scores(snapshot, fitted, features)
             columns = class_positions(fitted.class_ids, row.class_ids)
@@ -392,10 +401,10 @@ def _encoder_of(snapshot: Snapshot, row: BaselineRow, name: str) -> Encoder:
 
 
 def _embed(
-    workspace: Workspace, encoder: Encoder, split: str, image_ids: list[str], progress: Progress | None
+    workspace: Workspace, encoder: Encoder, split: str, contents: list[str], progress: Progress | None
 ) -> None:
     """Embed the images that have no vector yet; a commit is made only if some of them cannot be read."""
-    if not all_embedded(workspace.snapshot(), encoder.image_fp, image_ids):
+    if not all_embedded(workspace.snapshot(), encoder.image_fp, contents):
         with workspace.transaction("embed for a baseline") as tx:
             embed_images(tx, encoder.eval(), split, progress=progress)
 
@@ -446,7 +455,7 @@ class _Making:
     def row(self, kind: type[Baseline], without: frozenset[str] = frozenset()) -> BaselineRow:
         """Fit a baseline without the images of some ids."""
         sentences = None if kind.sentences is None else sentences_of(self.snapshot)
-        tower = self.tower(kind, sentences)
+        tower = self.tower(kind, sentences, without)
         data = self.data(tower, without)
         note = ""
         if sentences is not None:
@@ -464,13 +473,13 @@ class _Making:
             note=note,
         )
 
-    def tower(self, kind: type[Baseline], sentences: Sentences | None) -> _Tower:
+    def tower(self, kind: type[Baseline], sentences: Sentences | None, without: frozenset[str]) -> _Tower:
         """Open the tower whose features a baseline takes; its classes have training images, or the `sentences`."""
         commit = self.snapshot.commit
         if "fc" in kind.towers and (commit.info.baseline_fc or "own" not in kind.towers):
             folder = fc_checkpoint(self.snapshot)
             visual = load_file(folder / "visual.safetensors")
-            rows = torch.isin(visual["class_ids"], self.trained_classes)
+            rows = torch.isin(visual["class_ids"], self.trained_classes(without))
             device = choose_device()
             return _Tower(
                 encoder=Encoder.open(folder),
@@ -479,7 +488,7 @@ class _Making:
                 class_ids=visual["class_ids"][rows],
                 classifier=(visual["weight"][rows].to(device), visual["bias"][rows].to(device)),
             )
-        class_ids = self.trained_classes if sentences is None else sentences.class_ids
+        class_ids = self.trained_classes(without) if sentences is None else sentences.class_ids
         return _Tower(self.own_encoder, "own", commit.checkpoint, class_ids)
 
     @cached_property
@@ -537,16 +546,24 @@ class _Making:
         """Read the readable images of a split, once; missing vectors are embedded first."""
         key = split, encoder.image_fp
         if key not in self.known:
-            ids = usable_images(self.workspace.snapshot(), split, [])["image_id"].to_pylist()
-            _embed(self.workspace, encoder, split, image_ids=ids, progress=self.progress)
-            self.known[key] = image_set(self.workspace.snapshot(), split, image_fp=encoder.image_fp)
+            rows = usable_images(self.snapshot, split, [])
+            ids = rows["image_id"].to_pylist()
+            if not ids:
+                raise MissingStepError(
+                    f"there are no images in split {split!r}",
+                    f"Run: vlltr ingest images PATH --split {split}",
+                )
+            contents = content_ids(self.snapshot, ids)
+            _embed(self.workspace, encoder, split, contents=contents, progress=self.progress)
+            vectors = content_vectors(self.workspace.snapshot(), contents, image_fp=encoder.image_fp)
+            self.known[key] = ImageSet(ids, numbers(rows, "class_id"), vectors)
         return self.known[key]
 
-    @cached_property
-    def trained_classes(self) -> Tensor:
-        """The ids of the classes with training images, int64 [C], ascending."""
-        owners = usable_images(self.snapshot, "train", [])["class_id"].to_pylist()
-        return torch.tensor(sorted(set(owners)), dtype=torch.int64)
+    def trained_classes(self, without: frozenset[str]) -> Tensor:
+        """Return the ids of the classes with training images but those of some ids, int64 [C], ascending."""
+        rows = usable_images(self.snapshot, "train", []).to_pylist()
+        owners = {row["class_id"] for row in rows if row["image_id"] not in without}
+        return torch.tensor(sorted(owners), dtype=torch.int64)
 
 
 def _prompts(sentences: Sentences) -> tuple[Sentences, str]:

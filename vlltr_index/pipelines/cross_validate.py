@@ -7,7 +7,7 @@ of a change of classes is measured on.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import compress
@@ -19,25 +19,26 @@ from torch import Tensor
 
 from vlltr_index.anchors.selection import anchors_without
 from vlltr_index.data.writing import scratch_folder, settle
-from vlltr_index.embedding.loading import ImageSet, image_units
+from vlltr_index.embedding.loading import ImageSet, image_units, usable_images
 from vlltr_index.errors import MissingStepError
 from vlltr_index.heads.checkpoint import SavedHead
-from vlltr_index.heads.folds import deal_units
+from vlltr_index.heads.folds import deal_units, tested
 from vlltr_index.pipelines import training
-from vlltr_index.pipelines.train_lgr import head_data, head_facts, stage_two_data
+from vlltr_index.pipelines.train_lgr import HeadData, head_data, head_facts, stage_two_data
 from vlltr_index.recognition.folds import save_deal, save_fold
 from vlltr_index.recognition.model import Model
 from vlltr_index.recognition.scorer import OTHER_RULE
 from vlltr_index.schemas.config import LGRConfig
 from vlltr_index.schemas.fingerprint import digest_json, short
+from vlltr_index.store.holdout import read_held_out
 from vlltr_index.store.snapshot import CrossValidated
+from vlltr_index.tensors import class_positions
 from vlltr_index.train.distributed import by_first, meet
 from vlltr_index.train.stage_two import fit_stage_two
 from vlltr_index.train.stage_two_data import StageTwoData
 
 if TYPE_CHECKING:
     from vlltr_index.heads.anchor_bank import AnchorBank
-    from vlltr_index.recognition.state import ModelState
     from vlltr_index.schemas.records import Progress
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.transaction import Transaction
@@ -102,24 +103,20 @@ class _Deal:
     """What is cross-validated.
 
     Attributes:
-        state: Of the commit.
-        data: The training data of stage 2: the images of the classes that the head was trained on.
-        class_ids: Int64 [C], these classes.
-        trained: Bool [N], which of all training images are those of `data`, in its order.
-        image_ids: N ids.
-        owners: Int64 [N], class ids.
-        units: The unit of each image.
+        head: The commit's anchors, and the views of its training images.
+        images: All N training images.
+        contents: The hash of each one's content.
+        units: The unit of each.
+        trained: Bool [N], whether its class is one that the head was trained on.
         fold: Int64 [N], -1 for images that are never held out.
         config: Settings of the head.
     """
 
-    state: ModelState
-    data: StageTwoData
-    class_ids: Tensor
-    trained: Tensor
-    image_ids: list[str]
-    owners: Tensor
+    head: HeadData
+    images: ImageSet
+    contents: list[str]
     units: list[str]
+    trained: Tensor
     fold: Tensor
     config: LGRConfig
 
@@ -128,50 +125,31 @@ class _Deal:
         """Number of folds."""
         return int(self.fold.max()) + 1
 
-    def without(self, fold: int) -> tuple[StageTwoData, list[str]]:
-        """Return the training data of one fold's model, and the sentences of its anchors in the bank's order."""
-        data = self.data
-        rest = (self.fold != fold)[self.trained]
-        bank = data.bank
-        names = _sentences_of(self.state, bank)
-        again: Callable[[Tensor], AnchorBank] | None = None
-        # Else no image that can be held out took part in the selection.
-        if data.anchors_without is not None:
-            bank, names = self._anchors_without(self.fold == fold)
-            again = partial(self._anchors_too, fold, rest)
-        left = replace(
-            data,
-            features=data.features[:, rest],
-            labels=data.labels[rest],
-            bank=bank,
-            units=list(compress(data.units, rest.tolist())),
-            unseen=data.unseen[rest],
-            anchors_without=again,
-        )
-        return left, names
+    def without(self, fold: int) -> tuple[StageTwoData, Tensor]:
+        """Return the training data of one fold's model but for its anchors, and the ids of its classes."""
+        rest = self.trained & (self.fold != fold)
+        ids = list(compress(self.images.image_ids, rest.tolist()))
+        learned = ImageSet(ids, self.images.class_ids[rest], self.images.features[rest])
+        units = list(compress(self.units, rest.tolist()))
+        return stage_two_data(self.head.state, learned, self.head.features[:, rest], units)
 
-    def _anchors_without(self, gone: Tensor) -> tuple[AnchorBank, list[str]]:
-        """Select anchors without the images bool [N]; return them and their sentences."""
-        snapshot = self.state.snapshot
-        selected = snapshot.commit.info.select
+    def anchors_without(self, gone: Tensor) -> tuple[AnchorBank, list[str]]:
+        """Select the anchors of all classes without the images bool [N]; return them and their sentences."""
+        state = self.head.state
+        selected = state.snapshot.commit.info.select
         assert selected is not None
-        out = frozenset(compress(self.image_ids, gone.tolist()))
-        return anchors_without(snapshot, selected, out, self.data.bank.class_ids)
+        out = frozenset(compress(self.images.image_ids, gone.tolist()))
+        return anchors_without(state.snapshot, selected, out, state.anchors.bank.class_ids)
 
-    def _anchors_too(self, fold: int, rest: Tensor, out: Tensor) -> AnchorBank:
-        """Select anchors without a fold's images, and without those `out` of the `rest` of `data`."""
-        more = torch.zeros_like(rest)
-        more[rest] = out
+    def anchors_too(self, fold: int, classes: Tensor, out: Tensor) -> AnchorBank:
+        """Select the anchors of some classes without a fold's images, and without those `out` of its training data."""
         gone = self.fold == fold
-        gone[self.trained] |= more
-        return self._anchors_without(gone)[0]
+        gone[self.trained & ~gone] = out
+        return _of_classes(self.anchors_without(gone)[0], classes)
 
 
-def _sentences_of(state: ModelState, bank: AnchorBank) -> list[str]:
-    """Return the sentences of the anchors of some of the commit's classes, in the bank's order."""
-    own = state.anchors
-    owners = own.bank.class_ids.repeat_interleave(own.bank.offsets.diff())
-    return list(compress(own.sentence_ids, torch.isin(owners, bank.class_ids).tolist()))
+def _of_classes(bank: AnchorBank, class_ids: Tensor) -> AnchorBank:
+    return bank.select(class_positions(bank.class_ids, class_ids))
 
 
 def _cross_validate(workspace: Workspace, progress: Progress | None, resume: bool) -> CrossValidation:
@@ -183,21 +161,27 @@ def _cross_validate(workspace: Workspace, progress: Progress | None, resume: boo
         for fold in range(deal.folds):
             _fit(deal, fold, run.folder / str(fold), progress)
         digest = run.commit(lambda tx: _keep(tx, deal, run.folder))
-    held = deal.fold >= 0
+    owners = deal.images.class_ids
+    asked = tested(owners, deal.fold)
     return CrossValidation(
         digest=digest,
         folds=deal.folds,
-        images=int(held.sum()),
-        units=len(set(compress(deal.units, held.tolist()))),
-        classes=len(deal.owners[held].unique()),
-        all_classes=len(deal.owners.unique()),
+        images=int(asked.sum()),
+        units=len(set(compress(deal.units, asked.tolist()))),
+        classes=len(owners[asked].unique()),
+        all_classes=len(owners.unique()),
         resumed=run.resumed,
     )
 
 
 def _facts(snapshot: Snapshot) -> dict[str, object]:
     """Return what must not change until the models are committed."""
-    return {**head_facts(snapshot), "the head": snapshot.commit.head}
+    evidence = usable_images(snapshot, "train", ["content_hash", "group", "taken", "uri"])
+    return {
+        **head_facts(snapshot),
+        "the head": snapshot.commit.head,
+        "what tells which training images belong together": digest_json(evidence.to_pydict()),
+    }
 
 
 def _dealt(snapshot: Snapshot) -> _Deal:
@@ -210,55 +194,47 @@ def _dealt(snapshot: Snapshot) -> _Deal:
         raise MissingStepError(what, OTHER_RULE)
     config = LGRConfig.model_validate(commit.info.lgr)
     head = head_data(snapshot, config)
-    if head.images is None:
-        raise MissingStepError("there are no training images", "Run: vlltr ingest images PATH --split train")
     images = head.images
+    if images is None:
+        raise MissingStepError("there are no training images", "Run: vlltr ingest images PATH --split train")
     model = Model.of(head.state)
     trained = torch.isin(images.class_ids, model.row_owners)
-    learned = ImageSet(
-        list(compress(images.image_ids, trained.tolist())),
-        images.class_ids[trained],
-        images.features[trained],
-    )
-    data, class_ids = stage_two_data(head.state, learned, head.features[:, trained])
-    units = image_units(snapshot, images.image_ids, images.class_ids, images.features)
-    data = replace(data, units=list(compress(units, trained.tolist())))
     able = torch.isin(images.class_ids, model.class_ids)
     if commit.checkpoint:
-        able[trained] = data.unseen
-        if not bool(able[trained].any()):
+        held = read_held_out(snapshot.objects.path("checkpoints", commit.checkpoint))
+        unseen = torch.tensor([held.has(image_id) for image_id in images.image_ids], dtype=torch.bool)
+        if not bool((trained & unseen).any()):
             raise MissingStepError(
                 "stage 1 was trained on all training images: no figure on them would be honest",
                 "Keep some out, and train again: vlltr ingest images PATH --split train --hold-out 0.2, then vlltr"
                 " train all",
             )
-    dealt_units = list(compress(units, able.tolist()))
-    one_part = len(set(dealt_units)) >= _MANY_UNITS
-    dealt = deal_units(images.class_ids[able], dealt_units, _ONE_PART if one_part else _FOLDS)
-    if one_part:
-        dealt = torch.where(dealt == 0, 0, -1)
+        able &= unseen | ~trained
+    units = image_units(snapshot, images.image_ids, images.class_ids, images.features)
     fold = torch.full_like(images.class_ids, -1)
-    fold[able] = _numbered(dealt)
-    if not bool((fold >= 0).any()):
+    fold[able] = _dealt_units(images.class_ids[able], list(compress(units, able.tolist())))
+    if not bool(tested(images.class_ids, fold).any()):
         raise MissingStepError(
             "no class has two pictures that do not belong together: none can be held out",
             "Bring in more pictures: vlltr ingest images PATH --split train",
         )
     return _Deal(
-        head.state,
-        data,
-        class_ids=class_ids,
-        trained=trained,
-        image_ids=images.image_ids,
-        owners=images.class_ids,
+        head,
+        images,
+        contents=usable_images(snapshot, "train", ["content_hash"])["content_hash"].to_pylist(),
         units=units,
+        trained=trained,
         fold=fold,
         config=config,
     )
 
 
-def _numbered(dealt: Tensor) -> Tensor:
-    """Number the folds that have images from 0."""
+def _dealt_units(labels: Tensor, units: list[str]) -> Tensor:
+    """Deal units into folds that are numbered from 0; of many units one part is held out."""
+    one_part = len(set(units)) >= _MANY_UNITS
+    dealt = deal_units(labels, units, _ONE_PART if one_part else _FOLDS)
+    if one_part:
+        dealt = torch.where(dealt == 0, 0, -1)
     used = dealt[dealt >= 0].unique()
     return torch.where(dealt >= 0, torch.searchsorted(used, dealt), -1)
 
@@ -267,19 +243,27 @@ def _fit(deal: _Deal, fold: int, folder: Path, progress: Progress | None) -> Non
     """Fit one fold's model into `folder`, unless an interrupted run did."""
     if folder.is_dir():
         return
-    data, names = deal.without(fold)
+    state = deal.head.state
+    data, class_ids = deal.without(fold)
+    bank = state.anchors.bank
+    names: Sequence[str] = state.anchors.sentence_ids
+    # Else no image that can be held out took part in the selection.
+    if data.anchors_without is not None:
+        bank, names = deal.anchors_without(deal.fold == fold)
+        again = partial(deal.anchors_too, fold, data.bank.class_ids)
+        data = replace(data, bank=_of_classes(bank, data.bank.class_ids), anchors_without=again)
     step = None if progress is None else partial(_told, progress, f"fold {fold + 1} of {deal.folds}")
     decision = fit_stage_two(data, deal.config, progress=step, folds=_WEIGHED_IN)
-    commit = deal.state.snapshot.commit
+    commit = state.snapshot.commit
     saved = SavedHead(
         decision.head,
-        deal.class_ids[decision.rows],
+        class_ids[decision.rows],
         text_fp=commit.text_fp or "",
         image_fp=commit.image_fp or "",
         parts=decision.parts,
     )
     with scratch_folder(folder.parent) as unfinished:
-        save_fold(unfinished, saved, data.bank, names)
+        save_fold(unfinished, saved, bank, names)
         settle(unfinished, folder)
 
 
@@ -293,7 +277,7 @@ def _keep(tx: Transaction, deal: _Deal, folder: Path) -> str:
     def write(place: Path) -> None:
         for fold in range(deal.folds):
             shutil.copytree(folder / str(fold), place / str(fold))
-        save_deal(place, deal.image_ids, deal.fold, deal.units)
+        save_deal(place, deal.contents, deal.fold, deal.units)
 
     digest = tx.objects.put("heads", write)
     tx.note(folds=CrossValidated(digest=digest, head=tx.commit.head or ""))

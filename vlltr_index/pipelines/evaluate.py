@@ -60,10 +60,17 @@ class RowAnswers:
 
 @dataclass(frozen=True, eq=False)
 class Answering:
-    """A model, and the images that it answers: positions int64 [M] in the evaluated ones."""
+    """A model, and the images that it answers.
+
+    Attributes:
+        model: The model.
+        places: Int64 [M], positions in the evaluated images.
+        without: The ids of the training images that it was fitted without.
+    """
 
     model: Model
     places: Tensor
+    without: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,7 +248,7 @@ def _measured(model: Model, snapshot: Snapshot, split: str | None) -> Measured:
         torch.cat([fold.class_ids for fold in folds]),
         torch.cat([fold.features for fold in folds]),
     )
-    answering = (Answering(fold.model, mine) for fold, mine in zip(folds, places, strict=True))
+    answering = (Answering(fold.model, mine, fold.without) for fold, mine in zip(folds, places, strict=True))
     named = [unit for fold in folds for unit in fold.units]
     return Measured(split, data, _numbered(named), tuple(answering))
 
@@ -278,7 +285,7 @@ def _baselines(
     if measured.split != CROSS_VALIDATION:
         yield from score_baselines(workspace, snapshot, measured.split, ids, progress=progress)
         return
-    parts = [[ids[place] for place in one.places.tolist()] for one in measured.answering]
+    parts = [([ids[place] for place in one.places.tolist()], one.without) for one in measured.answering]
     yield from cross_validated_baselines(workspace, snapshot, parts, progress)
 
 

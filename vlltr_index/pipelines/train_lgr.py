@@ -172,7 +172,8 @@ def _fit_head(
         return nothing, torch.empty(0, dtype=torch.int64)
     _log.info("%s on %s, fp32", run.command, device_name(choose_device()))
     if run.snapshot.recipe.fusion.rule == "ours":
-        data, class_ids = stage_two_data(state, images, run.data.features)
+        units = loading.image_units(run.snapshot, images.image_ids, images.class_ids, images.features)
+        data, class_ids = stage_two_data(state, images, run.data.features, units)
         decision = fit_stage_two(data, config, run.folder, progress)
         return decision, class_ids[decision.rows]
     class_ids, labels = torch.unique(images.class_ids, return_inverse=True)
@@ -185,9 +186,16 @@ def _fit_head(
 
 
 def stage_two_data(
-    state: ModelState, images: loading.ImageSet, features: Tensor
+    state: ModelState, images: loading.ImageSet, features: Tensor, units: list[str]
 ) -> tuple[StageTwoData, Tensor]:
-    """Return the training data of stage 2, and the ids int64 [C] of the classes that have training images."""
+    """Return the training data of stage 2, and the ids int64 [C] of the classes that these images are of.
+
+    Args:
+        state: Of the commit.
+        images: Training images.
+        features: Float [V, N, D], their views.
+        units: The unit of each.
+    """
     snapshot = state.snapshot
     commit = snapshot.commit
     loaded = state.anchors
@@ -215,7 +223,7 @@ def stage_two_data(
         labels=labels,
         bank=bank,
         places=torch.where(places >= 0, (places >= 0).cumsum(0) - 1, -1),
-        units=loading.image_units(snapshot, images.image_ids, images.class_ids, images.features),
+        units=units,
         visual_init=init,
         logit_scale=commit.logit_scale,
         sentence_means=loading.sentence_means(snapshot, class_ids),
@@ -330,7 +338,8 @@ def _keep_tuned(
     images = loading.image_set(tx, "train", image_fp=encoder.image_fp)
     parts = None
     if tx.recipe.fusion.rule == "ours":
-        whole, class_ids = stage_two_data(ModelState(tx), images, images.features[None])
+        units = loading.image_units(tx, images.image_ids, images.class_ids, images.features)
+        whole, class_ids = stage_two_data(ModelState(tx), images, images.features[None], units)
         unseen, apart = _unseen(held, images.image_ids, class_ids)
         whole = replace(whole, unseen=unseen, unseen_classes=apart, visual_init=None)
         parts, notes = weigh(whole, head)

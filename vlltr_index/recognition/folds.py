@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from vlltr_index.store.snapshot import Snapshot
 
 _AGAIN = "Make it again: vlltr cross-validate"
-_IMAGES = pa.schema({"image_id": pa.string(), "fold": pa.int32(), "unit": pa.string()})
+_IMAGES = pa.schema({"content_hash": pa.string(), "fold": pa.int32(), "unit": pa.string()})
 _ANCHORS = pa.schema(
     {"class_id": pa.int32(), "rank": pa.int32(), "sentence_id": pa.string(), "loss": pa.float32()}
 )
@@ -56,9 +57,12 @@ def save_fold(folder: Path, saved: SavedHead, bank: AnchorBank, sentence_ids: Se
     _write(rows, folder / "anchors.arrow")
 
 
-def save_deal(folder: Path, image_ids: Sequence[str], fold: Tensor, units: Sequence[str]) -> None:
-    """Write which fold each image is in, int64 [N] with -1 for none, and its unit, beside the folders of the folds."""
-    columns = [list(image_ids), fold.numpy(), list(units)]
+def save_deal(folder: Path, contents: Sequence[str], fold: Tensor, units: Sequence[str]) -> None:
+    """Write which fold each image is in, int64 [N] with -1 for none, and its unit, beside the folders of the folds.
+
+    Images are known by their `contents`, for files are renamed.
+    """
+    columns = [list(contents), fold.numpy(), list(units)]
     _write(pa.table(dict(zip(_IMAGES.names, columns, strict=True))).cast(_IMAGES), folder / "images.arrow")
     FoldsManifest(folds=int(fold.max()) + 1).save(folder / "folds.json")
 
@@ -74,10 +78,11 @@ class Fold:
 
     Attributes:
         model: The model; its classes are those of the commit.
-        image_ids: N images, in the order of their ids.
+        image_ids: N images, in the order of their ids; of their classes there are others that the model learned from.
         class_ids: Int64 [N], the images' classes as they are now.
         features: Float [N, D], stored vectors, unnormalised.
         units: The unit of each image.
+        without: The ids of all images that the model was fitted without.
     """
 
     model: Model
@@ -85,6 +90,7 @@ class Fold:
     class_ids: Tensor
     features: Tensor
     units: list[str]
+    without: frozenset[str]
 
 
 class Folds:
@@ -120,28 +126,46 @@ class Folds:
             WorkspaceError: Its files are damaged.
         """
         snapshot = model.state.snapshot
-        dealt = self._deal.filter(pc.equal(self._deal["fold"], number))
-        rows = usable_images(snapshot, "train", [])
-        at = pc.index_in(rows["image_id"].combine_chunks(), value_set=dealt["image_id"].combine_chunks())
-        there = at.is_valid()
-        rows = rows.filter(there)
+        rows = usable_images(snapshot, "train", ["content_hash"])
+        unit_of = self._unit_of(number)
+        units = [unit_of.get(content) for content in rows["content_hash"].to_pylist()]
+        rows = rows.filter(pa.array([unit is not None for unit in units], pa.bool_()))
+        units = [unit for unit in units if unit is not None]
         ids: list[str] = rows["image_id"].to_pylist()
-        units: list[str] = dealt["unit"].take(at.filter(there)).to_pylist()
         owners = numbers(rows, "class_id")
         features = image_vectors_of(snapshot, ids)
+        out = frozenset(ids)
         if number not in self._heads:
             self._heads[number] = load_head(self._folder / str(number))
+        stats = _without(model.stats, owners, features, units)
         fitted = replace(
             model,
             saved=self._heads[number],
-            stats=_without(model.stats, owners, features, units),
+            stats=stats,
             anchors=self._anchors(model, number) if own_anchors else model.anchors,
             state=model.state.apart(
-                class_images=partial(_images_without, model, frozenset(ids)),
+                class_images=partial(_images_without, model, out),
                 read_texts=lambda: texts_of(snapshot.table("sentences", TEXT_COLUMNS)),
             ),
         )
-        return Fold(model=fitted, image_ids=ids, class_ids=owners, features=features, units=units)
+        asked = torch.isin(owners, stats.class_ids)
+        return Fold(
+            model=fitted,
+            image_ids=list(compress(ids, asked.tolist())),
+            class_ids=owners[asked],
+            features=features[asked],
+            units=list(compress(units, asked.tolist())),
+            without=out,
+        )
+
+    def _unit_of(self, number: int) -> dict[str, str]:
+        """Return the unit of each content of a fold, but for those that another fold has, too."""
+        folds: dict[str, set[int]] = {}
+        units: dict[str, str] = {}
+        for row in self._deal.to_pylist():
+            folds.setdefault(row["content_hash"], set()).add(row["fold"])
+            units[row["content_hash"]] = row["unit"]
+        return {content: units[content] for content, those in folds.items() if those == {number}}
 
     def _anchors(self, model: Model, number: int) -> Anchors:
         """Return the anchors that were selected without the fold's images; of later classes the commit's."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlltr_index.data.decoding import ENDINGS, read_image
-from vlltr_index.embedding.loading import open_encoder, recipe_encoder
+from vlltr_index.embedding.loading import content_ids, open_encoder, recipe_encoder
 from vlltr_index.embedding.pixels import CropPixels, image_features
 from vlltr_index.embedding.vectors import all_embedded, embed_images
 from vlltr_index.encoders.encoder import Encoder
@@ -124,7 +124,8 @@ def search_images(
         raise MissingStepError("no image has been embedded with this encoder", "Run: vlltr embed")
     base = None
     if base_encoder is not None:
-        if not all_embedded(snapshot, base_encoder.image_fp, images["image_id"].to_pylist()):
+        contents = content_ids(snapshot, images["image_id"].to_pylist())
+        if not all_embedded(snapshot, base_encoder.image_fp, contents):
             with workspace.transaction("search images --compare") as tx:
                 for name in sorted(set(images["split"].to_pylist())):
                     embed_images(tx, base_encoder, name, progress=progress)
