@@ -106,8 +106,12 @@ def _ingest(report: IngestReport) -> list[str]:
         lines.append(f"Kept as corrected, not as the source says: {plural(report.corrected, 'image')}.")
     if report.overruled:
         lines.append(
-            f"Corrected before and moved since, so that the source counts: {plural(report.overruled, 'image')}."
+            "Corrected before and moved or changed since, so that the source counts:"
+            f" {plural(report.overruled, 'image')}."
         )
+    if report.removed:
+        stays = plural(report.removed, "image" if report.kind == "images" else "sentence")
+        lines.append(f"Stays removed, as it was by hand: {stays}. To bring it back: the same without --sync.")
     lines += [f"  {note}" for note in report.notes]
     return [*lines, f"Next: {report.next_step}"] if report.next_step else lines
 

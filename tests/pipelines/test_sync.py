@@ -320,7 +320,7 @@ def test_a_correction_stays_until_the_folder_moves_the_picture(workspace: Worksp
     report = ingest_images(workspace, data, "train", sync=True)
     assert (report.corrected, report.overruled, report.moved) == (0, 1, 1)
     assert f"corrected to 'tit' before, and moved to 'wren' since: {data / 'wren/0.png'}" in report.notes
-    told = "Corrected before and moved since, so that the source counts: 1 image."
+    told = "Corrected before and moved or changed since, so that the source counts: 1 image."
     assert told in report_lines(report)
     assert images(workspace)["wren/0.png"][0] == "wren"
 
@@ -685,3 +685,83 @@ def test_copies_in_one_class_are_named_after_the_others(workspace: Workspace, tm
     assert f"{data}/tit/0.png (train, 'tit')" in report.notes[0]
     assert f"one picture, byte for byte: {data}/owl/0.png (train, 'owl'), " in report.notes[1]
     assert report.notes[-1] == "and 2 pictures more that are there several times"
+
+
+def test_another_picture_at_the_place_of_a_corrected_one_is_not_corrected(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    """The correction was of what the file showed then; it is listed."""
+    data = tmp_path / "data"
+    put(data / "owl" / "0.png", 0)
+    put(data / "tit" / "1.png", 1)
+    ingest_images(workspace, data, "train")
+    relabel(workspace, str(data / "owl/0.png"), 1)
+    put(data / "owl" / "0.png", 2)
+    report = ingest_images(workspace, data, "train", sync=True)
+    assert (report.corrected, report.overruled) == (0, 1)
+    assert f"corrected to 'tit' before, and another picture since: {data / 'owl/0.png'}" in report.notes
+    assert images(workspace)["owl/0.png"][0] == "owl"
+
+
+def test_what_was_removed_by_hand_stays_removed(workspace: Workspace, tmp_path: Path) -> None:
+    """Pictures, sentences and whole classes, with what came to them; without `sync`, or at another place, it comes."""
+    data = tmp_path / "data"
+    for number in range(4):
+        put(data / ("owl" if number < 3 else "tit") / f"{number}.png", number)
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "owl.txt").write_text("It is brown. It flies at night.")
+    (texts / "tit.txt").write_text("It is small.")
+    ingest_text(workspace, texts)
+    ingest_images(workspace, data, "train")
+    table = workspace.snapshot().class_table()
+    with workspace.transaction("by hand") as tx:
+        (gone,) = (r["image_id"] for r in tx.table("images").to_pylist() if r["uri"].endswith("owl/0.png"))
+        (struck,) = (
+            r["sentence_id"] for r in tx.table("sentences").to_pylist() if r["text"] == "It is brown."
+        )
+        tx.delete_any("images", "image_id", [gone])
+        tx.delete_any("sentences", "sentence_id", [struck])
+        tit = f"class_id = {table.lookup('tit')}"
+        tx.delete("images", tit)
+        tx.delete("sentences", tit)
+        rows = [{**row, "retired_at": "2026-01-01"} for row in tx.table("classes", where=tit).to_pylist()]
+        tx.upsert("classes", pa.Table.from_pylist(rows, schema=CLASSES))
+    for _ in range(2):
+        report = ingest_text(workspace, texts, sync=True)
+        assert (report.removed, report.added, report.gone) == (2, 0, 0)
+        report = ingest_images(workspace, data, "train", sync=True)
+        assert (report.removed, report.added, report.gone) == (2, 0, 0)
+        assert f"stays removed, as it was by hand: {data / 'owl/0.png'}" in report.notes
+        assert "Stays removed, as it was by hand: 2 images." in " ".join(report_lines(report))
+        assert set(images(workspace)) == {"owl/1.png", "owl/2.png"}
+        assert workspace.snapshot().class_table().ids == (table.lookup("owl"),)
+    put(data / "owl" / "again.png", 0)
+    assert ingest_images(workspace, data, "train", sync=True).added == 1
+    assert ingest_images(workspace, data, "train").added == 2
+    assert ingest_text(workspace, texts).added >= 1
+
+
+def test_what_belongs_to_a_picture_that_was_held_out_follows_it(workspace: Workspace, tmp_path: Path) -> None:
+    """A second shot of a group that is in split test goes there, too; groups of several classes stay whole."""
+    data = tmp_path / "data"
+    for number in range(24):
+        put(data / ("owl" if number % 3 else "tit") / f"g{number % 8}_{number}.png", number)
+    grouped = {"group": r"name:^(g\d)_", "sync": True}
+
+    def split_of() -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for name, (_, split) in images(workspace).items():
+            found.setdefault(name.split("/")[1].split("_")[0], set()).add(split)
+        return found
+
+    ingest_images(workspace, data, "train", hold_out=0.3, **grouped)
+    first = split_of()
+    assert {"test"} in first.values()
+    assert all(len(splits) == 1 for splits in first.values())
+    for number in range(24, 32):
+        put(data / "owl" / f"g{number % 8}_{number}.png", number)
+    ingest_images(workspace, data, "train", sync=True)
+    assert split_of() == first
+    ingest_images(workspace, data, "train", hold_out=0.3, sync=True)
+    assert split_of() == first

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -19,31 +19,33 @@ from vlltr_index.schemas.records import ImageRecord
 def draw(
     images: Sequence[tuple[ImageRecord, Probe]], share: float, kept: Mapping[str, bool]
 ) -> frozenset[str]:
-    """Choose the images to hold out: at most `share` of each class's, whole units only, and never all.
+    """Choose the images to hold out: at most `share` of each class's, whole units only, and never all of a class.
 
     Args:
         images: The images, each with its class and group, and what was found in it.
         share: From 0 to 1.
-        kept: By source, images that stay held out or not as they were, unless none would be left.
+        kept: By source, images that stay held out or not as they were; their units follow them.
 
     Returns:
         Their sources.
     """
-    of_class = defaultdict[str, list[tuple[str, str]]](list)
+    units = defaultdict[str, list[ImageRecord]](list)
     for (record, _), order in zip(images, _orders(images), strict=True):
-        of_class[record.class_name or ""].append((order, record.source))
-    held: list[str] = []
-    for own in map(sorted, of_class.values()):
-        last = min(round(share * len(own)), len(own) - 1)
-        # Move back to the start of a unit, so that none is split.
-        while 0 < last < len(own) and own[last - 1][0] == own[last][0]:
-            last -= 1
-        drawn = {source for _, source in own[:last]}
-        chosen = [(unit, source) for unit, source in own if kept.get(source, source in drawn)]
-        if len(chosen) == len(own):
-            chosen = [(unit, source) for unit, source in own if unit != own[-1][0]]
-        held += [source for _, source in chosen]
-    return frozenset(held)
+        units[order].append(record)
+    number = Counter(record.class_name for record, _ in images)
+    left = {name: min(round(share * count), count - 1) for name, count in number.items()}
+    held: dict[str, Counter[str | None]] = {}
+    for order in sorted(units):
+        sizes = Counter(record.class_name for record in units[order])
+        said = [kept[record.source] for record in units[order] if record.source in kept]
+        if any(said) or (not said and all(left[name] >= size for name, size in sizes.items())):
+            held[order] = sizes
+            left = {name: count - sizes[name] for name, count in left.items()}
+    for name, count in number.items():
+        mine = [order for order, sizes in held.items() if name in sizes]
+        if sum(held[order][name] for order in mine) == count:
+            del held[mine[-1]]
+    return frozenset(record.source for order in held for record in units[order])
 
 
 def _orders(images: Sequence[tuple[ImageRecord, Probe]]) -> list[str]:

@@ -158,6 +158,7 @@ class ImageRun:
     origins: dict[str, Origin] = field(default_factory=dict)
     unusable: set[str] = field(default_factory=set)  # URIs of images that are there and cannot be used now
     left: set[int] = field(default_factory=set)  # classes that an image went from
+    removed: set[str] = field(default_factory=set)  # with `sync`: names of classes that were removed by hand
     grouping: Grouping = AUTO
     grouped_before: Grouping = AUTO  # when the source was read before
     groups: set[str] = field(default_factory=set)
@@ -213,20 +214,21 @@ class ImageRun:
 
         The `items` of the source are looked at only where images are drawn.
         """
+        if self.share == 0.0:
+            return frozenset()
         past = {source: i for (_, source), i in (self.past or {}).items()}
-        if self.share is None:
-            dealt = (source for source, i in past.items() if self.source.before[i].dealt)
-            return frozenset(source for source in dealt if self.stored[past[source]].split == "test")
-        if not self.share:
+        kept = {}
+        for one in listing.images:
+            was = past.get(one.source) or self.of_content.get(one.content) or ""
+            before = self.source.before.get(was)
+            if before is not None and before.dealt is not None:
+                split = before.dealt if self.share else self.stored[was].split
+                kept[one.source] = split == "test"
+        if self.share is None and not any(kept.values()):
             return frozenset()
         from vlltr_index.pipelines.hold_out import draw
 
-        kept = {}
-        for one in listing.images:
-            before = self.source.before.get(past.get(one.source) or self.of_content.get(one.content) or "")
-            if before is not None and before.dealt is not None:
-                kept[one.source] = before.dealt == "test"
-        return draw(list(self._looked_at(listing.dealt(items, ()))), self.share, kept)
+        return draw(list(self._looked_at(listing.dealt(items, ()))), self.share or 0.0, kept)
 
     def _looked_at(self, items: Iterable[ImageRecord | Skipped]) -> Iterator[tuple[ImageRecord, Probe]]:
         """Yield the images of known classes without their bytes, and what is found in them, which is kept."""
@@ -250,7 +252,7 @@ class ImageRun:
                 f"theirs are, for example, {counted(self.unknown)}",
                 "Bring in the training images or the texts first, or make the classes now: --create-classes",
             )
-        if not self.splits:
+        if not self.splits and not self.counts["removed"]:
             raise InputError(
                 f"no image was taken: {self.notes.lines[0]}", "Mend the source and run the command again."
             )
@@ -262,10 +264,29 @@ class ImageRun:
             if isinstance(item, Skipped):
                 self.notes.skip(item)
                 self.unusable.update([item.ref] if item.ref else [])
+            elif self._was_removed(item):
+                self.counts["removed"] += 1
+                self.notes.add("removed", f"stays removed, as it was by hand: {item.uri}")
             elif item.class_name is not None and self.classes[item.class_name] is None:
                 self.unknown[item.class_name] += 1
             else:
                 yield item
+
+    def _was_removed(self, item: ImageRecord) -> bool:
+        """Say whether an image, or its class, was removed by hand since the source gave it; it stays known, then."""
+        if self.past is None or (self.asked or item.split, item.source) in self.past:
+            return False
+        ids = [ingestion.image_id(split, item.source) for split in ("train", "test", item.split)]
+        before = next((i for i in ids if i in self.source.before and i not in self.stored), None)
+        if before is None:
+            return False
+        origin = self.source.before[before]
+        if item.class_name != origin.label:
+            return False
+        self.origins[before] = origin
+        if origin.class_id is not None:
+            self.left.add(origin.class_id)
+        return True
 
     def _delete(self, keys: set[str]) -> None:
         """Delete rows, but for those that were written in this run."""
@@ -375,7 +396,7 @@ class ImageRun:
         if there.class_id == given:
             return
         now = "none" if there.class_id is None else repr(names[there.class_id])
-        if label == before.label:
+        if label == before.label and there.content == row["content_hash"]:
             row["class_id"] = there.class_id
             self.counts["corrected"] += 1
             self.notes.add(
@@ -386,9 +407,8 @@ class ImageRun:
         self.left.update([] if there.class_id is None else [there.class_id])
         if there.class_id != before.class_id:
             self.counts["overruled"] += 1
-            self.notes.add(
-                "overruled", f"corrected to {now} before, and moved to {label!r} since: {row['uri']}"
-            )
+            what = f"moved to {label!r}" if label != before.label else "another picture"
+            self.notes.add("overruled", f"corrected to {now} before, and {what} since: {row['uri']}")
 
     def remove_gone(self, agreed: Agreed) -> None:
         """Remove the images that the source gave before and does not have now.

@@ -63,7 +63,10 @@ class IngestReport:
     corrected: int = (
         0  # images that stay in the class they were corrected to, though the source names another
     )
-    overruled: int = 0  # corrected images that the source has moved since, so that its class counts
+    overruled: int = (
+        0  # corrected images that the source has moved or changed since, so that its class counts
+    )
+    removed: int = 0  # with `sync`: rows that stay removed, as they were by hand, though the source has them
     grouping: str = "auto"  # how it was told which images belong together
     groups: int = 0  # of images of this source
     grouped: int = 0  # images that have one
@@ -145,7 +148,8 @@ def ingest_images(
         items = read(names, with_data=sync or grouping.how == "seconds")
         listing = Listing.of(items, sync, grouping, class_folders=is_address(path) or Path(path).is_dir())
         labels = listing.labels
-        fresh = {name for name, where in labels.items() if create_classes or "train" in where}
+        removed = source.removed(labels) if sync else set[str]()
+        fresh = {name for name, where in labels.items() if create_classes or "train" in where} - removed
         classes = ingestion.resolve_classes(tx, list(labels), lambda name: name in fresh, source.classes)
         if given and names:
             ingestion.note_aliases(tx, given, names, classes)
@@ -218,6 +222,7 @@ def _image_report(
         gone=run.counts["gone"],
         corrected=run.counts["corrected"],
         overruled=run.counts["overruled"],
+        removed=run.counts["removed"],
         grouping=str(run.grouping),
         groups=len(run.groups),
         grouped=run.grouped,
@@ -325,17 +330,24 @@ def ingest_text(
         before = len(tx.class_table())
         source = Source(tx, "sentences", path)
         found, unusable = _read_sentences(path, used, notes, progress)
+        gone_names = source.removed(found) if sync else set[str]()
+        removed = sum(len(found.pop(name)) for name in gone_names)
         classes = ingestion.resolve_classes(tx, list(found), lambda name: True, source.classes)
         if names and used:
             ingestion.note_aliases(tx, names, used, classes)
         there = {row["sentence_id"]: row for row in tx.table("sentences", _TOLD).to_pylist()}
         owned = _by_class(found, classes)
-        rows = ingestion.sentence_rows(owned, there.__contains__)
+        struck = source.before.keys() - there.keys() if sync else set[str]()
+        rows = ingestion.sentence_rows(owned, lambda key: key in there or key in struck)
         tx.upsert("sentences", rows)
         if sync:
             given = {sentence_id(i, text_hash(one.text)) for i, records in owned.items() for one in records}
             source.take_over(source.moved_here(given))
         origins = _origins(source, owned, there, unusable)
+        origins |= {i: one for i, one in source.before.items() if one.label in gone_names}
+        removed += len(struck.intersection(origins)) - sum(
+            source.before[i].label in gone_names for i in struck
+        )
         if sync:
             agreed = Agreed(agree, dry_run)
             left = [row for i, row in there.items() if i not in origins]
@@ -356,7 +368,7 @@ def ingest_text(
         kind="sentences",
         source=str(path),
         added=rows.num_rows + made - lost.moved,
-        unchanged=sum(map(len, owned.values())) - rows.num_rows,
+        unchanged=sum(map(len, owned.values())) - rows.num_rows - removed,
         classes_added=len(table) + len(lost.retired) - before,
         classes=len(table),
         prompts=made,
@@ -364,6 +376,7 @@ def ingest_text(
         notes=notes.lines,
         moved=lost.moved if sync else None,
         gone=lost.gone,
+        removed=removed,
         dry_run=dry_run,
     )
 

@@ -91,6 +91,12 @@ class Source:
         """Ids of the rows that other sources gave."""
         return self._others.keys()
 
+    def removed(self, names: Iterable[str]) -> set[str]:
+        """Return those of its class names whose class was removed since it gave it."""
+        table = self._tx.class_table()
+        given = {one.label for one in self.before.values()}.difference(self.classes)
+        return {name for name in names if name in given and table.find(name) is None}
+
     def moved_here(self, found: Collection[str]) -> set[str]:
         """Return the ids of all rows of those sources that are gone, and two thirds of whose rows are `found` here."""
         given = defaultdict[str, set[str]](set)
