@@ -70,14 +70,15 @@ def fit_command(
         context.say(f"\n{made.unmeasured}")
     folder = made.workspace.path if to is None else to
     evaluation = None if made.report is None else made.report.evaluation
-    context.show({"workspace": str(folder), "evaluation": evaluation}, ())
+    shown = {"workspace": str(folder), "evaluation": evaluation, "unmeasured": made.unmeasured}
+    context.show(shown, ())
     typed = f"vlltr -w {shlex.quote(str(folder))}"
     context.say("\nWhat to do with it:")
     context.say(f"  {typed} predict PICTURE.jpg            what is it, and why")
     context.say(f'  {typed} classes add NAME --sentence "..."   a class more, without training')
     context.say(f"  {typed} status                         what is there")
-    if (folder / "reports").exists():
-        context.say(f"The report lies in {folder / 'reports'}.")
+    if made.report is not None:
+        context.say(f"The report: {made.report.path}")
 
 
 @click.command("quickstart")

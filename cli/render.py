@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vlltr_index.classes.change import AddedClass, ChangeReport
     from vlltr_index.classes.effect import Effect
     from vlltr_index.classes.relabelling import RelabelReport
-    from vlltr_index.evaluation.metrics import EvaluationReport
+    from vlltr_index.evaluation.metrics import EvaluationReport, Interval
     from vlltr_index.pipelines.baselines import BaselineRow
     from vlltr_index.pipelines.build_index import IndexReport
     from vlltr_index.pipelines.cross_validate import CrossValidation
@@ -214,9 +214,11 @@ def baseline_line(row: BaselineRow) -> str:
 
 
 def _evaluation(report: EvaluationReport) -> list[str | Table]:
-    from vlltr_index.evaluation.verdict import verdict
+    from vlltr_index.evaluation.verdict import caveats, verdict
 
-    return [evaluation_table(report), *_rank_tables(report), *difference_lines(report), "", *verdict(report)]
+    first = caveats(report)
+    rest = verdict(report)[len(first) :]
+    return [*first, evaluation_table(report), *_rank_tables(report), *difference_lines(report), "", *rest]
 
 
 def _evaluation_remarks(report: EvaluationReport) -> list[str]:
@@ -229,14 +231,20 @@ def evaluation_table(report: EvaluationReport) -> Table:
     rows = []
     for name, row in report.rows.items():
         values = [row.top1[b] for b in bins]
-        cells = [f"{percent(one.value)} ±{50 * (one.high - one.low):.1f}" for one in values]
-        top5 = percent(row.top5["overall"].value) if "overall" in row.top5 else "-"
-        rows.append([name, *cells, top5, percent(report.calibration_error.get(name))])
+        cells = [_share(one) + ("" if one.few else f" ±{50 * (one.high - one.low):.1f}") for one in values]
+        top5 = _share(row.top5["overall"]) if "overall" in row.top5 else "-"
+        error = None if values[0].few else report.calibration_error.get(name)
+        rows.append([name, *cells, top5, percent(error)])
     title = (
         f"Top-1 on {report.split}: {report.images:,} images, {report.classes:,} classes;"
         f" {report.convention} bounds (many >= 100, few <= 20)"
     )
     return table(title, ["", *bins, "top-5", "ECE"], rows)
+
+
+def _share(one: Interval) -> str:
+    """Write a share in per cent, or of a few units as a count."""
+    return f"{one.count} of {one.images}" if one.few else percent(one.value)
 
 
 def _rank_tables(report: EvaluationReport) -> list[Table]:
@@ -246,7 +254,7 @@ def _rank_tables(report: EvaluationReport) -> list[Table]:
     for rank, ways in report.ranks.items():
         bins = bins or list(ways["summed"])
         for how, top1 in ways.items():
-            cells = [percent(top1[b].value if b in top1 else None) for b in bins]
+            cells = [_share(top1[b]) if b in top1 else "-" for b in bins]
             rows.append([rank, how, *cells, f"{top1['overall'].images:,}"])
     title = "By rank: of the best class, and of the most probable name with all that it holds"
     return [table(title, ["rank", "", *bins, "images"], rows, left=2)] if rows else []
@@ -258,7 +266,8 @@ def difference_lines(report: EvaluationReport) -> list[str]:
         return []
     lines = [f"vl-ltr less {report.against}, in points [95 % of the paired bootstrap]"]
     for name, d in report.differences.items():
-        lines.append(f"  {name:<8} {100 * d.value:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]")
+        ends = f"{100 * d.value:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
+        lines.append(f"  {name:<8} " + (f"{d.count:+d} of {d.images}" if d.few else ends))
     return lines
 
 
@@ -313,7 +322,7 @@ def effect_lines(report: Effect) -> list[str]:
     if report.before is None or report.after is None:
         return []
     lines = [
-        f"Old classes on {plural(report.images, 'validation image')}:"
+        f"Old classes on {plural(report.images, 'held-out image')}:"
         f" {100 * report.before:.1f} % before, {100 * report.after:.1f} % after."
     ]
     if report.before - report.after > _HARM:

@@ -235,5 +235,5 @@ def test_harm_is_warned_of() -> None:
     assert "was not measured" in effect_lines(Effect(unmeasured=True))[0]
     assert len(effect_lines(Effect(0.9, 0.895, 100))) == 1
     lines = effect_lines(Effect(0.9, 0.85, 1000))
-    assert lines[0] == "Old classes on 1,000 validation images: 90.0 % before, 85.0 % after."
+    assert lines[0] == "Old classes on 1,000 held-out images: 90.0 % before, 85.0 % after."
     assert "vlltr rollback ID" in lines[1]

@@ -80,7 +80,8 @@ def test_from_a_folder_to_a_model(capsys: pytest.CaptureFixture[str], shots: Pat
     shutil.copy(shots / "merlin" / "0.png", shots / "merlin" / "more.png")
     code, out, err = run(capsys, "--json", "fit", shots, "--to", tmp_path / "shots-model", "--no-measure")
     assert code == 0, err
-    assert json.loads(out) == {"workspace": str(tmp_path / "shots-model"), "evaluation": None}
+    made = {"workspace": str(tmp_path / "shots-model"), "evaluation": None, "unmeasured": None}
+    assert json.loads(out) == made
     assert workspace.snapshot().count("images", "split = 'train'") == 16
 
 

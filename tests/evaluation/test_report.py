@@ -43,7 +43,12 @@ def test_the_report_says_what_evaluate_says(full: Workspace, tmp_path: Path) -> 
     text = Page(html).text
     for name, row in said.rows.items():
         shown = [*row.top1.values(), row.balanced]
-        cells = [f"{100 * i.value:.1f} ({100 * i.low:.1f}–{100 * i.high:.1f})" for i in shown]
+        cells = [
+            f"{i.count} of {i.images}"
+            if i.few
+            else f"{100 * i.value:.1f} ({100 * i.low:.1f}–{100 * i.high:.1f})"
+            for i in shown
+        ]
         assert " ".join([name, *cells]) in text
     for shot, gain in said.differences.items():
         assert f"{round(100 * gain.value, 1) + 0.0:+.1f} against the baseline" in text, shot

@@ -15,7 +15,7 @@ from tests.support.commits import work
 from vlltr_index import fit
 from vlltr_index.errors import EncoderError, InputError, MissingStepError, UsageError, WorkspaceError
 from vlltr_index.pipelines.fit import find_sources, plan_fit
-from vlltr_index.pipelines.ingest import ingest_images
+from vlltr_index.pipelines.ingest import ingest_images, ingest_text
 from vlltr_index.pipelines.init import init
 from vlltr_index.pipelines.plan import StepEvent, StepMaker
 from vlltr_index.recognizer import Recognizer
@@ -87,6 +87,34 @@ def test_the_plan_follows_the_folder(workspace: Workspace, shots: Path, tmp_path
     assert given[2] == ("ingest", "images", str(tmp_path / "data" / "val"), "--sync", "--split", "test")
     assert ("cross-validate",) not in given
     assert len([args for args in given if args == ("train", "lgr")]) == 1
+
+
+def test_what_is_no_more_is_removed_and_what_was_held_out_is_measured_on(
+    workspace: Workspace, shots: Path, tmp_path: Path
+) -> None:
+    """The steps for texts and test pictures whose folders are gone; without these, pictures of split test count."""
+    shutil.move(shots, tmp_path / "data" / "train")
+    shutil.copytree(tmp_path / "data" / "train", tmp_path / "data" / "test")
+    (tmp_path / "data" / "texts").mkdir()
+    (tmp_path / "data" / "texts" / "merlin.txt").write_text("It is small.")
+    ingest_text(workspace, tmp_path / "data" / "texts", sync=True)
+    for split in ("train", "test"):
+        ingest_images(workspace, tmp_path / "data" / split, split, sync=True)
+    ours = [step for step in words(workspace, tmp_path / "data", None) if step[0] == "ingest"]
+    assert [step[1] for step in ours] == ["text", "images", "images"]
+    shutil.rmtree(tmp_path / "data" / "texts")
+    shutil.rmtree(tmp_path / "data" / "test")
+    left = words(workspace, tmp_path / "data", None)
+    assert ("ingest", "text", str(tmp_path / "data" / "texts"), "--sync") in left
+    assert ("ingest", "images", str(tmp_path / "data" / "test"), "--sync", "--split", "test") in left
+    assert ("cross-validate",) in left
+    agreed: list[str] = []
+    assert ingest_text(workspace, tmp_path / "data" / "texts", sync=True, agree=agreed.append).gone == 1
+    report = ingest_images(workspace, tmp_path / "data" / "test", "test", sync=True, agree=agreed.append)
+    assert (report.gone, len(agreed)) == (15, 2)
+    assert set(splits(workspace)) == {(name, "train") for name in ("kestrel", "merlin", "hobby")}
+    ingest_images(workspace, tmp_path / "data" / "train", "train", sync=True, hold_out=0.3)
+    assert words(workspace, tmp_path / "data", None)[-1] == ("report", "--split", "test")
 
 
 def test_a_tuned_tower_is_followed_by_its_vectors(workspace: Workspace, shots: Path) -> None:

@@ -29,6 +29,7 @@ CROSS_VALIDATION = "cross-validation"
 _FEW5 = 5
 _CONFIDENCE_BINS = 15
 _LIKE_ALL = 4.0  # classes that are assumed to be as accurate as all, beside those measured
+_FEW_UNITS = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,16 @@ class Interval:
     high: float
     images: int
     units: int
+
+    @property
+    def few(self) -> bool:
+        """Whether these are so few units that a share says too little: counts are given instead."""
+        return self.units < _FEW_UNITS
+
+    @property
+    def count(self) -> int:
+        """The share as a number of images."""
+        return round(self.value * self.images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +133,7 @@ class EvaluationReport:
         by_class: What the method answered about each class that answers were chosen from.
         encoder: The model that made the vectors, and where its weights are from.
         in_training: How many of the images are training images too, byte for byte.
+        texts_count: Whether texts have a weight in the answers.
         folds: How many models answered, each for images that it was fitted without; 0: the commit's own.
     """
 
@@ -142,6 +154,7 @@ class EvaluationReport:
     by_class: tuple[ClassFigures, ...] = ()
     encoder: str = ""
     in_training: int = 0
+    texts_count: bool = True
     folds: int = 0
 
     @property

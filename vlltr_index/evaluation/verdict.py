@@ -5,7 +5,6 @@ from __future__ import annotations
 from vlltr_index.evaluation.metrics import METHOD, ClassFigures, EvaluationReport, Interval
 from vlltr_index.wording import plural
 
-_FEW = 30  # units; below it a share says too little: counts are given instead
 _NAMED = 5
 _SIMPLE = ("ncm", "discriminant", "zero-shot", "knn", "tip-adapter")
 _HALF = 0.5
@@ -14,12 +13,18 @@ _HALF = 0.5
 def verdict(report: EvaluationReport) -> tuple[str, ...]:
     """Say what an evaluation means, the worst first; each sentence stands by itself."""
     mine = report.rows[METHOD].top1["overall"]
-    said = [*_near_chance(report, mine), *_doubts(report, mine), _accuracy(report, mine)]
+    said = [*caveats(report), _accuracy(report, mine)]
     if report.tested < len(report.by_class):
         classes = plural(len(report.by_class), "class", "classes")
         said.append(f"{report.tested} of {classes} tested.")
-    said += _sufferers(report.by_class)
+    said += _sufferers(report.by_class, report.texts_count)
     return tuple(said)
+
+
+def caveats(report: EvaluationReport) -> tuple[str, ...]:
+    """Say what is to be known before any figure; the first sentences of the verdict."""
+    mine = report.rows[METHOD].top1["overall"]
+    return (*_near_chance(report, mine), *_doubts(report, mine))
 
 
 def _doubts(report: EvaluationReport, mine: Interval) -> list[str]:
@@ -28,14 +33,14 @@ def _doubts(report: EvaluationReport, mine: Interval) -> list[str]:
     if report.in_training:
         seen = f"{report.in_training:,} of the {plural(mine.images, 'picture')}"
         said.append(f"{seen} were trained on: of new pictures these figures say too much.")
-    if mine.units < _FEW:
+    if mine.few:
         said.append(f"{_pictures(mine, 'says', 'say')} little.")
     return said
 
 
 def _near_chance(report: EvaluationReport, mine: Interval) -> list[str]:
     """Say that answers are near chance, and whether the encoder is to blame, if so."""
-    if mine.units < _FEW or mine.low > report.chance:
+    if mine.few or mine.low > report.chance:
         return []
     frequent = _share(report.chance, mine)
     said = [f"Near chance: naming the most frequent class every time would be right for {frequent}."]
@@ -57,7 +62,7 @@ def _accuracy(report: EvaluationReport, mine: Interval) -> str:
     else:
         unseen = "" if report.in_training else " that it had not seen"
         said = f"Of {_pictures(mine)}{unseen}, the model named {right} rightly"
-    if mine.units >= _FEW:
+    if not mine.few:
         said += (
             f" (95 %: {100 * mine.low:.1f} to {100 * mine.high:.1f}); each class counted alike,"
             f" {100 * balanced.value:.1f} % ({100 * balanced.low:.1f} to {100 * balanced.high:.1f})"
@@ -77,7 +82,7 @@ def _accuracy(report: EvaluationReport, mine: Interval) -> str:
 
 def _share(value: float, of: Interval) -> str:
     """Write a share of images in per cent, or, of a few units, as the number of images."""
-    return f"{100 * value:.1f} %" if of.units >= _FEW else f"{round(value * of.images)}"
+    return f"{round(value * of.images)}" if of.few else f"{100 * value:.1f} %"
 
 
 def _pictures(of: Interval, one: str = "", more: str = "") -> str:
@@ -89,7 +94,7 @@ def _pictures(of: Interval, one: str = "", more: str = "") -> str:
     return f"{said} {verb}".strip()
 
 
-def _sufferers(classes: tuple[ClassFigures, ...]) -> list[str]:
+def _sufferers(classes: tuple[ClassFigures, ...], texts_count: bool) -> list[str]:
     """Name the classes that are recognised least, and those that the text tells worse than the images do."""
     tested = [one for one in classes if one.images]
     weak = [one for one in tested if one.right < _HALF * one.images]
@@ -101,7 +106,7 @@ def _sufferers(classes: tuple[ClassFigures, ...]) -> list[str]:
             for one in weak
         ]
         said.append(f"Recognised least: {_first(words)}.")
-    if any(one.right_by_text for one in tested):  # else there is no text, or none that tells anything
+    if texts_count and any(one.right_by_text for one in tested):  # else no text tells anything
         vague = [one for one in tested if not one.right_by_text and one.right >= _HALF * one.images]
         vague.sort(key=lambda one: (-one.images, one.name))
         if vague:

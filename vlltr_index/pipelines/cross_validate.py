@@ -277,7 +277,7 @@ def _keep(tx: Transaction, deal: _Deal, folder: Path) -> str:
     def write(place: Path) -> None:
         for fold in range(deal.folds):
             shutil.copytree(folder / str(fold), place / str(fold))
-        save_deal(place, deal.contents, deal.fold, deal.units)
+        save_deal(place, deal.contents, deal.images.class_ids, fold=deal.fold, units=deal.units)
 
     digest = tx.objects.put("heads", write)
     tx.note(folds=CrossValidated(digest=digest, head=tx.commit.head or ""))

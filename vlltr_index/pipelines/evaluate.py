@@ -212,10 +212,13 @@ def evaluation(
         crops=crops,
         rule=fusion.rule,
         ranks=ranks,
-        by_class=_by_class(snapshot, class_ids, answers, labels=labels, counts=counts),
+        by_class=_by_class(
+            snapshot, class_ids, answers, labels=labels, counts=training_counts(snapshot, class_ids)
+        ),
         encoder=_encoder_name(snapshot),
         in_training=0 if folds else _in_training(snapshot, measured.split),
         folds=folds,
+        texts_count=model.saved.parts is None or not model.saved.parts.texts_are_mute,
         **_figures(answers, labels, counts, units=units, against=against),
     )
     return Evaluation(report, answers, measured, class_ids=class_ids, labels=labels, counts=counts)

@@ -20,6 +20,7 @@ from vlltr_index.pipelines.plan import Runner, Step, StepMaker
 from vlltr_index.pipelines.report import write_report
 from vlltr_index.pipelines.train_all import plan_training
 from vlltr_index.schemas.config import CONFIG_NAME
+from vlltr_index.store.origins import gave
 from vlltr_index.store.workspace import Workspace
 from vlltr_index.tensors import choose_device, computing_on
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 _TEXTS = ("texts", "texts.json", "texts.jsonl", "texts.csv", "texts.parquet")
 _TESTS = ("test", "val", "validation", "valid")
 _READABLE = "problem IS NULL"
+_TEST = "split = 'test' AND class_id IS NOT NULL AND problem IS NULL"
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,11 +59,13 @@ class Sources:
     """Where pictures and texts are.
 
     Attributes:
+        folder: The folder that was given.
         train: The folder of class folders to learn from.
         test: That to measure on; None if the model is cross-validated.
         texts: Sentences about the classes; None: there are none.
     """
 
+    folder: Path
     train: Path
     test: Path | None
     texts: Path | None
@@ -86,12 +90,14 @@ class FitPlan:
     Attributes:
         texts: Brings in the sentences; None if there are none.
         pictures: Bring in the pictures.
+        gone: Remove what came from a part of the folder that is no more.
         train: Train on them.
         measure: Measure the model; None if that is not asked for.
     """
 
     texts: Step[IngestReport] | None
     pictures: tuple[Step[IngestReport], ...]
+    gone: tuple[Step[IngestReport], ...]
     train: tuple[Step[Any], ...]
     measure: Measurement | None
 
@@ -99,7 +105,7 @@ class FitPlan:
     def steps(self) -> list[Step[Any]]:
         """All steps, in the order in which `fit` runs them."""
         steps: list[Step[Any]] = [] if self.texts is None else [self.texts]
-        steps += [*self.pictures, *self.train]
+        steps += [*self.pictures, *self.gone, *self.train]
         if self.measure is not None:
             if self.measure.cross_validate is not None:
                 steps.append(self.measure.cross_validate)
@@ -178,7 +184,7 @@ def _run(plan: FitPlan, workspace: Workspace, runner: Runner) -> FitResult:
         runner.run(ingest)
         if not workspace.snapshot().count("images", _READABLE):
             raise InputError("none of the pictures can be read", "The lines above say why.")
-    for step in plan.train:
+    for step in (*plan.gone, *plan.train):
         runner.run(step)
     if plan.measure is None:
         return FitResult(workspace)
@@ -221,30 +227,49 @@ def plan_fit(
         )
         for title, split, path in asked
     )
+    gone = _gone(maker, sources, agree)
+    held_out = maker.workspace.snapshot().count("images", _TEST) > 0
+    has_test = sources.test is not None or (held_out and not any("test" in step.argv for step in gone))
     return FitPlan(
-        texts=_texts(maker, sources.texts, agree),
+        texts=None if sources.texts is None else _texts(maker, sources.texts, agree),
         pictures=pictures,
+        gone=gone,
         train=tuple(plan_training(maker, stage_one=False).values()),
-        measure=_measurement(maker, sources) if measure else None,
+        measure=_measurement(maker, has_test, bool(sources.texts)) if measure else None,
     )
 
 
-def _texts(
-    maker: StepMaker, texts: Path | None, agree: Callable[[str], None] | None
-) -> Step[IngestReport] | None:
-    """Return the step that brings the sentences in, if there are any."""
-    if texts is None:
-        return None
+def _texts(maker: StepMaker, texts: Path, agree: Callable[[str], None] | None) -> Step[IngestReport]:
+    """Return the step that makes the sentences those of a source."""
     words = ("ingest", "text", str(texts), "--sync")
     return maker.step("Sentences about the classes", words, ingest_text, path=texts, sync=True, agree=agree)
 
 
-def _measurement(maker: StepMaker, sources: Sources) -> Measurement:
-    """Return the steps that measure the model, beside simple rules on the same vectors."""
+def _gone(
+    maker: StepMaker, sources: Sources, agree: Callable[[str], None] | None
+) -> tuple[Step[IngestReport], ...]:
+    """Return the steps that remove what came from texts or test pictures in the folder that are no more."""
+    snapshot = maker.workspace.snapshot()
+    places = [sources.folder / name for name in _TEXTS]
+    steps = [
+        _texts(maker, path, agree)
+        for path in places
+        if not path.exists() and gave(snapshot, "sentences", path)
+    ]
+    for path in (sources.folder / name for name in _TESTS):
+        if not path.exists() and gave(snapshot, "images", path, "test"):
+            words = ("ingest", "images", str(path), "--sync", "--split", "test")
+            how = {"path": path, "split": "test", "sync": True, "agree": agree}
+            steps.append(maker.step("Pictures that are no more", words, ingest_images, **how))
+    return tuple(steps)
+
+
+def _measurement(maker: StepMaker, has_test: bool, has_texts: bool) -> Measurement:
+    """Return the steps that measure the model on split `test` or by cross-validation, beside simple rules."""
     device = maker.on_device
-    split = CROSS_VALIDATION if sources.test is None else "test"
+    split = "test" if has_test else CROSS_VALIDATION
     cross = None
-    if sources.test is None:
+    if not has_test:
         cross = maker.step(
             "Models that have not seen a part of the pictures each",
             ("cross-validate", *device),
@@ -260,7 +285,7 @@ def _measurement(maker: StepMaker, sources: Sources) -> Measurement:
                 name=name,
                 config=maker.workspace.recipe.baselines,
             )
-            for name in ("ncm", "discriminant", *(["zero-shot"] if sources.texts else []))
+            for name in ("ncm", "discriminant", *(["zero-shot"] if has_texts else []))
         ),
         report=maker.step(
             "Accuracy on pictures that it has not seen, and the report",
@@ -292,6 +317,7 @@ def find_sources(folder: Path, texts: Path | None = None) -> Sources:
         raise InputError(f"there is no {texts}", "Give the texts that there are, or leave --text out.")
     found = [folder / name for name in _TEXTS if (folder / name).exists()]
     return Sources(
+        folder=folder,
         train=inside.get("train", folder),
         test=None if test is None else inside[test],
         texts=texts or (found[0] if found else None),

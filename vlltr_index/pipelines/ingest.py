@@ -119,9 +119,9 @@ def ingest_images(
             of a table, `name:REGEX` (its first group, or all that it finds, in the file's name), `seconds:N` (taken at
             most so long after the one before in the same folder), or `auto` (a table's column `group`, else images are
             compared). Default: as it was last said for this source, else `auto`.
-        sync: Remove the images that this source gave before and gives no more, and take those that it moved for the
-            same: they keep their group, and their vectors. What came another way stays. A class that nothing is left of
-            but prompts is retired.
+        sync: Remove the images that this source gave before and gives no more, all where it is no more, and take those
+            that it moved for the same: they keep their group, and their vectors. What came another way stays, and what
+            was removed by hand stays removed. A class that nothing is left of but prompts is retired.
         agree: Called with a question where more than a third of the source's images is gone; it raises if the answer is
             no. None: that is an error.
         dry_run: Report what would be done; commit nothing.
@@ -142,10 +142,11 @@ def ingest_images(
         source = Source(tx, "images", path, split)
         last = Grouping.parse(tx.commit.info.groupings.get(source.address, "auto"))
         grouping = last if group is None else Grouping.parse(group)
+        gone = sync and source.is_gone
         read = partial(
             read_images, path, split, list_root, follow_links=follow_links, group_column=grouping.column
         )
-        items = read(names, with_data=sync or grouping.how == "seconds")
+        items = () if gone else read(names, with_data=sync or grouping.how == "seconds")
         listing = Listing.of(items, sync, grouping, class_folders=is_address(path) or Path(path).is_dir())
         labels = listing.labels
         removed = source.removed(labels) if sync else set[str]()
@@ -167,8 +168,9 @@ def ingest_images(
         )
         if sync:
             run.match(listing)
-        held = run.held_out(listing, read(names, with_data=True))
-        run.take(listing.dealt(read(names, with_data=True), held))
+        if not gone:
+            held = run.held_out(listing, read(names, with_data=True))
+            run.take(listing.dealt(read(names, with_data=True), held))
         if sync:
             run.remove_gone(Agreed(agree, dry_run))
         run.write_origins()
@@ -235,15 +237,12 @@ def _image_report(
 
 def _copies(tx: Transaction, given: Iterable[str]) -> list[list[dict[str, Any]]]:
     """Return the images of each content that several images have, one of them of the `given` splits."""
-    of_content = defaultdict[str, list[dict[str, Any]]](list)
+    of_content = defaultdict[str, dict[tuple[str, str, int | None], dict[str, Any]]](dict)
     for row in tx.table("images", ["content_hash", "split", "class_id", "uri"]).to_pylist():
         if row["content_hash"] is not None:
-            of_content[row["content_hash"]].append(row)
-    return [
-        copy
-        for copy in of_content.values()
-        if len(copy) > 1 and not _several(copy, "split").isdisjoint(given)
-    ]
+            of_content[row["content_hash"]][row["uri"], row["split"], row["class_id"]] = row
+    copies = (list(rows.values()) for rows in of_content.values())
+    return [copy for copy in copies if len(copy) > 1 and not _several(copy, "split").isdisjoint(given)]
 
 
 def _several(rows: list[dict[str, Any]], column: str) -> set[Any]:
@@ -255,15 +254,17 @@ def _name_copies(run: ImageRun, copies: list[list[dict[str, Any]]]) -> None:
     """Name pictures of one content, those that several splits or classes have first."""
     names = run.tx.class_table().names
     for copy in sorted(copies, key=lambda copy: -len({(row["split"], row["class_id"]) for row in copy})):
-        listed = ", ".join(
+        told = [
             f"{row['uri']} ({row['split']}"
             + (f", {names[row['class_id']]!r})" if row["class_id"] is not None else ")")
             for row in sorted(copy, key=lambda row: row["uri"])
-        )
+        ]
+        more = f" and {len(told) - EXAMPLES:,} more" if len(told) > EXAMPLES else ""
+        listed = ", ".join(told[:EXAMPLES]) + more
         run.notes.add("copies", f"one picture, byte for byte: {listed}")
-    more = len(copies) - EXAMPLES
-    if more > 0:
-        run.notes.lines.append(f"and {plural(more, 'picture')} more that are there several times")
+    unnamed = len(copies) - EXAMPLES
+    if unnamed > 0:
+        run.notes.lines.append(f"and {plural(unnamed, 'picture')} more that are there several times")
 
 
 def _next_step(tx: Transaction) -> str | None:
@@ -311,8 +312,9 @@ def ingest_text(
         path: See `data.text_readers.read_text`.
         label_names: A file of the names of a release corpus's class numbers; default: the one beside it.
         prompts: Whether every class of the workspace gets the recipe's prompts; default: yes.
-        sync: Remove the sentences that this source gave before and gives no more. What came another way stays. A class
-            that nothing is left of but prompts is retired.
+        sync: Remove the sentences that this source gave before and gives no more, all where it is no more. What came
+            another way stays, and what was removed by hand stays removed. A class that nothing is left of but prompts
+            is retired.
         agree: Called with a question where classes with more than a third of the source's sentences have no text in it
             any more; it raises if the answer is no. None: that is an error.
         dry_run: Report what would be done; commit nothing.
@@ -329,7 +331,9 @@ def ingest_text(
         used = names and ingestion.known_names(tx, names)
         before = len(tx.class_table())
         source = Source(tx, "sentences", path)
-        found, unusable = _read_sentences(path, used, notes, progress)
+        found, unusable = {}, set[str]()
+        if not (sync and source.is_gone):
+            found, unusable = _read_sentences(path, used, notes, progress)
         gone_names = source.removed(found) if sync else set[str]()
         removed = sum(len(found.pop(name)) for name in gone_names)
         classes = ingestion.resolve_classes(tx, list(found), lambda name: True, source.classes)

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from vlltr_index.store.snapshot import Snapshot
 
 _AGAIN = "Make it again: vlltr cross-validate"
-_IMAGES = pa.schema({"content_hash": pa.string(), "fold": pa.int32(), "unit": pa.string()})
+_IMAGES = pa.schema(
+    {"content_hash": pa.string(), "class_id": pa.int32(), "fold": pa.int32(), "unit": pa.string()}
+)
 _ANCHORS = pa.schema(
     {"class_id": pa.int32(), "rank": pa.int32(), "sentence_id": pa.string(), "loss": pa.float32()}
 )
@@ -57,12 +59,14 @@ def save_fold(folder: Path, saved: SavedHead, bank: AnchorBank, sentence_ids: Se
     _write(rows, folder / "anchors.arrow")
 
 
-def save_deal(folder: Path, contents: Sequence[str], fold: Tensor, units: Sequence[str]) -> None:
+def save_deal(
+    folder: Path, contents: Sequence[str], class_ids: Tensor, *, fold: Tensor, units: Sequence[str]
+) -> None:
     """Write which fold each image is in, int64 [N] with -1 for none, and its unit, beside the folders of the folds.
 
-    Images are known by their `contents`, for files are renamed.
+    Images are known by their `contents`, for files are renamed; a content in several folds by its class, too.
     """
-    columns = [list(contents), fold.numpy(), list(units)]
+    columns = [list(contents), class_ids.numpy(), fold.numpy(), list(units)]
     _write(pa.table(dict(zip(_IMAGES.names, columns, strict=True))).cast(_IMAGES), folder / "images.arrow")
     FoldsManifest(folds=int(fold.max()) + 1).save(folder / "folds.json")
 
@@ -128,7 +132,8 @@ class Folds:
         snapshot = model.state.snapshot
         rows = usable_images(snapshot, "train", ["content_hash"])
         unit_of = self._unit_of(number)
-        units = [unit_of.get(content) for content in rows["content_hash"].to_pylist()]
+        named = zip(rows["content_hash"].to_pylist(), rows["class_id"].to_pylist(), strict=True)
+        units = [unit_of.get((content, None), unit_of.get((content, owner))) for content, owner in named]
         rows = rows.filter(pa.array([unit is not None for unit in units], pa.bool_()))
         units = [unit for unit in units if unit is not None]
         ids: list[str] = rows["image_id"].to_pylist()
@@ -158,14 +163,19 @@ class Folds:
             without=out,
         )
 
-    def _unit_of(self, number: int) -> dict[str, str]:
-        """Return the unit of each content of a fold, but for those that another fold has, too."""
+    def _unit_of(self, number: int) -> dict[tuple[str, int | None], str]:
+        """Return the unit of each content of a fold, and of one that is in several folds by its class, too."""
+        rows = self._deal.to_pylist()
         folds: dict[str, set[int]] = {}
-        units: dict[str, str] = {}
-        for row in self._deal.to_pylist():
+        for row in rows:
             folds.setdefault(row["content_hash"], set()).add(row["fold"])
-            units[row["content_hash"]] = row["unit"]
-        return {content: units[content] for content, those in folds.items() if those == {number}}
+        mine = (row for row in rows if row["fold"] == number)
+        return {
+            (one["content_hash"], one["class_id"] if len(folds[one["content_hash"]]) > 1 else None): one[
+                "unit"
+            ]
+            for one in mine
+        }
 
     def _anchors(self, model: Model, number: int) -> Anchors:
         """Return the anchors that were selected without the fold's images; of later classes the commit's."""

@@ -16,8 +16,10 @@ from vlltr_index.data.objects import is_address
 from vlltr_index.data.text import sentence_id
 from vlltr_index.schemas.tables import ORIGINS
 from vlltr_index.store.ingestion import image_id
+from vlltr_index.store.tables import quote
 
 if TYPE_CHECKING:
+    from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.transaction import Transaction
 
 
@@ -66,7 +68,7 @@ class Source:
         self._tx = tx
         self._kind = kind
         self.address = str(place).rstrip("/") if is_address(place) else str(Path(place).resolve())
-        self._name = " ".join(filter(None, (kind, split, self.address)))
+        self._name = _name(kind, self.address, split)
         rows = tx.table("origins", where=f"source LIKE '{kind} %'")
         own = pc.equal(rows["source"], self._name)
         self._ids = set(rows.filter(own)["origin_id"].to_pylist())
@@ -85,6 +87,11 @@ class Source:
         for values in zip(*columns, strict=True):
             one = Origin(*values)
             yield one.row_key if self._kind == "images" else sentence_id(one.class_id or 0, one.row_key), one
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it gave something before, and its place is no more."""
+        return bool(self.before) and _has_gone(self._name)
 
     @property
     def elsewhere(self) -> KeysView[str]:
@@ -126,6 +133,19 @@ class Source:
             rows[key] = {"origin_id": key, "source": self._name, **one._asdict()}
         self._tx.delete_any("origins", "origin_id", self._ids - rows.keys())
         self._tx.upsert("origins", pa.Table.from_pylist(list(rows.values()), schema=ORIGINS))
+
+
+def gave(
+    snapshot: Snapshot, kind: Literal["images", "sentences"], place: Path, split: str | None = None
+) -> bool:
+    """Say whether a workspace has something of a source."""
+    name = _name(kind, str(place.resolve()), split)
+    return snapshot.store.exists("origins") and snapshot.count("origins", f"source = {quote(name)}") > 0
+
+
+def _name(kind: str, address: str, split: str | None) -> str:
+    """Return the name of a source in the table."""
+    return " ".join(filter(None, (kind, split, address)))
 
 
 def _has_gone(name: str) -> bool:
