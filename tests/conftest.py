@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
 
 from tests.support.browser import chromium
-from tests.support.buckets import Bucket, serve
-from tests.support.changes import World, build_world
-from tests.support.exports import Shared, changed, share
-from vlltr_index.data.glyphs import glyph_files, write_sample
-from vlltr_index.pipelines.ingest import ingest_images, ingest_text
-from vlltr_index.pipelines.train_all import train_all
-from vlltr_index.recognizer import Recognizer
-from vlltr_index.schemas.config import Recipe
-from vlltr_index.schemas.recipes import load_recipe, override
-from vlltr_index.store.workspace import Workspace
+
+# What imports torch is imported in the fixtures: the process that only shares out the tests does without.
+if TYPE_CHECKING:
+    from tests.support.buckets import Bucket
+    from tests.support.changes import World
+    from tests.support.exports import Shared
+    from vlltr_index.recognizer import Recognizer
+    from vlltr_index.store.workspace import Workspace
 
 __all__ = ["chromium"]  # a fixture that lives elsewhere
+
+IN_WORKER = "PYTEST_XDIST_WORKER" in os.environ  # one of several processes that share the tests
+if IN_WORKER:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
 
 # A shell that starts pytest in the background has it ignore Ctrl-C, and with it every program that a test starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -41,12 +46,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
     """An empty workspace."""
+    from vlltr_index.schemas.config import Recipe
+    from vlltr_index.store.workspace import Workspace
+
     return Workspace.create(tmp_path / "workspace", Recipe(name="test"))
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Bucket]:
     """An S3 server with an empty bucket."""
+    from tests.support.buckets import serve
+
     with serve() as bucket:
         yield bucket
 
@@ -61,51 +71,78 @@ def bucket(server: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> B
 
 @pytest.fixture(scope="session")
 def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace on the small slice of Glyphs-LT with every step done; training is two short epochs."""
-    folder = tmp_path_factory.mktemp("trained") / "workspace"
-    data = glyph_files(fast=True)
-    recipe = override(load_recipe("glyphs_lt/fast"), ("cvlp.epochs=2", "lgr.epochs=1", "baseline.epochs=1"))
-    workspace = Workspace.create(folder, recipe)
-    ingest_text(workspace, data.texts)
-    for split in ("train", "val", "test"):
-        ingest_images(workspace, data.images, split)
-    train_all(workspace, workspace.recipe)
-    return folder
+    """A workspace on the small slice of Glyphs-LT with every step done, made by the first process that needs it;
+    training is two short epochs. Nothing may write into it.
+    """
+    from vlltr_index.data.glyphs import glyph_files
+    from vlltr_index.pipelines.ingest import ingest_images, ingest_text
+    from vlltr_index.pipelines.train_all import train_all
+    from vlltr_index.schemas.recipes import load_recipe, override
+    from vlltr_index.store.workspace import Workspace
+
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if IN_WORKER else own) / "trained"
+    with FileLock(folder.with_suffix(".lock")):
+        if folder.exists():
+            return folder
+        data = glyph_files(fast=True)
+        recipe = override(
+            load_recipe("glyphs_lt/fast"), ("cvlp.epochs=2", "lgr.epochs=1", "baseline.epochs=1")
+        )
+        workspace = Workspace.create(tmp_path_factory.mktemp("training") / "workspace", recipe)
+        ingest_text(workspace, data.texts)
+        for split in ("train", "val", "test"):
+            ingest_images(workspace, data.images, split)
+        train_all(workspace, workspace.recipe)
+        return workspace.path.rename(folder)
 
 
 @pytest.fixture(scope="session")
 def recognizer(trained_once: Path) -> Recognizer:
     """The trained workspace's recognizer; nothing writes through it."""
+    from vlltr_index.recognizer import Recognizer
+
     return Recognizer.open(trained_once)
 
 
 @pytest.fixture
 def trained(trained_once: Path, tmp_path: Path) -> Workspace:
     """A copy of the trained workspace that a test may change."""
+    from vlltr_index.store.workspace import Workspace
+
     return Workspace.open(shutil.copytree(trained_once, tmp_path / "trained"))
 
 
 @pytest.fixture(scope="session")
 def world(trained_once: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
     """Ten classes in a trained workspace of their own, and a model of them; tests change copies."""
+    from tests.support.changes import build_world
+    from vlltr_index.store.workspace import Workspace
+
     return build_world(tmp_path_factory.mktemp("world"), Workspace.open(trained_once))
 
 
 @pytest.fixture
 def small(world: World, tmp_path: Path) -> Workspace:
     """A copy of its workspace that a test may change."""
+    from vlltr_index.store.workspace import Workspace
+
     return Workspace.open(shutil.copytree(world.folder, tmp_path / "small"))
 
 
 @pytest.fixture(scope="session")
 def heldout() -> dict[str, list[str]]:
     """Sentences about classes that the trained workspace has never seen."""
+    from vlltr_index.data.glyphs import glyph_files
+
     return glyph_files(fast=True).heldout_classes("dev")
 
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory, heldout: dict[str, list[str]]) -> Path:
     """PNG files: known-0.png to known-5.png of classes in the workspace, and a folder of a held-out class's images."""
+    from vlltr_index.data.glyphs import glyph_files, write_sample
+
     folder = tmp_path_factory.mktemp("pictures")
     data = glyph_files(fast=True)
     names = sorted(json.loads(data.texts.read_text(encoding="utf-8")))
@@ -138,6 +175,9 @@ def shared(
     """An exported model, with classes added by images and by text, and merged ones; its workspace is gone. Nothing may
     write into it.
     """
+    from tests.support.exports import changed, share
+    from vlltr_index.store.workspace import Workspace
+
     place = tmp_path_factory.mktemp("shared")
     workspace = Workspace.open(shutil.copytree(trained_once, place / "workspace"))
     changed(workspace, heldout, pictures)
@@ -147,4 +187,6 @@ def shared(
 @pytest.fixture(scope="session")
 def exported(shared: Shared) -> Recognizer:
     """The exported model."""
+    from vlltr_index.recognizer import Recognizer
+
     return Recognizer.from_pretrained(shared.folder)
