@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support import drawings
 from tests.support.pretended_cuda import CardTensor, pretended
 from tests.train.test_lgr import fitted
 from tests.train.test_stage_two import CONFIG, drawn, held_out
@@ -40,6 +41,8 @@ from vlltr_index.pipelines.baselines import train_baseline
 from vlltr_index.pipelines.build_index import index_anchors
 from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.evaluate import evaluate
+from vlltr_index.pipelines.ingest import ingest_images
+from vlltr_index.pipelines.train_all import train_all
 from vlltr_index.pipelines.train_lgr import train_lgr_stage
 from vlltr_index.recognition.model import Model
 from vlltr_index.schemas.config import LGRConfig
@@ -293,8 +296,13 @@ def test_an_index_is_asked_on_the_gpu(
 
 
 @pytest.mark.slow
-def test_the_steps_of_a_workspace_on_a_gpu(trained: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_steps_of_a_workspace_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Embedding anew, selection, stage 2, baselines and an evaluation run there, and the CPU's accuracy comes out."""
+    drawings.encoder().save(tmp_path / "encoder")
+    sets = (f"encoder.pretrained={tmp_path / 'encoder'}", "lgr.lr=3e-2", "lgr.projection_lr=3e-2")
+    trained = drawings.workspace(tmp_path, *sets, *drawings.QUICK)
+    ingest_images(trained, drawings.write(tmp_path / "others", 1), "test")
+    train_all(trained, trained.recipe, stage_one=False)
     for name in ("ncm", "discriminant", "knn", "tip-adapter"):
         train_baseline(trained, name, trained.recipe.baselines)
     plain = evaluate(trained).rows
