@@ -106,7 +106,7 @@ def test_ctrl_c_ends_all_and_any_number_goes_on(drawn: Path, tmp_path: Path) -> 
     """Both processes end with the command, nothing is committed, and one process goes on from the last epoch."""
     workspace = copy(drawn, tmp_path / "workspace")
     before = workspace.history.last()
-    process = start(workspace.path, "train", "cvlp", "--processes", "2", "--set", "cvlp.epochs=20")
+    process = start(workspace.path, "train", "cvlp", "--processes", "2", "--set", "cvlp.epochs=40")
     assert process.stderr is not None
     for line in process.stderr:
         if "epoch 2:" in line:
@@ -117,7 +117,7 @@ def test_ctrl_c_ends_all_and_any_number_goes_on(drawn: Path, tmp_path: Path) -> 
     assert rest.strip().splitlines()[-1] == "Stopped. Run the same command again to go on."
     assert "Traceback" not in rest
     assert workspace.history.last() == before
-    config = override(workspace.recipe, ("cvlp.epochs=20",)).cvlp
+    config = override(workspace.recipe, ("cvlp.epochs=40",)).cvlp
     seen: list[int] = []
     report = train_cvlp_stage(workspace, config, lambda step, done, total: seen.append(done))
     assert report.resumed
@@ -127,7 +127,7 @@ def test_ctrl_c_ends_all_and_any_number_goes_on(drawn: Path, tmp_path: Path) -> 
 def test_one_that_was_killed_ends_all(drawn: Path, tmp_path: Path) -> None:
     """The error names it, without a traceback of the others, which lost it; the run can go on."""
     workspace = copy(drawn, tmp_path / "workspace")
-    process = start(workspace.path, "train", "cvlp", "--processes", "2", "--set", "cvlp.epochs=200")
+    process = start(workspace.path, "train", "cvlp", "--processes", "2", "--set", "cvlp.epochs=400")
     assert process.stderr is not None
     for line in process.stderr:
         if "epoch 2:" in line:
@@ -146,7 +146,7 @@ def test_one_that_was_killed_ends_all(drawn: Path, tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_cvlp_stage(workspace, override(workspace.recipe, ("cvlp.epochs=200",)).cvlp, look)
+        train_cvlp_stage(workspace, override(workspace.recipe, ("cvlp.epochs=400",)).cvlp, look)
 
 
 def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch, drawn: Path) -> None:
