@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlltr_index.heads.folds import deal_units, tested
+from vlltr_index.heads.folds import answerable, deal_units
 
 images = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 9)), min_size=1, max_size=60)
 
@@ -21,7 +21,7 @@ def test_units_stay_whole(images: list[tuple[int, int]], folds: int, seed: int) 
     dealt: dict[str, int] = {}
     for unit, place in zip(units, fold.tolist(), strict=True):
         assert dealt.setdefault(unit, place) == place
-    asked = tested(labels, fold)
+    asked = answerable(labels, fold)
     for n, (owner, place) in enumerate(zip(labels.tolist(), fold.tolist(), strict=True)):
         assert bool(asked[n]) == (place >= 0 and bool((fold[labels == owner] != place).any()))
     order = torch.randperm(len(units), generator=torch.Generator().manual_seed(seed))
@@ -50,7 +50,7 @@ def test_a_class_seen_at_one_site_does_not_keep_the_site_from_being_held_out() -
     labels = torch.tensor(owners)
     fold = deal_units(labels, units, 5)
     assert bool((fold >= 0).all())
-    assert torch.equal(tested(labels, fold), labels < 4)
+    assert torch.equal(answerable(labels, fold), labels < 4)
 
 
 @given(seed=st.integers(0, 200))
@@ -62,4 +62,4 @@ def test_both_sites_of_a_rare_class_are_not_in_one_fold(seed: int) -> None:
         images += [(rare, site) for site in torch.randperm(20, generator=generator)[:2].tolist()]
     labels = torch.tensor([owner for owner, _ in images])
     fold = deal_units(labels, [str(site) for _, site in images], 5)
-    assert len(labels[tested(labels, fold)].unique()) == 15
+    assert len(labels[answerable(labels, fold)].unique()) == 15

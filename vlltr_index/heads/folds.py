@@ -51,7 +51,7 @@ def _crowding(
     return last, sum(of_class[c][fold] for c in classes), sizes[fold], fold
 
 
-def tested(labels: Tensor, fold: Tensor) -> Tensor:
+def answerable(labels: Tensor, fold: Tensor) -> Tensor:
     """Say which images are held out of a fold in which their class has others to be learned from, bool [N].
 
     Args:

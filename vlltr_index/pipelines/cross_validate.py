@@ -22,7 +22,7 @@ from vlltr_index.data.writing import scratch_folder, settle
 from vlltr_index.embedding.loading import ImageSet, image_units, usable_images
 from vlltr_index.errors import MissingStepError
 from vlltr_index.heads.checkpoint import SavedHead
-from vlltr_index.heads.folds import deal_units, tested
+from vlltr_index.heads.folds import answerable, deal_units
 from vlltr_index.pipelines import training
 from vlltr_index.pipelines.train_lgr import HeadData, head_data, head_facts, stage_two_data
 from vlltr_index.recognition.folds import save_deal, save_fold
@@ -162,7 +162,7 @@ def _cross_validate(workspace: Workspace, progress: Progress | None, resume: boo
             _fit(deal, fold, run.folder / str(fold), progress)
         digest = run.commit(lambda tx: _keep(tx, deal, run.folder))
     owners = deal.images.class_ids
-    asked = tested(owners, deal.fold)
+    asked = answerable(owners, deal.fold)
     return CrossValidation(
         digest=digest,
         folds=deal.folds,
@@ -213,7 +213,7 @@ def _dealt(snapshot: Snapshot) -> _Deal:
     units = image_units(snapshot, images.image_ids, images.class_ids, images.features)
     fold = torch.full_like(images.class_ids, -1)
     fold[able] = _dealt_units(images.class_ids[able], list(compress(units, able.tolist())))
-    if not bool(tested(images.class_ids, fold).any()):
+    if not bool(answerable(images.class_ids, fold).any()):
         raise MissingStepError(
             "no class has two pictures that do not belong together: none can be held out",
             "Bring in more pictures: vlltr ingest images PATH --split train",

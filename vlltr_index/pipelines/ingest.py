@@ -331,7 +331,8 @@ def ingest_text(
         used = names and ingestion.known_names(tx, names)
         before = len(tx.class_table())
         source = Source(tx, "sentences", path)
-        found, unusable = {}, set[str]()
+        found = dict[str, list[SentenceRecord]]()
+        unusable = set[str]()
         if not (sync and source.is_gone):
             found, unusable = _read_sentences(path, used, notes, progress)
         gone_names = source.removed(found) if sync else set[str]()

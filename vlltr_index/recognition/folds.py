@@ -133,9 +133,9 @@ class Folds:
         rows = usable_images(snapshot, "train", ["content_hash"])
         unit_of = self._unit_of(number)
         named = zip(rows["content_hash"].to_pylist(), rows["class_id"].to_pylist(), strict=True)
-        units = [unit_of.get((content, None), unit_of.get((content, owner))) for content, owner in named]
-        rows = rows.filter(pa.array([unit is not None for unit in units], pa.bool_()))
-        units = [unit for unit in units if unit is not None]
+        found = [unit_of.get((content, None), unit_of.get((content, owner))) for content, owner in named]
+        rows = rows.filter(pa.array([unit is not None for unit in found], pa.bool_()))
+        units = [unit for unit in found if unit is not None]
         ids: list[str] = rows["image_id"].to_pylist()
         owners = numbers(rows, "class_id")
         features = image_vectors_of(snapshot, ids)
