@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -158,7 +158,6 @@ class ImageRun:
     origins: dict[str, Origin] = field(default_factory=dict)
     unusable: set[str] = field(default_factory=set)  # URIs of images that are there and cannot be used now
     left: set[int] = field(default_factory=set)  # classes that an image went from
-    removed: set[str] = field(default_factory=set)  # with `sync`: names of classes that were removed by hand
     grouping: Grouping = AUTO
     grouped_before: Grouping = AUTO  # when the source was read before
     groups: set[str] = field(default_factory=set)
@@ -190,6 +189,28 @@ class ImageRun:
                 found = Probe(content, *decoded)
                 if found.problem is None and content is not None:
                     self.probes[content] = found
+
+    def bring_in(
+        self,
+        listing: Listing,
+        read: Callable[[], Iterator[ImageRecord | Skipped]] | None,
+        agreed: Agreed | None,
+    ) -> None:
+        """Store the images of the source, and what it gave.
+
+        Args:
+            listing: What it lists.
+            read: Reads its items with their bytes; None: it is no more.
+            agreed: Who is asked where much is gone; None: what is gone from the source stays.
+        """
+        if agreed is not None:
+            self.match(listing)
+        if read is not None:
+            held = self.held_out(listing, read())
+            self.take(listing.dealt(read(), held))
+        if agreed is not None:
+            self.remove_gone(agreed)
+        self.write_origins()
 
     def match(self, listing: Listing) -> None:
         """Find out which of the source's images before each of its images is.

@@ -166,14 +166,8 @@ def ingest_images(
             grouping=grouping,
             grouped_before=last,
         )
-        if sync:
-            run.match(listing)
-        if not gone:
-            held = run.held_out(listing, read(names, with_data=True))
-            run.take(listing.dealt(read(names, with_data=True), held))
-        if sync:
-            run.remove_gone(Agreed(agree, dry_run))
-        run.write_origins()
+        items_again = None if gone else partial(read, names, with_data=True)
+        run.bring_in(listing, items_again, Agreed(agree, dry_run) if sync else None)
         run.compare(names, labels)
         retired = retire(tx, run.left) if sync else []
         mute = _classes_without_text(tx)[0].intersection(classes.values())
