@@ -53,6 +53,18 @@ def test_turned_pictures_and_copies_of_another_size() -> None:
     assert part == [n // 3 * 3 for n in range(36)]
 
 
+def test_what_was_cut_off_at_the_sides() -> None:
+    """A tenth of the picture at one side or at both, and the rest enlarged."""
+    field = bursts_of(torch.Generator().manual_seed(5), 12, 1)[0]
+    pictures = []
+    for one in field.numpy():
+        whole = Image.fromarray(one).resize((200, 200), Image.Resampling.BICUBIC)
+        pictures += [whole, whole.crop((20, 20, 200, 200)), whole.crop((18, 18, 182, 182))]
+    small = [np.asarray(one.resize((32, 32), Image.Resampling.BOX)) for one in pictures]
+    part = linked(near_duplicates(None, torch.from_numpy(np.stack(small))), len(small))
+    assert part == [n // 3 * 3 for n in range(36)]
+
+
 def test_a_large_class_is_compared_by_the_nearest_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """And finds the bursts that comparing all pairs finds."""
     thumbnails, _ = bursts_of(torch.Generator().manual_seed(0), 20, 3)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.support import drawings
 from tests.support.commands import run
-from vlltr_index.classes import add_class, merge_classes, remove_images
+from vlltr_index.classes import ChangeOptions, add_class, merge_classes, relabel_images, remove_images
 from vlltr_index.errors import MissingStepError, UsageError
 from vlltr_index.evaluation.metrics import CROSS_VALIDATION, METHOD
 from vlltr_index.pipelines import cross_validate as crossing
@@ -27,6 +27,7 @@ from vlltr_index.pipelines.train_all import train_all
 from vlltr_index.pipelines.train_lgr import train_lgr_stage
 from vlltr_index.recognition.folds import open_folds
 from vlltr_index.recognition.model import Model
+from vlltr_index.recognizer import Recognizer
 from vlltr_index.store.workspace import Workspace
 
 pytestmark = pytest.mark.slow
@@ -143,6 +144,23 @@ def test_changes_of_classes_are_measured_on_it(fitted: Workspace, noise: Path) -
     gone = evaluation(fitted).measured.data.image_ids[:4]
     remove_images(fitted, gone)
     assert evaluate(fitted).images == 3 * UNITS * CLASSES - 4
+
+
+def test_a_relabelled_picture_counts_under_its_new_class(fitted: Workspace, tmp_path: Path) -> None:
+    """The loss of a change is that of a process which has just opened the workspace."""
+    copied = Workspace.open(shutil.copytree(fitted.path, tmp_path / "copied"))
+    recognizer = Recognizer.open(fitted)
+    rows = fitted.snapshot().table("images", ["uri", "class_id"]).to_pylist()
+    wrong = [f"{row['uri']},class-1" for row in rows if row["class_id"] == 0]
+    (tmp_path / "corrections.csv").write_text("\n".join(["path,class", *wrong[: 2 * UNITS]]))
+    for workspace, kept in ((fitted, recognizer), (copied, None)):
+        relabel_images(workspace, tmp_path / "corrections.csv", options=ChangeOptions(recognizer=kept))
+    effects = [
+        add_class(workspace, "more", ["A class more."], options=ChangeOptions(recognizer=kept)).effect
+        for workspace, kept in ((fitted, recognizer), (copied, None))
+    ]
+    assert effects[0] == effects[1]
+    assert effects[0].images > 0
 
 
 def test_pictures_are_known_by_what_they_show(fitted: Workspace, noise: Path, tmp_path: Path) -> None:

@@ -53,13 +53,15 @@ class _Validation:
     Attributes:
         folds: The cross-validation whose first part the images are, and whose model answers; None: split val.
         features: Float [V, D], stored vectors, unnormalised; V may be 0.
-        owners: Int64 [V], class ids.
+        image_ids: Their ids.
+        owners: Int64 [V], class ids; -1 for an image that is gone.
         anchors_of: By class, in the anchor bank's order, the anchors that its column was computed from.
         text_logits: Float [V, C_a], one column for each class of the anchor bank.
     """
 
     folds: Folds | None
     features: Tensor
+    image_ids: list[str]
     owners: Tensor
     anchors_of: dict[int, _AnchorsOfClass]
     text_logits: Tensor
@@ -83,7 +85,7 @@ def measure(before: Model, after: Model, touched: set[int]) -> Effect:
         return Effect(unmeasured=True)
     judged_after = _judge(after, was.folds)
     now = _changed(after, judged_after, was, same_head)
-    there = torch.isin(was.owners, before.class_ids) & torch.isin(was.owners, after.class_ids)
+    there = torch.isin(was.owners, before.class_ids) & torch.isin(now.owners, after.class_ids)
     there &= ~torch.isin(was.owners, torch.tensor(sorted(touched), dtype=torch.int64))
     if not bool(there.any()):
         return Effect(unmeasured=True)
@@ -102,6 +104,7 @@ def _load(model: Model) -> _Validation:
     if rows.num_rows:
         with suppress(MissingStepError):  # not embedded yet, so the effect is not measured
             features = loading.image_vectors_of(snapshot, rows["image_id"].to_pylist())
+    ids: list[str] = rows["image_id"].to_pylist()[: len(features)]
     owners = loading.numbers(rows, "class_id")[: len(features)]
     judge = model
     folds = None if len(features) else open_folds(snapshot)
@@ -109,11 +112,13 @@ def _load(model: Model) -> _Validation:
         fold = folds.open(model, 0, own_anchors=False)
         judge = fold.model
         features = fold.features[:most]
+        ids = fold.image_ids[:most]
         owners = fold.class_ids[:most]
     logits = _text_logits(judge, features, judge.bank)
     found = _Validation(
         folds=folds,
         features=features,
+        image_ids=ids,
         owners=owners,
         anchors_of=_anchors_of(model.anchors),
         text_logits=logits,
@@ -147,7 +152,11 @@ def _changed(model: Model, judge: Model, was: _Validation, same_head: bool) -> _
     if len(new):
         bank = model.bank if len(new) == len(at) else model.bank.select(new)
         logits[:, new] = _text_logits(judge, was.features, bank)
-    found = replace(was, anchors_of=anchors_of, text_logits=logits)
+    split = "val" if was.folds is None else "train"
+    rows = loading.usable_images(model.state.snapshot, split, [])
+    owner_of = dict(zip(rows["image_id"].to_pylist(), rows["class_id"].to_pylist(), strict=True))
+    owners = torch.tensor([owner_of.get(i, -1) for i in was.image_ids], dtype=torch.int64)
+    found = replace(was, owners=owners, anchors_of=anchors_of, text_logits=logits)
     _kept[model.anchors] = found
     return found
 

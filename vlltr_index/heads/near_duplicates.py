@@ -1,10 +1,11 @@
 """Near duplicates among the images of one class: by what their small grey copies have in common, and by their vectors.
 
-The middle of one picture, turned a little either way, slides over the other, and the best correlation counts. This is
-done twice. Whole pictures that are many times closer than is usual for both in their class are near duplicates: the
-scans of a drawing, say. They are also compared by their fine structure, each less its blurred self; what a fit is worth
-is told by how well the mirrored middle fits, which has the same strokes and texture and is not the same picture, and by
-how well pictures of the class fit each other in general. This finds a class that is one burst, too.
+The middle of one picture, turned a little either way or resized, slides over the other, and the best correlation
+counts. This is done twice. Whole pictures that are many times closer than is usual for both in their class are near
+duplicates: the scans of a drawing, say. They are also compared by their fine structure, each less its blurred self;
+what a fit is worth is told by how well the mirrored middle fits, which has the same strokes and texture and is not the
+same picture, and by how well pictures of the class fit each other in general. This finds a class that is one burst,
+too.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from vlltr_index.tensors import unit_rows
 
 _BLUR = 5  # pixels
 _REACH = 4  # pixels that the middle slides each way
-_TURNS = (-12.0, -6.0, 0.0, 6.0, 12.0)  # degrees
+_VIEWS = ((-12.0, 1.0), (-6.0, 1.0), (0.0, 1.0), (6.0, 1.0), (12.0, 1.0), (0.0, 0.85), (0.0, 1.18))
+"""Degrees that the middle is turned by, and the part of the picture that is seen in its place."""
 _REACH_OF_WHOLE = 2  # the same of whole pictures, of which a larger part is compared
-_TURNS_OF_WHOLE = (-3.0, 0.0, 3.0)
+_VIEWS_OF_WHOLE = ((-3.0, 1.0), (0.0, 1.0), (3.0, 1.0))
 _NEARLY_1 = 0.999
 _LITTLE = 1e-3  # so that a picture without structure fits none
 
@@ -105,7 +107,7 @@ def _alike(thumbnails: Tensor, vectors: Tensor | None) -> Tensor:
         distances = 1 - (vectors[one] * vectors[other]).sum(1)
         near = distances <= _NEAR * -usual(-distances, 0.25)
         same_vector = 1 - distances >= _SAME_VECTOR
-    apart = 1 - torch.tanh(compare(thumbnails.float(), every, _REACH_OF_WHOLE, _TURNS_OF_WHOLE).fit)
+    apart = 1 - torch.tanh(compare(thumbnails.float(), every, _REACH_OF_WHOLE, _VIEWS_OF_WHOLE).fit)
     share = apart / -usual(-apart, 0.5)
     alike = ((share <= _GAP) & (apart <= _HARDLY_APART)) | ((share <= _GAP_OF_NEAR) & near)
     alike |= _fine_alike(compare(structure, every), usual, near)
@@ -189,7 +191,10 @@ def fine_structure(thumbnails: Tensor) -> Tensor:
 
 
 def compare(
-    structure: Tensor, pairs: Tensor, reach: int = _REACH, turns: Sequence[float] = _TURNS
+    structure: Tensor,
+    pairs: Tensor,
+    reach: int = _REACH,
+    views: Sequence[tuple[float, float]] = _VIEWS,
 ) -> PairFit:
     """Compare pairs of pictures, each way.
 
@@ -197,9 +202,9 @@ def compare(
         structure: Float32 [N, S, S], see `fine_structure`, or whole pictures.
         pairs: Int64 [P, 2], positions of different pictures.
         reach: Pixels that the middle slides each way.
-        turns: Degrees that it is turned by.
+        views: Degrees that it is turned by, and the part of the picture that is seen in its place.
     """
-    templates = _templates(structure, reach, turns)
+    templates = _templates(structure, reach, views)
     lengths = _window_lengths(structure, reach)
     side = structure.shape[1] - 2 * reach
     both = torch.cat([pairs, pairs.flip(1)])
@@ -213,8 +218,8 @@ def compare(
         windows = structure[target].unfold(0, side, 1).unfold(1, side, 1).reshape(-1, side * side)
         products = templates[both[own, 0]] @ windows.T / lengths[target]
         z = torch.atanh(products.clamp(-_NEARLY_1, _NEARLY_1))
-        mirrored = z[:, len(turns) :].flatten(1)
-        found[0, own] = z[:, : len(turns)].flatten(1).amax(1)
+        mirrored = z[:, len(views) :].flatten(1)
+        found[0, own] = z[:, : len(views)].flatten(1).amax(1)
         found[1, own] = mirrored.square().mean(1)
         found[2, own] = mirrored.amax(1)
     one, other = found.split(len(pairs), 1) if len(pairs) else (found, found)
@@ -238,18 +243,18 @@ def _standard(vectors: Tensor) -> Tensor:
     return vectors / (lengths + _LITTLE)
 
 
-def _templates(structure: Tensor, reach: int, turns: Sequence[float]) -> Tensor:
-    """Return the middle of each picture turned by each angle, and then mirrored four ways, [N, 9, s * s]."""
+def _templates(structure: Tensor, reach: int, views: Sequence[tuple[float, float]]) -> Tensor:
+    """Return the middle of each picture in each of V views, and then mirrored four ways, [N, V + 4, s * s]."""
     count = len(structure)
     inner = slice(reach, structure.shape[1] - reach)
-    views = []
-    for angle in turns:
-        c = math.cos(math.radians(angle))
-        s = math.sin(math.radians(angle))
+    seen = []
+    for angle, part in views:
+        c = part * math.cos(math.radians(angle))
+        s = part * math.sin(math.radians(angle))
         turn = torch.tensor([[c, -s, 0.0], [s, c, 0.0]]).expand(count, 2, 3)
         grid = F.affine_grid(turn, [count, 1, *structure.shape[1:]], align_corners=False)
         turned = F.grid_sample(structure[:, None], grid, padding_mode="border", align_corners=False)[:, 0]
-        views.append((turned if angle else structure)[:, inner, inner])
+        seen.append((structure if (angle, part) == (0.0, 1.0) else turned)[:, inner, inner])
     middle = structure[:, inner, inner]
-    views += [middle.flip(1), middle.flip(2), middle.flip(1, 2), middle.transpose(1, 2)]
-    return _standard(torch.stack(views, 1).flatten(2))
+    seen += [middle.flip(1), middle.flip(2), middle.flip(1, 2), middle.transpose(1, 2)]
+    return _standard(torch.stack(seen, 1).flatten(2))
