@@ -325,28 +325,20 @@ def ingest_text(
         used = names and ingestion.known_names(tx, names)
         before = len(tx.class_table())
         source = Source(tx, "sentences", path)
-        found = dict[str, list[SentenceRecord]]()
-        unusable = set[str]()
-        if not (sync and source.is_gone):
-            found, unusable = _read_sentences(path, used, notes, progress)
-        gone_names = source.removed(found) if sync else set[str]()
-        removed = sum(len(found.pop(name)) for name in gone_names)
+        is_gone = sync and source.is_gone
+        found, unusable = ({}, set()) if is_gone else _read_sentences(path, used, notes, progress)
+        there = {row["sentence_id"]: row for row in tx.table("sentences", _TOLD).to_pylist()}
+        struck = _take_struck(source, found, there) if sync else {}
         classes = ingestion.resolve_classes(tx, list(found), lambda name: True, source.classes)
         if names and used:
             ingestion.note_aliases(tx, names, used, classes)
-        there = {row["sentence_id"]: row for row in tx.table("sentences", _TOLD).to_pylist()}
         owned = _by_class(found, classes)
-        struck = source.before.keys() - there.keys() if sync else set[str]()
-        rows = ingestion.sentence_rows(owned, lambda key: key in there or key in struck)
+        rows = ingestion.sentence_rows(owned, there.__contains__)
         tx.upsert("sentences", rows)
         if sync:
             given = {sentence_id(i, text_hash(one.text)) for i, records in owned.items() for one in records}
             source.take_over(source.moved_here(given))
-        origins = _origins(source, owned, there, unusable)
-        origins |= {i: one for i, one in source.before.items() if one.label in gone_names}
-        removed += len(struck.intersection(origins)) - sum(
-            source.before[i].label in gone_names for i in struck
-        )
+        origins = _origins(source, owned, there, unusable) | struck
         if sync:
             agreed = Agreed(agree, dry_run)
             left = [row for i, row in there.items() if i not in origins]
@@ -367,7 +359,7 @@ def ingest_text(
         kind="sentences",
         source=str(path),
         added=rows.num_rows + made - lost.moved,
-        unchanged=sum(map(len, owned.values())) - rows.num_rows - removed,
+        unchanged=sum(map(len, owned.values())) - rows.num_rows,
         classes_added=len(table) + len(lost.retired) - before,
         classes=len(table),
         prompts=made,
@@ -375,9 +367,34 @@ def ingest_text(
         notes=notes.lines,
         moved=lost.moved if sync else None,
         gone=lost.gone,
-        removed=removed,
+        removed=len(struck),
         dry_run=dry_run,
     )
+
+
+def _take_struck(
+    source: Source, found: dict[str, list[SentenceRecord]], there: Collection[str]
+) -> dict[str, Origin]:
+    """Take sentences that were removed by hand, and whole classes, out of what a source gives now.
+
+    Args:
+        source: The source.
+        found: Its sentences by class name.
+        there: Ids of the sentences that the workspace has.
+
+    Returns:
+        What the source gave for these sentences, by their ids.
+    """
+    gone = source.removed(found)
+    removed = {(one.label, one.row_key): i for i, one in source.before.items() if i not in there}
+    taken = dict[str, Origin]()
+    for name, records in list(found.items()):
+        keys = [removed.get((name, text_hash(one.text))) for one in records]
+        taken |= {key: source.before[key] for key in keys if key is not None}
+        found[name] = [one for one, key in zip(records, keys, strict=True) if key is None]
+        if name in gone or not found[name]:
+            del found[name]
+    return taken
 
 
 def _by_class(
