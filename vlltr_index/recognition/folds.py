@@ -46,7 +46,7 @@ class FoldsManifest(Manifest):
         folds: How many folds there are.
     """
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     folds: int
 
 
