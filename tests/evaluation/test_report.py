@@ -51,7 +51,9 @@ def test_the_report_says_what_evaluate_says(full: Workspace, tmp_path: Path) -> 
         ]
         assert " ".join([name, *cells]) in text
     for shot, gain in said.differences.items():
-        assert f"{round(100 * gain.value, 1) + 0.0:+.1f} against the baseline" in text, shot
+        points = f"{round(100 * gain.value, 1) + 0.0:+.1f}"
+        told = f"{gain.count:+d} of {gain.images}" if gain.few else points
+        assert f"{told} against the baseline" in text, shot
     for fact in ("glyphs_lt/fast", "ours", "the release's bounds", f"torch {torch.__version__}", "sentences"):
         assert fact in text
     assert f"{said.commit} (train baseline fc)" in text

@@ -12,7 +12,14 @@ from PIL import Image
 
 from tests.support import drawings
 from tests.support.commands import run
-from vlltr_index.classes import ChangeOptions, add_class, merge_classes, relabel_images, remove_images
+from vlltr_index.classes import (
+    ChangeOptions,
+    add_class,
+    merge_classes,
+    relabel_images,
+    remove_classes,
+    remove_images,
+)
 from vlltr_index.errors import MissingStepError, UsageError
 from vlltr_index.evaluation.metrics import CROSS_VALIDATION, METHOD
 from vlltr_index.pipelines import cross_validate as crossing
@@ -198,6 +205,15 @@ def test_groups_that_change_meanwhile_begin_anew(fitted: Workspace, monkeypatch:
         )
     with pytest.raises(MissingStepError, match="none can be held out"):
         cross_validate(fitted)
+
+
+def test_an_earlier_commit_is_measured_on_its_own_classes(fitted: Workspace) -> None:
+    """By the baselines of its images, although a class of them is gone."""
+    commit = fitted.history.last().id
+    before = evaluate(fitted)
+    remove_classes(fitted, ["class-2"])
+    assert evaluate(fitted).classes == CLASSES - 1
+    assert evaluate(fitted, at=commit).rows == before.rows
 
 
 def test_a_later_class_is_tested_but_not_trained(fitted: Workspace, noise: Path) -> None:

@@ -236,7 +236,7 @@ def embed_crops(
     name = image_vectors_name(encoder.image_fp)
     suffix = f"crops-{number}"
     contents = content_ids(workspace.snapshot(), image_ids)
-    if not all_embedded(workspace.snapshot(), encoder.image_fp, contents, suffix):
+    if not all(embedded(workspace.snapshot(), encoder.image_fp, contents, suffix)):
         with workspace.transaction("evaluate") as tx:  # it only adds to the cache, so there is no commit
             tx.store.create(name, image_vectors(encoder.dim), "vector_key")
             have = tx.store.keys(name, "vector_key")
@@ -255,11 +255,12 @@ def embed_crops(
     return image_vectors_of(workspace.snapshot(), image_ids, suffix, encoder.image_fp)
 
 
-def all_embedded(snapshot: Snapshot, image_fp: str, contents: Sequence[str], suffix: str = "0") -> bool:
-    """Say whether each of the `content_ids` has a vector by the encoder `image_fp`, without a lock."""
+def embedded(snapshot: Snapshot, image_fp: str, contents: Sequence[str], suffix: str = "0") -> list[bool]:
+    """Say of each of the `content_ids` whether it has a vector by the encoder `image_fp`; without a lock."""
     name = image_vectors_name(image_fp)
     keys = [f"{i}:{suffix}" for i in contents]
-    return snapshot.store.exists(name) and _have(snapshot, name, "vector_key", keys).issuperset(keys)
+    have = _have(snapshot, name, "vector_key", keys) if snapshot.store.exists(name) else set[str]()
+    return [key in have for key in keys]
 
 
 def _have(tx: Snapshot, name: str, column: str, keys: Sequence[str]) -> set[str]:

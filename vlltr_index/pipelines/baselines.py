@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -25,7 +26,7 @@ from vlltr_index.embedding.loading import (
     open_encoder,
     usable_images,
 )
-from vlltr_index.embedding.vectors import all_embedded, embed_images, embed_sentences
+from vlltr_index.embedding.vectors import embed_images, embed_sentences, embedded
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import FingerprintMismatch, MissingStepError, UsageError, WorkspaceError
 from vlltr_index.evaluation.baselines import (
@@ -329,7 +330,7 @@ def score_baselines(
         if tower not in known:
             image_fp = row.image_fp
             contents = content_ids(snapshot, image_ids)
-            if image_fp is None or not all_embedded(snapshot, image_fp, contents):
+            if image_fp is None or not all(embedded(snapshot, image_fp, contents)):
                 encoder = _encoder_of(snapshot, row, name)
                 image_fp = encoder.image_fp
                 _embed(workspace, encoder, split, contents=contents, progress=progress)
@@ -404,7 +405,7 @@ def _embed(
     workspace: Workspace, encoder: Encoder, split: str, contents: list[str], progress: Progress | None
 ) -> None:
     """Embed the images that have no vector yet; a commit is made only if some of them cannot be read."""
-    if not all_embedded(workspace.snapshot(), encoder.image_fp, contents):
+    if not all(embedded(workspace.snapshot(), encoder.image_fp, contents)):
         with workspace.transaction("embed for a baseline") as tx:
             embed_images(tx, encoder.eval(), split, progress=progress)
 
@@ -543,7 +544,10 @@ class _Making:
         return found.features[labels >= 0].to(device), labels[labels >= 0].to(device)
 
     def images(self, encoder: Encoder, split: str) -> ImageSet:
-        """Read the readable images of a split, once; missing vectors are embedded first."""
+        """Read the readable images of a split, once; missing vectors are embedded first.
+
+        Images that have gone since and were never embedded are left out.
+        """
         key = split, encoder.image_fp
         if key not in self.known:
             rows = usable_images(self.snapshot, split, [])
@@ -555,8 +559,11 @@ class _Making:
                 )
             contents = content_ids(self.snapshot, ids)
             _embed(self.workspace, encoder, split, contents=contents, progress=self.progress)
-            vectors = content_vectors(self.workspace.snapshot(), contents, image_fp=encoder.image_fp)
-            self.known[key] = ImageSet(ids, numbers(rows, "class_id"), vectors)
+            newest = self.workspace.snapshot()
+            there = embedded(newest, encoder.image_fp, contents)
+            vectors = content_vectors(newest, list(compress(contents, there)), image_fp=encoder.image_fp)
+            owners = numbers(rows, "class_id")[torch.tensor(there)]
+            self.known[key] = ImageSet(list(compress(ids, there)), owners, vectors)
         return self.known[key]
 
     def trained_classes(self, without: frozenset[str]) -> Tensor:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from vlltr_index.data.decoding import ENDINGS, read_image
 from vlltr_index.embedding.loading import content_ids, open_encoder, recipe_encoder
 from vlltr_index.embedding.pixels import CropPixels, image_features
-from vlltr_index.embedding.vectors import all_embedded, embed_images
+from vlltr_index.embedding.vectors import embed_images, embedded
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import InputError, MissingStepError, UsageError
 from vlltr_index.schemas.tables import content_id, image_vectors_name, sentence_vectors_name
@@ -125,7 +125,7 @@ def search_images(
     base = None
     if base_encoder is not None:
         contents = content_ids(snapshot, images["image_id"].to_pylist())
-        if not all_embedded(snapshot, base_encoder.image_fp, contents):
+        if not all(embedded(snapshot, base_encoder.image_fp, contents)):
             with workspace.transaction("search images --compare") as tx:
                 for name in sorted(set(images["split"].to_pylist())):
                     embed_images(tx, base_encoder, name, progress=progress)
