@@ -347,14 +347,9 @@ def ingest_text(
         table = tx.class_table()
         wanted = prompts is not False
         made = write_prompts(tx, table.ids) if wanted else 0
-        bare = sorted(_classes_without_text(tx)[1])
+        _tell_of_bare_classes(tx, notes, wanted)
     if lost.retired:
         notes.lines.append(f"retired, as nothing is left of it: {preview(lost.retired)}")
-    if bare:
-        notes.lines.append(
-            f"{len(bare):,} of {len(table):,} classes have no text{' but prompts' if wanted else ''}: "
-            + preview(table.names[i] for i in bare)
-        )
     return IngestReport(
         kind="sentences",
         source=str(path),
@@ -370,6 +365,17 @@ def ingest_text(
         removed=len(struck),
         dry_run=dry_run,
     )
+
+
+def _tell_of_bare_classes(tx: Transaction, notes: Notes, prompted: bool) -> None:
+    """Note the classes without any sentence but prompts, which they have if `prompted`."""
+    table = tx.class_table()
+    bare = sorted(_classes_without_text(tx)[1])
+    if bare:
+        notes.lines.append(
+            f"{len(bare):,} of {len(table):,} classes have no text{' but prompts' if prompted else ''}: "
+            + preview(table.names[i] for i in bare)
+        )
 
 
 def _take_struck(
