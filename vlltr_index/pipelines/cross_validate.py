@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vlltr_index.anchors.selection import anchors_without
 from vlltr_index.data.writing import scratch_folder, settle
-from vlltr_index.embedding.loading import ImageSet, image_units, usable_images
+from vlltr_index.embedding.loading import ImageSet, usable_images
 from vlltr_index.errors import MissingStepError
 from vlltr_index.heads.checkpoint import SavedHead
 from vlltr_index.heads.folds import answerable, deal_units
@@ -103,10 +103,9 @@ class _Deal:
     """What is cross-validated.
 
     Attributes:
-        head: The commit's anchors, and the views of its training images.
+        head: The commit's anchors, and its training images with their views and units.
         images: All N training images.
         contents: The hash of each one's content.
-        units: The unit of each.
         trained: Bool [N], whether its class is one that the head was trained on.
         fold: Int64 [N], -1 for images that are never held out.
         config: Settings of the head.
@@ -115,7 +114,6 @@ class _Deal:
     head: HeadData
     images: ImageSet
     contents: list[str]
-    units: list[str]
     trained: Tensor
     fold: Tensor
     config: LGRConfig
@@ -130,7 +128,7 @@ class _Deal:
         rest = self.trained & (self.fold != fold)
         ids = list(compress(self.images.image_ids, rest.tolist()))
         learned = ImageSet(ids, self.images.class_ids[rest], self.images.features[rest])
-        units = list(compress(self.units, rest.tolist()))
+        units = list(compress(self.head.units, rest.tolist()))
         return stage_two_data(self.head.state, learned, self.head.features[:, rest], units)
 
     def anchors_without(self, gone: Tensor) -> tuple[AnchorBank, list[str]]:
@@ -167,7 +165,7 @@ def _cross_validate(workspace: Workspace, progress: Progress | None, resume: boo
         digest=digest,
         folds=deal.folds,
         images=int(asked.sum()),
-        units=len(set(compress(deal.units, asked.tolist()))),
+        units=len(set(compress(deal.head.units, asked.tolist()))),
         classes=len(owners[asked].unique()),
         all_classes=len(owners.unique()),
         resumed=run.resumed,
@@ -210,9 +208,8 @@ def _dealt(snapshot: Snapshot) -> _Deal:
                 " train all",
             )
         able &= unseen | ~trained
-    units = image_units(snapshot, images.image_ids, images.class_ids, images.features)
     fold = torch.full_like(images.class_ids, -1)
-    fold[able] = _dealt_units(images.class_ids[able], list(compress(units, able.tolist())))
+    fold[able] = _dealt_units(images.class_ids[able], list(compress(head.units, able.tolist())))
     if not bool(answerable(images.class_ids, fold).any()):
         raise MissingStepError(
             "no class has two pictures that do not belong together: none can be held out",
@@ -222,7 +219,6 @@ def _dealt(snapshot: Snapshot) -> _Deal:
         head,
         images,
         contents=usable_images(snapshot, "train", ["content_hash"])["content_hash"].to_pylist(),
-        units=units,
         trained=trained,
         fold=fold,
         config=config,
@@ -277,7 +273,7 @@ def _keep(tx: Transaction, deal: _Deal, folder: Path) -> str:
     def write(place: Path) -> None:
         for fold in range(deal.folds):
             shutil.copytree(folder / str(fold), place / str(fold))
-        save_deal(place, deal.contents, deal.images.class_ids, fold=deal.fold, units=deal.units)
+        save_deal(place, deal.contents, deal.images.class_ids, fold=deal.fold, units=deal.head.units)
 
     digest = tx.objects.put("heads", write)
     tx.note(folds=CrossValidated(digest=digest, head=tx.commit.head or ""))

@@ -83,11 +83,13 @@ class HeadData:
         state: The commit's anchors.
         images: The training images with their plain vectors; None where there is none.
         features: Float [V, N, D], their views, the plain one first.
+        units: The unit of each image.
     """
 
     state: ModelState
     images: loading.ImageSet | None
     features: Tensor
+    units: list[str]
 
 
 def _train_head(
@@ -115,7 +117,7 @@ def _train_head(
             fps = tx.commit.text_fp or "", tx.commit.image_fp or ""
             saved = SavedHead(decision.head, class_ids, *fps, decision.parts)
             if run.data.images is not None:
-                _keep_stats(tx, run.data.images, saved.image_fp)
+                _keep_stats(tx, run.data.images, run.data.units, saved.image_fp)
             tx.note(merged={})
             return _keep_head(tx, saved, config, decision.log)
 
@@ -144,7 +146,7 @@ def head_data(snapshot: Snapshot, config: LGRConfig) -> HeadData:
     dim = state.anchors.bank.dim
     ours = snapshot.recipe.fusion.rule == "ours"
     if ours and not loading.usable_images(snapshot, "train", []).num_rows:
-        return HeadData(state, None, torch.empty(0, 0, dim))
+        return HeadData(state, None, torch.empty(0, 0, dim), [])
     stored = snapshot.commit.info.views
     if stored < config.views:
         raise MissingStepError(
@@ -157,7 +159,8 @@ def head_data(snapshot: Snapshot, config: LGRConfig) -> HeadData:
     features[0] = first.features
     for view in range(1, config.views):
         features[view] = loading.image_set(snapshot, "train", view, augment).features
-    return HeadData(state, replace(first, features=features[0]), features)
+    units = loading.image_units(snapshot, first.image_ids, first.class_ids, first.features)
+    return HeadData(state, replace(first, features=features[0]), features, units)
 
 
 def _fit_head(
@@ -172,8 +175,7 @@ def _fit_head(
         return nothing, torch.empty(0, dtype=torch.int64)
     _log.info("%s on %s, fp32", run.command, device_name(choose_device()))
     if run.snapshot.recipe.fusion.rule == "ours":
-        units = loading.image_units(run.snapshot, images.image_ids, images.class_ids, images.features)
-        data, class_ids = stage_two_data(state, images, run.data.features, units)
+        data, class_ids = stage_two_data(state, images, run.data.features, run.data.units)
         decision = fit_stage_two(data, config, run.folder, progress)
         return decision, class_ids[decision.rows]
     class_ids, labels = torch.unique(images.class_ids, return_inverse=True)
@@ -336,15 +338,15 @@ def _keep_tuned(
     embed_images(tx, encoder, "train", progress=progress)
     # The fingerprint is given because tx.commit still names the vectors of the previous encoder.
     images = loading.image_set(tx, "train", image_fp=encoder.image_fp)
+    units = loading.image_units(tx, images.image_ids, images.class_ids, images.features)
     parts = None
     if tx.recipe.fusion.rule == "ours":
-        units = loading.image_units(tx, images.image_ids, images.class_ids, images.features)
         whole, class_ids = stage_two_data(ModelState(tx), images, images.features[None], units)
         unseen, apart = _unseen(held, images.image_ids, class_ids)
         whole = replace(whole, unseen=unseen, unseen_classes=apart, visual_init=None)
         parts, notes = weigh(whole, head)
     saved = SavedHead(head, data.class_ids, text_fp=encoder.text_fp, image_fp=encoder.image_fp, parts=parts)
-    _keep_stats(tx, images, saved.image_fp)
+    _keep_stats(tx, images, units, saved.image_fp)
     return _keep_head(tx, saved, config, stage.log), notes
 
 
@@ -360,9 +362,8 @@ def _parted(
     return training.without(data, held, data.texts), held
 
 
-def _keep_stats(tx: Transaction, images: loading.ImageSet, image_fp: str) -> None:
+def _keep_stats(tx: Transaction, images: loading.ImageSet, units: list[str], image_fp: str) -> None:
     """Commit the statistics of the classes' training images."""
-    units = loading.image_units(tx, images.image_ids, images.class_ids, images.features)
     tx.replace("class_stats", loading.stats_rows(images.features, images.class_ids, units, image_fp))
 
 

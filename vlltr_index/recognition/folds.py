@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -131,7 +131,7 @@ class Folds:
         """
         snapshot = model.state.snapshot
         rows = usable_images(snapshot, "train", ["content_hash"])
-        unit_of = self._unit_of(number)
+        unit_of = self._units[number]
         named = zip(rows["content_hash"].to_pylist(), rows["class_id"].to_pylist(), strict=True)
         found = [unit_of.get((content, None), unit_of.get((content, owner))) for content, owner in named]
         rows = rows.filter(pa.array([unit is not None for unit in found], pa.bool_()))
@@ -163,19 +163,20 @@ class Folds:
             without=out,
         )
 
-    def _unit_of(self, number: int) -> dict[tuple[str, int | None], str]:
-        """Return the unit of each content of a fold, and of one that is in several folds by its class, too."""
+    @cached_property
+    def _units(self) -> list[dict[tuple[str, int | None], str]]:
+        """For each fold the unit of each content, and of one that is in several folds by its class, too."""
         rows = self._deal.to_pylist()
         folds: dict[str, set[int]] = {}
         for row in rows:
             folds.setdefault(row["content_hash"], set()).add(row["fold"])
-        mine = (row for row in rows if row["fold"] == number)
-        return {
-            (one["content_hash"], one["class_id"] if len(folds[one["content_hash"]]) > 1 else None): one[
-                "unit"
-            ]
-            for one in mine
-        }
+        units: list[dict[tuple[str, int | None], str]] = [{} for _ in range(self.number)]
+        for row in rows:
+            content = row["content_hash"]
+            if row["fold"] >= 0:
+                owner = row["class_id"] if len(folds[content]) > 1 else None
+                units[row["fold"]][content, owner] = row["unit"]
+        return units
 
     def _anchors(self, model: Model, number: int) -> Anchors:
         """Return the anchors that were selected without the fold's images; of later classes the commit's."""
