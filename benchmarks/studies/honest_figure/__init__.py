@@ -3,13 +3,14 @@
     python -m benchmarks honest_figure run --kind scans --draws 100 --dir runs    resumable
     python -m benchmarks honest_figure table
 
-`fit` makes a model of a drawn collection and measures it. The truth is the accuracy on 24 new units a class: of the
+`fit` makes a model of a drawn collection and measures it. The truth is the accuracy on 48 new units a class: of the
 folds' own models, of each class in the share in which they were asked for it, and of the final model in the same shares
 of the classes. Beside the interval stands that of a plain bootstrap over pictures.
 
 Of the first six kinds draws 0 to 9 are left out: near duplicates were tuned with some of them in sight, and after them
-the truth was weighed by what each fold was asked, and all answers of a unit were made to count as one. The other four
-kinds nobody had looked at.
+the truth was weighed by what each fold was asked, and all answers of a unit were made to count as one. Of reposts draws
+0 to 59 are left out: after them copies that are cut and enlarged were looked for. The other three kinds nobody had
+looked at.
 """
 
 from __future__ import annotations

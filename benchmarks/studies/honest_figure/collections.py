@@ -17,7 +17,7 @@ from benchmarks.studies.workspaces import files_of
 
 CLASSES = 10
 _UNITS = (2, 10)  # units of a class that are learned from
-_NEW = 24  # units of a class that are new
+_NEW = 48  # units of a class that are new
 _SIDE = 96
 _WHITE = (255, 255, 255)
 _BRIGHT = 128
@@ -182,7 +182,7 @@ KINDS: Mapping[str, Kind] = {
     "visits to cameras, with times": Kind("icons_lt", visits, timed=True),
     "pages, named": Kind("glyphs_lt", pages, drawings=4, named=True),
     "augmented": Kind("glyphs_lt", augmented),
-    "reposts": Kind("icons_lt", reposts),
+    "reposts": Kind("icons_lt", reposts, seen=60),
 }
 
 
