@@ -167,7 +167,7 @@ COMMANDS: dict[str, Entry] = {  # in the order of a first session
 
 
 def _accept_global_options(command: click.Command) -> None:
-    """Let a command, and those below it, take the options `-w`, `--json` and `-q` behind their names, too."""
+    """Let a command, and those below it, take the options of `vlltr` behind their names, too."""
     if isinstance(command, click.Group):
         for below in command.commands.values():
             _accept_global_options(below)

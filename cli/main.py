@@ -39,7 +39,7 @@ _LONG = {"embed", "fit", "quickstart", "train"}  # long commands, for which free
 def vlltr(ctx: click.Context, /, threads: int | None, **options: Any) -> None:
     """Long-tailed image recognition that knows its classes through text (VL-LTR).
 
-    -w, --json and -q may also stand behind the command.
+    -w, --json, -q and --threads may also stand behind the command.
     """
     # Must be set before torch is loaded. Threads that spin while they wait take cores from those they wait for.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -75,6 +75,14 @@ def global_options() -> list[click.Option]:
         click.Option(["-w", "--workspace"], callback=_choose_workspace, expose_value=False, hidden=True),
         click.Option(["--json"], is_flag=True, callback=_write_json, expose_value=False, hidden=True),
         click.Option(["-q", "--quiet"], is_flag=True, callback=_be_quiet, expose_value=False, hidden=True),
+        click.Option(
+            ["--threads"],
+            type=click.IntRange(1),
+            callback=_use_threads,
+            is_eager=True,  # before a device is looked for, which loads torch
+            expose_value=False,
+            hidden=True,
+        ),
     ]
 
 
@@ -92,3 +100,9 @@ def _be_quiet(context: click.Context, parameter: click.Parameter, given: bool) -
     if given and context.obj is not None:
         context.obj.quiet = True
         logging.getLogger("vlltr_index").setLevel(logging.WARNING)
+
+
+def _use_threads(context: click.Context, parameter: click.Parameter, number: int | None) -> None:
+    if number is not None:
+        os.environ["OMP_NUM_THREADS"] = str(number)
+        os.environ.pop("VLLTR_FREE_CORES", None)

@@ -233,8 +233,7 @@ def evaluation_table(report: EvaluationReport) -> Table:
         values = [row.top1[b] for b in bins]
         cells = [_share(one) + ("" if one.few else f" ±{50 * (one.high - one.low):.1f}") for one in values]
         top5 = _share(row.top5["overall"]) if "overall" in row.top5 else "-"
-        error = None if values[0].few else report.calibration_error.get(name)
-        rows.append([name, *cells, top5, percent(error)])
+        rows.append([name, *cells, top5, percent(report.calibration_error.get(name))])
     title = (
         f"Top-1 on {report.split}: {report.images:,} images, {report.classes:,} classes;"
         f" {report.convention} bounds (many >= 100, few <= 20)"

@@ -16,6 +16,7 @@ from tests.support.reports import spoil
 from vlltr_index.errors import InputError, MissingStepError, UsageError
 from vlltr_index.evaluation.records import Curves, Measured, Missing
 from vlltr_index.evaluation.report import render
+from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.evaluate import evaluate
 from vlltr_index.pipelines.ingest import ingest_images
 from vlltr_index.pipelines.report import gather_report, write_report
@@ -143,6 +144,20 @@ def test_parts_that_are_not_there_name_their_command(trained: Workspace, tmp_pat
     text = Page((tmp_path / "other.html").read_text(encoding="utf-8")).text
     assert text.count("There are no images in split 'other'. Run: vlltr ingest images PATH --split other") > 3
     assert "Stage 2 (LGR)" in text
+
+
+def test_few_pictures_have_no_calibration_error(trained: Workspace, pictures: Path, tmp_path: Path) -> None:
+    """Below thirty units there are counts, and no figure in points."""
+    folder = tmp_path / "few" / trained.snapshot().class_table().names[0]
+    shutil.copytree(pictures / "unseen", folder)
+    ingest_images(trained, tmp_path / "few", "few")
+    embed(trained)
+    done = write_report(trained, tmp_path / "report.html", split="few")
+    assert done.evaluation is not None
+    assert done.evaluation.calibration_error == {}
+    text = Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
+    assert " of 4" in text
+    assert "ECE, in points" not in text
 
 
 def test_a_head_without_a_log(trained: Workspace) -> None:

@@ -163,12 +163,13 @@ def test_completion_answers() -> None:
 
 
 def test_threads_are_set_before_torch_is_loaded(tmp_path: Path) -> None:
-    """By option or environment."""
+    """By an option in front of the command or behind it, or by the environment."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")}
     command = [sys.executable, "-m", "vlltr_index.cli"]
-    for args, more in ((["--threads", "1"], {}), ([], {"VLLTR_THREADS": "1"})):
+    ways = ("--threads 1 doctor", {}), ("doctor --threads 1", {}), ("doctor", {"VLLTR_THREADS": "1"})
+    for words, more in ways:
         told = subprocess.run(
-            [*command, *args, "doctor"],
+            [*command, *words.split()],
             cwd=tmp_path,
             env={**environment, **more},
             text=True,

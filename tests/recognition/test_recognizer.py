@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from vlltr_index.errors import (
 from vlltr_index.heads.checkpoint import save_head
 from vlltr_index.pipelines.build_index import index_anchors
 from vlltr_index.pipelines.history import rollback
+from vlltr_index.pipelines.ingest import ingest_images
 from vlltr_index.recognition import model
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.config import FusionConfig
@@ -92,6 +94,19 @@ def test_neighbours_are_the_nearest_training_images(
     assert [n.cosine for n in best.neighbours] == pytest.approx(wanted.values.tolist(), abs=1e-6)
     assert [n.image_id for n in best.neighbours] == [images.image_ids[i] for i in wanted.indices.tolist()]
     assert other.neighbours == ()
+
+
+def test_pictures_that_are_not_embedded_yet_are_no_neighbours(
+    trained: Workspace, pictures: Path, tmp_path: Path
+) -> None:
+    """They came in since: neighbours are the others."""
+    image = pictures / "known-0.png"
+    asked = PredictOptions(top=1, neighbours=3)
+    (before,) = Recognizer.open(trained).predict([image], asked)
+    shutil.copytree(pictures / "unseen", tmp_path / "more" / before.classes[0].name)
+    ingest_images(trained, tmp_path / "more", "train")
+    (after,) = Recognizer.open(trained).predict([image], asked)
+    assert after.classes[0].neighbours == before.classes[0].neighbours
 
 
 def test_what_cannot_be_answered(

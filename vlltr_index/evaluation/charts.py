@@ -267,7 +267,8 @@ def reliability_chart(rows: Mapping[str, Sequence[ReliabilityBin]], errors: Mapp
     chart = Chart("Accuracy by confidence of the answer, with the number of images below.", 0)
     left = 42.0
     right = _WIDTH - 10
-    top = chart.legend([f"{name}, ECE {100 * errors[name]:.1f}" for name in rows]) + 14
+    named = [f"{name}, ECE {100 * errors[name]:.1f}" if name in errors else name for name in rows]
+    top = chart.legend(named) + 14
     bottom = top + 250
     floor = top + 310
     chart.height = floor + 40

@@ -122,7 +122,7 @@ class EvaluationReport:
         classes: Number of classes that answers were chosen from.
         retrieval: `faiss` or `exhaustive`.
         rows: Accuracy of each row.
-        calibration_error: Expected calibration error of the rows that have probabilities.
+        calibration_error: Expected calibration error of the rows that have probabilities; none below 30 units.
         differences: Accuracy of the method less that of `against`, by bin, on the same images.
         against: The row that the method is compared with.
         notes: A remark for the reader about a row.

@@ -453,15 +453,15 @@ def _figures(
     other = against or (ADJUSTED if ADJUSTED in found else max(found, key=found.__getitem__, default=None))
     right = answers[METHOD].right
     masks = metrics.bin_masks(labels, counts, "release") if other is not None else {}
+    rows = {
+        name: metrics.accuracy_report(row.best, labels, counts, units=units) for name, row in answers.items()
+    }
     return {
-        "rows": {
-            name: metrics.accuracy_report(row.best, labels, counts, units=units)
-            for name, row in answers.items()
-        },
+        "rows": rows,
         "calibration_error": {
             name: metrics.expected_calibration_error(row.confidence, row.right)
             for name, row in answers.items()
-            if row.confidence is not None
+            if row.confidence is not None and not rows[name].top1["overall"].few
         },
         "differences": {
             name: metrics.paired_difference(right[mask], answers[other or ""].right[mask], units=units[mask])

@@ -451,6 +451,8 @@ class Model(Scorer):
     def nearest(self, feature: Tensor, class_id: int, count: int) -> tuple[Neighbour, ...]:
         """Return the training images of a class that are nearest to an image, by the cosine of stored vectors.
 
+        Images that have not been embedded yet are left out.
+
         Args:
             feature: Float [D], unnormalised as the encoder gives it.
             class_id: The class.
@@ -458,7 +460,7 @@ class Model(Scorer):
 
         Raises:
             UsageError: If this is an exported folder, which has no training images.
-            MissingStepError: If one of them has no vector.
+            MissingStepError: If no image at all has been embedded.
         """
         return nearest(feature, *self.state.class_images(class_id), count=count)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
+from itertools import compress
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -14,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlltr_index.anchors.index import FaissIndex, TorchIndex, load_index
-from vlltr_index.embedding.loading import image_vectors_of, numbers, open_encoder
+from vlltr_index.embedding.loading import content_ids, content_vectors, numbers, open_encoder
+from vlltr_index.embedding.vectors import embedded
 from vlltr_index.errors import FingerprintMismatch, MissingStepError, UsageError
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.checkpoint import SavedHead, load_head
@@ -232,11 +234,11 @@ class ModelState:
         return taxonomy_of(self.source.rows("taxonomy"), self.classes)
 
     def class_images(self, class_id: int) -> tuple[pa.Table, Tensor]:
-        """Return ids and URIs of a class's usable training images, and their unit vectors [N, D].
+        """Return ids and URIs of a class's training images that have been embedded, and their unit vectors [N, D].
 
         Raises:
             UsageError: This is an exported folder, which has no images.
-            MissingStepError: One of them has no vector.
+            MissingStepError: No image at all has been embedded.
         """
         return self._class_images(class_id)
 
@@ -274,7 +276,10 @@ def _read_class_images(source: Source, class_id: int) -> tuple[pa.Table, Tensor]
     snapshot = _snapshot(source)
     where = f"split = 'train' AND class_id = {class_id} AND problem IS NULL"
     rows = snapshot.table("images", ["image_id", "uri"], where).sort_by("image_id")
-    return rows, F.normalize(image_vectors_of(snapshot, rows["image_id"].to_pylist()), dim=1)
+    contents = content_ids(snapshot, rows["image_id"].to_pylist())
+    there = embedded(snapshot, snapshot.commit.image_fp or "", contents)
+    vectors = content_vectors(snapshot, list(compress(contents, there)))
+    return rows.filter(pa.array(there, pa.bool_())), F.normalize(vectors, dim=1)
 
 
 def texts_of(rows: pa.Table) -> Texts:
