@@ -59,8 +59,8 @@ COMMANDS: dict[str, Entry] = {  # in the order of a first session
             "pipelines.train_cvlp.train_cvlp_stage",
             "pipelines.train_lgr.train_lgr_stage",
             "pipelines.train_all.train_all",
-            "pipelines.baselines.train_baseline_stage",
-            "pipelines.baselines.train_baseline",
+            "pipelines.train_baseline.train_baseline_stage",
+            "pipelines.train_baseline.train_baseline",
         ),
     ),
     "embed": Entry(

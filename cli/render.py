@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from vlltr_index.classes.effect import Effect
     from vlltr_index.classes.relabelling import RelabelReport
     from vlltr_index.evaluation.metrics import EvaluationReport, Interval
-    from vlltr_index.pipelines.baselines import BaselineRow
     from vlltr_index.pipelines.build_index import IndexReport
     from vlltr_index.pipelines.cross_validate import CrossValidation
     from vlltr_index.pipelines.embed import EmbedReport
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from vlltr_index.pipelines.report import ReportFile
     from vlltr_index.pipelines.status import StatusReport
     from vlltr_index.pipelines.taxonomy import TaxonomyReport
+    from vlltr_index.pipelines.train_baseline import BaselineRow
     from vlltr_index.pipelines.train_lgr import RefitReport
     from vlltr_index.pipelines.training import TrainReport
     from vlltr_index.recognition.exported.writing import ExportReport

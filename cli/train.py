@@ -239,7 +239,7 @@ def baseline(context: Context, /, name: str, processes: int, resume: bool, **giv
     of the nearest sentences), `tip-adapter` (a cache of at most 16 images a class). What they choose from is in the
     recipe's section `baselines`; split val chooses, never test.
     """
-    from vlltr_index.pipelines.baselines import train_baseline, train_baseline_stage
+    from vlltr_index.pipelines.train_baseline import train_baseline, train_baseline_stage
 
     following = "vlltr evaluate"
     if name == "fc":

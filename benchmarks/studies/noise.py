@@ -28,7 +28,7 @@ from vlltr_index.anchors.selection import score_images
 from vlltr_index.embedding.loading import image_set, image_vectors_of
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.lgr import LGRHead
-from vlltr_index.pipelines.baselines import sentences_of
+from vlltr_index.pipelines.train_baseline import sentences_of
 from vlltr_index.recognition.model import Model
 from vlltr_index.schemas.tables import sentence_vectors_name
 from vlltr_index.store.workspace import Workspace

@@ -17,7 +17,7 @@ from vlltr_index.data.text import class_prompts
 from vlltr_index.embedding.loading import image_set, open_encoder
 from vlltr_index.evaluation.rules import class_means
 from vlltr_index.heads.weighing import balanced_accuracy
-from vlltr_index.pipelines.baselines import sentences_of
+from vlltr_index.pipelines.train_baseline import sentences_of
 from vlltr_index.recognition.state import ModelState
 from vlltr_index.store.workspace import Workspace
 from vlltr_index.tensors import class_positions, cosine_logits

@@ -37,12 +37,12 @@ from vlltr_index.evaluation.rules import (
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.fusion import class_logits
 from vlltr_index.heads.lgr import LGRHead
-from vlltr_index.pipelines.baselines import train_baseline
 from vlltr_index.pipelines.build_index import index_anchors
 from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.evaluate import evaluate
 from vlltr_index.pipelines.ingest import ingest_images
 from vlltr_index.pipelines.train_all import train_all
+from vlltr_index.pipelines.train_baseline import train_baseline
 from vlltr_index.pipelines.train_lgr import train_lgr_stage
 from vlltr_index.recognition.model import Model
 from vlltr_index.schemas.config import LGRConfig

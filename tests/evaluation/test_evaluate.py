@@ -12,10 +12,10 @@ from tests.support.commands import run
 from vlltr_index.classes import add_class
 from vlltr_index.embedding.loading import image_set
 from vlltr_index.errors import MissingStepError, UsageError
-from vlltr_index.pipelines.baselines import train_baseline, train_baseline_stage
 from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.evaluate import evaluate
 from vlltr_index.pipelines.ingest import ingest_images
+from vlltr_index.pipelines.train_baseline import train_baseline, train_baseline_stage
 from vlltr_index.recognition.model import Model
 from vlltr_index.schemas.config import FusionConfig
 from vlltr_index.schemas.recipes import override

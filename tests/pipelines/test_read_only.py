@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.commands import run
 from vlltr_index.errors import WorkspaceError
-from vlltr_index.pipelines.baselines import train_baseline_stage
+from vlltr_index.pipelines.train_baseline import train_baseline_stage
 from vlltr_index.pipelines.train_cvlp import train_cvlp_stage
 from vlltr_index.pipelines.train_lgr import train_lgr_stage
 from vlltr_index.store.storage import Storage

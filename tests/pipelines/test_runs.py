@@ -13,10 +13,10 @@ import pytest
 from tests.support import drawings
 from vlltr_index.classes import add_class
 from vlltr_index.errors import LockedError, WorkspaceError
-from vlltr_index.pipelines.baselines import train_baseline_stage
 from vlltr_index.pipelines.classlist import list_classes
 from vlltr_index.pipelines.ingest import ingest_images
 from vlltr_index.pipelines.train_all import train_all
+from vlltr_index.pipelines.train_baseline import train_baseline_stage
 from vlltr_index.pipelines.train_cvlp import train_cvlp_stage
 from vlltr_index.pipelines.train_lgr import train_lgr_stage
 from vlltr_index.recognizer import Recognizer

@@ -16,8 +16,9 @@ from vlltr_index.embedding.loading import image_set, usable_images
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import FingerprintMismatch, MissingStepError, UsageError, WorkspaceError
 from vlltr_index.evaluation.rules import linear_logits, tau_normalised
-from vlltr_index.pipelines import baselines
-from vlltr_index.pipelines.baselines import (
+from vlltr_index.pipelines import train_baseline as pipeline
+from vlltr_index.pipelines.ingest import ingest_images, ingest_text
+from vlltr_index.pipelines.train_baseline import (
     ADJUSTED,
     FC,
     BaselineRow,
@@ -27,7 +28,6 @@ from vlltr_index.pipelines.baselines import (
     train_baseline,
     train_baseline_stage,
 )
-from vlltr_index.pipelines.ingest import ingest_images, ingest_text
 from vlltr_index.schemas.config import EncoderConfig, Recipe
 from vlltr_index.schemas.recipes import override
 from vlltr_index.schemas.records import BASELINES
@@ -217,7 +217,7 @@ def test_other_weights_at_the_same_place_are_refused(small: Workspace, tmp_path:
 
 def test_images_that_change_meanwhile_are_refused(small: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is committed; the same command again is of what is there now."""
-    opened = baselines.open_encoder
+    opened = pipeline.open_encoder
 
     def change_and_open(snapshot: Snapshot) -> Encoder:
         with small.transaction("an image goes") as tx:
@@ -225,7 +225,7 @@ def test_images_that_change_meanwhile_are_refused(small: Workspace, monkeypatch:
             tx.delete("images", one_of("image_id", [gone]))
         return opened(snapshot)
 
-    monkeypatch.setattr(baselines, "open_encoder", change_and_open)
+    monkeypatch.setattr(pipeline, "open_encoder", change_and_open)
     with pytest.raises(WorkspaceError, match="changed meanwhile: the training images"):
         make(small, "ncm")
     assert not small.snapshot().commit.info.baselines

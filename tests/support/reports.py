@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from vlltr_index.classes import add_class
-from vlltr_index.pipelines.baselines import train_baseline_stage
 from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.ingest import ingest_images
+from vlltr_index.pipelines.train_baseline import train_baseline_stage
 from vlltr_index.schemas.recipes import override
 from vlltr_index.store.workspace import Workspace
 

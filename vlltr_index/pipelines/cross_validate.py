@@ -22,7 +22,7 @@ from vlltr_index.data.writing import scratch_folder, settle
 from vlltr_index.embedding.loading import ImageSet, usable_images
 from vlltr_index.errors import MissingStepError
 from vlltr_index.heads.checkpoint import SavedHead
-from vlltr_index.heads.folds import answerable, deal_units
+from vlltr_index.heads.dealing import answerable, deal_units
 from vlltr_index.pipelines import training
 from vlltr_index.pipelines.train_lgr import HeadData, head_data, head_facts, stage_two_data
 from vlltr_index.recognition.folds import save_deal, save_fold

@@ -18,7 +18,7 @@ from vlltr_index.errors import MissingStepError, UsageError, WorkspaceError, rea
 from vlltr_index.evaluation import metrics
 from vlltr_index.evaluation.metrics import CROSS_VALIDATION, METHOD
 from vlltr_index.heads.fusion import Rule
-from vlltr_index.pipelines.baselines import (
+from vlltr_index.pipelines.train_baseline import (
     ADJUSTED,
     baseline_labels,
     cross_validated_baselines,
@@ -32,7 +32,7 @@ from vlltr_index.wording import plural
 
 if TYPE_CHECKING:
     from vlltr_index.heads.tree import ClassTree
-    from vlltr_index.pipelines.baselines import BaselineRow
+    from vlltr_index.pipelines.train_baseline import BaselineRow
     from vlltr_index.schemas.records import Progress
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.workspace import Workspace

@@ -12,24 +12,24 @@ from typing import TYPE_CHECKING, Any
 from vlltr_index.data.grouping import Grouping
 from vlltr_index.errors import InputError, MissingStepError
 from vlltr_index.evaluation.metrics import CROSS_VALIDATION
-from vlltr_index.pipelines.baselines import train_baseline
 from vlltr_index.pipelines.cross_validate import cross_validate
 from vlltr_index.pipelines.ingest import ingest_images, ingest_text
 from vlltr_index.pipelines.init import init, require_encoder
 from vlltr_index.pipelines.plan import Runner, Step, StepMaker
 from vlltr_index.pipelines.report import write_report
 from vlltr_index.pipelines.train_all import plan_training
+from vlltr_index.pipelines.train_baseline import train_baseline
 from vlltr_index.schemas.config import CONFIG_NAME
 from vlltr_index.store.origins import gave
 from vlltr_index.store.workspace import Workspace
 from vlltr_index.tensors import choose_device, computing_on
 
 if TYPE_CHECKING:
-    from vlltr_index.pipelines.baselines import BaselineRow
     from vlltr_index.pipelines.cross_validate import CrossValidation
     from vlltr_index.pipelines.ingest import IngestReport
     from vlltr_index.pipelines.plan import OnStep
     from vlltr_index.pipelines.report import ReportFile
+    from vlltr_index.pipelines.train_baseline import BaselineRow
     from vlltr_index.schemas.records import Progress
 
 _TEXTS = ("texts", "texts.json", "texts.jsonl", "texts.csv", "texts.parquet")

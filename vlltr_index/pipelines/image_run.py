@@ -21,7 +21,7 @@ from vlltr_index.wording import plural, preview
 
 if TYPE_CHECKING:
     from vlltr_index.data.names import ClassNames
-    from vlltr_index.pipelines.gone import Agreed
+    from vlltr_index.pipelines.removal import Agreed
     from vlltr_index.schemas.records import Progress
     from vlltr_index.store.transaction import Transaction
 

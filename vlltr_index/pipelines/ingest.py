@@ -23,8 +23,8 @@ from vlltr_index.data.objects import is_address
 from vlltr_index.data.text import class_prompts, sentence_id, text_hash
 from vlltr_index.data.text_readers import is_release_corpus, names_beside, read_text
 from vlltr_index.errors import InputError, UsageError
-from vlltr_index.pipelines.gone import Agreed, remove_sentences, retire
 from vlltr_index.pipelines.image_run import EXAMPLES, ImageRun, Listing, Notes, counted
+from vlltr_index.pipelines.removal import Agreed, remove_sentences, retire
 from vlltr_index.schemas.records import SentenceRecord, Skipped
 from vlltr_index.store import ingestion
 from vlltr_index.store.origins import Origin, Source

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from vlltr_index.classes import ChangeOptions, NewClass, add_classes, read_manifest
 from vlltr_index.data.glyphs import GlyphFiles, glyph_files, write_part, write_sample
 from vlltr_index.data.writing import write_file
-from vlltr_index.pipelines.baselines import train_baseline_stage
 from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.evaluate import evaluate
 from vlltr_index.pipelines.ingest import ingest_images, ingest_text
@@ -23,6 +22,7 @@ from vlltr_index.pipelines.plan import Runner, Step, StepMaker
 from vlltr_index.pipelines.predict import predict
 from vlltr_index.pipelines.report import write_report
 from vlltr_index.pipelines.train_all import plan_training
+from vlltr_index.pipelines.train_baseline import train_baseline_stage
 from vlltr_index.schemas.options import PredictOptions
 from vlltr_index.tensors import choose_device, computing_on
 

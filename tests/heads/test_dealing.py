@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlltr_index.heads.folds import answerable, deal_units
+from vlltr_index.heads.dealing import answerable, deal_units
 
 images = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 9)), min_size=1, max_size=60)
 
