@@ -156,10 +156,17 @@ def slowly(transform: Any) -> Any:
     return work
 
 
-def test_two_workers_give_the_local_vectors_and_go_on_where_it_stopped(
-    drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], cluster: Any
+def test_two_workers_go_on_where_it_stopped_and_one_is_killed(
+    drawn: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    cluster: Any,
+    small: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Sentences and images from all kinds of places agree; stdout is JSON alone; again does nothing."""
+    """Half of the cluster goes in the middle: the vectors, from all kinds of places, are those of one process; the
+    command then finds nothing to do.
+    """
     import ray
 
     local, spread = (Workspace.open(shutil.copytree(drawn, tmp_path / name)) for name in ("local", "spread"))
@@ -167,28 +174,11 @@ def test_two_workers_give_the_local_vectors_and_go_on_where_it_stopped(
     assert (report.images, report.images_before, report.unreadable) == (167, 112, 1)
 
     def stop(step: str, done: int, total: int | None) -> None:
-        if "images" in step:
+        if "images" in step and done >= 20:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):  # in one process: Ray goes on
         embed(spread, progress=stop)
-    args = ("-w", spread.path, "--json", "embed", "--engine", "ray", "--actors", "2")
-    for again in (False, True):
-        code, out, err = run(capsys, *args)
-        assert code == 0, err
-        done = json.loads(out)
-        assert done["images"] + done["images_before"] == 279
-        assert done["images"] == 0 if again else 60 < done["images"] < 167
-    assert ray.is_initialized()  # it was there before
-    assert_same(spread, local)
-
-
-def test_a_killed_worker_changes_no_vector(
-    drawn: Path, tmp_path: Path, cluster: Any, small: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Half of the cluster goes in the middle: the table is that of one process."""
-    local, spread = (Workspace.open(shutil.copytree(drawn, tmp_path / name)) for name in ("local", "spread"))
-    embed(local)
     opened = stages.open_encoder
 
     def slow(*args: Any, **options: Any) -> Any:
@@ -203,8 +193,14 @@ def test_a_killed_worker_changes_no_vector(
     finally:
         cluster.add_node(**ONE_CPU)
     assert killing.killed
-    assert (report.images, report.unreadable) == (167, 1)
+    assert 60 < report.images < 167
     assert_same(spread, local)
+    args = ("-w", spread.path, "--json", "embed", "--engine", "ray", "--actors", "2")
+    code, out, err = run(capsys, *args)
+    assert code == 0, err
+    done = json.loads(out[out.index("{") :])  # Ray may tell before of the worker killed above
+    assert (done["images"], done["images_before"]) == (0, 279)
+    assert ray.is_initialized()  # it was there before
 
 
 def assert_same_answers(*files: Path) -> None:
