@@ -287,8 +287,9 @@ def _on(
 
 def _taken(rng: Rng, picture: Image.Image) -> Image.Image:
     """Take a picture: exposure, noise and focus differ a little."""
-    values = np.asarray(picture.filter(ImageFilter.GaussianBlur(rng.uniform(0, 0.6))), np.float64)
-    values = values * rng.uniform(0.92, 1.08) + rng.normal(0, rng.uniform(1, 5), values.shape)
+    values = np.asarray(picture.filter(ImageFilter.GaussianBlur(rng.uniform(0, 0.6))), np.float32)
+    noise = rng.standard_normal(values.shape, np.float32)
+    values = values * rng.uniform(0.92, 1.08) + noise * rng.uniform(1, 5)
     return Image.fromarray(values.clip(0, 255).astype(np.uint8))
 
 

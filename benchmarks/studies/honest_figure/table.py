@@ -20,12 +20,11 @@ def parts() -> Mapping[str, str]:
     lines = [
         "Of each draw the figure of `fit`, less the accuracy on new units, in points: mean and its 95 % interval."
         " *Covered*: intervals that hold the accuracy of the folds' own models. *Score*: the interval score in points,"
-        " less is better; beside it that of a plain bootstrap over pictures. *Units*: found, of 100 that there are."
-        " *Time*: of `fit`, in that of its steps without measuring.",
+        " less is better; beside it that of a plain bootstrap over pictures. *Units*: found, of 100 that there are.",
         "",
         "| collection | draws | accuracy | less the folds' own, a picture | a class | less the final model's, a picture"
-        " | covered, a picture | a class | score | bootstrap: covered | score | units | time |",
-        "|" + " --- |" * 13,
+        " | covered, a picture | a class | score | bootstrap: covered | score | units |",
+        "|" + " --- |" * 12,
     ]
     return {
         "results/honest_figure.md": "\n".join(lines + [_line(name, kinds[name]) for name in kinds]) + "\n"
@@ -52,7 +51,6 @@ def _line(name: str, kind: Mapping[str, Any]) -> str:
         _covered(picture[:, 3:5], folds[:, 0]),
         _score(picture[:, 3:5], folds[:, 0]),
         f"{100 * found:.0f}",
-        f"{np.median([one['time'] for one in draws]):.1f}",
     ]
     return "| " + " | ".join(cells) + " |"
 
