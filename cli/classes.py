@@ -99,7 +99,7 @@ def _change(
 @click.argument("name", required=False)
 @_sentence_option
 @_text_option
-@click.option("--images", type=PATH, help="A folder of its images.")
+@click.option("--images", type=PATH, multiple=True, help="A folder of its images, or an image; repeatable.")
 @click.option("--alias", "aliases", multiple=True, help="Another name; repeatable.")
 @click.option(
     "--from",
@@ -115,7 +115,7 @@ def add(
     name: str | None,
     sentences: tuple[str, ...],
     text: Path | None,
-    images: Path | None,
+    images: tuple[Path, ...],
     aliases: tuple[str, ...],
     manifest: Path | None,
     dry_run: bool,
@@ -130,7 +130,7 @@ def add(
             "Write them into the file, or leave --from out.",
         )
     if name is not None and manifest is None:
-        pictures = () if images is None else (require(images),)
+        pictures = tuple(map(require, images))
         wanted = [NewClass(name, sentences, text, images=pictures, aliases=aliases)]
     elif manifest is not None and name is None:
         wanted = read_manifest(manifest)

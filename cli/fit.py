@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 import click
 
 from vlltr_index.cli.context import Context, pass_context
-from vlltr_index.cli.options import DIR, FILE, group_option, plan_device_option, set_option, yes_option
+from vlltr_index.cli.options import (
+    DIR,
+    FILE,
+    dry_run_option,
+    group_option,
+    plan_device_option,
+    set_option,
+    yes_option,
+)
 
 if TYPE_CHECKING:
     from vlltr_index.pipelines.quickstart import Size
@@ -28,6 +36,7 @@ if TYPE_CHECKING:
     "--measure/--no-measure", default=True, help="Measure the model, which takes longer than training it."
 )
 @group_option
+@dry_run_option
 @yes_option
 @plan_device_option
 @pass_context
@@ -41,6 +50,7 @@ def fit_command(
     to: Path | None,
     measure: bool,
     group: str | None,
+    dry_run: bool,
     yes: bool,
     device: str | None,
 ) -> None:
@@ -61,11 +71,14 @@ def fit_command(
         to=to,
         measure=measure,
         group=group,
+        dry_run=dry_run,
         device=device,
         agree=context.agreement(yes),
         progress=context.progress,
         on_step=context.step,
     )
+    if dry_run:
+        return
     if made.unmeasured is not None:
         context.say(f"\n{made.unmeasured}")
     folder = made.workspace.path if to is None else to

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vlltr_index.cli.answers import prediction_lines
 from vlltr_index.cli.terminal import percent, table, terminal_width
 from vlltr_index.schemas.fingerprint import short
-from vlltr_index.wording import plural
+from vlltr_index.wording import plural, preview
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -192,9 +192,10 @@ def _select(report: SelectReport) -> list[str]:
         f"Selected {plural(report.anchors, 'anchor')} of {plural(report.sentences, 'sentence')} for"
         f" {plural(report.classes, 'class', 'classes')} ({report.mode}, {plural(report.images, 'image')})."
     ]
-    if report.classes_without_images:
-        bare = plural(report.classes_without_images, "class has", "classes have")
-        lines.append(f"{bare} no training image: sentences there go by text alone.")
+    if report.without_images:
+        bare = plural(len(report.without_images), "class has", "classes have")
+        names = preview(report.without_images)
+        lines.append(f"{bare} no training image, and sentences there go by text alone: {names}.")
     if report.classes_without_sentences:
         silent = plural(report.classes_without_sentences, "class has", "classes have")
         lines.append(f"{silent} no sentence, and no anchor: they are told by their images alone.")

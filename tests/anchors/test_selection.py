@@ -116,7 +116,7 @@ def test_without_any_image_texts_are_selected_by_each_other(tmp_path: Path) -> N
     """All become anchors, and none has a loss; after new texts all is as if selected anew."""
     workspace = fresh(tmp_path / "one", TEXTS)
     report = select(workspace, workspace.recipe.select)
-    assert (report.images, report.classes_without_images, report.classes) == (0, 3, 3)
+    assert (report.images, len(report.without_images), report.classes) == (0, 3, 3)
     assert sizes(workspace) == {"arrow": 6, "circle": 4, "star": 1}
     assert set(losses(workspace).values()) == {None}
     assert ModelState(workspace.snapshot()).anchors.bank.num_classes == 3

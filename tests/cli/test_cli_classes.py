@@ -97,6 +97,16 @@ def test_a_manifest(
     assert (code, out.splitlines()[1]) == (0, "also: beta")
 
 
+def test_images_may_be_named_one_by_one(
+    small: Workspace, world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--images` again adds more."""
+    words = [word for picture in world.pictures[:2] for word in ("--images", picture)]
+    code, out, _ = run(capsys, "-w", small.path, "classes", "add", "okapi", *words)
+    assert code == 0
+    assert ", 2 images" in out
+
+
 def test_merging_asks_first(
     small: Workspace, world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

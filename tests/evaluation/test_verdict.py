@@ -32,8 +32,8 @@ def report(
 
 @pytest.mark.parametrize(
     ("less", "said"),
-    [((0.1, 0.02, 0.2), " The model is better."), ((-0.1, -0.2, -0.02), " That is better."),
-     ((-0.1, -0.2, 0.1), " That may be chance."), ((0.0, -0.1, 0.1), "")],
+    [((0.1, 0.02, 0.2), " The model is better."), ((-0.1, -0.2, -0.02), " ncm is better than the model."),
+     ((-0.1, -0.2, 0.1), " The difference may be chance."), ((0.0, -0.1, 0.1), "")],
 )  # fmt: skip
 def test_the_model_beside_the_best_simple_rule(less: tuple[float, float, float], said: str) -> None:
     """Whether the difference is more than chance; per class too, with intervals."""
@@ -65,7 +65,7 @@ def test_few_pictures_are_counted() -> None:
     assert found == (
         "20 pictures say little.",
         "Of 20 pictures that it had not seen, the model named 10 rightly; the most frequent class every time, 8;"
-        " the best simple rule, ncm, 8. That may be chance.",
+        " the best simple rule, ncm, 8. The difference may be chance.",
     )
 
 
@@ -88,7 +88,7 @@ def test_pictures_that_were_trained_on_are_not_called_unseen() -> None:
     """It says so first, of how many."""
     seen = replace(report(), in_training=40)
     assert verdict(seen)[0] == (
-        "40 of the 100 pictures were trained on: of new pictures these figures say too much."
+        "40 of 100 pictures were trained on: of new pictures these figures say too much."
     )
     assert verdict(seen)[1].startswith("Of 100 pictures, the model named 50.0 % rightly")
 

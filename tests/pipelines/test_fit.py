@@ -72,7 +72,7 @@ def words(
 def test_the_plan_follows_the_folder(workspace: Workspace, shots: Path, tmp_path: Path) -> None:
     """Classes alone are cross-validated; the folders train and test are taken as they are. The head is trained once."""
     crossed = words(workspace, shots, None)
-    assert crossed[0] == ("ingest", "images", str(shots), "--sync", "--split", "train")
+    assert crossed[0] == ("ingest", "images", str(shots), "--split", "train", "--sync")
     assert ("cross-validate",) in crossed
     assert crossed[-1] == ("report", "--split", "cross-validation")
     assert ("train", "baseline", "zero-shot") not in crossed
@@ -84,7 +84,7 @@ def test_the_plan_follows_the_folder(workspace: Workspace, shots: Path, tmp_path
     shutil.copytree(tmp_path / "data" / "train", tmp_path / "data" / "val")
     (tmp_path / "texts").mkdir()
     given = words(workspace, tmp_path / "data", tmp_path / "texts")
-    assert given[2] == ("ingest", "images", str(tmp_path / "data" / "val"), "--sync", "--split", "test")
+    assert given[2] == ("ingest", "images", str(tmp_path / "data" / "val"), "--split", "test", "--sync")
     assert ("cross-validate",) not in given
     assert len([args for args in given if args == ("train", "lgr")]) == 1
 
@@ -106,7 +106,7 @@ def test_what_is_no_more_is_removed_and_what_was_held_out_is_measured_on(
     shutil.rmtree(tmp_path / "data" / "test")
     left = words(workspace, tmp_path / "data", None)
     assert ("ingest", "text", str(tmp_path / "data" / "texts"), "--sync") in left
-    assert ("ingest", "images", str(tmp_path / "data" / "test"), "--sync", "--split", "test") in left
+    assert ("ingest", "images", str(tmp_path / "data" / "test"), "--split", "test", "--sync") in left
     assert ("cross-validate",) in left
     agreed: list[str] = []
     assert ingest_text(workspace, tmp_path / "data" / "texts", sync=True, agree=agreed.append).gone == 1
@@ -114,7 +114,46 @@ def test_what_is_no_more_is_removed_and_what_was_held_out_is_measured_on(
     assert (report.gone, len(agreed)) == (15, 2)
     assert set(splits(workspace)) == {(name, "train") for name in ("kestrel", "merlin", "hobby")}
     ingest_images(workspace, tmp_path / "data" / "train", "train", sync=True, hold_out=0.3)
+    assert words(workspace, tmp_path / "data", None)[-1] == ("report", "--split", "cross-validation")
+    (tmp_path / "more" / "merlin").mkdir(parents=True)
+    for number in range(30):
+        shutil.copy(
+            tmp_path / "data" / "train" / "merlin" / "0.png", tmp_path / "more" / "merlin" / f"{number}.png"
+        )
+    ingest_images(workspace, tmp_path / "more", "test")
     assert words(workspace, tmp_path / "data", None)[-1] == ("report", "--split", "test")
+
+
+def test_what_is_not_done_is_said(
+    workspace: Workspace, shots: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Texts that were read once by name, and test pictures that are too few to measure on."""
+    (tmp_path / "told.json").write_text('{"merlin": ["It is small."]}')
+    ingest_text(workspace, tmp_path / "told.json")
+    ingest_images(workspace, shots, "train", hold_out=0.2)
+    maker = StepMaker(workspace, "somewhere", None, None)
+    told = tmp_path / "told.json"
+    assert plan_fit(maker, find_sources(shots), measure=True).remarks == (
+        f"texts are not read again: {told}; if they have changed: --text {told}",
+        "3 pictures of split test are too few to measure on, and left aside: vlltr evaluate --split test",
+    )
+    assert plan_fit(maker, find_sources(shots, told), measure=True).remarks[1:] == ()
+
+
+def test_a_dry_run_says_what_would_change(
+    workspace: Workspace, shots: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is committed; where there is no workspace there is nothing to compare with."""
+    ingest_images(workspace, shots, "train", sync=True)
+    before = workspace.history.last()
+    (shots / "kestrel" / "0.png").rename(shots / "merlin" / "new.png")
+    code, out, _ = run(capsys, "fit", shots, "--to", workspace.path, "--dry-run")
+    assert (code, "1 moved" in out) == (0, True)
+    assert workspace.history.last() == before
+    assert "What to do with it" not in out
+    code, _, err = run(capsys, "fit", shots, "--dry-run")
+    assert code == 2
+    assert f"{shots}-model is no workspace yet" in err
 
 
 def test_a_tuned_tower_is_followed_by_its_vectors(workspace: Workspace, shots: Path) -> None:
@@ -131,13 +170,15 @@ def test_a_tuned_tower_is_followed_by_its_vectors(workspace: Workspace, shots: P
         (["train/owl", "moon"], "has a folder train, which is no class, and not train and test"),
         (["test/owl"], "has a folder test, which is no class"),
         (None, "is no folder"),
+        (["owl"], "has one class folder alone, 'owl': there is nothing to tell it from"),
+        (["train/owl/brown"], "Give the folder that holds all class folders. For example "),
     ],
 )
 def test_folders_that_are_no_classes(tmp_path: Path, folders: list[str] | None, said: str) -> None:
     """Refused before a workspace is made."""
     for name in ["", *folders] if folders is not None else ():
         (tmp_path / "data" / name).mkdir(parents=True)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=re.escape(said)):
         fit(tmp_path / "data", encoder="vlltr-tiny:glyphs")
     assert not (tmp_path / "data-model").exists()
 
@@ -160,6 +201,7 @@ def test_a_workspace_and_texts_that_are_not_there(workspace: Workspace, shots: P
 def test_no_picture_can_be_read(tmp_path: Path) -> None:
     """It stops there."""
     (tmp_path / "bad" / "owl").mkdir(parents=True)
+    (tmp_path / "bad" / "moon").mkdir()
     (tmp_path / "bad" / "owl" / "1.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match="none of the pictures can be read"):
         fit(tmp_path / "bad", encoder="vlltr-tiny:glyphs")

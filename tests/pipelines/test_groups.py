@@ -157,3 +157,13 @@ def test_the_command_line(workspace: Workspace, folder: Path, capsys: pytest.Cap
     code, out, err = run(capsys, *place, "camera")
     assert code == 2
     assert "--group camera: not a way to group pictures" in err
+
+
+def test_a_grouping_that_finds_nothing_is_refused(workspace: Workspace, shots: Path) -> None:
+    """Before anything is committed: it would replace the groups that there are."""
+    before = workspace.history.last()
+    with pytest.raises(UsageError, match="--group name:ZZZ puts none of the 15 pictures of ") as refused:
+        ingest_images(workspace, shots, "train", group="name:ZZZ")
+    assert refused.value.hint is not None
+    assert "--group auto" in refused.value.hint
+    assert workspace.history.last() == before

@@ -325,6 +325,22 @@ def test_a_correction_stays_until_the_folder_moves_the_picture(workspace: Worksp
     assert images(workspace)["wren/0.png"][0] == "wren"
 
 
+def test_a_correction_that_goes_with_its_picture_is_named(workspace: Workspace, tmp_path: Path) -> None:
+    """When the picture comes back, it is in its folder's class."""
+    data = tmp_path / "data"
+    for number in range(4):
+        put(data / ("owl", "tit", "tit", "tit")[number] / f"{number}.png", number)
+    ingest_images(workspace, data, "train", sync=True)
+    relabel(workspace, str(data / "owl/0.png"), 1)
+    (data / "owl/0.png").rename(tmp_path / "away.png")
+    report = ingest_images(workspace, data, "train", sync=True)
+    lost = f"corrected to 'tit' before, and gone with its correction: {data / 'owl/0.png'}"
+    assert (report.gone, lost in report.notes) == (1, True)
+    (tmp_path / "away.png").rename(data / "owl/0.png")
+    assert ingest_images(workspace, data, "train", sync=True).added == 1
+    assert images(workspace)["owl/0.png"][0] == "owl"
+
+
 def test_a_folder_that_was_rearranged_keeps_its_pictures_and_no_other(
     workspace: Workspace, tmp_path: Path
 ) -> None:

@@ -48,14 +48,18 @@ _FACTS = ("text_fp", "image_fp", "scale", "image_set")
 
 @dataclass(frozen=True)
 class SelectReport:
-    """Report of a selection."""
+    """Report of a selection.
+
+    Attributes:
+        without_images: The names of the classes that have sentences and no training image.
+    """
 
     sentences: int
     images: int
     classes: int
     anchors: int
     mode: str
-    classes_without_images: int
+    without_images: list[str]
     classes_without_sentences: int
     selection_id: str
 
@@ -89,14 +93,15 @@ def select(workspace: Workspace, config: SelectConfig, progress: Progress | None
         tx.note(select=config)
         with_text = set(rows.owner.tolist())
         with_images = set(now.class_ids.tolist())
-        without_text = set(tx.class_table().ids) - with_text
+        table = tx.class_table()
+        without_text = set(table.ids) - with_text
     return SelectReport(
         sentences=len(rows.ids),
         images=len(now.ids),
         classes=len(with_text),
         anchors=anchors,
         mode=config.mode,
-        classes_without_images=len(with_text - with_images),
+        without_images=[table.names[i] for i in sorted(with_text - with_images)],
         classes_without_sentences=len(without_text),
         selection_id=selection_id,
     )

@@ -31,8 +31,9 @@ def _doubts(report: EvaluationReport, mine: Interval) -> list[str]:
     """Say what the figures cannot tell: of pictures that were trained on, or of few pictures."""
     said = []
     if report.in_training:
-        seen = f"{report.in_training:,} of the {plural(mine.images, 'picture')}"
-        said.append(f"{seen} were trained on: of new pictures these figures say too much.")
+        seen = f"{report.in_training:,} of {plural(mine.images, 'picture')}"
+        verb = "was" if report.in_training == 1 else "were"
+        said.append(f"{seen} {verb} trained on: of new pictures these figures say too much.")
     if mine.few:
         said.append(f"{_pictures(mine, 'says', 'say')} little.")
     return said
@@ -47,8 +48,8 @@ def _near_chance(report: EvaluationReport, mine: Interval) -> list[str]:
     best = max(row.top1["overall"].low for row in report.rows.values())
     if best <= report.chance and report.encoder:
         said.append(
-            f"No rule does better on these vectors: the encoder ({report.encoder}) does not suit these pictures."
-            " Try another: vlltr fit DIR --encoder ViT-B-32-quickgelu:openai"
+            f"No rule does better on these vectors: the encoder ({report.encoder}) does not suit these pictures, or the"
+            " classes of many are wrong. Try another encoder: vlltr fit DIR --encoder ViT-B-32-quickgelu:openai"
         )
     return said
 
@@ -77,7 +78,9 @@ def _accuracy(report: EvaluationReport, mine: Interval) -> str:
     less = report.differences["overall"]
     if less.low > 0:
         return f"{said} The model is better."
-    return f"{said} {'That is better.' if less.high < 0 else 'That may be chance.' if less.value else ''}".rstrip()
+    if less.high < 0:
+        return f"{said} {other} is better than the model."
+    return f"{said} The difference may be chance." if less.value else said
 
 
 def _share(value: float, of: Interval) -> str:

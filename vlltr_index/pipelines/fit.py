@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlltr_index.data.grouping import Grouping
-from vlltr_index.errors import InputError, MissingStepError
+from vlltr_index.errors import InputError, MissingStepError, UsageError
 from vlltr_index.evaluation.metrics import CROSS_VALIDATION
 from vlltr_index.pipelines.cross_validate import cross_validate
 from vlltr_index.pipelines.ingest import ingest_images, ingest_text
@@ -20,9 +21,10 @@ from vlltr_index.pipelines.report import write_report
 from vlltr_index.pipelines.train_all import plan_training
 from vlltr_index.pipelines.train_baseline import train_baseline
 from vlltr_index.schemas.config import CONFIG_NAME
-from vlltr_index.store.origins import gave
+from vlltr_index.store.origins import gave, places
 from vlltr_index.store.workspace import Workspace
 from vlltr_index.tensors import choose_device, computing_on
+from vlltr_index.wording import plural
 
 if TYPE_CHECKING:
     from vlltr_index.pipelines.cross_validate import CrossValidation
@@ -36,6 +38,9 @@ _TEXTS = ("texts", "texts.json", "texts.jsonl", "texts.csv", "texts.parquet")
 _TESTS = ("test", "val", "validation", "valid")
 _READABLE = "problem IS NULL"
 _TEST = "split = 'test' AND class_id IS NOT NULL AND problem IS NULL"
+_ENOUGH = 30  # test pictures that came another way, from which on the model is measured on them
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +98,7 @@ class FitPlan:
         gone: Remove what came from a part of the folder that is no more.
         train: Train on them.
         measure: Measure the model; None if that is not asked for.
+        remarks: What is not done that one might expect.
     """
 
     texts: Step[IngestReport] | None
@@ -100,6 +106,7 @@ class FitPlan:
     gone: tuple[Step[IngestReport], ...]
     train: tuple[Step[Any], ...]
     measure: Measurement | None
+    remarks: tuple[str, ...] = ()
 
     @property
     def steps(self) -> list[Step[Any]]:
@@ -123,6 +130,7 @@ def fit(
     to: str | os.PathLike[str] | None = None,
     measure: bool = True,
     group: str | None = None,
+    dry_run: bool = False,
     device: str | None = None,
     agree: Callable[[str], None] | None = None,
     progress: Progress | None = None,
@@ -130,9 +138,9 @@ def fit(
 ) -> FitResult:
     """Make a model of the pictures in a folder of class folders, or of the folders train and test.
 
-    The model is trained on all pictures. Beside simple rules it is measured by cross-validation, or in the folder test,
-    and a report is written. Run it again when pictures or texts came, moved or went: the model is of what the folder
-    is then, and vectors are kept.
+    The model is trained on all pictures. Beside simple rules it is measured by cross-validation, or in the folder test
+    (or on thirty or more pictures of split test that came another way), and a report is written. Run it again when
+    pictures or texts came, moved or went: the model is of what the folder is then, and vectors are kept.
 
     Args:
         folder: The folder of class folders, or of the folders train and test (or val).
@@ -144,6 +152,7 @@ def fit(
         to: The workspace; default: `FOLDER-model` beside the folder.
         measure: Whether it is measured.
         group: Which pictures belong together, and are held out together, see `ingest_images`.
+        dry_run: Say what is new, moved or gone; nothing is committed, trained or measured.
         device: `auto`, `cpu`, `cuda` or `cuda:N`; default: the value of VLLTR_DEVICE, else the recipe's.
         agree: Called with a question where more than a third of the folder's pictures or texts is gone; it raises if
             the answer is no. None: that is an error.
@@ -152,7 +161,8 @@ def fit(
 
     Raises:
         InputError: If the folder is not of that kind, there are no such texts, or none of the pictures can be read.
-        UsageError: If there is no such recipe, encoder or device, or much is gone from the folder and nobody agreed.
+        UsageError: If there is no such recipe, encoder or device, or much is gone from the folder and nobody agreed, or
+            a dry run has no workspace to compare with.
         EncoderError: If the encoder's weights are not there, and cannot be downloaded.
         ConfigError: If a value does not fit the recipe.
         WorkspaceError: If the workspace is there with another recipe, or cannot be written.
@@ -164,20 +174,26 @@ def fit(
     at = Path(to) if to is not None else _beside(Path(folder))
     chosen = [("--encoder", encoder), ("--recipe", recipe), *(("--set", value) for value in overrides)]
     options = [part for name, value in chosen if value for part in (name, value)]
+    if dry_run and not (at / CONFIG_NAME).exists():
+        raise UsageError(f"{at} is no workspace yet: all in {folder} would be new", "Leave --dry-run out.")
     if options or not (at / CONFIG_NAME).exists():
         call = partial(init, at, encoder, recipe, overrides=tuple(overrides))
         made = Step("A workspace", ("init", str(at), *options), call)
         workspace = Runner(on_step, 0, number=0).run(made)
     else:
         workspace = Workspace.open(at)
-    require_encoder(workspace)  # before anything is brought in
+    if not dry_run:
+        require_encoder(workspace)  # before anything is brought in
     with computing_on(device, workspace.recipe.device):
-        plan = plan_fit(StepMaker(workspace, str(at), device, progress), sources, measure, agree, group=group)
+        maker = StepMaker(workspace, str(at), device, progress)
+        plan = plan_fit(maker, sources, measure, agree, group=group, dry_run=dry_run)
         return _run(plan, workspace, Runner(on_step, len(plan.steps)))
 
 
 def _run(plan: FitPlan, workspace: Workspace, runner: Runner) -> FitResult:
     """Run a plan, and return what it made."""
+    for remark in plan.remarks:
+        _log.warning(remark)
     if plan.texts is not None:
         runner.run(plan.texts)
     for ingest in plan.pictures:
@@ -205,62 +221,85 @@ def plan_fit(
     agree: Callable[[str], None] | None = None,
     *,
     group: str | None = None,
+    dry_run: bool = False,
 ) -> FitPlan:
-    """Return the steps of `fit` on a workspace; `agree` and `group` are those of `ingest_images`."""
-    grouped = () if group is None else ("--group", group)
+    """Return the steps of `fit` on a workspace; `agree`, `group` and `dry_run` are those of `ingest_images`."""
+    sync = _Sync(maker, agree, dry_run)
     asked = [("Pictures", "train", sources.train)]
     if sources.test is not None:
         asked = [
             ("Pictures to learn from", "train", sources.train),
             ("Pictures to measure on", "test", sources.test),
         ]
-    pictures = tuple(
-        maker.step(
-            title,
-            ("ingest", "images", str(path), "--sync", "--split", split, *grouped),
-            ingest_images,
-            path=path,
-            split=split,
-            sync=True,
-            agree=agree,
-            group=group,
-        )
-        for title, split, path in asked
-    )
-    gone = _gone(maker, sources, agree)
-    held_out = maker.workspace.snapshot().count("images", _TEST) > 0
-    has_test = sources.test is not None or (held_out and not any("test" in step.argv for step in gone))
-    return FitPlan(
-        texts=None if sources.texts is None else _texts(maker, sources.texts, agree),
-        pictures=pictures,
-        gone=gone,
-        train=tuple(plan_training(maker, stage_one=False).values()),
-        measure=_measurement(maker, has_test, bool(sources.texts)) if measure else None,
-    )
-
-
-def _texts(maker: StepMaker, texts: Path, agree: Callable[[str], None] | None) -> Step[IngestReport]:
-    """Return the step that makes the sentences those of a source."""
-    words = ("ingest", "text", str(texts), "--sync")
-    return maker.step("Sentences about the classes", words, ingest_text, path=texts, sync=True, agree=agree)
-
-
-def _gone(
-    maker: StepMaker, sources: Sources, agree: Callable[[str], None] | None
-) -> tuple[Step[IngestReport], ...]:
-    """Return the steps that remove what came from texts or test pictures in the folder that are no more."""
+    gone = _gone(sync, sources)
     snapshot = maker.workspace.snapshot()
-    places = [sources.folder / name for name in _TEXTS]
-    steps = [
-        _texts(maker, path, agree)
-        for path in places
-        if not path.exists() and gave(snapshot, "sentences", path)
-    ]
+    held_out = 0 if any("test" in step.argv for step in gone) else snapshot.count("images", _TEST)
+    has_test = sources.test is not None or held_out >= _ENOUGH
+    remarks = []
+    if sources.texts is None:
+        unread = filter(os.path.exists, places(snapshot, "sentences"))
+        remarks += [
+            f"texts are not read again: {place}; if they have changed: --text {place}" for place in unread
+        ]
+    if held_out and not has_test:
+        few = plural(held_out, "picture of split test is", "pictures of split test are")
+        remarks.append(f"{few} too few to measure on, and left aside: vlltr evaluate --split test")
+    return FitPlan(
+        texts=None if sources.texts is None else sync.texts(sources.texts),
+        pictures=tuple(sync.pictures(title, path, split=split, group=group) for title, split, path in asked),
+        gone=gone,
+        train=() if dry_run else tuple(plan_training(maker, stage_one=False).values()),
+        measure=_measurement(maker, has_test, bool(sources.texts)) if measure and not dry_run else None,
+        remarks=tuple(remarks),
+    )
+
+
+@dataclass(frozen=True)
+class _Sync:
+    """The making of steps after which the workspace is what a source is.
+
+    Attributes:
+        maker: Makes the steps.
+        agree: As for `ingest_images`.
+        dry_run: As for `ingest_images`.
+    """
+
+    maker: StepMaker
+    agree: Callable[[str], None] | None
+    dry_run: bool
+
+    def texts(self, path: Path) -> Step[IngestReport]:
+        """Return the step for the sentences of a source."""
+        return self._step("Sentences about the classes", ("text", str(path)), ingest_text, path=path)
+
+    def pictures(self, title: str, path: Path, *, split: str, group: str | None = None) -> Step[IngestReport]:
+        """Return the step for the pictures of a folder."""
+        words = ("images", str(path), "--split", split, *(() if group is None else ("--group", group)))
+        return self._step(title, words, ingest_images, path=path, split=split, group=group)
+
+    def _step(
+        self, title: str, words: tuple[str, ...], work: Callable[..., IngestReport], **how: Any
+    ) -> Step[IngestReport]:
+        options = ("--sync", *(["--dry-run"] if self.dry_run else []))
+        return self.maker.step(
+            title,
+            ("ingest", *words, *options),
+            work,
+            sync=True,
+            agree=self.agree,
+            dry_run=self.dry_run,
+            **how,
+        )
+
+
+def _gone(sync: _Sync, sources: Sources) -> tuple[Step[IngestReport], ...]:
+    """Return the steps that remove what came from texts or test pictures in the folder that are no more."""
+    snapshot = sync.maker.workspace.snapshot()
+    texts = [sources.folder / name for name in _TEXTS]
+    steps = [sync.texts(path) for path in texts if not path.exists() and gave(snapshot, "sentences", path)]
     for path in (sources.folder / name for name in _TESTS):
         if not path.exists() and gave(snapshot, "images", path, "test"):
-            words = ("ingest", "images", str(path), "--sync", "--split", "test")
-            how = {"path": path, "split": "test", "sync": True, "agree": agree}
-            steps.append(maker.step("Pictures that are no more", words, ingest_images, **how))
+            steps.append(sync.pictures("Pictures that are no more", path, split="test"))
     return tuple(steps)
 
 
@@ -316,12 +355,23 @@ def find_sources(folder: Path, texts: Path | None = None) -> Sources:
     if texts is not None and not texts.exists():
         raise InputError(f"there is no {texts}", "Give the texts that there are, or leave --text out.")
     found = [folder / name for name in _TEXTS if (folder / name).exists()]
-    return Sources(
-        folder=folder,
-        train=inside.get("train", folder),
-        test=None if test is None else inside[test],
-        texts=texts or (found[0] if found else None),
-    )
+    texts = texts or (found[0] if found else None)
+    train = inside.get("train", folder)
+    if texts is None:
+        _check_several(train)
+    return Sources(folder=folder, train=train, test=None if test is None else inside[test], texts=texts)
+
+
+def _check_several(train: Path) -> None:
+    """Refuse a folder that has one class folder: nothing can be told from it."""
+    classes = [entry for entry in train.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    if len(classes) == 1:
+        (only,) = classes
+        instead = f" For example {only}." if any(entry.is_dir() for entry in only.iterdir()) else ""
+        raise InputError(
+            f"{train} has one class folder alone, {only.name!r}: there is nothing to tell it from",
+            f"Give the folder that holds all class folders.{instead}",
+        )
 
 
 def _check(pictures: Path, inside: dict[str, Path], test: str | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -447,8 +447,17 @@ class ImageRun:
             self.notes.old(sum(map(self._is_of_before, self.stored)), "image")
         gone = {i: one for i, one in gone.items() if i not in self.source.elsewhere}
         self.counts["gone"] = len(gone)
+        self._note_lost_corrections(gone)
         self.left.update(one.class_id for one in gone.values() if one.class_id is not None)
         self._delete({one.key for one in gone.values()})
+
+    def _note_lost_corrections(self, gone: Mapping[str, _Stored]) -> None:
+        """Note the gone images that were corrected by hand: if they come back, it is in the class of their source."""
+        names = self.tx.class_table().names
+        for i, one in gone.items():
+            if one.class_id is not None and one.class_id != self.source.before[i].class_id:
+                corrected = f"corrected to {names[one.class_id]!r} before, and gone with its correction"
+                self.notes.add("lost", f"{corrected}: {one.uri}")
 
     def _is_unusable(self, uri: str) -> bool:
         """Say whether the source lists an image, or a folder above it, that cannot be used now."""

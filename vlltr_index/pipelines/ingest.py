@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vlltr_index.data.grouping import Grouping
+from vlltr_index.data.grouping import AUTO, Grouping
 from vlltr_index.data.image_readers import read_images
 from vlltr_index.data.names import ClassNames, read_class_names
 from vlltr_index.data.objects import is_address
@@ -130,7 +130,7 @@ def ingest_images(
     Raises:
         InputError: If the source cannot be used, or all of its images are of unknown classes.
         UsageError: If the split is missing or is no name for one, or images of another than `train` are held out; or
-            `group` is no such way; or much is gone, and nobody agreed.
+            `group` is no such way, or puts no image into a group; or much is gone, and nobody agreed.
     """
     if hold_out is not None and (split != "train" or not 0.0 <= hold_out <= 0.9):
         raise UsageError("a share from 0 to 0.9 is held out of the training split", "Say so: --split train")
@@ -149,6 +149,8 @@ def ingest_images(
         items = () if gone else read(names, with_data=sync or grouping.how == "seconds")
         listing = Listing.of(items, sync, grouping, class_folders=is_address(path) or Path(path).is_dir())
         labels = listing.labels
+        if group is not None:
+            _check_grouping(grouping, listing, path)
         removed = source.removed(labels) if sync else set[str]()
         fresh = {name for name, where in labels.items() if create_classes or "train" in where} - removed
         classes = ingestion.resolve_classes(tx, list(labels), lambda name: name in fresh, source.classes)
@@ -173,6 +175,16 @@ def ingest_images(
         mute = _classes_without_text(tx)[0].intersection(classes.values())
         prompts = write_prompts(tx, mute)
         return _image_report(run, str(path), before, prompts=prompts, retired=retired, dry_run=dry_run)
+
+
+def _check_grouping(grouping: Grouping, listing: Listing, path: Path | str) -> None:
+    """Refuse a grouping that puts no training image of a source into a group."""
+    images = sum(splits["train"] for splits in listing.labels.values())
+    if grouping != AUTO and images and not listing.groups:
+        raise UsageError(
+            f"--group {grouping} puts none of the {plural(images, 'picture')} of {path} into a group",
+            "Say it another way, see vlltr ingest images --help, or leave it to --group auto.",
+        )
 
 
 def _command(path: Path | str, sync: bool, **options: object) -> str:

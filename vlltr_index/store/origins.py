@@ -143,6 +143,14 @@ def gave(
     return snapshot.store.exists("origins") and snapshot.count("origins", f"source = {quote(name)}") > 0
 
 
+def places(snapshot: Snapshot, kind: Literal["images", "sentences"]) -> list[str]:
+    """Return the addresses or paths of the sources that gave a workspace something."""
+    if not snapshot.store.exists("origins"):
+        return []
+    rows = snapshot.table("origins", ["source"], f"source LIKE '{kind} %'")
+    return sorted(name.removeprefix(f"{kind} ") for name in pc.unique(rows["source"]).to_pylist())
+
+
 def _name(kind: str, address: str, split: str | None) -> str:
     """Return the name of a source in the table."""
     return " ".join(filter(None, (kind, split, address)))
