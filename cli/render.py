@@ -209,7 +209,10 @@ def _index(report: IndexReport) -> list[str]:
 
 def baseline_line(row: BaselineRow) -> str:
     """Return a baseline with its settings and its note."""
-    chosen = ", ".join(f"{key} {value}" for key, value in row.settings.items())
+    chosen = ", ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in row.settings.items()
+    )
     facts = "; ".join(filter(None, (chosen, row.note)))
     return f"{row.label}: {facts}" if facts else row.label
 

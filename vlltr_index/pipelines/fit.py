@@ -318,7 +318,7 @@ def _measurement(maker: StepMaker, has_test: bool, has_texts: bool) -> Measureme
         cross_validate=cross,
         rules=tuple(
             maker.step(
-                "A simple rule on the same vectors",
+                f"A simple rule on the same vectors: {name}",
                 ("train", "baseline", name, *device),
                 train_baseline,
                 name=name,
