@@ -194,3 +194,50 @@ def test_pictures_of_a_file(tmp_path: Path) -> None:
         (f"{listing}:3", f"./a.png: {twice}"),
         (f"{listing}:5", "upload/1/0a1b2c3d-c.png: several files have its name: one/c.png, two/c.png"),
     ]
+
+
+def test_what_one_row_gets_wrong_stops_no_other(tmp_path: Path) -> None:
+    """A task whose result is no list, brackets without an end, a key that stands twice: each is named."""
+    put(tmp_path / "a.png", 0)
+    task = {"id": 7, "data": {"image": "a.png"}, "annotations": [{"result": 5}]}
+    rows = read(tmp_path / "tasks.json", json.dumps([task, {"path": "a.png", "class": "owl"}]))
+    assert good(rows) == [("a.png", "owl")]
+    assert "result" in bad(rows)[0][1]
+    deep = '{"path": "a.png", "class": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    twice = '{"path": "a.png", "class": "owl", "class": "tit"}'
+    nested = '{"path": "a.png", "class": ' + "[" * 900 + '"owl"' + "]" * 900 + "}"
+    rows = read(tmp_path / "rows.jsonl", "\n".join([deep, twice, nested]))
+    assert good(rows) == [("a.png", "owl")]
+    assert bad(rows)[1][1] == "not JSON: 'class' occurs twice"
+    with pytest.raises(InputError, match="the column 'class' stands there twice"):
+        read(tmp_path / "twice.csv", "path,class,class\na.png,owl,tit\n")
+
+
+def test_classes_that_are_neither_names_nor_numbers(tmp_path: Path) -> None:
+    """NaN is no class, whole floats are numbers, and what is of another type is refused with its value."""
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"path": ["a", "b"], "class": [2.0, float("nan")]}), path)
+    assert [(one.class_name, one.why) for one in read_labelled(path, tmp_path)] == [
+        ("2", ""),
+        (None, "no class"),
+    ]
+    pq.write_table(pa.table({"path": ["a", "b"], "class": [True, False]}), path)
+    assert {one.why for one in read_labelled(path, tmp_path)} == {
+        "a class is a name or a number, not True", "a class is a name or a number, not False"
+    }  # fmt: skip
+    pq.write_table(pa.table({"path": ["a"], "class": [b"owl"]}), path)
+    assert [one.why for one in read_labelled(path, tmp_path)] == ["a class is a name or a number, not b'owl'"]
+
+
+def test_any_column_may_name_the_groups(tmp_path: Path) -> None:
+    """It has to be there."""
+    path = tmp_path / "rows.csv"
+    path.write_text("path,class,camera\na.png,owl,north\n")
+    assert [one.group for one in read_labelled(path, tmp_path, group="camera")] == ["north"]
+    assert [one.group for one in read_labelled(path, tmp_path)] == [None]
+    with pytest.raises(InputError, match="no column 'site' to group by; it has 'path', 'class', 'camera'"):
+        list(read_labelled(path, tmp_path, group="site"))
+    put(tmp_path / "a.png", 0)
+    (record,) = read_images(path, "train", group_column="camera")
+    assert isinstance(record, ImageRecord)
+    assert record.group == "north"

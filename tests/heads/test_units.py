@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.support.bursts import bursts_of, scenes
 from vlltr_index.embedding.loading import stats_rows
 from vlltr_index.heads.bursts import bursts
-from vlltr_index.heads.units import number_observations, shared_units, units_of
+from vlltr_index.heads.units import join_copies, number_observations, shared_units, units_of
 from vlltr_index.tensors import unit_rows
 
 
@@ -124,3 +124,9 @@ def test_different_scenes_are_units_of_their_own() -> None:
         len(set(units_of(alike, torch.zeros(60, dtype=torch.int64), [None] * 60, thumbnails=thumbnails)))
         == 60
     )
+
+
+def test_copies_are_one_unit_in_whatever_groups_they_are() -> None:
+    """And so are the units that they are in; the first name stays."""
+    assert join_copies(["a", "b", "c", "b", "d"], [1, 2, 3, 1, 4]) == ["a", "a", "c", "a", "d"]
+    assert join_copies(["a", "b", "c"], [1, 1, 1]) == ["a", "a", "a"]

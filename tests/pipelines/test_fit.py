@@ -46,6 +46,8 @@ def test_pictures_are_held_out_and_taken_back(workspace: Workspace, shots: Path)
         ingest_images(workspace, shots, "train", hold_out=share)
         assert splits(workspace) == {**expected, ("hobby", "train"): 1}
     commits = len(workspace.history.ids())
+    ingest_images(workspace, shots, "train")
+    assert splits(workspace) == {**expected, ("hobby", "train"): 1}, "they stay held out"
     ingest_images(workspace, shots, "train", hold_out=0.9)
     assert splits(workspace)["kestrel", "train"] == 1
     report = ingest_images(workspace, shots, "train", hold_out=0.0)

@@ -8,11 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from tests.support.commands import run
-from tests.support.pictures import encoded, put, timed
+from tests.support.pictures import COLOURS, encoded, put, timed
 from vlltr_index.cli.render import report_lines
+from vlltr_index.embedding.loading import image_units
 from vlltr_index.errors import InputError, UsageError
 from vlltr_index.pipelines.ingest import ingest_images
 from vlltr_index.schemas.config import Recipe
@@ -167,3 +169,16 @@ def test_a_grouping_that_finds_nothing_is_refused(workspace: Workspace, shots: P
     assert refused.value.hint is not None
     assert "--group auto" in refused.value.hint
     assert workspace.history.last() == before
+
+
+def test_copies_belong_together_across_groups_and_classes(workspace: Workspace, tmp_path: Path) -> None:
+    """They are not held out apart."""
+    for place in ("owl/north/1.png", "owl/south/2.png", "tit/3.png"):
+        put(tmp_path / "data" / place)
+    put(tmp_path / "data" / "owl/south/4.png", encoded(COLOURS.rotate(180)))
+    put(tmp_path / "data" / "tit/5.png", encoded(COLOURS.rotate(90)))
+    ingest_images(workspace, tmp_path / "data", "train", group="folder")
+    rows = workspace.snapshot().table("images", ["image_id", "class_id", "uri"]).sort_by("uri")
+    owners = torch.tensor(rows["class_id"].to_pylist())
+    units = image_units(workspace.snapshot(), rows["image_id"].to_pylist(), owners, None)
+    assert units[0] == units[1] == units[2] == units[3] != units[4]

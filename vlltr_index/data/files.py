@@ -97,7 +97,7 @@ def files_below(
     within = above | {os.path.realpath(root / below)}
     for entry in found:
         name = f"{below}{entry.name}"
-        if entry.is_dir(follow_symlinks=follow_links) and os.path.realpath(entry.path) not in within:
+        if _is_folder(entry, follow_links) and os.path.realpath(entry.path) not in within:
             if os.path.isfile(os.path.join(entry.path, CONFIG_NAME)):
                 yield name, "a workspace, and no folder of data"
                 continue
@@ -106,6 +106,14 @@ def files_below(
             yield name, "its name is not UTF-8"
         else:
             yield name, unfit(entry.path, root, follow_links)
+
+
+def _is_folder(entry: os.DirEntry[str], follow_links: bool) -> bool:
+    """Say whether an entry is a folder; a link that leads to itself is none."""
+    try:
+        return entry.is_dir(follow_symlinks=follow_links)
+    except OSError:
+        return False
 
 
 def is_hidden(name: str) -> bool:
@@ -160,7 +168,7 @@ def read_json(path: Path, kind: Any, expected: str) -> Any:
 def parse_json(text: str, kind: Any, where: str, expected: str) -> Any:
     """Parse a JSON text as `read_json` does; `where` is its place in messages."""
     try:
-        return checked(json.loads(text, object_pairs_hook=_no_twins), kind, where, expected)
+        return checked(json.loads(text, object_pairs_hook=no_twins), kind, where, expected)
     except json.JSONDecodeError as error:
         cut = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
         why = "; the file seems to be cut off" if cut else ""
@@ -190,7 +198,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Make the dictionary of a JSON object, and refuse a key that occurs twice."""
     values = dict(pairs)
     if len(values) < len(pairs):

@@ -89,7 +89,7 @@ def read_images(
             raise InputError(
                 f"no such folder: {root}", "Name the one that the paths are relative to: --root DIR"
             )
-        rows = read_labelled(path, root, label_names)
+        rows = read_labelled(path, root, label_names, group_column)
         yield from _listed(path, rows, root.resolve(), split=split, follow_links=follow_links)
     elif kind == ".parquet" and os.path.isfile(path):
         with open_parquet(path, ["image"]) as file:
@@ -138,12 +138,17 @@ def _by_folder(
         own = class_name or folder
         if not why and not name.lower().endswith(ENDINGS):
             why = "not an image by its ending"
-        if why or not own:
+        label = ""
+        if not why and own:
+            try:
+                label = clean_name(own, where)
+            except InputError as error:
+                why = error.message.removeprefix(f"{where}: ")
+        if not label:
             links += why == LINK
             yield Skipped(where, why or "an image outside every class folder", where)
         else:
             found += 1
-            label = clean_name(own, where)
             yield ImageRecord(f"{label}/{name}" if class_name else name, where, label, split)
     folders = sorted(below.keys() - {""})
     if not class_name and len(folders) > 1 and all(name.lower() in _SPLIT_NAMES for name in folders):

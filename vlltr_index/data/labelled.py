@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Hashable, Iterable, Iterator, Sequence
+from math import isnan
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote
@@ -15,6 +17,7 @@ from pydantic import BaseModel
 from vlltr_index.data.files import (
     checked,
     files_below,
+    no_twins,
     open_parquet,
     read_json,
     read_lines,
@@ -103,7 +106,9 @@ def names_pictures(path: Path) -> bool:
         return any(name.casefold() in _PATHS for name in schema.names)
 
 
-def read_labelled(path: Path, root: Path, names: ClassNames | None = None) -> Iterator[Labelled]:
+def read_labelled(
+    path: Path, root: Path, names: ClassNames | None = None, group: str | None = None
+) -> Iterator[Labelled]:
     """Yield the pictures that a file names with their classes; what cannot be used says why.
 
     Args:
@@ -114,12 +119,13 @@ def read_labelled(path: Path, root: Path, names: ClassNames | None = None) -> It
             (labels.json beside the folder data, or samples.json).
         root: The folder that paths are relative to.
         names: Names of numeric labels.
+        group: The column of groups; default: `group`, if there is one.
 
     Raises:
         InputError: The file cannot be read, is of no known kind, has no columns of paths and classes, or a number that
             the names do not have.
     """
-    reader = _Reader(path, root, names)
+    reader = _Reader(path, root, names, group)
     kind = path.suffix.lower()
     if kind == ".json":
         yield from reader.json()
@@ -129,7 +135,7 @@ def read_labelled(path: Path, root: Path, names: ClassNames | None = None) -> It
         yield from reader.list_lines()
     elif kind == ".parquet":
         with open_parquet(path) as file:
-            columns = _columns(file.schema_arrow.names, str(path))
+            columns = _columns(file.schema_arrow.names, str(path), group)
         for where, row in read_rows(path, list(columns.values()), ()):
             yield reader.row(where, row, columns)
     else:
@@ -142,15 +148,20 @@ def _has_header(path: Path) -> bool:
     return len(found := first.split("\t")) > 1 and any(c.strip().casefold() in _PATHS for c in found)
 
 
-def _columns(names: Sequence[str], where: str) -> dict[str, str]:
+def _columns(names: Sequence[str], where: str, group: str | None = None) -> dict[str, str]:
     """Return the columns of path and class, and of split and group if there are any, by these words.
 
     Raises:
-        InputError: There is none of paths or of classes.
+        InputError: There is none of paths, of classes or of the groups that are asked for, or one stands there twice.
     """
     there = {name.strip().casefold(): name for name in reversed(names)}
     found = {"path": _first(there, _PATHS), "class": _first(there, _CLASSES)}
-    found |= {name: there.get(name) for name in ("split", "group")}
+    found |= {"split": there.get("split"), "group": group or there.get("group")}
+    if group is not None and group not in names:
+        listed = ", ".join(map(repr, names))
+        raise InputError(
+            f"{where}: no column {group!r} to group by; it has {listed}", "Name one: --group column:NAME"
+        )
     if (
         found["class"] is None and _ANNOTATION in there
     ):  # Label Studio names it as the project names the question
@@ -161,7 +172,11 @@ def _columns(names: Sequence[str], where: str) -> dict[str, str]:
             told = "names the files" if what == "path" else "names the classes"
             listed = ", ".join(map(repr, names)) or "none"
             raise InputError(f"{where}: no column that {told}; it has {listed}", _COLUMNS)
-    return {word: name for word, name in found.items() if name is not None}
+    used = {word: name for word, name in found.items() if name is not None}
+    for name in used.values():
+        if names.count(name) > 1:
+            raise InputError(f"{where}: the column {name!r} stands there twice", _COLUMNS)
+    return used
 
 
 def _first(there: dict[str, str], wanted: Sequence[str]) -> str | None:
@@ -190,12 +205,19 @@ class _Coco(BaseModel):
     categories: list[Category] = []
 
 
+class _Answers(BaseModel):
+    """What somebody said of a task."""
+
+    was_cancelled: bool | None = None
+    result: list[Any] | None = None
+
+
 class _Task(BaseModel):
     """A task in Label Studio's JSON: a picture, and who said what of it."""
 
     id: int | str | None = None
     data: dict[str, Any]
-    annotations: list[dict[str, Any]]
+    annotations: list[_Answers]
 
 
 class _FiftyOneLabels(BaseModel):
@@ -214,10 +236,11 @@ class _FiftyOneSamples(BaseModel):
 class _Reader:
     """Reader of one file; see `read_labelled`."""
 
-    def __init__(self, path: Path, root: Path, names: ClassNames | None) -> None:
+    def __init__(self, path: Path, root: Path, names: ClassNames | None, group: str | None) -> None:
         self._path = path
         self._root = root.resolve()
         self._names = names
+        self._group = group
 
     def list_lines(self) -> Iterator[Labelled]:
         """Yield the lines of a list."""
@@ -243,7 +266,7 @@ class _Reader:
         """Yield the rows of a CSV or TSV file."""
         records = read_records(self._path)
         _, header = next(records, ("", list[str]()))
-        columns = _columns(header, str(self._path))
+        columns = _columns(header, str(self._path), self._group)
         for where, fields in records:
             if len(fields) != len(header):
                 why = f"{len(fields)} fields, the header has {len(header)}"
@@ -256,7 +279,7 @@ class _Reader:
         for where, line in read_lines(self._path):
             if line.strip():
                 try:
-                    row = json.loads(line)
+                    row = json.loads(line, object_pairs_hook=no_twins)
                 except (ValueError, RecursionError) as error:
                     yield Labelled(where, line.strip()[:80], None, f"not JSON: {error}")
                 else:
@@ -267,10 +290,16 @@ class _Reader:
         value = read_json(self._path, Any, _JSON)
         if isinstance(value, list):
             for number, one in enumerate(value, 1):
-                if isinstance(one, dict) and "data" in one and "annotations" in one:
-                    yield self._task(checked(one, _Task, f"{self._path}: task {number}", _JSON), number)
+                where = f"{self._path}: task {number}"
+                if not (isinstance(one, dict) and "data" in one and "annotations" in one):
+                    yield self._object(where, one)
+                    continue
+                try:
+                    task = checked(one, _Task, where, _JSON)
+                except InputError as error:
+                    yield Labelled(where, "", None, error.message.removeprefix(f"{where}: "))
                 else:
-                    yield self._object(f"{self._path}: task {number}", one)
+                    yield self._task(task, number)
         elif isinstance(value, dict) and "samples" in value:
             yield from self._samples(checked(value, _FiftyOneSamples, str(self._path), _JSON).samples)
         elif isinstance(value, dict) and "labels" in value:
@@ -283,7 +312,7 @@ class _Reader:
         if not isinstance(row, dict):
             return Labelled(where, str(row)[:80], None, 'expected {"path": ..., "class": ...}')
         try:
-            columns = _columns(list(row), where)
+            columns = _columns(list(row), where, self._group)
         except InputError as error:
             return Labelled(where, "", None, f"{error.message.removeprefix(f'{where}: ')}. {error.hint}")
         return self.row(where, row, columns)
@@ -305,11 +334,11 @@ class _Reader:
         where = f"{self._path}: task {number if task.id is None else task.id}"
         texts = [value for value in task.data.values() if isinstance(value, str)]
         entry = task.data.get("image") or (texts[0] if len(texts) == 1 else None)
-        given = [one for one in task.annotations if not one.get("was_cancelled")]
+        given = [one for one in task.annotations if not one.was_cancelled]
         if not given:
             why = "skipped there" if task.annotations else "no annotation"
             return Labelled(where, str(entry), None, why)
-        results = [result for one in given for result in one.get("result") or ()]
+        results = [result for one in given for result in one.result or ()]
         chosen = [
             result.get("value")
             for result in results
@@ -384,6 +413,11 @@ class _Reader:
         labels = list(dict.fromkeys(_choices(label)))
         if place.startswith(("http://", "https://")):
             return Labelled(where, place, None, "an address of the web: fetch the file, and name the copy")
+        odd = [one for one in labels if isinstance(one, bool) or not isinstance(one, str | int)]
+        if odd:
+            return Labelled(
+                where, place, None, f"a class is a name or a number, not {odd[0]!r:.80}", names=names
+            )
         if len(labels) != 1:
             listed = " and ".join(map(repr, labels))
             why = f"two classes for one picture: {listed}" if labels else "no class"
@@ -415,20 +449,31 @@ def _unquoted(text: str) -> str:
     return text[1:-1] if len(text) > 2 and text[0] == text[-1] == '"' else text
 
 
-def _choices(value: Any) -> list[str | int]:
-    """Return the classes in a value: a name, a number, or what Label Studio writes where several were chosen."""
+def _choices(value: Any) -> list[Any]:
+    """Return the classes in a value: a name, a number, or what Label Studio writes where several were chosen.
+
+    Whole numbers that a table stores as floats are numbers, and NaN is none; other things are returned as they are.
+    """
     if isinstance(value, str) and value.lstrip().startswith(("{", "[")) and '"choices"' in value:
         try:
-            return _choices(json.loads(value))
-        except ValueError:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
             return [value.strip()]
-    if isinstance(value, dict):
-        return _choices(value.get("choices"))
-    if isinstance(value, list):
-        return [one for part in value for one in _choices(part)]
-    if isinstance(value, str):
-        return [value.strip()] if value.strip() else []
-    return [] if value is None else [value if isinstance(value, int) else str(value)]
+    found = []
+    left = deque([value])
+    while left:
+        one = left.popleft()
+        if isinstance(one, dict):
+            left.appendleft(one.get("choices"))
+        elif isinstance(one, list):
+            left.extendleft(reversed(one))
+        elif isinstance(one, str):
+            found += [one.strip()] if one.strip() else []
+        elif isinstance(one, float):
+            found += [] if isnan(one) else [int(one) if one.is_integer() else one]
+        elif one is not None:
+            found.append(one)
+    return found
 
 
 def _place(entry: str, root: Path) -> tuple[str, tuple[str, ...]]:
@@ -451,7 +496,7 @@ def _place(entry: str, root: Path) -> tuple[str, tuple[str, ...]]:
 def _below(path: str, root: Path) -> str:
     """Return a path below a folder above `root` as one below `root`, if its first folders are `root`'s last ones."""
     parts = PurePosixPath(path.lstrip("/")).parts
-    if not root.joinpath(*parts).exists():
+    if not os.path.exists(root.joinpath(*parts)):  # False for names that are too long, too
         for count in range(len(parts) - 1, 0, -1):
             if root.parts[-count:] == parts[:count]:
                 return "/".join(parts[count:])

@@ -23,7 +23,7 @@ from vlltr_index.errors import (
 )
 from vlltr_index.heads.bursts import folder_of
 from vlltr_index.heads.plda import unit_sums
-from vlltr_index.heads.units import number_observations, units_of
+from vlltr_index.heads.units import join_copies, number_observations, units_of
 from vlltr_index.schemas.config import AugmentConfig, EncoderConfig
 from vlltr_index.schemas.fingerprint import digest_json
 from vlltr_index.schemas.tables import class_stats as class_stats_schema
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from vlltr_index.store.workspace import Workspace
 
 _SENTENCES_AT_ONCE = 100_000
-_EVIDENCE = ("group", "taken", "uri", "thumbnail")
+_EVIDENCE = ("group", "taken", "uri", "thumbnail", "content_hash")
 _NO_THUMBNAIL = bytes(THUMBNAIL**2)
 _FEW = 1000  # images that are looked up by a condition instead of a scan
 
@@ -102,7 +102,7 @@ def usable_images(snapshot: Snapshot, split: str, columns: list[str]) -> pa.Tabl
 def image_units(
     snapshot: Snapshot, image_ids: Sequence[str], class_ids: Tensor, features: Tensor | None
 ) -> list[str]:
-    """Name the unit of each image: those that belong together have the same, see `units_of`.
+    """Name the unit of each image: those that belong together have the same, see `units_of`; copies always do.
 
     Args:
         snapshot: Where the images are.
@@ -113,8 +113,8 @@ def image_units(
     where = one_of("image_id", image_ids) if len(image_ids) <= _FEW else "problem IS NULL"
     rows = snapshot.table("images", ["image_id", *_EVIDENCE], where)
     rows = rows.take(pc.index_in(pa.array(image_ids, pa.string()), rows["image_id"].combine_chunks()))
-    groups, taken, uris, small = (rows[name].to_pylist() for name in _EVIDENCE)
-    return units_of(
+    groups, taken, uris, small, contents = (rows[name].to_pylist() for name in _EVIDENCE)
+    units = units_of(
         features,
         torch.unique(class_ids, return_inverse=True)[1],
         groups,
@@ -122,6 +122,7 @@ def image_units(
         places=[folder_of(uri) for uri in uris],
         thumbnails=thumbnail_tensor(small),
     )
+    return join_copies(units, contents)
 
 
 def thumbnail_tensor(thumbnails: Sequence[bytes | None]) -> Tensor:

@@ -70,6 +70,22 @@ def units_of(
     ]
 
 
+def join_copies(units: Sequence[str], contents: Sequence[Hashable]) -> list[str]:
+    """Return units of which no two have images of one content, in whatever groups or classes: the first name stays.
+
+    Args:
+        units: The unit of each image.
+        contents: What each image's content is known by.
+    """
+    names = list(dict.fromkeys(units))
+    numbers = {name: n for n, name in enumerate(names)}
+    parts = _Parts(len(names))
+    first: dict[Hashable, int] = {}
+    for unit, content in zip(units, contents, strict=True):
+        parts.join(numbers[unit], first.setdefault(content, numbers[unit]))
+    return [names[parts.root(numbers[unit])] for unit in units]
+
+
 class _Parts:
     """Numbers from 0 to N - 1 in parts, each known by its smallest number."""
 

@@ -82,12 +82,14 @@ class Measured:
         data: N images.
         units: Int64 [N], the unit of each image, from 0.
         answering: The commit's model for all of them, or the folds' models, each for its own.
+        torn: How many images of the folds are left out, see `Fold.torn`.
     """
 
     split: str
     data: ImageSet
     units: Tensor
     answering: tuple[Answering, ...]
+    torn: int = 0
 
     @property
     def folds(self) -> int:
@@ -193,7 +195,7 @@ def evaluation(
     seen = f"{crops} crops an image" if crops != 1 else ""
     notes = dict.fromkeys(answers, seen)
     fusion = measured.answering[0].model.fusion
-    notes[METHOD] = "; ".join(filter(None, (_rule_note(fusion), seen)))
+    notes[METHOD] = "; ".join(filter(None, (_rule_note(fusion), seen, _torn_note(measured.torn))))
     for row, scores in _baselines(workspace, snapshot, measured, progress):
         answers[row.label] = _row_answers(row, scores, class_ids, labels)
         notes[row.label] = row.note
@@ -253,7 +255,15 @@ def _measured(model: Model, snapshot: Snapshot, split: str | None) -> Measured:
     )
     answering = (Answering(fold.model, mine, fold.without) for fold, mine in zip(folds, places, strict=True))
     named = [unit for fold in folds for unit in fold.units]
-    return Measured(split, data, _numbered(named), tuple(answering))
+    return Measured(split, data, _numbered(named), tuple(answering), sum(fold.torn for fold in folds))
+
+
+def _torn_note(images: int) -> str:
+    """Say that images were left out, if some were."""
+    if not images:
+        return ""
+    left = plural(images, "image is", "images are")
+    return f"{left} left out, as images that belong to them came or moved since: vlltr cross-validate"
 
 
 def _numbered(units: Sequence[str]) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from vlltr_index.data.decoding import Probe
 from vlltr_index.embedding.loading import thumbnail_tensor
 from vlltr_index.heads.bursts import folder_of
-from vlltr_index.heads.units import units_of
+from vlltr_index.heads.units import join_copies, units_of
 from vlltr_index.schemas.records import ImageRecord
 
 
@@ -60,6 +60,7 @@ def _orders(images: Sequence[tuple[ImageRecord, Probe]]) -> list[str]:
         places=[folder_of(record.uri) for record, _ in images],
         thumbnails=thumbnail_tensor([found.thumbnail for _, found in images]),
     )
+    units = join_copies(units, [found.content_hash or record.uri for record, found in images])
     least: dict[str, str] = {}
     for unit, (record, _) in zip(units, images, strict=True):
         own = hashlib.sha256(os.fsencode(record.group or record.source)).hexdigest()

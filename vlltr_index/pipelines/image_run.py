@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -75,14 +75,14 @@ class Listing:
         return found
 
     def dealt(
-        self, items: Iterable[ImageRecord | Skipped], held: Collection[str]
+        self, items: Iterable[ImageRecord | Skipped], held: Callable[[str], bool]
     ) -> Iterator[ImageRecord | Skipped]:
         """Yield the items of the source with their groups; images whose sources are `held` out are of split `test`."""
         for item in items:
             if isinstance(item, Skipped):
                 yield item
             else:
-                split = "test" if item.source in held else item.split
+                split = "test" if held(item.source) else item.split
                 yield replace(item, split=split, group=self.groups.get((item.split, item.source)))
 
 
@@ -230,13 +230,15 @@ class ImageRun:
         self.past = {(one.split, one.source): i for one, i in found.items()}
         self.of_content = {self.stored[i].content: i for i in found.values()}
 
-    def held_out(self, listing: Listing, items: Iterable[ImageRecord | Skipped]) -> frozenset[str]:
+    def held_out(self, listing: Listing, items: Iterable[ImageRecord | Skipped]) -> Callable[[str], bool]:
         """Choose the sources of the images that go to split `test` instead of `train`.
 
         The `items` of the source are looked at only where images are drawn.
         """
         if self.share == 0.0:
-            return frozenset()
+            return _none
+        if self.share is None and self.past is None and self.asked == "train":
+            return self._was_held_out
         past = {source: i for (_, source), i in (self.past or {}).items()}
         kept = {}
         for one in listing.images:
@@ -246,10 +248,16 @@ class ImageRun:
                 split = before.dealt if self.share else self.stored[was].split
                 kept[one.source] = split == "test"
         if self.share is None and not any(kept.values()):
-            return frozenset()
+            return _none
         from vlltr_index.pipelines.hold_out import draw
 
-        return draw(list(self._looked_at(listing.dealt(items, ()))), self.share or 0.0, kept)
+        drawn = draw(list(self._looked_at(listing.dealt(items, _none))), self.share or 0.0, kept)
+        return drawn.__contains__
+
+    def _was_held_out(self, source: str) -> bool:
+        """Say whether an image of that name was dealt to split `test` before, and is there."""
+        i = ingestion.image_id("test", source)
+        return i in self.stored and i in self.source.before and self.source.before[i].dealt == "test"
 
     def _looked_at(self, items: Iterable[ImageRecord | Skipped]) -> Iterator[tuple[ImageRecord, Probe]]:
         """Yield the images of known classes without their bytes, and what is found in them, which is kept."""
@@ -501,6 +509,11 @@ class ImageRun:
             row["image_id"] = ingestion.image_id(record.split, record.uri, self.side)
             there = self.stored.get(ingestion.image_id(record.split, record.uri))
         return None if there is None else there.key
+
+
+def _none(source: str) -> bool:
+    """Hold nothing out."""
+    return False
 
 
 def counted(names: Counter[str]) -> str:

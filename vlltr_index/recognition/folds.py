@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -15,8 +16,17 @@ import torch
 from torch import Tensor
 
 from vlltr_index.anchors.anss import ranks_in_runs
-from vlltr_index.embedding.loading import image_vectors_of, numbers, text_vectors_of, usable_images
-from vlltr_index.errors import WorkspaceError
+from vlltr_index.embedding.loading import (
+    content_ids,
+    content_vectors,
+    image_units,
+    image_vectors_of,
+    numbers,
+    text_vectors_of,
+    usable_images,
+)
+from vlltr_index.embedding.vectors import embedded
+from vlltr_index.errors import MissingStepError, WorkspaceError
 from vlltr_index.heads.checkpoint import SavedHead, load_head, save_head
 from vlltr_index.heads.plda import unit_sums
 from vlltr_index.heads.units import number_observations
@@ -87,6 +97,7 @@ class Fold:
         features: Float [N, D], stored vectors, unnormalised.
         units: The unit of each image.
         without: The ids of all images that the model was fitted without.
+        torn: How many of these are not among the N, as the model learned from images that belong to them now.
     """
 
     model: Model
@@ -95,6 +106,7 @@ class Fold:
     features: Tensor
     units: list[str]
     without: frozenset[str]
+    torn: int
 
 
 class Folds:
@@ -107,6 +119,7 @@ class Folds:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._heads: dict[int, SavedHead] = {}
+        self._last: tuple[pa.Table, frozenset[str]] | None = None
         try:
             self.number = FoldsManifest.load(folder / "folds.json").folds
             self._deal = pa.ipc.open_file(pa.memory_map(str(folder / "images.arrow"))).read_all()
@@ -154,6 +167,10 @@ class Folds:
             ),
         )
         asked = torch.isin(owners, stats.class_ids)
+        apart = self._torn(snapshot)
+        torn = torch.tensor([image_id in apart for image_id in ids], dtype=torch.bool)
+        lost = int((asked & torn).sum())
+        asked &= ~torn
         return Fold(
             model=fitted,
             image_ids=list(compress(ids, asked.tolist())),
@@ -161,7 +178,43 @@ class Folds:
             features=features[asked],
             units=list(compress(units, asked.tolist())),
             without=out,
+            torn=lost,
         )
+
+    def _torn(self, snapshot: Snapshot) -> frozenset[str]:
+        """Return the ids of images that belong together now, and are not all in one fold.
+
+        Only in classes whose images are others than they were; those that were never embedded are in no model.
+        """
+        rows = usable_images(snapshot, "train", ["content_hash"])
+        if self._last is not None and self._last[0].equals(rows):
+            return self._last[1]
+        now = _contents_by_class(rows)
+        dealt = _contents_by_class(self._deal)
+        changed = [owner for owner in dealt.keys() & now.keys() if dealt[owner] != now[owner]]
+        rows_left = rows.filter(pc.is_in(rows["class_id"], pa.array(changed, pa.int32())))
+        contents = content_ids(snapshot, rows_left["image_id"].to_pylist())
+        there = embedded(snapshot, snapshot.commit.image_fp or "", contents)
+        mine = rows_left.filter(pa.array(there, pa.bool_()))
+        found: frozenset[str] = frozenset()
+        if mine.num_rows:
+            found = self._across_folds(
+                snapshot, mine, content_vectors(snapshot, list(compress(contents, there)))
+            )
+        self._last = (rows, found)
+        return found
+
+    def _across_folds(self, snapshot: Snapshot, rows: pa.Table, features: Tensor) -> frozenset[str]:
+        """Return the ids of images of units that are not in one fold."""
+        ids = rows["image_id"].to_pylist()
+        units = image_units(snapshot, ids, numbers(rows, "class_id"), features)
+        fold_of = dict(
+            zip(self._deal["content_hash"].to_pylist(), self._deal["fold"].to_pylist(), strict=True)
+        )
+        folds: dict[str, set[int | None]] = defaultdict(set)
+        for unit, content in zip(units, rows["content_hash"].to_pylist(), strict=True):
+            folds[unit].add(fold_of.get(content))
+        return frozenset(i for i, unit in zip(ids, units, strict=True) if len(folds[unit]) > 1)
 
     @cached_property
     def _units(self) -> list[dict[tuple[str, int | None], str]]:
@@ -217,6 +270,14 @@ class Folds:
         return Anchors.of(rows, vectors, losses, own.selection_id)
 
 
+def _contents_by_class(rows: pa.Table) -> dict[int, set[str]]:
+    """Return the contents of each class's images."""
+    found: dict[int, set[str]] = defaultdict(set)
+    for owner, content in zip(rows["class_id"].to_pylist(), rows["content_hash"].to_pylist(), strict=True):
+        found[owner].add(content)
+    return found
+
+
 def _images_without(model: Model, out: frozenset[str], class_id: int) -> tuple[pa.Table, Tensor]:
     """Return a class's training images as `ModelState.class_images` does, but for some."""
     rows, vectors = model.state.class_images(class_id)
@@ -234,7 +295,11 @@ def open_folds(snapshot: Snapshot) -> Folds | None:
     commit = snapshot.commit
     if not commit.info.folds or commit.info.folds.head != commit.head:
         return None
-    return Folds(snapshot.objects.whole("heads", commit.info.folds.digest))
+    try:
+        folder = snapshot.objects.whole("heads", commit.info.folds.digest)
+    except (MissingStepError, WorkspaceError) as error:
+        raise type(error)(error.message, _AGAIN) from None
+    return Folds(folder)
 
 
 def _without(stats: ClassStats, owners: Tensor, features: Tensor, units: Sequence[str]) -> ClassStats:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
@@ -214,9 +214,17 @@ def note_aliases(
 
 def file_of(uri: str) -> str:
     """Return the path of the file behind an image's URI: for a row of a Parquet file, that file."""
-    return uri if is_address(uri) or Path(uri).exists() else uri.rpartition("#")[0] or uri
+    return uri if is_address(uri) or os.path.exists(uri) else uri.rpartition("#")[0] or uri
 
 
 def is_gone(uri: str) -> bool:
-    """Say whether the file at an image's URI no longer exists; False for object storage, where it is not checked."""
-    return not (is_address(uri) or Path(file_of(uri)).exists())
+    """Say whether the file at an image's URI no longer exists; False where that is not checked, or cannot be told."""
+    if is_address(uri):
+        return False
+    try:
+        os.stat(file_of(uri))
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:  # it cannot be told
+        return False
+    return False
