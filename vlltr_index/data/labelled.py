@@ -459,7 +459,7 @@ def _choices(value: Any) -> list[Any]:
             value = json.loads(value)
         except (ValueError, RecursionError):
             return [value.strip()]
-    found = []
+    found: list[Any] = []
     left = deque([value])
     while left:
         one = left.popleft()
