@@ -72,7 +72,7 @@ def bucket(server: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> B
 @pytest.fixture(scope="session")
 def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace on the small slice of Glyphs-LT with every step done, made by the first process that needs it;
-    training is one short epoch. Nothing may write into it.
+    training is two short epochs. Nothing may write into it.
     """
     from vlltr_index.data.glyphs import glyph_files
     from vlltr_index.pipelines.ingest import ingest_images, ingest_text
@@ -87,7 +87,7 @@ def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
             return folder
         data = glyph_files(fast=True)
         recipe = override(
-            load_recipe("glyphs_lt/fast"), ("cvlp.epochs=1", "lgr.epochs=1", "baseline.epochs=1")
+            load_recipe("glyphs_lt/fast"), ("cvlp.epochs=2", "lgr.epochs=1", "baseline.epochs=1")
         )
         workspace = Workspace.create(tmp_path_factory.mktemp("training") / "workspace", recipe)
         ingest_text(workspace, data.texts)

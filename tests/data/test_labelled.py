@@ -198,7 +198,7 @@ def test_pictures_of_a_file(tmp_path: Path) -> None:
 
 def test_what_one_row_gets_wrong_stops_no_other(tmp_path: Path) -> None:
     """A task whose result is no list, brackets without an end, a key that stands twice: each is named."""
-    put(tmp_path / "a.png", 0)
+    put(tmp_path / "a.png")
     task = {"id": 7, "data": {"image": "a.png"}, "annotations": [{"result": 5}]}
     rows = read(tmp_path / "tasks.json", json.dumps([task, {"path": "a.png", "class": "owl"}]))
     assert good(rows) == [("a.png", "owl")]
@@ -237,7 +237,7 @@ def test_any_column_may_name_the_groups(tmp_path: Path) -> None:
     assert [one.group for one in read_labelled(path, tmp_path)] == [None]
     with pytest.raises(InputError, match="no column 'site' to group by; it has 'path', 'class', 'camera'"):
         list(read_labelled(path, tmp_path, group="site"))
-    put(tmp_path / "a.png", 0)
+    put(tmp_path / "a.png")
     (record,) = read_images(path, "train", group_column="camera")
     assert isinstance(record, ImageRecord)
     assert record.group == "north"

@@ -163,19 +163,22 @@ def test_completion_answers() -> None:
 
 
 def test_threads_are_set_before_torch_is_loaded(tmp_path: Path) -> None:
-    """By an option in front of the command or behind it, or by the environment."""
+    """So that the command computes with as many."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")}
-    command = [sys.executable, "-m", "vlltr_index.cli"]
-    ways = ("--threads 1 doctor", {}), ("doctor --threads 1", {}), ("doctor", {"VLLTR_THREADS": "1"})
-    for words, more in ways:
-        told = subprocess.run(
-            [*command, *words.split()],
-            cwd=tmp_path,
-            env={**environment, **more},
-            text=True,
-            capture_output=True,
-        )
-        assert "the processor, 1 thread" + ("; no GPU: " if torch.version.cuda else "\n") in told.stdout
+    command = [sys.executable, "-m", "vlltr_index.cli", "doctor", "--threads", "1"]
+    told = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True)
+    assert "the processor, 1 thread" + ("; no GPU: " if torch.version.cuda else "\n") in told.stdout
+
+
+@pytest.mark.parametrize("words", ["--threads 3 status", "status --threads 3", "status"])
+def test_threads_are_said_in_front_of_the_command_behind_it_or_by_the_environment(
+    trained_once: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    """The option counts before the environment."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")  # given back in the end
+    monkeypatch.setenv("VLLTR_THREADS", "3" if words == "status" else "5")
+    assert run(capsys, "-w", trained_once, *words.split())[0] == 0
+    assert os.environ["OMP_NUM_THREADS"] == "3"
 
 
 @pytest.mark.parametrize(("busy", "threads"), [(0.0, 4), (50.0, 2), (100.0, 1)])
