@@ -176,6 +176,7 @@ def test_anchors_without_some_images_are_as_if_these_had_never_been_there(traine
     torch.testing.assert_close(found.losses, wanted.losses, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_training_and_changes_select_as_the_selection_did(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -202,6 +202,7 @@ def test_what_is_refused_is_told_and_changes_nothing(small: Workspace, world: Wo
     assert commits(small) == at
 
 
+@pytest.mark.slow
 def test_dry_runs_commit_nothing(small: Workspace, world: World, names: list[str]) -> None:
     """Each change can be looked at first: commits and rows stay, and the next writer finds nothing to put back."""
     at, before = commits(small), state(small)

@@ -38,6 +38,7 @@ def test_one_class_is_not_explained_against_itself(
     assert (code, err) == (1, "Error: no class ''\nList all: vlltr classes list\n")
 
 
+@pytest.mark.slow
 def test_damaged_checkpoints(trained: Workspace, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Weights cut short, and stage 1's classifier cut short or another file: the commands that make them again."""
     commit = trained.history.last()

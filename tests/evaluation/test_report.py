@@ -211,6 +211,7 @@ def test_files_that_cannot_be_written(trained: Workspace, tmp_path: Path) -> Non
     assert sorted(p.name for p in tmp_path.iterdir()) == ["taken.html", "trained"]
 
 
+@pytest.mark.slow
 def test_the_command(trained: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Path and figures on stdout, under --json too; an unknown row is a usage error that names those there are."""
     target = tmp_path / "report.html"

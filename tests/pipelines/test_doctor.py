@@ -162,6 +162,7 @@ def test_completion_answers() -> None:
     assert complete("vlltr ingest wikipedia --hi") == ["plain,--hint"]
 
 
+@pytest.mark.slow
 def test_threads_are_set_before_torch_is_loaded(tmp_path: Path) -> None:
     """So that the command computes with as many."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")}

@@ -433,6 +433,7 @@ def test_objects_are_those_that_the_record_names(folder: Path) -> None:
         read_model(folder)
 
 
+@pytest.mark.slow
 def test_flipped_bits_end_in_words_or_in_answers(folder: Path) -> None:
     """Of a table's file and of its footer, signed anew."""
     draw = random.Random(7)

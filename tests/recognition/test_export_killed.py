@@ -57,6 +57,7 @@ def killed(work: Callable[[], None], moment: int) -> bool:
         os._exit(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replaced", [False, True])
 def test_killed_at_every_moment(workspace: Workspace, tmp_path: Path, replaced: bool) -> None:
     """What was left is told, whoever opens the folder finds a whole one, and the next export sweeps."""
@@ -138,6 +139,7 @@ def test_one_export_at_a_time(workspace: Workspace, tmp_path: Path) -> None:
         assert (new / "x").exists()
 
 
+@pytest.mark.slow
 def test_the_doctor_names_what_was_left(
     workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

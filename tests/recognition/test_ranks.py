@@ -184,6 +184,7 @@ def test_the_command(
     assert "class" in {row["answer_rank"] for row in rows} <= {"class", "half", ""}
 
 
+@pytest.mark.slow
 def test_an_evaluation_by_rank(
     tree: Workspace, trained_once: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

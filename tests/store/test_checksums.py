@@ -91,6 +91,7 @@ def plain(row: dict[str, Any], schema: pa.Schema) -> int:
     return (total + 2**63) % 2**64 - 2**63
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCHEMAS)
 @given(data=st.data())
 @settings(max_examples=200, deadline=None)

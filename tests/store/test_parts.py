@@ -75,6 +75,7 @@ def check_same(workspace: Workspace) -> None:
     assert "say what it answers" in commit.value
 
 
+@pytest.mark.slow
 def test_every_change_writes_what_it_changed(workspace: Workspace, world: World) -> None:
     """After each kind of change parts and tables say the same, and most changes write little."""
     check_same(workspace)
@@ -99,6 +100,7 @@ def test_every_change_writes_what_it_changed(workspace: Workspace, world: World)
     assert workspace.history.last().parts == before  # it changed nothing that they hold
 
 
+@pytest.mark.slow
 def test_changes_are_merged_and_in_the_end_a_new_base(workspace: Workspace, world: World) -> None:
     """Parts stay few: small ones are merged, and above an eighth of the base all become a new one."""
     first = workspace.history.last().parts[0]
@@ -189,6 +191,7 @@ FLIPPED = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", FLIPPED)
 def test_flips_in_tables_change_no_answer(workspace: Workspace, world: World, table: str) -> None:
     """Each leaves the answers as they were, or ends with an error in words."""

@@ -93,6 +93,7 @@ def test_objects_are_named_by_their_content(workspace: Workspace) -> None:
             workspace.objects.path(kind, digest)  # type: ignore[arg-type]  # two of its kinds
 
 
+@pytest.mark.slow
 def test_status_and_history_load_no_torch(workspace: Workspace) -> None:
     """Opening, reading and status work without torch, open_clip and faiss."""
     code = (
