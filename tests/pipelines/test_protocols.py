@@ -94,7 +94,7 @@ def check(folder: Path, name: str, images: int) -> None:
     report = json.loads(path.read_text(encoding="utf-8"))
     assert report["images"] == images
     assert set(report["rows"]) >= {"vl-ltr", "image branch", "text branch"}
-    assert 0 <= report["calibration_error"]["vl-ltr"] <= 1
+    assert report["calibration_error"] == {}  # of so few
     found = recorded(folder)
     recipe: Recipe = found["recipe"]
     assert found["named"] == (recipe.protocol, name)
