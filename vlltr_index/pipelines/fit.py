@@ -231,9 +231,10 @@ def plan_fit(
             ("Pictures to learn from", "train", sources.train),
             ("Pictures to measure on", "test", sources.test),
         ]
-    gone = _gone(sync, sources)
     snapshot = maker.workspace.snapshot()
-    held_out = 0 if any("test" in step.argv for step in gone) else snapshot.count("images", _TEST)
+    gone_texts = _gone_texts(sync, sources)
+    gone_tests = _gone_tests(sync, sources)
+    held_out = 0 if gone_tests else snapshot.count("images", _TEST)
     has_test = sources.test is not None or held_out >= _ENOUGH
     remarks = []
     if sources.texts is None:
@@ -247,7 +248,7 @@ def plan_fit(
     return FitPlan(
         texts=None if sources.texts is None else sync.texts(sources.texts),
         pictures=tuple(sync.pictures(title, path, split=split, group=group) for title, split, path in asked),
-        gone=gone,
+        gone=(*gone_texts, *gone_tests),
         train=() if dry_run else tuple(plan_training(maker, stage_one=False).values()),
         measure=_measurement(maker, has_test, bool(sources.texts)) if measure and not dry_run else None,
         remarks=tuple(remarks),
@@ -292,15 +293,19 @@ class _Sync:
         )
 
 
-def _gone(sync: _Sync, sources: Sources) -> tuple[Step[IngestReport], ...]:
-    """Return the steps that remove what came from texts or test pictures in the folder that are no more."""
+def _gone_texts(sync: _Sync, sources: Sources) -> list[Step[IngestReport]]:
+    """Return the steps that remove what came from texts in the folder that are no more."""
     snapshot = sync.maker.workspace.snapshot()
     texts = [sources.folder / name for name in _TEXTS]
-    steps = [sync.texts(path) for path in texts if not path.exists() and gave(snapshot, "sentences", path)]
-    for path in (sources.folder / name for name in _TESTS):
-        if not path.exists() and gave(snapshot, "images", path, "test"):
-            steps.append(sync.pictures("Pictures that are no more", path, split="test"))
-    return tuple(steps)
+    return [sync.texts(path) for path in texts if not path.exists() and gave(snapshot, "sentences", path)]
+
+
+def _gone_tests(sync: _Sync, sources: Sources) -> list[Step[IngestReport]]:
+    """Return the steps that remove what came from folders of test pictures that are no more."""
+    snapshot = sync.maker.workspace.snapshot()
+    tests = [sources.folder / name for name in _TESTS]
+    gone = [path for path in tests if not path.exists() and gave(snapshot, "images", path, "test")]
+    return [sync.pictures("Pictures that are no more", path, split="test") for path in gone]
 
 
 def _measurement(maker: StepMaker, has_test: bool, has_texts: bool) -> Measurement:

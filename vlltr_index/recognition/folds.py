@@ -17,7 +17,6 @@ from torch import Tensor
 
 from vlltr_index.anchors.anss import ranks_in_runs
 from vlltr_index.embedding.loading import (
-    content_ids,
     content_vectors,
     image_units,
     image_vectors_of,
@@ -32,6 +31,7 @@ from vlltr_index.heads.plda import unit_sums
 from vlltr_index.heads.units import number_observations
 from vlltr_index.recognition.state import TEXT_COLUMNS, Anchors, ClassStats, texts_of
 from vlltr_index.schemas.manifests import Manifest
+from vlltr_index.schemas.tables import content_id
 from vlltr_index.tensors import class_positions, unit_rows
 
 if TYPE_CHECKING:
@@ -144,6 +144,7 @@ class Folds:
         """
         snapshot = model.state.snapshot
         rows = usable_images(snapshot, "train", ["content_hash"])
+        apart = self._torn(snapshot, rows)
         unit_of = self._units[number]
         named = zip(rows["content_hash"].to_pylist(), rows["class_id"].to_pylist(), strict=True)
         found = [unit_of.get((content, None), unit_of.get((content, owner))) for content, owner in named]
@@ -167,7 +168,6 @@ class Folds:
             ),
         )
         asked = torch.isin(owners, stats.class_ids)
-        apart = self._torn(snapshot)
         torn = torch.tensor([image_id in apart for image_id in ids], dtype=torch.bool)
         lost = int((asked & torn).sum())
         asked &= ~torn
@@ -181,21 +181,20 @@ class Folds:
             torn=lost,
         )
 
-    def _torn(self, snapshot: Snapshot) -> frozenset[str]:
-        """Return the ids of images that belong together now, and are not all in one fold.
+    def _torn(self, snapshot: Snapshot, rows: pa.Table) -> frozenset[str]:
+        """Return the ids of those training images that belong together now, and are not all in one fold.
 
         Only in classes whose images are others than they were; those that were never embedded are in no model.
         """
-        rows = usable_images(snapshot, "train", ["content_hash"])
         if self._last is not None and self._last[0].equals(rows):
             return self._last[1]
         now = _contents_by_class(rows)
         dealt = _contents_by_class(self._deal)
         changed = [owner for owner in dealt.keys() & now.keys() if dealt[owner] != now[owner]]
-        rows_left = rows.filter(pc.is_in(rows["class_id"], pa.array(changed, pa.int32())))
-        contents = content_ids(snapshot, rows_left["image_id"].to_pylist())
+        others = rows.filter(pc.is_in(rows["class_id"], pa.array(changed, pa.int32())))
+        contents = list(map(content_id, others["image_id"].to_pylist(), others["content_hash"].to_pylist()))
         there = embedded(snapshot, snapshot.commit.image_fp or "", contents)
-        mine = rows_left.filter(pa.array(there, pa.bool_()))
+        mine = others.filter(pa.array(there, pa.bool_()))
         found: frozenset[str] = frozenset()
         if mine.num_rows:
             found = self._across_folds(

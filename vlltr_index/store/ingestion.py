@@ -223,8 +223,6 @@ def is_gone(uri: str) -> bool:
         return False
     try:
         os.stat(file_of(uri))
-    except (FileNotFoundError, NotADirectoryError):
-        return True
-    except OSError:  # it cannot be told
-        return False
+    except OSError as error:
+        return isinstance(error, FileNotFoundError | NotADirectoryError)
     return False

@@ -9,8 +9,8 @@ the same shares of the classes. Beside the interval stands that of a plain boots
 
 Of the first six kinds draws 0 to 9 are left out: near duplicates were tuned with some of them in sight, and after them
 the truth was weighed by what each fold was asked, and all answers of a unit were made to count as one. Of reposts draws
-0 to 59 are left out: after them copies that are cut and enlarged were looked for. The other three kinds nobody had
-looked at.
+0 to 59 are left out: after them copies that are cut and enlarged were looked for. The other three kinds were drawn once
+before, with other noise; nothing was tuned with them in sight.
 """
 
 from __future__ import annotations
