@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from vlltr_index.data.decoding import THUMBNAIL
-from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import (
     EncoderError,
     FingerprintMismatch,
@@ -32,6 +31,7 @@ from vlltr_index.store.tables import one_of, quote
 from vlltr_index.tensors import class_positions, unit_rows
 
 if TYPE_CHECKING:
+    from vlltr_index.encoders.encoder import Encoder
     from vlltr_index.store.snapshot import Snapshot, Source
     from vlltr_index.store.workspace import Workspace
 
@@ -56,7 +56,7 @@ def open_encoder(source: Source, check: bool = True, device: str | torch.device 
     if isinstance(config, str):
         folder = source.objects.path("checkpoints", config)
         try:
-            encoder = Encoder.open(folder, device=device)
+            encoder = saved_encoder(folder, device)
         except EncoderError as error:
             raise EncoderError(
                 error.message,
@@ -86,8 +86,22 @@ def open_encoder(source: Source, check: bool = True, device: str | torch.device 
     return encoder
 
 
+def saved_encoder(folder: Path, device: str | torch.device | None = None) -> Encoder:
+    """Open the encoder in a checkpoint's folder.
+
+    Raises:
+        EncoderError: There is none, or it is damaged.
+    """
+    # open_clip takes seconds to import, and few commands need it.
+    from vlltr_index.encoders.encoder import Encoder
+
+    return Encoder.open(folder, device=device)
+
+
 def recipe_encoder(config: EncoderConfig, device: str | torch.device | None = None) -> Encoder:
     """Load the pretrained encoder that a recipe names."""
+    from vlltr_index.encoders.encoder import Encoder
+
     how = config.model_dump(include={"image_size", "resize", "precision"})
     return Encoder.load(config.model, config.pretrained, device=device, **how)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from itertools import islice
-from typing import Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import torch
 from PIL import Image
@@ -24,12 +24,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from vlltr_index.data.decoding import ImageSource, cores, image_bytes, read_image
 from vlltr_index.data.objects import start_method
-from vlltr_index.encoders.encoder import Encoder
-from vlltr_index.encoders.openclip import Preprocessing
 from vlltr_index.errors import InputError, UsageError
 from vlltr_index.schemas.fingerprint import digest_bytes
 from vlltr_index.schemas.records import ImageRecord
 from vlltr_index.tensors import memory_mended_by
+
+if TYPE_CHECKING:
+    from vlltr_index.encoders.encoder import Encoder
 
 Augment = Callable[[Tensor, Sequence[int]], Tensor]
 """Takes pixels [B, 3, H, W], preprocessed for the encoder, and a seed for each; gives an augmented batch."""
@@ -96,6 +97,8 @@ class CropPixels:
         self._transform: Callable[[Image.Image], Tensor] = encoder.transform
         if number > 1:
             larger = (height + 2 * self._margins[0], width + 2 * self._margins[1])
+            from vlltr_index.encoders.openclip import Preprocessing
+
             cfg = encoder.config["preprocess_cfg"]
             cfg["size"] = larger[0] if larger[0] == larger[1] else list(larger)
             if "resize" in cfg:

@@ -20,7 +20,6 @@ from vlltr_index.embedding.pixels import (
     in_batches,
     pool_crops,
 )
-from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import InputError
 from vlltr_index.schemas.config import AugmentConfig
 from vlltr_index.schemas.tables import (
@@ -33,6 +32,7 @@ from vlltr_index.schemas.tables import (
 from vlltr_index.store.tables import one_of
 
 if TYPE_CHECKING:
+    from vlltr_index.encoders.encoder import Encoder
     from vlltr_index.schemas.records import Progress
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.tables import Store

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Literal
 from vlltr_index.embedding.loading import open_encoder
 from vlltr_index.embedding.pixels import IMAGE_BATCH, Augment
 from vlltr_index.embedding.vectors import Engine, LocalEngine, embed_images, embed_sentences
-from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.pipelines.status import encoder_change
 from vlltr_index.tensors import device_name
 from vlltr_index.train.augment import ViewAugment
 from vlltr_index.train.data import SMALL_SIDE
 
 if TYPE_CHECKING:
+    from vlltr_index.encoders.encoder import Encoder
     from vlltr_index.schemas.records import Progress
     from vlltr_index.store.workspace import Workspace
 

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from vlltr_index.anchors.selection import write_anchors
 from vlltr_index.data.names import ClassNames, read_class_names
-from vlltr_index.embedding.loading import open_encoder
+from vlltr_index.embedding.loading import open_encoder, saved_encoder
 from vlltr_index.embedding.vectors import vector_table
 from vlltr_index.encoders import release_weights
-from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.encoders.weights import weights_digest
 from vlltr_index.errors import InputError, MissingStepError, UsageError
 from vlltr_index.heads.checkpoint import SavedHead, save_head
@@ -27,6 +26,7 @@ from vlltr_index.store.ingestion import known_names, note_aliases, resolve_class
 from vlltr_index.store.tables import one_of, quote
 
 if TYPE_CHECKING:
+    from vlltr_index.encoders.encoder import Encoder
     from vlltr_index.store.transaction import Transaction
     from vlltr_index.store.workspace import Workspace
 
@@ -206,7 +206,7 @@ def _base(tx: Transaction) -> tuple[Encoder, str | None, list[str]]:
             "Import the checkpoint of stage 1 first: vlltr import release CHECKPOINT",
         )
     if start:
-        return Encoder.open(tx.objects.path("checkpoints", start)), start, []
+        return saved_encoder(tx.objects.path("checkpoints", start)), start, []
     config = tx.recipe.encoder
     note = (
         f"the text tower is that of {config.model}:{config.pretrained}: the release trained its own in stage 1; "

@@ -24,10 +24,10 @@ from vlltr_index.embedding.loading import (
     image_vectors_of,
     numbers,
     open_encoder,
+    saved_encoder,
     usable_images,
 )
 from vlltr_index.embedding.vectors import embed_images, embed_sentences, embedded
-from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import FingerprintMismatch, MissingStepError, UsageError, WorkspaceError
 from vlltr_index.evaluation.baselines import (
     BY_NAME,
@@ -48,6 +48,7 @@ from vlltr_index.train.data import TrainImages
 from vlltr_index.train.distributed import own_part
 
 if TYPE_CHECKING:
+    from vlltr_index.encoders.encoder import Encoder
     from vlltr_index.schemas.config import BaselineConfig, BaselinesConfig
     from vlltr_index.schemas.records import Progress
     from vlltr_index.store.objects import Kind
@@ -390,7 +391,7 @@ def cross_validated_baselines(
 def _encoder_of(snapshot: Snapshot, row: BaselineRow, name: str) -> Encoder:
     """Open the encoder that a row was made with."""
     if row.checkpoint is not None:
-        encoder = Encoder.open(snapshot.objects.path("checkpoints", row.checkpoint))
+        encoder = saved_encoder(snapshot.objects.path("checkpoints", row.checkpoint))
     else:
         encoder = training.starting_encoder(snapshot.recipe)
     if row.image_fp not in (None, encoder.image_fp):
@@ -483,7 +484,7 @@ class _Making:
             rows = torch.isin(visual["class_ids"], self.trained_classes(without))
             device = choose_device()
             return _Tower(
-                encoder=Encoder.open(folder),
+                encoder=saved_encoder(folder),
                 whose="fc",
                 checkpoint=commit.info.baseline_fc,
                 class_ids=visual["class_ids"][rows],

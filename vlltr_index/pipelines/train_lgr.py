@@ -18,7 +18,6 @@ from vlltr_index.anchors.selection import anchors_without
 from vlltr_index.classes.effect import Effect, measure
 from vlltr_index.embedding import loading
 from vlltr_index.embedding.vectors import embed_images
-from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import MissingStepError
 from vlltr_index.heads.checkpoint import SavedHead, save_head
 from vlltr_index.pipelines import training
@@ -36,6 +35,7 @@ from vlltr_index.train.stage_two import StageTwoResult, fit_stage_two, weigh, wi
 from vlltr_index.train.stage_two_data import StageTwoData
 
 if TYPE_CHECKING:
+    from vlltr_index.encoders.encoder import Encoder
     from vlltr_index.heads.anchor_bank import AnchorBank
     from vlltr_index.heads.lgr import LGRHead
     from vlltr_index.schemas.records import Progress
@@ -392,7 +392,7 @@ def _starting_encoder(snapshot: Snapshot, start: str | None) -> Encoder:
         return loading.open_encoder(snapshot)
     if start is None:
         return training.starting_encoder(snapshot.recipe)
-    return Encoder.open(snapshot.objects.path("checkpoints", start))
+    return loading.saved_encoder(snapshot.objects.path("checkpoints", start))
 
 
 def _trained_bank(state: ModelState, class_ids: Tensor) -> AnchorBank:

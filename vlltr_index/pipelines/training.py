@@ -20,7 +20,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vlltr_index.embedding.loading import image_units, recipe_encoder, run_folder, usable_images
-from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import MissingStepError, WorkspaceError
 from vlltr_index.heads.units import shared_units
 from vlltr_index.schemas.config import Recipe
@@ -33,6 +32,7 @@ from vlltr_index.train.loop import StageOne, TrainingConfig
 from vlltr_index.wording import plural, preview
 
 if TYPE_CHECKING:
+    from vlltr_index.encoders.encoder import Encoder
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.transaction import Transaction
     from vlltr_index.store.workspace import Workspace
@@ -300,6 +300,8 @@ def _held_folder(folder: Path, command: str, resume: bool) -> Iterator[bool]:
 
 def starting_encoder(recipe: Recipe, texts: list[list[str]] | None = None, seed: int = 0) -> Encoder:
     """Open the encoder that training starts from: the recipe's weights, or random ones."""
+    from vlltr_index.encoders.encoder import Encoder
+
     config = recipe.encoder
     flat = [t for group in texts for t in group] if texts is not None else None
     if config.pretrained:

@@ -15,12 +15,12 @@ from vlltr_index.data.decoding import ENDINGS, read_image
 from vlltr_index.embedding.loading import content_ids, open_encoder, recipe_encoder
 from vlltr_index.embedding.pixels import CropPixels, image_features
 from vlltr_index.embedding.vectors import embed_images, embedded
-from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import InputError, MissingStepError, UsageError
 from vlltr_index.schemas.tables import content_id, image_vectors_name, sentence_vectors_name
 from vlltr_index.store.tables import fuse_rankings, one_of, quote
 
 if TYPE_CHECKING:
+    from vlltr_index.encoders.encoder import Encoder
     from vlltr_index.schemas.records import Progress
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.workspace import Workspace
