@@ -94,7 +94,7 @@ def test_an_error_is_shown_once(drawn: Path, tmp_path: Path) -> None:
     workspace = copy(drawn, tmp_path / "workspace")
     process = start(workspace.path, "train", "cvlp", "--processes", "2", "--set", "cvlp.batch_size=27")
     out, err = process.communicate(timeout=300)
-    assert process.returncode == 2
+    assert process.returncode == 2, err
     assert out == ""
     assert err.splitlines() == [
         "Error: batch_size is global: 27 cannot be shared out evenly among 2 processes",

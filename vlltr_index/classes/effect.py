@@ -48,26 +48,28 @@ class Effect:
 
 @dataclass(frozen=True, eq=False)
 class _Validation:
-    """A model's text logits on validation images, which take most of the time.
+    """A model's answers to validation images, and its text logits, which take most of the time.
 
     Attributes:
+        facts: What the answers depend on, beside the anchor bank.
         folds: The cross-validation whose first part the images are, and whose model answers; None: split val.
         features: Float [V, D], stored vectors, unnormalised; V may be 0.
         image_ids: Their ids.
-        owners: Int64 [V], class ids; -1 for an image that is gone.
         anchors_of: By class, in the anchor bank's order, the anchors that its column was computed from.
         text_logits: Float [V, C_a], one column for each class of the anchor bank.
+        answers: Int64 [V], the ids of the classes with the highest probability.
     """
 
+    facts: tuple[object, ...]
     folds: Folds | None
     features: Tensor
     image_ids: list[str]
-    owners: Tensor
     anchors_of: dict[int, _AnchorsOfClass]
     text_logits: Tensor
+    answers: Tensor
 
 
-_kept: WeakKeyDictionary[Anchors, _Validation] = WeakKeyDictionary()
+_kept: WeakKeyDictionary[AnchorBank, _Validation] = WeakKeyDictionary()
 """What is known of models that are in use, so that of a further change only what differs is computed."""
 
 
@@ -79,33 +81,36 @@ def measure(before: Model, after: Model, touched: set[int]) -> Effect:
         after: The model after.
         touched: Ids of the classes that changed.
     """
-    was = _kept.get(before.anchors) or _load(before)
+    was = _kept.get(before.bank)
+    if was is None or was.facts != _facts(before):
+        was = _load(before)
     same_head = after.saved is before.saved
     if was.folds is not None and not same_head:
         return Effect(unmeasured=True)
-    judged_after = _judge(after, was.folds)
-    now = _changed(after, judged_after, was, same_head)
-    there = torch.isin(was.owners, before.class_ids) & torch.isin(now.owners, after.class_ids)
-    there &= ~torch.isin(was.owners, torch.tensor(sorted(touched), dtype=torch.int64))
+    now = _changed(after, was, same_head)
+    owners = _owners(after, was)
+    there = torch.isin(owners, before.class_ids) & torch.isin(owners, after.class_ids)
+    there &= ~torch.isin(owners, torch.tensor(sorted(touched), dtype=torch.int64))
     if not bool(there.any()):
         return Effect(unmeasured=True)
-    accuracy_before = float(_right(_judge(before, was.folds), was)[there].double().mean())
-    accuracy_after = float(_right(judged_after, now)[there].double().mean())
-    return Effect(accuracy_before, accuracy_after, int(there.sum()))
+    right = [float((one.answers == owners)[there].double().mean()) for one in (was, now)]
+    return Effect(*right, int(there.sum()))
+
+
+def _facts(model: Model) -> tuple[object, ...]:
+    return model.saved, model.stats, model.fusion, model.merged
 
 
 def _load(model: Model) -> _Validation:
-    """Read the validation images of a model's commit, and compute their text logits."""
+    """Read the validation images of a model's commit, and answer them."""
     snapshot = model.state.snapshot
     most = max(_FEWEST, min(_MOST, _SCORES // len(model.class_ids)))
     # Ordered by ids, which are hashes, so that the first ones are a random sample.
-    rows = loading.usable_images(snapshot, "val", []).slice(0, most)
+    ids: list[str] = loading.usable_images(snapshot, "val", []).slice(0, most)["image_id"].to_pylist()
     features = torch.empty(0, model.saved.head.dim)
-    if rows.num_rows:
+    if ids:
         with suppress(MissingStepError):  # not embedded yet, so the effect is not measured
-            features = loading.image_vectors_of(snapshot, rows["image_id"].to_pylist())
-    ids: list[str] = rows["image_id"].to_pylist()[: len(features)]
-    owners = loading.numbers(rows, "class_id")[: len(features)]
+            features = loading.image_vectors_of(snapshot, ids)
     judge = model
     folds = None if len(features) else open_folds(snapshot)
     if folds is not None:
@@ -113,30 +118,34 @@ def _load(model: Model) -> _Validation:
         judge = fold.model
         features = fold.features[:most]
         ids = fold.image_ids[:most]
-        owners = fold.class_ids[:most]
     logits = _text_logits(judge, features, judge.bank)
     found = _Validation(
+        facts=_facts(model),
         folds=folds,
         features=features,
-        image_ids=ids,
-        owners=owners,
+        image_ids=ids[: len(features)],
         anchors_of=_anchors_of(model.anchors),
         text_logits=logits,
+        answers=_answers(judge, features, logits),
     )
-    _kept[model.anchors] = found
+    _kept[model.bank] = found
     return found
 
 
-def _judge(model: Model, folds: Folds | None) -> Model:
-    """Return the model that answers the images: the commit's, or that of the first part of a cross-validation."""
-    return model if folds is None else folds.open(model, 0, own_anchors=False).model
+def _owners(model: Model, known: _Validation) -> Tensor:
+    """Return the class ids of the validation images in a model's commit, int64 [V]; -1 for one that is gone."""
+    split = "val" if known.folds is None else "train"
+    rows = loading.usable_images(model.state.snapshot, split, [])
+    owner_of = dict(zip(rows["image_id"].to_pylist(), rows["class_id"].to_pylist(), strict=True))
+    return torch.tensor([owner_of.get(i, -1) for i in known.image_ids], dtype=torch.int64)
 
 
-def _changed(model: Model, judge: Model, was: _Validation, same_head: bool) -> _Validation:
-    """Return the text logits of `judge` after a change; columns of classes with the same anchors are those of before.
+def _changed(model: Model, was: _Validation, same_head: bool) -> _Validation:
+    """Return what a model answers after a change; columns of classes with the same anchors are those of before.
 
     New images change the loss of every sentence a little; a class whose losses moved almost equally keeps its column.
     """
+    judge = model if was.folds is None else was.folds.open(model, 0, own_anchors=False).model
     anchors_of = dict[int, _AnchorsOfClass]()
     places = []
     place = {class_id: n for n, class_id in enumerate(was.anchors_of)}
@@ -152,12 +161,9 @@ def _changed(model: Model, judge: Model, was: _Validation, same_head: bool) -> _
     if len(new):
         bank = model.bank if len(new) == len(at) else model.bank.select(new)
         logits[:, new] = _text_logits(judge, was.features, bank)
-    split = "val" if was.folds is None else "train"
-    rows = loading.usable_images(model.state.snapshot, split, [])
-    owner_of = dict(zip(rows["image_id"].to_pylist(), rows["class_id"].to_pylist(), strict=True))
-    owners = torch.tensor([owner_of.get(i, -1) for i in was.image_ids], dtype=torch.int64)
-    found = replace(was, owners=owners, anchors_of=anchors_of, text_logits=logits)
-    _kept[model.anchors] = found
+    answers = _answers(judge, was.features, logits)
+    found = replace(was, facts=_facts(model), anchors_of=anchors_of, text_logits=logits, answers=answers)
+    _kept[model.bank] = found
     return found
 
 
@@ -190,7 +196,7 @@ def _text_logits(model: Model, features: Tensor, bank: AnchorBank) -> Tensor:
 
 
 @torch.inference_mode()
-def _right(model: Model, known: _Validation) -> Tensor:
-    """Say of each validation image whether its class has the highest probability, bool [V]."""
-    fused = model.fuse(model.image_side(known.features), model.whole(known.text_logits))
-    return model.class_ids[fused.probabilities.argmax(1)] == known.owners
+def _answers(model: Model, features: Tensor, text_logits: Tensor) -> Tensor:
+    """Return the ids of the classes with the highest probability, int64 [V]."""
+    fused = model.fuse(model.image_side(features), model.whole(text_logits))
+    return model.class_ids[fused.probabilities.argmax(1)]
