@@ -29,6 +29,7 @@ CROSS_VALIDATION = "cross-validation"
 _FEW5 = 5
 _CONFIDENCE_BINS = 15
 _LIKE_ALL = 4.0  # classes that are assumed to be as accurate as all, beside those measured
+_EQUAL_UNITS = 10.0  # units that are assumed to have equal answers, beside those measured
 _FEW_UNITS = 30
 
 
@@ -276,10 +277,11 @@ def accuracy_report(
 def share_interval(right: Tensor, labels: Tensor, units: Tensor, balanced: bool = False) -> Interval:
     """Compute the share of images that are right, or the mean over classes of that share, with a 95 % interval.
 
-    The classes are given, their units are drawn, and all answers of a unit count as one. The interval is Wilson's
-    (1927) for as many independent images as would have the variance of the whole. A unit's variance is p (1 - p), with
-    p the share, less what lies between the classes: the covariance of answers in different units of a class. A
-    bootstrap over images takes each for independent, and gives no width where all are right.
+    The classes are given, their units are drawn. The interval is Wilson's (1927) for as many independent images as
+    would have the variance of the whole. A unit's variance is the mean square of what the units' own shares are apart
+    from p, the share of all; few units are drawn to p (1 - p), as if the answers of each were equal. Of it goes what
+    lies between the classes: the covariance of answers in different units of a class. A bootstrap over images takes
+    each for independent, and gives no width where all are right.
 
     Args:
         right: Bool [N], N at least 1.
@@ -295,12 +297,14 @@ def share_interval(right: Tensor, labels: Tensor, units: Tensor, balanced: bool 
         weights = 1.0 / (counts[labels].double() * (counts > 0).sum())
     hits = right.double()
     mean = float(weights @ hits)
-    of_units = _sums(weights, of, number).square().sum()
-    level = (mean + 0.5 * float(of_units)) / (1.0 + float(of_units))
+    of_units = float(_sums(weights, of, number).square().sum())
+    level = (mean + 0.5 * of_units) / (1.0 + of_units)
     whole = level * (1.0 - level)
-    between = min(_between_classes(hits - level, labels, of), 0.9 * whole)
-    variance = (whole - between) * float(of_units)
-    low, high = _wilson(mean, whole / variance)
+    apart = _sums(hits - level, of, number) / torch.bincount(of)
+    unit = (float(apart.square().sum()) + _EQUAL_UNITS * whole) / (number + _EQUAL_UNITS)
+    unit = min(unit, whole)
+    between = min(_between_classes(hits - level, labels, of), 0.9 * unit)
+    low, high = _wilson(mean, whole / (of_units * (unit - between)))
     return Interval(value=mean, low=low, high=high, images=len(labels), units=number)
 
 

@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,7 +36,6 @@ from vlltr_index.recognition.model import Model
 
 _ENCODER = "vlltr-tiny:glyphs"
 _NAMED = r"name:^(\d+)-"
-_RESAMPLES = 2000
 
 
 def run(kind: Sequence[str], draws: int, folder: Path) -> None:
@@ -74,17 +72,25 @@ def measured(kind: Kind, number: int, place: Path) -> dict[str, Any]:
     final = _shares(model, features, labels, len(found.class_ids))
     counts = tested.sum(0)
     by_class = (tested * by_fold).sum(0) / counts.clamp(min=1)
-    report = found.report.rows[METHOD]
-    overall = report.top1["overall"]
+    final = _shares(model, features, labels, len(found.class_ids))
     return {
-        "images": overall.images,
         "units": drawn.units,
-        "units found": overall.units,
-        "picture": [overall.value, overall.low, overall.high, *_bootstrap(found)],
-        "class": [report.balanced.value, report.balanced.low, report.balanced.high],
+        "answers": _answers(found),
         "truth of folds": _means(by_class, counts),
         "truth of final": _means(final, counts),
     }
+
+
+def _answers(found: Evaluation) -> list[list[int]]:
+    """Count the pictures of each unit, class, fold and answer, with these four before the count."""
+    folds = torch.zeros_like(found.labels)
+    for number, one in enumerate(found.measured.answering):
+        folds[one.places] = number
+    best = found.answers[METHOD].best[:, 0]
+    rows = torch.stack([found.measured.units, found.labels, folds, best], 1)
+    cells, pictures = rows.unique(dim=0, return_counts=True)
+    counted: list[list[int]] = torch.cat([cells, pictures[:, None]], 1).tolist()
+    return counted
 
 
 def _shares(model: Model, features: Tensor, labels: Tensor, classes: int) -> Tensor:
@@ -100,15 +106,6 @@ def _means(shares: Tensor, counts: Tensor) -> list[float]:
     """Return the mean of the classes' shares [C], each weighed by its pictures `counts` [C], and each alike."""
     alike = (counts > 0).double()
     return [float((shares * weights).sum() / weights.sum()) for weights in (counts, alike)]
-
-
-def _bootstrap(found: Evaluation) -> tuple[float, float]:
-    """Return the interval of a plain bootstrap over pictures."""
-    right = found.answers[METHOD].right
-    share = float(right.double().mean())
-    drawn = np.random.default_rng(0).binomial(len(right), share, _RESAMPLES) / len(right)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return float(low), float(high)
 
 
 def _arguments(parser: ArgumentParser) -> None:

@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks.kept import read
+from vlltr_index.evaluation.metrics import share_interval
 
+_RESAMPLES = 2000
 _MISS = 2 / 0.05  # what a point outside of a 95 % interval costs in its score (Gneiting and Raftery 2007)
 
 
@@ -33,11 +36,11 @@ def parts() -> Mapping[str, str]:
 
 def _line(name: str, kind: Mapping[str, Any]) -> str:
     draws = list(kind["draws"].values())
-    picture = np.array([one["picture"] for one in draws])
-    alike = np.array([one["class"] for one in draws])
+    figures = [_figures(one["answers"]) for one in draws]
+    picture, alike, bootstrap = (np.array(rows) for rows in zip(*figures, strict=True))
     folds = np.array([one["truth of folds"] for one in draws])
     final = np.array([one["truth of final"] for one in draws])
-    found = sum(one["units found"] for one in draws) / sum(one["units"] for one in draws)
+    found = sum(len({unit for unit, *_ in one["answers"]}) for one in draws)
     cells = [
         name,
         f"{len(draws)}",
@@ -45,14 +48,26 @@ def _line(name: str, kind: Mapping[str, Any]) -> str:
         _bias(picture[:, 0] - folds[:, 0]),
         _bias(alike[:, 0] - folds[:, 1]),
         _bias(picture[:, 0] - final[:, 0]),
-        _covered(picture[:, 1:3], folds[:, 0]),
-        _covered(alike[:, 1:3], folds[:, 1]),
-        _score(picture[:, 1:3], folds[:, 0]),
-        _covered(picture[:, 3:5], folds[:, 0]),
-        _score(picture[:, 3:5], folds[:, 0]),
-        f"{100 * found:.0f}",
+        _covered(picture[:, 1:], folds[:, 0]),
+        _covered(alike[:, 1:], folds[:, 1]),
+        _score(picture[:, 1:], folds[:, 0]),
+        _covered(bootstrap, folds[:, 0]),
+        _score(bootstrap, folds[:, 0]),
+        f"{100 * found / sum(one['units'] for one in draws):.0f}",
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+def _figures(answers: Sequence[Sequence[int]]) -> tuple[list[float], list[float], tuple[float, float]]:
+    """Return the accuracy a picture and a class with their intervals, and the interval of a plain bootstrap."""
+    pictures = torch.tensor([one[-1] for one in answers])
+    units, labels, _, best, _ = torch.tensor(answers).repeat_interleave(pictures, 0).T
+    hits = best == labels
+    by_picture, by_class = (share_interval(hits, labels, units, balanced) for balanced in (False, True))
+    drawn = np.random.default_rng(0).binomial(len(hits), by_picture.value, _RESAMPLES) / len(hits)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    found = ([one.value, one.low, one.high] for one in (by_picture, by_class))
+    return *found, (float(low), float(high))
 
 
 def _bias(errors: np.ndarray[Any, np.dtype[np.float64]]) -> str:
