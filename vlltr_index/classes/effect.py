@@ -51,7 +51,7 @@ class _Validation:
     """A model's answers to validation images, and its text logits, which take most of the time.
 
     Attributes:
-        facts: What the answers depend on, beside the anchor bank.
+        commit: The number of the model's commit.
         folds: The cross-validation whose first part the images are, and whose model answers; None: split val.
         features: Float [V, D], stored vectors, unnormalised; V may be 0.
         image_ids: Their ids.
@@ -60,7 +60,7 @@ class _Validation:
         answers: Int64 [V], the ids of the classes with the highest probability.
     """
 
-    facts: tuple[object, ...]
+    commit: int
     folds: Folds | None
     features: Tensor
     image_ids: list[str]
@@ -82,7 +82,7 @@ def measure(before: Model, after: Model, touched: set[int]) -> Effect:
         touched: Ids of the classes that changed.
     """
     was = _kept.get(before.bank)
-    if was is None or was.facts != _facts(before):
+    if was is None or was.commit != before.commit:
         was = _load(before)
     same_head = after.saved is before.saved
     if was.folds is not None and not same_head:
@@ -95,10 +95,6 @@ def measure(before: Model, after: Model, touched: set[int]) -> Effect:
         return Effect(unmeasured=True)
     right = [float((one.answers == owners)[there].double().mean()) for one in (was, now)]
     return Effect(*right, int(there.sum()))
-
-
-def _facts(model: Model) -> tuple[object, ...]:
-    return model.saved, model.stats, model.fusion, model.merged
 
 
 def _load(model: Model) -> _Validation:
@@ -120,7 +116,7 @@ def _load(model: Model) -> _Validation:
         ids = fold.image_ids[:most]
     logits = _text_logits(judge, features, judge.bank)
     found = _Validation(
-        facts=_facts(model),
+        commit=model.commit,
         folds=folds,
         features=features,
         image_ids=ids[: len(features)],
@@ -162,7 +158,7 @@ def _changed(model: Model, was: _Validation, same_head: bool) -> _Validation:
         bank = model.bank if len(new) == len(at) else model.bank.select(new)
         logits[:, new] = _text_logits(judge, was.features, bank)
     answers = _answers(judge, was.features, logits)
-    found = replace(was, facts=_facts(model), anchors_of=anchors_of, text_logits=logits, answers=answers)
+    found = replace(was, commit=was.commit + 1, anchors_of=anchors_of, text_logits=logits, answers=answers)
     _kept[model.bank] = found
     return found
 

@@ -96,9 +96,9 @@ class CropPixels:
         self._margins = (max(1, round(height / _MARGIN)), max(1, round(width / _MARGIN)))
         self._transform: Callable[[Image.Image], Tensor] = encoder.transform
         if number > 1:
-            larger = (height + 2 * self._margins[0], width + 2 * self._margins[1])
             from vlltr_index.encoders.openclip import Preprocessing
 
+            larger = (height + 2 * self._margins[0], width + 2 * self._margins[1])
             cfg = encoder.config["preprocess_cfg"]
             cfg["size"] = larger[0] if larger[0] == larger[1] else list(larger)
             if "resize" in cfg:

@@ -51,7 +51,7 @@ class Parts:
         return not self.weights.text_only.text and not bool(self.shared.text_map.any())
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class SavedHead:
     """A trained head, and all that is stored with it.
 
