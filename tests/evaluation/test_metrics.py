@@ -178,6 +178,25 @@ def test_intervals_cover_what_they_should(
     assert held >= 86
 
 
+def test_intervals_of_models_near_chance_cover_what_they_should() -> None:
+    """Five models, each of which names some classes for most images: covered, and narrower than without the models."""
+    rng = np.random.default_rng(0)
+    held = 0
+    widths = []
+    for _ in range(100):
+        habits = rng.dirichlet(np.full(10, 0.2), 5)
+        labels = np.repeat(np.arange(10), rng.integers(3, 12, 10))
+        models = rng.integers(0, 5, len(labels))
+        best = np.array([rng.choice(10, p=habits[model]) for model in models])
+        answered, true, by = map(torch.from_numpy, (best, labels, models))
+        found = accuracy_report(answered, true, torch.ones(10, dtype=torch.int64), models=by).top1["overall"]
+        plain = share_interval(answered == true, true, torch.arange(len(true)))
+        held += found.low <= habits[models, labels].mean() <= found.high
+        widths.append((found.high - found.low) / (plain.high - plain.low))
+    assert held >= 86
+    assert np.mean(widths) < 0.95
+
+
 @pytest.mark.slow
 def test_an_evaluation_is_a_flat_data_frame() -> None:
     """One line for each row and bin, and one with each class counted alike."""

@@ -29,7 +29,7 @@ CROSS_VALIDATION = "cross-validation"
 _FEW5 = 5
 _CONFIDENCE_BINS = 15
 _LIKE_ALL = 4.0  # classes that are assumed to be as accurate as all, beside those measured
-_EQUAL_UNITS = 10.0  # units that are assumed to have equal answers, beside those measured
+_EQUAL_UNITS = 20.0  # units that are assumed to have equal answers, beside those measured
 _FEW_UNITS = 30
 
 
@@ -247,6 +247,7 @@ def accuracy_report(
     class_counts: Tensor,
     convention: Convention = "release",
     units: Tensor | None = None,
+    models: Tensor | None = None,
 ) -> AccuracyReport:
     """Compute the accuracy overall and by shot, with the 95 % intervals of `share_interval`.
 
@@ -256,38 +257,54 @@ def accuracy_report(
         class_counts: Integers [C], training images of each class.
         convention: Bounds of the bins.
         units: Int64 [N], from 0, the unit of each image; None: each image is one.
+        models: Int64 [N], from 0, the model that answered each image; None: one for all.
     """
     ranked = predictions[:, None] if predictions.dim() == 1 else predictions
     hits = (ranked == labels[:, None].to(ranked.device)).cpu()
     labels = labels.cpu()
     units = torch.arange(len(labels)) if units is None else units
+    models = torch.zeros_like(labels) if models is None else models
     masks = bin_masks(labels, class_counts, convention)
     tops: list[dict[str, Interval]] = [{}, {}]
     for k, top in zip((1, 5), tops, strict=True):
         if ranked.shape[1] < k:
             continue
         correct = hits[:, :k].any(1)
+        false_positive = _false_positive_rates(ranked[:, :k].cpu(), labels, models)
         for name, mask in masks.items():
             inside = torch.from_numpy(mask)
-            top[name] = share_interval(correct[inside], labels[inside], units[inside])
-    balanced = share_interval(hits[:, 0], labels, units, balanced=True)
+            top[name] = share_interval(
+                correct[inside], labels[inside], units[inside], false_positive=false_positive[inside]
+            )
+    false_positive = _false_positive_rates(ranked[:, :1].cpu(), labels, models)
+    balanced = share_interval(hits[:, 0], labels, units, balanced=True, false_positive=false_positive)
     return AccuracyReport(convention, tops[0], tops[1], balanced)
 
 
-def share_interval(right: Tensor, labels: Tensor, units: Tensor, balanced: bool = False) -> Interval:
+def share_interval(
+    right: Tensor,
+    labels: Tensor,
+    units: Tensor,
+    balanced: bool = False,
+    false_positive: Tensor | None = None,
+) -> Interval:
     """Compute the share of images that are right, or the mean over classes of that share, with a 95 % interval.
 
     The classes are given, their units are drawn. The interval is Wilson's (1927) for as many independent images as
     would have the variance of the whole. A unit's variance is the mean square of what the units' own shares are apart
     from p, the share of all; few units are drawn to p (1 - p), as if the answers of each were equal. Of it goes what
-    lies between the classes: the covariance of answers in different units of a class. A bootstrap over images takes
-    each for independent, and gives no width where all are right.
+    lies between the classes and models, which are given: the covariance of answers in different units of a class, or
+    what `false_positive` explains, whichever is more. A bootstrap over images takes each for independent, and gives no
+    width where all are right.
 
     Args:
         right: Bool [N], N at least 1.
         labels: Int64 [N], class positions; a class without images does not count.
         units: Int64 [N], the unit of each image.
         balanced: Whether each class counts alike, instead of each image.
+        false_positive: Float64 [N], the false positive rate of each image's class: how often its model names that class
+            for images of others. Near chance a model may name one class for all, and is right where it is the image's.
+            None: not known.
     """
     of = units.unique(return_inverse=True)[1]
     number = int(of.max()) + 1
@@ -303,7 +320,10 @@ def share_interval(right: Tensor, labels: Tensor, units: Tensor, balanced: bool 
     apart = _sums(hits - level, of, number) / torch.bincount(of)
     unit = (float(apart.square().sum()) + _EQUAL_UNITS * whole) / (number + _EQUAL_UNITS)
     unit = min(unit, whole)
-    between = min(_between_classes(hits - level, labels, of), 0.9 * unit)
+    between = _between_classes(hits - level, labels, of)
+    if false_positive is not None:
+        between = max(between, _explained(hits, false_positive, weights))
+    between = min(between, 0.9 * unit)
     low, high = _wilson(mean, whole / (of_units * (unit - between)))
     return Interval(value=mean, low=low, high=high, images=len(labels), units=number)
 
@@ -311,6 +331,31 @@ def share_interval(right: Tensor, labels: Tensor, units: Tensor, balanced: bool 
 def _sums(values: Tensor, places: Tensor, count: int) -> Tensor:
     """Sum float64 values [N] by their places, int64 [N]: [count]."""
     return torch.zeros(count, dtype=torch.float64).index_add(0, places, values)
+
+
+def _false_positive_rates(ranked: Tensor, labels: Tensor, models: Tensor) -> Tensor:
+    """Compute how often the model of each image names the image's class for images of other classes, float64 [N].
+
+    Args:
+        ranked: Int64 [N, K], class positions; -1 for a class that is gone.
+        labels: Int64 [N].
+        models: Int64 [N], from 0.
+    """
+    classes = int(max(labels.max(), ranked.max())) + 1
+    places = models * classes + labels
+    size = (int(models.max()) + 1) * classes
+    named = torch.bincount((models[:, None] * classes + ranked)[ranked >= 0], minlength=size)
+    named -= torch.bincount(places[(ranked == labels[:, None]).any(1)], minlength=size)
+    others = torch.bincount(models)[models] - torch.bincount(places, minlength=size)[places]
+    return named[places].double() / others.clamp(min=1)
+
+
+def _explained(values: Tensor, by: Tensor, weights: Tensor) -> float:
+    """Compute the variance that a rising line through `by` explains; all float64 [N], the weights of sum 1."""
+    apart = by - weights @ by
+    variance = float(weights @ apart.square())
+    covariance = max(float(weights @ (apart * values)), 0.0)
+    return covariance**2 / variance if variance > 0.0 else 0.0
 
 
 def _between_classes(errors: Tensor, labels: Tensor, units: Tensor) -> float:

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -95,6 +96,14 @@ class Measured:
     def folds(self) -> int:
         """Number of folds; 0 for a split."""
         return len(self.answering) if self.split == CROSS_VALIDATION else 0
+
+    @cached_property
+    def models(self) -> Tensor:
+        """Int64 [N], the position in `answering` of the model that answers each image."""
+        found = torch.zeros_like(self.units)
+        for number, one in enumerate(self.answering):
+            found[one.places] = number
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,7 +230,7 @@ def evaluation(
         in_training=0 if folds else _in_training(snapshot, measured.split),
         folds=folds,
         texts_count=model.saved.parts is None or not model.saved.parts.texts_are_mute,
-        **_figures(answers, labels, counts, units=units, against=against),
+        **_figures(answers, labels, counts, measured=measured, against=against),
     )
     return Evaluation(report, answers, measured, class_ids=class_ids, labels=labels, counts=counts)
 
@@ -455,7 +464,7 @@ def _top(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _figures(
-    answers: dict[str, RowAnswers], labels: Tensor, counts: Tensor, units: Tensor, against: str | None
+    answers: dict[str, RowAnswers], labels: Tensor, counts: Tensor, measured: Measured, against: str | None
 ) -> dict[str, Any]:
     """Return accuracy and calibration error of each row, and by bin the method less the row `against` (or the
     default)."""
@@ -463,8 +472,10 @@ def _figures(
     other = against or (ADJUSTED if ADJUSTED in found else max(found, key=found.__getitem__, default=None))
     right = answers[METHOD].right
     masks = metrics.bin_masks(labels, counts, "release") if other is not None else {}
+    units = measured.units
     rows = {
-        name: metrics.accuracy_report(row.best, labels, counts, units=units) for name, row in answers.items()
+        name: metrics.accuracy_report(row.best, labels, counts, units=units, models=measured.models)
+        for name, row in answers.items()
     }
     return {
         "rows": rows,

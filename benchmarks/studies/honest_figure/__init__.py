@@ -86,11 +86,8 @@ def measured(kind: Kind, number: int, place: Path) -> dict[str, Any]:
 
 def _answers(found: Evaluation) -> list[list[int]]:
     """Count the pictures of each unit, class, fold and answer, with these four before the count."""
-    folds = torch.zeros_like(found.labels)
-    for number, one in enumerate(found.measured.answering):
-        folds[one.places] = number
     best = found.answers[METHOD].best[:, 0]
-    rows = torch.stack([found.measured.units, found.labels, folds, best], 1)
+    rows = torch.stack([found.measured.units, found.labels, found.measured.models, best], 1)
     cells, pictures = rows.unique(dim=0, return_counts=True)
     counted: list[list[int]] = torch.cat([cells, pictures[:, None]], 1).tolist()
     return counted

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from benchmarks.kept import read
-from vlltr_index.evaluation.metrics import share_interval
+from vlltr_index.evaluation.metrics import accuracy_report
 
 _RESAMPLES = 2000
 _MISS = 2 / 0.05  # what a point outside of a 95 % interval costs in its score (Gneiting and Raftery 2007)
@@ -60,13 +60,14 @@ def _line(name: str, kind: Mapping[str, Any]) -> str:
 
 def _figures(answers: Sequence[Sequence[int]]) -> tuple[list[float], list[float], tuple[float, float]]:
     """Return the accuracy a picture and a class with their intervals, and the interval of a plain bootstrap."""
-    pictures = torch.tensor([one[-1] for one in answers])
-    units, labels, _, best, _ = torch.tensor(answers).repeat_interleave(pictures, 0).T
-    hits = best == labels
-    by_picture, by_class = (share_interval(hits, labels, units, balanced) for balanced in (False, True))
-    drawn = np.random.default_rng(0).binomial(len(hits), by_picture.value, _RESAMPLES) / len(hits)
+    rows = torch.tensor(answers)
+    units, labels, folds, best, _ = rows.repeat_interleave(rows[:, -1], 0).T
+    counts = torch.bincount(labels)  # the bins by class size are not looked at
+    report = accuracy_report(best, labels, counts, units=units, models=folds)
+    by_picture = report.top1["overall"]
+    drawn = np.random.default_rng(0).binomial(len(best), by_picture.value, _RESAMPLES) / len(best)
     low, high = np.quantile(drawn, [0.025, 0.975])
-    found = ([one.value, one.low, one.high] for one in (by_picture, by_class))
+    found = ([one.value, one.low, one.high] for one in (by_picture, report.balanced))
     return *found, (float(low), float(high))
 
 
