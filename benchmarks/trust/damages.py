@@ -287,9 +287,13 @@ def _opened(folder: Path | None) -> Base:
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
         subprocess.run([sys.executable, "-m", __spec__.name, "build", str(place)], check=True)
-    import_module("vlltr_index.pipelines.doctor")
-    import_module("vlltr_index.recognizer")
-
+    for name in (
+        "lancedb",
+        "vlltr_index.encoders.encoder",
+        "vlltr_index.pipelines.doctor",
+        "vlltr_index.recognizer",
+    ):
+        import_module(name)
     return Base(place)
 
 
