@@ -133,7 +133,7 @@ def _report(workspace: Workspace, head: str) -> AccuracyReport:
         class_ids, scores = _linear(workspace, test.features)
     best = scores.topk(5, dim=1).indices
     labels = class_positions(class_ids, test.class_ids)
-    return accuracy_report(best, labels, training_counts(workspace.snapshot(), class_ids), resamples=1000)
+    return accuracy_report(best, labels, training_counts(workspace.snapshot(), class_ids))
 
 
 def _linear(workspace: Workspace, features: Tensor) -> tuple[Tensor, Tensor]:

@@ -178,6 +178,41 @@ def test_intervals_cover_what_they_should(
     assert held >= 86
 
 
+@pytest.mark.parametrize(("images", "accuracy"), [(100, 0.99), (300, 0.998), (1000, 0.999), (300, 0.002)])
+def test_intervals_cover_what_is_nearly_always_right_or_wrong(images: int, accuracy: float) -> None:
+    """Where hardly any answer differs from the others."""
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(100):
+        right = torch.from_numpy(rng.random(images) < accuracy)
+        labels = torch.from_numpy(rng.integers(0, 10, images))
+        found = share_interval(right, labels, torch.arange(images))
+        held += found.low <= accuracy <= found.high
+    assert held >= 85
+
+
+def test_a_false_positive_rate_of_all_explains_nothing() -> None:
+    """Bins of one class, and classes with as many errors as each other: as wide as without the rate."""
+    for count in range(10, 60):
+        labels = torch.arange(2).repeat_interleave(count)
+        best = labels.clone()
+        best[:5] = 1
+        best[count : count + 5] = 0
+        found = accuracy_report(best, labels, torch.tensor([50, 10]))
+        plain = share_interval(best == labels, labels, torch.arange(2 * count))
+        assert (found.top1["overall"].low, found.top1["overall"].high) == pytest.approx(
+            (plain.low, plain.high)
+        )
+
+
+def test_an_interval_of_right_answers_ends_at_one() -> None:
+    """Never above it, though the weights do not add up to 1 to the last bit."""
+    for count in range(1, 200):
+        found = share_interval(torch.ones(count, dtype=torch.bool), torch.arange(count), torch.arange(count))
+        assert found.low < found.value <= found.high <= 1.0
+        assert found.value == pytest.approx(1.0)
+
+
 def test_intervals_of_models_near_chance_cover_what_they_should() -> None:
     """Five models, each of which names some classes for most images: covered, and narrower than without the models."""
     rng = np.random.default_rng(0)

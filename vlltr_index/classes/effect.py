@@ -81,9 +81,7 @@ def measure(before: Model, after: Model, touched: set[int]) -> Effect:
         after: The model after.
         touched: Ids of the classes that changed.
     """
-    was = _kept.get(before.bank)
-    if was is None or was.commit != before.commit:
-        was = _load(before)
+    was = _load(before)
     same_head = after.saved is before.saved
     if was.folds is not None and not same_head:
         return Effect(unmeasured=True)
@@ -98,11 +96,16 @@ def measure(before: Model, after: Model, touched: set[int]) -> Effect:
 
 
 def _load(model: Model) -> _Validation:
-    """Read the validation images of a model's commit, and answer them."""
+    """Read the validation images of a model's commit, and answer them, unless the edit before has left that."""
     snapshot = model.state.snapshot
+    known = _kept.get(model.bank)
+    if known is not None and known.commit != model.commit:  # commits may share a bank
+        known = None
     most = max(_FEWEST, min(_MOST, _SCORES // len(model.class_ids)))
     # Ordered by ids, which are hashes, so that the first ones are a random sample.
     ids: list[str] = loading.usable_images(snapshot, "val", []).slice(0, most)["image_id"].to_pylist()
+    if known is not None and ids and known.image_ids == ids:
+        return known
     features = torch.empty(0, model.saved.head.dim)
     if ids:
         with suppress(MissingStepError):  # not embedded yet, so the effect is not measured
@@ -114,6 +117,8 @@ def _load(model: Model) -> _Validation:
         judge = fold.model
         features = fold.features[:most]
         ids = fold.image_ids[:most]
+        if known is not None and known.image_ids == ids:
+            return replace(known, folds=folds)
     logits = _text_logits(judge, features, judge.bank)
     found = _Validation(
         commit=model.commit,

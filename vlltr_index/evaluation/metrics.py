@@ -30,6 +30,7 @@ _FEW5 = 5
 _CONFIDENCE_BINS = 15
 _LIKE_ALL = 4.0  # classes that are assumed to be as accurate as all, beside those measured
 _EQUAL_UNITS = 20.0  # units that are assumed to have equal answers, beside those measured
+_ROUNDING = 1e-12  # share of a mean square that rounding gives to equal values
 _FEW_UNITS = 30
 
 
@@ -257,7 +258,7 @@ def accuracy_report(
         class_counts: Integers [C], training images of each class.
         convention: Bounds of the bins.
         units: Int64 [N], from 0, the unit of each image; None: each image is one.
-        models: Int64 [N], from 0, the model that answered each image; None: one for all.
+        models: Int64 [N], from 0, the model that answered each image; None: one model answered all.
     """
     ranked = predictions[:, None] if predictions.dim() == 1 else predictions
     hits = (ranked == labels[:, None].to(ranked.device)).cpu()
@@ -266,18 +267,17 @@ def accuracy_report(
     models = torch.zeros_like(labels) if models is None else models
     masks = bin_masks(labels, class_counts, convention)
     tops: list[dict[str, Interval]] = [{}, {}]
+    rates = {k: _false_positive_rates(ranked[:, :k].cpu(), labels, models) for k in (1, 5)}
     for k, top in zip((1, 5), tops, strict=True):
         if ranked.shape[1] < k:
             continue
         correct = hits[:, :k].any(1)
-        false_positive = _false_positive_rates(ranked[:, :k].cpu(), labels, models)
         for name, mask in masks.items():
             inside = torch.from_numpy(mask)
             top[name] = share_interval(
-                correct[inside], labels[inside], units[inside], false_positive=false_positive[inside]
+                correct[inside], labels[inside], units[inside], false_positive=rates[k][inside]
             )
-    false_positive = _false_positive_rates(ranked[:, :1].cpu(), labels, models)
-    balanced = share_interval(hits[:, 0], labels, units, balanced=True, false_positive=false_positive)
+    balanced = share_interval(hits[:, 0], labels, units, balanced=True, false_positive=rates[1])
     return AccuracyReport(convention, tops[0], tops[1], balanced)
 
 
@@ -290,12 +290,16 @@ def share_interval(
 ) -> Interval:
     """Compute the share of images that are right, or the mean over classes of that share, with a 95 % interval.
 
-    The classes are given, their units are drawn. The interval is Wilson's (1927) for as many independent images as
-    would have the variance of the whole. A unit's variance is the mean square of what the units' own shares are apart
-    from p, the share of all; few units are drawn to p (1 - p), as if the answers of each were equal. Of it goes what
-    lies between the classes and models, which are given: the covariance of answers in different units of a class, or
-    what `false_positive` explains, whichever is more. A bootstrap over images takes each for independent, and gives no
-    width where all are right.
+    The classes and models are given, the units are drawn. The interval is Wilson's (1927) for as many independent
+    images as would have the variance of the whole, which is estimated in these steps:
+
+    1. An image's variance is p (1 - p), p the share.
+    2. That of a unit's share is the same, times the ratio of the mean square error of units to that of images: 1 where
+       all answers of a unit are equal. The ratio is shrunk as if 20 more units had equal answers.
+    3. What class and model explain is subtracted, at most nine tenths: the covariance of answers in different units of
+       a class, or what `false_positive` explains, whichever is more.
+
+    A bootstrap over images takes each for independent, and gives no width where all are right.
 
     Args:
         right: Bool [N], N at least 1.
@@ -313,19 +317,33 @@ def share_interval(
     if balanced:
         weights = 1.0 / (counts[labels].double() * (counts > 0).sum())
     hits = right.double()
-    mean = float(weights @ hits)
-    of_units = float(_sums(weights, of, number).square().sum())
-    level = (mean + 0.5 * of_units) / (1.0 + of_units)
-    whole = level * (1.0 - level)
-    apart = _sums(hits - level, of, number) / torch.bincount(of)
-    unit = (float(apart.square().sum()) + _EQUAL_UNITS * whole) / (number + _EQUAL_UNITS)
-    unit = min(unit, whole)
-    between = _between_classes(hits - level, labels, of)
+    share = min(float(weights @ hits), 1.0)
+    unit_weights = _sums(weights, of, number)
+    squared_weights = float(unit_weights.square().sum())
+    shrunk_share = (share + 0.5 * squared_weights) / (1.0 + squared_weights)
+    of_image = shrunk_share * (1.0 - shrunk_share)
+    errors = hits - shrunk_share
+    of_unit = of_image * _likeness(errors, of, weights, unit_weights)
+    between = _between_classes(errors, labels, of)
     if false_positive is not None:
         between = max(between, _explained(hits, false_positive, weights))
-    between = min(between, 0.9 * unit)
-    low, high = _wilson(mean, whole / (of_units * (unit - between)))
-    return Interval(value=mean, low=low, high=high, images=len(labels), units=number)
+    variance = squared_weights * (of_unit - min(between, 0.9 * of_unit))
+    low, high = _wilson(share, of_image / variance)
+    return Interval(value=share, low=low, high=high, images=len(labels), units=number)
+
+
+def _likeness(errors: Tensor, units: Tensor, weights: Tensor, unit_weights: Tensor) -> float:
+    """Estimate the mean square of units' mean errors, divided by that of errors: at most 1, where a unit's are equal.
+
+    Args:
+        errors: Float64 [N], each answer less the share of all, none of them 0.
+        units: Int64 [N], from 0 to U - 1.
+        weights: Float64 [N], of sum 1.
+        unit_weights: Float64 [U], their sums by unit.
+    """
+    means = _sums(errors, units, len(unit_weights)) / torch.bincount(units)
+    ratio = float(unit_weights @ means.square()) / float(weights @ errors.square())
+    return min((len(unit_weights) * ratio + _EQUAL_UNITS) / (len(unit_weights) + _EQUAL_UNITS), 1.0)
 
 
 def _sums(values: Tensor, places: Tensor, count: int) -> Tensor:
@@ -354,8 +372,10 @@ def _explained(values: Tensor, by: Tensor, weights: Tensor) -> float:
     """Compute the variance that a rising line through `by` explains; all float64 [N], the weights of sum 1."""
     apart = by - weights @ by
     variance = float(weights @ apart.square())
+    if variance <= _ROUNDING * float(weights @ by.square()):
+        return 0.0
     covariance = max(float(weights @ (apart * values)), 0.0)
-    return covariance**2 / variance if variance > 0.0 else 0.0
+    return covariance**2 / variance
 
 
 def _between_classes(errors: Tensor, labels: Tensor, units: Tensor) -> float:
@@ -384,7 +404,8 @@ def _wilson(share: float, images: float) -> tuple[float, float]:
     spread = normal**2 / images
     middle = (share + spread / 2) / (1 + spread)
     half = (share * (1 - share) * spread + spread**2 / 4) ** 0.5 / (1 + spread)
-    return max(middle - half, 0.0), min(middle + half, 1.0)
+    # Rounding must not leave the share outside.
+    return max(min(middle - half, share), 0.0), min(max(middle + half, share), 1.0)
 
 
 def paired_difference(

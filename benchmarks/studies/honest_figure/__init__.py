@@ -8,12 +8,10 @@ class: of the folds' own models, of each class in the share in which they were a
 the same shares of the classes. Beside the interval stands that of a plain bootstrap over pictures.
 
 Each answer is kept, so that another form of interval needs no new draws. That of today was chosen among several by its
-score on 16 draws each of five kinds: augmented, visits, products, reposts and single. Half of the draws of bursts and
-pages had been looked at then, too.
+score on augmented, visits, products, reposts and single, with draws to 109 of the others in sight.
 
 Of the first six kinds draws 0 to 9 are left out: near duplicates were tuned with some of them in sight. Of reposts
-draws 0 to 59 are left out: after them copies that are cut and enlarged were looked for. Nothing was tuned with draws of
-the other three kinds in sight.
+draws 0 to 59 are left out: after them copies that are cut and enlarged were looked for.
 """
 
 from __future__ import annotations
@@ -72,7 +70,6 @@ def measured(kind: Kind, number: int, place: Path) -> dict[str, Any]:
     tested = torch.stack(
         [torch.bincount(found.labels[one.places], minlength=len(found.class_ids)) for one in answering]
     ).double()
-    final = _shares(model, features, labels, len(found.class_ids))
     counts = tested.sum(0)
     by_class = (tested * by_fold).sum(0) / counts.clamp(min=1)
     final = _shares(model, features, labels, len(found.class_ids))
