@@ -91,8 +91,9 @@ def measure(before: Model, after: Model, touched: set[int]) -> Effect:
     there &= ~torch.isin(owners, torch.tensor(sorted(touched), dtype=torch.int64))
     if not bool(there.any()):
         return Effect(unmeasured=True)
-    right = [float((one.answers == owners)[there].double().mean()) for one in (was, now)]
-    return Effect(*right, int(there.sum()))
+    accuracy_before = float((was.answers == owners)[there].double().mean())
+    accuracy_after = float((now.answers == owners)[there].double().mean())
+    return Effect(accuracy_before, accuracy_after, int(there.sum()))
 
 
 def _load(model: Model) -> _Validation:

@@ -8,7 +8,7 @@ class: of the folds' own models, of each class in the share in which they were a
 the same shares of the classes. Beside the interval stands that of a plain bootstrap over pictures.
 
 Each answer is kept, so that another form of interval needs no new draws. That of today was chosen among several by its
-score on augmented, visits, products, reposts and single, with draws to 109 of the others in sight.
+score on augmented, visits, products, reposts and single, with the first hundred draws of the others in sight.
 
 Of the first six kinds draws 0 to 9 are left out: near duplicates were tuned with some of them in sight. Of reposts
 draws 0 to 59 are left out: after them copies that are cut and enlarged were looked for.
