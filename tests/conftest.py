@@ -74,8 +74,6 @@ def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace on the small slice of Glyphs-LT with every step done, made by the first process that needs it;
     training is two short epochs. Nothing may write into it.
     """
-    import torch
-
     from vlltr_index.data.glyphs import glyph_files
     from vlltr_index.pipelines.ingest import ingest_images, ingest_text
     from vlltr_index.pipelines.train_all import train_all
@@ -95,10 +93,7 @@ def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ingest_text(workspace, data.texts)
         for split in ("train", "val", "test"):
             ingest_images(workspace, data.images, split)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(os.cpu_count() or 1)  # the other processes soon wait for it
         train_all(workspace, workspace.recipe)
-        torch.set_num_threads(threads)
         return workspace.path.rename(folder)
 
 
