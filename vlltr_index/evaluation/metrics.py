@@ -267,9 +267,11 @@ def accuracy_report(
     models = torch.zeros_like(labels) if models is None else models
     masks = bin_masks(labels, class_counts, convention)
     tops: list[dict[str, Interval]] = [{}, {}]
-    rates = {k: _false_positive_rates(ranked[:, :k].cpu(), labels, models) for k in (1, 5)}
+    rates = {
+        k: _false_positive_rates(ranked[:, :k].cpu(), labels, models) for k in (1, 5) if k <= ranked.shape[1]
+    }
     for k, top in zip((1, 5), tops, strict=True):
-        if ranked.shape[1] < k:
+        if k not in rates:
             continue
         correct = hits[:, :k].any(1)
         for name, mask in masks.items():
