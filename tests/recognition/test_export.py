@@ -115,6 +115,7 @@ def test_a_faiss_index_is_read_only_where_it_is_trusted(
     check_same(trusting.predict(images, PredictOptions(explain=2, retrieval="faiss")), expected)
 
 
+@pytest.mark.slow
 def test_results_stand_in_the_card(
     trained: Workspace, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

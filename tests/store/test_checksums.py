@@ -312,6 +312,7 @@ def unsummed(workspace: Workspace) -> None:
         workspace.store._forget(name)
 
 
+@pytest.mark.slow
 def test_a_workspace_without_checksums(small: Workspace, world: World) -> None:
     """Of an earlier program: it answers, changes and grows as before, unchecked."""
     asked = [world.pictures[0]]

@@ -142,6 +142,7 @@ def test_what_goes_together_is_held_out_together(fits: Fits) -> None:
     assert right(decision, data) > 0.9
 
 
+@pytest.mark.slow
 def test_a_fold_has_the_anchors_that_its_own_images_chose() -> None:
     """Sentences that only the held-out images made look right do not count; asked for once a fold, for its images."""
     data, asked = drawn([6] * 8, apart=1.5), list[set[int]]()
