@@ -45,7 +45,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.hookimpl(trylast=True)  # after what -m leaves out
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
-    """Put the files that need the trained workspace last, but one first: one process makes it, the other need not wait."""
+    """Put files that need the trained workspace last, but one first: one process makes it, the other need not wait."""
     need = {item.path for item in items if "trained_once" in item.fixturenames}
     first = min(need, default=None)
     items.sort(key=lambda item: (item.path != first, item.path in need))

@@ -374,11 +374,45 @@ def _weigh(
     left = f"Stage 1 left {plural(len(labels), 'image')} out, too few to weigh by: the usual weights hold."
     notes = _notes(data, scores, units, weights=found, shared=shared, matches=matches) if enough else [left]
     held = HeldOutAnswers(labels, scores.fused(found).softmax(1).half())
-    parts = Parts(shared, found, accept, held)
+    let_in = _let_in(data, folds, chosen, accept)
+    if let_in is not None:
+        notes.append(
+            f"'None of these' (--reject) lets {100 * _ACCEPTED:.0f} % of such images in, and {100 * let_in:.0f} % of"
+            " images of classes that were left out of the fit."
+        )
+    parts = Parts(shared, found, accept, held, let_in)
     if parts.texts_are_mute:  # a class that has text alone would win wherever the images say little
         unknown = replace(found.text_only, offset=_NOT_FOUND)
         parts = replace(parts, weights=replace(found, text_only=unknown))
     return parts, notes
+
+
+def _let_in(data: StageTwoData, folds: list[_Fold], chosen: Covariances, level: float) -> float | None:
+    """Measure the share of images of classes left out that fit another class as well as `level`; None below 30 units.
+
+    After a stage 1 these are the classes that it did not see. Without one each fold leaves a fifth of the classes out.
+    """
+    if bool(data.unseen_classes.any()):
+        left_out = [(folds[0].at(chosen), data.unseen_classes)]
+    elif bool(data.unseen.any()) or data.visual_init is not None:
+        return None  # the tower knows all classes
+    else:
+        left_out = []
+        drawn = torch.randperm(data.classes, generator=torch.Generator().manual_seed(0))
+        for number, fold in enumerate(folds):
+            late = torch.zeros(data.classes, dtype=torch.bool)
+            late[drawn[number::FOLDS]] = True
+            rest = ~fold.out & ~late[data.labels]
+            if bool(rest.any()) and bool(late.any()):
+                model = _model(fold.data, _moments(fold.data, rest), chosen.shrinkage)
+                left_out.append((chosen.noisy(model), late))
+    accepted = torch.zeros(0, dtype=torch.bool)
+    for model, late in left_out:
+        images = torch.cat([_one_a_unit(data, place) for place in late.nonzero()[:, 0].tolist()])
+        others = model.select((~late & data.rows).nonzero()[:, 0])
+        best = others.log_likelihoods(unit_rows(data.features[0, images])).amax(1).cpu()
+        accepted = torch.cat([accepted, best >= level])
+    return float(accepted.double().mean()) if len(accepted) >= _ENOUGH else None
 
 
 def _gates(data: StageTwoData, folds: list[_Fold], chosen: Covariances, found: PartWeights) -> PartWeights:

@@ -32,6 +32,19 @@ def test_the_best_likelihood_is_held_against_the_heads_level(trained: Workspace,
     assert all(found.known is None for found in recognizer.predict(images))
 
 
+def test_what_it_lets_in_is_said_once(trained: Workspace, pictures: Path, caplog: pytest.LogCaptureFixture) -> None:
+    saved = Recognizer.open(trained).current().saved
+    assert saved.parts is not None
+    measured = replace(saved, parts=replace(saved.parts, unknown_accepted=0.25))
+    with trained.transaction("a head that was tried on classes left out") as tx:
+        tx.set(head=trained.objects.put("heads", lambda path: save_head(measured, path)))
+    recognizer = Recognizer.open(trained.path)
+    with caplog.at_level("INFO"):
+        for _ in range(2):
+            recognizer.predict([pictures / "known-0.png"], PredictOptions(reject=True))
+    assert caplog.text.count("it would have let in 25 % of images of classes that were left out") == 1
+
+
 NONE_HELD = "no image could be held out when it was trained\nBring in more images, then run: vlltr train lgr"
 OF_A_PROTOCOL = f"it was trained for the protocols paper or release\n{OTHER_RULE}"
 

@@ -38,12 +38,15 @@ class Parts:
         ood_threshold: The largest log-likelihood of 95 % of the held-out images is at least this; None without held-out
             images.
         held_out: Answers for the held-out images, with the classes in the order of the visual rows; None without any.
+        unknown_accepted: Share of images of classes left out of the fit whose largest log-likelihood is at least
+            `ood_threshold` too; None where no class, or too few images, could be left out.
     """
 
     shared: SharedGaussian
     weights: PartWeights
     ood_threshold: float | None = None
     held_out: HeldOutAnswers | None = None
+    unknown_accepted: float | None = None
 
     @property
     def texts_are_mute(self) -> bool:
@@ -82,6 +85,7 @@ class PartFacts(BaseModel):
     noise: float = Field(gt=0.0, le=1e3)
     text_r2: float
     ood_threshold: float | None
+    unknown_accepted: float | None = Field(default=None, ge=0.0, le=1.0)
 
 
 class HeadManifest(Manifest):
@@ -123,6 +127,7 @@ def save_head(
             noise=parts.shared.noise,
             text_r2=parts.shared.text_r2,
             ood_threshold=parts.ood_threshold,
+            unknown_accepted=parts.unknown_accepted,
         )
         tensors |= {f"generative.{n}": getattr(parts.shared, n).float().contiguous() for n in SHARED}
         if parts.held_out is not None:
@@ -184,4 +189,4 @@ def _parts(facts: PartFacts, tensors: dict[str, Tensor]) -> Parts:
     if "held_out.labels" in tensors:
         held = HeldOutAnswers(*(tensors.pop(f"held_out.{name}") for name in HELD_OUT))
     gaussian = SharedGaussian(**shared, noise=facts.noise, text_r2=facts.text_r2)
-    return Parts(gaussian, facts.weights, facts.ood_threshold, held)
+    return Parts(gaussian, facts.weights, facts.ood_threshold, held, facts.unknown_accepted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.taxonomy import Taxonomy
 
+_log = logging.getLogger(__name__)
 _BATCH = 64
 _CPU = torch.device("cpu")
 _DENSE = 32  # anchors a class
@@ -254,7 +256,7 @@ class Model(Scorer):
         """Predict images that have been read; errors as for `Recognizer.predict`."""
         columns = self._columns(options.only, options.parent)
         ranks = self._ranks(columns, options.min_accuracy)
-        level = self.held_out("'none of these'")[0] if options.reject else None
+        level = self._least_likely if options.reject else None
         question = _Question(options, columns, ranks, level)
         for batch in batches:
             readable = batch.readable
@@ -355,6 +357,18 @@ class Model(Scorer):
                 self._kept_ranks.clear()
             self._kept_ranks[key] = found
         return found
+
+    @cached_property
+    def _least_likely(self) -> float:
+        """The likelihood from which on an image is of a known class; what it lets in is logged, once a model."""
+        level, _ = self.held_out("'none of these'")
+        parts = self.saved.parts
+        if parts is not None and parts.unknown_accepted is not None:
+            _log.info(
+                "none of these: in training it would have let in %.0f %% of images of classes that were left out",
+                100 * parts.unknown_accepted,
+            )
+        return level
 
     @cached_property
     def _kept_ranks(self) -> dict[tuple[bytes, float | None], Ranks]:
