@@ -32,7 +32,9 @@ def test_the_best_likelihood_is_held_against_the_heads_level(trained: Workspace,
     assert all(found.known is None for found in recognizer.predict(images))
 
 
-def test_what_it_lets_in_is_said_once(trained: Workspace, pictures: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_it_lets_in_is_said_once(
+    trained: Workspace, pictures: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     saved = Recognizer.open(trained).current().saved
     assert saved.parts is not None
     measured = replace(saved, parts=replace(saved.parts, unknown_accepted=0.25))
