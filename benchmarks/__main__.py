@@ -29,6 +29,7 @@ STUDIES = {
     "protocols": "studies.protocols",
     "ranks": "studies.ranks",
     "reject": "studies.reject",
+    "rejections": "studies.rejections",
     "scaling": "speed.scaling",
     "senses": "studies.senses",
     "speed": "speed.questions",

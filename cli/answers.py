@@ -67,6 +67,8 @@ def _head(score: ClassScore, width: int | None) -> list[str]:
         bar = f"image {share} % {drawn} text {100 - share} %"
     elif max(sides.values()) > 0:
         bar = f"{drawn} {'image' if share else 'text'} alone" + (bar and f", {bar}")
+    if score.prior_part:
+        bar = ", ".join(filter(None, (bar, f"how common it is {score.prior_part:+.1f}")))
     if bar and width is not None and len(head) + len(bar) + 3 > width:
         return [head, _INDENT + bar]
     return [f"{head}   {bar}".rstrip()]

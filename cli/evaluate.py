@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from vlltr_index.cli.context import Context, pass_context
-from vlltr_index.cli.options import FILE, at_option, crops_option, device_option
+from vlltr_index.cli.options import FILE, at_option, crops_option, device_option, prior_option
 
 _against_option = click.option(
     "--against",
@@ -46,6 +46,7 @@ def cross_validate_command(context: Context, resume: bool) -> None:
 @click.option(
     "--rule", type=click.Choice(["ours", "paper", "logits"]), help="Fuse the branches by this rule."
 )
+@prior_option
 @device_option
 @pass_context
 def evaluate_command(context: Context, /, split: str | None, **how: Any) -> None:

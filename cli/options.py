@@ -6,9 +6,12 @@ import logging
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
+
+if TYPE_CHECKING:
+    from vlltr_index.schemas.options import Prior
 
 
 class _Place(click.ParamType[Path]):
@@ -34,6 +37,20 @@ def _compute_on(context: click.Context, parameter: click.Parameter, device: str 
     return device
 
 
+class _PriorType(click.ParamType["Prior"]):
+    """`balanced`, `training`, or a file of weights, which is read."""
+
+    name = "prior"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Prior:
+        """Read the file."""
+        if value in ("balanced", "training"):
+            return cast("Prior", value)
+        from vlltr_index.data.frequencies import read_frequencies
+
+        return read_frequencies(FILE.convert(value, param, ctx))
+
+
 PATH = _Place("path")
 FILE = _Place("file")
 DIR = _Place("dir")
@@ -49,6 +66,13 @@ dry_run_option = click.option("--dry-run", is_flag=True, help="Show what would h
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 at_option = click.option("--at", type=click.IntRange(1), metavar="ID", help="As of this commit.")
 crops_option = click.option("--crops", default=1, help="Crops of each image: 1, or 5 (centre and corners).")
+prior_option = click.option(
+    "--prior",
+    type=_PriorType(),
+    default="balanced",
+    metavar="PRIOR|FILE",
+    help="How common the classes are: balanced (all equally), training, or a file with the columns class and weight.",
+)
 engine_option = click.option(
     "--engine",
     type=click.Choice(["local", "ray"]),

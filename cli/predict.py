@@ -12,7 +12,15 @@ import click
 
 from vlltr_index.cli.answers import explanation_lines, prediction_lines
 from vlltr_index.cli.context import Context, pass_context
-from vlltr_index.cli.options import FILE, actors_option, at_option, crops_option, device_option, engine_option
+from vlltr_index.cli.options import (
+    FILE,
+    actors_option,
+    at_option,
+    crops_option,
+    device_option,
+    engine_option,
+    prior_option,
+)
 from vlltr_index.cli.terminal import echo, terminal_width
 from vlltr_index.schemas.options import RETRIEVALS
 
@@ -41,6 +49,7 @@ from vlltr_index.schemas.options import RETRIEVALS
     metavar="ACCURACY",
     help="Answer at the deepest rank that held this accuracy on held-out images, such as 0.95.",
 )
+@prior_option
 @click.option("--out", type=FILE, help="Write to .csv, .jsonl or .parquet; stopped, the command goes on.")
 @click.option(
     "--retrieval",

@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from vlltr_index.errors import UsageError
 
 RETRIEVALS = ("auto", "faiss", "exhaustive")
+Prior = Literal["balanced", "training"] | Mapping[str, float]
+"""How common the classes are: all equally; as among the training images; or a weight above 0 for each class by name."""
+
+
+def check_prior(prior: Prior) -> None:
+    """Refuse what is no `Prior`.
+
+    Raises:
+        UsageError: If it is none.
+    """
+    if isinstance(prior, str):
+        if prior not in ("balanced", "training"):
+            raise UsageError(f"the prior is 'balanced', 'training' or a weight for each class, got {prior!r}")
+        return
+    wrong = [name for name, weight in prior.items() if not (math.isfinite(weight) and weight > 0.0)]
+    if wrong:
+        raise UsageError(
+            f"the prior's weight of class {wrong[0]!r} is not above 0", "Leave classes out by: only"
+        )
+
+
+def named_prior(prior: Prior) -> Literal["balanced", "training", "given"]:
+    """Return in a word what a prior is."""
+    if isinstance(prior, str):
+        return prior
+    return "given"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,10 +57,11 @@ class PredictOptions:
         min_probability: Classes that are less probable are left out of an answer, which may leave none.
         min_accuracy: Between 0 and 1: `answer` is of the deepest rank that was right so often on the images held out
             when the head was trained, with the sentences of the classes it holds; None where no rank can answer.
+        prior: How common the classes are; with one other than `balanced` all classes are scored.
 
     Raises:
-        UsageError: If `retrieval` is none of these, `min_accuracy` or `min_probability` does not lie between 0 and 1,
-            or `reject`, which looks at all classes, is asked for together with `only` or `parent`.
+        UsageError: If `retrieval` or `prior` is none of these, `min_accuracy` or `min_probability` does not lie between
+            0 and 1, or `reject`, which looks at all classes, is asked for together with `only` or `parent`.
     """
 
     top: int = 5
@@ -45,8 +74,10 @@ class PredictOptions:
     parent: str | None = None
     min_probability: float = 0.0
     min_accuracy: float | None = None
+    prior: Prior = "balanced"
 
     def __post_init__(self) -> None:
+        check_prior(self.prior)
         if self.retrieval not in RETRIEVALS:
             raise UsageError(f"retrieval is 'auto', 'faiss' or 'exhaustive', got {self.retrieval!r}")
         if not 0.0 <= self.min_probability <= 1.0:

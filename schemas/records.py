@@ -104,9 +104,9 @@ def by_group(sentences: Sequence[SentenceShare]) -> list[list[SentenceShare]]:
 class ClassScore:
     """Probability of a class, with the parts of each branch.
 
-    If `unit` is `log-odds`, `image_part + text_part` is log P(this class) / P(the best other class); if it is
-    `probability` (the fusion rule `paper`), the sum is the probability. `cosine` is exact if sentences were requested,
-    or if all classes were scored.
+    If `unit` is `log-odds`, `image_part + text_part + prior_part` is log P(this class) / P(the best other class); if it
+    is `probability` (the fusion rule `paper`), the sum is the probability. `prior_part` is 0 where all classes are
+    taken to be equally common. `cosine` is exact if sentences were requested, or if all classes were scored.
     """
 
     class_id: int
@@ -118,6 +118,7 @@ class ClassScore:
     sentences: tuple[SentenceShare, ...] = ()
     unit: str = "probability"  # | "log-odds"
     neighbours: tuple[Neighbour, ...] = ()
+    prior_part: float = 0.0
 
     @property
     def image_share(self) -> float:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vlltr_index.heads.checkpoint import Parts
-from vlltr_index.heads.fusion import Gate, PartWeights
+from vlltr_index.heads.fusion import Gate, PartWeights, log_frequencies
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.heads.plda import PLDA, Moments, SharedGaussian, fit_shared
 from vlltr_index.heads.tree import HeldOutAnswers
@@ -25,6 +25,7 @@ from vlltr_index.heads.weighing import (
     HeldOutScores,
     balanced_accuracy,
     fit_gate,
+    fit_prior,
     fit_temperature,
     fit_weights,
     image_weights,
@@ -368,6 +369,8 @@ def _weigh(
     found = fit_weights(scores) if enough else usual_weights(scores)
     if enough:
         found = _gates(data, folds, chosen, found)
+        prior = fit_prior(scores.fused(found), log_frequencies(counts), labels, units)
+        found = replace(found, prior=prior)
     shared = chosen.noisy(_model(data, moments, chosen.shrinkage)).shared
     best = scores.likelihoods.amax(1).sort().values
     accept = float(best[int((1.0 - _ACCEPTED) * len(best))])

@@ -15,7 +15,7 @@ from vlltr_index.data.decoding import open_image
 from vlltr_index.data.glyphs import GlyphFiles
 from vlltr_index.encoders.encoder import Encoder
 
-__all__ = ["Group", "drawn", "read_group"]
+__all__ = ["Group", "drawn", "features_of", "read_group"]
 
 _BATCH = 128
 
@@ -44,15 +44,15 @@ def read_group(data: GlyphFiles, name: str, encoder: Encoder, folder: Path) -> G
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(row["image"])
             files[row["label"]].append(path)
-    support = {n: _features(encoder, [path.read_bytes() for path in files[n]]) for n in names}
+    support = {n: features_of(encoder, [path.read_bytes() for path in files[n]]) for n in names}
     tests = [row for row in rows if row["split"] == f"{name}_test"]
     labels = torch.tensor([names.index(row["label"]) for row in tests])
-    return Group(names, texts, files, support, _features(encoder, [row["image"] for row in tests]), labels)
+    return Group(names, texts, files, support, features_of(encoder, [row["image"] for row in tests]), labels)
 
 
 @torch.inference_mode()
-def _features(encoder: Encoder, images: Sequence[bytes]) -> Tensor:
-    """[N, D], unnormalised."""
+def features_of(encoder: Encoder, images: Sequence[bytes]) -> Tensor:
+    """Return features [N, D] of encoded images, unnormalised."""
     pixels = [encoder.preprocess(open_image(image)) for image in images]
     parts = [
         encoder.encode_pixels(torch.stack(pixels[i : i + _BATCH])) for i in range(0, len(pixels), _BATCH)

@@ -30,6 +30,7 @@ from vlltr_index.recognition.model import Model
 from vlltr_index.store.workspace import Workspace
 
 SCORE = "best log-likelihood"
+LARGEST = "largest probability"
 GROUPS = {"dev": "100 for development", "final": "100 for final figures"}
 
 
@@ -113,7 +114,7 @@ def _scores(scorer: Model, features: Tensor) -> dict[str, Tensor]:
     """Float [N] each."""
     return {
         SCORE: scorer.log_likelihoods(features).amax(1),
-        "largest probability": scorer.exhaustive(features).probabilities.amax(1),
+        LARGEST: scorer.exhaustive(features).probabilities.amax(1),
     }
 
 

@@ -293,7 +293,7 @@ def test_an_image_alone_and_among_others(alpha: float | None, scale: float) -> N
     for image in range(24):
         alone = world.retrieve(only=slice(image, image + 1))
         assert torch.equal(alone.candidates[0], together.candidates[image])
-        for mine, theirs in zip(alone.fused, together.fused, strict=True):
+        for mine, theirs in zip(alone.fused.tensors, together.fused.tensors, strict=True):
             torch.testing.assert_close(mine[0], theirs[image], atol=1e-4, rtol=1e-4)
 
 

@@ -25,6 +25,7 @@ from vlltr_index.heads.fusion import (
     image_side,
     parts_of,
     resting,
+    with_prior,
 )
 
 quick = settings(max_examples=40, deadline=None)
@@ -106,8 +107,9 @@ def test_the_protocols_equal_their_twin(
         assert sum(found) == pytest.approx(1.0)
     total = fused.visual_part + fused.text_part
     torch.testing.assert_close(fused.probabilities, total.softmax(1) if rule == "logits" else total)
-    for part in fused:
+    for part in fused.tensors:
         assert bool(part.isfinite().all())
+    assert fused.prior_part is None
 
 
 @quick
@@ -179,7 +181,8 @@ def test_parts_add_up_to_the_log_odds(rule: Rule, weights: PartWeights, size: fl
     else:
         fused = fuse_protocol(visual.masked_fill(~trained, NONE), text, rule, 0.5)
     total = fused.visual_part + fused.text_part
-    image, by_text = parts_of(fused, torch.arange(CLASSES).expand(2, -1), rule)
+    image, by_text, prior = parts_of(fused, torch.arange(CLASSES).expand(2, -1), rule)
+    assert not bool(prior.any())
     for row in range(2):
         for position in range(CLASSES):
             parts = (float(image[row, position]), float(by_text[row, position]))
@@ -197,7 +200,57 @@ def test_parts_of_the_papers_sum_add_up_to_the_probability() -> None:
     assert torch.equal(whole, fused.probabilities)
     alone = fuse(trained_alone(torch.tensor([[-3.0]])), torch.tensor([[2.0]]), EVEN)
     assert alone.probabilities.tolist() == [[1.0]]
-    assert [float(part) for part in parts_of(alone, torch.zeros(1, 1, dtype=torch.int64), "ours")] == [
-        0.0,
-        0.0,
+    assert [float(part) for part in parts_of(alone, torch.zeros(1, 1, dtype=torch.int64), "ours")] == 3 * [
+        0.0
     ]
+
+
+@quick
+@given(
+    weights=weights_of, size=st.sampled_from([0.0, 1.0, 30.0]), trained=masks, with_images=masks, seed=seeds
+)
+def test_a_prior_is_bayes_rule_in_each_step_of_the_chain(
+    weights: PartWeights, size: float, trained: list[bool], with_images: list[bool], seed: int
+) -> None:
+    """In plain Python: of trained classes P(c | trained, x) times the frequency; a later class beside all of them."""
+    visual, likelihoods, text = drawn(seed, size, 3, 1, CLASSES)
+    side = image_side(visual, likelihoods, torch.tensor(trained), torch.tensor(with_images), weights)
+    before = fuse(side, text, weights)
+    prior = drawn(seed + 1, 2.0, CLASSES)
+    fused = with_prior(before, side, weights, prior)
+    assert fused.prior_part is not None
+    known = [c for c in range(CLASSES) if trained[c]]
+    own = (before.visual_part + before.text_part)[0].tolist()
+    scores = list[float]()
+    for c in range(CLASSES):
+        among = [own[k] + float(prior[k]) for k in known]
+        score = own[c] + float(prior[c])
+        if not trained[c]:
+            gate = weights.few_shot if with_images[c] else weights.text_only
+            g = [gate.generative * float(likelihoods[0, k]) + gate.text * float(text[0, k]) for k in known]
+            score += log_sum(g) - log_sum(
+                [value + float(prior[k]) for value, k in zip(g, known, strict=True)]
+            )
+        else:
+            score -= log_sum(among)
+        scores.append(score)
+    expected = torch.tensor(scores, dtype=torch.float64)
+    torch.testing.assert_close(fused.probabilities[0], expected.softmax(0), rtol=1e-6, atol=1e-9)
+    parts = torch.stack(parts_of(fused, torch.arange(CLASSES)[None], "ours")).sum(0)[0]
+    for c in range(CLASSES):
+        others = torch.cat([expected[:c], expected[c + 1 :]])
+        assert float(parts[c]) == pytest.approx(float(expected[c] - others.max()), abs=1e-6)
+
+
+def log_sum(values: list[float]) -> float:
+    """The logarithm of the sum of exponentials; 0 for none."""
+    return float(torch.tensor(values, dtype=torch.float64).logsumexp(0)) if values else 0.0
+
+
+def test_equally_common_classes_change_nothing() -> None:
+    visual, likelihoods, text = drawn(0, 2.0, 3, 4, CLASSES)
+    trained = torch.arange(CLASSES) < 3
+    side = image_side(visual, likelihoods, trained, trained, EVEN)
+    before = fuse(side, text, EVEN)
+    same = with_prior(before, side, EVEN, torch.full((CLASSES,), -3.0))
+    torch.testing.assert_close(same.probabilities, before.probabilities)

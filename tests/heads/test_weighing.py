@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize  # type: ignore[import-untyped]  # it has no types
 from torch import Tensor
 
-from vlltr_index.heads.fusion import Gate, PartWeights, fuse, image_side
+from vlltr_index.heads.fusion import Gate, PartWeights, fuse, image_side, log_frequencies
 from vlltr_index.heads.weighing import (
     PLAINEST,
     SHRINKAGES,
@@ -22,6 +22,7 @@ from vlltr_index.heads.weighing import (
     HeldOutClasses,
     HeldOutScores,
     fit_gate,
+    fit_prior,
     fit_temperature,
     fit_weights,
     image_weights,
@@ -385,3 +386,24 @@ def test_designs_of_nobody_leave_the_weights_alone() -> None:
     assert fit_gate(PLAIN, [one, empty]) == fit_gate(PLAIN, [one])
     same = replace(one, new_likelihoods=torch.zeros(50, 12), new_text=torch.zeros(50, 12))
     assert fit_gate(PLAIN, [same]) == PLAIN
+
+
+@pytest.mark.parametrize("sharp", [0.5, 1.0, 2.0])
+def test_weights_under_a_prior_make_up_for_scores_that_are_too_sure(sharp: float) -> None:
+    """Of images drawn by the frequencies: scores that are likelihoods need both weights at 1, sharper ones less."""
+    rng = torch.Generator().manual_seed(3)
+    counts = torch.tensor([400, 100, 40, 10])
+    labels = torch.arange(4).repeat_interleave(counts)
+    centres = torch.randn(4, 3, generator=rng, dtype=torch.float64)
+    images = centres[labels] + torch.randn(len(labels), 3, generator=rng, dtype=torch.float64)
+    likelihoods = -0.5 * torch.cdist(images, centres).square()
+    found = fit_prior(sharp * likelihoods, log_frequencies(counts), labels, torch.arange(len(labels)))
+    assert found.frequency == pytest.approx(1.0, abs=0.25)
+    assert found.parts * sharp == pytest.approx(1.0, abs=0.25)
+
+
+def test_without_evidence_weights_under_a_prior_are_one() -> None:
+    """As where all classes are equally common and no score tells them apart."""
+    labels = torch.arange(8) % 4
+    found = fit_prior(torch.zeros(8, 4), log_frequencies(torch.full((4,), 2)), labels, torch.arange(8))
+    assert (found.frequency, found.parts) == (pytest.approx(1.0), pytest.approx(1.0))

@@ -188,7 +188,7 @@ def _put(whole: FusedScores, part: FusedScores, rows: Tensor) -> FusedScores:
     """Put the scores `part` into the rows of `whole`, in place, and return the result."""
     if len(rows) == len(whole.probabilities):
         return part
-    for values, new in zip(whole, part, strict=True):
+    for values, new in zip(whole.tensors, part.tensors, strict=True):
         values[rows] = new
     return whole
 

@@ -9,11 +9,13 @@ There are three rules:
   class does not change the order of the trained ones.
 - `paper`: alpha P^I + (1 - alpha) P^T (VL-LTR's sum has alpha = 0.5; its release has 0.2 and 0.7).
 - `logits`: softmax of the sum of both branches' logits, as the release evaluates many, medium and few.
+
+All classes are taken to be equally common. Under `ours` a prior may say otherwise, see `with_prior`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal, NamedTuple
 
 import torch
@@ -44,6 +46,19 @@ class Gate:
 
 
 @dataclass(frozen=True, slots=True)
+class PriorWeights:
+    """Weights for answers under a prior of the classes, fitted so that every picture counts alike.
+
+    Attributes:
+        frequency: Factor of the logarithm of a class's frequency.
+        parts: Factor of the weights of all parts among the trained classes.
+    """
+
+    frequency: Weight = 1.0
+    parts: Weight = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class PartWeights:
     """Weights of the parts under the rule `ours`; none is negative.
 
@@ -53,6 +68,7 @@ class PartWeights:
         text: Factor of the text logits, among the trained classes.
         few_shot: Weights of later classes that have images.
         text_only: Weights of later classes that are known by text alone.
+        prior: Weights for answers under a prior of the classes.
     """
 
     image: Weight
@@ -60,6 +76,14 @@ class PartWeights:
     text: Weight
     few_shot: Gate
     text_only: Gate
+    prior: PriorWeights = PriorWeights()
+
+    def under_prior(self) -> PartWeights:
+        """Return the weights for answers under a prior."""
+        factor = self.prior.parts
+        return replace(
+            self, image=factor * self.image, generative=factor * self.generative, text=factor * self.text
+        )
 
 
 class ImageSide(NamedTuple):
@@ -94,7 +118,7 @@ class FusedScores(NamedTuple):
     """Probabilities, and the parts that they are made of.
 
     Under `ours` and `logits` the parts add up to the logarithm of each probability, up to a constant of the image;
-    under `paper` to the probability.
+    under `paper` to the probability. The probabilities by one side alone know no prior.
 
     Attributes:
         probabilities: Float [B, C], rows sum to one.
@@ -103,6 +127,7 @@ class FusedScores(NamedTuple):
         by_image: Float [B, C], the probabilities by the visual side alone.
         by_text: Float [B, C], the probabilities by the text branch alone.
         text_logits: Float [B, C], scale * cosine.
+        prior_part: Float [B, C], the contribution of how common the class is; None where all are equally common.
     """
 
     probabilities: Tensor
@@ -111,18 +136,30 @@ class FusedScores(NamedTuple):
     by_image: Tensor
     by_text: Tensor
     text_logits: Tensor
+    prior_part: Tensor | None = None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The fields that are there, in their order; `FusedScores(*tensors)` is the same."""
+        return [values for values in self if values is not None]
+
+    @property
+    def log_scores(self) -> Tensor:
+        """The sum of the parts, float [B, C]."""
+        both = self.visual_part + self.text_part
+        return both if self.prior_part is None else both + self.prior_part
 
     def among(self, columns: Tensor, rule: Rule) -> FusedScores:
         """Return the scores among the classes `columns`, int64 [K], as if there were no others: float [B, K] each."""
-        whole, image, text, *rest = (values[:, columns] for values in self)
-        if rule == "paper":
-            total = whole.sum(1, keepdim=True).clamp(min=1e-30)
-            whole = whole / total
-            image = image / total
-            text = text / total
-        else:
-            whole = (image + text).softmax(1)
-        return FusedScores(whole, image, text, *rest)
+        some = FusedScores(*(values[:, columns] for values in self.tensors))
+        if rule != "paper":
+            return some._replace(probabilities=some.log_scores.softmax(1))
+        total = some.probabilities.sum(1, keepdim=True).clamp(min=1e-30)
+        return some._replace(
+            probabilities=some.probabilities / total,
+            visual_part=some.visual_part / total,
+            text_part=some.text_part / total,
+        )
 
 
 def image_side(
@@ -199,6 +236,41 @@ def fuse(image: ImageSide, text_logits: Tensor, weights: PartWeights) -> FusedSc
     )
 
 
+def log_frequencies(counts: Tensor) -> Tensor:
+    """Estimate the logarithm of each class's frequency, float64 [C], from counts [C]; half a count is added to each."""
+    likely = counts.double() + 0.5
+    return (likely / likely.sum()).log()
+
+
+def with_prior(fused: FusedScores, image: ImageSide, weights: PartWeights, log_prior: Tensor) -> FusedScores:
+    """Return the scores of `fuse` where classes are not equally common.
+
+    A class's prior part is its log-frequency, less what the log-frequencies of the trained classes add to the logsumexp
+    that is subtracted from its score: that of the trained classes' own scores for a trained class, that of the gate for
+    a later one. So the chain rule holds as in `fuse`.
+
+    Args:
+        fused: The scores, by the same weights.
+        image: Visual scores, as for `fuse`.
+        weights: The weights of the parts.
+        log_prior: Float [C], the weighted logarithm of each class's frequency.
+    """
+    trained = _columns(image.trained, fused.text_part)
+    known = log_prior.to(fused.text_part)
+    part = torch.empty_like(fused.text_part)
+    own = fused.visual_part[:, trained] + fused.text_part[:, trained]
+    part[:, trained] = known[trained] - _level(own + known[trained]) + _level(own)
+    for kind, gate in image.later(weights):
+        at = _columns(kind, part)
+        gated = (
+            gate.generative * image.likelihoods[:, trained].to(part)
+            + gate.text * fused.text_logits[:, trained]
+        )
+        part[:, at] = known[at] - _level(gated + known[trained]) + _level(gated)
+    fused = fused._replace(prior_part=part)
+    return fused._replace(probabilities=fused.log_scores.softmax(1))
+
+
 def resting(image: ImageSide, text_logits: Tensor, probabilities: Tensor, weights: PartWeights) -> Tensor:
     """Measure how much an answer of `fuse` depends on each class's text logit, float [B, C].
 
@@ -263,11 +335,11 @@ def fuse_protocol(
     )
 
 
-def parts_of(fused: FusedScores, positions: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
-    """Divide the answer for some classes into an image part and a text part, float [B, K] each.
+def parts_of(fused: FusedScores, positions: Tensor, rule: Rule) -> tuple[Tensor, Tensor, Tensor]:
+    """Divide the answer for some classes into an image part, a text part and a prior part, float [B, K] each.
 
     Under `paper` these are parts of the class's probability. Under the other rules they are parts of the logarithm of
-    its odds against the best other class: they add up to log P(class) / P(other).
+    its odds against the best other class: they add up to log P(class) / P(other). Without a prior its part is zero.
 
     Args:
         fused: The scores.
@@ -275,15 +347,20 @@ def parts_of(fused: FusedScores, positions: Tensor, rule: Rule) -> tuple[Tensor,
         rule: The rule that the scores were fused by.
     """
     image = fused.visual_part.gather(1, positions)
-    text = fused.text_part.gather(1, positions)
+    nothing = torch.zeros_like(image)
     if rule == "paper":
-        return image, text
+        return image, fused.text_part.gather(1, positions), nothing
     if fused.probabilities.shape[1] == 1:  # there is no other class
-        return torch.zeros_like(image), torch.zeros_like(text)
+        return nothing, nothing, nothing
     # By the parts, not by the probabilities, which may all be rounded to zero.
-    first, second = (fused.visual_part + fused.text_part).topk(2).indices.T[:, :, None]
+    first, second = fused.log_scores.topk(2).indices.T[:, :, None]
     rival = torch.where(positions == first, second, first)
-    return image - fused.visual_part.gather(1, rival), text - fused.text_part.gather(1, rival)
+
+    def ahead(part: Tensor) -> Tensor:
+        return part.gather(1, positions) - part.gather(1, rival)
+
+    prior = nothing if fused.prior_part is None else ahead(fused.prior_part)
+    return ahead(fused.visual_part), ahead(fused.text_part), prior
 
 
 def class_logits(row_logits: Tensor, row_class: Tensor, classes: int) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 CLASS = "class"
 _HALF = 0.5  # of two nodes of which neither lies below the other, at most one has more than this
+_NOTHING = 2.0**-24  # the least probability above zero in half precision
 _ROUNDED = 2.0**-12  # largest rounding error of half precision for a probability below one
 _DOUBT = 0.05  # probability with which a rank that is right less often than required may pass
 
@@ -40,6 +41,16 @@ class HeldOutAnswers:
         given = self.probabilities[own][:, kept].float()
         sums = given.new_zeros(len(given), classes).index_add_(1, columns[kept], given)
         return HeldOutAnswers(columns[self.labels[own]], sums / sums.sum(1, keepdim=True).clamp(min=1e-30))
+
+    def under_prior(self, log_prior: Tensor, factor: float) -> HeldOutAnswers:
+        """Return the answers had the classes not been equally common.
+
+        Args:
+            log_prior: Float [C], the weighted logarithm of each class's frequency.
+            factor: Of the logarithm of the probabilities.
+        """
+        likely = self.probabilities.float().clamp(min=_NOTHING).log()
+        return HeldOutAnswers(self.labels, (factor * likely + log_prior.float()).softmax(1).half())
 
 
 @dataclass(frozen=True, eq=False)

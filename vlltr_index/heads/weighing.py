@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vlltr_index.heads.fusion import Gate, PartWeights
+from vlltr_index.heads.fusion import Gate, PartWeights, PriorWeights
 from vlltr_index.heads.plda import PLDA
 
 _PRIOR_SPREAD = 0.25  # standard deviation of the prior of a weight, as a share of the visual parts' sum
@@ -210,17 +210,14 @@ def fit_weights(held_out: HeldOutScores) -> PartWeights:
     units = [_spread(part) for part in parts]
     scaled = torch.stack([part.double() / unit for part, unit in zip(parts, units, strict=True)])
     means = torch.zeros(len(parts))
-    right = torch.ones_like(held_out.weights)
-    for _ in range(_ROUNDS):
-        weights = right * held_out.weights
+
+    def fit(weights: Tensor) -> Tensor:
         common = fit_temperature(scaled[: len(visual)].mean(0), labels, weights)
         means[: len(visual)] = common / len(visual)
         precision = torch.full_like(means, (_PRIOR_SPREAD * max(common, 1e-6)) ** -2)
-        factors = _fit(scaled, labels, weights, means=means, precision=precision)
-        before = right
-        right = _rightly_labelled(torch.einsum("p,pnc->nc", factors, scaled), labels)
-        if bool((right - before).abs().max() < 1e-4):
-            break
+        return _fit(scaled, labels, weights, means=means, precision=precision)
+
+    factors, weights = _with_random_labels(scaled, labels, held_out.weights, fit)
     found = [float(factor) / unit for factor, unit in zip(factors, units, strict=True)]
     image = 0.0 if held_out.image is None else found[0]
     counts = held_out.text is not None and float(factors[-1]) >= _LEAST * float(factors.sum())
@@ -229,6 +226,54 @@ def fit_weights(held_out: HeldOutScores) -> PartWeights:
     return PartWeights(
         image=image, generative=found[len(visual) - 1], text=text, few_shot=gate, text_only=gate
     )
+
+
+def fit_prior(scores: Tensor, log_prior: Tensor, labels: Tensor, units: Tensor) -> PriorWeights:
+    """Fit the most probable weights for answers under a prior, each unit counting alike.
+
+    One label in a hundred is taken to be random. Without evidence both weights are 1; the standard deviation of that
+    prior is a quarter.
+
+    Args:
+        scores: Float [N, C], the weighted sum of the parts of held-out images.
+        log_prior: Float [C], the logarithm of each class's frequency.
+        labels: Int64 [N].
+        units: Int64 [N], the unit of each image.
+    """
+    parts = torch.stack([log_prior.double().expand_as(scores), scores.double()])
+    means = torch.ones(2)
+    precision = torch.full_like(means, _PRIOR_SPREAD**-2)
+
+    def fit(weights: Tensor) -> Tensor:
+        return _fit(parts, labels, weights, means=means, precision=precision)
+
+    factors, _ = _with_random_labels(parts, labels, _unit_shares(units), fit)
+    return PriorWeights(*factors.tolist())
+
+
+def _with_random_labels(
+    parts: Tensor, labels: Tensor, weights: Tensor, fit: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Fit factors of parts [P, N, C] by expectation-maximisation, one label in a hundred being random.
+
+    Args:
+        parts: Their weighted sum are the scores.
+        labels: Int64 [N].
+        weights: Float64 [N], the weight of each image.
+        fit: Returns the factors [P] for such weights, times the probability that the label is right.
+
+    Returns:
+        The factors, and the weights [N] that gave them.
+    """
+    right = torch.ones_like(weights)
+    for _ in range(_ROUNDS):
+        used = right * weights
+        factors = fit(used)
+        before = right
+        right = _rightly_labelled(torch.einsum("p,pnc->nc", factors, parts), labels)
+        if bool((right - before).abs().max() < 1e-4):
+            break
+    return factors, used
 
 
 def _rightly_labelled(scores: Tensor, labels: Tensor) -> Tensor:

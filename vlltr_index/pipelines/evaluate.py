@@ -28,6 +28,7 @@ from vlltr_index.pipelines.train_baseline import (
 from vlltr_index.recognition.folds import open_folds
 from vlltr_index.recognition.model import Model
 from vlltr_index.schemas.config import FusionConfig
+from vlltr_index.schemas.options import Prior, named_prior
 from vlltr_index.tensors import class_positions
 from vlltr_index.wording import plural
 
@@ -42,6 +43,11 @@ _log = logging.getLogger(__name__)
 
 _BATCH = 512
 _BRANCHES = (METHOD, "image branch", "text branch")
+_PRIOR_NOTES = {
+    "balanced": "",
+    "training": "classes as common as in training",
+    "given": "classes as common as given",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +153,8 @@ def keep(workspace: Workspace, result: metrics.EvaluationReport, rule: Rule | No
     """Write figures as `evaluate` does; `rule` is the one that was asked for."""
     crops = f"crops-{result.crops}" if result.crops > 1 else None
     retrieval = result.retrieval if result.retrieval != "exhaustive" else None
-    parts = ("reports/evaluate", result.split, str(result.commit), crops, rule, retrieval)
+    prior = f"prior-{result.prior}" if result.prior != "balanced" else None
+    parts = ("reports/evaluate", result.split, str(result.commit), crops, rule, prior, retrieval)
     name = "-".join(filter(None, parts)) + ".json"
     text = json.dumps(asdict(result), indent=2, sort_keys=True) + "\n"
     try:
@@ -165,6 +172,7 @@ def evaluation(
     against: str | None = None,
     crops: int = 1,
     rule: Rule | None = None,
+    prior: Prior = "balanced",
 ) -> Evaluation:
     """Evaluate, and keep each row's answers for each image; nothing is written but vectors into their caches.
 
@@ -179,6 +187,7 @@ def evaluation(
             adjustment, where it is there, else the baseline that is right most often.
         crops: Test-time crops of each image, 1 or 5; they are embedded first, and kept. Baselines see the plain view.
         rule: Fuse the branches by this rule instead of the workspace's.
+        prior: How common the classes are. Branches and baselines know no prior.
 
     Raises:
         MissingStepError: If the split is empty or not embedded, there is no head, or it was not cross-validated.
@@ -198,20 +207,19 @@ def evaluation(
         )
     class_ids = model.class_ids
     labels = _labels(snapshot, class_ids, measured.data, measured.split)
-    measured = _seen_as(workspace, measured, crops, rule=rule, progress=progress)
+    measured = _seen_as(workspace, measured, crops, rule=rule, prior=prior, progress=progress)
     tree = model.tree() if model.taxonomy else None
     answers, summed = _own_answers(measured, class_ids, labels, retrieval, tree=tree, progress=progress)
     seen = f"{crops} crops an image" if crops != 1 else ""
-    notes = dict.fromkeys(answers, seen)
     fusion = measured.answering[0].model.fusion
-    notes[METHOD] = "; ".join(filter(None, (_rule_note(fusion), seen, _torn_note(measured.torn))))
+    own = "; ".join(filter(None, (_rule_note(fusion, prior), seen, _torn_note(measured.torn))))
+    notes = dict.fromkeys(answers, seen) | {METHOD: own}
     for row, scores in _baselines(workspace, snapshot, measured, progress):
         answers[row.label] = _row_answers(row, scores, class_ids, labels)
         notes[row.label] = row.note
     counts = _trained_with(snapshot, model)
-    units = measured.units
     best = answers[METHOD].best[:, 0]
-    ranks = _by_rank(tree, best, summed, labels, counts=counts, units=units) if tree else {}
+    ranks = _by_rank(tree, best, summed, labels, counts=counts, units=measured.units) if tree else {}
     report = metrics.EvaluationReport(
         split=measured.split,
         commit=snapshot.commit.id,
@@ -222,6 +230,7 @@ def evaluation(
         notes={name: note for name, note in notes.items() if note},
         crops=crops,
         rule=fusion.rule,
+        prior=named_prior(prior),
         ranks=ranks,
         by_class=_by_class(
             snapshot, class_ids, answers, labels=labels, counts=training_counts(snapshot, class_ids)
@@ -282,15 +291,21 @@ def _numbered(units: Sequence[str]) -> Tensor:
 
 
 def _seen_as(
-    workspace: Workspace, measured: Measured, crops: int, rule: Rule | None, progress: Progress | None
+    workspace: Workspace,
+    measured: Measured,
+    crops: int,
+    rule: Rule | None,
+    prior: Prior,
+    progress: Progress | None,
 ) -> Measured:
-    """Return the images as crops show them, answered by another rule where one is asked for."""
+    """Return the images as crops show them, answered by another rule and under a prior where they are asked for."""
     answering = measured.answering
     if rule is not None:
         answering = tuple(
             replace(one, model=one.model.with_rule(one.model.fusion.model_copy(update={"rule": rule})))
             for one in answering
         )
+    answering = tuple(replace(one, model=one.model.under(prior)) for one in answering)
     data = measured.data
     if crops != 1:
         encoder = answering[0].model.encoder
@@ -358,10 +373,10 @@ def _in_training(snapshot: Snapshot, split: str) -> int:
     return sum(content in trained for content in asked)
 
 
-def _rule_note(fusion: FusionConfig) -> str:
-    """Describe the fusion rule if it is not `ours`, else return an empty string."""
+def _rule_note(fusion: FusionConfig, prior: Prior) -> str:
+    """Describe the fusion rule if it is not `ours`, or the prior; an empty string if there is nothing to say."""
     if fusion.rule == "ours":
-        return ""
+        return _PRIOR_NOTES[named_prior(prior)]
     return f"fusion rule {fusion.rule}" + (f", alpha {fusion.alpha:g}" if fusion.rule == "paper" else "")
 
 

@@ -139,7 +139,7 @@ def predict_to_file(
                 part.unlink()
             raise
         top = min(options.top, len(model.class_ids))
-        _finish(part, out, _schema(top, options.min_accuracy is not None))
+        _finish(part, out, _schema(top, options))
     return PredictReport(str(out), len(done), before, unread)
 
 
@@ -289,7 +289,7 @@ def _finish(part: Path, out: Path, schema: pa.Schema) -> None:
                 if kind == ".jsonl":
                     target.writelines(file)
                 else:
-                    writer = csv.DictWriter(target, schema.names)
+                    writer = csv.DictWriter(target, schema.names, extrasaction="ignore")
                     writer.writeheader()
                     for line in file:
                         row = _flat(json.loads(line))
@@ -297,17 +297,18 @@ def _finish(part: Path, out: Path, schema: pa.Schema) -> None:
     part.unlink()
 
 
-def _schema(top: int, by_rank: bool) -> pa.Schema:
+def _schema(top: int, options: PredictOptions) -> pa.Schema:
     text = pa.string()
     number = pa.float64()
     fields = {"image": text}
-    if by_rank:
+    if options.min_accuracy is not None:
         fields |= {"answer": text, "answer_rank": text, "answer_probability": number}
     for k in range(1, top + 1):
         fields |= {f"class_{k}": text, f"probability_{k}": number}
+    fields |= {"image_part": number, "text_part": number}
+    if options.prior != "balanced":
+        fields["prior_part"] = number
     fields |= {
-        "image_part": number,
-        "text_part": number,
         "known": pa.bool_(),
         "sentences": text,
         "problem": text,
@@ -325,6 +326,6 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
         values |= {"answer": answer["node"], "answer_rank": answer["rank"]}
         values["answer_probability"] = answer["probability"]
     for best in row["classes"][:1]:
-        values |= {key: best[key] for key in ("image_part", "text_part")}
+        values |= {key: best[key] for key in ("image_part", "text_part", "prior_part")}
         values["sentences"] = " | ".join(s["text"] for s in (answer or best)["sentences"]) or None
     return values

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,7 +24,7 @@ from vlltr_index.recognition.explaining import Explainer, nearest
 from vlltr_index.recognition.ranks import NO_TREE, Ranks, classes_below, ranks_holding, tree_above
 from vlltr_index.recognition.scorer import Scorer
 from vlltr_index.recognition.state import ModelState
-from vlltr_index.schemas.options import USUAL, PredictOptions
+from vlltr_index.schemas.options import USUAL, PredictOptions, Prior, check_prior
 from vlltr_index.schemas.records import (
     MANY_ANCHORS,
     ClassScore,
@@ -35,6 +35,7 @@ from vlltr_index.schemas.records import (
 )
 from vlltr_index.store.class_table import ClassTable
 from vlltr_index.tensors import check_matrix, choose_device, class_positions
+from vlltr_index.wording import plural
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -147,7 +148,7 @@ class Model(Scorer):
         else:
             found, residual = self._retrieve(features)
         if self.device.type != "cpu":  # stacked, so that there is one transfer to wait for
-            found = FusedScores(*torch.stack(list(found)).cpu())
+            found = FusedScores(*torch.stack(found.tensors).cpu())
         _check_finite(features, found)
         return found, residual.cpu()
 
@@ -254,6 +255,10 @@ class Model(Scorer):
         self, batches: Iterable[PixelBatch], options: PredictOptions = USUAL
     ) -> Iterator[Prediction]:
         """Predict images that have been read; errors as for `Recognizer.predict`."""
+        if options.prior != "balanced":
+            plain = replace(options, prior="balanced", retrieval="exhaustive")  # the index knows no prior
+            yield from self.under(options.prior).answer_read(batches, plain)
+            return
         columns = self._columns(options.only, options.parent)
         ranks = self._ranks(columns, options.min_accuracy)
         level = self._least_likely if options.reject else None
@@ -302,6 +307,46 @@ class Model(Scorer):
                 ranks=ranks,
                 answer=answer,
             )
+
+    def under(self, prior: Prior) -> Model:
+        """Return the same model for classes as common as `prior` says; what it has loaded serves both.
+
+        Raises:
+            MissingStepError: If the rule is not `ours`.
+            UsageError: If the prior has no weight for a class.
+            UnknownClassError: If it names no class.
+        """
+        check_prior(prior)
+        if prior == "balanced":
+            return self
+        key = prior if isinstance(prior, str) else tuple(sorted(prior.items()))
+        if key not in self._kept_priors:
+            found = self.under_prior(self._log_frequency(prior))
+            found.__dict__["plda"] = self.plda
+            self._kept_priors.clear()  # of many one would not want the models
+            self._kept_priors[key] = found
+        return self._kept_priors[key]
+
+    @cached_property
+    def _kept_priors(self) -> dict[Hashable, Model]:
+        return {}
+
+    def _log_frequency(self, prior: Prior) -> Tensor:
+        """Return the logarithm of how common each class is, float64 [C], up to a constant; errors as for `under`."""
+        if isinstance(prior, str):
+            return self.training_frequencies
+        weights = torch.zeros(len(self.class_ids), dtype=torch.float64)
+        for name, weight in prior.items():
+            column = class_positions(self.class_ids, torch.tensor([self.classes.lookup(name)]))
+            weights[column[column >= 0]] = weight  # a class of which nothing is known is no answer
+        lacking = self.class_ids[weights == 0.0].tolist()
+        if lacking:
+            raise UsageError(
+                f"the prior (--prior) has no weight for {plural(len(lacking), 'class', 'classes')}, such as"
+                f" {self.names[lacking[0]]!r}",
+                "Give each class one, or answer among some of them: --only",
+            )
+        return weights.log()
 
     def _columns(self, only: Sequence[str] | None, parent: str | None) -> Tensor:
         """Return the columns of the classes that may be the answer, int64, ascending."""
@@ -456,9 +501,10 @@ class Model(Scorer):
         found = []
         for row in torch.stack([v.double() for v in values], 2).tolist():
             scores = []
-            for number, probability, image_part, text_part, cosine in row:
+            for number, probability, image_part, text_part, prior_part, cosine in row:
                 parts = probability, image_part, text_part, cosine
-                scores.append(ClassScore(int(number), self.names[int(number)], *parts, unit=unit))
+                name = self.names[int(number)]
+                scores.append(ClassScore(int(number), name, *parts, unit=unit, prior_part=prior_part))
             found.append(scores)
         return found
 
@@ -491,7 +537,7 @@ def _check_finite(features: Tensor, found: FusedScores) -> None:
         InputError: If the features are not finite.
         WorkspaceError: If the features are finite, so that the model's own values must be damaged.
     """
-    good = (found.probabilities + found.visual_part + found.text_part + found.text_logits).isfinite().all(1)
+    good = (found.probabilities + found.log_scores + found.text_logits).isfinite().all(1)
     if bool(good.all()):
         return
     wrong = f"of {int((~good).sum())} of {len(good)} images"

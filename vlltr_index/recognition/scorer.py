@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
@@ -18,7 +18,9 @@ from vlltr_index.heads.fusion import (
     fuse,
     fuse_protocol,
     image_side,
+    log_frequencies,
     resting,
+    with_prior,
 )
 from vlltr_index.heads.plda import PLDA
 from vlltr_index.tensors import class_positions, unit_rows
@@ -46,6 +48,8 @@ class Scorer:
         stats: Statistics of the classes' images.
         fusion: The rule; `ours` only for a head with parts, see `ModelState.fusion`.
         merged: Id of each merged class, to the class it was merged into, which has its visual row now.
+        log_prior: Float [C], the weighted logarithm of each class's frequency, see `under_prior`; None: all are equally
+            common.
     """
 
     anchors: Anchors
@@ -53,6 +57,7 @@ class Scorer:
     stats: ClassStats
     fusion: FusionConfig
     merged: Mapping[int, int]
+    log_prior: Tensor | None = field(default=None, kw_only=True)
 
     @property
     def bank(self) -> AnchorBank:
@@ -111,6 +116,44 @@ class Scorer:
                 OTHER_RULE,
             )
         return replace(self, fusion=fusion)
+
+    @property
+    def training_frequencies(self) -> Tensor:
+        """The logarithm of how common each class is among the units of the training images, float64 [C].
+
+        A later class has the mean of the trained ones, for its few images are no frequency.
+        """
+        assert self.plda is not None
+        known = log_frequencies(self.plda.counts)
+        trained = self.trained
+        if bool(trained.any()):
+            known[~trained] = known[trained].mean()
+        return known
+
+    def under_prior(self, log_frequency: Tensor) -> Self:
+        """Return the same model for classes that are not equally common.
+
+        The answers on held-out images are those under this prior, too.
+
+        Args:
+            log_frequency: Float [C], up to a constant.
+
+        Raises:
+            MissingStepError: If the rule is not `ours`.
+        """
+        parts = self.saved.parts
+        if parts is None or self.fusion.rule != "ours":
+            raise MissingStepError(
+                f"the fusion rule {self.fusion.rule!r} knows no prior (--prior)", OTHER_RULE
+            )
+        weights = parts.weights
+        log_prior = weights.prior.frequency * log_frequency
+        held = parts.held_out
+        if held is not None:
+            rows = class_positions(self.class_ids, self.row_owners)
+            held = held.under_prior(torch.where(rows >= 0, log_prior[rows], 0.0), weights.prior.parts)
+        saved = replace(self.saved, parts=replace(parts, weights=weights.under_prior(), held_out=held))
+        return replace(self, saved=saved, log_prior=log_prior)
 
     def held_out(self, what: str) -> tuple[float, HeldOutAnswers]:
         """Return the acceptance level and the answers on the images held out in training; see `Parts`.
@@ -177,7 +220,9 @@ class Scorer:
         if self.fusion.rule != "ours":
             return fuse_protocol(image.scores, text_logits, self.fusion.rule, self.fusion.alpha)
         assert self.saved.parts is not None
-        return fuse(image, text_logits, self.saved.parts.weights)
+        weights = self.saved.parts.weights
+        fused = fuse(image, text_logits, weights)
+        return fused if self.log_prior is None else with_prior(fused, image, weights, self.log_prior)
 
     def resting(self, image: ImageSide, text_logits: Tensor) -> tuple[FusedScores, Tensor]:
         """Return fused scores, and how much of an answer depends on each class's text logit, [B, C]."""
@@ -193,4 +238,5 @@ class Scorer:
     def exhaustive(self, features: Tensor) -> FusedScores:
         """Score features [B, D] against every class, in batches."""
         parts = [self.fuse(self.image_side(part), self.text_logits(part)) for part in features.split(_BATCH)]
-        return FusedScores(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+        columns = zip(*(part.tensors for part in parts), strict=True)
+        return FusedScores(*(torch.cat(some) for some in columns))

@@ -34,7 +34,7 @@ TEXTS = ("true", "swapped", "random", "none")
 LEAST_TEST = 3  # test images a class at least
 NEW_IMAGES = 5  # of the class that is added
 SENTENCES = 12  # of a class whose vectors have CLIP's geometry
-OTHERS = 10  # classes with images beside those without
+OTHERS = 10  # classes beside those of a draw
 ALL_SHARE = 0.25  # of each class's training images, at least one
 ICONS = ("icons", "families")
 Picture = tuple[str, bytes]  # without bytes where the name says it all
@@ -70,11 +70,11 @@ class Kind:
 
 @dataclass(frozen=True)
 class Draw:
-    """A collection, a class that is added to it, and classes with images for a collection that has none."""
+    """A collection, a class that is added to it, and other classes of its source, ten at most."""
 
     kinds: tuple[Kind, ...]
     new: Kind
-    others: tuple[Kind, ...] = ()
+    others: tuple[Kind, ...]
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def draw(source: str, setting: Setting, number: int, final: bool = False) -> Dra
     fits.remove(new)
     count = len(fits) if setting.classes is None else setting.classes
     kinds = tuple(_kind(p, setting, number) for p in fits[:count])
-    others = fits[count : count + OTHERS] if setting.images == 0 else []
+    others = fits[count : count + OTHERS]
     few = Setting(None, NEW_IMAGES)
     return Draw(kinds, _kind(new, few, number), tuple(_kind(p, few, number) for p in others))
 

@@ -1,0 +1,207 @@
+"""None of these, on small collections: pictures of their classes against related unknown classes, and against others.
+
+    python -m benchmarks rejections run
+    python -m benchmarks rejections table
+
+The collections are those of `draws`, by the shipped encoder's vectors; the generative model is fitted by `train lgr`'s
+own function, without texts. Related are ten other classes of the same source, foreign the classes of another one: icons
+beside glyphs. The score of `predict --reject` is the best log-likelihood; beside it stand its ratio to the likelihood
+under a class of which nothing is known, N(centre, noise Sigma + Lambda_0), and the largest probability.
+"""
+
+from __future__ import annotations
+
+import logging
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.kept import keep, read, surroundings
+from benchmarks.studies.draws.sources import Kind, Setting, draw
+from benchmarks.studies.heldout import features_of
+from benchmarks.studies.reject import LARGEST, SCORE, auroc, fpr95
+from benchmarks.study import Command, Study
+from vlltr_index.embedding.loading import recipe_encoder
+from vlltr_index.encoders.encoder import Encoder
+from vlltr_index.heads.anchor_bank import AnchorBank
+from vlltr_index.heads.checkpoint import Parts
+from vlltr_index.heads.plda import PLDA, unit_sums
+from vlltr_index.schemas.config import EncoderConfig, LGRConfig
+from vlltr_index.tensors import unit_rows
+from vlltr_index.train.stage_two import fit_stage_two
+from vlltr_index.train.stage_two_data import StageTwoData
+
+SHIPPED = EncoderConfig(model="vlltr-tiny", pretrained="glyphs")
+COLLECTIONS = (
+    ("heldout", "10x5"),
+    ("heldout", "40x8"),
+    ("train", "10x20"),
+    ("train", "200x3"),
+    ("icons", "10x20"),
+    ("icons", "40x8"),
+    ("icons", "99x3"),
+    ("icons", "60xall"),
+)
+RATIO = "ratio to an unknown class"
+UNKNOWN = ("related", "foreign")
+_FOREIGN = "20x5"
+_log = logging.getLogger(__name__)
+
+
+def run(draws: int) -> None:
+    """Measure the draws that are not measured yet."""
+    encoder = recipe_encoder(SHIPPED).eval()
+    for source, size in COLLECTIONS:
+        unit = f"{source}-{size}"
+        done: dict[str, Any] = read("rejections").get(unit, {}).get("draws", {})
+        for number in range(draws):
+            if str(number) in done:
+                continue
+            done[str(number)] = measured(encoder, source, size, number)
+            _log.info("%s, draw %d: %s", unit, number, done[str(number)])
+            keep("rejections", unit, {"source": source, "setting": size, **surroundings(), "draws": done})
+
+
+def measured(encoder: Encoder, source: str, size: str, number: int) -> dict[str, Any]:
+    """Return how each score tells one draw's test pictures from unknown ones, and what `--reject` would let in."""
+    drawn = draw(source, Setting.of(size), number)
+    elsewhere = draw("heldout" if source == "icons" else "icons", Setting.of(_FOREIGN), number)
+    train, labels = _features(encoder, drawn.kinds, test=False)
+    known, _ = _features(encoder, drawn.kinds)
+    unknown = {
+        "related": _features(encoder, drawn.others)[0],
+        "foreign": _features(encoder, elsewhere.kinds)[0],
+    }
+    model, parts = fitted(train, labels, len(drawn.kinds))
+    level = parts.ood_threshold
+    assert level is not None
+    own = scores(model, parts, known)
+    found: dict[str, Any] = {
+        "images": len(train),
+        "foreseen": parts.unknown_accepted,
+        "known": _share(own[SCORE] >= level),
+    }
+    for what, pictures in unknown.items():
+        other = scores(model, parts, pictures)
+        found[what] = {"accepted": _share(other[SCORE] >= level)}
+        truth = torch.cat([torch.ones(len(known)), torch.zeros(len(pictures))]).bool()
+        for name, values in own.items():
+            both = torch.cat([values, other[name]])
+            found[what][name] = [round(auroc(both, truth), 4), round(fpr95(both, truth), 4)]
+    return found
+
+
+def _features(encoder: Encoder, kinds: Sequence[Kind], test: bool = True) -> tuple[Tensor, Tensor]:
+    """Return features [N, D] of the pictures of classes, and their classes, int64 [N]."""
+    pictures = [[data for _, data in (kind.test if test else kind.train)] for kind in kinds]
+    labels = torch.arange(len(kinds)).repeat_interleave(torch.tensor([len(some) for some in pictures]))
+    return features_of(encoder, [one for some in pictures for one in some]), labels
+
+
+def fitted(features: Tensor, labels: Tensor, classes: int) -> tuple[PLDA, Parts]:
+    """Fit the generative model of classes without text as `train lgr` does, each image a unit."""
+    none = torch.empty(0, dtype=torch.int64)
+    bank = AnchorBank(
+        torch.empty(0, features.shape[1]), torch.zeros(1, dtype=torch.int64), none, none, torch.empty(0)
+    )
+    data = StageTwoData(
+        features=features[None],
+        labels=labels,
+        bank=bank,
+        places=torch.full((classes,), -1),
+        units=[str(image) for image in range(len(labels))],
+        unseen=torch.zeros(len(labels), dtype=torch.bool),
+        unseen_classes=torch.zeros(classes, dtype=torch.bool),
+        visual_init=None,
+        logit_scale=1.0,
+    )
+    parts = fit_stage_two(data, LGRConfig()).parts
+    assert parts is not None
+    counts, sums = unit_sums(unit_rows(features), labels, data.observations, classes)
+    return PLDA(parts.shared, counts, sums, data.prototypes), parts
+
+
+def scores(model: PLDA, parts: Parts, features: Tensor) -> dict[str, Tensor]:
+    """Return each score of images [N, D], float64 [N]; larger means more likely known."""
+    images = unit_rows(features).double()
+    likelihoods = model.log_likelihoods(images)
+    shared = parts.shared
+    variance = shared.noise + shared.blank
+    apart = (images - shared.centre) @ shared.basis
+    nothing = -0.5 * (apart.square() / variance + variance.log()).sum(1)
+    best = likelihoods.amax(1)
+    chances = (parts.weights.generative * likelihoods).softmax(1)
+    return {SCORE: best, RATIO: best - nothing, LARGEST: chances.amax(1)}
+
+
+def _share(accepted: Tensor) -> float:
+    return round(float(accepted.double().mean()), 4)
+
+
+def parts() -> dict[str, str]:
+    """Return the table of all collections."""
+    kept = read("rejections")
+    return {"results/reject.md": generated(kept)} if kept else {}
+
+
+def generated(kept: dict[str, Any]) -> str:
+    """The table as Markdown."""
+    names = (SCORE, RATIO, LARGEST)
+    lines = [
+        "AUROC / per cent of unknown pictures let in where 95 % of the known are, by score; then what `--reject`"
+        " lets in, and what it said of itself, of classes left out. Means over draws, which have their own classes.",
+        "",
+        f"| collection | draws | unknown | {' | '.join(names)} | known | unknown | said of itself |",
+        "| --- " * (6 + len(names)) + "|",
+    ]
+    for source, size in COLLECTIONS:
+        if f"{source}-{size}" not in kept:
+            continue
+        draws = list(kept[f"{source}-{size}"]["draws"].values())
+        said = [draw["foreseen"] for draw in draws if draw["foreseen"] is not None]
+        for what in UNKNOWN:
+            cells = [f"{source} {size}", str(len(draws)), what]
+            for name in names:
+                area, let_in = np.mean([draw[what][name] for draw in draws], axis=0)
+                cells.append(f"{area:.3f} / {100 * let_in:.0f}")
+            cells += [
+                _percent([draw["known"] for draw in draws]),
+                _percent([draw[what]["accepted"] for draw in draws]),
+            ]
+            cells.append(_percent(said) if what == "related" and said else "-")
+            lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", *_paired(kept)]
+    return "\n".join(lines) + "\n"
+
+
+def _percent(shares: Sequence[float]) -> str:
+    return f"{100 * np.mean(shares):.0f}"
+
+
+def _paired(kept: dict[str, Any]) -> list[str]:
+    """What the ratio gains over the best log-likelihood in AUROC, with intervals over draws."""
+    lines = []
+    for what in UNKNOWN:
+        gains = [
+            draw[what][RATIO][0] - draw[what][SCORE][0]
+            for unit in kept.values()
+            for draw in unit["draws"].values()
+        ]
+        half = 1.96 * np.std(gains, ddof=1) / len(gains) ** 0.5
+        mean = np.mean(gains)
+        lines.append(
+            f"- {what.capitalize()} unknown pictures: the ratio's AUROC less the best log-likelihood's is {mean:+.3f}"
+            f" [{mean - half:+.3f}, {mean + half:+.3f}] over {len(gains)} draws."
+        )
+    return lines
+
+
+def _arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--draws", type=int, default=20)
+
+
+STUDY = Study({"run": Command(run, _arguments)}, parts)

@@ -1,0 +1,94 @@
+"""Answers where classes are not equally common: by training, by a file, in tables, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.commands import run
+from vlltr_index.errors import MissingStepError, UnknownClassError, UsageError
+from vlltr_index.heads.fusion import with_prior
+from vlltr_index.recognizer import Recognizer
+from vlltr_index.schemas.options import PredictOptions
+from vlltr_index.store.workspace import Workspace
+
+
+def test_the_model_under_a_prior_is_the_model_with_one_part_more(
+    recognizer: Recognizer, pictures: Path
+) -> None:
+    """Its weights and frequencies are those of the head; the parts of each class add up to its log-odds."""
+    model = recognizer.current()
+    images = sorted(pictures.glob("known-*.png"))
+    features = recognizer.features(images)[0]
+    under = model.under("training")
+    assert under is model.under("training")
+    assert under.saved.parts is not None
+    side = under.image_side(features)
+    plain = under.fuse(side, under.text_logits(features))
+    assert under.log_prior is not None
+    expected = with_prior(plain._replace(prior_part=None), side, under.saved.parts.weights, under.log_prior)
+    torch.testing.assert_close(under.exhaustive(features).probabilities, expected.probabilities)
+    for found in recognizer.predict(images, PredictOptions(top=2, prior="training")):
+        first, second = found.classes
+        odds = torch.tensor(first.probability / second.probability).log()
+        assert first.image_part + first.text_part + first.prior_part == pytest.approx(float(odds), abs=1e-3)
+    assert all(one.prior_part == 0.0 for found in recognizer.predict(images) for one in found.classes)
+
+
+def test_a_common_class_wins(recognizer: Recognizer, pictures: Path) -> None:
+    """Given weights go by name, and among some classes too; equal ones leave the order as it is."""
+    image = pictures / "known-0.png"
+    names = recognizer.classes_.tolist()
+    plain = recognizer.predict([image])[0].classes
+    level = recognizer.predict([image], PredictOptions(prior=dict.fromkeys(names, 2.0)))[0].classes
+    assert [one.name for one in level] == [one.name for one in plain]
+    rare = plain[1].name
+    skewed = dict.fromkeys(names, 1.0) | {rare: 1e300}
+    assert recognizer.predict([image], PredictOptions(prior=skewed))[0].classes[0].name == rare
+    some = PredictOptions(prior=skewed, only=[plain[0].name, rare])
+    assert [one.name for one in recognizer.predict([image], some)[0].classes] == [rare, plain[0].name]
+
+
+def test_what_is_no_prior_is_refused(recognizer: Recognizer, pictures: Path) -> None:
+    image = pictures / "known-0.png"
+    names = recognizer.classes_.tolist()
+    with pytest.raises(UsageError, match=r"no weight for .* such as"):
+        recognizer.predict([image], PredictOptions(prior={names[0]: 1.0}))
+    with pytest.raises(UnknownClassError):
+        recognizer.predict([image], PredictOptions(prior=dict.fromkeys([*names, "no such"], 1.0)))
+    for wrong in ("frequent", {names[0]: 0.0}, {names[0]: float("nan")}):
+        with pytest.raises(UsageError):
+            PredictOptions(prior=wrong)  # type: ignore[arg-type]
+    model = recognizer.current()
+    with pytest.raises(MissingStepError):
+        model.with_rule(model.fusion.model_copy(update={"rule": "logits"})).under("training")
+
+
+def test_the_commands(
+    trained: Workspace, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file of weights; a table has the prior part where one was asked for; an evaluation says which it knows."""
+    image = pictures / "known-0.png"
+    names = Recognizer.open(trained).classes_.tolist()
+    told = tmp_path / "weights.csv"
+    told.write_text("class,weight\n" + "".join(f'"{name}",3\n' for name in names), encoding="utf-8")
+    code, out, _ = run(capsys, "-w", trained.path, "--json", "predict", image, "--prior", told)
+    assert code == 0
+    assert json.loads(out)[0]["classes"][0]["prior_part"] == pytest.approx(0.0, abs=1e-5)
+    for prior, there in (("balanced", False), ("training", True)):
+        table = tmp_path / f"{prior}.csv"
+        assert run(capsys, "-w", trained.path, "predict", image, "--prior", prior, "--out", table)[0] == 0
+        with table.open(encoding="utf-8", newline="") as file:
+            assert ("prior_part" in next(csv.DictReader(file))) is there
+    code, out, _ = run(capsys, "-w", trained.path, "--json", "evaluate", "--prior", "training")
+    assert code == 0
+    assert json.loads(out)["prior"] == "training"
+    assert len(list((trained.path / "reports").glob("evaluate-test-*-prior-training.json"))) == 1
+    told.write_text("class,weight\nwren,0\n", encoding="utf-8")
+    code, _, said = run(capsys, "-w", trained.path, "predict", image, "--prior", told)
+    assert code == 1
+    assert f"{told}:2" in said
