@@ -26,6 +26,7 @@ STUDIES = {
     "noise": "studies.noise",
     "predicting": "speed.predicting",
     "pretrained_tower": "studies.pretrained_tower",
+    "priors": "studies.priors",
     "protocols": "studies.protocols",
     "ranks": "studies.ranks",
     "reject": "studies.reject",

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from vlltr_index.cli.context import Context, pass_context
-from vlltr_index.cli.options import FILE, at_option, crops_option, device_option, prior_option
+from vlltr_index.cli.options import FILE, at_option, crops_option, device_option, prior_option, read_prior
 
 _against_option = click.option(
     "--against",
@@ -49,7 +49,7 @@ def cross_validate_command(context: Context, resume: bool) -> None:
 @prior_option
 @device_option
 @pass_context
-def evaluate_command(context: Context, /, split: str | None, **how: Any) -> None:
+def evaluate_command(context: Context, /, split: str | None, prior: str, **how: Any) -> None:
     """Measure accuracy: overall, many, medium, few (the release's bounds), with 95 % intervals.
 
     Rows: both branches fused, each branch alone, and every baseline that was trained. ECE is the expected calibration
@@ -60,7 +60,9 @@ def evaluate_command(context: Context, /, split: str | None, **how: Any) -> None
 
     if split is not None:
         check_split(split)
-    context.show(evaluate(context.open(), split, progress=context.progress, **how), always=True)
+    workspace = context.open()
+    report = evaluate(workspace, split, progress=context.progress, prior=read_prior(prior), **how)
+    context.show(report, always=True)
 
 
 @click.command("report")

@@ -37,20 +37,6 @@ def _compute_on(context: click.Context, parameter: click.Parameter, device: str 
     return device
 
 
-class _PriorType(click.ParamType["Prior"]):
-    """`balanced`, `training`, or a file of weights, which is read."""
-
-    name = "prior"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Prior:
-        """Read the file."""
-        if value in ("balanced", "training"):
-            return cast("Prior", value)
-        from vlltr_index.data.frequencies import read_frequencies
-
-        return read_frequencies(FILE.convert(value, param, ctx))
-
-
 PATH = _Place("path")
 FILE = _Place("file")
 DIR = _Place("dir")
@@ -68,7 +54,6 @@ at_option = click.option("--at", type=click.IntRange(1), metavar="ID", help="As 
 crops_option = click.option("--crops", default=1, help="Crops of each image: 1, or 5 (centre and corners).")
 prior_option = click.option(
     "--prior",
-    type=_PriorType(),
     default="balanced",
     metavar="PRIOR|FILE",
     help="How common the classes are: balanced (all equally), training, or a file with the columns class and weight.",
@@ -91,6 +76,15 @@ _device = partial(
 )
 device_option = _device(expose_value=False)
 plan_device_option = _device()  # gives the command its value, to be named in the commands of its steps
+
+
+def read_prior(told: str) -> Prior:
+    """Return what `--prior` says, a file's weights if it names one."""
+    if told in ("balanced", "training"):
+        return cast("Prior", told)
+    from vlltr_index.data.frequencies import read_frequencies
+
+    return read_frequencies(Path(os.path.expanduser(told)))
 
 
 def global_options() -> list[click.Option]:

@@ -20,6 +20,7 @@ from vlltr_index.cli.options import (
     device_option,
     engine_option,
     prior_option,
+    read_prior,
 )
 from vlltr_index.cli.terminal import echo, terminal_width
 from vlltr_index.schemas.options import RETRIEVALS
@@ -74,6 +75,7 @@ def predict_command(
     at: int | None,
     engine: str,
     actors: int | None,
+    prior: str,
     **how: Any,
 ) -> None:
     """Recognise images and name the sentences behind each answer.
@@ -94,7 +96,7 @@ def predict_command(
     workspace = context.open()
     if explain is None:
         explain = 0 if out else 3
-    options = PredictOptions(only=_names(only), explain=explain, **how)
+    options = PredictOptions(only=_names(only), explain=explain, prior=read_prior(prior), **how)
     if out is not None:
         model = Recognizer.open(workspace, at=at).current()
         ray = OnRay(workspace.address, actors) if engine == "ray" else None

@@ -70,11 +70,11 @@ def measured(encoder: Encoder, source: str, size: str, number: int) -> dict[str,
     """Return how each score tells one draw's test pictures from unknown ones, and what `--reject` would let in."""
     drawn = draw(source, Setting.of(size), number)
     elsewhere = draw("heldout" if source == "icons" else "icons", Setting.of(_FOREIGN), number)
-    train, labels = _features(encoder, drawn.kinds, test=False)
-    known, _ = _features(encoder, drawn.kinds)
+    train, labels = features_of_kinds(encoder, drawn.kinds, test=False)
+    known, _ = features_of_kinds(encoder, drawn.kinds)
     unknown = {
-        "related": _features(encoder, drawn.others)[0],
-        "foreign": _features(encoder, elsewhere.kinds)[0],
+        "related": features_of_kinds(encoder, drawn.others)[0],
+        "foreign": features_of_kinds(encoder, elsewhere.kinds)[0],
     }
     model, parts = fitted(train, labels, len(drawn.kinds))
     level = parts.ood_threshold
@@ -95,7 +95,7 @@ def measured(encoder: Encoder, source: str, size: str, number: int) -> dict[str,
     return found
 
 
-def _features(encoder: Encoder, kinds: Sequence[Kind], test: bool = True) -> tuple[Tensor, Tensor]:
+def features_of_kinds(encoder: Encoder, kinds: Sequence[Kind], test: bool = True) -> tuple[Tensor, Tensor]:
     """Return features [N, D] of the pictures of classes, and their classes, int64 [N]."""
     pictures = [[data for _, data in (kind.test if test else kind.train)] for kind in kinds]
     labels = torch.arange(len(kinds)).repeat_interleave(torch.tensor([len(some) for some in pictures]))

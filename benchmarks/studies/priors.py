@@ -1,0 +1,154 @@
+"""How common classes are: answers with all classes equally common, and with those of the training pictures.
+
+    python -m benchmarks priors run
+    python -m benchmarks priors table
+
+Long tails: 60 or 20 classes of `draws` with all their pictures, a quarter of which, drawn at random, is for testing, so
+that these come as the training pictures do. Vectors of the shipped encoder; the generative model is fitted by `train
+lgr`'s own function, without texts. The discriminant with the logarithm of the frequencies added stands beside.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.kept import keep, read, surroundings
+from benchmarks.studies.draws.sources import Kind, Setting, draw
+from benchmarks.studies.rejections import SHIPPED, features_of_kinds, fitted
+from benchmarks.studies.without_text import discriminant
+from benchmarks.study import Command, Study
+from vlltr_index.embedding.loading import recipe_encoder
+from vlltr_index.encoders.encoder import Encoder
+from vlltr_index.evaluation.metrics import expected_calibration_error
+from vlltr_index.heads.fusion import ImageSide, fuse, image_side, log_frequencies, with_prior
+from vlltr_index.heads.weighing import balanced_accuracy, item_nll
+from vlltr_index.tensors import unit_rows
+
+COLLECTIONS = (("icons", "60xall"), ("icons", "20xall"), ("train", "60xall"))
+_TESTED = 0.25
+ROWS = ("balanced", "training", "discriminant", "discriminant + log n")
+_log = logging.getLogger(__name__)
+
+
+def run(draws: int) -> None:
+    """Measure the draws that are not measured yet."""
+    encoder = recipe_encoder(SHIPPED).eval()
+    for source, size in COLLECTIONS:
+        unit = f"{source}-{size}"
+        done: dict[str, Any] = read("priors").get(unit, {}).get("draws", {})
+        for number in range(draws):
+            if str(number) in done:
+                continue
+            done[str(number)] = measured(encoder, source, size, number)
+            _log.info("%s, draw %d: %s", unit, number, done[str(number)])
+            keep("priors", unit, {"source": source, "setting": size, **surroundings(), "draws": done})
+
+
+def measured(encoder: Encoder, source: str, size: str, number: int) -> dict[str, Any]:
+    """Return what each row has right in one draw, in `ROWS`, and the weights that were fitted."""
+    kinds = [_divided(kind, number) for kind in draw(source, Setting.of(size), number).kinds]
+    train, labels = features_of_kinds(encoder, kinds, test=False)
+    test, answers = features_of_kinds(encoder, kinds)
+    model, parts = fitted(train, labels, len(kinds))
+    known = log_frequencies(model.counts)
+    weights = parts.weights
+    likelihoods = model.log_likelihoods(unit_rows(test).double())
+    every = torch.ones(len(kinds), dtype=torch.bool)
+    nothing = torch.zeros_like(likelihoods)
+
+    def side(of: Any) -> ImageSide:
+        return image_side(nothing, likelihoods, every, every, of)
+
+    under = weights.under_prior()
+    plain = fuse(side(weights), nothing, weights)
+    common = with_prior(
+        fuse(side(under), nothing, under), side(under), under, weights.prior.frequency * known
+    )
+    rule = discriminant(model, unit_rows(test))
+    rows = dict(
+        zip(
+            ROWS,
+            (plain.probabilities, common.probabilities, rule.softmax(1), (rule + known).softmax(1)),
+            strict=True,
+        )
+    )
+    found: dict[str, Any] = {name: _measures(shares, answers) for name, shares in rows.items()}
+    return {"images": len(train), "frequency": weights.prior.frequency, "parts": weights.prior.parts, **found}
+
+
+def _divided(kind: Kind, number: int) -> Kind:
+    """Divide a class's pictures at random, whatever the draw took for testing; one at least is for training."""
+    pictures = [*kind.train, *kind.test]
+    chance = random.Random(f"{kind.name}:{number}")
+    tested = [chance.random() < _TESTED for _ in pictures]
+    if all(tested):
+        tested[0] = False
+    train = tuple(one for one, out in zip(pictures, tested, strict=True) if not out)
+    return replace(
+        kind, train=train, test=tuple(one for one, out in zip(pictures, tested, strict=True) if out)
+    )
+
+
+def _measures(shares: Tensor, labels: Tensor) -> list[float]:
+    """Return accuracy, each picture and each class counting alike, calibration error and NLL."""
+    sure, best = shares.max(1)
+    right = best == labels
+    values = (
+        float(right.double().mean()),
+        balanced_accuracy(shares, labels),
+        expected_calibration_error(sure, right),
+        float(item_nll(shares.clamp(min=1e-12).log(), labels).mean()),
+    )
+    return [round(value, 4) for value in values]
+
+
+def parts() -> dict[str, str]:
+    """Return the table of all collections."""
+    kept = read("priors")
+    return {"results/priors.md": generated(kept)} if kept else {}
+
+
+def generated(kept: dict[str, Any]) -> str:
+    """The table as Markdown."""
+    lines = [
+        "Top-1 in per cent, each picture counting alike and each class; ECE in points; means over draws. *Gain*: of"
+        " `training` over `balanced` on the same draws, in points, with its 95 % interval.",
+        "",
+        "| collection | draws | prior | a picture | a class | ECE | NLL |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for source, size in COLLECTIONS:
+        if f"{source}-{size}" not in kept:
+            continue
+        draws = list(kept[f"{source}-{size}"]["draws"].values())
+        for name in ROWS:
+            picture, alike, error, loss = np.mean([draw[name] for draw in draws], axis=0)
+            lines.append(
+                f"| {source} {size} | {len(draws)} | {name} | {100 * picture:.1f} | {100 * alike:.1f} |"
+                f" {100 * error:.1f} | {loss:.2f} |"
+            )
+        gains = [_gain(draws, measure) for measure in (0, 1)]
+        lines.append(f"| {source} {size} | {len(draws)} | *gain* | {' | '.join(gains)} | | |")
+    return "\n".join(lines) + "\n"
+
+
+def _gain(draws: Sequence[dict[str, Any]], measure: int) -> str:
+    gains = [100 * (draw["training"][measure] - draw["balanced"][measure]) for draw in draws]
+    half = 1.96 * np.std(gains, ddof=1) / len(gains) ** 0.5
+    return f"{np.mean(gains):+.1f} [{np.mean(gains) - half:+.1f}, {np.mean(gains) + half:+.1f}]"
+
+
+def _arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--draws", type=int, default=20)
+
+
+STUDY = Study({"run": Command(run, _arguments)}, parts)
