@@ -56,7 +56,8 @@ prior_option = click.option(
     "--prior",
     default="balanced",
     metavar="PRIOR|FILE",
-    help="How common the classes are: balanced (all equally), training, or a file with the columns class and weight.",
+    help="How common the classes are: balanced (all equally), training (as there), folder (as the images themselves"
+    " tell, in a pass before), or a file with the columns class and weight.",
 )
 engine_option = click.option(
     "--engine",
@@ -80,9 +81,13 @@ plan_device_option = _device()  # gives the command its value, to be named in th
 
 def read_prior(told: str) -> Prior:
     """Return what `--prior` says, a file's weights if it names one."""
-    if told in ("balanced", "training"):
-        return cast("Prior", told)
     from vlltr_index.data.frequencies import read_frequencies
+    from vlltr_index.schemas.options import PRIORS
+
+    if told in PRIORS:
+        return cast("Prior", told)
+    if not os.path.splitext(told)[1]:
+        raise click.UsageError(f"--prior {told}: give {', '.join(PRIORS)}, or a file such as frequencies.csv")
 
     return read_frequencies(Path(os.path.expanduser(told)))
 

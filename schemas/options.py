@@ -10,32 +10,44 @@ from typing import Literal
 from vlltr_index.errors import UsageError
 
 RETRIEVALS = ("auto", "faiss", "exhaustive")
-Prior = Literal["balanced", "training"] | Mapping[str, float]
-"""How common the classes are: all equally; as among the training images; or a weight above 0 for each class by name."""
+PRIORS = ("balanced", "training", "folder")
+Prior = Literal["balanced", "training", "folder"] | Mapping[str, float]
+"""How common the classes are: all equally; as in training; as among the images asked about, which are looked at once
+more for it; or a weight above 0 for each class by name."""
 
 
-def check_prior(prior: Prior) -> None:
-    """Refuse what is no `Prior`.
+def checked_prior(prior: Prior) -> Prior:
+    """Return a prior, with weights as a dict of numbers.
 
     Raises:
         UsageError: If it is none.
     """
-    if isinstance(prior, str):
-        if prior not in ("balanced", "training"):
-            raise UsageError(f"the prior is 'balanced', 'training' or a weight for each class, got {prior!r}")
-        return
-    wrong = [name for name, weight in prior.items() if not (math.isfinite(weight) and weight > 0.0)]
+    if not isinstance(prior, Mapping):
+        if prior not in PRIORS:
+            raise UsageError(
+                f"the prior is 'balanced', 'training', 'folder' or a weight for each class, got {prior!r}"
+            )
+        return prior
+    found = {str(name): _number(weight) for name, weight in prior.items()}
+    wrong = [name for name, weight in found.items() if not (math.isfinite(weight) and weight > 0.0)]
     if wrong:
         raise UsageError(
-            f"the prior's weight of class {wrong[0]!r} is not above 0", "Leave classes out by: only"
+            f"the prior's weight of class {wrong[0]!r} is no number above 0", "Leave classes out by: only"
         )
+    return found
 
 
-def named_prior(prior: Prior) -> Literal["balanced", "training", "given"]:
+def _number(value: object) -> float:
+    """Return a value as a number, NaN for what is none."""
+    try:
+        return float(value)  # type: ignore[arg-type] # anything that converts will do
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def named_prior(prior: Prior) -> Literal["balanced", "training", "folder", "given"]:
     """Return in a word what a prior is."""
-    if isinstance(prior, str):
-        return prior
-    return "given"
+    return "given" if isinstance(prior, Mapping) else prior
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +89,7 @@ class PredictOptions:
     prior: Prior = "balanced"
 
     def __post_init__(self) -> None:
-        check_prior(self.prior)
+        object.__setattr__(self, "prior", checked_prior(self.prior))
         if self.retrieval not in RETRIEVALS:
             raise UsageError(f"retrieval is 'auto', 'faiss' or 'exhaustive', got {self.retrieval!r}")
         if not 0.0 <= self.min_probability <= 1.0:

@@ -54,6 +54,7 @@ _NEW_IMAGES = (1, 5)
 _ACCEPTED = 0.95
 _NOT_FOUND = -1e5  # offset of a class of which nothing is known, beyond any likelihood
 _QUERIES = 20
+_AT_ONCE = 512
 _LATE = 100
 _ALONE = Gate(TEMPERED, 0.0)
 _BY_DEFAULT = PartWeights(image=0.0, generative=TEMPERED, text=0.0, few_shot=_ALONE, text_only=_ALONE)
@@ -331,7 +332,7 @@ def _text(data: StageTwoData, head: LGRHead, features: Tensor) -> Tensor:
     """Compute text logits [B, C], on the CPU; a class without a sentence has the mean of the others."""
     if not data.has_text:
         return torch.zeros(len(features), data.classes)
-    logits = torch.cat([head.text_logits(part, data.bank) for part in features.split(512)]).cpu()
+    logits = torch.cat([head.text_logits(part, data.bank) for part in features.split(_AT_ONCE)]).cpu()
     positions = torch.where(data.places >= 0, data.places, 0)
     return torch.where(data.places >= 0, logits[:, positions], logits.mean(1, keepdim=True))
 
@@ -380,8 +381,8 @@ def _weigh(
     let_in = _let_in(data, folds, chosen, accept)
     if let_in is not None:
         notes.append(
-            f"'None of these' (--reject) lets {100 * _ACCEPTED:.0f} % of such images in, and {100 * let_in:.0f} % of"
-            " images of classes that were left out of the fit."
+            f"'None of these' (--reject) lets {100 * _ACCEPTED:.0f} % of the held-out images in, and"
+            f" {100 * let_in:.0f} % of images of classes that were left out of the fit."
         )
     parts = Parts(shared, found, accept, held, let_in)
     if parts.texts_are_mute:  # a class that has text alone would win wherever the images say little
@@ -413,8 +414,9 @@ def _let_in(data: StageTwoData, folds: list[_Fold], chosen: Covariances, level: 
     for model, late in left_out:
         images = torch.cat([_one_a_unit(data, place) for place in late.nonzero()[:, 0].tolist()])
         others = model.select((~late & data.rows).nonzero()[:, 0])
-        best = others.log_likelihoods(unit_rows(data.features[0, images])).amax(1).cpu()
-        accepted = torch.cat([accepted, best >= level])
+        for some in images.split(_AT_ONCE):
+            best = others.log_likelihoods(unit_rows(data.features[0, some])).amax(1).cpu()
+            accepted = torch.cat([accepted, best >= level])
     return float(accepted.double().mean()) if len(accepted) >= _ENOUGH else None
 
 

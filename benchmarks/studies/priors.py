@@ -6,6 +6,8 @@
 Long tails: 60 or 20 classes of `draws` with all their pictures, a quarter of which, drawn at random, is for testing, so
 that these come as the training pictures do. Vectors of the shipped encoder; the generative model is fitted by `train
 lgr`'s own function, without texts. The discriminant with the logarithm of the frequencies added stands beside.
+
+`--prior folder`: collections of `draws` whose test pictures are of 5, of 20 or of all classes, all equally common.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ from __future__ import annotations
 import logging
 import random
 from argparse import ArgumentParser
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,11 +32,14 @@ from benchmarks.study import Command, Study
 from vlltr_index.embedding.loading import recipe_encoder
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.evaluation.metrics import expected_calibration_error
+from vlltr_index.heads.frequencies import BEST, choose_strength, estimate
 from vlltr_index.heads.fusion import ImageSide, fuse, image_side, log_frequencies, with_prior
 from vlltr_index.heads.weighing import balanced_accuracy, item_nll
 from vlltr_index.tensors import unit_rows
 
 COLLECTIONS = (("icons", "60xall"), ("icons", "20xall"), ("train", "60xall"))
+FOLDERS = (("heldout", "40x8"), ("train", "200x3"), ("icons", "40x8"), ("icons", "60xall"))
+PRESENT = ("5", "20", "all")
 _TESTED = 0.25
 ROWS = ("balanced", "training", "discriminant", "discriminant + log n")
 _log = logging.getLogger(__name__)
@@ -43,14 +49,46 @@ def run(draws: int) -> None:
     """Measure the draws that are not measured yet."""
     encoder = recipe_encoder(SHIPPED).eval()
     for source, size in COLLECTIONS:
-        unit = f"{source}-{size}"
-        done: dict[str, Any] = read("priors").get(unit, {}).get("draws", {})
-        for number in range(draws):
-            if str(number) in done:
-                continue
-            done[str(number)] = measured(encoder, source, size, number)
+        _each(f"{source}-{size}", draws, partial(measured, encoder, source, size))
+    for source, size in FOLDERS:
+        _each(f"folder-{source}-{size}", draws, partial(in_folders, encoder, source, size))
+
+
+def _each(unit: str, draws: int, measure: Callable[[int], dict[str, Any]]) -> None:
+    """Measure the draws of a unit that are not measured yet, and keep the result after each."""
+    done: dict[str, Any] = read("priors").get(unit, {}).get("draws", {})
+    for number in range(draws):
+        if str(number) not in done:
+            done[str(number)] = measure(number)
             _log.info("%s, draw %d: %s", unit, number, done[str(number)])
-            keep("priors", unit, {"source": source, "setting": size, **surroundings(), "draws": done})
+            keep("priors", unit, {**surroundings(), "draws": done})
+
+
+def in_folders(encoder: Encoder, source: str, size: str, number: int) -> dict[str, Any]:
+    """Return accuracies with equal frequencies, and with those found among pictures of so many classes."""
+    kinds = draw(source, Setting.of(size), number).kinds
+    train, labels = features_of_kinds(encoder, kinds, test=False)
+    test, answers = features_of_kinds(encoder, kinds)
+    model, parts = fitted(train, labels, len(kinds))
+    assert parts.held_out is not None
+    weights = parts.weights
+    strength = choose_strength(parts.held_out, weights.prior)
+    scores = weights.under_prior().generative * model.log_likelihoods(unit_rows(test).double())
+    order = torch.randperm(len(kinds), generator=torch.Generator().manual_seed(number))
+    found: dict[str, Any] = {"strength": strength}
+    for present in PRESENT:
+        some = torch.isin(answers, order[: len(kinds) if present == "all" else int(present)])
+        best = scores[some].topk(min(BEST, len(kinds)))
+        votes = torch.ones(len(best.values), dtype=torch.float64)
+        shift = torch.zeros(len(kinds), dtype=torch.float64)
+        if strength is not None:
+            eta = weights.prior.frequency
+            shift = eta * estimate(best.values, best.indices, len(kinds), votes, strength, eta)
+        right = [
+            (row.argmax(1) == answers[some]).double().mean() for row in (scores[some], scores[some] + shift)
+        ]
+        found[present] = [round(float(share), 4) for share in right]
+    return found
 
 
 def measured(encoder: Encoder, source: str, size: str, number: int) -> dict[str, Any]:
@@ -136,13 +174,33 @@ def generated(kept: dict[str, Any]) -> str:
                 f"| {source} {size} | {len(draws)} | {name} | {100 * picture:.1f} | {100 * alike:.1f} |"
                 f" {100 * error:.1f} | {loss:.2f} |"
             )
-        gains = [_gain(draws, measure) for measure in (0, 1)]
+        gains = [_gain([d["training"][m] - d["balanced"][m] for d in draws]) for m in (0, 1)]
         lines.append(f"| {source} {size} | {len(draws)} | *gain* | {' | '.join(gains)} | | |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *_of_folders(kept)]) + "\n"
 
 
-def _gain(draws: Sequence[dict[str, Any]], measure: int) -> str:
-    gains = [100 * (draw["training"][measure] - draw["balanced"][measure]) for draw in draws]
+def _of_folders(kept: dict[str, Any]) -> list[str]:
+    """The table of `--prior folder`."""
+    lines = [
+        "Top-1 in per cent with equal frequencies, and with those that are found among the pictures asked about"
+        " (`--prior folder`), which are of so many classes.",
+        "",
+        "| collection | draws | classes there | balanced | folder | gain |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for source, size in FOLDERS:
+        draws = list(kept.get(f"folder-{source}-{size}", {"draws": {}})["draws"].values())
+        for present in PRESENT if draws else ():
+            before, after = np.mean([draw[present] for draw in draws], axis=0)
+            gain = _gain([draw[present][1] - draw[present][0] for draw in draws])
+            lines.append(
+                f"| {source} {size} | {len(draws)} | {present} | {100 * before:.1f} | {100 * after:.1f} | {gain} |"
+            )
+    return lines
+
+
+def _gain(differences: Sequence[float]) -> str:
+    gains = 100 * np.array(differences)
     half = 1.96 * np.std(gains, ddof=1) / len(gains) ** 0.5
     return f"{np.mean(gains):+.1f} [{np.mean(gains) - half:+.1f}, {np.mean(gains) + half:+.1f}]"
 

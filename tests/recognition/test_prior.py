@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from tests.support.commands import run
 from vlltr_index.errors import MissingStepError, UnknownClassError, UsageError
 from vlltr_index.heads.fusion import with_prior
+from vlltr_index.heads.tree import HeldOutAnswers
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.options import PredictOptions
 from vlltr_index.store.workspace import Workspace
@@ -60,12 +62,47 @@ def test_what_is_no_prior_is_refused(recognizer: Recognizer, pictures: Path) -> 
         recognizer.predict([image], PredictOptions(prior={names[0]: 1.0}))
     with pytest.raises(UnknownClassError):
         recognizer.predict([image], PredictOptions(prior=dict.fromkeys([*names, "no such"], 1.0)))
-    for wrong in ("frequent", {names[0]: 0.0}, {names[0]: float("nan")}):
+    twice = dict.fromkeys([*names, names[0].upper()], 1.0)
+    with pytest.raises(UsageError, match="twice"):
+        recognizer.predict([image], PredictOptions(prior=twice))
+    with pytest.raises(UsageError, match="one by one"):
+        list(recognizer.stream([image], PredictOptions(prior="folder")))
+    for wrong in ("frequent", None, {names[0]: 0.0}, {names[0]: float("nan")}, {names[0]: "many"}):
         with pytest.raises(UsageError):
             PredictOptions(prior=wrong)  # type: ignore[arg-type]
     model = recognizer.current()
+    other = model.with_rule(model.fusion.model_copy(update={"rule": "logits"}))
+    with pytest.raises(UsageError):
+        other.under("training")
     with pytest.raises(MissingStepError):
-        model.with_rule(model.fusion.model_copy(update={"rule": "logits"})).under("training")
+        replace(other, saved=replace(model.saved, parts=None)).under("training")
+
+
+def test_the_images_tell_how_common_classes_are(recognizer: Recognizer, pictures: Path) -> None:
+    """Copies have one vote, and what no class fits has none; all classes have a weight, those that are there more."""
+    model = recognizer.current()
+    features = recognizer.features([pictures / "known-0.png", pictures / "known-1.png"])[0]
+    found = model.frequencies_among(features)
+    assert set(found) == set(recognizer.classes_.tolist())
+    assert sum(found.values()) == pytest.approx(1.0)
+    copies = torch.cat([features, features[:1].expand(30, -1)])
+    assert model.frequencies_among(copies) == pytest.approx(found)
+    strange = 100.0 * torch.randn(40, features.shape[1], generator=torch.Generator().manual_seed(0))
+    assert model.frequencies_among(torch.cat([features, strange])) == pytest.approx(found)
+    images = [pictures / "known-0.png", pictures / "known-1.png"]
+    asked, given = (PredictOptions(prior=prior) for prior in ("folder", found))
+    assert recognizer.predict(images, asked) == recognizer.predict(images, given)
+
+
+def test_held_out_answers_know_the_prior() -> None:
+    """Only ratios of weights matter, and a class that is gone has no part, also where others are rare."""
+    held = HeldOutAnswers(torch.tensor([0, 1]), torch.tensor([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3]]).half())
+    there = torch.tensor([0, 1, -1])
+    for weight in (1.0, 1e-12):
+        log_prior = torch.tensor([weight, 2 * weight, 0.0], dtype=torch.float64).log()
+        found = held.under_prior(log_prior, 1.0).among(there, 2).probabilities
+        expected = torch.tensor([[0.5, 0.5], [1 / 6, 5 / 6]])
+        torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
 
 
 def test_the_commands(
@@ -79,7 +116,7 @@ def test_the_commands(
     code, out, _ = run(capsys, "-w", trained.path, "--json", "predict", image, "--prior", told)
     assert code == 0
     assert json.loads(out)[0]["classes"][0]["prior_part"] == pytest.approx(0.0, abs=1e-5)
-    for prior, there in (("balanced", False), ("training", True)):
+    for prior, there in (("balanced", False), ("training", True), ("folder", True)):
         table = tmp_path / f"{prior}.csv"
         assert run(capsys, "-w", trained.path, "predict", image, "--prior", prior, "--out", table)[0] == 0
         with table.open(encoding="utf-8", newline="") as file:
@@ -88,6 +125,12 @@ def test_the_commands(
     assert code == 0
     assert json.loads(out)["prior"] == "training"
     assert len(list((trained.path / "reports").glob("evaluate-test-*-prior-training.json"))) == 1
+    code, _, said = run(capsys, "-w", trained.path, "evaluate", "--prior", "training", "--retrieval", "faiss")
+    assert (code, "--retrieval faiss" in said) == (2, True)
+    code, out, _ = run(capsys, "-w", trained.path, "--json", "evaluate", "--prior", "folder")
+    assert (code, json.loads(out)["prior"]) == (0, "folder")
+    code, _, said = run(capsys, "-w", trained.path, "predict", image, "--prior", "Training")
+    assert (code, "balanced, training, folder" in said) == (2, True)
     told.write_text("class,weight\nwren,0\n", encoding="utf-8")
     code, _, said = run(capsys, "-w", trained.path, "predict", image, "--prior", told)
     assert code == 1

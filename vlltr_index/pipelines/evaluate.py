@@ -46,6 +46,7 @@ _BRANCHES = (METHOD, "image branch", "text branch")
 _PRIOR_NOTES = {
     "balanced": "",
     "training": "classes as common as in training",
+    "folder": "classes as common as the images themselves tell",
     "given": "classes as common as given",
 }
 
@@ -197,8 +198,8 @@ def evaluation(
     model = Model.open(snapshot)
     measured = _measured(model, snapshot, split)
     folds = measured.folds
-    if folds and retrieval != "exhaustive":
-        raise UsageError("the models of a cross-validation have no index", "Leave out: --retrieval faiss")
+    if retrieval != "exhaustive" and (folds or prior != "balanced"):
+        raise UsageError("an index knows neither folds nor a prior", "Leave out: --retrieval faiss")
     rows = [*_BRANCHES[1:], *baseline_labels(snapshot, of_folds=folds > 0)]
     if against is not None and against not in rows:  # before anything is scored
         raise UsageError(
@@ -305,13 +306,17 @@ def _seen_as(
             replace(one, model=one.model.with_rule(one.model.fusion.model_copy(update={"rule": rule})))
             for one in answering
         )
-    answering = tuple(replace(one, model=one.model.under(prior)) for one in answering)
     data = measured.data
     if crops != 1:
         encoder = answering[0].model.encoder
         features = embed_crops(workspace, encoder, data.image_ids, number=crops, progress=progress)
         data = replace(data, features=features)
-    return replace(measured, data=data, answering=answering)
+
+    def under_prior(one: Answering) -> Answering:
+        asked = one.model.frequencies_among(data.features[one.places]) if prior == "folder" else prior
+        return replace(one, model=one.model.under(asked))
+
+    return replace(measured, data=data, answering=tuple(map(under_prior, answering)))
 
 
 def _baselines(

@@ -70,7 +70,9 @@ def predict(
         MissingStepError: If a step before has not been run; the hint names it.
         WorkspaceError: If there is no commit `at`.
     """
-    return Recognizer.open(workspace, at=at).current().stream(unlabelled_images(images), options)
+    model = Recognizer.open(workspace, at=at).current()
+    options = model.looked_up(lambda: unlabelled_images(images), options)
+    return model.stream(unlabelled_images(images), options)
 
 
 def predict_to_file(
@@ -116,6 +118,7 @@ def predict_to_file(
     with _alone(out):
         check_target(out)  # another process may have finished it before the lock was free
         done = _begun(part, asked)
+        answering = model.looked_up(lambda: unlabelled_images(paths), options)
         before = len(done)
         unread = sum(done.values())
         written = 0
@@ -127,7 +130,7 @@ def predict_to_file(
         try:
             with (
                 open(part, "a", encoding="utf-8", opener=_unlinked) as file,
-                closing(_lines(model, todo, ray, options)) as lines,
+                closing(_lines(model, todo, ray, answering)) as lines,
             ):
                 for written, (line, lost) in enumerate(lines, 1):
                     file.write(line + "\n")

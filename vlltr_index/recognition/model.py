@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,11 +20,12 @@ from vlltr_index.data.decoding import UNREADABLE, ImageSource, image_label
 from vlltr_index.embedding.pixels import ReadAhead, Reader, image_features, in_batches, pool_crops
 from vlltr_index.errors import InputError, MissingStepError, UsageError, WorkspaceError
 from vlltr_index.heads.fusion import FusedScores, parts_of
+from vlltr_index.recognition.common import frequencies_among
 from vlltr_index.recognition.explaining import Explainer, nearest
 from vlltr_index.recognition.ranks import NO_TREE, Ranks, classes_below, ranks_holding, tree_above
 from vlltr_index.recognition.scorer import Scorer
 from vlltr_index.recognition.state import ModelState
-from vlltr_index.schemas.options import USUAL, PredictOptions, Prior, check_prior
+from vlltr_index.schemas.options import USUAL, PredictOptions, Prior, checked_prior
 from vlltr_index.schemas.records import (
     MANY_ANCHORS,
     ClassScore,
@@ -244,6 +245,7 @@ class Model(Scorer):
 
     def predict(self, images: Sequence[ImageSource], options: PredictOptions = USUAL) -> list[Prediction]:
         """Predict images, as `Recognizer.predict`."""
+        options = self.looked_up(lambda: named(images), options)
         return list(self.stream(named(images), options))
 
     def stream(self, images: Iterable[NamedImage], options: PredictOptions = USUAL) -> Iterator[Prediction]:
@@ -312,39 +314,88 @@ class Model(Scorer):
         """Return the same model for classes as common as `prior` says; what it has loaded serves both.
 
         Raises:
-            MissingStepError: If the rule is not `ours`.
-            UsageError: If the prior has no weight for a class.
+            MissingStepError: If the head was trained for another protocol.
+            UsageError: If the rule is not `ours`, or the prior has no weight for a class, or two.
             UnknownClassError: If it names no class.
         """
-        check_prior(prior)
+        prior = checked_prior(prior)
         if prior == "balanced":
             return self
         key = prior if isinstance(prior, str) else tuple(sorted(prior.items()))
-        if key not in self._kept_priors:
-            found = self.under_prior(self._log_frequency(prior))
+        found = self._kept_priors.get(key)
+        if found is None:
+            frequency = self._log_frequency(prior)
+            found = self.under_prior(frequency)
             found.__dict__["plda"] = self.plda
+            if self.device.type != "cpu":
+                found.__dict__["_on_device"] = self._on_device.under_prior(frequency)
             self._kept_priors.clear()  # of many one would not want the models
             self._kept_priors[key] = found
-        return self._kept_priors[key]
+        return found
 
     @cached_property
     def _kept_priors(self) -> dict[Hashable, Model]:
         return {}
 
+    def looked_up(
+        self, images: Callable[[], Iterable[NamedImage]], options: PredictOptions
+    ) -> PredictOptions:
+        """Return the options with frequencies in the place of the prior `folder`, found in a pass over the images.
+
+        Raises:
+            MissingStepError: If the rule is not `ours`, or no image was held out when the head was trained.
+        """
+        if options.prior != "folder":
+            return options
+        reader = Reader(self.encoder, options.crops)
+        batches = ReadAhead(reader, in_batches(images()))
+        features = [pool_crops(image_features(self.encoder, batch.pixels)).cpu() for batch in batches]
+        found = self.frequencies_among(torch.cat([torch.empty(0, self.encoder.dim), *features]))
+        return replace(options, prior=found)
+
+    @torch.inference_mode()
+    def frequencies_among(self, features: Tensor) -> dict[str, float]:
+        """Estimate how common each class is among images without labels, by name.
+
+        Near copies of one class have one vote together, and an image that fits every class worse than 95 % of the
+        held-out images has none. How strongly the result is drawn to equal frequencies is chosen on the head's held-out
+        images; if every choice loses there, all classes are equally common, with a warning.
+
+        Args:
+            features: Float [N, D], unnormalised.
+
+        Raises:
+            MissingStepError: If the rule is not `ours`, or no image was held out when the head was trained.
+        """
+        check_matrix("features", features, columns=self.saved.head.dim)
+        weights = frequencies_among(self._placed, features).tolist()
+        return dict(zip([self.names[i] for i in self.class_ids.tolist()], weights, strict=True))
+
     def _log_frequency(self, prior: Prior) -> Tensor:
         """Return the logarithm of how common each class is, float64 [C], up to a constant; errors as for `under`."""
+        if prior == "folder":
+            raise UsageError(
+                "images that come one by one cannot be looked at twice, as the prior 'folder' has to",
+                "Give them as a list: predict(images, options)",
+            )
         if isinstance(prior, str):
             return self.training_frequencies
         weights = torch.zeros(len(self.class_ids), dtype=torch.float64)
         for name, weight in prior.items():
-            column = class_positions(self.class_ids, torch.tensor([self.classes.lookup(name)]))
-            weights[column[column >= 0]] = weight  # a class of which nothing is known is no answer
+            column = int(class_positions(self.class_ids, torch.tensor(self.classes.lookup(name))))
+            if column < 0:
+                continue  # a class of which nothing is known is no answer
+            if weights[column]:
+                raise UsageError(
+                    f"the prior (--prior) names class {self.names[int(self.class_ids[column])]!r} twice"
+                )
+            weights[column] = weight
         lacking = self.class_ids[weights == 0.0].tolist()
         if lacking:
             raise UsageError(
                 f"the prior (--prior) has no weight for {plural(len(lacking), 'class', 'classes')}, such as"
                 f" {self.names[lacking[0]]!r}",
-                "Give each class one, or answer among some of them: --only",
+                "Give each class a weight.",
             )
         return weights.log()
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor
 
-from vlltr_index.errors import MissingStepError
+from vlltr_index.errors import MissingStepError, UsageError
 from vlltr_index.heads.fusion import (
     FusedScores,
     ImageSide,
@@ -27,7 +27,7 @@ from vlltr_index.tensors import class_positions, unit_rows
 
 if TYPE_CHECKING:
     from vlltr_index.heads.anchor_bank import AnchorBank
-    from vlltr_index.heads.checkpoint import SavedHead
+    from vlltr_index.heads.checkpoint import Parts, SavedHead
     from vlltr_index.heads.tree import HeldOutAnswers
     from vlltr_index.recognition.state import Anchors, ClassStats
     from vlltr_index.schemas.config import FusionConfig
@@ -122,12 +122,17 @@ class Scorer:
         """The logarithm of how common each class is among the units of the training images, float64 [C].
 
         A later class has the mean of the trained ones, for its few images are no frequency.
+
+        Raises:
+            MissingStepError, UsageError: As for `under_prior`.
         """
+        self._with_weights()
         assert self.plda is not None
         known = log_frequencies(self.plda.counts)
         trained = self.trained
-        if bool(trained.any()):
-            known[~trained] = known[trained].mean()
+        if not bool(trained.any()):
+            return torch.zeros_like(known)
+        known[~trained] = known[trained].mean()
         return known
 
     def under_prior(self, log_frequency: Tensor) -> Self:
@@ -139,21 +144,30 @@ class Scorer:
             log_frequency: Float [C], up to a constant.
 
         Raises:
-            MissingStepError: If the rule is not `ours`.
+            MissingStepError: If the head was trained for another protocol.
+            UsageError: If another rule than `ours` was asked for.
         """
-        parts = self.saved.parts
-        if parts is None or self.fusion.rule != "ours":
-            raise MissingStepError(
-                f"the fusion rule {self.fusion.rule!r} knows no prior (--prior)", OTHER_RULE
-            )
+        parts = self._with_weights()
         weights = parts.weights
         log_prior = weights.prior.frequency * log_frequency
         held = parts.held_out
         if held is not None:
             rows = class_positions(self.class_ids, self.row_owners)
-            held = held.under_prior(torch.where(rows >= 0, log_prior[rows], 0.0), weights.prior.parts)
+            known = torch.where(rows >= 0, log_prior[rows], -torch.inf)  # a class that is gone is no answer
+            held = held.under_prior(known, weights.prior.parts)
         saved = replace(self.saved, parts=replace(parts, weights=weights.under_prior(), held_out=held))
         return replace(self, saved=saved, log_prior=log_prior)
+
+    def _with_weights(self) -> Parts:
+        """Return the head's parts, for the rule `ours`; errors as for `under_prior`."""
+        if self.saved.parts is None:
+            what = "this head knows no prior (--prior): it was trained for the protocols paper or release"
+            raise MissingStepError(what, OTHER_RULE)
+        if self.fusion.rule != "ours":
+            raise UsageError(
+                f"the rule {self.fusion.rule!r} knows no prior", "Leave out: --rule, or --prior."
+            )
+        return self.saved.parts
 
     def held_out(self, what: str) -> tuple[float, HeldOutAnswers]:
         """Return the acceptance level and the answers on the images held out in training; see `Parts`.

@@ -1,0 +1,53 @@
+"""How common a model's classes are among images without labels (`--prior folder`)."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vlltr_index.heads.frequencies import BEST, choose_strength, estimate
+from vlltr_index.heads.units import units_of
+
+if TYPE_CHECKING:
+    from vlltr_index.recognition.scorer import Scorer
+
+_log = logging.getLogger(__name__)
+_BATCH = 512
+
+
+def frequencies_among(scorer: Scorer, features: Tensor) -> Tensor:
+    """Estimate how common each class is among images, float64 [C]; see `Model.frequencies_among`.
+
+    Args:
+        scorer: A model that knows no prior.
+        features: Float [N, D], unnormalised; they are moved to the device of its anchors part by part.
+    """
+    classes = len(scorer.class_ids)
+    scaled = scorer.under_prior(torch.zeros(classes))
+    level, held_out = scorer.held_out("how common classes are")
+    assert scorer.saved.parts is not None
+    weights = scorer.saved.parts.weights.prior
+    strength = choose_strength(held_out, weights)
+    if strength is None or not len(features):
+        _log.warning("how common the classes are cannot be told: they are taken to be equally common")
+        return torch.ones(classes, dtype=torch.float64)
+    device = scorer.bank.vectors.device
+    scores = []
+    columns = []
+    known = []
+    for part in features.split(_BATCH):
+        there = part.to(device)
+        best = scaled.exhaustive(there).log_scores.topk(min(BEST, classes))
+        scores.append(best.values.cpu())
+        columns.append(best.indices.cpu())
+        known.append(scorer.log_likelihoods(there).amax(1).cpu() >= level)
+    found = torch.cat(columns)
+    units = units_of(features, found[:, 0], [None] * len(features))
+    number = {unit: place for place, unit in enumerate(dict.fromkeys(units))}
+    places = torch.tensor([number[unit] for unit in units])
+    votes = torch.cat(known) / torch.bincount(places)[places].double()
+    _log.info("%d of %d images tell how common the classes are", int((votes > 0.0).sum()), len(features))
+    return estimate(torch.cat(scores), found, classes, votes, strength, weights.frequency).exp()
