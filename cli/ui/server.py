@@ -21,11 +21,12 @@ import click
 from filelock import FileLock, Timeout
 
 from vlltr_index.cli.context import Context, pass_context
-from vlltr_index.cli.options import device_option
+from vlltr_index.cli.options import device_option, prior_option, read_prior
 from vlltr_index.cli.terminal import echo
 from vlltr_index.errors import MissingStepError, UsageError
 
 if TYPE_CHECKING:
+    from vlltr_index.schemas.options import Prior
     from vlltr_index.store.workspace import Workspace
 
 _UPLOADS = "vlltr-ui-"
@@ -40,9 +41,12 @@ _MANIFEST = {"name": "vlltr", "start_url": "/", "display": "browser"}
 @click.option("--port", default=7860, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @click.option("--open", "open_browser", is_flag=True, help="Open the page in the browser.")
 @click.option("--read-only", is_flag=True, help="Nothing can be added or undone on the page.")
+@prior_option
 @device_option
 @pass_context
-def ui_command(context: Context, host: str, port: int, open_browser: bool, read_only: bool) -> None:
+def ui_command(
+    context: Context, host: str, port: int, open_browser: bool, read_only: bool, prior: str
+) -> None:
     """Serve a page: drop a picture, strike sentences out, compare classes, add a class, undo.
 
     Ctrl-C ends it. Needs the extra `ui`.
@@ -52,6 +56,7 @@ def ui_command(context: Context, host: str, port: int, open_browser: bool, read_
             "the page needs Gradio, which is not installed", 'Install it: pip install "vlltr-index[ui]"'
         )
     workspace = context.open()
+    known = read_prior(prior)
 
     def ready(address: str) -> None:
         context.show({"address": address}, [address], always=True)
@@ -64,7 +69,7 @@ def ui_command(context: Context, host: str, port: int, open_browser: bool, read_
         echo(f"Warning: who has the link can {can}, and nothing is encrypted on the way.", err=True)
         if not read_only:
             echo("With --read-only nothing can be added or undone.", err=True)
-    serve(workspace, listening, host, read_only, ready=ready)
+    serve(workspace, listening, host, read_only, prior=known, ready=ready)
 
 
 def is_local(host: str) -> bool:
@@ -100,7 +105,11 @@ def _sweep() -> None:
 
 @contextmanager
 def page_app(
-    workspace: Workspace, read_only: bool = False, token: str = "", names: Collection[str] = ()
+    workspace: Workspace,
+    read_only: bool = False,
+    token: str = "",
+    names: Collection[str] = (),
+    prior: Prior = "balanced",
 ) -> Iterator[Any]:
     """Yield the page as an ASGI application; uploads lie in a temporary folder that is removed afterwards.
 
@@ -109,9 +118,11 @@ def page_app(
         read_only: Nothing can be added or undone.
         token: Token that a browser must send once; without one, the page is for this machine only.
         names: With a token: host names of the page, in lower case, beside its addresses.
+        prior: As for `PageService`.
 
     Raises:
         MissingStepError: If a step before has not been run; the hint names what to do.
+        UsageError: If the prior is none for this workspace.
     """
     _sweep()
     with tempfile.TemporaryDirectory(prefix=_UPLOADS) as folder, FileLock(os.path.join(folder, _LOCK)):
@@ -133,7 +144,7 @@ def page_app(
 
         app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
         app.get("/manifest.json")(lambda: _MANIFEST)  # the page refers to one, which Gradio does not serve
-        page = build_page(PageService(workspace, read_only))
+        page = build_page(PageService(workspace, read_only, prior))
         gr.mount_gradio_app(
             app,
             page,
@@ -162,6 +173,7 @@ def serve(
     host: str,
     read_only: bool,
     ready: Callable[[str], None],
+    prior: Prior = "balanced",
 ) -> None:
     """Serve the page until it is interrupted; if other machines can reach it, only those that have its link.
 
@@ -171,9 +183,10 @@ def serve(
         host: The host that `bind` was called with.
         read_only: Nothing can be added or undone.
         ready: Called with the page's link once the page can be opened.
+        prior: As for `PageService`.
 
     Raises:
-        MissingStepError: As for `page_app`.
+        MissingStepError, UsageError: As for `page_app`.
     """
     address, port = listening.getsockname()[:2]
     token = "" if is_local(address) else secrets.token_urlsafe(32)
@@ -184,7 +197,7 @@ def serve(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # a closed terminal
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
-    with listening, page_app(workspace, read_only, token, {own.lower(), host.lower()}) as app:
+    with listening, page_app(workspace, read_only, token, {own.lower(), host.lower()}, prior=prior) as app:
         import uvicorn
 
         # Open tabs hold connections, and uvicorn logs a traceback for each one that it closes at the end.

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vlltr_index.evaluation.records import Thumbnail
     from vlltr_index.recognition.counterfactual import ExaminedClass
     from vlltr_index.recognition.model import Model
+    from vlltr_index.schemas.options import Prior
     from vlltr_index.store.workspace import Workspace
 
 MAX_UPLOAD = 20 * 2**20
@@ -41,16 +42,20 @@ class PageService:
     Args:
         workspace: With a trained head.
         read_only: Refuse everything that would write.
+        prior: How common the classes are, but for `folder`.
 
     Raises:
         MissingStepError: If a step before has not been run; the hint names it.
         FingerprintMismatch: If encoder, vectors and head do not belong together.
+        UsageError: As for `Model.under`, of the prior.
     """
 
-    def __init__(self, workspace: Workspace, read_only: bool = False) -> None:
+    def __init__(self, workspace: Workspace, read_only: bool = False, prior: Prior = "balanced") -> None:
         self.workspace = workspace
         self.read_only = read_only
+        self.prior = prior
         self._recognizer = Recognizer.open(workspace)
+        self._recognizer.current().under(prior)
         _ = self._recognizer.current().encoder  # loaded now, so that its errors are raised at the start
         self._writing = threading.Lock()
         self._made: dict[int, str] = {}  # name of the added class by commit made from the page
@@ -65,7 +70,7 @@ class PageService:
         Raises:
             InputError: If it is too large or cannot be read.
         """
-        return Examination.of(self.model(), _read(picture))
+        return Examination.of(self.model().under(self.prior), _read(picture))
 
     def neighbours(self, found: Examination, one: ExaminedClass) -> tuple[Thumbnail, ...]:
         """Return training pictures of a class that the image side decided for."""

@@ -19,6 +19,8 @@ from vlltr_index.cli.ui import server
 from vlltr_index.cli.ui import service as service_module
 from vlltr_index.cli.ui.service import PageService, piece
 from vlltr_index.errors import InputError, UsageError, WorkspaceError
+from vlltr_index.recognizer import Recognizer
+from vlltr_index.schemas.options import PredictOptions
 from vlltr_index.store.workspace import Workspace
 
 HOSTILE = '<img src=x onerror=alert(1)> & "quotes" \' ${1+1} {{value}}'
@@ -34,6 +36,27 @@ def desk(trained: Workspace) -> PageService:
 def last(desk: PageService) -> int:
     """The newest commit."""
     return desk.workspace.history.ids()[-1]
+
+
+def test_the_page_knows_how_common_classes_are(trained: Workspace, pictures: Path) -> None:
+    """Its answers are those of `predict --prior`, with a part of their own; a class added since has a frequency, too."""
+    names = Recognizer.open(trained).classes_.tolist()
+    desk = PageService(trained, prior={name: 1.0 + place for place, name in enumerate(names)})
+    image = pictures / "known-1.png"
+    for added in (False, True):
+        if added:
+            desk.add("okapi", TEXT)
+        expected = (
+            Recognizer.open(trained).predict([image], PredictOptions(top=3, prior=desk.prior))[0].classes
+        )
+        shown = desk.examine(image).best(3)
+        assert [(one.name, one.prior_part) for one in shown] == [
+            (one.name, pytest.approx(one.prior_part, abs=1e-4)) for one in expected
+        ]
+        assert any(one.prior_part for one in shown)
+        assert "how common it is" in piece("best", shown, "")
+    with pytest.raises(UsageError):
+        PageService(trained, prior="folder")
 
 
 def test_a_class_is_added_used_and_taken_back(desk: PageService, pictures: Path) -> None:

@@ -105,6 +105,7 @@ def test_held_out_answers_know_the_prior() -> None:
         torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
 
 
+@pytest.mark.slow
 def test_the_commands(
     trained: Workspace, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

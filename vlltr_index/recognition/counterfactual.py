@@ -199,6 +199,7 @@ class Examination:
             cosine_before=cosines[1],
             logit_before=logits[1],
             unit=score.unit,
+            prior_part=score.prior_part,
             sentences=tuple(examined),
         )
 

@@ -315,7 +315,7 @@ class Model(Scorer):
 
         Raises:
             MissingStepError: If the head was trained for another protocol.
-            UsageError: If the rule is not `ours`, or the prior has no weight for a class, or two.
+            UsageError: If the rule is not `ours`, or the prior has no weight for a trained class, or two for one.
             UnknownClassError: If it names no class.
         """
         prior = checked_prior(prior)
@@ -390,14 +390,17 @@ class Model(Scorer):
                     f"the prior (--prior) names class {self.names[int(self.class_ids[column])]!r} twice"
                 )
             weights[column] = weight
-        lacking = self.class_ids[weights == 0.0].tolist()
+        given = weights > 0.0
+        lacking = self.class_ids[~given & self.trained].tolist()
         if lacking:
             raise UsageError(
                 f"the prior (--prior) has no weight for {plural(len(lacking), 'class', 'classes')}, such as"
                 f" {self.names[lacking[0]]!r}",
                 "Give each class a weight.",
             )
-        return weights.log()
+        known = weights.log()
+        known[~given] = known[given].mean()  # classes that came later
+        return known
 
     def _columns(self, only: Sequence[str] | None, parent: str | None) -> Tensor:
         """Return the columns of the classes that may be the answer, int64, ascending."""
