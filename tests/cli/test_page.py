@@ -39,7 +39,7 @@ def last(desk: PageService) -> int:
 
 
 def test_the_page_knows_how_common_classes_are(trained: Workspace, pictures: Path) -> None:
-    """Its answers are those of `predict --prior`, with a part of their own; a class added since has a frequency, too."""
+    """Its answers are those of `predict --prior`, with a part of their own; a class added since has one, too."""
     names = Recognizer.open(trained).classes_.tolist()
     desk = PageService(trained, prior={name: 1.0 + place for place, name in enumerate(names)})
     image = pictures / "known-1.png"

@@ -340,11 +340,7 @@ class Model(Scorer):
     def looked_up(
         self, images: Callable[[], Iterable[NamedImage]], options: PredictOptions
     ) -> PredictOptions:
-        """Return the options with frequencies in the place of the prior `folder`, found in a pass over the images.
-
-        Raises:
-            MissingStepError: If the rule is not `ours`, or no image was held out when the head was trained.
-        """
+        """Return the options with the frequencies among images, for the prior `folder`; see `frequencies_among`."""
         if options.prior != "folder":
             return options
         reader = Reader(self.encoder, options.crops)
