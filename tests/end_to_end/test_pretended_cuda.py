@@ -278,18 +278,26 @@ def test_a_prediction_waits_twice(
         assert mine.known == theirs.known
 
 
-def test_an_index_is_asked_on_the_gpu(
-    trained: Workspace, pictures: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("options", "used"),
+    [
+        (PredictOptions(retrieval="faiss"), "faiss"),
+        (PredictOptions(prior="training"), "exhaustive"),
+        (PredictOptions(prior="folder"), "exhaustive"),
+    ],
+)
+def test_an_index_and_a_prior_are_asked_on_the_gpu(
+    trained: Workspace, pictures: Path, monkeypatch: pytest.MonkeyPatch, options: PredictOptions, used: str
 ) -> None:
-    """What retrieval answers there is what it answers on the CPU."""
+    """What is answered there is what the CPU answers."""
     index_anchors(trained, "flat")
     paths = sorted(pictures.glob("known-*.png"))
-    expected = Model.open(trained.snapshot()).predict(paths, PredictOptions(retrieval="faiss"))
+    expected = Model.open(trained.snapshot()).predict(paths, options)
     with pretended():
         monkeypatch.setenv("VLLTR_DEVICE", "cuda")
-        found = Model.open(trained.snapshot()).predict(paths, PredictOptions(retrieval="faiss"))
+        found = Model.open(trained.snapshot()).predict(paths, options)
     for mine, theirs in zip(found, expected, strict=True):
-        assert mine.retrieval == "faiss"
+        assert mine.retrieval == used
         assert [c.class_id for c in mine.classes] == [c.class_id for c in theirs.classes]
         chances = [c.probability for c in theirs.classes]
         assert [c.probability for c in mine.classes] == pytest.approx(chances, abs=1e-4)

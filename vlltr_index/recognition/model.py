@@ -326,7 +326,6 @@ class Model(Scorer):
         if found is None:
             frequency = self._log_frequency(prior)
             found = self.under_prior(frequency)
-            found.__dict__["plda"] = self.plda
             if self.device.type != "cpu":
                 found.__dict__["_on_device"] = self._on_device.under_prior(frequency)
             self._kept_priors.clear()  # of many one would not want the models

@@ -156,7 +156,9 @@ class Scorer:
             known = torch.where(rows >= 0, log_prior[rows], -torch.inf)  # a class that is gone is no answer
             held = held.under_prior(known, weights.prior.parts)
         saved = replace(self.saved, parts=replace(parts, weights=weights.under_prior(), held_out=held))
-        return replace(self, saved=saved, log_prior=log_prior)
+        found = replace(self, saved=saved, log_prior=log_prior)
+        found.__dict__["plda"] = self.plda  # the same; it places itself
+        return found
 
     def _with_weights(self) -> Parts:
         """Return the head's parts, for the rule `ours`; errors as for `under_prior`."""
