@@ -88,7 +88,6 @@ def read_prior(told: str) -> Prior:
         return cast("Prior", told)
     if not os.path.splitext(told)[1]:
         raise click.UsageError(f"--prior {told}: give {', '.join(PRIORS)}, or a file such as frequencies.csv")
-
     return read_frequencies(Path(os.path.expanduser(told)))
 
 

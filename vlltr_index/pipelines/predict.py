@@ -71,7 +71,7 @@ def predict(
         WorkspaceError: If there is no commit `at`.
     """
     model = Recognizer.open(workspace, at=at).current()
-    options = model.looked_up(lambda: unlabelled_images(images), options)
+    options = model.with_frequencies(lambda: unlabelled_images(images), options)
     return model.stream(unlabelled_images(images), options)
 
 
@@ -118,7 +118,7 @@ def predict_to_file(
     with _alone(out):
         check_target(out)  # another process may have finished it before the lock was free
         done = _begun(part, asked)
-        answering = model.looked_up(lambda: unlabelled_images(paths), options)
+        answering = model.with_frequencies(lambda: unlabelled_images(paths), options, progress)
         before = len(done)
         unread = sum(done.values())
         written = 0

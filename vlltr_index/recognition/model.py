@@ -31,6 +31,7 @@ from vlltr_index.schemas.records import (
     ClassScore,
     Neighbour,
     Prediction,
+    Progress,
     RankScore,
     SentenceShare,
 )
@@ -245,7 +246,7 @@ class Model(Scorer):
 
     def predict(self, images: Sequence[ImageSource], options: PredictOptions = USUAL) -> list[Prediction]:
         """Predict images, as `Recognizer.predict`."""
-        options = self.looked_up(lambda: named(images), options)
+        options = self.with_frequencies(lambda: named(images), options)
         return list(self.stream(named(images), options))
 
     def stream(self, images: Iterable[NamedImage], options: PredictOptions = USUAL) -> Iterator[Prediction]:
@@ -311,7 +312,7 @@ class Model(Scorer):
             )
 
     def under(self, prior: Prior) -> Model:
-        """Return the same model for classes as common as `prior` says; what it has loaded serves both.
+        """Return the same model for classes as common as `prior` says.
 
         Raises:
             MissingStepError: If the head was trained for another protocol.
@@ -328,7 +329,7 @@ class Model(Scorer):
             found = self.under_prior(frequency)
             if self.device.type != "cpu":
                 found.__dict__["_on_device"] = self._on_device.under_prior(frequency)
-            self._kept_priors.clear()  # of many one would not want the models
+            self._kept_priors.clear()  # one is kept: a model may be large
             self._kept_priors[key] = found
         return found
 
@@ -336,17 +337,21 @@ class Model(Scorer):
     def _kept_priors(self) -> dict[Hashable, Model]:
         return {}
 
-    def looked_up(
-        self, images: Callable[[], Iterable[NamedImage]], options: PredictOptions
+    def with_frequencies(
+        self,
+        images: Callable[[], Iterable[NamedImage]],
+        options: PredictOptions,
+        progress: Progress | None = None,
     ) -> PredictOptions:
         """Return the options with the frequencies among images, for the prior `folder`; see `frequencies_among`."""
         if options.prior != "folder":
             return options
-        reader = Reader(self.encoder, options.crops)
-        batches = ReadAhead(reader, in_batches(images()))
-        features = [pool_crops(image_features(self.encoder, batch.pixels)).cpu() for batch in batches]
-        found = self.frequencies_among(torch.cat([torch.empty(0, self.encoder.dim), *features]))
-        return replace(options, prior=found)
+        features = [torch.empty(0, self.encoder.dim)]
+        for batch in ReadAhead(Reader(self.encoder, options.crops), in_batches(images())):
+            features.append(pool_crops(image_features(self.encoder, batch.pixels)).cpu())
+            if progress:
+                progress("look", sum(map(len, features)), None)
+        return replace(options, prior=self.frequencies_among(torch.cat(features)))
 
     @torch.inference_mode()
     def frequencies_among(self, features: Tensor) -> dict[str, float]:
@@ -360,11 +365,10 @@ class Model(Scorer):
             features: Float [N, D], unnormalised.
 
         Raises:
-            MissingStepError: If the rule is not `ours`, or no image was held out when the head was trained.
+            MissingStepError: If no image was held out when the head was trained; else as for `under`.
         """
-        check_matrix("features", features, columns=self.saved.head.dim)
-        weights = frequencies_among(self._placed, features).tolist()
-        return dict(zip([self.names[i] for i in self.class_ids.tolist()], weights, strict=True))
+        names = [self.names[i] for i in self.class_ids.tolist()]
+        return dict(zip(names, frequencies_among(self._placed, features).tolist(), strict=True))
 
     def _log_frequency(self, prior: Prior) -> Tensor:
         """Return the logarithm of how common each class is, float64 [C], up to a constant; errors as for `under`."""
@@ -386,13 +390,10 @@ class Model(Scorer):
                 )
             weights[column] = weight
         given = weights > 0.0
-        lacking = self.class_ids[~given & self.trained].tolist()
+        lacking = [self.names[i] for i in self.class_ids[~given & self.trained].tolist()]
         if lacking:
-            raise UsageError(
-                f"the prior (--prior) has no weight for {plural(len(lacking), 'class', 'classes')}, such as"
-                f" {self.names[lacking[0]]!r}",
-                "Give each class a weight.",
-            )
+            what = f"the prior (--prior) has no weight for {plural(len(lacking), 'class', 'classes')}"
+            raise UsageError(f"{what}, such as {lacking[0]!r}", "Give each class a weight.")
         known = weights.log()
         known[~given] = known[given].mean()  # classes that came later
         return known
