@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,9 +47,12 @@ def _number(value: object) -> float:
         return math.nan
 
 
-def named_prior(prior: Prior) -> Literal["balanced", "training", "folder", "given"]:
-    """Return in a word what a prior is."""
-    return "given" if isinstance(prior, Mapping) else prior
+def named_prior(prior: Prior) -> str:
+    """Return a name of a prior: its word, or `given-` and a digest of its weights."""
+    if not isinstance(prior, Mapping):
+        return prior
+    weights = json.dumps(sorted(prior.items())).encode()
+    return f"given-{hashlib.sha256(weights).hexdigest()[:8]}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

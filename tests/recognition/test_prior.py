@@ -130,6 +130,10 @@ def test_the_commands(
     assert (code, "--retrieval faiss" in said) == (2, True)
     code, out, _ = run(capsys, "-w", trained.path, "--json", "evaluate", "--prior", "folder")
     assert (code, json.loads(out)["prior"]) == (0, "folder")
+    code, out, _ = run(capsys, "-w", trained.path, "--json", "evaluate", "--prior", told)
+    name = json.loads(out)["prior"]
+    assert name.startswith("given-")
+    assert len(list((trained.path / "reports").glob(f"evaluate-test-*-prior-{name}.json"))) == 1
     code, _, said = run(capsys, "-w", trained.path, "predict", image, "--prior", "Training")
     assert (code, "balanced, training, folder" in said) == (2, True)
     told.write_text("class,weight\nwren,0\n", encoding="utf-8")

@@ -130,7 +130,7 @@ class EvaluationReport:
         notes: A remark for the reader about a row.
         crops: Number of crops of each image.
         rule: The fusion rule.
-        prior: How common the classes were taken to be: `balanced`, `training`, `folder` or `given`.
+        prior: How common the classes were taken to be, see `named_prior`.
         ranks: If classes have parents, accuracy by rank, the deepest first: of the node that holds the best class
             (`best class`), and of the most probable node, summed over its classes (`summed`); by bin.
         by_class: What the method answered about each class that answers were chosen from.
@@ -153,7 +153,7 @@ class EvaluationReport:
     notes: dict[str, str] = field(default_factory=dict)
     crops: int = 1
     rule: Rule = "ours"
-    prior: Literal["balanced", "training", "folder", "given"] = "balanced"
+    prior: str = "balanced"
     ranks: dict[str, dict[str, dict[str, Interval]]] = field(default_factory=dict)
     by_class: tuple[ClassFigures, ...] = ()
     encoder: str = ""

@@ -47,7 +47,6 @@ _PRIOR_NOTES = {
     "balanced": "",
     "training": "classes as common as in training",
     "folder": "classes as common as the images themselves tell",
-    "given": "classes as common as given",
 }
 
 
@@ -381,7 +380,7 @@ def _in_training(snapshot: Snapshot, split: str) -> int:
 def _rule_note(fusion: FusionConfig, prior: Prior) -> str:
     """Describe the fusion rule if it is not `ours`, or the prior; an empty string if there is nothing to say."""
     if fusion.rule == "ours":
-        return _PRIOR_NOTES[named_prior(prior)]
+        return _PRIOR_NOTES[prior] if isinstance(prior, str) else "classes as common as given"
     return f"fusion rule {fusion.rule}" + (f", alpha {fusion.alpha:g}" if fusion.rule == "paper" else "")
 
 
