@@ -324,7 +324,10 @@ def test_the_command(
     """The address on stdout; a warning where others can reach it."""
     asked: list[tuple[str, bool]] = []
 
-    def serve(workspace: Workspace, listening: socket.socket, host: str, only: bool, ready: Any) -> None:
+    def serve(
+        workspace: Workspace, listening: socket.socket, host: str, only: bool, prior: str, ready: Any
+    ) -> None:
+        assert prior == "balanced"
         asked.append((host, only))
         ready("http://192.0.2.1:1/")
         listening.close()

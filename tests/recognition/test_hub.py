@@ -86,7 +86,7 @@ def test_the_command_pushes(
     """`vlltr export DIR --push` leaves the folder and says where it went; refused, the folder is there all the same."""
     command = ["-w", str(trained.path), "export", str(tmp_path / "model"), "--push", "user/birds"]
     refused = CliRunner().invoke(vlltr, command)
-    assert isinstance(refused.exception, PretrainedError)
+    assert isinstance(refused.exception, PretrainedError), refused.output
     assert (tmp_path / "model" / SUMS).is_file()
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     done = CliRunner().invoke(vlltr, [*command, "--force"])
