@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 from unittest.mock import Mock
 
 import pytest
@@ -139,13 +140,17 @@ def test_processes_share_the_threads_of_a_list(
 
 @contextmanager
 def small_files(size: int) -> Iterator[None]:
-    """Let the system refuse to write files beyond a size: a failure as of a full disk, for every library."""
+    """Let the system refuse to write files beyond a size: a failure as of a full disk, for every library.
+
+    Python would cut off the bytecode of modules that are imported meanwhile, and import it so in other processes.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with mock.patch("sys.dont_write_bytecode", True):
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize(
