@@ -280,6 +280,7 @@ def test_selecting_mends_the_scores(small: Workspace, world: World) -> None:
     assert answers[0] == answers[1]
 
 
+@pytest.mark.slow
 def test_going_back_takes_the_rows_that_there_were(small: Workspace) -> None:
     """And their checksums; what is damaged there is noticed by who reads it."""
     there = small.history.last()

@@ -273,6 +273,7 @@ def test_texts_match_where_they_lie_nearer_to_their_own_images() -> None:
     assert text_matches(drawn([3] * 8, [True] * 4 + [False] * 4)) is None
 
 
+@pytest.mark.slow
 def test_texts_say_more_of_classes_without_images() -> None:
     """Classes left out, known by their texts alone, tell how much; beside images that name all, they hardly do."""
     data = drawn([8] * 10, apart=0.2)
