@@ -107,15 +107,16 @@ def explanation_lines(image: str, scores: Sequence[ClassScore], width: int | Non
         text_part = score.text_part
         parts = f"image branch {percent(image_part)} + text branch {percent(text_part)}"
         if score.unit == "log-odds":
-            total = image_part + text_part
+            total = image_part + text_part + score.prior_part
             parts = f"log-odds {total:+.2f} = image side {image_part:+.2f}, text {text_part:+.2f}"
+            parts += f", how common it is {score.prior_part:+.2f}" if score.prior_part else ""
         lines += _head(score, width)
-        lines += broken(_INDENT, f"{parts}; cosine {score.cosine:.3f}", width)
+        lines += broken(
+            _INDENT, f"{parts}; text score {score.text_score:+.3f}, cosine {score.cosine:.3f}", width
+        )
         lines.append(f"{_INDENT}    %   share  effect  attention")
         for s in score.sentences:
             numbers = f"{s.percent:5.1f}  {s.share:+.3f}  {s.effect:+.3f}  {s.attention:.3f}  "
             lines += broken(_INDENT + numbers, f"{s.text}  [{s.source}]", width)
-    said = (
-        "share: points of the cosine, which all shares add up to; effect: what it loses without the sentence"
-    )
+    said = "share: points of the text score, which all shares add up to; effect: what it loses without the sentence"
     return lines + broken("  ", said, width) + (broken("  ", _SILENT, width) if _silent(scores) else [])

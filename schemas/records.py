@@ -67,9 +67,10 @@ class Taxon:
 class SentenceShare:
     """Share of a sentence in its class's text score.
 
-    `share` is in points of cosine similarity; the shares of all the class's anchors add up to the cosine, and may be
-    negative. `percent` is 100 * share / sum of the class's positive shares. `effect` is the fall of the cosine if the
-    sentence is struck out. Sentences of a class that differ only by a template have the same `group`.
+    `share` is in points of the text score, see `ClassScore`; the shares of all the class's anchors add up to it, and
+    may be negative. `percent` is 100 * share / sum of the class's positive shares. `effect` is the fall of the text
+    score if the sentence is struck out, the others unchanged. Sentences of a class that differ only by a template have
+    the same `group`.
     """
 
     text: str
@@ -105,8 +106,12 @@ class ClassScore:
     """Probability of a class, with the parts of each branch.
 
     If `unit` is `log-odds`, `image_part + text_part + prior_part` is log P(this class) / P(the best other class); if it
-    is `probability` (the fusion rule `paper`), the sum is the probability. `prior_part` is 0 where all classes are
-    taken to be equally common. `cosine` is exact if sentences were requested, or if all classes were scored.
+    is `probability` (the fusion rule `paper`), the sum is the probability. `image_part` is what it were if no class had
+    a text, `text_part` what all texts add, `prior_part` what is due to how common the classes are; 0 where all are
+    taken to be equally common. `cosine` is that of image and attended text, exact if sentences were requested or all
+    classes were scored. `text_score` is what the class's own sentences add to its log-score (under `paper` and
+    `logits`: the text logit); between two trained classes the difference of both is what text gave. It is 0 unless
+    sentences were requested.
     """
 
     class_id: int
@@ -119,6 +124,7 @@ class ClassScore:
     unit: str = "probability"  # | "log-odds"
     neighbours: tuple[Neighbour, ...] = ()
     prior_part: float = 0.0
+    text_score: float = 0.0
 
     @property
     def image_share(self) -> float:

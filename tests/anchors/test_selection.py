@@ -163,7 +163,7 @@ def test_anchors_without_some_images_are_as_if_these_had_never_been_there(traine
     snapshot = trained.snapshot()
     before = ModelState(snapshot).anchors.bank
     gone = score_images(snapshot, config).ids[::3]
-    found, sentences = anchors_without(snapshot, config, frozenset(gone), before.class_ids)
+    found, sentences = anchors_without(snapshot, config, before.class_ids, images=frozenset(gone))
     with trained.transaction("fewer images") as tx:
         tx.delete("images", one_of("image_id", gone))
     select(trained, config)
@@ -195,10 +195,10 @@ def test_training_and_changes_select_as_the_selection_did(
     asked = list[frozenset[str]]()
 
     def spy(
-        snapshot: Snapshot, config: SelectConfig, images: frozenset[str], ids: Tensor
+        snapshot: Snapshot, config: SelectConfig, ids: Tensor, images: frozenset[str]
     ) -> tuple[AnchorBank, list[str]]:
         asked.append(images)
-        found = anchors_without(snapshot, config, images, ids)
+        found = anchors_without(snapshot, config, ids, images=images)
         assert found[0].offsets.tolist() == [0, 2, 4, 6, 8]
         return found
 

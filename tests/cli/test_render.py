@@ -27,7 +27,7 @@ def score(name: str) -> ClassScore:
             ("It walks.", "wikipedia", -0.02, 3),
         )
     )
-    return ClassScore(0, name, 0.75, 0.5, 0.25, 0.4, shares)
+    return ClassScore(0, name, 0.75, 0.5, 0.25, 0.5, shares, text_score=0.4)
 
 
 def prediction() -> Prediction:
@@ -88,7 +88,7 @@ def test_an_explanation_has_the_exact_numbers() -> None:
     """Why one rather than the other, first; each sentence by itself."""
     lines = explanation_lines("bird.jpg", prediction().classes)
     assert lines[1].startswith("  great bustard rather than little bustard because ")
-    assert lines[3] == "           image branch 50.0 + text branch 25.0; cosine 0.400"
+    assert lines[3] == "           image branch 50.0 + text branch 25.0; text score +0.400, cosine 0.500"
     assert lines[5] == f"            50.0  +0.200  -0.100  0.250  {LONG}  [wikipedia]"
     assert sum("a photo of a great bustard." in line for line in lines) == 1
 

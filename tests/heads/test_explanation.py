@@ -1,15 +1,20 @@
-"""Tests of `vlltr_index.heads.explanation`: shares add up, effects are what striking out does."""
+"""Tests of `vlltr_index.heads.explanation`: shares add up, effects are what removing a sentence takes."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from itertools import permutations
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
 from vlltr_index.heads.anchor_bank import AnchorBank
-from vlltr_index.heads.explanation import explain_class
+from vlltr_index.heads.explanation import explain_class, explain_prior, prior_variants
 from vlltr_index.heads.lgr import LGRHead
+from vlltr_index.heads.plda import PLDA, SharedGaussian
 
 quick = settings(max_examples=25, deadline=None)
 
@@ -44,32 +49,89 @@ def test_anchors_that_cancel_have_no_cosine_and_no_shares() -> None:
     seed=st.integers(0, 2**31),
     data=st.data(),
 )
-def test_striking_out_is_as_if_the_class_never_had_the_sentences(
+def test_shares_of_the_text_branch_add_up_and_effects_are_what_removing_takes(
     lengths: list[int], normalise: bool, seed: int, data: st.DataObject
 ) -> None:
-    """Cosine and logit are those of a bank without the sentences; shares add up, effects put one back or take one."""
+    """The logit is the head's; the effect of a sentence is its difference to that of a bank without the sentence."""
     head, bank, image = _setup(seed, lengths, normalise)
     position = data.draw(st.integers(0, len(lengths) - 1))
     length, start = lengths[position], bank.bounds[position]
-    struck = data.draw(st.sets(st.integers(0, length - 1)))
 
-    def cosine_without(out: set[int]) -> float:
-        kept = [start + m for m in range(length) if m not in out]
+    def logit_without(out: int | None) -> float:
+        kept = [start + m for m in range(length) if m != out]
         if not kept:
             return 0.0
         owner = torch.zeros(len(kept), dtype=torch.int64)
         left = AnchorBank.build(bank.vectors[kept], owner, [0], bank.losses[kept])
-        return (head.text_logits(image[None], left) / head.logit_scale).item()
+        return head.text_logits(image[None], left).item()
 
-    found = explain_class(head, bank, position, image, sorted(struck))
-    assert found.cosine == pytest.approx(cosine_without(struck), abs=1e-5)
-    assert found.logit == pytest.approx(30.0 * found.cosine, rel=1e-5)
-    assert float(found.shares.sum()) == pytest.approx(found.cosine, abs=1e-6)
+    found = explain_class(head, bank, position, image)
+    assert found.score == pytest.approx(logit_without(None), abs=3e-4)
+    assert found.score == pytest.approx(30.0 * found.cosine, rel=1e-5)
+    assert float(found.shares.sum()) == pytest.approx(found.score, abs=1e-5)
     positive = sum(max(share, 0.0) for share in found.shares.tolist())
     expected = [100 * share / positive if positive else 0.0 for share in found.shares.tolist()]
     assert found.percents.tolist() == pytest.approx(expected, rel=1e-9)
     for m in range(length):
-        effect = cosine_without(struck - {m}) - cosine_without(struck | {m})
-        assert float(found.effects[m]) == pytest.approx(effect, abs=1e-5)
-        if m in struck:
-            assert float(found.shares[m]) == 0.0
+        assert float(found.effects[m]) == pytest.approx(found.score - logit_without(m), abs=3e-4)
+
+
+@quick
+@given(count=st.integers(1, 4), units=st.integers(0, 3), predicts=st.booleans(), seed=st.integers(0, 2**31))
+def test_shares_of_the_prior_are_shapley_values(count: int, units: int, predicts: bool, seed: int) -> None:
+    """By brute force: what a sentence adds to the log-likelihood, in the mean over all orders of the sentences.
+
+    A coalition shifts the prior mean by the terms of its sentences, and one that is not empty has the variance of a
+    class with text. Effects are those of classes without the sentence. A class that its text does not suit has none.
+    """
+    torch.manual_seed(seed)
+    dim = 5
+    spread = torch.rand(dim).double() + 0.1
+    shared = SharedGaussian(
+        centre=0.1 * torch.randn(dim).double(),
+        basis=torch.randn(dim, dim).double(),
+        spread=spread,
+        blank=spread + 2.0 * torch.rand(dim).double(),
+        text_centre=0.1 * torch.randn(dim).double(),
+        text_map=torch.randn(dim, dim).double() * predicts,
+        noise=0.7,
+    )
+    sentences = torch.randn(count, dim)
+    image = torch.randn(dim)
+    each = F.normalize(sentences.double(), dim=1)
+    sums = units * torch.randn(1, dim).double()
+    plda = PLDA(shared, torch.tensor([units]), sums, each.mean(0, keepdim=True))
+
+    def likelihood(model: PLDA) -> float:
+        return float(model.log_likelihoods(F.normalize(image.double(), dim=0)[None]))
+
+    shares, effects = explain_prior(prior_variants(plda, sentences), sentences, image)
+    whole = likelihood(plda)
+    assert float(shares.sum()) == pytest.approx(whole - likelihood(plda.without_text), abs=1e-8)
+    for m in range(count):
+        rest = torch.cat([each[:m], each[m + 1 :]])
+        mean = rest.mean(0, keepdim=True) if count > 1 else torch.zeros_like(each)
+        assert float(effects[m]) == pytest.approx(
+            whole - likelihood(replace(plda, prototypes=mean)), abs=1e-8
+        )
+    if plda.without_text is plda:
+        assert not bool(shares.any())
+        return
+    terms = (each - shared.text_centre) @ shared.text_map / count
+    z = (F.normalize(image.double(), dim=0) - shared.centre) @ shared.basis
+    seen = (sums[0] / max(units, 1) - shared.centre) @ shared.basis
+
+    def value(of: tuple[int, ...]) -> float:
+        prior = terms[list(of)].sum(0) if of else torch.zeros(dim).double()
+        width = shared.spread if of else shared.blank
+        gain = units * width / (units * width + shared.noise)
+        mean = prior + gain * (seen - prior)
+        variance = shared.noise + width * (1.0 - gain)
+        return float(-0.5 * ((z - mean).square() / variance + variance.log()).sum())
+
+    expected = [0.0] * count
+    orders = list(permutations(range(count)))
+    for order in orders:
+        for place, m in enumerate(order):
+            expected[m] += (value(order[: place + 1]) - value(order[:place])) / len(orders)
+    assert shares.tolist() == pytest.approx(expected, abs=1e-8)

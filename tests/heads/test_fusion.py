@@ -57,7 +57,7 @@ def odds(fused: FusedScores, row: int, position: int) -> float:
 def trained_alone(scores: Tensor) -> ImageSide:
     """The visual side where every class was trained and each has these scores."""
     every = torch.ones(scores.shape[1], dtype=torch.bool)
-    return ImageSide(scores, scores, every, every)
+    return ImageSide(scores, scores, scores, every, every)
 
 
 @quick
@@ -66,13 +66,17 @@ def test_ours_equals_its_twin(
     trained: list[bool], with_images: list[bool], weights: PartWeights, size: float, seed: int
 ) -> None:
     """All classes trained, none, some, whatever stands in the visual columns that do not count; in float32 too."""
-    visual, likelihoods, text = drawn(seed, size, 3, 3, CLASSES)
+    visual, likelihoods, text, wordless = drawn(seed, size, 4, 3, CLASSES)
     kinds = torch.tensor(trained), torch.tensor(with_images)
     spoilt = visual.masked_fill(~kinds[0], NONE) if weights.image else torch.full_like(visual, math.nan)
-    fused = fuse(image_side(spoilt, likelihoods, *kinds, weights), text, weights)
+    fused = fuse(image_side(spoilt, likelihoods, *kinds, weights, wordless), text, weights)
     near = 1e-12 * (1.0 + size)
     for row, both in enumerate(zip(visual.tolist(), likelihoods.tolist(), text.tolist(), strict=True)):
-        images, texts = twins.ours(*both, trained, with_images, asdict(weights))
+        seen, read = twins.ours(*both, trained, with_images, asdict(weights))
+        images, _ = twins.ours(
+            both[0], wordless[row].tolist(), both[2], trained, with_images, asdict(weights)
+        )
+        texts = [s + r - i for s, r, i in zip(seen, read, images, strict=True)]
         assert fused.visual_part[row].tolist() == pytest.approx(images, rel=1e-9, abs=near)
         assert fused.text_part[row].tolist() == pytest.approx(texts, rel=1e-9, abs=10 * near)
         assert fused.by_image[row].tolist() == pytest.approx(twins.softmax(images), abs=1e-9)

@@ -1,4 +1,4 @@
-"""Tests of `recognition.counterfactual`: all classes without some sentences, against banks that never had them."""
+"""Tests of `recognition.counterfactual`: all classes without some sentences, against workspaces that lost them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
+from vlltr_index.classes.editing import add_class, remove_sentences
 from vlltr_index.errors import InputError
-from vlltr_index.heads.anchor_bank import AnchorBank
-from vlltr_index.recognition.counterfactual import Examination
+from vlltr_index.recognition.counterfactual import Examination, ExaminedClass
 from vlltr_index.recognition.model import Model
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.config import FusionConfig
@@ -30,24 +29,15 @@ def answers(trained_once: Path, request: pytest.FixtureRequest) -> Model:
     return replace(ruled, saved=replace(ruled.saved, parts=heard))
 
 
+def like(model: Model, other: Model) -> Model:
+    """The other commit's model with the rule and the weights of `model`."""
+    return replace(other, fusion=model.fusion, saved=model.saved)
+
+
 @pytest.fixture(scope="module")
 def look(answers: Model, pictures: Path) -> Examination:
     """One picture of a known class."""
     return Examination.of(answers, pictures / "known-0.png")
-
-
-def probabilities_without(scorer: Model, feature: Tensor, ids: set[str]) -> Tensor:
-    """The naive twin: all scores again, with a bank that lacks the sentences."""
-    kept = [n for n, i in enumerate(scorer.anchors.sentence_ids) if i not in ids]
-    bank = scorer.bank
-    left = AnchorBank.build(
-        bank.vectors[kept],
-        bank.class_ids[bank.class_of_row[kept]],
-        bank.class_ids.tolist(),
-        bank.losses[kept],
-    )
-    without = replace(scorer, anchors=replace(scorer.anchors, bank=left))
-    return without.exhaustive(feature[None]).probabilities[0]
 
 
 def test_nothing_struck_out_is_what_predict_answers(
@@ -65,35 +55,75 @@ def test_nothing_struck_out_is_what_predict_answers(
         assert one.cosine == one.cosine_before == pytest.approx(other.cosine, abs=1e-6)
         assert one.sentences == ()
     shown = look.look(best[0].name).sentences
-    explained = answers.explain(pictures / "known-0.png", best[0].name).sentences
+    whole = answers.explain(pictures / "known-0.png", best[0].name)
+    assert best[0].text_score == pytest.approx(whole.text_score, abs=1e-6)
+    explained = whole.sentences
     assert [s.text for s in shown] == [s.text for s in explained]
     assert [s.effect for s in shown] == pytest.approx([s.effect for s in explained], abs=1e-6)
     assert not any(s.struck for s in shown)
 
 
-def test_striking_out_moves_all_probabilities_as_a_bank_without_the_sentences_does(
-    look: Examination, answers: Model
-) -> None:
-    """Sentences of two classes at once; the effect of one alone is the fall of the cosine."""
+def test_striking_out_is_what_removing_gives(look: Examination, answers: Model, trained: Workspace) -> None:
+    """Sentences of two classes at once, against the workspace without them; others come in for some of them."""
     first, second = (look.look(one.name) for one in look.best(2))
-    struck = {first.sentences[0].sentence_id, first.sentences[2].sentence_id, second.sentences[1].sentence_id}
-    expected = probabilities_without(answers, look.feature, struck)
-    assert torch.allclose(look.scores(struck).probabilities[0], expected, atol=1e-5)
-    alone = look.look(first.name, {first.sentences[0].sentence_id})
-    assert alone.cosine == pytest.approx(first.cosine - first.sentences[0].effect, abs=1e-9)
-    assert alone.logit < alone.logit_before == first.logit
-    assert alone.probability_before == first.probability
-    assert alone.text_part < first.text_part
-    assert alone.probability <= first.probability
-    assert [s.struck for s in alone.sentences] == [n == 0 for n in range(len(alone.sentences))]
+    struck = {first.sentences[0].sentence_id, first.sentences[2].sentence_id}
+    other = {second.sentences[1].sentence_id}
+    remove_sentences(trained, first.name, ids=sorted(struck))
+    remove_sentences(trained, second.name, ids=sorted(other))
+    without = like(answers, Recognizer.open(trained).current())
+    expected = without.exhaustive(look.feature[None]).probabilities
+    scores = look.scores(struck | other)
+    torch.testing.assert_close(scores.probabilities, expected, rtol=0, atol=1e-5)
+    assert torch.equal(scores.visual_part, look.scores().visual_part)  # images give what they gave
+    found = look.look(first.name, struck | other)
+    wanted = without.explained(look.feature, [first.class_id], None)[0]
+    assert found.text_score == pytest.approx(wanted.text_score, abs=1e-4)
+    assert found.text_score_before == first.text_score
+    left = {s.text: s.share for s in found.sentences if not s.struck}
+    assert left == pytest.approx({s.text: s.share for s in wanted.sentences}, abs=1e-4)
+    assert {s.sentence_id for s in found.sentences if s.struck} == struck
+    old = len(first.sentences)
+    assert [s.sentence_id for s in found.sentences[:old]] == [s.sentence_id for s in first.sentences]
+    assert len({s.group for s in found.sentences[old:]}) == len(found.sentences) - old > 0
+    assert found.probability_before == first.probability
+
+
+def test_a_class_loses_all_its_sentences(
+    look: Examination, trained: Workspace, heldout: dict[str, list[str]], pictures: Path
+) -> None:
+    """One with images is left to these; one that came by text alone is no answer, and its image part knew no text."""
+
+    def without_any(found: Examination, name: str) -> tuple[set[str], ExaminedClass]:
+        class_id = found.look(name).class_id
+        every = found.model.state.snapshot.table("sentences", ["sentence_id"], f"class_id = {class_id}")
+        struck = set(every["sentence_id"].to_pylist())
+        return struck, found.look(name, struck)
+
+    best = look.best(1)[0].name
+    struck, one = without_any(look, best)
+    assert (one.cosine, one.text_score) == (0.0, 0.0)
+    assert all(s.struck for s in one.sentences)
+    assert best in [seen.name for seen in look.best(len(look.model.class_ids), struck)]
+    name = min(heldout)
+    add_class(trained, name, heldout[name])
+    model = like(look.model, Recognizer.open(trained).current())
+    told = Examination(model, look.feature)
+    half = {s.sentence_id for s in told.look(name).sentences[::2]}
+    assert told.look(name, half).text_score != told.look(name).text_score
+    torch.testing.assert_close(told.scores(half).visual_part, told.scores().visual_part, rtol=0, atol=0)
+    struck, gone = without_any(told, name)
+    assert (gone.probability, gone.image_part, gone.text_part) == (0.0, 0.0, 0.0)
+    assert name not in [seen.name for seen in told.best(99, struck)]
+    assert len(told.look(name, struck).sentences) == len(told.look(name).sentences)
 
 
 def test_two_classes_are_compared_by_what_speaks_for_each(look: Examination) -> None:
-    """The gap is that of the cosines; sentences with a positive effect argue, but none that is struck out."""
+    """The gap is that of the text scores; sentences with a positive effect argue, but none that is struck out."""
     first, second = (look.look(one.name) for one in look.best(2))
     strongest = max(first.sentences, key=lambda s: s.effect)
     found = look.compare(first.name, second.name, {strongest.sentence_id})
-    assert found.gap == pytest.approx(first.cosine - strongest.effect - second.cosine, abs=1e-9)
+    assert found.gap == found.first.text_score - second.text_score
+    assert found.first.text_score != first.text_score
     assert strongest.sentence_id not in {s.sentence_id for s in found.for_first}
     for arguments in (found.for_first, found.for_second):
         effects = [s.effect for s in arguments]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from tests.support.parts import check_parts
 from vlltr_index.classes import add_class
@@ -51,20 +52,32 @@ def test_parts_add_up(trained: Workspace, pictures: Path, rule: str) -> None:
         check_parts(prediction.classes)
 
 
-def test_shares_add_up_to_the_text_logit(recognizer: Recognizer, pictures: Path) -> None:
-    """The shares of all anchors of a class sum to the cosine; times the scale, to the head's text logit."""
+def test_shares_add_up_to_the_text_score(recognizer: Recognizer, pictures: Path) -> None:
+    """The shares of all anchors of a class sum to what its text adds by both parts that read it; between trained
+    classes the difference of these scores is the text part.
+    """
     image = pictures / "known-0.png"
+    current = recognizer.current()
     features, _ = recognizer.features([image])
-    head, bank = recognizer.current().saved.head, recognizer.current().bank
+    bank = current.bank
+    assert current.saved.parts is not None
+    assert current.plda is not None
+    weights = current.saved.parts.weights
+    assert current.plda.without_text is not current.plda
     with torch.no_grad():
-        logits = head.text_logits(features, bank)[0]
+        logits = current.saved.head.text_logits(features, bank)[0]
+        unit = F.normalize(features.double(), dim=1)
+        shifts = (current.plda.log_likelihoods(unit) - current.plda.without_text.log_likelihoods(unit))[0]
+    first, second = current.predict([image], PredictOptions(top=2, explain=99))[0].classes
+    assert first.text_part == pytest.approx(first.text_score - second.text_score, abs=2e-3)
     for position in (0, 7, 31):
         name = recognizer.current().names[int(bank.class_ids[position])]
         score = recognizer.explain(image, name)
         assert len(score.sentences) == bank.bounds[position + 1] - bank.bounds[position]
         total = sum(s.share for s in score.sentences)
-        assert total == pytest.approx(score.cosine, abs=1e-5)
-        assert total * float(head.logit_scale) == pytest.approx(float(logits[position]), abs=1e-3)
+        expected = weights.text * float(logits[position]) + weights.generative * float(shifts[position])
+        assert total == pytest.approx(score.text_score, abs=1e-6)
+        assert total == pytest.approx(expected, abs=1e-3)
         assert sum(s.attention for s in score.sentences) == pytest.approx(1.0, abs=1e-5)
         sums = [sum(s.percent for s in group) for group in score.folded]
         assert sums == sorted(sums, reverse=True)

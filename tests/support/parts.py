@@ -16,7 +16,7 @@ def check_parts(classes: Sequence[ClassScore]) -> None:
     """Parts of an image's best classes, two at least: the probability, or the log-odds against the best other class."""
     best, second = classes[0].probability, classes[1].probability
     for place, one in enumerate(classes):
-        total = one.image_part + one.text_part
+        total = one.image_part + one.text_part + one.prior_part
         assert 0.0 <= one.image_share <= 1.0
         if one.unit == "probability":
             assert total == pytest.approx(one.probability, abs=1e-5)

@@ -284,15 +284,21 @@ def update(
 
 
 def anchors_without(
-    snapshot: Snapshot, config: SelectConfig, images: frozenset[str], class_ids: Tensor
+    snapshot: Snapshot,
+    config: SelectConfig,
+    class_ids: Tensor,
+    *,
+    images: frozenset[str] = frozenset(),
+    sentences: frozenset[str] = frozenset(),
 ) -> tuple[AnchorBank, list[str]]:
-    """Select the anchors that some classes would have without some images; nothing is written.
+    """Select the anchors that some classes would have without some images and sentences; nothing is written.
 
     Args:
         snapshot: The commit to read from. Its stored scores are used if they were computed by the settings in `config`.
         config: The settings of the selection.
-        images: The ids of the images to leave out; not all images.
-        class_ids: Int64 [C], ascending, classes that have a sentence.
+        class_ids: Int64 [C], ascending, classes that have another sentence.
+        images: The ids of images to leave out beside those that stage 1 held out; not all images.
+        sentences: The ids of sentences to leave out.
 
     Returns:
         The bank of these anchors, unnormalised, and their sentences' ids in its order.
@@ -300,9 +306,15 @@ def anchors_without(
     Raises:
         MissingStepError: A vector is missing.
     """
-    before = score_images(snapshot, config)
-    now = score_images(snapshot, config, images)
-    rows = _Rows(tx=snapshot, before=before, now=now, mode=config.mode, classes=class_ids.tolist())
+    held = held_images(snapshot)
+    rows = _Rows(
+        tx=snapshot,
+        before=score_images(snapshot, config, held),
+        now=score_images(snapshot, config, held | images),
+        mode=config.mode,
+        classes=class_ids.tolist(),
+        without=sentences,
+    )
     losses = rows.rescored(set()).loss
     at = rows.chosen(losses, torch.arange(len(losses)), config).positions
     at = at[rows.owner[at].argsort(stable=True)]
@@ -315,11 +327,17 @@ class _Rows:
     """The sentences of some classes, with their stored scores and the images that were added or removed since `before`.
 
     Sentences are ordered by class and id; for `cutoff` by class and position in their source. Without `before` stored
-    scores are ignored.
+    scores are ignored. Those in `without` are left out.
     """
 
     def __init__(
-        self, tx: Snapshot, before: ScoreImages | None, now: ScoreImages, mode: str, classes: Sequence[int]
+        self,
+        tx: Snapshot,
+        before: ScoreImages | None,
+        now: ScoreImages,
+        mode: str,
+        classes: Sequence[int],
+        without: frozenset[str] = frozenset(),
     ) -> None:
         self.tx = tx
         self.before = before or now
@@ -330,6 +348,7 @@ class _Rows:
         self.facts = commit.text_fp, commit.image_fp, commit.logit_scale
         rows = tx.table("sentences", ["sentence_id", "text_hash", "class_id", "source", "position"])
         rows = rows.filter(pc.is_in(rows["class_id"], pa.array(classes, pa.int32())))
+        rows = rows.filter(pc.invert(pc.is_in(rows["sentence_id"], pa.array(sorted(without), pa.string()))))
         order = ["class_id", "position", "sentence_id"] if mode == "cutoff" else ["class_id", "sentence_id"]
         rows = rows.sort_by([(column, "ascending") for column in order])
         self.ids: list[str] = rows["sentence_id"].to_pylist()

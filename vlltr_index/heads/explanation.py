@@ -1,25 +1,29 @@
-"""Explanation of a class's text score: the share of each of its sentences.
+"""Explanation of a class's text score: the share of each of its sentences, exactly.
 
-With G = sum_m a_m E_m, the share of sentence m is a_m E_m . I / (|I| |G|): shares add up to the cosine, and
-may be negative. Its effect is cos(I, G) - cos(I, G - a_m E_m), the loss of cosine if the sentence is struck out. Both
-are points of similarity, not of probability. Sentences may be struck out, that is, left out of G: the attention of the
-others keeps its proportions, so G has the direction that it would have if the class had never had these sentences.
+The text score is what a class's sentences add to its log-score: by the text branch, and by the generative model, whose
+prior of the class mean they shift. In the text branch, with G = sum_m a_m E_m, the share of sentence m in the logit is
+scale * a_m E_m . I / (|I| |G|). In the generative model the log-likelihood g is quadratic in the prior mean, which is
+the mean of the terms T u_m of the class's sentences; so the gradient of g half way from the blank prior to that mean,
+times the term of m, is its share of the difference (the share of Aumann and Shapley). What the narrower variance of a
+class with text adds is due to all alike. Shares may be negative. The effect of a sentence is the loss of text score if
+it is struck out and the others stay as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from vlltr_index.heads.plda import PLDA
 from vlltr_index.tensors import full_precision
 
 if TYPE_CHECKING:
     from vlltr_index.heads.anchor_bank import AnchorBank
-from vlltr_index.heads.lgr import LGRHead
+    from vlltr_index.heads.lgr import LGRHead
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -28,12 +32,11 @@ class ClassExplanation:
 
     Attributes:
         position: The class's position in the bank.
-        attention: Float64 [M], sums to one, struck sentences included.
-        shares: Float64 [M], add up to `cosine`; zero for struck sentences.
-        effects: Float64 [M], the cosine with the sentence less the cosine without it, the others unchanged; also for a
-            struck sentence, where it says what putting the sentence back would add.
+        attention: Float64 [M], sums to one.
+        shares: Float64 [M], add up to `score`.
+        effects: Float64 [M], the score less that without the sentence, the others unchanged.
         cosine: cos(I, G).
-        logit: scale * cosine, the text logit.
+        score: The text score, in points of the class's log-score.
     """
 
     position: int
@@ -41,7 +44,7 @@ class ClassExplanation:
     shares: Tensor
     effects: Tensor
     cosine: float
-    logit: float
+    score: float
 
     @property
     def percents(self) -> Tensor:
@@ -49,27 +52,33 @@ class ClassExplanation:
         positive = self.shares.clamp(min=0).sum()
         return 100 * self.shares / positive if float(positive) else torch.zeros_like(self.shares)
 
+    def weighed(self, text: float, generative: float, by_prior: tuple[Tensor, Tensor]) -> ClassExplanation:
+        """Return the explanation by both, where this is that of the text branch alone.
 
-def explain_class(
-    head: LGRHead, bank: AnchorBank, position: int, image_feature: Tensor, struck: Sequence[int] = ()
-) -> ClassExplanation:
-    """Explain one class's text score for one image.
+        Args:
+            text: Weight of the text logit.
+            generative: Weight of the log-likelihood.
+            by_prior: Shares and effects of `explain_prior`.
+        """
+        shares = text * self.shares + generative * by_prior[0]
+        effects = text * self.effects + generative * by_prior[1]
+        return replace(self, shares=shares, effects=effects, score=float(shares.sum()))
+
+
+def explain_class(head: LGRHead, bank: AnchorBank, position: int, image_feature: Tensor) -> ClassExplanation:
+    """Explain one class's text logit, which is its text score in the text branch alone, for one image.
 
     Args:
         head: The head.
         bank: The anchors, of the head's width.
         position: The class's position in the bank.
         image_feature: Float [D], unnormalised as the encoder gives it.
-        struck: Sentences of the class that are left out of G, by their position among its anchors, 0 to M - 1. If all
-            are struck the cosine is zero.
 
     Returns:
         The explanation, computed in float64 on the features' device.
     """
     start = bank.bounds[position]
     stop = bank.bounds[position + 1]
-    out = torch.zeros(stop - start, dtype=torch.bool, device=bank.vectors.device)
-    out[list(struck)] = True
     with torch.no_grad(), full_precision(bank.vectors.device):
         query = head.query(image_feature[None])[0].double()
         values = bank.vectors[start:stop].double()
@@ -79,22 +88,65 @@ def explain_class(
             values = values / values.norm(dim=1, keepdim=True).clamp(min=1e-12)
         image = image_feature.double() / image_feature.double().norm().clamp(min=1e-300)
         terms = attention[:, None] * values
-        kept = torch.where(out[:, None], 0.0, terms)
-        attended = kept.sum(0)
+        attended = terms.sum(0)
         cosine = _cosine(attended[None], image)[0]
         length = attended.norm()
-        shares = kept @ image / length if float(length) else torch.zeros_like(attention)
-        put_back = _cosine(attended + terms, image)
-        effects = torch.where(out, put_back - cosine, cosine - _cosine(_without_each(kept), image))
+        shares = terms @ image / length if float(length) else torch.zeros_like(attention)
+        effects = cosine - _cosine(_without_each(terms), image)
         scale = float(head.logit_scale.detach())
     return ClassExplanation(
         position=position,
         attention=attention,
-        shares=shares,
-        effects=effects,
+        shares=scale * shares,
+        effects=scale * effects,
         cosine=float(cosine),
-        logit=scale * float(cosine),
+        score=scale * float(cosine),
     )
+
+
+def prior_variants(plda: PLDA, sentences: Tensor) -> PLDA:
+    """Return the model of one class with its M sentences, with none, and without each of them: M + 2 classes.
+
+    Args:
+        plda: The model of the class alone.
+        sentences: Float [M, T], its anchors, unnormalised.
+    """
+    each = F.normalize(sentences.double(), dim=1)
+    count = len(each)
+    rest = _without_each(each) / max(count - 1, 1)
+    return PLDA(
+        plda.shared,
+        counts=plda.counts.expand(count + 2),
+        sums=plda.sums.expand(count + 2, -1),
+        prototypes=torch.cat([each.mean(0, keepdim=True), torch.zeros_like(each[:1]), rest]),
+    )
+
+
+def explain_prior(variants: PLDA, sentences: Tensor, image_feature: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each sentence's share in what text adds to a class's log-likelihood for one image, and its effect.
+
+    Args:
+        variants: From `prior_variants`.
+        sentences: Float [M, T], the class's anchors, unnormalised.
+        image_feature: Float [D], unnormalised.
+
+    Returns:
+        Shares and effects, float64 [M] each. Shares are zero where the class has the blank prior, see `PLDA.prior`.
+    """
+    shared = variants.shared
+    image = F.normalize(image_feature.double(), dim=0)
+    whole, blank, *others = variants.log_likelihoods(image[None])[0]
+    effects = whole - torch.stack(others)
+    mean, spread = (values[0] for values in variants.prior)
+    if torch.equal(variants.prior[0][1], mean) and torch.equal(variants.prior[1][1], spread):
+        return torch.zeros_like(effects), effects
+    z = (image - shared.centre) @ shared.basis
+    centre, variance = (values[0] for values in variants.posterior)
+    kept = (variance - shared.noise) / spread  # of a shift of the prior mean, by the posterior one
+    gradient = kept * (z - centre + kept * mean / 2.0) / variance
+    terms = F.normalize(sentences.double(), dim=1) - shared.text_centre
+    shares = terms @ (shared.text_map @ gradient) / len(terms)
+    return shares + (whole - blank - shares.sum()) / len(terms), effects
 
 
 def _without_each(terms: Tensor) -> Tensor:

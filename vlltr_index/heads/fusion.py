@@ -91,19 +91,23 @@ class ImageSide(NamedTuple):
 
     Attributes:
         scores: Float [B, C], log-scores up to a constant of each image.
+        wordless: Float [B, C], what the scores are if no class has a text, so that every prior is blank.
         likelihoods: Float [B, C], log-likelihoods of the generative model, under the rule `ours`.
         trained: Bool [C], the trained classes, under `ours`; on the CPU, so that no GPU is waited for, like the next.
         with_images: Bool [C], the classes that have images, under `ours`.
     """
 
     scores: Tensor
+    wordless: Tensor
     likelihoods: Tensor
     trained: Tensor
     with_images: Tensor
 
     def rows(self, rows: Tensor) -> ImageSide:
         """Return the scores of the images at the positions int64 [b]: scores and likelihoods [b, C]."""
-        return self._replace(scores=self.scores[rows], likelihoods=self.likelihoods[rows])
+        return self._replace(
+            scores=self.scores[rows], wordless=self.wordless[rows], likelihoods=self.likelihoods[rows]
+        )
 
     def later(self, weights: PartWeights) -> tuple[tuple[Tensor, Gate], ...]:
         """Return the kinds of later classes that there are, bool [C], each with its weights."""
@@ -122,9 +126,9 @@ class FusedScores(NamedTuple):
 
     Attributes:
         probabilities: Float [B, C], rows sum to one.
-        visual_part: Float [B, C], the contribution of the class's images.
-        text_part: Float [B, C], the contribution of its text.
-        by_image: Float [B, C], the probabilities by the visual side alone.
+        visual_part: Float [B, C], the contribution of images: the score if no class has a text.
+        text_part: Float [B, C], the contribution of texts, by the text branch and by the generative model's prior.
+        by_image: Float [B, C], the probabilities if no class has a text.
         by_text: Float [B, C], the probabilities by the text branch alone.
         text_logits: Float [B, C], scale * cosine.
         prior_part: Float [B, C], the contribution of how common the class is; None where all are equally common.
@@ -163,7 +167,12 @@ class FusedScores(NamedTuple):
 
 
 def image_side(
-    visual_logits: Tensor, likelihoods: Tensor, trained: Tensor, with_images: Tensor, weights: PartWeights
+    visual_logits: Tensor,
+    likelihoods: Tensor,
+    trained: Tensor,
+    with_images: Tensor,
+    weights: PartWeights,
+    wordless: Tensor | None = None,
 ) -> ImageSide:
     """Compute the visual scores of the rule `ours`.
 
@@ -176,18 +185,25 @@ def image_side(
         trained: Bool [C], the trained classes, on the CPU.
         with_images: Bool [C], the classes that have images, on the CPU.
         weights: The weights of the parts.
+        wordless: Float [B, C], the log-likelihoods if no class has a text; None: the same.
     """
-    side = ImageSide(torch.empty_like(likelihoods), likelihoods, trained, with_images)
+    side = ImageSide(likelihoods, likelihoods, likelihoods, trained, with_images)
     own = _columns(trained, likelihoods)
-    known = weights.generative * likelihoods[:, own]
-    if weights.image:
-        known = known + weights.image * visual_logits[:, own]
-    side.scores[:, own] = known.log_softmax(1)
-    for kind, gate in side.later(weights):
-        gated = gate.generative * likelihoods
-        at = _columns(kind, likelihoods)
-        side.scores[:, at] = gated[:, at] + gate.offset - _level(gated[:, own])
-    return side
+
+    def scores(of: Tensor) -> Tensor:
+        found = torch.empty_like(of)
+        known = weights.generative * of[:, own]
+        if weights.image:
+            known = known + weights.image * visual_logits[:, own]
+        found[:, own] = known.log_softmax(1)
+        for kind, gate in side.later(weights):
+            gated = gate.generative * of
+            at = _columns(kind, of)
+            found[:, at] = gated[:, at] + gate.offset - _level(gated[:, own])
+        return found
+
+    whole = scores(likelihoods)
+    return side._replace(scores=whole, wordless=whole if wordless is None else scores(wordless))
 
 
 def _columns(mask: Tensor, values: Tensor) -> Tensor:
@@ -203,9 +219,9 @@ def _level(scores: Tensor) -> Tensor:
 def fuse(image: ImageSide, text_logits: Tensor, weights: PartWeights) -> FusedScores:
     """Fuse both sides by the rule `ours`: softmax of visual score + text part.
 
-    A class's text part is its weighted text logit, less what the text logits of the trained classes add to the
-    logsumexp that is subtracted from its score: that of the trained classes' own scores for a trained class, that of g
-    for a later one.
+    To a class's visual score the text branch adds its weighted text logit, less what the text logits of the trained
+    classes add to the logsumexp that is subtracted from its score: that of the trained classes' own scores for a
+    trained class, that of g for a later one. The text part is this and what the texts shift the visual score by.
 
     Args:
         image: Visual scores, from `image_side`.
@@ -226,11 +242,12 @@ def fuse(image: ImageSide, text_logits: Tensor, weights: PartWeights) -> FusedSc
     for kind, gate in image.later(weights):
         at = _columns(kind, logits)
         text[:, at] = part(gate.text, at, gate.generative * likelihoods[:, trained])
+    wordless = image.wordless.to(dtype)
     return FusedScores(
         probabilities=(scores + text).softmax(1),
-        visual_part=scores,
-        text_part=text,
-        by_image=scores.softmax(1),
+        visual_part=wordless,
+        text_part=scores - wordless + text,
+        by_image=wordless.softmax(1),
         by_text=logits.softmax(1),
         text_logits=logits,
     )

@@ -98,6 +98,13 @@ class PLDA:
         gain = n * spread / (n * spread + noise)
         return mean + gain * (self._means - mean), noise + spread * (1.0 - gain)
 
+    @cached_property
+    def without_text(self) -> PLDA:
+        """The model as it is if no class has a text; itself where the texts make no difference."""
+        found = replace(self, prototypes=torch.zeros_like(self.prototypes))
+        same = all(torch.equal(own, other) for own, other in zip(self.prior, found.prior, strict=True))
+        return self if same else found
+
     @property
     def _means(self) -> Tensor:
         """Mean of each class's images in the basis, float64 [C, D]; meaningless for a class without images."""

@@ -137,7 +137,7 @@ class _Deal:
         selected = state.snapshot.commit.info.select
         assert selected is not None
         out = frozenset(compress(self.images.image_ids, gone.tolist()))
-        return anchors_without(state.snapshot, selected, out, state.anchors.bank.class_ids)
+        return anchors_without(state.snapshot, selected, state.anchors.bank.class_ids, images=out)
 
     def anchors_too(self, fold: int, classes: Tensor, out: Tensor) -> AnchorBank:
         """Select the anchors of some classes without a fold's images, and without those `out` of its training data."""

@@ -240,7 +240,7 @@ def _anchors_without(
     snapshot: Snapshot, config: SelectConfig, class_ids: Tensor, image_ids: list[str], out: Tensor
 ) -> AnchorBank:
     left_out = frozenset(compress(image_ids, out.tolist()))
-    return anchors_without(snapshot, config, left_out, class_ids)[0]
+    return anchors_without(snapshot, config, class_ids, images=left_out)[0]
 
 
 def _unseen(held: HeldOut, image_ids: list[str], class_ids: Tensor) -> tuple[Tensor, Tensor]:

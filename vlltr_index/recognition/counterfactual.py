@@ -1,31 +1,38 @@
 """Examine one image under one commit: its best classes, their sentences, comparisons, all with sentences left out.
 
-Any sentences may be left out (`struck`). Then the class's cosine is that of the remaining ones (`explain_class`), its
-text logit is scale * cosine, and the probabilities of all classes are fused again.
+Any sentences may be left out (`struck`). Then the answer is that which removing them would give: other sentences of the
+class may be selected in their place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from vlltr_index.anchors.selection import anchors_without
+from vlltr_index.embedding.loading import numbers
 from vlltr_index.errors import InputError, MissingStepError
+from vlltr_index.recognition.state import TEXT_COLUMNS, texts_of
 from vlltr_index.schemas.records import ClassScore, SentenceShare
+from vlltr_index.store.tables import one_of
 from vlltr_index.tensors import class_positions
 
 if TYPE_CHECKING:
+    from vlltr_index.heads.anchor_bank import AnchorBank
     from vlltr_index.heads.fusion import FusedScores
     from vlltr_index.recognition.model import Model
 
 
 @dataclass(frozen=True, slots=True)
 class ExaminedSentence(SentenceShare):
-    """An anchor sentence of a class with its share and effect; the share is zero if it is left out."""
+    """An anchor sentence of a class with its share and effect; one that is left out has share 0, and its old effect."""
 
     sentence_id: str
     struck: bool
@@ -36,17 +43,16 @@ class ExaminedClass(ClassScore):
     """A class's score for the image; fields ending in `before` are its values with no sentence left out.
 
     Attributes:
-        logit: scale * cosine, before the text's weight.
         probability_before: As `probability`.
         cosine_before: As `cosine`.
-        logit_before: As `logit`.
-        sentences: All its anchors, by share with no sentence left out; empty unless requested.
+        text_score_before: As `text_score`.
+        sentences: All its anchors, by share with no sentence left out, then those that came in for these; empty unless
+            requested.
     """
 
-    logit: float
     probability_before: float
     cosine_before: float
-    logit_before: float
+    text_score_before: float
     sentences: tuple[ExaminedSentence, ...] = ()
 
 
@@ -57,7 +63,7 @@ class Comparison:
     Attributes:
         first: The class argued for, with its sentences.
         second: The class argued against, with its sentences.
-        gap: Cosine of the first minus cosine of the second.
+        gap: Text score of the first minus that of the second.
         for_first: The first's sentences that widen the gap, strongest first.
         for_second: The second's sentences that narrow it, strongest first.
     """
@@ -80,10 +86,8 @@ class Examination:
     def __init__(self, model: Model, feature: Tensor) -> None:
         self.model = model
         self.feature = feature
-        with torch.inference_mode():
-            self._visual = model.image_side(feature[None])
-            self._text = model.saved.head.text_logits(feature[None], model.bank)
-        self._whole = self._fuse(self._text)
+        self._whole = model.exhaustive(feature[None])
+        self._last: tuple[frozenset[str], Model, FusedScores] = (frozenset(), model, self._whole)
 
     @classmethod
     def of(cls, model: Model, image: str | Path | bytes) -> Examination:
@@ -95,23 +99,20 @@ class Examination:
         return cls(model, model.feature(image))
 
     def scores(self, struck: Collection[str] = ()) -> FusedScores:
-        """Return fused scores of all classes, in rows of one, with the sentences `struck` left out.
+        """Return fused scores of all classes, in rows of one, as they are after `struck` was removed.
+
+        A class of which nothing is left has no column.
 
         Args:
-            struck: Sentence ids of any classes; ids that are no anchors of this commit are ignored.
+            struck: Sentence ids of any classes; ids of no sentence of this commit are ignored.
         """
-        text = self._text.clone()
-        for place, sentences in self._places(struck).items():
-            text[0, place] = self.model.explainer.explain(self.feature, place, sentences).logit
-        return self._fuse(text)
+        return self._without(struck)[1]
 
     def best(self, top: int = 5, struck: Collection[str] = ()) -> list[ExaminedClass]:
         """Return the `top` best classes, best first, without their sentences; `struck` as for `scores`."""
-        fused = self.scores(struck)
-        left_out = self._places(struck)
-        ids = self.model.class_ids
-        best = fused.probabilities[0].topk(min(top, len(ids))).indices
-        return [self._class(class_id, fused, left_out) for class_id in ids[best].tolist()]
+        model, fused = self._without(struck)
+        best = fused.probabilities[0].topk(min(top, len(model.class_ids))).indices
+        return [self._class(class_id, struck) for class_id in model.class_ids[best].tolist()]
 
     def look(self, name: str, struck: Collection[str] = ()) -> ExaminedClass:
         """Return one class with all its sentences; `struck` as for `scores`.
@@ -125,7 +126,7 @@ class Examination:
             raise MissingStepError(
                 f"class {name!r} has no anchor sentence", "Select again: vlltr embed, then vlltr select"
             )
-        return self._class(class_id, self.scores(struck), self._places(struck), sentences=True)
+        return self._class(class_id, struck, sentences=True)
 
     def compare(self, first: str, second: str, struck: Collection[str] = ()) -> Comparison:
         """Compare the class `first` with `second`; `struck` as for `scores`.
@@ -142,66 +143,93 @@ class Examination:
         return Comparison(
             first=one,
             second=other,
-            gap=one.cosine - other.cosine,
+            gap=one.text_score - other.text_score,
             for_first=_arguments(one),
             for_second=_arguments(other),
         )
 
-    def _fuse(self, text: Tensor) -> FusedScores:
-        with torch.inference_mode():
-            return self.model.fuse(self._visual, self.model.whole(text))
+    def _without(self, struck: Collection[str]) -> tuple[Model, FusedScores]:
+        """Return the model without some sentences, and its scores; those of the last question are kept."""
+        gone = frozenset(struck)
+        if gone != self._last[0]:
+            model = _model_without(self.model, gone) if gone else self.model
+            fused = model.exhaustive(self.feature[None]) if gone else self._whole
+            self._last = (gone, model, fused)
+        return self._last[1:]
 
-    def _places(self, struck: Collection[str]) -> Mapping[int, Sequence[int]]:
-        """Return the sentences left out, by position of their class, as places among its anchors."""
-        bank = self.model.bank
-        rows = self.model.explainer.rows
-        found = dict[int, list[int]]()
-        for row in sorted(rows[sentence_id] for sentence_id in struck if sentence_id in rows):
-            position = int(bank.class_of_row[row])
-            found.setdefault(position, []).append(row - bank.bounds[position])
-        return found
-
-    def _class(
-        self,
-        class_id: int,
-        fused: FusedScores,
-        left_out: Mapping[int, Sequence[int]],
-        sentences: bool = False,
-    ) -> ExaminedClass:
-        model = self.model
-        column = class_positions(model.class_ids, torch.tensor([[class_id]]))
-        score = model.class_scores(fused, column)[0][0]
-        logits = (0.0, 0.0)
-        cosines = (0.0, 0.0)
-        examined = list[ExaminedSentence]()
-        place = model.explainer.places.get(class_id)
-        if place is not None:
-            struck = left_out.get(place, ())
-            before = model.explainer.explain(self.feature, place)
-            now = model.explainer.explain(self.feature, place, struck)
-            cosines = (now.cosine, before.cosine)
-            logits = (now.logit, before.logit)
-            if sentences:
-                shares = {m: asdict(share) for m, _, share in model.explainer.by_share(now)}
-                for m, sentence_id, _ in model.explainer.by_share(before):
-                    examined.append(
-                        ExaminedSentence(**shares[m], sentence_id=sentence_id, struck=m in struck)
-                    )
+    def _class(self, class_id: int, struck: Collection[str], sentences: bool = False) -> ExaminedClass:
+        before, told = self._score(self.model, self._whole, class_id)
+        now, left = self._score(*self._without(struck), class_id)
         return ExaminedClass(
             class_id=class_id,
-            name=score.name,
-            probability=score.probability,
-            image_part=score.image_part,
-            text_part=score.text_part,
-            cosine=cosines[0],
-            logit=logits[0],
-            probability_before=float(self._whole.probabilities[0, column]),
-            cosine_before=cosines[1],
-            logit_before=logits[1],
-            unit=score.unit,
-            prior_part=score.prior_part,
-            sentences=tuple(examined),
+            name=now.name,
+            probability=now.probability,
+            image_part=now.image_part,
+            text_part=now.text_part,
+            cosine=now.cosine,
+            unit=now.unit,
+            prior_part=now.prior_part,
+            text_score=now.text_score,
+            probability_before=before.probability,
+            cosine_before=before.cosine,
+            text_score_before=before.text_score,
+            sentences=tuple(_examined(told, left)) if sentences else (),
         )
+
+    def _score(
+        self, model: Model, fused: FusedScores, class_id: int
+    ) -> tuple[ClassScore, dict[str, SentenceShare]]:
+        """Return a model's score of a class, zero if nothing is known of it, and its sentences by id and share."""
+        column = class_positions(model.class_ids, torch.tensor([[class_id]]))
+        if int(column) < 0:
+            unit = "log-odds" if model.fusion.rule != "paper" else "probability"
+            return ClassScore(class_id, model.names[class_id], 0.0, 0.0, 0.0, 0.0, unit=unit), {}
+        score = model.class_scores(fused, column)[0][0]
+        place = model.explainer.places.get(class_id)
+        if place is None:
+            return replace(score, cosine=0.0), {}
+        found = model.explainer.explain(self.feature, place)
+        shares = {sentence_id: share for _, sentence_id, share in model.explainer.by_share(found)}
+        return replace(score, cosine=found.cosine, text_score=found.score), shares
+
+
+def _examined(
+    told: Mapping[str, SentenceShare], left: Mapping[str, SentenceShare]
+) -> Iterator[ExaminedSentence]:
+    """Return a class's sentences in their order before, those that are left out among them, and then new ones."""
+    for sentence_id, before in told.items():
+        now = left.get(sentence_id)
+        share = replace(before, share=0.0, percent=0.0) if now is None else replace(now, group=before.group)
+        yield ExaminedSentence(**asdict(share), sentence_id=sentence_id, struck=now is None)
+    for number, sentence_id in enumerate(left.keys() - told.keys(), len(told)):
+        share = replace(left[sentence_id], group=number)
+        yield ExaminedSentence(**asdict(share), sentence_id=sentence_id, struck=False)
+
+
+def _model_without(model: Model, struck: frozenset[str]) -> Model:
+    """Return the model as it is when some sentences have been removed, with the anchors that are selected then."""
+    snapshot = model.state.snapshot
+    gone = snapshot.table("sentences", ["class_id"], one_of("sentence_id", sorted(struck)))
+    touched = numbers(gone, "class_id").unique()
+    rows = snapshot.table("sentences", ["class_id", *TEXT_COLUMNS], one_of("class_id", touched.tolist()))
+    rows = rows.filter(pc.invert(pc.is_in(rows["sentence_id"], pa.array(sorted(struck), pa.string()))))
+    left = numbers(rows, "class_id").unique()
+    bank: AnchorBank | None = None
+    ids = list[str]()
+    if len(left):
+        config = snapshot.commit.info.select or snapshot.recipe.select
+        bank, ids = anchors_without(snapshot, config, left, sentences=struck)
+    found = replace(
+        model,
+        anchors=model.anchors.exchanged(touched, bank, ids),
+        state=model.state.apart(
+            class_images=model.state.class_images,
+            read_texts=lambda: {**model.state.texts, **texts_of(rows)},
+        ),
+    )
+    if model.log_prior is None:
+        return found
+    return replace(found, log_prior=model.log_prior[class_positions(model.class_ids, found.class_ids)])
 
 
 def _arguments(one: ExaminedClass) -> tuple[ExaminedSentence, ...]:

@@ -2,41 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlltr_index.heads.explanation import ClassExplanation, explain_class
+from vlltr_index.heads.explanation import ClassExplanation, explain_class, explain_prior, prior_variants
 from vlltr_index.recognition.in_words import numbered, template_groups
 from vlltr_index.schemas.records import ClassScore, Neighbour, SentenceShare
+from vlltr_index.tensors import class_positions
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from vlltr_index.heads.lgr import LGRHead
-    from vlltr_index.recognition.state import Anchors, Texts
+    from vlltr_index.heads.plda import PLDA
+    from vlltr_index.recognition.scorer import Scorer
+    from vlltr_index.recognition.state import Texts
+
+
+_CLASSES = 64  # whose variants are kept
 
 
 class Explainer:
     """Explains text scores by anchor sentences; everything is on the CPU.
 
     Args:
-        head: The head.
-        anchors: The anchors.
+        scorer: What scores the classes.
         texts: Returns the anchors' texts by sentence id.
         names: Names of classes by class id.
     """
 
-    def __init__(
-        self, head: LGRHead, anchors: Anchors, texts: Callable[[], Texts], names: Mapping[int, str]
-    ) -> None:
-        self._head = head
-        self._anchors = anchors
+    def __init__(self, scorer: Scorer, texts: Callable[[], Texts], names: Mapping[int, str]) -> None:
+        self._scorer = scorer
+        self._anchors = scorer.anchors
         self._texts = texts
         self._names = names
 
@@ -50,20 +52,42 @@ class Explainer:
         """Rows among all anchors by sentence id."""
         return {sentence_id: row for row, sentence_id in enumerate(self._anchors.sentence_ids)}
 
-    def explain(self, feature: Tensor, place: int, struck: Sequence[int] = ()) -> ClassExplanation:
-        """Explain one class's text score, see `explain_class`.
+    def explain(self, feature: Tensor, place: int) -> ClassExplanation:
+        """Explain one class's text score: under the rule `ours` by both parts that read text, else the text logit.
 
         Args:
             feature: Float [D], unnormalised as the encoder gives it.
             place: The class's position in the bank.
-            struck: Sentences that are left out, by their place among the class's anchors.
         """
-        return explain_class(self._head, self._anchors.bank, place, feature, struck=struck)
+        bank = self._anchors.bank
+        found = explain_class(self._scorer.saved.head, bank, place, feature)
+        weights = self._scorer.text_weights(int(self._column(place)))
+        if weights is None:
+            return found
+        by_prior = explain_prior(self._variants(place), self._sentences(place), feature)
+        return found.weighed(*weights, by_prior)
+
+    def _column(self, place: int) -> Tensor:
+        """Return the scorer's column of the class at a place in the bank, int64 [1]."""
+        return class_positions(self._scorer.class_ids, self._anchors.bank.class_ids[place : place + 1])
+
+    def _sentences(self, place: int) -> Tensor:
+        bank = self._anchors.bank
+        return bank.vectors[bank.bounds[place] : bank.bounds[place + 1]]
+
+    @cached_property
+    def _variants(self) -> Callable[[int], PLDA]:
+        """The class at a place in the bank, without some of its sentences; see `prior_variants`."""
+        plda = self._scorer.plda
+        assert plda is not None
+        return lru_cache(_CLASSES)(
+            lambda place: prior_variants(plda.select(self._column(place)), self._sentences(place))
+        )
 
     def shares(
         self, feature: Tensor, class_id: int, groups: int | None
-    ) -> tuple[float, tuple[SentenceShare, ...]]:
-        """Return an image's cosine with a class's text and its first groups of sentences; 0 and () without anchors.
+    ) -> tuple[ClassExplanation | None, tuple[SentenceShare, ...]]:
+        """Return the explanation of a class's text score and its first groups of sentences; None, () without anchors.
 
         Args:
             feature: Float [D], unnormalised as the encoder gives it.
@@ -71,18 +95,20 @@ class Explainer:
             groups: Number of groups; None: all.
         """
         if class_id not in self.places:
-            return 0.0, ()
+            return None, ()
         found = self.explain(feature, self.places[class_id])
         ordered = self.by_share(found)
         first = list(dict.fromkeys(share.group for _, _, share in ordered))[:groups]
-        return float(found.cosine), tuple(share for _, _, share in ordered if share.group in first)
+        return found, tuple(share for _, _, share in ordered if share.group in first)
 
     def with_sentences(self, score: ClassScore, feature: Tensor, groups: int | None) -> ClassScore:
-        """Return a score with the class's first groups of sentences and the exact cosine; None: all groups."""
+        """Return a score with the class's first groups of sentences, its text score and the exact cosine; None: all."""
         if groups == 0:
             return score
-        cosine, shares = self.shares(feature, score.class_id, groups)
-        return replace(score, cosine=cosine, sentences=shares)
+        found, shares = self.shares(feature, score.class_id, groups)
+        if found is None:
+            return replace(score, cosine=0.0, text_score=0.0)
+        return replace(score, cosine=found.cosine, text_score=found.score, sentences=shares)
 
     def of_several(
         self, feature: Tensor, chances: Mapping[int, float], groups: int

@@ -510,7 +510,7 @@ class Model(Scorer):
     @cached_property
     def explainer(self) -> Explainer:
         """The sentences behind the text scores."""
-        return Explainer(self.saved.head, self.anchors, lambda: self.state.texts, self.names)
+        return Explainer(self, lambda: self.state.texts, self.names)
 
     def explain(self, image: ImageSource, name: str, crops: int = 1) -> ClassScore:
         """Explain an image's score of one class, as `Recognizer.explain`."""

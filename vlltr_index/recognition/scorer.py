@@ -171,6 +171,16 @@ class Scorer:
             )
         return self.saved.parts
 
+    def text_weights(self, column: int) -> tuple[float, float] | None:
+        """Return the weights of a class's text logit and of its log-likelihood; None under another rule than `ours`."""
+        parts = self.saved.parts
+        if parts is None or self.plda is None or self.fusion.rule != "ours":
+            return None
+        if self.trained[column]:
+            return parts.weights.text, parts.weights.generative
+        gate = parts.weights.few_shot if self.plda.counts[column] else parts.weights.text_only
+        return gate.text, gate.generative
+
     def held_out(self, what: str) -> tuple[float, HeldOutAnswers]:
         """Return the acceptance level and the answers on the images held out in training; see `Parts`.
 
@@ -209,12 +219,15 @@ class Scorer:
         """Score features by the visual side: log-scores under `ours`, else the visual classifier's logits."""
         if self.saved.parts is None or self.fusion.rule != "ours":
             logits = self.visual_logits(features)
-            return ImageSide(logits, logits, self.trained, self.trained)
+            return ImageSide(logits, logits, logits, self.trained, self.trained)
         assert self.plda is not None
         weights = self.saved.parts.weights
         likelihoods = self.log_likelihoods(features)
         visual = self.visual_logits(features) if weights.image else likelihoods
-        return image_side(visual, likelihoods, self.trained, self.plda.counts > 0, weights=weights)
+        plain = self.plda.without_text
+        wordless = None if plain is self.plda else plain.log_likelihoods(unit_rows(features))
+        with_images = self.plda.counts > 0
+        return image_side(visual, likelihoods, self.trained, with_images, weights=weights, wordless=wordless)
 
     def text_logits(self, features: Tensor) -> Tensor:
         """Return text logits [B, C]; a class without anchors gets the mean of the others."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from itertools import compress
@@ -69,6 +69,31 @@ class Anchors:
                 vectors=vectors, offsets=owner.new_zeros(1), class_ids=owner, rows=owner, losses=losses
             )
         return cls(bank, keys, rows["sentence_id"].to_pylist(), selection_id)
+
+    def exchanged(self, class_ids: Tensor, other: AnchorBank | None, sentence_ids: Sequence[str]) -> Anchors:
+        """Return the anchors where the classes `class_ids` have those of another bank, or none; no index knows them.
+
+        Args:
+            class_ids: Int64 [K].
+            other: Anchors of these classes; None: there is none.
+            sentence_ids: The sentence of each, in the bank's order.
+        """
+        banks = [self.bank] if other is None else [self.bank, other]
+        owner = torch.cat([bank.class_ids[bank.class_of_row] for bank in banks])
+        kept = torch.ones(len(owner), dtype=torch.bool)
+        kept[: len(self.keys)] = ~torch.isin(owner[: len(self.keys)], class_ids)
+        at = kept.nonzero()[:, 0][owner[kept].argsort(stable=True)]
+        ids = [*self.sentence_ids, *sentence_ids]
+        rows = pa.table(
+            {
+                "class_id": pa.array(owner[at].numpy(), pa.int32()),
+                "anchor_key": pa.array(torch.arange(len(at)).numpy()),
+                "sentence_id": pa.array([ids[i] for i in at.tolist()], pa.string()),
+            }
+        )
+        vectors = torch.cat([bank.vectors for bank in banks])[at]
+        losses = torch.cat([bank.losses for bank in banks])[at]
+        return Anchors.of(rows, vectors, losses, self.selection_id)
 
 
 @dataclass(frozen=True, eq=False)
