@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from vlltr_index.heads.anchor_bank import AnchorBank
-from vlltr_index.heads.explanation import explain_class, explain_prior, prior_variants
+from vlltr_index.heads.explanation import explain_class, explain_prior
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.heads.plda import PLDA, SharedGaussian
 
@@ -105,7 +105,7 @@ def test_shares_of_the_prior_are_shapley_values(count: int, units: int, predicts
     def likelihood(model: PLDA) -> float:
         return float(model.log_likelihoods(F.normalize(image.double(), dim=0)[None]))
 
-    shares, effects = explain_prior(prior_variants(plda, sentences), sentences, image)
+    shares, effects = explain_prior(plda, 0, plda.map_sentences(sentences.double()), image)
     whole = likelihood(plda)
     assert float(shares.sum()) == pytest.approx(whole - likelihood(plda.without_text), abs=1e-8)
     for m in range(count):

@@ -104,49 +104,38 @@ def explain_class(head: LGRHead, bank: AnchorBank, position: int, image_feature:
     )
 
 
-def prior_variants(plda: PLDA, sentences: Tensor) -> PLDA:
-    """Return the model of one class with its M sentences, with none, and without each of them: M + 2 classes.
-
-    Args:
-        plda: The model of the class alone.
-        sentences: Float [M, T], its anchors, unnormalised.
-    """
-    each = F.normalize(sentences.double(), dim=1)
-    count = len(each)
-    rest = _without_each(each) / max(count - 1, 1)
-    return PLDA(
-        plda.shared,
-        counts=plda.counts.expand(count + 2),
-        sums=plda.sums.expand(count + 2, -1),
-        prototypes=torch.cat([each.mean(0, keepdim=True), torch.zeros_like(each[:1]), rest]),
-    )
-
-
-def explain_prior(variants: PLDA, sentences: Tensor, image_feature: Tensor) -> tuple[Tensor, Tensor]:
+def explain_prior(
+    plda: PLDA, position: int, predicted: Tensor, image_feature: Tensor
+) -> tuple[Tensor, Tensor]:
     """Return each sentence's share in what text adds to a class's log-likelihood for one image, and its effect.
 
     Args:
-        variants: From `prior_variants`.
-        sentences: Float [M, T], the class's anchors, unnormalised.
+        plda: The generative model.
+        position: The class's position in it.
+        predicted: Float [M, D], `PLDA.map_sentences` of its anchors.
         image_feature: Float [D], unnormalised.
 
     Returns:
         Shares and effects, float64 [M] each. Shares are zero where the class has the blank prior, see `PLDA.prior`.
     """
-    shared = variants.shared
-    image = F.normalize(image_feature.double(), dim=0)
-    whole, blank, *others = variants.log_likelihoods(image[None])[0]
-    effects = whole - torch.stack(others)
-    mean, spread = (values[0] for values in variants.prior)
-    if torch.equal(variants.prior[0][1], mean) and torch.equal(variants.prior[1][1], spread):
+    shared = plda.shared
+    z = (F.normalize(image_feature.double(), dim=0) - shared.centre) @ shared.basis
+    each = predicted.double()
+    count = len(each)
+    mean = each.mean(0)
+    rest = mean + (mean - each) / max(count - 1, 1)
+    has_text = torch.tensor([True, False] + count * [count > 1])
+    variants = torch.cat([torch.stack([mean, torch.zeros_like(mean)]), rest])
+    likelihoods = plda.likelihoods_if(position, variants, has_text, z)
+    gained = likelihoods[0] - likelihoods[1]
+    effects = likelihoods[0] - likelihoods[2:]
+    prior, spread = (values[position] for values in plda.prior)
+    if not bool(prior.any()) and torch.equal(spread, shared.blank):
         return torch.zeros_like(effects), effects
-    z = (image - shared.centre) @ shared.basis
-    centre, variance = (values[0] for values in variants.posterior)
+    centre, variance = (values[position] for values in plda.posterior)
     kept = (variance - shared.noise) / spread  # of a shift of the prior mean, by the posterior one
-    gradient = kept * (z - centre + kept * mean / 2.0) / variance
-    terms = F.normalize(sentences.double(), dim=1) - shared.text_centre
-    shares = terms @ (shared.text_map @ gradient) / len(terms)
-    return shares + (whole - blank - shares.sum()) / len(terms), effects
+    shares = each @ (kept * (z - centre + kept * prior / 2.0) / variance) / count
+    return shares + (gained - shares.sum()) / count, effects
 
 
 def _without_each(terms: Tensor) -> Tensor:

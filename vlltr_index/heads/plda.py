@@ -18,6 +18,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from vlltr_index.errors import InputError
 from vlltr_index.tensors import full_precision
@@ -79,24 +80,14 @@ class PLDA:
     @cached_property
     def prior(self) -> tuple[Tensor, Tensor]:
         """Mean and variance of the prior of each class mean in the basis, both float64 [C, D]."""
-        shared = self.shared
-        text = self.prototypes.double()
-        has_text = (text != 0).any(1, keepdim=True)
-        predicted = (text - shared.text_centre) @ shared.text_map
-        sampling = shared.noise / self.counts.double().clamp(min=1.0)[:, None]
-        by_text = _log_density(self._means - predicted, shared.spread + sampling)
-        by_none = _log_density(self._means, shared.blank + sampling)
-        has_text &= (self.counts == 0)[:, None] | (by_text >= by_none)
-        return torch.where(has_text, predicted, 0.0), torch.where(has_text, shared.spread, shared.blank)
+        has_text = (self.prototypes != 0).any(1)
+        predicted = (self.prototypes.double() - self.shared.text_centre) @ self.shared.text_map
+        return _prior(self.shared, self.counts, self._means, predicted, has_text)
 
     @cached_property
     def posterior(self) -> tuple[Tensor, Tensor]:
         """Mean and predictive variance of each class in the basis, both float64 [C, D]."""
-        mean, spread = self.prior
-        noise = self.shared.noise
-        n = self.counts.double()[:, None]
-        gain = n * spread / (n * spread + noise)
-        return mean + gain * (self._means - mean), noise + spread * (1.0 - gain)
+        return _posterior(self.shared, self.counts, self._means, *self.prior)
 
     @cached_property
     def without_text(self) -> PLDA:
@@ -105,7 +96,33 @@ class PLDA:
         same = all(torch.equal(own, other) for own, other in zip(self.prior, found.prior, strict=True))
         return self if same else found
 
-    @property
+    def map_sentences(self, sentences: Tensor) -> Tensor:
+        """Return the prior mean in the basis that each sentence alone would give, float [M, D].
+
+        Args:
+            sentences: Float [M, T], unnormalised. The prior mean of a class is the mean of these of its anchors.
+        """
+        shared = self.shared
+        dtype = torch.promote_types(sentences.dtype, torch.float32)
+        centred = F.normalize(sentences.to(dtype), dim=1) - shared.text_centre.to(dtype)
+        return centred @ shared.text_map.to(dtype)
+
+    def likelihoods_if(self, position: int, predicted: Tensor, has_text: Tensor, z: Tensor) -> Tensor:
+        """Compute a class's log-likelihood for one image if its text were another, up to a constant: float64 [K].
+
+        Args:
+            position: The class.
+            predicted: Float64 [K, D], prior means in the basis.
+            has_text: Bool [K], whether it has a text at all.
+            z: Float64 [D], the image in the basis.
+        """
+        counts = self.counts[position : position + 1]
+        seen = self._means[position : position + 1]
+        prior = _prior(self.shared, counts, seen, predicted, has_text)
+        mean, variance = _posterior(self.shared, counts, seen, *prior)
+        return _log_density(z - mean, variance)[:, 0]
+
+    @cached_property
     def _means(self) -> Tensor:
         """Mean of each class's images in the basis, float64 [C, D]; meaningless for a class without images."""
         n = self.counts.double()[:, None].clamp(min=1.0)
@@ -320,6 +337,34 @@ def shrunk(covariance: Tensor, observations: int, shrinkage: float | None = 1.0)
         best = (1.0 - 2.0 / dim) * square + dim * of_sphere
         r = min(1.0, shrinkage * best / apart) if apart > 0.0 and best > 0.0 else 1.0
     return (1.0 - r) * covariance + r * trace / dim * torch.eye(dim).to(covariance)
+
+
+def _prior(
+    shared: SharedGaussian, counts: Tensor, seen: Tensor, predicted: Tensor, has_text: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Compute mean and variance of the prior of class means, both float64 [C, D].
+
+    Args:
+        shared: The parameters.
+        counts: Int64 [C], units of each class; or [1], the same for all, like the next.
+        seen: Float64 [C, D], the mean of its images in the basis.
+        predicted: Float64 [C, D], the prior mean by its text.
+        has_text: Bool [C]; a class whose images are likelier without its text has the prior without, too.
+    """
+    sampling = shared.noise / counts.double().clamp(min=1.0)[:, None]
+    by_text = _log_density(seen - predicted, shared.spread + sampling)
+    by_none = _log_density(seen, shared.blank + sampling)
+    told = has_text[:, None] & ((counts == 0)[:, None] | (by_text >= by_none))
+    return torch.where(told, predicted, 0.0), torch.where(told, shared.spread, shared.blank)
+
+
+def _posterior(
+    shared: SharedGaussian, counts: Tensor, seen: Tensor, mean: Tensor, spread: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Compute mean and predictive variance of classes, float64 [C, D], from their prior and images as for `_prior`."""
+    n = counts.double()[:, None]
+    gain = n * spread / (n * spread + shared.noise)
+    return mean + gain * (seen - mean), shared.noise + spread * (1.0 - gain)
 
 
 def _log_density(apart: Tensor, variance: Tensor) -> Tensor:

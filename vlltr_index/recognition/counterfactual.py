@@ -189,7 +189,7 @@ class Examination:
         if place is None:
             return replace(score, cosine=0.0), {}
         found = model.explainer.explain(self.feature, place)
-        shares = {sentence_id: share for _, sentence_id, share in model.explainer.by_share(found)}
+        shares = dict(model.explainer.by_share(found))
         return replace(score, cosine=found.cosine, text_score=found.score), shares
 
 

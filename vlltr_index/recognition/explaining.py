@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlltr_index.heads.explanation import ClassExplanation, explain_class, explain_prior, prior_variants
+from vlltr_index.heads.explanation import ClassExplanation, explain_class, explain_prior
 from vlltr_index.recognition.in_words import numbered, template_groups
 from vlltr_index.schemas.records import ClassScore, Neighbour, SentenceShare
 from vlltr_index.tensors import class_positions
@@ -19,12 +20,8 @@ from vlltr_index.tensors import class_positions
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from vlltr_index.heads.plda import PLDA
     from vlltr_index.recognition.scorer import Scorer
     from vlltr_index.recognition.state import Texts
-
-
-_CLASSES = 64  # whose variants are kept
 
 
 class Explainer:
@@ -41,6 +38,9 @@ class Explainer:
         self._anchors = scorer.anchors
         self._texts = texts
         self._names = names
+        self._predicted: dict[
+            int, Tensor
+        ] = {}  # prior means by each sentence, of classes that were explained
 
     @cached_property
     def places(self) -> dict[int, int]:
@@ -61,28 +61,21 @@ class Explainer:
         """
         bank = self._anchors.bank
         found = explain_class(self._scorer.saved.head, bank, place, feature)
-        weights = self._scorer.text_weights(int(self._column(place)))
-        if weights is None:
+        weights = self._scorer.text_weights
+        plda = self._scorer.plda
+        if weights is None or plda is None:
             return found
-        by_prior = explain_prior(self._variants(place), self._sentences(place), feature)
-        return found.weighed(*weights, by_prior)
-
-    def _column(self, place: int) -> Tensor:
-        """Return the scorer's column of the class at a place in the bank, int64 [1]."""
-        return class_positions(self._scorer.class_ids, self._anchors.bank.class_ids[place : place + 1])
-
-    def _sentences(self, place: int) -> Tensor:
-        bank = self._anchors.bank
-        return bank.vectors[bank.bounds[place] : bank.bounds[place + 1]]
+        column = self._columns[place]
+        if place not in self._predicted:
+            sentences = bank.vectors[bank.bounds[place] : bank.bounds[place + 1]]
+            self._predicted[place] = plda.map_sentences(sentences)
+        return found.weighed(*weights[column], explain_prior(plda, column, self._predicted[place], feature))
 
     @cached_property
-    def _variants(self) -> Callable[[int], PLDA]:
-        """The class at a place in the bank, without some of its sentences; see `prior_variants`."""
-        plda = self._scorer.plda
-        assert plda is not None
-        return lru_cache(_CLASSES)(
-            lambda place: prior_variants(plda.select(self._column(place)), self._sentences(place))
-        )
+    def _columns(self) -> list[int]:
+        """The scorer's column of each class in the bank."""
+        columns: list[int] = class_positions(self._scorer.class_ids, self._anchors.bank.class_ids).tolist()
+        return columns
 
     def shares(
         self, feature: Tensor, class_id: int, groups: int | None
@@ -98,8 +91,8 @@ class Explainer:
             return None, ()
         found = self.explain(feature, self.places[class_id])
         ordered = self.by_share(found)
-        first = list(dict.fromkeys(share.group for _, _, share in ordered))[:groups]
-        return found, tuple(share for _, _, share in ordered if share.group in first)
+        first = list(dict.fromkeys(share.group for _, share in ordered))[:groups]
+        return found, tuple(share for _, share in ordered if share.group in first)
 
     def with_sentences(self, score: ClassScore, feature: Tensor, groups: int | None) -> ClassScore:
         """Return a score with the class's first groups of sentences, its text score and the exact cosine; None: all."""
@@ -128,30 +121,27 @@ class Explainer:
         first = sorted(found.values(), key=lambda group: -sum(share.percent for share in group))[:groups]
         return tuple(replace(share, group=n) for n, group in enumerate(first) for share in group)
 
-    def by_share(self, found: ClassExplanation) -> list[tuple[int, str, SentenceShare]]:
-        """List a class's sentences as (place, id, record): groups by summed share, then by share, both descending."""
+    def by_share(self, found: ClassExplanation) -> list[tuple[str, SentenceShare]]:
+        """List a class's sentences by id: groups by summed share, then by share, both descending."""
         first, last = self._anchors.bank.bounds[found.position : found.position + 2]
         texts = self._texts()
+        values = torch.stack([found.attention, found.shares, found.effects, found.percents], 1).tolist()
+        ids = self._anchors.sentence_ids[first:last]
         groups = numbered(self._template_groups[first:last])
-        shares_of = []
-        percents = found.percents
-        for m, sentence_id in enumerate(self._anchors.sentence_ids[first:last]):
-            share = SentenceShare(
+        sums = defaultdict[int, float](float)
+        listed = []
+        for sentence_id, group, (attention, share, effect, percent) in zip(ids, groups, values, strict=True):
+            sums[group] += share
+            record = SentenceShare(
                 *texts[sentence_id],
-                attention=float(found.attention[m]),
-                share=float(found.shares[m]),
-                effect=float(found.effects[m]),
-                percent=float(percents[m]),
-                group=groups[m],
+                attention=attention,
+                share=share,
+                effect=effect,
+                percent=percent,
+                group=group,
             )
-            shares_of.append((m, sentence_id, share))
-        sums = (
-            torch.zeros(len(shares_of))
-            .double()
-            .index_add(0, torch.tensor(groups), found.shares.cpu())
-            .tolist()
-        )
-        return sorted(shares_of, key=lambda one: (-sums[one[2].group], one[2].group, -one[2].share))
+            listed.append((sentence_id, record))
+        return sorted(listed, key=lambda one: (-sums[one[1].group], one[1].group, -one[1].share))
 
     @cached_property
     def _template_groups(self) -> list[Hashable]:

@@ -171,15 +171,16 @@ class Scorer:
             )
         return self.saved.parts
 
-    def text_weights(self, column: int) -> tuple[float, float] | None:
-        """Return the weights of a class's text logit and of its log-likelihood; None under another rule than `ours`."""
-        parts = self.saved.parts
-        if parts is None or self.plda is None or self.fusion.rule != "ours":
+    @cached_property
+    def text_weights(self) -> list[tuple[float, float]] | None:
+        """The weights of each class's text logit and of its log-likelihood; None under another rule than `ours`."""
+        if self.saved.parts is None or self.plda is None or self.fusion.rule != "ours":
             return None
-        if self.trained[column]:
-            return parts.weights.text, parts.weights.generative
-        gate = parts.weights.few_shot if self.plda.counts[column] else parts.weights.text_only
-        return gate.text, gate.generative
+        weights = self.saved.parts.weights
+        trained = weights.text, weights.generative
+        later = [(gate.text, gate.generative) for gate in (weights.text_only, weights.few_shot)]
+        kinds = zip(self.trained.tolist(), (self.plda.counts > 0).tolist(), strict=True)
+        return [trained if is_trained else later[with_images] for is_trained, with_images in kinds]
 
     def held_out(self, what: str) -> tuple[float, HeldOutAnswers]:
         """Return the acceptance level and the answers on the images held out in training; see `Parts`.
