@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
+import shutil
 import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,9 +17,10 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-__all__ = ["RESULTS", "keep", "read", "surroundings"]
+__all__ = ["RESULTS", "cleared", "keep", "keep_draws", "read", "surroundings"]
 
 RESULTS = Path(__file__).parent / "results"
+_log = logging.getLogger(__name__)
 
 
 def read(study: str) -> dict[str, Any]:
@@ -34,6 +39,30 @@ def keep(study: str, unit: str, result: Any) -> None:
         part = path.with_suffix(".part")
         part.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
         part.replace(path)
+
+
+def keep_draws(
+    study: str,
+    unit: str,
+    draws: Iterable[int],
+    measure: Callable[[int], dict[str, Any]],
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """Measure the draws of a unit that are not measured yet, and keep the result after each, beside the `facts`."""
+    done: dict[str, Any] = read(study).get(unit, {}).get("draws", {})
+    for number in draws:
+        if str(number) not in done:
+            done[str(number)] = measure(number)
+            _log.info("%s, draw %d: %s", unit, number, done[str(number)])
+            keep(study, unit, {**(facts or {}), **surroundings(), "draws": done})
+
+
+@contextmanager
+def cleared(place: Path) -> Iterator[None]:
+    """Take away what an interrupted draw left in a folder, and in the end the folder."""
+    shutil.rmtree(place, ignore_errors=True)
+    yield
+    shutil.rmtree(place)
 
 
 def surroundings() -> dict[str, Any]:

@@ -12,10 +12,9 @@ lgr`'s own function, without texts. The discriminant with the logarithm of the f
 
 from __future__ import annotations
 
-import logging
 import random
 from argparse import ArgumentParser
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -24,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.kept import keep, read, surroundings
+from benchmarks.kept import keep_draws, read
 from benchmarks.studies.draws.sources import Kind, Setting, draw
 from benchmarks.studies.rejections import SHIPPED, features_of_kinds, fitted
 from benchmarks.studies.without_text import discriminant
@@ -42,26 +41,16 @@ FOLDERS = (("heldout", "40x8"), ("train", "200x3"), ("icons", "40x8"), ("icons",
 PRESENT = ("5", "20", "all")
 _TESTED = 0.25
 ROWS = ("balanced", "training", "discriminant", "discriminant + log n")
-_log = logging.getLogger(__name__)
 
 
 def run(draws: int) -> None:
     """Measure the draws that are not measured yet."""
     encoder = recipe_encoder(SHIPPED).eval()
     for source, size in COLLECTIONS:
-        _each(f"{source}-{size}", draws, partial(measured, encoder, source, size))
+        keep_draws("priors", f"{source}-{size}", range(draws), partial(measured, encoder, source, size))
     for source, size in FOLDERS:
-        _each(f"folder-{source}-{size}", draws, partial(in_folders, encoder, source, size))
-
-
-def _each(unit: str, draws: int, measure: Callable[[int], dict[str, Any]]) -> None:
-    """Measure the draws of a unit that are not measured yet, and keep the result after each."""
-    done: dict[str, Any] = read("priors").get(unit, {}).get("draws", {})
-    for number in range(draws):
-        if str(number) not in done:
-            done[str(number)] = measure(number)
-            _log.info("%s, draw %d: %s", unit, number, done[str(number)])
-            keep("priors", unit, {**surroundings(), "draws": done})
+        unit = f"folder-{source}-{size}"
+        keep_draws("priors", unit, range(draws), partial(in_folders, encoder, source, size))
 
 
 def in_folders(encoder: Encoder, source: str, size: str, number: int) -> dict[str, Any]:

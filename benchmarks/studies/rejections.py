@@ -11,16 +11,16 @@ under a class of which nothing is known, N(centre, noise Sigma + Lambda_0), and 
 
 from __future__ import annotations
 
-import logging
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.kept import keep, read, surroundings
+from benchmarks.kept import keep_draws, read
 from benchmarks.studies.draws.sources import Kind, Setting, draw
 from benchmarks.studies.heldout import features_of
 from benchmarks.studies.reject import LARGEST, SCORE, auroc, fpr95
@@ -49,21 +49,15 @@ COLLECTIONS = (
 RATIO = "ratio to an unknown class"
 UNKNOWN = ("related", "foreign")
 _FOREIGN = "20x5"
-_log = logging.getLogger(__name__)
 
 
 def run(draws: int) -> None:
     """Measure the draws that are not measured yet."""
     encoder = recipe_encoder(SHIPPED).eval()
     for source, size in COLLECTIONS:
-        unit = f"{source}-{size}"
-        done: dict[str, Any] = read("rejections").get(unit, {}).get("draws", {})
-        for number in range(draws):
-            if str(number) in done:
-                continue
-            done[str(number)] = measured(encoder, source, size, number)
-            _log.info("%s, draw %d: %s", unit, number, done[str(number)])
-            keep("rejections", unit, {"source": source, "setting": size, **surroundings(), "draws": done})
+        facts = {"source": source, "setting": size}
+        measure = partial(measured, encoder, source, size)
+        keep_draws("rejections", f"{source}-{size}", range(draws), measure, facts)
 
 
 def measured(encoder: Encoder, source: str, size: str, number: int) -> dict[str, Any]:

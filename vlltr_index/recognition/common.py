@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vlltr_index.heads.frequencies import BEST, choose_strength, estimate
-from vlltr_index.heads.units import units_of
+from vlltr_index.heads.units import number_observations, units_of
 
 if TYPE_CHECKING:
     from vlltr_index.recognition.scorer import Scorer
@@ -40,14 +40,13 @@ def frequencies_among(scorer: Scorer, features: Tensor) -> Tensor:
     known = []
     for part in features.split(_BATCH):
         there = part.to(device)
-        best = scaled.exhaustive(there).log_scores.topk(min(BEST, classes))
-        scores.append(best.values.cpu())
-        columns.append(best.indices.cpu())
+        top = scaled.exhaustive(there).log_scores.topk(min(BEST, classes))
+        scores.append(top.values.cpu())
+        columns.append(top.indices.cpu())
         known.append(scorer.log_likelihoods(there).amax(1).cpu() >= level)
     found = torch.cat(columns)
-    units = units_of(features, found[:, 0], [None] * len(features))
-    number = {unit: place for place, unit in enumerate(dict.fromkeys(units))}
-    places = torch.tensor([number[unit] for unit in units])
+    best = found[:, 0]
+    places = number_observations(best, units_of(features, best, [None] * len(features)))
     votes = torch.cat(known) / torch.bincount(places)[places].double()
     _log.info("%d of %d images tell how common the classes are", int((votes > 0.0).sum()), len(features))
     return estimate(torch.cat(scores), found, classes, votes, strength, weights.frequency).exp()

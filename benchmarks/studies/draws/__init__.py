@@ -14,15 +14,13 @@ draw that is done is not done again; all methods and texts have the same draws.
 
 from __future__ import annotations
 
-import logging
-import shutil
 from argparse import ArgumentParser, BooleanOptionalAction
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.kept import keep, read, surroundings
+from benchmarks.kept import cleared, keep_draws
 from benchmarks.studies.draws.bench import Bench
 from benchmarks.studies.draws.clip import ClipGeometry, clip_encoder
 from benchmarks.studies.draws.sources import TEXTS, Setting, draw, with_texts
@@ -31,7 +29,6 @@ from benchmarks.studies.paired import METHOD
 from benchmarks.study import Command, Study, add_folder
 
 SOURCES = ("heldout", "train", "icons", "families", "clip")
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -84,18 +81,14 @@ def run(
 
 def measure(plan: Plan, draws: Sequence[int], folder: Path) -> None:
     """Measure the draws that are not measured yet, and keep the result after each."""
-    done: dict[str, Any] = read("draws").get(plan.unit, {}).get("draws", {})
-    for number in draws:
-        if str(number) in done:
-            continue
+
+    def one(number: int) -> dict[str, Any]:
         place = folder / f"{plan.unit}-{number}"
-        shutil.rmtree(place, ignore_errors=True)
-        found = measured(plan, number, place)
-        shutil.rmtree(place)
-        done[str(number)] = compact(found)
-        _log.info("%s, draw %d: %s", plan.unit, number, done[str(number)])
-        facts = {n: getattr(plan, n) for n in ("setting", "source", "texts", "label", "final")}
-        keep("draws", plan.unit, {**facts, **surroundings(), "draws": done})
+        with cleared(place):
+            return compact(measured(plan, number, place))
+
+    facts = {n: getattr(plan, n) for n in ("setting", "source", "texts", "label", "final")}
+    keep_draws("draws", plan.unit, draws, one, facts)
 
 
 def measured(plan: Plan, number: int, folder: Path) -> dict[str, Any]:

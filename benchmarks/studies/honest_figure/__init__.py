@@ -16,16 +16,16 @@ draws 0 to 59 are left out: after them copies that are cut and enlarged were loo
 
 from __future__ import annotations
 
-import shutil
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.kept import keep, read, surroundings
+from benchmarks.kept import cleared, keep_draws
 from benchmarks.studies.honest_figure.collections import KINDS, Kind, files, write_collection
 from benchmarks.studies.honest_figure.table import parts
 from benchmarks.study import Command, Study, add_folder
@@ -42,16 +42,14 @@ _NAMED = r"name:^(\d+)-"
 def run(kind: Sequence[str], draws: int, folder: Path) -> None:
     """Measure the draws of each kind that are not measured yet."""
     for name in kind:
-        done: dict[str, Any] = read("honest_figure").get(name, {}).get("draws", {})
         seen = KINDS[name].seen
-        for number in range(seen, seen + draws):
-            if str(number) in done:
-                continue
-            place = folder / f"{name}-{number}".replace(" ", "-")
-            shutil.rmtree(place, ignore_errors=True)
-            done[str(number)] = measured(KINDS[name], number, place)
-            shutil.rmtree(place)
-            keep("honest_figure", name, {**surroundings(), "draws": done})
+        keep_draws("honest_figure", name, range(seen, seen + draws), partial(_measured, name, folder))
+
+
+def _measured(name: str, folder: Path, number: int) -> dict[str, Any]:
+    place = folder / f"{name}-{number}".replace(" ", "-")
+    with cleared(place):
+        return measured(KINDS[name], number, place)
 
 
 def measured(kind: Kind, number: int, place: Path) -> dict[str, Any]:
