@@ -12,6 +12,7 @@ from tests.support.commands import run
 from vlltr_index.classes import add_class
 from vlltr_index.embedding.loading import image_set
 from vlltr_index.errors import MissingStepError, UsageError
+from vlltr_index.evaluation.metrics import COMMON
 from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.evaluate import evaluate
 from vlltr_index.pipelines.ingest import ingest_images
@@ -71,12 +72,12 @@ def test_the_method_is_compared_with_any_row(trained: Workspace) -> None:
     train_baseline(trained, "knn", trained.recipe.baselines)
     train_baseline(trained, "zero-shot", trained.recipe.baselines)
     report = evaluate(trained, against="knn")
-    assert list(report.rows) == ["vl-ltr", "image branch", "text branch", "zero-shot", "knn"]
+    assert list(report.rows) == ["vl-ltr", "image branch", "text branch", COMMON, "zero-shot", "knn"]
     assert report.against == "knn"
     gain = report.rows["vl-ltr"].top1["overall"].value - report.rows["knn"].top1["overall"].value
     assert report.differences["overall"].value == pytest.approx(gain)
     assert "knn" not in report.calibration_error
-    assert {"vl-ltr", "image branch", "text branch", "zero-shot"} == report.calibration_error.keys()
+    assert report.rows.keys() - report.calibration_error.keys() == {"knn"}
     assert "classes have no prompt" in report.notes["zero-shot"]
     with pytest.raises(UsageError) as caught:
         evaluate(trained, against="ncm")
@@ -84,6 +85,20 @@ def test_the_method_is_compared_with_any_row(trained: Workspace) -> None:
     assert caught.value.hint == (
         "There are: image branch, text branch, zero-shot, knn. Make others: vlltr train baseline NAME"
     )
+
+
+def test_the_prior_of_training_stands_beside_the_method(trained: Workspace) -> None:
+    """As if it had been asked for; not where another prior was, and not beside other rules or an index."""
+    report = evaluate(trained)
+    asked = evaluate(trained, prior="training")
+    assert report.rows[COMMON] == asked.rows["vl-ltr"]
+    gain = report.rows[COMMON].top1["overall"].value - report.rows["vl-ltr"].top1["overall"].value
+    assert report.common_gain is not None
+    assert report.common_gain.value == pytest.approx(gain)
+    assert report.notes[COMMON] == "classes as common as in training"
+    for other in (asked, evaluate(trained, rule="paper"), evaluate(trained, retrieval="faiss")):
+        assert COMMON not in other.rows
+        assert other.common_gain is None
 
 
 @pytest.mark.slow

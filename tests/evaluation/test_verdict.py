@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from vlltr_index.evaluation.metrics import AccuracyReport, ClassFigures, EvaluationReport, Interval
+from vlltr_index.evaluation.metrics import COMMON, AccuracyReport, ClassFigures, EvaluationReport, Interval
 from vlltr_index.evaluation.verdict import verdict
 
 
@@ -114,3 +114,16 @@ def test_it_names_classes_that_suffer_and_texts_that_tell_nothing() -> None:
     assert verdict(replace(report(), by_class=many))[1].endswith(
         "c4 (0 of 1; 1 training picture) and 2 more."
     )
+
+
+def test_the_prior_of_training_is_named_where_it_is_right_more_often() -> None:
+    """With both accuracies; not where the gain may be chance, or there are few units."""
+    found = report()
+    found = replace(found, rows={**found.rows, COMMON: row(0.6, 0.5, 0.7, 100)})
+    said = (
+        "With --prior training, for pictures in which classes are as common as in training: 60.0 %; each class counted"
+        " alike, 30.0 %."
+    )
+    for low, units, told in ((0.01, 100, True), (-0.01, 100, False), (0.01, 12, False)):
+        gain = Interval(0.1, low, 0.2, 100, units)
+        assert (said in verdict(replace(found, common_gain=gain))) == told

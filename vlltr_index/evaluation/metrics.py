@@ -21,6 +21,7 @@ Convention = Literal["release", "lift"]
 """`release`: many >= 100 training images, medium 21-99, few <= 20. `lift`: > 100, 20-100, < 20."""
 
 METHOD = "vl-ltr"
+COMMON = "vl-ltr, --prior training"
 """The method's row of an evaluation."""
 
 CROSS_VALIDATION = "cross-validation"
@@ -138,6 +139,7 @@ class EvaluationReport:
         in_training: How many of the images are training images too, byte for byte.
         texts_count: Whether texts have a weight in the answers.
         folds: How many models answered, each for images that it was fitted without; 0: the commit's own.
+        common_gain: Accuracy of the row `COMMON` less that of the method; None where there is no such row.
     """
 
     split: str
@@ -160,6 +162,7 @@ class EvaluationReport:
     in_training: int = 0
     texts_count: bool = True
     folds: int = 0
+    common_gain: Interval | None = None
 
     @property
     def tested(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlltr_index.evaluation.metrics import METHOD, ClassFigures, EvaluationReport, Interval
+from vlltr_index.evaluation.metrics import COMMON, METHOD, ClassFigures, EvaluationReport, Interval
 from vlltr_index.wording import plural
 
 _NAMED = 5
@@ -13,7 +13,7 @@ _HALF = 0.5
 def verdict(report: EvaluationReport) -> tuple[str, ...]:
     """Say what an evaluation means, the worst first; each sentence stands by itself."""
     mine = report.rows[METHOD].top1["overall"]
-    said = [*caveats(report), _accuracy(report, mine)]
+    said = [*caveats(report), _accuracy(report, mine), *_common(report)]
     if report.tested < len(report.by_class):
         classes = plural(len(report.by_class), "class", "classes")
         said.append(f"{report.tested} of {classes} tested.")
@@ -81,6 +81,17 @@ def _accuracy(report: EvaluationReport, mine: Interval) -> str:
     if less.high < 0:
         return f"{said} {other} is better than the model."
     return f"{said} The difference may be chance." if less.value else said
+
+
+def _common(report: EvaluationReport) -> list[str]:
+    """Say what the prior `training` gives, if it is right for more pictures."""
+    if report.common_gain is None or report.common_gain.few or report.common_gain.low <= 0:
+        return []
+    row = report.rows[COMMON]
+    return [
+        f"With --prior training, for pictures in which classes are as common as in training:"
+        f" {100 * row.top1['overall'].value:.1f} %; each class counted alike, {100 * row.balanced.value:.1f} %."
+    ]
 
 
 def _share(value: float, of: Interval) -> str:

@@ -17,7 +17,7 @@ from vlltr_index.embedding.loading import ImageSet, image_set, image_units, usab
 from vlltr_index.embedding.vectors import embed_crops
 from vlltr_index.errors import MissingStepError, UsageError, WorkspaceError, reason
 from vlltr_index.evaluation import metrics
-from vlltr_index.evaluation.metrics import CROSS_VALIDATION, METHOD
+from vlltr_index.evaluation.metrics import COMMON, CROSS_VALIDATION, METHOD
 from vlltr_index.heads.fusion import Rule
 from vlltr_index.pipelines.train_baseline import (
     ADJUSTED,
@@ -209,15 +209,21 @@ def evaluation(
     labels = _labels(snapshot, class_ids, measured.data, measured.split)
     measured = _seen_as(workspace, measured, crops, rule=rule, prior=prior, progress=progress)
     tree = model.tree() if model.taxonomy else None
-    answers, summed = _own_answers(measured, class_ids, labels, retrieval, tree=tree, progress=progress)
-    seen = f"{crops} crops an image" if crops != 1 else ""
     fusion = measured.answering[0].model.fusion
+    counts = _trained_with(snapshot, model)
+    uneven = len(counts[model.trained].unique()) > 1
+    common = uneven and fusion.rule == "ours" and prior == "balanced" and retrieval == "exhaustive"
+    answers, summed = _own_answers(
+        measured, class_ids, labels, retrieval, tree=tree, common=common, progress=progress
+    )
+    seen = f"{crops} crops an image" if crops != 1 else ""
     own = "; ".join(filter(None, (_rule_note(fusion, prior), seen, _torn_note(measured.torn))))
     notes = dict.fromkeys(answers, seen) | {METHOD: own}
+    if common:
+        notes[COMMON] = "; ".join(filter(None, (_PRIOR_NOTES["training"], seen)))
     for row, scores in _baselines(workspace, snapshot, measured, progress):
         answers[row.label] = _row_answers(row, scores, class_ids, labels)
         notes[row.label] = row.note
-    counts = _trained_with(snapshot, model)
     best = answers[METHOD].best[:, 0]
     ranks = _by_rank(tree, best, summed, labels, counts=counts, units=measured.units) if tree else {}
     report = metrics.EvaluationReport(
@@ -423,10 +429,11 @@ def _own_answers(
     labels: Tensor,
     retrieval: str,
     tree: ClassTree | None,
+    common: bool,
     progress: Progress | None,
 ) -> tuple[dict[str, RowAnswers], list[Tensor]]:
-    """Return the answers of the method and of each branch, in the columns of `class_ids`, and for each of
-    `tree.levels` the most probable node, int64 [N]."""
+    """Return the answers of the method, of each branch and, if `common`, of the method under the prior `training`, in
+    the columns of `class_ids`; and for each of `tree.levels` the most probable node, int64 [N]."""
     tops: list[list[Tensor]] = []
     nodes: list[list[Tensor]] = []
     done = 0
@@ -435,6 +442,9 @@ def _own_answers(
         for places in one.places.split(_BATCH):
             fused, _ = one.model.score(measured.data.features[places], retrieval)
             scores = [_whole(part, columns) for part in (fused.probabilities, fused.by_image, fused.by_text)]
+            if common:
+                under, _ = one.model.under("training").score(measured.data.features[places], retrieval)
+                scores.append(_whole(under.probabilities, columns))
             tops.append([part for each in scores for part in _top(each)])
             nodes.append([tree.best_at(rank, scores[0]) for rank in tree.levels] if tree else [])
             done += len(places)
@@ -442,7 +452,8 @@ def _own_answers(
                 progress("evaluate", done, len(labels))
     whole = [torch.cat(parts) for parts in zip(*tops, strict=True)]
     summed = [torch.cat(parts) for parts in zip(*nodes, strict=True)]
-    rows = zip(_BRANCHES, whole[::2], whole[1::2], strict=True)  # best classes and confidence alternate
+    names = (*_BRANCHES, COMMON) if common else _BRANCHES
+    rows = zip(names, whole[::2], whole[1::2], strict=True)  # best classes and confidence alternate
     return {name: RowAnswers(best, best[:, 0] == labels, sure) for name, best, sure in rows}, summed
 
 
@@ -487,7 +498,8 @@ def _figures(
 ) -> dict[str, Any]:
     """Return accuracy and calibration error of each row, and by bin the method less the row `against` (or the
     default)."""
-    found = {name: float(row.right.double().mean()) for name, row in answers.items() if name not in _BRANCHES}
+    own = (*_BRANCHES, COMMON)
+    found = {name: float(row.right.double().mean()) for name, row in answers.items() if name not in own}
     other = against or (ADJUSTED if ADJUSTED in found else max(found, key=found.__getitem__, default=None))
     right = answers[METHOD].right
     masks = metrics.bin_masks(labels, counts, "release") if other is not None else {}
@@ -508,4 +520,7 @@ def _figures(
             for name, mask in masks.items()
         },
         "against": other,
+        "common_gain": metrics.paired_difference(answers[COMMON].right, right, units=units)
+        if COMMON in answers
+        else None,
     }
