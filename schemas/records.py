@@ -106,12 +106,12 @@ class ClassScore:
     """Probability of a class, with the parts of each branch.
 
     If `unit` is `log-odds`, `image_part + text_part + prior_part` is log P(this class) / P(the best other class); if it
-    is `probability` (the fusion rule `paper`), the sum is the probability. `image_part` is what it were if no class had
-    a text, `text_part` what all texts add, `prior_part` what is due to how common the classes are; 0 where all are
+    is `probability` (the fusion rule `paper`), the sum is the probability. `image_part` is what it would be if no class
+    had a text, `text_part` what all texts add, `prior_part` what is due to how common the classes are; 0 where all are
     taken to be equally common. `cosine` is that of image and attended text, exact if sentences were requested or all
     classes were scored. `text_score` is what the class's own sentences add to its log-score (under `paper` and
-    `logits`: the text logit); between two trained classes the difference of both is what text gave. It is 0 unless
-    sentences were requested.
+    `logits`: the text logit); between two trained classes with sentences the difference of both is what text gave. 0
+    unless sentences were requested.
     """
 
     class_id: int

@@ -43,7 +43,7 @@ from benchmarks.studies.workspaces import (
 from benchmarks.study import Command, Study
 from vlltr_index.anchors.selection import select
 from vlltr_index.embedding.loading import image_set, usable_images
-from vlltr_index.heads.fusion import fuse, image_side
+from vlltr_index.heads.fusion import fuse, visual_scores
 from vlltr_index.heads.plda import PLDA, unit_sums
 from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.evaluate import training_counts
@@ -190,7 +190,7 @@ def _prior_off(workspace: Workspace, scorer: Model, features: Tensor) -> Tensor:
         likelihoods = model.log_likelihoods(unit_rows(features))
         visual = scorer.visual_logits(features)
         trained = scorer.trained
-        image = image_side(visual, likelihoods, trained, counts > 0, parts.weights)
+        image = visual_scores(visual, likelihoods, trained, counts > 0, parts.weights)
         text = torch.cat([scorer.text_logits(part) for part in features.split(512)])
         return fuse(image, text, parts.weights).probabilities
 

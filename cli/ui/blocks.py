@@ -19,7 +19,7 @@ from vlltr_index.errors import VlltrError
 from vlltr_index.recognition.counterfactual import Examination, ExaminedClass
 
 if TYPE_CHECKING:
-    from vlltr_index.recognition.model import Model
+    pass
 
 _Drawing = dict[Any, Any]  # component to what it shows
 
@@ -244,9 +244,11 @@ class _Page:
         model = self._desk.model()
         notice = ""
         try:
-            found = self._examination(model, visit, picture)
+            found = self._examination(visit, picture)
+            best = found.best(_TOP, visit.struck) if found is not None else []
         except VlltrError as error:
             found = None
+            best = []
             notice = piece("error", error)
             visit = Visit(commit=visit.commit, offered=visit.offered)
         names = names_of(model)
@@ -263,7 +265,6 @@ class _Page:
                 label = f"Undo: add {name!r}" if offered else "Nothing to undo"
                 drawn[self._undo] = gr.update(value=label, interactive=bool(offered))
             choices = {"choices": names}
-        best = found.best(_TOP, visit.struck) if found is not None else []
         visit = _settled(visit, best, names)
         drawn |= {self._visit: visit, self._best: piece("best", best, visit.chosen)}
         boxes = {self._class: visit.chosen, self._first: visit.first, self._second: visit.second}
@@ -272,10 +273,11 @@ class _Page:
         drawn[self._put_back] = gr.update(interactive=bool(visit.struck))
         return drawn | self._draw_sentences(found, visit)
 
-    def _examination(self, model: Model, visit: Visit, picture: str | None) -> Examination | None:
+    def _examination(self, visit: Visit, picture: str | None) -> Examination | None:
         """Examine the visit's picture under the current commit; it is read again if the encoder changed."""
         if visit.feature is None or visit.image_fp is None:
             return None
+        model = self._desk.answering()
         if model.saved.image_fp == visit.image_fp:
             return Examination(model, visit.feature)
         return self._desk.examine(Path(picture or ""))
@@ -285,15 +287,18 @@ class _Page:
         if found is None or visit.chosen is None:
             empty = {self._sentences: piece("sentences", None)}
             return empty | {self._comparison: piece("comparison", None)}
-        one: ExaminedClass = found.look(visit.chosen, visit.struck)
+        try:
+            one = found.look(visit.chosen, visit.struck)
+            sentences = piece("sentences", one, self._desk.neighbours(found, one))
+        except VlltrError as error:
+            sentences = piece("error", error)
         try:
             assert visit.first is not None  # `_settled` sets both
             assert visit.second is not None
             two = piece("comparison", found.compare(visit.first, visit.second, visit.struck))
         except VlltrError as error:
             two = piece("error", error)
-        near = self._desk.neighbours(found, one)
-        return {self._sentences: piece("sentences", one, near), self._comparison: two}
+        return {self._sentences: sentences, self._comparison: two}
 
 
 def _settled(visit: Visit, best: Sequence[ExaminedClass], names: Sequence[str]) -> Visit:

@@ -64,13 +64,21 @@ class PageService:
         """Return the model of the newest commit that can predict."""
         return self._recognizer.current()
 
+    def answering(self) -> Model:
+        """Return that model under the page's prior.
+
+        Raises:
+            UsageError, UnknownClassError: If the prior does not fit the classes any more.
+        """
+        return self.model().under(self.prior)
+
     def examine(self, picture: Path) -> Examination:
         """Examine a picture that was uploaded to the page.
 
         Raises:
             InputError: If it is too large or cannot be read.
         """
-        return Examination.of(self.model().under(self.prior), _read(picture))
+        return Examination.of(self.answering(), _read(picture))
 
     def neighbours(self, found: Examination, one: ExaminedClass) -> tuple[Thumbnail, ...]:
         """Return training pictures of a class that the image side decided for."""

@@ -29,8 +29,8 @@ from vlltr_index.heads.fusion import (
     class_logits,
     fuse,
     fuse_protocol,
-    image_side,
     resting,
+    visual_scores,
 )
 from vlltr_index.heads.lgr import LGRHead
 
@@ -119,7 +119,7 @@ class World:
         likelihoods = self.features[rows] @ self.centres.T / 20
         trained = torch.arange(self.classes) < self.rows
         pictured = torch.arange(self.classes) <= self.rows
-        image = image_side(self.by_class[rows], likelihoods, trained, pictured, weights)
+        image = visual_scores(self.by_class[rows], likelihoods, trained, pictured, weights)
         fused = fuse(image, text_logits, weights)
         return fused, resting(image, text_logits, fused.probabilities, weights)
 

@@ -20,6 +20,7 @@ from vlltr_index.classes import (
     add_class,
     add_images,
     remove_classes,
+    remove_sentences,
 )
 from vlltr_index.cli.render import report_lines
 from vlltr_index.errors import MissingStepError
@@ -207,6 +208,9 @@ def test_without_an_image_the_texts_answer(
     assert recognizer.current().visual_sides() == {}
     best = recognizer.predict(asked[:1], PredictOptions(explain=2))[0].classes[0]
     assert (best.image_part, len(best.sentences)) == (0.0, 2)
+    looked = Examination(recognizer.current(), features[0])
+    struck = {looked.look(best.name).sentences[0].sentence_id}
+    left = looked.scores(struck).probabilities
     report = evaluate(told).rows
     assert report["vl-ltr"].top1["overall"].value == report["text branch"].top1["overall"].value > 0.5
     with pytest.raises(MissingStepError, match="no image could be held out when it was trained"):
@@ -215,6 +219,9 @@ def test_without_an_image_the_texts_answer(
     assert code == 0
     assert "There is no training image: the classes are told apart by their texts alone." in out
     assert status(told).stale == ("there are no training images",)
+    remove_sentences(told, best.name, ids=sorted(struck))
+    removed = Recognizer.open(told).current().exhaustive(features[:1]).probabilities
+    torch.testing.assert_close(left, removed, rtol=0, atol=1e-5)
 
 
 def test_images_come_to_a_workspace_of_texts(told: Workspace, asked: list[Path], tmp_path: Path) -> None:

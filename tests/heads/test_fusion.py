@@ -16,15 +16,15 @@ from tests.support import twins
 from vlltr_index.heads.fusion import (
     FusedScores,
     Gate,
-    ImageSide,
     PartWeights,
     Rule,
+    VisualScores,
     class_logits,
     fuse,
     fuse_protocol,
-    image_side,
     parts_of,
     resting,
+    visual_scores,
     with_prior,
 )
 
@@ -54,10 +54,10 @@ def odds(fused: FusedScores, row: int, position: int) -> float:
     return float(own.log() - others.max().log())
 
 
-def trained_alone(scores: Tensor) -> ImageSide:
+def trained_alone(scores: Tensor) -> VisualScores:
     """The visual side where every class was trained and each has these scores."""
     every = torch.ones(scores.shape[1], dtype=torch.bool)
-    return ImageSide(scores, scores, scores, every, every)
+    return VisualScores(scores, scores, scores, every, every)
 
 
 @quick
@@ -69,7 +69,7 @@ def test_ours_equals_its_twin(
     visual, likelihoods, text, wordless = drawn(seed, size, 4, 3, CLASSES)
     kinds = torch.tensor(trained), torch.tensor(with_images)
     spoilt = visual.masked_fill(~kinds[0], NONE) if weights.image else torch.full_like(visual, math.nan)
-    fused = fuse(image_side(spoilt, likelihoods, *kinds, weights, wordless), text, weights)
+    fused = fuse(visual_scores(spoilt, likelihoods, *kinds, weights, wordless), text, weights)
     near = 1e-12 * (1.0 + size)
     for row, both in enumerate(zip(visual.tolist(), likelihoods.tolist(), text.tolist(), strict=True)):
         seen, read = twins.ours(*both, trained, with_images, asdict(weights))
@@ -84,7 +84,7 @@ def test_ours_equals_its_twin(
         total = [i + t for i, t in zip(images, texts, strict=True)]
         assert fused.probabilities[row].tolist() == pytest.approx(twins.softmax(total), abs=1e-9)
     narrow = fuse(
-        image_side(spoilt.float(), likelihoods.float(), *kinds, weights), text.float(), weights
+        visual_scores(spoilt.float(), likelihoods.float(), *kinds, weights), text.float(), weights
     ).probabilities
     torch.testing.assert_close(narrow.sum(1), torch.ones(3))
     torch.testing.assert_close(narrow.double(), fused.probabilities, rtol=0, atol=2e-2)
@@ -137,7 +137,7 @@ def test_an_addition_leaves_the_trained_classes_among_themselves(
 
     def among(classes: int) -> Tensor:
         kinds = trained[:classes], torch.arange(classes) <= CLASSES
-        image = image_side(visual[:, :classes], likelihoods[:, :classes], *kinds, weights)
+        image = visual_scores(visual[:, :classes], likelihoods[:, :classes], *kinds, weights)
         fused = fuse(image, text[:, :classes], weights)
         return (fused.visual_part + fused.text_part)[:, :CLASSES].log_softmax(1)
 
@@ -152,7 +152,7 @@ def test_what_the_trained_classes_have_together_their_classifier_does_not_say() 
     expected = (0.8 * likelihoods + 0.3 * text).softmax(1)[:, :2].sum()
     for visual in ([0.0, 0.0, 0.0, 0.0], [9.0, 0.0, 50.0, 50.0]):
         logits = torch.tensor([visual], dtype=torch.float64)
-        side = image_side(logits, likelihoods, trained, torch.ones_like(trained), weights)
+        side = visual_scores(logits, likelihoods, trained, torch.ones_like(trained), weights)
         chances = fuse(side, text, weights).probabilities
         torch.testing.assert_close(chances[:, :2].sum(), expected)
     assert float(chances[0, 0]) > 0.99 * float(expected)
@@ -163,7 +163,7 @@ def test_an_answer_rests_on_the_level_of_the_trained_classes_too() -> None:
     likelihoods = torch.zeros(1, 3)
     trained = torch.tensor([True, True, False])
     text = torch.tensor([[0.0, 10.0, 9.5]])
-    side = image_side(torch.tensor([[30.0, 0.0, 0.0]]), likelihoods, trained, trained, EVEN)
+    side = visual_scores(torch.tensor([[30.0, 0.0, 0.0]]), likelihoods, trained, trained, EVEN)
     chances = fuse(side, text, EVEN).probabilities
     rests = resting(side, text, chances, EVEN)
     later = float(chances[0, 2])
@@ -181,7 +181,7 @@ def test_parts_add_up_to_the_log_odds(rule: Rule, weights: PartWeights, size: fl
     trained = torch.tensor([True, True, True, False, False])
     if rule == "ours":
         with_images = torch.arange(CLASSES) < CLASSES - 1
-        fused = fuse(image_side(visual, likelihoods, trained, with_images, weights), text, weights)
+        fused = fuse(visual_scores(visual, likelihoods, trained, with_images, weights), text, weights)
     else:
         fused = fuse_protocol(visual.masked_fill(~trained, NONE), text, rule, 0.5)
     total = fused.visual_part + fused.text_part
@@ -218,7 +218,7 @@ def test_a_prior_is_bayes_rule_in_each_step_of_the_chain(
 ) -> None:
     """In plain Python: of trained classes P(c | trained, x) times the frequency; a later class beside all of them."""
     visual, likelihoods, text = drawn(seed, size, 3, 1, CLASSES)
-    side = image_side(visual, likelihoods, torch.tensor(trained), torch.tensor(with_images), weights)
+    side = visual_scores(visual, likelihoods, torch.tensor(trained), torch.tensor(with_images), weights)
     before = fuse(side, text, weights)
     prior = drawn(seed + 1, 2.0, CLASSES)
     fused = with_prior(before, side, weights, prior)
@@ -254,7 +254,7 @@ def log_sum(values: list[float]) -> float:
 def test_equally_common_classes_change_nothing() -> None:
     visual, likelihoods, text = drawn(0, 2.0, 3, 4, CLASSES)
     trained = torch.arange(CLASSES) < 3
-    side = image_side(visual, likelihoods, trained, trained, EVEN)
+    side = visual_scores(visual, likelihoods, trained, trained, EVEN)
     before = fuse(side, text, EVEN)
     same = with_prior(before, side, EVEN, torch.full((CLASSES,), -3.0))
     torch.testing.assert_close(same.probabilities, before.probabilities)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize  # type: ignore[import-untyped]  # it has no types
 from torch import Tensor
 
-from vlltr_index.heads.fusion import Gate, PartWeights, fuse, image_side, log_frequencies
+from vlltr_index.heads.fusion import Gate, PartWeights, fuse, log_frequencies, visual_scores
 from vlltr_index.heads.weighing import (
     PLAINEST,
     SHRINKAGES,
@@ -325,7 +325,7 @@ def chances(gate: Gate, likelihoods: Tensor, text: Tensor, trained: int) -> Tens
     """Probabilities where later classes meet the others so, and the latter are parted by the generative model."""
     weights = PartWeights(0.0, 1.0, 0.0, gate, gate)
     known = torch.arange(likelihoods.shape[1]) < trained
-    side = image_side(likelihoods, likelihoods, known, torch.ones_like(known), weights)
+    side = visual_scores(likelihoods, likelihoods, known, torch.ones_like(known), weights)
     return fuse(side, text, weights).probabilities.double()
 
 

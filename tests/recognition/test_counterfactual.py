@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from vlltr_index.classes.editing import add_class, remove_sentences
-from vlltr_index.errors import InputError
-from vlltr_index.recognition.counterfactual import Examination, ExaminedClass
+from vlltr_index.errors import InputError, UsageError
+from vlltr_index.recognition.counterfactual import Examination
+from vlltr_index.recognition.exported.writing import export_model
 from vlltr_index.recognition.model import Model
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.config import FusionConfig
@@ -88,33 +89,72 @@ def test_striking_out_is_what_removing_gives(look: Examination, answers: Model, 
     assert found.probability_before == first.probability
 
 
-def test_a_class_loses_all_its_sentences(
-    look: Examination, trained: Workspace, heldout: dict[str, list[str]], pictures: Path
+@pytest.fixture
+def later(look: Examination, trained: Workspace, heldout: dict[str, list[str]]) -> Examination:
+    """The same picture where two classes came by text alone."""
+    for name in sorted(heldout)[:2]:
+        add_class(trained, name, heldout[name])
+    return Examination(like(look.model, Recognizer.open(trained).current()), look.feature)
+
+
+def struck_out(found: Examination, name: str) -> set[str]:
+    """All sentences of a class, anchors or not."""
+    class_id = found.model.classes.lookup(name)
+    rows = found.model.state.snapshot.table("sentences", ["sentence_id"], f"class_id = {class_id}")
+    return set(rows["sentence_id"].to_pylist())
+
+
+def test_a_class_without_pictures_loses_sentences(
+    later: Examination, trained: Workspace, heldout: dict[str, list[str]]
 ) -> None:
-    """One with images is left to these; one that came by text alone is no answer, and its image part knew no text."""
-
-    def without_any(found: Examination, name: str) -> tuple[set[str], ExaminedClass]:
-        class_id = found.look(name).class_id
-        every = found.model.state.snapshot.table("sentences", ["sentence_id"], f"class_id = {class_id}")
-        struck = set(every["sentence_id"].to_pylist())
-        return struck, found.look(name, struck)
-
-    best = look.best(1)[0].name
-    struck, one = without_any(look, best)
-    assert (one.cosine, one.text_score) == (0.0, 0.0)
-    assert all(s.struck for s in one.sentences)
-    assert best in [seen.name for seen in look.best(len(look.model.class_ids), struck)]
+    """As if they were removed, though its losses are against its own sentences; the visual scores know no text."""
     name = min(heldout)
-    add_class(trained, name, heldout[name])
-    model = like(look.model, Recognizer.open(trained).current())
-    told = Examination(model, look.feature)
-    half = {s.sentence_id for s in told.look(name).sentences[::2]}
-    assert told.look(name, half).text_score != told.look(name).text_score
-    torch.testing.assert_close(told.scores(half).visual_part, told.scores().visual_part, rtol=0, atol=0)
-    struck, gone = without_any(told, name)
-    assert (gone.probability, gone.image_part, gone.text_part) == (0.0, 0.0, 0.0)
-    assert name not in [seen.name for seen in told.best(99, struck)]
-    assert len(told.look(name, struck).sentences) == len(told.look(name).sentences)
+    whole = later.look(name)
+    struck = {s.sentence_id for s in whole.sentences[::2]}
+    scores = later.scores(struck)
+    assert torch.equal(scores.visual_part, later.scores().visual_part)
+    assert later.look(name, struck).text_score != whole.text_score
+    remove_sentences(trained, name, ids=sorted(struck))
+    without = like(later.model, Recognizer.open(trained).current())
+    expected = without.exhaustive(later.feature[None])
+    torch.testing.assert_close(scores.probabilities, expected.probabilities, rtol=0, atol=1e-5)
+
+
+def test_what_is_left_of_a_class_that_loses_all_its_sentences(
+    later: Examination, heldout: dict[str, list[str]]
+) -> None:
+    """One with images is left to these; one that came by text alone is no answer."""
+    best = later.best(1)[0].name
+    struck = struck_out(later, best)
+    one = later.look(best, struck)
+    assert (one.cosine, one.text_score, one.gone) == (0.0, 0.0, False)
+    assert all(s.struck for s in one.sentences)
+    assert len(one.sentences) == len(struck)
+    assert best in [seen.name for seen in later.best(99, struck)]
+    name = min(heldout)
+    struck = struck_out(later, name)
+    gone = later.look(name, struck)
+    assert (gone.probability, gone.image_part, gone.text_part, gone.gone) == (0.0, 0.0, 0.0, True)
+    assert name not in [seen.name for seen in later.best(99, struck)]
+    assert {s.sentence_id for s in gone.sentences} == struck
+
+
+def test_a_sentence_that_came_in_can_be_struck_out_too(look: Examination) -> None:
+    """It stays in the list, with no share; nothing else is called struck."""
+    name = look.best(1)[0].name
+    first = look.look(name).sentences[0].sentence_id
+    (came,) = (s.sentence_id for s in look.look(name, {first}).sentences[len(look.look(name).sentences) :])
+    both = look.look(name, {first, came})
+    assert {s.sentence_id for s in both.sentences if s.struck} == {first, came}
+    assert [s.share for s in both.sentences if s.struck] == [0.0, 0.0]
+    assert len(both.sentences) == len({s.sentence_id for s in both.sentences})
+
+
+def test_ids_of_no_sentence_change_nothing(look: Examination) -> None:
+    """Whatever a browser sends."""
+    for wrong in ({"none"}, {"' OR 1=1 --", "\0", "\ud800", "é", ""}):
+        assert torch.equal(look.scores(wrong).probabilities, look.scores().probabilities)
+        assert not any(s.struck for s in look.look(look.best(1)[0].name, wrong).sentences)
 
 
 def test_two_classes_are_compared_by_what_speaks_for_each(look: Examination) -> None:
@@ -131,12 +171,18 @@ def test_two_classes_are_compared_by_what_speaks_for_each(look: Examination) -> 
         assert all(effect > 0 for effect in effects)
 
 
-def test_what_cannot_be_examined(look: Examination, answers: Model, tmp_path: Path) -> None:
+def test_what_cannot_be_examined(
+    look: Examination, answers: Model, trained: Workspace, tmp_path: Path
+) -> None:
     """A broken picture, a class against itself."""
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"\x89PNG nothing")
     with pytest.raises(InputError, match="or damaged"):
         Examination.of(answers, bad)
+    export_model(trained, tmp_path / "model")
+    exported = Examination(Recognizer.from_pretrained(tmp_path / "model").current(), look.feature)
+    with pytest.raises(UsageError, match="in an exported folder no sentence can be struck out"):
+        exported.best(1, {"any"})
     name = look.best(1)[0].name
     with pytest.raises(InputError) as error:
         look.compare(name, name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from vlltr_index.data.text import class_prompts
@@ -25,6 +27,7 @@ SIGNS = {
     "tall dot": ("A tall sign with a dot.", "A white dot on a tall plate.", "The plate is tall."),
 }
 BEST, KITE = "The text's best argument", '"A kite."'
+AGAINST = f'{BEST} against it: "A crow."'
 
 
 @pytest.mark.parametrize(("classes", "groups"), [(BIRDS, [0, 1, 2]), (GOODS, [0, 0, 2]), (SIGNS, [0, 0, 2])])
@@ -73,3 +76,30 @@ def test_one_rather_than_another(image: float, text: float, why: str) -> None:
     share = score("kite", 0.5 + image / 10, 0.3 + text / 10, "probability")
     other = score("crow", 0.5, 0.3, "probability")
     assert contrast(other, share) == f"kite rather than crow because {why}"
+
+
+@pytest.mark.parametrize(
+    ("image", "text", "prior", "why"),
+    [
+        (2.0, 0.0, 1.0, "the image speaks for it; the text makes no difference; it is the more common one"),
+        (2.0, 0.0, -1.0, "the image speaks for it; the text makes no difference; it is the rarer one"),
+        (
+            -2.0,
+            0.0,
+            3.0,
+            "the image speaks against it; the text makes no difference; it is the more common one",
+        ),
+        (
+            -2.0,
+            -1.0,
+            4.0,
+            f'neither the image nor the text speaks for it; it is the more common one. {BEST} against it: "A crow."',
+        ),
+        (0.0, 0.0, 1.0, "image and text make no difference; it is the more common one"),
+    ],
+)
+def test_how_common_a_class_is_may_decide(image: float, text: float, prior: float, why: str) -> None:
+    """The likelier class is that by all parts."""
+    kite = replace(score("kite", image, text), prior_part=prior)
+    crow = replace(score("crow", -image, -text), prior_part=-prior)
+    assert contrast(kite, crow) == contrast(crow, kite) == f"kite rather than crow because {why}"

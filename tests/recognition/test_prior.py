@@ -29,7 +29,7 @@ def test_the_model_under_a_prior_is_the_model_with_one_part_more(
     under = model.under("training")
     assert under is model.under("training")
     assert under.saved.parts is not None
-    side = under.image_side(features)
+    side = under.visual_scores(features)
     plain = under.fuse(side, under.text_logits(features))
     assert under.log_prior is not None
     expected = with_prior(plain._replace(prior_part=None), side, under.saved.parts.weights, under.log_prior)

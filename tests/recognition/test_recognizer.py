@@ -23,6 +23,7 @@ from vlltr_index.errors import (
     UsageError,
 )
 from vlltr_index.heads.checkpoint import save_head
+from vlltr_index.heads.fusion import Gate
 from vlltr_index.pipelines.build_index import index_anchors
 from vlltr_index.pipelines.history import rollback
 from vlltr_index.pipelines.ingest import ingest_images
@@ -31,6 +32,7 @@ from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.config import FusionConfig
 from vlltr_index.schemas.options import PredictOptions
 from vlltr_index.store.workspace import Workspace
+from vlltr_index.tensors import class_positions
 
 
 @pytest.mark.parametrize("rule", ["ours", "logits", "paper"])
@@ -91,6 +93,36 @@ def test_shares_add_up_to_the_text_score(recognizer: Recognizer, pictures: Path)
             if c.name == name
         )
         assert [s.text for s in top.sentences] == [s.text for s in score.folded[0]]
+
+
+def test_text_scores_of_later_classes_are_by_the_weights_of_their_kind(
+    trained: Workspace, heldout: dict[str, list[str]], pictures: Path
+) -> None:
+    """Their difference within a kind is that of the text parts; under a prior the parts add up, too."""
+    names = sorted(heldout)[:4]
+    images = sorted((pictures / "unseen").iterdir())
+    for place, name in enumerate(names):
+        add_class(trained, name, heldout[name], images=images[place] if place > 1 else None)
+    plain = Recognizer.open(trained).current()
+    assert plain.saved.parts is not None
+    gates = {"few_shot": Gate(0.3, 0.2), "text_only": Gate(0.05, 0.4)}
+    weights = replace(plain.saved.parts.weights, text=0.1, **gates)
+    plain = replace(plain, saved=replace(plain.saved, parts=replace(plain.saved.parts, weights=weights)))
+    for found in (plain, plain.under("training")):
+        feature = found.feature(images[0])
+        fused = found.exhaustive(feature[None])
+        ids = [found.classes.lookup(name) for name in names]
+        scores = found.explained(feature, ids, None)
+        columns = class_positions(found.class_ids, torch.tensor(ids))
+        parts = fused.text_part[0, columns].tolist()
+        for one, other in ((0, 1), (2, 3)):
+            apart = scores[one].text_score - scores[other].text_score
+            assert apart == pytest.approx(parts[one] - parts[other], abs=2e-3)
+        for score in scores:
+            assert sum(s.share for s in score.sentences) == pytest.approx(score.text_score, abs=1e-6)
+        check_parts(
+            found.explained(feature, found.class_ids[fused.probabilities[0].topk(5).indices].tolist(), 1)
+        )
 
 
 def test_neighbours_are_the_nearest_training_images(

@@ -124,7 +124,7 @@ def retrieve(
 ) -> Retrieved:
     """Score all classes, only the candidates exactly.
 
-    The first candidates of an image are the `best` classes by prototypes and by the image side, the most probable
+    The first candidates of an image are the `best` classes by prototypes and by visual scores, the most probable
     classes by both until at most half of `max_residual` is left, and the classes of its nearest anchors. While more
     than `max_residual` of the answer depends on estimates, or an estimated class would win, the best estimated classes
     become candidates, and their number doubles in each round. An image with many candidates is scored on all classes.
@@ -136,10 +136,10 @@ def retrieve(
         bank: The head's anchors, of C classes.
         index: The index of the normalised anchors.
         anchor_classes: Map from anchor key to position in the bank.
-        visual_scores: Float [B, C], scores of the image side; under `paper` minus infinity for classes without a row.
-        fuse: Fuses the image side with text logits.
+        visual_scores: Float [B, C], scores without text; under `paper` minus infinity for classes without a row.
+        fuse: Fuses visual scores with text logits.
         neighbours: Number of nearest anchors whose classes are candidates; may be 0.
-        best: At least 1: number of candidates by prototypes, as many by the image side, and as many at least by both.
+        best: At least 1: number of candidates by prototypes, as many by visual scores, and as many at least by both.
         max_residual: Largest part of an answer that may depend on estimates, between 0 and 1.
 
     Raises:

@@ -307,16 +307,21 @@ def anchors_without(
         MissingStepError: A vector is missing.
     """
     held = held_images(snapshot)
+    now = score_images(snapshot, config, held | images)
+    wanted = class_ids.tolist()
     rows = _Rows(
         tx=snapshot,
         before=score_images(snapshot, config, held),
-        now=score_images(snapshot, config, held | images),
+        now=now,
         mode=config.mode,
-        classes=class_ids.tolist(),
+        classes=wanted
+        if now.ids
+        else snapshot.class_table().ids,  # without images all sentences are scored by all
         without=sentences,
     )
-    losses = rows.rescored(set()).loss
-    at = rows.chosen(losses, torch.arange(len(losses)), config).positions
+    losses = rows.rescored(set(wanted) if sentences else set()).loss
+    mine = _of(set(wanted), rows.owner)
+    at = mine[rows.chosen(losses[mine], mine, config).positions]
     at = at[rows.owner[at].argsort(stable=True)]
     known = torch.where(rows.ranked[at], losses[at], 0.0).float()
     bank = AnchorBank.build(rows.text(at), rows.owner[at], class_ids, known)

@@ -200,5 +200,5 @@ def _text_logits(model: Model, features: Tensor, bank: AnchorBank) -> Tensor:
 @torch.inference_mode()
 def _answers(model: Model, features: Tensor, text_logits: Tensor) -> Tensor:
     """Return the ids of the classes with the highest probability, int64 [V]."""
-    fused = model.fuse(model.image_side(features), model.whole(text_logits))
+    fused = model.fuse(model.visual_scores(features), model.whole(text_logits))
     return model.class_ids[fused.probabilities.argmax(1)]

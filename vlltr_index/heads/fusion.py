@@ -86,8 +86,8 @@ class PartWeights:
         )
 
 
-class ImageSide(NamedTuple):
-    """Visual scores of B images and C classes.
+class VisualScores(NamedTuple):
+    """Scores of B images and C classes without the text branch.
 
     Attributes:
         scores: Float [B, C], log-scores up to a constant of each image.
@@ -103,8 +103,8 @@ class ImageSide(NamedTuple):
     trained: Tensor
     with_images: Tensor
 
-    def rows(self, rows: Tensor) -> ImageSide:
-        """Return the scores of the images at the positions int64 [b]: scores and likelihoods [b, C]."""
+    def rows(self, rows: Tensor) -> VisualScores:
+        """Return the scores of the images at the positions int64 [b]: all that are [B, C] become [b, C]."""
         return self._replace(
             scores=self.scores[rows], wordless=self.wordless[rows], likelihoods=self.likelihoods[rows]
         )
@@ -166,14 +166,14 @@ class FusedScores(NamedTuple):
         )
 
 
-def image_side(
+def visual_scores(
     visual_logits: Tensor,
     likelihoods: Tensor,
     trained: Tensor,
     with_images: Tensor,
     weights: PartWeights,
     wordless: Tensor | None = None,
-) -> ImageSide:
+) -> VisualScores:
     """Compute the visual scores of the rule `ours`.
 
     The score of a trained class is log P(c | trained, x). That of a later class is the offset of its kind, plus g_c,
@@ -187,7 +187,7 @@ def image_side(
         weights: The weights of the parts.
         wordless: Float [B, C], the log-likelihoods if no class has a text; None: the same.
     """
-    side = ImageSide(likelihoods, likelihoods, likelihoods, trained, with_images)
+    side = VisualScores(likelihoods, likelihoods, likelihoods, trained, with_images)
     own = _columns(trained, likelihoods)
 
     def scores(of: Tensor) -> Tensor:
@@ -216,7 +216,7 @@ def _level(scores: Tensor) -> Tensor:
     return scores.logsumexp(1, keepdim=True) if scores.shape[1] else scores.new_zeros(len(scores), 1)
 
 
-def fuse(image: ImageSide, text_logits: Tensor, weights: PartWeights) -> FusedScores:
+def fuse(image: VisualScores, text_logits: Tensor, weights: PartWeights) -> FusedScores:
     """Fuse both sides by the rule `ours`: softmax of visual score + text part.
 
     To a class's visual score the text branch adds its weighted text logit, less what the text logits of the trained
@@ -224,7 +224,7 @@ def fuse(image: ImageSide, text_logits: Tensor, weights: PartWeights) -> FusedSc
     trained class, that of g for a later one. The text part is this and what the texts shift the visual score by.
 
     Args:
-        image: Visual scores, from `image_side`.
+        image: Visual scores, from `visual_scores`.
         text_logits: Float [B, C].
         weights: The weights of the parts.
     """
@@ -259,7 +259,9 @@ def log_frequencies(counts: Tensor) -> Tensor:
     return (likely / likely.sum()).log()
 
 
-def with_prior(fused: FusedScores, image: ImageSide, weights: PartWeights, log_prior: Tensor) -> FusedScores:
+def with_prior(
+    fused: FusedScores, image: VisualScores, weights: PartWeights, log_prior: Tensor
+) -> FusedScores:
     """Return the scores of `fuse` where classes are not equally common.
 
     A class's prior part is its log-frequency, less what the log-frequencies of the trained classes add to the logsumexp
@@ -288,7 +290,7 @@ def with_prior(fused: FusedScores, image: ImageSide, weights: PartWeights, log_p
     return fused._replace(probabilities=fused.log_scores.softmax(1))
 
 
-def resting(image: ImageSide, text_logits: Tensor, probabilities: Tensor, weights: PartWeights) -> Tensor:
+def resting(image: VisualScores, text_logits: Tensor, probabilities: Tensor, weights: PartWeights) -> Tensor:
     """Measure how much an answer of `fuse` depends on each class's text logit, float [B, C].
 
     That is the class's probability. For a trained class it is, if larger, the class's share in the logsumexp that later

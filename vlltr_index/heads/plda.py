@@ -93,7 +93,8 @@ class PLDA:
     def without_text(self) -> PLDA:
         """The model as it is if no class has a text; itself where the texts make no difference."""
         found = replace(self, prototypes=torch.zeros_like(self.prototypes))
-        same = all(torch.equal(own, other) for own, other in zip(self.prior, found.prior, strict=True))
+        pairs = zip(self.prior, found.prior, strict=True)
+        same = all(torch.allclose(own, other, rtol=1e-9, atol=1e-12) for own, other in pairs)
         return self if same else found
 
     def map_sentences(self, sentences: Tensor) -> Tensor:
@@ -303,7 +304,7 @@ def fit_shared(moments: Moments, prototypes: Tensor, shrinkage: float | None = 1
     spread, rotation = torch.linalg.eigh(about_texts)
     spread = spread.clamp(min=_LEAST_SPREAD)
     about_centre = _between(seen, n, weights, noise=noise, shrinkage=shrinkage)
-    blank = torch.maximum((rotation.T @ about_centre @ rotation).diagonal(), spread)
+    blank = torch.maximum((rotation.T @ about_centre @ rotation).diagonal(), spread) if r2 else spread
     basis = whitening @ rotation
     text_map = whitening @ text_map @ rotation
     return SharedGaussian(

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,16 +20,19 @@ from torch import Tensor
 
 from vlltr_index.anchors.selection import anchors_without
 from vlltr_index.embedding.loading import numbers
-from vlltr_index.errors import InputError, MissingStepError
-from vlltr_index.recognition.state import TEXT_COLUMNS, texts_of
+from vlltr_index.errors import InputError, MissingStepError, UsageError
+from vlltr_index.recognition.state import TEXT_COLUMNS, Texts, texts_of
 from vlltr_index.schemas.records import ClassScore, SentenceShare
-from vlltr_index.store.tables import one_of
+from vlltr_index.store.snapshot import Snapshot
 from vlltr_index.tensors import class_positions
 
 if TYPE_CHECKING:
     from vlltr_index.heads.anchor_bank import AnchorBank
     from vlltr_index.heads.fusion import FusedScores
     from vlltr_index.recognition.model import Model
+
+
+_WITHOUT: WeakKeyDictionary[Model, tuple[frozenset[str], Model, dict[str, int]]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +51,16 @@ class ExaminedClass(ClassScore):
         probability_before: As `probability`.
         cosine_before: As `cosine`.
         text_score_before: As `text_score`.
-        sentences: All its anchors, by share with no sentence left out, then those that came in for these; empty unless
-            requested.
+        sentences: Its anchors and what is left out of them, by share with no sentence left out, then those that came in
+            for these; empty unless requested.
+        gone: Whether nothing is known of the class without what is left out: no image, and no other sentence.
     """
 
     probability_before: float
     cosine_before: float
     text_score_before: float
     sentences: tuple[ExaminedSentence, ...] = ()
+    gone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +94,6 @@ class Examination:
         self.model = model
         self.feature = feature
         self._whole = model.exhaustive(feature[None])
-        self._last: tuple[frozenset[str], Model, FusedScores] = (frozenset(), model, self._whole)
 
     @classmethod
     def of(cls, model: Model, image: str | Path | bytes) -> Examination:
@@ -105,14 +111,18 @@ class Examination:
 
         Args:
             struck: Sentence ids of any classes; ids of no sentence of this commit are ignored.
+
+        Raises:
+            UsageError: If this is an exported folder, where nothing can be struck out.
+            MissingStepError: If another sentence of the class has not been embedded.
         """
-        return self._without(struck)[1]
+        return self._left(struck).fused
 
     def best(self, top: int = 5, struck: Collection[str] = ()) -> list[ExaminedClass]:
         """Return the `top` best classes, best first, without their sentences; `struck` as for `scores`."""
-        model, fused = self._without(struck)
-        best = fused.probabilities[0].topk(min(top, len(model.class_ids))).indices
-        return [self._class(class_id, struck) for class_id in model.class_ids[best].tolist()]
+        left = self._left(struck)
+        best = left.fused.probabilities[0].topk(min(top, len(left.model.class_ids))).indices
+        return [self._class(class_id, left) for class_id in left.model.class_ids[best].tolist()]
 
     def look(self, name: str, struck: Collection[str] = ()) -> ExaminedClass:
         """Return one class with all its sentences; `struck` as for `scores`.
@@ -126,7 +136,7 @@ class Examination:
             raise MissingStepError(
                 f"class {name!r} has no anchor sentence", "Select again: vlltr embed, then vlltr select"
             )
-        return self._class(class_id, struck, sentences=True)
+        return self._class(class_id, self._left(struck), sentences=True)
 
     def compare(self, first: str, second: str, struck: Collection[str] = ()) -> Comparison:
         """Compare the class `first` with `second`; `struck` as for `scores`.
@@ -148,18 +158,17 @@ class Examination:
             for_second=_arguments(other),
         )
 
-    def _without(self, struck: Collection[str]) -> tuple[Model, FusedScores]:
-        """Return the model without some sentences, and its scores; those of the last question are kept."""
-        gone = frozenset(struck)
-        if gone != self._last[0]:
-            model = _model_without(self.model, gone) if gone else self.model
-            fused = model.exhaustive(self.feature[None]) if gone else self._whole
-            self._last = (gone, model, fused)
-        return self._last[1:]
+    def _left(self, struck: Collection[str]) -> _Left:
+        """Return what is left without some sentences."""
+        if not struck:
+            return _Left(self.model, self._whole, {})
+        model, owners = _model_without(self.model, frozenset(struck))
+        return _Left(model, model.exhaustive(self.feature[None]), owners)
 
-    def _class(self, class_id: int, struck: Collection[str], sentences: bool = False) -> ExaminedClass:
-        before, told = self._score(self.model, self._whole, class_id)
-        now, left = self._score(*self._without(struck), class_id)
+    def _class(self, class_id: int, left: _Left, sentences: bool = False) -> ExaminedClass:
+        before, told = self._score(self.model, self._whole, class_id, sentences)
+        now, kept = self._score(left.model, left.fused, class_id, sentences)
+        struck = {one: left.model.state.texts[one] for one, owner in left.struck.items() if owner == class_id}
         return ExaminedClass(
             class_id=class_id,
             name=now.name,
@@ -173,11 +182,12 @@ class Examination:
             probability_before=before.probability,
             cosine_before=before.cosine,
             text_score_before=before.text_score,
-            sentences=tuple(_examined(told, left)) if sentences else (),
+            sentences=tuple(_examined(told, kept, struck)) if sentences else (),
+            gone=not bool((left.model.class_ids == class_id).any()),
         )
 
     def _score(
-        self, model: Model, fused: FusedScores, class_id: int
+        self, model: Model, fused: FusedScores, class_id: int, sentences: bool
     ) -> tuple[ClassScore, dict[str, SentenceShare]]:
         """Return a model's score of a class, zero if nothing is known of it, and its sentences by id and share."""
         column = class_positions(model.class_ids, torch.tensor([[class_id]]))
@@ -189,47 +199,80 @@ class Examination:
         if place is None:
             return replace(score, cosine=0.0), {}
         found = model.explainer.explain(self.feature, place)
-        shares = dict(model.explainer.by_share(found))
-        return replace(score, cosine=found.cosine, text_score=found.score), shares
+        shares = model.explainer.by_share(found, grouped=model is self.model) if sentences else ()
+        return replace(score, cosine=found.cosine, text_score=found.score), dict(shares)
+
+
+@dataclass(frozen=True, eq=False)
+class _Left:
+    """What is left without some sentences.
+
+    Attributes:
+        model: The model without them.
+        fused: Its scores of the image.
+        struck: The class of each of them.
+    """
+
+    model: Model
+    fused: FusedScores
+    struck: Mapping[str, int]
 
 
 def _examined(
-    told: Mapping[str, SentenceShare], left: Mapping[str, SentenceShare]
+    told: Mapping[str, SentenceShare], left: Mapping[str, SentenceShare], struck: Texts
 ) -> Iterator[ExaminedSentence]:
-    """Return a class's sentences in their order before, those that are left out among them, and then new ones."""
+    """Return a class's sentences: those before in their order, struck ones among them, and then new ones.
+
+    What is no anchor any more though it was not struck is left out.
+    """
     for sentence_id, before in told.items():
         now = left.get(sentence_id)
-        share = replace(before, share=0.0, percent=0.0) if now is None else replace(now, group=before.group)
-        yield ExaminedSentence(**asdict(share), sentence_id=sentence_id, struck=now is None)
-    for number, sentence_id in enumerate(left.keys() - told.keys(), len(told)):
-        share = replace(left[sentence_id], group=number)
-        yield ExaminedSentence(**asdict(share), sentence_id=sentence_id, struck=False)
+        if now is not None or sentence_id in struck:
+            share = replace(now or replace(before, share=0.0, percent=0.0), group=before.group)
+            yield ExaminedSentence(**asdict(share), sentence_id=sentence_id, struck=now is None)
+    no_share = partial(SentenceShare, attention=0.0, share=0.0, effect=0.0, percent=0.0, group=0)
+    new = {**left, **{one: no_share(*text) for one, text in struck.items()}}
+    for number, sentence_id in enumerate((one for one in new if one not in told), len(told)):
+        share = replace(new[sentence_id], group=number)
+        yield ExaminedSentence(**asdict(share), sentence_id=sentence_id, struck=sentence_id in struck)
 
 
-def _model_without(model: Model, struck: frozenset[str]) -> Model:
-    """Return the model as it is when some sentences have been removed, with the anchors that are selected then."""
-    snapshot = model.state.snapshot
-    gone = snapshot.table("sentences", ["class_id"], one_of("sentence_id", sorted(struck)))
+def _model_without(model: Model, struck: frozenset[str]) -> tuple[Model, dict[str, int]]:
+    """Return the model with the anchors that are selected when some sentences are gone, and the class of each of these.
+
+    The last result is kept.
+    """
+    kept = _WITHOUT.get(model)
+    if kept is not None and kept[0] == struck:
+        return kept[1:]
+    state = model.state
+    if not isinstance(state.source, Snapshot):
+        what = "in an exported folder no sentence can be struck out: others may come in for it"
+        raise UsageError(what, "Ask the workspace that it came from.")
+    snapshot = state.source
+    every = snapshot.table("sentences", ["class_id", *TEXT_COLUMNS])
+    out = pc.is_in(every["sentence_id"], pa.array([one for one in struck if one.isascii()], pa.string()))
+    gone = every.filter(out)
+    owners = dict(zip(gone["sentence_id"].to_pylist(), gone["class_id"].to_pylist(), strict=True))
     touched = numbers(gone, "class_id").unique()
-    rows = snapshot.table("sentences", ["class_id", *TEXT_COLUMNS], one_of("class_id", touched.tolist()))
-    rows = rows.filter(pc.invert(pc.is_in(rows["sentence_id"], pa.array(sorted(struck), pa.string()))))
-    left = numbers(rows, "class_id").unique()
+    of_touched = pc.is_in(every["class_id"], gone["class_id"].combine_chunks())
+    left = numbers(every.filter(pc.and_(of_touched, pc.invert(out))), "class_id").unique()
     bank: AnchorBank | None = None
     ids = list[str]()
     if len(left):
         config = snapshot.commit.info.select or snapshot.recipe.select
-        bank, ids = anchors_without(snapshot, config, left, sentences=struck)
+        bank, ids = anchors_without(snapshot, config, left, sentences=frozenset(owners))
+    texts = texts_of(every.filter(of_touched))
     found = replace(
         model,
         anchors=model.anchors.exchanged(touched, bank, ids),
-        state=model.state.apart(
-            class_images=model.state.class_images,
-            read_texts=lambda: {**model.state.texts, **texts_of(rows)},
-        ),
+        state=state.apart(class_images=state.class_images, read_texts=lambda: {**state.texts, **texts}),
     )
-    if model.log_prior is None:
-        return found
-    return replace(found, log_prior=model.log_prior[class_positions(model.class_ids, found.class_ids)])
+    if model.log_prior is not None:
+        columns = class_positions(model.class_ids, found.class_ids)
+        found = replace(found, log_prior=model.log_prior[columns])
+    _WITHOUT[model] = struck, found, owners
+    return found, owners
 
 
 def _arguments(one: ExaminedClass) -> tuple[ExaminedSentence, ...]:

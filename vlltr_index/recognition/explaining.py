@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from vlltr_index.recognition.state import Texts
 
 
+_CLASSES = 256
+
+
 class Explainer:
     """Explains text scores by anchor sentences; everything is on the CPU.
 
@@ -38,19 +41,12 @@ class Explainer:
         self._anchors = scorer.anchors
         self._texts = texts
         self._names = names
-        self._predicted: dict[
-            int, Tensor
-        ] = {}  # prior means by each sentence, of classes that were explained
+        self._predicted = lru_cache(_CLASSES)(self._map)  # prior means by each sentence of a class
 
     @cached_property
     def places(self) -> dict[int, int]:
         """Positions in the anchor bank by class id; a class without an anchor has none."""
         return {class_id: place for place, class_id in enumerate(self._anchors.bank.class_ids.tolist())}
-
-    @cached_property
-    def rows(self) -> dict[str, int]:
-        """Rows among all anchors by sentence id."""
-        return {sentence_id: row for row, sentence_id in enumerate(self._anchors.sentence_ids)}
 
     def explain(self, feature: Tensor, place: int) -> ClassExplanation:
         """Explain one class's text score: under the rule `ours` by both parts that read text, else the text logit.
@@ -66,10 +62,14 @@ class Explainer:
         if weights is None or plda is None:
             return found
         column = self._columns[place]
-        if place not in self._predicted:
-            sentences = bank.vectors[bank.bounds[place] : bank.bounds[place + 1]]
-            self._predicted[place] = plda.map_sentences(sentences)
-        return found.weighed(*weights[column], explain_prior(plda, column, self._predicted[place], feature))
+        by_prior = explain_prior(plda, column, self._predicted(place), feature)
+        return found.weighed(*weights[column], by_prior)
+
+    def _map(self, place: int) -> Tensor:
+        plda = self._scorer.plda
+        assert plda is not None
+        bank = self._anchors.bank
+        return plda.map_sentences(bank.vectors[bank.bounds[place] : bank.bounds[place + 1]])
 
     @cached_property
     def _columns(self) -> list[int]:
@@ -100,7 +100,7 @@ class Explainer:
             return score
         found, shares = self.shares(feature, score.class_id, groups)
         if found is None:
-            return replace(score, cosine=0.0, text_score=0.0)
+            return replace(score, cosine=0.0)
         return replace(score, cosine=found.cosine, text_score=found.score, sentences=shares)
 
     def of_several(
@@ -121,13 +121,16 @@ class Explainer:
         first = sorted(found.values(), key=lambda group: -sum(share.percent for share in group))[:groups]
         return tuple(replace(share, group=n) for n, group in enumerate(first) for share in group)
 
-    def by_share(self, found: ClassExplanation) -> list[tuple[str, SentenceShare]]:
-        """List a class's sentences by id: groups by summed share, then by share, both descending."""
+    def by_share(self, found: ClassExplanation, grouped: bool = True) -> list[tuple[str, SentenceShare]]:
+        """List a class's sentences by id: groups by summed share, then by share, both descending.
+
+        Unless `grouped` each is a group by itself, and the texts of all classes need not be compared.
+        """
         first, last = self._anchors.bank.bounds[found.position : found.position + 2]
         texts = self._texts()
         values = torch.stack([found.attention, found.shares, found.effects, found.percents], 1).tolist()
         ids = self._anchors.sentence_ids[first:last]
-        groups = numbered(self._template_groups[first:last])
+        groups = numbered(self._template_groups[first:last]) if grouped else range(last - first)
         sums = defaultdict[int, float](float)
         listed = []
         for sentence_id, group, (attention, share, effect, percent) in zip(ids, groups, values, strict=True):

@@ -58,20 +58,26 @@ def contrast(one: ClassScore, other: ClassScore) -> str:
         one: A class with its sentences.
         other: Another class of the same image, with its sentences.
     """
-    image, text = _difference(one, other)
-    if image + text < 0:
+    image, text, prior = _difference(one, other)
+    if image + text + prior < 0:
         one, other = other, one
-        image = -image
-        text = -text
+        image, text, prior = -image, -text, -prior
     if image > 0 and text > 0:
         share = round(100 * image / (image + text))
         why = f"the image ({share} % of the difference) and the text ({100 - share} %) both speak for it"
+    elif image == text == 0:
+        why = "image and text make no difference" if prior else "both are as likely"
     elif text == 0:
-        why = "the image speaks for it; the text makes no difference" if image else "both are as likely"
+        why = f"the image speaks {'for' if image > 0 else 'against'} it; the text makes no difference"
+    elif max(image, text) <= 0:  # how common they are decides
+        why = "neither the image nor the text speaks for it"
     else:
         first = "the image" if image > 0 else "the text"
         second = "the text" if image > 0 else "the image"
-        why = f"{first} speaks for it" + (f", more than {second} against it" if image else "")
+        more = "more" if image + text > 0 else "less"
+        why = f"{first} speaks for it" + (f", {more} than {second} against it" if image else "")
+    if prior:
+        why += f"; it is the {'more common' if prior > 0 else 'rarer'} one"
     speaking = one if text > 0 else other
     best = max(speaking.sentences, key=lambda s: s.effect, default=None)
     if text and best is not None and best.effect > 0:
@@ -79,13 +85,16 @@ def contrast(one: ClassScore, other: ClassScore) -> str:
     return f"{one.name} rather than {other.name} because {why}"
 
 
-def _difference(one: ClassScore, other: ClassScore) -> tuple[float, float]:
-    """Return the image's and the text's part of log P(one) / P(other), or of the difference of both probabilities.
+def _difference(one: ClassScore, other: ClassScore) -> tuple[float, float, float]:
+    """Return the image's, the text's and the prior's part of log P(one) / P(other), or of the difference of both
+    probabilities.
 
     Parts of log-odds are against the best other class, which is `other` if one of the two is the best, else a third.
     """
-    if one.unit == "log-odds" and one.image_part + one.text_part > 0:
-        return -other.image_part, -other.text_part
-    if one.unit == "log-odds" and other.image_part + other.text_part > 0:
-        return one.image_part, one.text_part
-    return one.image_part - other.image_part, one.text_part - other.text_part
+    mine, theirs = ((s.image_part, s.text_part, s.prior_part) for s in (one, other))
+    image, text, prior = (own - others for own, others in zip(mine, theirs, strict=True))
+    if one.unit == "log-odds" and sum(mine) > 0:
+        image, text, prior = (-part for part in theirs)
+    elif one.unit == "log-odds" and sum(theirs) > 0:
+        image, text, prior = mine
+    return image, text, prior

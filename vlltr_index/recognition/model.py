@@ -201,7 +201,7 @@ class Model(Scorer):
         placed = self._placed
         index = self._index
         assert index is not None
-        image = placed.image_side(features)
+        image = placed.visual_scores(features)
 
         def fuse(rows: Tensor, text: Tensor) -> tuple[FusedScores, Tensor]:
             return placed.resting(image if len(rows) == len(features) else image.rows(rows), text)

@@ -13,13 +13,13 @@ from torch import Tensor
 from vlltr_index.errors import MissingStepError, UsageError
 from vlltr_index.heads.fusion import (
     FusedScores,
-    ImageSide,
+    VisualScores,
     class_logits,
     fuse,
     fuse_protocol,
-    image_side,
     log_frequencies,
     resting,
+    visual_scores,
     with_prior,
 )
 from vlltr_index.heads.plda import PLDA
@@ -216,11 +216,11 @@ class Scorer:
         assert self.plda is not None
         return self.plda.log_likelihoods(unit_rows(features))
 
-    def image_side(self, features: Tensor) -> ImageSide:
+    def visual_scores(self, features: Tensor) -> VisualScores:
         """Score features by the visual side: log-scores under `ours`, else the visual classifier's logits."""
         if self.saved.parts is None or self.fusion.rule != "ours":
             logits = self.visual_logits(features)
-            return ImageSide(logits, logits, logits, self.trained, self.trained)
+            return VisualScores(logits, logits, logits, self.trained, self.trained)
         assert self.plda is not None
         weights = self.saved.parts.weights
         likelihoods = self.log_likelihoods(features)
@@ -228,7 +228,9 @@ class Scorer:
         plain = self.plda.without_text
         wordless = None if plain is self.plda else plain.log_likelihoods(unit_rows(features))
         with_images = self.plda.counts > 0
-        return image_side(visual, likelihoods, self.trained, with_images, weights=weights, wordless=wordless)
+        return visual_scores(
+            visual, likelihoods, self.trained, with_images, weights=weights, wordless=wordless
+        )
 
     def text_logits(self, features: Tensor) -> Tensor:
         """Return text logits [B, C]; a class without anchors gets the mean of the others."""
@@ -245,7 +247,7 @@ class Scorer:
         logits[:, class_positions(self.class_ids, self.bank.class_ids)] = bank_logits
         return logits
 
-    def fuse(self, image: ImageSide, text_logits: Tensor) -> FusedScores:
+    def fuse(self, image: VisualScores, text_logits: Tensor) -> FusedScores:
         """Fuse the visual side's scores and text logits [B, C] into one distribution."""
         if self.fusion.rule != "ours":
             return fuse_protocol(image.scores, text_logits, self.fusion.rule, self.fusion.alpha)
@@ -254,7 +256,7 @@ class Scorer:
         fused = fuse(image, text_logits, weights)
         return fused if self.log_prior is None else with_prior(fused, image, weights, self.log_prior)
 
-    def resting(self, image: ImageSide, text_logits: Tensor) -> tuple[FusedScores, Tensor]:
+    def resting(self, image: VisualScores, text_logits: Tensor) -> tuple[FusedScores, Tensor]:
         """Return fused scores, and how much of an answer depends on each class's text logit, [B, C]."""
         fused = self.fuse(image, text_logits)
         if self.fusion.rule == "paper":
@@ -267,6 +269,8 @@ class Scorer:
     @torch.inference_mode()
     def exhaustive(self, features: Tensor) -> FusedScores:
         """Score features [B, D] against every class, in batches."""
-        parts = [self.fuse(self.image_side(part), self.text_logits(part)) for part in features.split(_BATCH)]
+        parts = [
+            self.fuse(self.visual_scores(part), self.text_logits(part)) for part in features.split(_BATCH)
+        ]
         columns = zip(*(part.tensors for part in parts), strict=True)
         return FusedScores(*(torch.cat(some) for some in columns))

@@ -82,18 +82,18 @@ class Anchors:
         owner = torch.cat([bank.class_ids[bank.class_of_row] for bank in banks])
         kept = torch.ones(len(owner), dtype=torch.bool)
         kept[: len(self.keys)] = ~torch.isin(owner[: len(self.keys)], class_ids)
-        at = kept.nonzero()[:, 0][owner[kept].argsort(stable=True)]
-        ids = [*self.sentence_ids, *sentence_ids]
-        rows = pa.table(
-            {
-                "class_id": pa.array(owner[at].numpy(), pa.int32()),
-                "anchor_key": pa.array(torch.arange(len(at)).numpy()),
-                "sentence_id": pa.array([ids[i] for i in at.tolist()], pa.string()),
-            }
+        at = kept.nonzero()[:, 0]
+        at = at[owner[at].argsort(stable=True)]
+        present, counts = owner[at].unique_consecutive(return_counts=True)
+        bank = AnchorBank(
+            vectors=torch.cat([bank.vectors for bank in banks])[at],
+            offsets=torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
+            class_ids=present,
+            rows=torch.arange(len(at)),
+            losses=torch.cat([bank.losses for bank in banks])[at],
         )
-        vectors = torch.cat([bank.vectors for bank in banks])[at]
-        losses = torch.cat([bank.losses for bank in banks])[at]
-        return Anchors.of(rows, vectors, losses, self.selection_id)
+        ids = [*self.sentence_ids, *sentence_ids]
+        return Anchors(bank, torch.arange(len(at)), [ids[i] for i in at.tolist()], self.selection_id)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +158,7 @@ class ModelState:
         return state
 
     def apart(self, class_images: _ClassImages, read_texts: Callable[[], Texts]) -> ModelState:
-        """Return the state of a model that was fitted without some images: with other texts and images, no index."""
+        """Return the state of a model without some images or sentences: with other texts and images, no index."""
         state = ModelState(self.source, before=self, device=self.device)
         state.__dict__.pop("texts", None)
         state.index = None
