@@ -16,8 +16,19 @@ import numpy as np
 from torch import Tensor
 
 from benchmarks.kept import surroundings
-from benchmarks.studies.paired import BINS, METHOD, Runs, difference, keep_run, mean, read_runs, spread
+from benchmarks.studies.paired import (
+    BINS,
+    METHOD,
+    WITHOUT_BRANCH,
+    Runs,
+    difference,
+    keep_run,
+    mean,
+    read_runs,
+    spread,
+)
 from benchmarks.studies.random_words import control
+from benchmarks.studies.without_text import without_branch
 from benchmarks.studies.workspaces import StepSeconds, bits, dataset
 from benchmarks.study import Command, Study, add_folder
 from vlltr_index.data.glyphs import glyph_files
@@ -32,7 +43,7 @@ from vlltr_index.tensors import class_positions
 
 OF_FC = {"ncm", "crt", "tau-norm", "lws"}  # made from the image-only tower
 COPIED = (FC, ADJUSTED, *OF_FC)
-OWN = (METHOD, "image side", "text branch")
+OWN = (METHOD, WITHOUT_BRANCH, "text branch")
 
 
 def run(seed: int, folder: Path) -> None:
@@ -92,7 +103,11 @@ def _measure(workspace: Workspace, seed: int) -> dict[str, Any]:
             found["notes"][label] = note
 
     fused = scorer.exhaustive(test.features)
-    own = {METHOD: fused.probabilities, "image side": fused.by_image, "text branch": fused.by_text}
+    own = {
+        METHOD: fused.probabilities,
+        WITHOUT_BRANCH: without_branch(scorer, test.features),
+        "text branch": fused.by_text,
+    }
     for label, chances in own.items():  # their logarithms are scores as any other row's
         add(label, scorer.class_ids, chances.clamp(min=1e-30).log())
     for row, scores in score_baselines(workspace, snapshot, "test", test.image_ids):

@@ -14,6 +14,7 @@ from benchmarks.kept import keep, read
 __all__ = [
     "BINS",
     "METHOD",
+    "WITHOUT_BRANCH",
     "Bits",
     "Run",
     "Runs",
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 METHOD = "vl-ltr"
+WITHOUT_BRANCH = "without text branch"  # texts still give prior means
 BINS = ("overall", "many", "medium", "few", "few5")
 TEST_IMAGES = (
     "test_images"  # the class and the group of each test image: kept once a data set, beside the studies

@@ -14,7 +14,17 @@ from pathlib import Path
 from benchmarks.kept import surroundings
 from benchmarks.studies.draws.bench import prototypes
 from benchmarks.studies.long_tailed.table import of_data
-from benchmarks.studies.paired import BINS, METHOD, Runs, difference, keep_run, mean, read_runs
+from benchmarks.studies.paired import (
+    BINS,
+    METHOD,
+    WITHOUT_BRANCH,
+    Runs,
+    difference,
+    keep_run,
+    mean,
+    read_runs,
+)
+from benchmarks.studies.without_text import without_branch
 from benchmarks.studies.workspaces import GLYPHS, StepSeconds, bits, dataset, files_of, made, seeded
 from benchmarks.study import Command, Study, add_folder
 from vlltr_index.embedding.loading import image_set
@@ -24,7 +34,7 @@ from vlltr_index.schemas.recipes import override
 from vlltr_index.tensors import class_positions, cosine_logits
 
 WAYS = ("none", "text")
-ROWS = (METHOD, "image side", "text branch", "zero-shot")
+ROWS = (METHOD, WITHOUT_BRANCH, "text branch", "zero-shot")
 
 
 def run(tune: str, folder: Path) -> None:
@@ -42,7 +52,12 @@ def run(tune: str, folder: Path) -> None:
     labels = class_positions(scorer.class_ids, test.class_ids)
     said = scorer.exhaustive(test.features)
     means = prototypes(workspace, scorer.class_ids)[0]["own sentences"]
-    rows = (said.probabilities, said.by_image, said.by_text, cosine_logits(test.features.double(), means))
+    rows = (
+        said.probabilities,
+        without_branch(scorer, test.features),
+        said.by_text,
+        cosine_logits(test.features.double(), means),
+    )
     result = {
         "tune": tune,
         "dataset": dataset(data),

@@ -21,12 +21,26 @@ from vlltr_index.tensors import cosine_logits, unit_rows
 from vlltr_index.train.stage_two import weigh
 from vlltr_index.train.stage_two_data import StageTwoData
 
-__all__ = ["WHOLE", "discriminant", "held_out", "rows_without_text", "training_data", "with_rows_for_all"]
+__all__ = [
+    "WHOLE",
+    "discriminant",
+    "held_out",
+    "rows_without_text",
+    "training_data",
+    "with_rows_for_all",
+    "without_branch",
+]
 
 GENERATIVE = "generative without text"
 MEANS = "class means"
 DISCRIMINANT = "shrunk discriminant"
 WHOLE = f"linear + {GENERATIVE}"
+
+
+@torch.inference_mode()
+def without_branch(scorer: Model, features: Tensor) -> Tensor:
+    """Probabilities [N, C] of features [N, D] without the text branch; texts still give prior means."""
+    return torch.cat([scorer.visual_scores(part).scores.softmax(1) for part in features.split(512)])
 
 
 def rows_without_text(data: StageTwoData, scorer: Model, features: Tensor) -> tuple[dict[str, Tensor], Parts]:

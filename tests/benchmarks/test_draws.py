@@ -59,7 +59,7 @@ def test_a_draw_goes_through_the_commands(tmp_path: Path, monkeypatch: pytest.Mo
     plan = Plan("2x3", "heldout", "true", "vlltr-tiny:glyphs", "", True, False)
     found = measured(plan, 0, tmp_path / "draw")
     assert (found["classes"], found["images"], found["tests"]) == (2, [3, 3], 12)
-    assert list(found["sides"]) == ["vl-ltr", "image side", "text side"]
+    assert list(found["sides"]) == ["vl-ltr", "without text branch", "text side"]
     assert list(found["rules"]) == [
         "class means",
         "shrunk discriminant",

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from benchmarks.studies.draws.rules import choose, rules, text_means
 from benchmarks.studies.draws.sources import Draw, Kind, write_picture
-from benchmarks.studies.paired import METHOD
+from benchmarks.studies.paired import METHOD, WITHOUT_BRANCH
+from benchmarks.studies.without_text import without_branch
 from vlltr_index import Recognizer
 from vlltr_index.classes import ChangeOptions, NewClass, add_classes
 from vlltr_index.cli.main import vlltr
@@ -33,10 +34,9 @@ from vlltr_index.schemas.tables import sentence_vectors_name
 from vlltr_index.store.workspace import Workspace
 from vlltr_index.tensors import cosine_logits
 
-__all__ = ["ADDITIONS", "IMAGE_SIDE", "TEXT_SIDE", "Bench", "prototypes", "sides"]
+__all__ = ["ADDITIONS", "TEXT_SIDE", "Bench", "prototypes", "sides"]
 
 ADDITIONS = {"5 images": 5, "1 image": 1, "text": 0}
-IMAGE_SIDE = "image side"
 TEXT_SIDE = "text side"
 
 
@@ -238,7 +238,8 @@ class Bench:
 def sides(recognizer: Recognizer, features: Tensor) -> dict[str, Tensor]:
     """Probabilities [N, C] of stored vectors [N, D]: of the whole, and of its parts alone."""
     scores, _ = recognizer.score(features, "exhaustive")
-    return {METHOD: scores.probabilities, IMAGE_SIDE: scores.by_image, TEXT_SIDE: scores.by_text}
+    alone = without_branch(recognizer.current(), features)
+    return {METHOD: scores.probabilities, WITHOUT_BRANCH: alone, TEXT_SIDE: scores.by_text}
 
 
 def _columns(recognizer: Recognizer) -> Tensor:

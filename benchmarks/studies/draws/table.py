@@ -8,10 +8,10 @@ from statistics import NormalDist, fmean, stdev
 from typing import Any
 
 from benchmarks.kept import read
-from benchmarks.studies.draws.bench import ADDITIONS, IMAGE_SIDE
+from benchmarks.studies.draws.bench import ADDITIONS
 from benchmarks.studies.draws.rules import TEXTLESS
 from benchmarks.studies.draws.sources import ALL_SHARE, TEXTS
-from benchmarks.studies.paired import METHOD
+from benchmarks.studies.paired import METHOD, WITHOUT_BRANCH
 
 __all__ = ["bound", "generated", "parts"]
 
@@ -76,8 +76,8 @@ def _of_source(title: str, runs: Sequence[Result]) -> list[str]:
     lines = ["", f"**{title}**", ""]
     if usual:
         lines += _table(
-            f"| classes x images | draws | vl-ltr | image side | {' | '.join(RULES)} | behind, a class | a picture"
-            " | ECE / NLL | best simple rule's | train lgr s |",
+            f"| classes x images | draws | vl-ltr | {WITHOUT_BRANCH} | {' | '.join(RULES)} | behind, a class"
+            " | a picture | ECE / NLL | best simple rule's | train lgr s |",
             usual,
             lambda rows: _main(rows) + _calibration(rows),
         )
@@ -118,7 +118,7 @@ def _table(head: str, rows: Mapping[str, Any], line: Callable[[Any], list[str]])
 
 def _main(rows: Sequence[Row]) -> list[str]:
     found = {which: [row[which] for row in rows] for which in ("balanced", "accuracy")}
-    shown = [" / ".join(_mean(found[which], n) for which in found) for n in (METHOD, IMAGE_SIDE, *RULES)]
+    shown = [" / ".join(_mean(found[which], n) for which in found) for n in (METHOD, WITHOUT_BRANCH, *RULES)]
     behind = [
         _gap([a[r["best simple"]] - a[METHOD] for r, a in zip(rows, some, strict=True) if METHOD in a])
         for some in found.values()
@@ -141,7 +141,7 @@ def _few(rows: Sequence[Row]) -> list[str]:
 
 def _texts(found: Mapping[str, Sequence[Row]]) -> list[str]:
     gaps = {
-        t: [a[IMAGE_SIDE] - a[METHOD] for a in (row["accuracy"] for row in rows) if METHOD in a]
+        t: [a[WITHOUT_BRANCH] - a[METHOD] for a in (row["accuracy"] for row in rows) if METHOD in a]
         for t, rows in found.items()
     }
     return [_gap(gaps[t]) if t in gaps else "" for t in TEXTS]

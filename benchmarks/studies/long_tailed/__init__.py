@@ -23,8 +23,8 @@ from torch import Tensor
 
 from benchmarks.kept import read, surroundings
 from benchmarks.studies.long_tailed.table import WEIGHED, parts, write_rows
-from benchmarks.studies.paired import METHOD, keep_run
-from benchmarks.studies.without_text import WHOLE, held_out, rows_without_text, training_data
+from benchmarks.studies.paired import METHOD, WITHOUT_BRANCH, keep_run
+from benchmarks.studies.without_text import WHOLE, held_out, rows_without_text, training_data, without_branch
 from benchmarks.studies.workspaces import (
     StepSeconds,
     add_data,
@@ -93,7 +93,11 @@ def measure(workspace: Workspace, baseline: bool) -> dict[str, Any]:
     data = training_data(workspace, snapshot)
     plain, parts = rows_without_text(data, scorer, test.features)
     tempered = _tempered(data, scorer, test.features)
-    rows = {METHOD: fused.probabilities, "image side": fused.by_image} | tempered | plain
+    rows = (
+        {METHOD: fused.probabilities, WITHOUT_BRANCH: without_branch(scorer, test.features)}
+        | tempered
+        | plain
+    )
     if baseline:
         found = score_baselines(workspace, snapshot, "test", test.image_ids)
         rows |= {row.label: scores for row, scores in found if row.label in (FC, ADJUSTED)}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks.studies.paired import BINS, METHOD, Runs, difference, mean, read_runs, spread
+from benchmarks.studies.paired import BINS, METHOD, WITHOUT_BRANCH, Runs, difference, mean, read_runs, spread
 from benchmarks.studies.without_text import WHOLE
 from benchmarks.studies.workspaces import DATA, GLYPHS, NAMES, RECIPES, by_data
 
@@ -19,7 +19,7 @@ ADJUSTED = "image-only + logit adjustment"
 ORDER = (
     METHOD,
     WEIGHED,
-    "image side",
+    WITHOUT_BRANCH,
     "linear layer",
     "text branch",
     WHOLE,
@@ -31,7 +31,7 @@ ORDER = (
     IMAGE_ONLY,
     ADJUSTED,
 )
-PERMUTED = (METHOD, "image side", "text branch", WHOLE)  # rows shown of permuted texts
+PERMUTED = (METHOD, WITHOUT_BRANCH, "text branch", WHOLE)  # rows shown of permuted texts
 SUMMARY = (METHOD, WHOLE, ADJUSTED)
 BY_FAMILY = "few, families drawn"
 
