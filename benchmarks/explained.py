@@ -17,6 +17,7 @@ from vlltr_index.embedding.loading import image_set, usable_images
 from vlltr_index.pipelines.evaluate import training_counts
 from vlltr_index.recognition.sheet import Panel, Picture, write_sheet
 from vlltr_index.recognizer import Recognizer
+from vlltr_index.schemas.config import FusionConfig
 from vlltr_index.schemas.options import PredictOptions
 from vlltr_index.store.workspace import Workspace
 from vlltr_index.tensors import class_positions
@@ -44,7 +45,8 @@ def write(path: Path) -> None:
     recognizer = Recognizer.open(path)
     snapshot = workspace.snapshot()
     scorer = recognizer.current()
-    names = recognizer.current().names
+    branch = scorer.with_rule(FusionConfig(rule="logits"))  # there text scores are those of the text branch
+    names = scorer.names
     test = image_set(snapshot, "test")
     counts = training_counts(snapshot, scorer.class_ids)
     labels = class_positions(scorer.class_ids, test.class_ids)
@@ -64,7 +66,7 @@ def write(path: Path) -> None:
             prediction = recognizer.predict([data], PredictOptions(top=2, explain=2))[0]
             lines = prediction_lines(prediction, WIDTH)[1:]
             plural = "s" * (images > 1)
-            alone = recognizer.explain(data, names[int(scorer.class_ids[told[at]])])
+            alone = branch.explain(data, names[int(scorer.class_ids[told[at]])])
             parts += [f"**{name}**, {images} training image{plural}:", "", "```text", *lines]
             parts += [f"  text alone says {alone.name}: {alone.folded[0][0].text}", "```", ""]
             pictures.append(Picture(data, (name, f"said: {prediction.classes[0].name}")))

@@ -199,28 +199,19 @@ def evaluation(
     folds = measured.folds
     if retrieval != "exhaustive" and (folds or prior != "balanced"):
         raise UsageError("an index knows neither folds nor a prior", "Leave out: --retrieval faiss")
-    rows = [*_BRANCHES[1:], *baseline_labels(snapshot, of_folds=folds > 0)]
-    if against is not None and against not in rows:  # before anything is scored
-        raise UsageError(
-            f"no row {against!r} to compare with",
-            f"There are: {', '.join(rows)}. Make others: vlltr train baseline NAME",
-        )
+    _check_row(against, [*_BRANCHES[1:], *baseline_labels(snapshot, of_folds=folds > 0)])
     class_ids = model.class_ids
     labels = _labels(snapshot, class_ids, measured.data, measured.split)
     measured = _seen_as(workspace, measured, crops, rule=rule, prior=prior, progress=progress)
     tree = model.tree() if model.taxonomy else None
     fusion = measured.answering[0].model.fusion
     counts = _trained_with(snapshot, model)
-    uneven = len(counts[model.trained].unique()) > 1
-    common = uneven and fusion.rule == "ours" and prior == "balanced" and retrieval == "exhaustive"
-    answers, summed = _own_answers(
-        measured, class_ids, labels, retrieval, tree=tree, common=common, progress=progress
-    )
+    plainly = fusion.rule == "ours" and prior == "balanced" and retrieval == "exhaustive"
+    common = plainly and _uneven(counts[model.trained])
+    answers, summed = _own_answers(measured, class_ids, labels, retrieval, tree, common, progress)
     seen = f"{crops} crops an image" if crops != 1 else ""
     own = "; ".join(filter(None, (_rule_note(fusion, prior), seen, _torn_note(measured.torn))))
     notes = dict.fromkeys(answers, seen) | {METHOD: own}
-    if common:
-        notes[COMMON] = "; ".join(filter(None, (_PRIOR_NOTES["training"], seen)))
     for row, scores in _baselines(workspace, snapshot, measured, progress):
         answers[row.label] = _row_answers(row, scores, class_ids, labels)
         notes[row.label] = row.note
@@ -248,6 +239,15 @@ def evaluation(
         **_figures(answers, labels, counts, measured=measured, against=against),
     )
     return Evaluation(report, answers, measured, class_ids=class_ids, labels=labels, counts=counts)
+
+
+def _check_row(against: str | None, rows: Sequence[str]) -> None:
+    """Refuse a comparison with a row that there is not, before anything is scored."""
+    if against is not None and against not in rows:
+        raise UsageError(
+            f"no row {against!r} to compare with",
+            f"There are: {', '.join(rows)}. Make others: vlltr train baseline NAME",
+        )
 
 
 def _measured(model: Model, snapshot: Snapshot, split: str | None) -> Measured:
@@ -455,6 +455,11 @@ def _own_answers(
     names = (*_BRANCHES, COMMON) if common else _BRANCHES
     rows = zip(names, whole[::2], whole[1::2], strict=True)  # best classes and confidence alternate
     return {name: RowAnswers(best, best[:, 0] == labels, sure) for name, best, sure in rows}, summed
+
+
+def _uneven(counts: Tensor) -> bool:
+    """Say whether some classes have more training images than others."""
+    return bool((counts != counts[:1]).any())
 
 
 def _whole(probabilities: Tensor, columns: Tensor) -> Tensor:
