@@ -92,7 +92,7 @@ def _of_source(title: str, runs: Sequence[Result]) -> list[str]:
     told = {s: rows for s, rows in told.items() if rows.keys() - {"true"}}
     if told:
         lines += [
-            "Image side less vl-ltr, likewise, by what the texts say:",
+            "Without text branch less vl-ltr, likewise, by what the texts say:",
             "",
         ]
         lines += _table("| classes x images | " + " | ".join(TEXTS) + " |", told, _texts)
