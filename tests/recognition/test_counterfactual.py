@@ -19,7 +19,10 @@ from vlltr_index.schemas.options import PredictOptions
 from vlltr_index.store.workspace import Workspace
 
 
-@pytest.fixture(scope="module", params=["ours", "logits", "paper"])
+@pytest.fixture(
+    scope="module",
+    params=["ours", *(pytest.param(rule, marks=pytest.mark.slow) for rule in ("logits", "paper"))],
+)
 def answers(trained_once: Path, request: pytest.FixtureRequest) -> Model:
     """Of the trained workspace under each rule; under ours the text counts, whatever it was worth in so short a run."""
     found = Recognizer.open(Workspace.open(trained_once)).current()
