@@ -177,7 +177,7 @@ def test_embedded_crops_are_kept_and_are_the_features_of_the_crops(trained: Work
 def test_predictions_and_explanations_are_of_the_feature_that_is_scored(
     trained: Workspace, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Shares add up to the cosine of the pooled feature, parts to the log-odds, from Python and the command line."""
+    """Shares add up to the text score of the pooled feature, parts to the log-odds, from Python and the command line."""
     recognizer = Recognizer.open(trained)
     image = pictures / "known-0.png"
     (plain,) = recognizer.predict([image], PredictOptions(retrieval="exhaustive"))
@@ -192,7 +192,7 @@ def test_predictions_and_explanations_are_of_the_feature_that_is_scored(
     for found in cropped.classes:
         at = position[found.class_id]
         assert found.probability == pytest.approx(float(fused.probabilities[0, at]), abs=1e-6)
-        assert sum(s.share for s in found.sentences) == pytest.approx(found.cosine, abs=1e-6)
+        assert sum(s.share for s in found.sentences) == pytest.approx(found.text_score, abs=1e-6)
         assert scale * found.cosine == pytest.approx(float(logits[at]), abs=1e-3)
     check_parts(cropped.classes)
     again = recognizer.explain(image, cropped.classes[0].name, crops=5)

@@ -58,7 +58,7 @@ class ClassExplanation:
         Args:
             text: Weight of the text logit.
             generative: Weight of the log-likelihood.
-            by_prior: Shares and effects of `explain_prior`.
+            by_prior: Shares and effects of `explain_prior`, float64 [M] each.
         """
         shares = text * self.shares + generative * by_prior[0]
         effects = text * self.effects + generative * by_prior[1]
