@@ -58,7 +58,7 @@ def _said(groups: Sequence[Sequence[SentenceShare]], width: int | None) -> list[
 def _head(score: ClassScore, width: int | None) -> list[str]:
     """Return a class with a bar of image part and text part beside it, or below it in a narrow terminal."""
     head = f"  {percent(score.probability):>5} %  {score.name}"
-    sides = {"image": score.image_part, "text": score.text_part}
+    sides = {"image": score.image_part, "text": 0.0 if score.mute else score.text_part}
     against = " and ".join(name for name, part in sides.items() if part < 0)
     bar = against and f"{against} against it"
     share = round(100 * score.image_share)

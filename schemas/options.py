@@ -77,8 +77,9 @@ class PredictOptions:
         prior: How common the classes are; with one other than `balanced` all classes are scored.
 
     Raises:
-        UsageError: If `retrieval` or `prior` is none of these, `min_accuracy` or `min_probability` does not lie between
-            0 and 1, or `reject`, which looks at all classes, is asked for together with `only` or `parent`.
+        UsageError: If `retrieval` or `prior` is none of these, `faiss` is asked for under a prior, `min_accuracy` or
+            `min_probability` does not lie between 0 and 1, or `reject`, which looks at all classes, is asked for
+            together with `only` or `parent`.
     """
 
     top: int = 5
@@ -106,6 +107,11 @@ class PredictOptions:
             raise UsageError(
                 f"the least accuracy lies between 0 and 1, got {self.min_accuracy:g}",
                 "For example: --min-accuracy 0.95",
+            )
+        if self.retrieval == "faiss" and self.prior != "balanced":
+            raise UsageError(
+                "an index finds classes that are equally common: all are scored under another prior",
+                "Leave out: --retrieval faiss",
             )
         if self.reject and self.some:
             what = "an answer among some classes (--only, --parent) with --reject, which looks at all classes"

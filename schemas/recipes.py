@@ -22,6 +22,9 @@ def list_recipes() -> list[str]:
     return sorted(str(p.relative_to(root).with_suffix("")) for p in root.rglob("*.toml"))
 
 
+_CONFIGS = ("encoder.json", "open_clip_config.json")  # a folder with one of these is an encoder
+
+
 def load_recipe(
     name: str | None = None, overrides: tuple[str, ...] = (), encoder: str | None = None
 ) -> Recipe:
@@ -45,12 +48,18 @@ def load_recipe(
     values = parse_toml(path.read_bytes(), str(path))
     if encoder is not None:
         model, _, pretrained = encoder.partition(":")
-        file = os.path.expanduser(pretrained)
-        if pretrained and os.path.exists(file):
-            pretrained = str(Path(file).absolute())
+        if _is_path(model, pretrained):
+            pretrained = str(Path(pretrained).expanduser().absolute())
         values = with_value(values, ["encoder", "model"], model)
         values = with_value(values, ["encoder", "pretrained"], pretrained or None)
     return validate(Recipe, apply_overrides(values, overrides), f"recipe {name}")
+
+
+def _is_path(model: str, weights: str) -> bool:
+    """Say whether weights are a file or folder that is there, and not a tag whose name some other folder has."""
+    path = Path(weights).expanduser()
+    named = model == "local-dir" or os.sep in weights or bool(path.suffix)
+    return bool(weights) and path.exists() and (named or any((path / name).is_file() for name in _CONFIGS))
 
 
 def override(recipe: Recipe, overrides: tuple[str, ...], sections: tuple[str, ...] = ()) -> Recipe:

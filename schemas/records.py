@@ -110,8 +110,8 @@ class ClassScore:
     had a text, `text_part` what all texts add, `prior_part` what is due to how common the classes are; 0 where all are
     taken to be equally common. `cosine` is that of image and attended text, exact if sentences were requested or all
     classes were scored. `text_score` is what the class's own sentences add to its log-score (under `paper` and
-    `logits`: the text logit); between two trained classes with sentences the difference of both is what text gave. 0
-    unless sentences were requested.
+    `logits`: the text logit); between two trained classes with sentences the difference of both is what text gave;
+    None unless sentences were requested.
     """
 
     class_id: int
@@ -124,7 +124,7 @@ class ClassScore:
     unit: str = "probability"  # | "log-odds"
     neighbours: tuple[Neighbour, ...] = ()
     prior_part: float = 0.0
-    text_score: float = 0.0
+    text_score: float | None = None
 
     @property
     def image_share(self) -> float:
@@ -139,8 +139,8 @@ class ClassScore:
 
     @property
     def mute(self) -> bool:
-        """Whether the text gave nothing, so that no sentence explains the answer."""
-        return self.text_part == 0.0
+        """Whether the text gave nothing, but for rounding, so that no sentence explains the answer."""
+        return abs(self.text_part) < 1e-5
 
     @property
     def by_image(self) -> bool:

@@ -342,6 +342,9 @@ def test_the_command(
         "Warning: who has the link can change this workspace, and nothing is encrypted on the way.\n"
         "With --read-only nothing can be added or undone.\n"
     )
+    code, _, err = run(capsys, *ui, "--prior", "folder")
+    assert code == 2
+    assert "the page is asked one picture at a time" in err
     _, _, err = run(capsys, *ui, "--host", "0.0.0.0", "--read-only")
     assert err == (
         "Warning: who has the link can see this workspace's classes and sentences, and nothing is encrypted on the"

@@ -177,7 +177,7 @@ def test_embedded_crops_are_kept_and_are_the_features_of_the_crops(trained: Work
 def test_predictions_and_explanations_are_of_the_feature_that_is_scored(
     trained: Workspace, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Shares add up to the text score of the pooled feature, parts to the log-odds, from Python and the command line."""
+    """Shares add up to the text score of the pooled feature, parts to the log-odds, from Python and by command."""
     recognizer = Recognizer.open(trained)
     image = pictures / "known-0.png"
     (plain,) = recognizer.predict([image], PredictOptions(retrieval="exhaustive"))

@@ -103,3 +103,13 @@ def test_how_common_a_class_is_may_decide(image: float, text: float, prior: floa
     kite = replace(score("kite", image, text), prior_part=prior)
     crow = replace(score("crow", -image, -text), prior_part=-prior)
     assert contrast(kite, crow) == contrast(crow, kite) == f"kite rather than crow because {why}"
+
+
+def test_a_sentence_of_both_is_no_argument() -> None:
+    """Nor is one of the rival's that the class has word for word."""
+    kite, crow = score("kite", 3.0, -1.0), score("crow", -3.0, 1.0)
+    crow = replace(
+        crow, sentences=(replace(crow.sentences[0], effect=0.1), replace(kite.sentences[0], effect=9.0))
+    )
+    assert contrast(kite, crow).endswith(AGAINST)
+    assert contrast(kite, replace(crow, sentences=kite.sentences)).endswith("more than the text against it")

@@ -55,6 +55,11 @@ def test_a_common_class_wins(recognizer: Recognizer, pictures: Path) -> None:
     assert [one.name for one in recognizer.predict([image], some)[0].classes] == [rare, plain[0].name]
 
 
+def test_an_index_is_of_classes_that_are_equally_common() -> None:
+    with pytest.raises(UsageError, match="an index finds classes that are equally common"):
+        PredictOptions(prior="training", retrieval="faiss")
+
+
 def test_what_is_no_prior_is_refused(recognizer: Recognizer, pictures: Path) -> None:
     image = pictures / "known-0.png"
     names = recognizer.classes_.tolist()

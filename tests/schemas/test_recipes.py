@@ -220,3 +220,14 @@ def test_an_encoder_that_is_no_section(tmp_path: Path) -> None:
     assert load_recipe(str(path), encoder="RN50").encoder.model == "RN50"
     with pytest.raises(ConfigError, match="encoder: "):
         load_recipe(str(path))
+
+
+def test_a_folder_that_has_a_tags_name_is_no_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures may lie in `glyphs`; a folder with an encoder, a path and `local-dir` are what they name."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "glyphs").mkdir()
+    assert load_recipe(encoder="vlltr-tiny:glyphs").encoder.pretrained == "glyphs"
+    for asked in ("vlltr-tiny:./glyphs", "local-dir:glyphs"):
+        assert load_recipe(encoder=asked).encoder.pretrained == str(tmp_path / "glyphs")
+    (tmp_path / "glyphs" / "encoder.json").write_text("{}", encoding="utf-8")
+    assert load_recipe(encoder="vlltr-tiny:glyphs").encoder.pretrained == str(tmp_path / "glyphs")

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _BATCH = 512
+_NO_INDEX = "in cross-validation, and under a prior, all classes are scored, not those that an index finds"
 _BRANCHES = (METHOD, "image branch", "text branch")
 _PRIOR_NOTES = {
     "balanced": "",
@@ -198,7 +199,7 @@ def evaluation(
     measured = _measured(model, snapshot, split)
     folds = measured.folds
     if retrieval != "exhaustive" and (folds or prior != "balanced"):
-        raise UsageError("an index knows neither folds nor a prior", "Leave out: --retrieval faiss")
+        raise UsageError(_NO_INDEX, "Leave out: --retrieval faiss")
     _check_row(against, [*_BRANCHES[1:], *baseline_labels(snapshot, of_folds=folds > 0)])
     class_ids = model.class_ids
     labels = _labels(snapshot, class_ids, measured.data, measured.split)

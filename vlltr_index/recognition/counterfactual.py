@@ -56,6 +56,7 @@ class ExaminedClass(ClassScore):
         gone: Whether nothing is known of the class without what is left out: no image, and no other sentence.
     """
 
+    text_score: float
     probability_before: float
     cosine_before: float
     text_score_before: float
@@ -178,10 +179,10 @@ class Examination:
             cosine=now.cosine,
             unit=now.unit,
             prior_part=now.prior_part,
-            text_score=now.text_score,
+            text_score=now.text_score or 0.0,
             probability_before=before.probability,
             cosine_before=before.cosine,
-            text_score_before=before.text_score,
+            text_score_before=before.text_score or 0.0,
             sentences=tuple(_examined(told, kept, struck)) if sentences else (),
             gone=not bool((left.model.class_ids == class_id).any()),
         )
@@ -193,11 +194,12 @@ class Examination:
         column = class_positions(model.class_ids, torch.tensor([[class_id]]))
         if int(column) < 0:
             unit = "log-odds" if model.fusion.rule != "paper" else "probability"
-            return ClassScore(class_id, model.names[class_id], 0.0, 0.0, 0.0, 0.0, unit=unit), {}
+            nothing = ClassScore(class_id, model.names[class_id], 0.0, 0.0, 0.0, 0.0, unit=unit)
+            return replace(nothing, text_score=0.0), {}
         score = model.class_scores(fused, column)[0][0]
         place = model.explainer.places.get(class_id)
         if place is None:
-            return replace(score, cosine=0.0), {}
+            return replace(score, cosine=0.0, text_score=0.0), {}
         found = model.explainer.explain(self.feature, place)
         shares = model.explainer.by_share(found, grouped=model is self.model) if sentences else ()
         return replace(score, cosine=found.cosine, text_score=found.score), dict(shares)

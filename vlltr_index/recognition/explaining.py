@@ -100,7 +100,7 @@ class Explainer:
             return score
         found, shares = self.shares(feature, score.class_id, groups)
         if found is None:
-            return replace(score, cosine=0.0)
+            return replace(score, cosine=0.0, text_score=0.0)
         return replace(score, cosine=found.cosine, text_score=found.score, sentences=shares)
 
     def of_several(

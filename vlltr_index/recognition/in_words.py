@@ -79,7 +79,9 @@ def contrast(one: ClassScore, other: ClassScore) -> str:
     if prior:
         why += f"; it is the {'more common' if prior > 0 else 'rarer'} one"
     speaking = one if text > 0 else other
-    best = max(speaking.sentences, key=lambda s: s.effect, default=None)
+    common = {s.text for s in one.sentences} & {s.text for s in other.sentences}  # these tell neither apart
+    own = (s for s in speaking.sentences if s.text not in common)
+    best = max(own, key=lambda s: s.effect, default=None)
     if text and best is not None and best.effect > 0:
         why += f'. The text\'s best argument{"" if text > 0 else " against it"}: "{best.text}"'
     return f"{one.name} rather than {other.name} because {why}"
