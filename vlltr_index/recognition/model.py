@@ -393,9 +393,8 @@ class Model(Scorer):
         lacking = [self.names[i] for i in self.class_ids[~given & self.trained].tolist()]
         if lacking:
             what = f"the prior (--prior) has no weight for {plural(len(lacking), 'class', 'classes')}"
-            raise UsageError(
-                f"{what}, such as {lacking[0]!r}", "Give each one, also those left out by --only."
-            )
+            what += f", such as {lacking[0]!r}"
+            raise UsageError(what, "Give each one, also those left out by --only.")
         known = weights.log()
         known[~given] = known[given].mean()  # classes that came later
         return known
