@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.kept import surroundings
 from benchmarks.studies.long_tailed.table import of_data
-from benchmarks.studies.paired import BINS, METHOD, Run, difference, keep_run, mean, read_runs
+from benchmarks.studies.paired import BINS, METHOD, WITHOUT_BRANCH, Run, difference, keep_run, mean, read_runs
 from benchmarks.studies.workspaces import (
     DATA,
     StepSeconds,
@@ -37,7 +37,7 @@ from vlltr_index.store.workspace import Workspace
 from vlltr_index.tensors import class_positions
 
 PROTOCOLS = ("paper", "release")
-ROWS = {METHOD: "both branches", "image side": "image branch", "text branch": "text branch"}
+ROWS = {METHOD: "both branches", WITHOUT_BRANCH: "image branch", "text branch": "text branch"}
 
 
 def run(data: str, protocol: str, folder: Path) -> None:
@@ -63,7 +63,7 @@ def _measure(workspace: Workspace) -> dict[str, Any]:
     test = image_set(snapshot, "test")
     labels = class_positions(scorer.class_ids, test.class_ids)
     fused = scorer.exhaustive(test.features)
-    rows = {METHOD: fused.probabilities, "image side": fused.by_image, "text branch": fused.by_text}
+    rows = {METHOD: fused.probabilities, WITHOUT_BRANCH: fused.by_image, "text branch": fused.by_text}
     return {
         "counts": training_counts(snapshot, scorer.class_ids)[labels].tolist(),
         "labels": labels.tolist(),

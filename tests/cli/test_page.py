@@ -17,6 +17,7 @@ from vlltr_index.classes import NewClass, add_classes
 from vlltr_index.cli.render import report_lines
 from vlltr_index.cli.ui import server
 from vlltr_index.cli.ui import service as service_module
+from vlltr_index.cli.ui.blocks import Visit, build_page
 from vlltr_index.cli.ui.service import PageService, piece
 from vlltr_index.errors import InputError, UsageError, WorkspaceError
 from vlltr_index.recognizer import Recognizer
@@ -55,6 +56,8 @@ def test_the_page_knows_how_common_classes_are(trained: Workspace, pictures: Pat
         ]
         assert any(one.prior_part for one in shown)
         assert "how common it is" in piece("best", shown, "")
+    (look,) = (one.fn for one in build_page(desk).fns.values() if getattr(one.fn, "__name__", "") == "_look")
+    assert any("how common it is" in str(drawn) for drawn in look(Visit(), str(image)).values())
     with pytest.raises(UsageError):
         PageService(trained, prior="folder")
 
