@@ -194,12 +194,11 @@ class Examination:
         column = class_positions(model.class_ids, torch.tensor([[class_id]]))
         if int(column) < 0:
             unit = "log-odds" if model.fusion.rule != "paper" else "probability"
-            nothing = ClassScore(class_id, model.names[class_id], 0.0, 0.0, 0.0, 0.0, unit=unit)
-            return replace(nothing, text_score=0.0), {}
+            return ClassScore(class_id, model.names[class_id], 0.0, 0.0, 0.0, 0.0, unit=unit), {}
         score = model.class_scores(fused, column)[0][0]
         place = model.explainer.places.get(class_id)
         if place is None:
-            return replace(score, cosine=0.0, text_score=0.0), {}
+            return replace(score, cosine=0.0), {}
         found = model.explainer.explain(self.feature, place)
         shares = model.explainer.by_share(found, grouped=model is self.model) if sentences else ()
         return replace(score, cosine=found.cosine, text_score=found.score), dict(shares)
