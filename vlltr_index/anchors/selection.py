@@ -309,14 +309,14 @@ def anchors_without(
     held = held_images(snapshot)
     now = score_images(snapshot, config, held | images)
     wanted = class_ids.tolist()
+    # Without images the mean sentences of all classes take their place.
+    scored = wanted if now.ids else snapshot.class_table().ids
     rows = _Rows(
         tx=snapshot,
         before=score_images(snapshot, config, held),
         now=now,
         mode=config.mode,
-        classes=wanted
-        if now.ids
-        else snapshot.class_table().ids,  # without images all sentences are scored by all
+        classes=scored,
         without=sentences,
     )
     losses = rows.rescored(set(wanted) if sentences else set()).loss

@@ -60,8 +60,7 @@ def contrast(one: ClassScore, other: ClassScore) -> str:
     """
     image, text, prior = _difference(one, other)
     if image + text + prior < 0:
-        one, other = other, one
-        image, text, prior = -image, -text, -prior
+        return contrast(other, one)
     if image > 0 and text > 0:
         share = round(100 * image / (image + text))
         why = f"the image ({share} % of the difference) and the text ({100 - share} %) both speak for it"
