@@ -17,7 +17,6 @@ from vlltr_index.classes import NewClass, add_classes
 from vlltr_index.cli.render import report_lines
 from vlltr_index.cli.ui import server
 from vlltr_index.cli.ui import service as service_module
-from vlltr_index.cli.ui.blocks import Visit, build_page
 from vlltr_index.cli.ui.service import PageService, piece
 from vlltr_index.errors import InputError, UsageError, WorkspaceError
 from vlltr_index.recognizer import Recognizer
@@ -56,10 +55,20 @@ def test_the_page_knows_how_common_classes_are(trained: Workspace, pictures: Pat
         ]
         assert any(one.prior_part for one in shown)
         assert "how common it is" in piece("best", shown, "")
-    (look,) = (one.fn for one in build_page(desk).fns.values() if getattr(one.fn, "__name__", "") == "_look")
-    assert any("how common it is" in str(drawn) for drawn in look(Visit(), str(image)).values())
     with pytest.raises(UsageError):
         PageService(trained, prior="folder")
+
+
+@pytest.mark.slow
+def test_the_page_draws_how_common_classes_are(trained: Workspace, pictures: Path) -> None:
+    """What a visitor sees of a picture is the answer under the prior."""
+    from vlltr_index.cli.ui.blocks import Visit, build_page
+
+    names = Recognizer.open(trained).classes_.tolist()
+    desk = PageService(trained, prior={name: 1.0 + place for place, name in enumerate(names)})
+    (look,) = (one.fn for one in build_page(desk).fns.values() if getattr(one.fn, "__name__", "") == "_look")
+    drawn = look(Visit(), str(pictures / "known-1.png"))
+    assert any("how common it is" in str(part) for part in drawn.values())
 
 
 def test_a_class_is_added_used_and_taken_back(desk: PageService, pictures: Path) -> None:

@@ -60,7 +60,8 @@ def contrast(one: ClassScore, other: ClassScore) -> str:
     """
     image, text, prior = _difference(one, other)
     if image + text + prior < 0:
-        return contrast(other, one)
+        one, other = other, one
+        image, text, prior = -image, -text, -prior
     if image > 0 and text > 0:
         share = round(100 * image / (image + text))
         why = f"the image ({share} % of the difference) and the text ({100 - share} %) both speak for it"
