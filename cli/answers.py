@@ -21,7 +21,7 @@ def prediction_lines(prediction: Prediction, width: int | None = None, covered: 
     """
     if prediction.problem is not None:
         return [f"{prediction.image}: not read: {prediction.problem}"]
-    lines = [prediction.image]
+    lines = [prediction.image + (f"   group {prediction.group}" if prediction.group else "")]
     silent = _silent(prediction.classes)
     answer = prediction.answer
     best = ", ".join(f"{s.name} {percent(s.probability)} %" for s in prediction.classes[:3])

@@ -51,6 +51,12 @@ from vlltr_index.schemas.options import RETRIEVALS
     help="Answer at the deepest rank that held this accuracy on held-out images, such as 0.95.",
 )
 @prior_option
+@click.option(
+    "--group",
+    metavar="folder|name:REGEX|seconds:N",
+    help="Give pictures that show one thing one answer together: those of a folder, those in whose names REGEX finds"
+    " the same, or those taken within N seconds of one another, in a row.",
+)
 @click.option("--out", type=FILE, help="Write to .csv, .jsonl or .parquet; stopped, the command goes on.")
 @click.option(
     "--retrieval",
@@ -76,6 +82,7 @@ def predict_command(
     engine: str,
     actors: int | None,
     prior: str,
+    group: str | None,
     **how: Any,
 ) -> None:
     """Recognise images and name the sentences behind each answer.
@@ -91,6 +98,8 @@ def predict_command(
 
     if engine == "ray" and out is None:
         raise click.UsageError("--engine ray writes a file: name it with --out FILE")
+    if engine == "ray" and group is not None:
+        raise click.UsageError("--group looks at pictures in a row: leave out --engine ray")
     if out is not None:
         check_target(out)  # before the model is loaded
     workspace = context.open()
@@ -100,16 +109,22 @@ def predict_command(
     if out is not None:
         model = Recognizer.open(workspace, at=at).current()
         ray = OnRay(workspace.address, actors) if engine == "ray" else None
-        report = predict_to_file(model, images, out, options, progress=context.progress, ray=ray)
+        report = predict_to_file(model, images, out, options, progress=context.progress, ray=ray, group=group)
         context.show(report)
         answered = report.images
         unread = report.unreadable
     else:
         predictions = []
-        for one in predict(workspace, images, options, at):
+        said = None  # the group whose answer was printed
+        for one in predict(workspace, images, options, at, group):
             predictions.append(one if context.as_json else replace(one, classes=()))
             if not context.as_json:
                 lines = prediction_lines(one, terminal_width(), options.min_accuracy is not None)
+                if one.problem is None:
+                    lines = (
+                        [f"{one.image}: as those of its group"] if one.group and one.group == said else lines
+                    )
+                    said = one.group
                 context.show(one, lines, always=True)
         if context.as_json:
             context.show(predictions)

@@ -171,7 +171,8 @@ class Prediction:
     """The best classes for one image, best first.
 
     `ranks` are what the best class lies below, from the top, itself the last; there are none without a tree of classes.
-    `answer` is the node that `min_accuracy` gave, None where no rank can answer or that was not asked.
+    `answer` is the node that `min_accuracy` gave, None where no rank can answer or that was not asked. The images of a
+    `group` have one answer together.
     """
 
     image: str
@@ -184,3 +185,4 @@ class Prediction:
     known_score: float | None = None  # the largest log-likelihood of any class, by which this was decided
     ranks: tuple[RankScore, ...] = ()
     answer: RankScore | None = None
+    group: str | None = None

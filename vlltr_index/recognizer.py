@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from vlltr_index.errors import UsageError, WorkspaceError
+from vlltr_index.recognition import answering
 from vlltr_index.recognition.model import Model, named
 from vlltr_index.recognition.state import ModelState
 from vlltr_index.schemas.options import USUAL, PredictOptions
@@ -200,7 +201,12 @@ class Recognizer:
             if self._follow and model.commit > self.commit:
                 self._model = model
 
-    def predict(self, images: Sequence[ImageSource], options: PredictOptions = USUAL) -> list[Prediction]:
+    def predict(
+        self,
+        images: Sequence[ImageSource],
+        options: PredictOptions = USUAL,
+        groups: Sequence[str | None] | None = None,
+    ) -> list[Prediction]:
         """The best classes of each image, best first, each with its nearest sentences; all from one commit.
 
         An image that cannot be read gets a `Prediction` with `problem` set; the others are answered.
@@ -208,20 +214,22 @@ class Recognizer:
         Args:
             images: Paths, encoded bytes, PIL images, or arrays uint8 [H, W, 3] of red, green and blue.
             options: See there.
+            groups: The group of each image, None for one by itself: images of a group show one thing, and have one
+                answer together. All classes are scored then.
 
         Raises:
-            UsageError: If there is no such number of crops, `only` names no class, or `neighbours` are asked of an
-                exported folder.
+            UsageError: If there is not a group for each image, no such number of crops, `only` names no class, or
+                `neighbours` are asked of an exported folder.
             MissingStepError: If `reject` or `min_accuracy` are asked for and the head cannot say, one of `only` has
                 neither anchors nor images, there is no tree of classes, or the training images that `neighbours` asks
                 for have no vectors.
             UnknownClassError: If there is no class of a name in `only`, or no such parent.
         """
-        return self.current().predict(images, options)
+        return answering.predict(self.current(), images, options, groups)
 
     def stream(self, images: Iterable[ImageSource], options: PredictOptions = USUAL) -> Iterator[Prediction]:
         """Predict any number of images, one after the other in their order, in flat memory."""
-        return self.current().stream(named(images), options)
+        return answering.stream(self.current(), named(images), options)
 
     @property
     def classes_(self) -> NDArray[np.str_]:

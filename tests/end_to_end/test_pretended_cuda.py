@@ -44,6 +44,7 @@ from vlltr_index.pipelines.ingest import ingest_images
 from vlltr_index.pipelines.train_all import train_all
 from vlltr_index.pipelines.train_baseline import train_baseline
 from vlltr_index.pipelines.train_lgr import train_lgr_stage
+from vlltr_index.recognition.answering import predict
 from vlltr_index.recognition.model import Model
 from vlltr_index.schemas.config import LGRConfig
 from vlltr_index.schemas.options import PredictOptions
@@ -258,8 +259,8 @@ def test_a_prediction_waits_twice(
     def answers(**how: Any) -> tuple[Model, list[Prediction]]:
         found = Model.open(trained.snapshot())
         found = found.with_rule(found.fusion.model_copy(update={"rule": rule}))
-        found.predict(paths[:1])  # what is kept is made
-        return found, found.predict(paths, PredictOptions(**how))
+        predict(found, paths[:1])  # what is kept is made
+        return found, predict(found, paths, PredictOptions(**how))
 
     _, expected = answers()
     _, explained = answers(explain=2, neighbours=1, reject=rule == "ours")
@@ -267,7 +268,7 @@ def test_a_prediction_waits_twice(
         monkeypatch.setenv("VLLTR_DEVICE", "cuda")
         there, _ = answers()
         before = card.waits.total()
-        found = there.predict(paths)
+        found = predict(there, paths)
         assert card.waits.total() - before <= 2, card.waits
         _, told = answers(explain=2, neighbours=1, reject=rule == "ours")
     for mine, theirs in zip((*found, *told), (*expected, *explained), strict=True):
@@ -279,23 +280,30 @@ def test_a_prediction_waits_twice(
 
 
 @pytest.mark.parametrize(
-    ("options", "used"),
+    ("options", "grouped", "used"),
     [
-        (PredictOptions(retrieval="faiss"), "faiss"),
-        (PredictOptions(prior="training"), "exhaustive"),
-        (PredictOptions(prior="folder"), "exhaustive"),
+        (PredictOptions(retrieval="faiss"), False, "faiss"),
+        (PredictOptions(prior="training"), False, "exhaustive"),
+        (PredictOptions(prior="folder"), False, "exhaustive"),
+        (PredictOptions(prior="folder", reject=True, explain=2), True, "exhaustive"),
     ],
 )
-def test_an_index_and_a_prior_are_asked_on_the_gpu(
-    trained: Workspace, pictures: Path, monkeypatch: pytest.MonkeyPatch, options: PredictOptions, used: str
+def test_an_index_a_prior_and_groups_are_asked_on_the_gpu(
+    trained: Workspace,
+    pictures: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: PredictOptions,
+    grouped: bool,
+    used: str,
 ) -> None:
     """What is answered there is what the CPU answers."""
     index_anchors(trained, "flat")
     paths = sorted(pictures.glob("known-*.png"))
-    expected = Model.open(trained.snapshot()).predict(paths, options)
+    groups = ["a", None, "b", "a", "b", "a"] if grouped else None
+    expected = predict(Model.open(trained.snapshot()), paths, options, groups)
     with pretended():
         monkeypatch.setenv("VLLTR_DEVICE", "cuda")
-        found = Model.open(trained.snapshot()).predict(paths, options)
+        found = predict(Model.open(trained.snapshot()), paths, options, groups)
     for mine, theirs in zip(found, expected, strict=True):
         assert mine.retrieval == used
         assert [c.class_id for c in mine.classes] == [c.class_id for c in theirs.classes]

@@ -22,7 +22,8 @@ from tests.support.pictures import encoded, put
 from vlltr_index.data import files
 from vlltr_index.data.unlabelled import Pictures, unlabelled_images
 from vlltr_index.errors import InputError, UnknownClassError, UsageError
-from vlltr_index.pipelines.predict import predict_to_file
+from vlltr_index.pipelines.predict import groups_of, predict_to_file
+from vlltr_index.recognition.answering import stream
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.options import PredictOptions
 
@@ -177,7 +178,7 @@ def test_answers_in_a_file(recognizer: Recognizer, shots: Path, tmp_path: Path, 
     with pytest.raises(KeyboardInterrupt):
         predict_to_file(answers, paths, out, PredictOptions(top=2), progress=stop)
     assert not out.exists()
-    expected = list(answers.stream(unlabelled_images([str(shots)]), PredictOptions(top=2)))
+    expected = list(stream(answers, unlabelled_images([str(shots)]), PredictOptions(top=2)))
     first = json.dumps(asdict(expected[0]), ensure_ascii=False) + "\n"
     head = part.read_text(encoding="utf-8").splitlines(keepends=True)[0]
     part.write_text(head + first + first[:20], encoding="utf-8")  # killed while it wrote the second
@@ -209,6 +210,95 @@ def test_answers_in_a_file(recognizer: Recognizer, shots: Path, tmp_path: Path, 
             assert [row["class_1"], row["class_2"]] == [score.name for score in one.classes]
             assert float(row["probability_2"]) == pytest.approx(one.classes[1].probability, abs=1e-5)
             assert float(row["text_part"]) == pytest.approx(one.classes[0].text_part, abs=1e-4)
+
+
+def test_pictures_are_grouped_by_folder_name_and_time(
+    shots: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the folder, the current one too; by what is found in the name; by when they were taken, if that is known."""
+    a, broken, b = (str(shots / name) for name in ("a.png", "broken.jpg", "more/b.PNG"))
+    assert groups_of([str(shots)], "folder") == {a: str(shots), broken: str(shots), b: str(shots / "more")}
+    assert groups_of([str(shots)], r"name:^(.)\.") == {a: "a", b: "b"}
+    monkeypatch.chdir(shots)
+    assert groups_of(["a.png", "broken.jpg"], "folder") == {"a.png": ".", "broken.jpg": "."}
+    timed = tmp_path / "timed"
+    timed.mkdir()
+    for number, second in enumerate((1, 3, 40)):
+        exif = Image.Exif()
+        exif[0x0132] = f"2024:05:01 10:00:{second:02}"
+        Image.new("RGB", (32, 32)).save(timed / f"{number}.jpg", exif=exif)
+    (timed / "broken.jpg").write_bytes(b"no picture")
+    found = groups_of([str(timed)], "seconds:5")
+    assert set(found) == {str(timed / f"{number}.jpg") for number in range(3)}
+    first, second, third = (found[str(timed / f"{number}.jpg")] for number in range(3))
+    assert first == second != third
+    for wrong, words in (
+        ("auto", "with labels"),
+        ("name:x", "none of the 3 pictures"),
+        ("often", "not a way"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            groups_of([str(shots)], wrong)
+
+
+def test_a_file_of_groups_goes_on(recognizer: Recognizer, shots: Path, tmp_path: Path) -> None:
+    """A run that was stopped within a group answers the whole group, and keeps what was written; others are done."""
+    (shots / "more" / "c.png").write_bytes((shots / "a.png").read_bytes())
+    model = recognizer.current()
+    paths = [str(shots)]
+    whole = tmp_path / "whole.csv"
+    predict_to_file(model, paths, whole, group="folder")
+    with whole.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["group"] for row in rows] == [str(shots)] * 2 + [str(shots / "more")] * 2
+    assert rows[2]["probability_1"] == rows[3]["probability_1"]
+    for stopped_after in range(1, 4):
+        out = tmp_path / f"{stopped_after}.csv"
+        stop = Mock(side_effect=[None] * (stopped_after - 1) + [KeyboardInterrupt])
+        with pytest.raises(KeyboardInterrupt):
+            predict_to_file(model, paths, out, progress=stop, group="folder")
+        with pytest.raises(UsageError, match="asked for otherwise"):
+            predict_to_file(model, paths, out)
+        report = predict_to_file(model, paths, out, group="folder")
+        assert (report.images, report.there_before, report.unreadable) == (4, stopped_after, 1)
+        with out.open(encoding="utf-8", newline="") as file:
+            again = sorted(csv.DictReader(file), key=lambda row: row["image"])
+        for mine, theirs in zip(again, sorted(rows, key=lambda row: row["image"]), strict=True):
+            assert {
+                name: mine[name] for name in ("image", "group", "class_1", "problem")
+            }.items() <= theirs.items()
+            assert float(mine["image_part"] or 0) == pytest.approx(float(theirs["image_part"] or 0), abs=1e-3)
+
+
+def test_a_group_in_the_terminal(
+    trained_once: Path, shots: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The answer stands once, beside the first picture; as JSON every picture has it."""
+    (shots / "broken.jpg").unlink()
+    (shots / "c.png").write_bytes((shots / "more" / "b.PNG").read_bytes())
+    code, out, _ = run(capsys, "-w", trained_once, "predict", shots, "--group", "folder", "--top", "1")
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0] == f"{shots / 'a.png'}   group {shots}"
+    assert f"{shots / 'c.png'}: as those of its group" in lines
+    assert f"{shots / 'more' / 'b.PNG'}   group {shots / 'more'}" in lines
+    code, out, _ = run(capsys, "-w", trained_once, "--json", "predict", shots, "--group", "folder")
+    found = json.loads(out)
+    assert found[0]["classes"] == found[1]["classes"] != found[2]["classes"]
+    code, _, err = run(
+        capsys,
+        "-w",
+        trained_once,
+        "predict",
+        shots,
+        "--group",
+        "folder",
+        "--engine",
+        "ray",
+        "--out",
+        tmp_path / "x.csv",
+    )
+    assert (code, "leave out --engine ray" in err) == (2, True)
 
 
 def test_a_thin_picture_is_its_own_problem(recognizer: Recognizer, shots: Path, tmp_path: Path) -> None:

@@ -393,3 +393,23 @@ def test_without_any_image_the_texts_decide() -> None:
     none = torch.zeros(4, dtype=torch.bool)
     side = visual_scores(likelihoods, likelihoods, none, none, weights)
     torch.testing.assert_close(fuse(side, text, weights).probabilities, text.softmax(1))
+
+
+@pytest.mark.parametrize("alike", [0.0, 0.9])
+def test_how_alike_the_images_of_a_unit_are_is_fitted(alike: float) -> None:
+    """Units of four images, which share most of their distance to the class's mean or none; 1 without such units."""
+    counts = [40] * 6
+    data = drawn(counts, apart=0.9)
+    g = torch.Generator().manual_seed(1)
+    units = torch.arange(240) // 4
+    centres = 1.2 * torch.randn(6, WIDTH, generator=g)
+    own = torch.randn(60, WIDTH, generator=g)[units]
+    noise = alike**0.5 * own + (1.0 - alike) ** 0.5 * torch.randn(240, WIDTH, generator=g)
+    features = (centres[data.labels] + 1.5 * noise)[None]
+    data = replace(data, features=features, units=[str(unit) for unit in units.tolist()])
+    decision = fit_stage_two(replace(data, places=torch.full((6,), -1)), CONFIG)
+    found = parts_of(decision).correlation
+    assert found < 0.4 if alike == 0.0 else found > 0.6
+    assert any("five together (predict --group)" in note for note in decision.notes) is (found < 1.0)
+    alone = fit_stage_two(drawn([8] * 5, told=[False] * 5), CONFIG)
+    assert parts_of(alone).correlation == 1.0

@@ -40,6 +40,7 @@ class Parts:
         held_out: Answers for the held-out images, with the classes in the order of the visual rows; None without any.
         unknown_accepted: Share of images of classes left out of the fit whose largest log-likelihood is at least
             `ood_threshold` too; None where no class, or too few images, could be left out.
+        correlation: How alike the images of a unit are, see `Pooling`.
     """
 
     shared: SharedGaussian
@@ -47,6 +48,7 @@ class Parts:
     ood_threshold: float | None = None
     held_out: HeldOutAnswers | None = None
     unknown_accepted: float | None = None
+    correlation: float = 1.0
 
     @property
     def texts_are_mute(self) -> bool:
@@ -86,6 +88,7 @@ class PartFacts(BaseModel):
     text_r2: float
     ood_threshold: float | None
     unknown_accepted: float | None = Field(default=None, ge=0.0, le=1.0)
+    correlation: float = Field(default=1.0, ge=0.0, le=1.0)
 
 
 class HeadManifest(Manifest):
@@ -128,6 +131,7 @@ def save_head(
             text_r2=parts.shared.text_r2,
             ood_threshold=parts.ood_threshold,
             unknown_accepted=parts.unknown_accepted,
+            correlation=parts.correlation,
         )
         tensors |= {f"generative.{n}": getattr(parts.shared, n).float().contiguous() for n in SHARED}
         if parts.held_out is not None:
@@ -189,4 +193,6 @@ def _parts(facts: PartFacts, tensors: dict[str, Tensor]) -> Parts:
     if "held_out.labels" in tensors:
         held = HeldOutAnswers(*(tensors.pop(f"held_out.{name}") for name in HELD_OUT))
     gaussian = SharedGaussian(**shared, noise=facts.noise, text_r2=facts.text_r2)
-    return Parts(gaussian, facts.weights, facts.ood_threshold, held, facts.unknown_accepted)
+    return Parts(
+        gaussian, facts.weights, facts.ood_threshold, held, facts.unknown_accepted, facts.correlation
+    )

@@ -11,12 +11,12 @@ it is struck out and the others stay as they are.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from vlltr_index.heads.plda import PLDA
 from vlltr_index.tensors import full_precision
@@ -104,22 +104,33 @@ def explain_class(head: LGRHead, bank: AnchorBank, position: int, image_feature:
     )
 
 
-def explain_prior(
-    plda: PLDA, position: int, predicted: Tensor, image_feature: Tensor
-) -> tuple[Tensor, Tensor]:
+def mean_explanation(explanations: Sequence[ClassExplanation]) -> ClassExplanation:
+    """Return the mean of explanations of one class for several images, which explains the mean text score."""
+    count = len(explanations)
+    return replace(
+        explanations[0],
+        attention=torch.stack([one.attention for one in explanations]).mean(0),
+        shares=torch.stack([one.shares for one in explanations]).mean(0),
+        effects=torch.stack([one.effects for one in explanations]).mean(0),
+        cosine=sum(one.cosine for one in explanations) / count,
+        score=sum(one.score for one in explanations) / count,
+    )
+
+
+def explain_prior(plda: PLDA, position: int, predicted: Tensor, feature: Tensor) -> tuple[Tensor, Tensor]:
     """Return each sentence's share in what text adds to a class's log-likelihood for one image, and its effect.
 
     Args:
         plda: The generative model.
         position: The class's position in it.
         predicted: Float [M, D], `PLDA.map_sentences` of its anchors.
-        image_feature: Float [D], unnormalised.
+        feature: Float [D], normalised, or the mean of normalised ones where `plda` is of means.
 
     Returns:
         Shares and effects, float64 [M] each. Shares are zero where the class has the blank prior, see `PLDA.prior`.
     """
     shared = plda.shared
-    z = (F.normalize(image_feature.double(), dim=0) - shared.centre) @ shared.basis
+    z = (feature.double() - shared.centre) @ shared.basis
     each = predicted.double()
     count = len(each)
     mean = each.mean(0)
@@ -133,7 +144,9 @@ def explain_prior(
     if not bool(prior.any()) and torch.equal(spread, shared.blank):
         return torch.zeros_like(effects), effects
     centre, variance = (values[position] for values in plda.posterior)
-    kept = (variance - shared.noise) / spread  # of a shift of the prior mean, by the posterior one
+    kept = (
+        variance - shared.noise / plda.worth
+    ) / spread  # of a shift of the prior mean, by the posterior one
     shares = each @ (kept * (z - centre + kept * prior / 2.0) / variance) / count
     return shares + (gained - shares.sum()) / count, effects
 

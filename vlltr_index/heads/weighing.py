@@ -19,6 +19,7 @@ _USUAL_TEXT = 0.15
 _STEPS = 60
 _AT_RANDOM = 0.01  # share of labels that are taken to be random
 _ROUNDS = 100
+_CORRELATIONS = tuple(step / 20 for step in range(20, 0, -1))
 _LEAST = 0.02  # least share of the text in the sum of the weights; a smaller one counts as zero
 
 
@@ -249,6 +250,18 @@ def fit_prior(scores: Tensor, log_prior: Tensor, labels: Tensor, units: Tensor) 
 
     factors, _ = _with_random_labels(parts, labels, _unit_shares(units), fit)
     return PriorWeights(*factors.tolist())
+
+
+def fit_correlation(losses: Callable[[float], Tensor], weights: Tensor) -> float:
+    """Fit how alike the images of a unit are: the most probable rho, where 2 rho is the density of its prior.
+
+    So few units leave it near 1, where the images of a unit count as one.
+
+    Args:
+        losses: Gives for a rho the loss of each of U units of several images, float64 [U].
+        weights: Float64 [U], the weight of each unit.
+    """
+    return min(_CORRELATIONS, key=lambda rho: float(losses(rho) @ weights) - math.log(rho))
 
 
 def _with_random_labels(

@@ -7,7 +7,7 @@ import json
 import os
 import shlex
 import socket
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -19,13 +19,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
+from vlltr_index.data.capture import time_taken
+from vlltr_index.data.decoding import image_bytes
+from vlltr_index.data.grouping import Grouping
 from vlltr_index.data.unlabelled import Pictures, unlabelled_images
 from vlltr_index.data.writing import whole_file
-from vlltr_index.errors import UsageError, VlltrError, WorkspaceError, write_error
+from vlltr_index.errors import InputError, UsageError, VlltrError, WorkspaceError, write_error
+from vlltr_index.recognition.answering import answer_read, stream, with_frequencies
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.options import USUAL, PredictOptions
+from vlltr_index.schemas.records import ImageRecord
 from vlltr_index.version import VERSION
-from vlltr_index.wording import cell
+from vlltr_index.wording import cell, plural
 
 if TYPE_CHECKING:
     from vlltr_index.recognition.model import Model
@@ -56,7 +61,11 @@ class OnRay:
 
 
 def predict(
-    workspace: Workspace, images: Sequence[str], options: PredictOptions = USUAL, at: int | None = None
+    workspace: Workspace,
+    images: Sequence[str],
+    options: PredictOptions = USUAL,
+    at: int | None = None,
+    group: str | None = None,
 ) -> Iterator[Prediction]:
     """Predict pictures one after the other, in flat memory.
 
@@ -65,14 +74,62 @@ def predict(
         images: As for `data.unlabelled.unlabelled_images`.
         options: How they are recognised, and what is said of each.
         at: The commit that answers; default: the newest.
+        group: Which pictures show one thing and have one answer together, see `groups_of`; default: each by itself.
 
     Raises:
         MissingStepError: If a step before has not been run; the hint names it.
+        UsageError: As for `groups_of`.
         WorkspaceError: If there is no commit `at`.
     """
+    groups = None if group is None else groups_of(images, group)
     model = Recognizer.open(workspace, at=at).current()
-    options = model.with_frequencies(lambda: unlabelled_images(images), options)
-    return model.stream(unlabelled_images(images), options)
+    options = with_frequencies(model, lambda: unlabelled_images(images), options, groups)
+    return stream(model, unlabelled_images(images), options, groups)
+
+
+def groups_of(images: Sequence[str], group: str, progress: Progress | None = None) -> dict[str, str]:
+    """Return the group of each picture by name; of those that have none there is none.
+
+    Args:
+        images: As for `data.unlabelled.unlabelled_images`.
+        group: `folder`: those of one folder; `name:REGEX`: those in whose names it finds the same; `seconds:N`: those
+            of one folder that were taken so soon one after the other.
+        progress: Called after every picture whose time is read.
+
+    Raises:
+        InputError: As for `data.unlabelled.unlabelled_images`.
+        UsageError: If `group` is none of these, or puts no picture into a group.
+    """
+    how = Grouping.parse(group)
+    if how.how in ("auto", "column"):
+        raise UsageError(
+            f"--group {how} is for pictures with labels", "Give folder, name:REGEX or seconds:N."
+        )
+    timed = how.how == "seconds"
+    records = []
+    taken = list[float | None]()
+    for name, source in unlabelled_images(images, with_data=timed):
+        place = name if "/" in name else f"./{name}"
+        records.append(ImageRecord(source=place, uri=name, class_name=None, split=""))
+        taken.append(_taken(source) if timed else None)
+        if timed and progress:
+            progress("look", len(taken), None)
+    groups = how.groups(records, taken, class_folders=False)
+    found = {one.uri: named for one, named in zip(records, groups, strict=True) if named is not None}
+    if not found:
+        raise UsageError(
+            f"--group {how} puts none of the {plural(len(records), 'picture')} into a group",
+            "Say it another way.",
+        )
+    return found
+
+
+def _taken(source: str | bytes) -> float | None:
+    """Return when a picture was taken; None if that is not known, or it cannot be read."""
+    try:
+        return time_taken(image_bytes(source))
+    except InputError:
+        return None
 
 
 def predict_to_file(
@@ -83,6 +140,7 @@ def predict_to_file(
     *,
     progress: Progress | None = None,
     ray: OnRay | None = None,
+    group: str | None = None,
 ) -> PredictReport:
     """Predict pictures into a CSV, JSONL or Parquet file, one row a picture; each name once.
 
@@ -97,11 +155,12 @@ def predict_to_file(
         options: See there.
         progress: Called after every picture.
         ray: Answers are computed there; default: in this process. Either goes on where the other one stopped.
+        group: As for `predict`; not with `ray`.
 
     Raises:
         ConfigError: If Ray is not installed.
         UsageError: If `out` has another suffix, exists or is being written, or `OUT.part` is of another commit, model
-            or command.
+            or command; else as for `groups_of`.
         WorkspaceError: If it cannot be written.
     """
     check_target(out)
@@ -114,14 +173,21 @@ def predict_to_file(
         "images": list(paths),
         **asdict(options),
     }
+    if group is not None:
+        facts["group"] = group
     asked = json.dumps(facts, sort_keys=True).encode() + b"\n"
     with _alone(out):
         check_target(out)  # another process may have finished it before the lock was free
         done = _begun(part, asked)
-        answering = model.with_frequencies(lambda: unlabelled_images(paths), options, progress)
+        groups = {} if group is None else groups_of(paths, group, progress)
+        answered = frozenset(done)
+        begun = {named for name, named in groups.items() if name not in answered}
+        answering = with_frequencies(model, lambda: unlabelled_images(paths), options, groups, progress)
         before = len(done)
         unread = sum(done.values())
         written = 0
+        again = frozenset(name for name in answered if groups.get(name) in begun)  # a group is read whole
+        done = {name: lost for name, lost in done.items() if name not in again}
         todo = (
             (name, source)
             for name, source in unlabelled_images(paths, with_data=ray is None)
@@ -130,7 +196,7 @@ def predict_to_file(
         try:
             with (
                 open(part, "a", encoding="utf-8", opener=_unlinked) as file,
-                closing(_lines(model, todo, ray, answering)) as lines,
+                closing(_lines(model, todo, ray, answering, groups, answered)) as lines,
             ):
                 for written, (line, lost) in enumerate(lines, 1):
                     file.write(line + "\n")
@@ -142,7 +208,7 @@ def predict_to_file(
                 part.unlink()
             raise
         top = min(options.top, len(model.class_ids))
-        _finish(part, out, _schema(top, options))
+        _finish(part, out, _schema(top, options, grouped=group is not None))
     return PredictReport(str(out), len(done), before, unread)
 
 
@@ -183,11 +249,17 @@ def _alone(out: Path) -> Iterator[None]:
 
 
 def _lines(
-    model: Model, named: Iterable[tuple[str, str | bytes]], ray: OnRay | None, options: PredictOptions
+    model: Model,
+    named: Iterable[tuple[str, str | bytes]],
+    ray: OnRay | None,
+    options: PredictOptions,
+    groups: Mapping[str, str],
+    answered: Collection[str],
 ) -> Generator[tuple[str, bool], None, None]:
-    """Yield the result of `_as_json` for each prediction, computed here or by Ray actors."""
+    """Yield the result of `_as_json` for each prediction that is not `answered`, computed here or by Ray actors."""
     if ray is None:
-        yield from map(_as_json, model.stream(named, options))
+        found = stream(model, named, options, groups)
+        yield from (_as_json(one) for one in found if one.image not in answered)
         return
     from vlltr_index.embedding.pixels import Reader
     from vlltr_index.embedding.ray_engine import RayData, on_cpu
@@ -226,7 +298,7 @@ class _Answering:
     def __call__(self, table: pa.Table) -> pa.Table:
         from vlltr_index.embedding.ray_engine import decoded
 
-        lines = map(_as_json, self._model.answer_read([decoded(table, self._size)], self._options))
+        lines = map(_as_json, answer_read(self._model, [decoded(table, self._size)], self._options))
         line, lost = zip(*lines, strict=True)
         return pa.table({"place": table["place"], "line": line, "lost": lost})
 
@@ -300,10 +372,12 @@ def _finish(part: Path, out: Path, schema: pa.Schema) -> None:
     part.unlink()
 
 
-def _schema(top: int, options: PredictOptions) -> pa.Schema:
+def _schema(top: int, options: PredictOptions, grouped: bool) -> pa.Schema:
     text = pa.string()
     number = pa.float64()
     fields = {"image": text}
+    if grouped:
+        fields["group"] = text
     if options.min_accuracy is not None:
         fields |= {"answer": text, "answer_rank": text, "answer_probability": number}
     for k in range(1, top + 1):
@@ -321,7 +395,7 @@ def _schema(top: int, options: PredictOptions) -> pa.Schema:
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
     """Return a row of the table from a prediction."""
-    values = {key: row[key] for key in ("image", "known", "problem")}
+    values = {key: row[key] for key in ("image", "group", "known", "problem")}
     for k, score in enumerate(row["classes"], 1):
         values |= {f"class_{k}": score["name"], f"probability_{k}": score["probability"]}
     answer = row["answer"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,12 +19,13 @@ _log = logging.getLogger(__name__)
 _BATCH = 512
 
 
-def frequencies_among(scorer: Scorer, features: Tensor) -> Tensor:
+def frequencies_among(scorer: Scorer, features: Tensor, groups: Sequence[str | None] | None = None) -> Tensor:
     """Estimate how common each class is among images, float64 [C]; see `Model.frequencies_among`.
 
     Args:
         scorer: A model that knows no prior.
         features: Float [N, D], unnormalised; they are moved to the device of its anchors part by part.
+        groups: The group of each image, None for one without; default: none has one.
     """
     classes = len(scorer.class_ids)
     scaled = scorer.under_prior(torch.zeros(classes))
@@ -46,7 +48,7 @@ def frequencies_among(scorer: Scorer, features: Tensor) -> Tensor:
         known.append(scorer.log_likelihoods(there).amax(1).cpu() >= level)
     found = torch.cat(columns)
     best = found[:, 0]
-    places = number_observations(best, units_of(features, best, [None] * len(features)))
+    places = number_observations(best, units_of(features, best, groups or [None] * len(features)))
     votes = torch.cat(known) / torch.bincount(places)[places].double()
     _log.info("%d of %d images tell how common the classes are", int((votes > 0.0).sum()), len(features))
     return estimate(torch.cat(scores), found, classes, votes, strength, weights.frequency).exp()

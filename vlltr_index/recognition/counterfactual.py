@@ -199,7 +199,7 @@ class Examination:
         place = model.explainer.places.get(class_id)
         if place is None:
             return replace(score, cosine=0.0), {}
-        found = model.explainer.explain(self.feature, place)
+        found = model.explainer.explain(self.feature[None], place)
         shares = model.explainer.by_share(found, grouped=model is self.model) if sentences else ()
         return replace(score, cosine=found.cosine, text_score=found.score), dict(shares)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlltr_index.heads.explanation import ClassExplanation, explain_class, explain_prior
+from vlltr_index.heads.explanation import ClassExplanation, explain_class, explain_prior, mean_explanation
 from vlltr_index.recognition.in_words import numbered, template_groups
 from vlltr_index.schemas.records import ClassScore, Neighbour, SentenceShare
 from vlltr_index.tensors import class_positions
@@ -48,22 +48,26 @@ class Explainer:
         """Positions in the anchor bank by class id; a class without an anchor has none."""
         return {class_id: place for place, class_id in enumerate(self._anchors.bank.class_ids.tolist())}
 
-    def explain(self, feature: Tensor, place: int) -> ClassExplanation:
+    def explain(self, features: Tensor, place: int) -> ClassExplanation:
         """Explain one class's text score: under the rule `ours` by both parts that read text, else the text logit.
 
         Args:
-            feature: Float [D], unnormalised as the encoder gives it.
+            features: Float [M, D], unnormalised as the encoder gives them, of an image, or of those of a unit.
             place: The class's position in the bank.
         """
         bank = self._anchors.bank
-        found = explain_class(self._scorer.saved.head, bank, place, feature)
+        head = self._scorer.saved.head
+        found = mean_explanation([explain_class(head, bank, place, feature) for feature in features])
         weights = self._scorer.text_weights
         plda = self._scorer.plda
         if weights is None or plda is None:
             return found
         column = self._columns[place]
-        by_prior = explain_prior(plda, column, self._predicted(place), feature)
-        return found.weighed(*weights[column], by_prior)
+        text, generative = weights[column]
+        worth = float(self._scorer.pooling(torch.zeros(len(features), dtype=torch.int64)).worths)
+        middle = F.normalize(features.double(), dim=1).mean(0)
+        by_prior = explain_prior(plda.of_means(worth), column, self._predicted(place), middle)
+        return found.weighed(worth * text, generative, by_prior)
 
     def _map(self, place: int) -> Tensor:
         plda = self._scorer.plda
@@ -78,44 +82,44 @@ class Explainer:
         return columns
 
     def shares(
-        self, feature: Tensor, class_id: int, groups: int | None
+        self, features: Tensor, class_id: int, groups: int | None
     ) -> tuple[ClassExplanation | None, tuple[SentenceShare, ...]]:
         """Return the explanation of a class's text score and its first groups of sentences; None, () without anchors.
 
         Args:
-            feature: Float [D], unnormalised as the encoder gives it.
+            features: As for `explain`.
             class_id: The class.
             groups: Number of groups; None: all.
         """
         if class_id not in self.places:
             return None, ()
-        found = self.explain(feature, self.places[class_id])
+        found = self.explain(features, self.places[class_id])
         ordered = self.by_share(found)
         first = list(dict.fromkeys(share.group for _, share in ordered))[:groups]
         return found, tuple(share for _, share in ordered if share.group in first)
 
-    def with_sentences(self, score: ClassScore, feature: Tensor, groups: int | None) -> ClassScore:
+    def with_sentences(self, score: ClassScore, features: Tensor, groups: int | None) -> ClassScore:
         """Return a score with the class's first groups of sentences, its text score and the exact cosine; None: all."""
         if groups == 0:
             return score
-        found, shares = self.shares(feature, score.class_id, groups)
+        found, shares = self.shares(features, score.class_id, groups)
         if found is None:
             return replace(score, cosine=0.0, text_score=0.0)
         return replace(score, cosine=found.cosine, text_score=found.score, sentences=shares)
 
     def of_several(
-        self, feature: Tensor, chances: Mapping[int, float], groups: int
+        self, features: Tensor, chances: Mapping[int, float], groups: int
     ) -> tuple[SentenceShare, ...]:
         """Return the first groups of sentences of several classes, each weighted by its class's part of the chances.
 
         Args:
-            feature: Float [D], unnormalised as the encoder gives it.
+            features: As for `explain`.
             chances: Class id to its part, which add up to at most one.
             groups: Number of groups.
         """
         found: dict[tuple[int, int], list[SentenceShare]] = {}
         for class_id, part in chances.items():
-            for share in self.shares(feature, class_id, None)[1]:
+            for share in self.shares(features, class_id, None)[1]:
                 weighed = replace(share, percent=part * share.percent)
                 found.setdefault((class_id, share.group), []).append(weighed)
         first = sorted(found.values(), key=lambda group: -sum(share.percent for share in group))[:groups]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,15 +25,11 @@ from vlltr_index.recognition.explaining import Explainer, nearest
 from vlltr_index.recognition.ranks import NO_TREE, Ranks, classes_below, ranks_holding, tree_above
 from vlltr_index.recognition.scorer import Scorer
 from vlltr_index.recognition.state import ModelState
-from vlltr_index.schemas.options import USUAL, PredictOptions, Prior, checked_prior
+from vlltr_index.schemas.options import Prior, checked_prior
 from vlltr_index.schemas.records import (
     MANY_ANCHORS,
     ClassScore,
     Neighbour,
-    Prediction,
-    Progress,
-    RankScore,
-    SentenceShare,
 )
 from vlltr_index.store.class_table import ClassTable
 from vlltr_index.tensors import check_matrix, choose_device, class_positions
@@ -42,7 +38,7 @@ from vlltr_index.wording import plural
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from vlltr_index.embedding.pixels import NamedImage, PixelBatch
+    from vlltr_index.embedding.pixels import NamedImage
     from vlltr_index.encoders.encoder import Encoder
     from vlltr_index.heads.tree import ClassTree
     from vlltr_index.store.snapshot import Snapshot
@@ -53,24 +49,6 @@ _BATCH = 64
 _CPU = torch.device("cpu")
 _DENSE = 32  # anchors a class
 _KEPT_RANKS = 8  # trees, each above the classes of one `only` or `parent`
-_SPOKESMEN = 5  # classes whose sentences explain an answer above them
-
-
-@dataclass(frozen=True, eq=False)
-class _Question:
-    """What is asked of each image.
-
-    Attributes:
-        options: See there.
-        columns: Int64 [C_a], columns of the classes that may be the answer.
-        ranks: The tree above these classes; None if there is none.
-        level: The likelihood from which on an image is of a known class; None if that is not asked.
-    """
-
-    options: PredictOptions
-    columns: Tensor
-    ranks: Ranks | None
-    level: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +123,7 @@ class Model(Scorer):
         check_matrix("features", features, columns=self.saved.head.dim)
         residual = torch.zeros(len(features))
         features = features.to(self.device, non_blocking=True)
-        if self._used(retrieval, len(features)) == "exhaustive":
+        if self.used(retrieval, len(features)) == "exhaustive":
             found = self._placed.exhaustive(features)
         else:
             found, residual = self._retrieve(features)
@@ -154,7 +132,7 @@ class Model(Scorer):
         _check_finite(features, found)
         return found, residual.cpu()
 
-    def _used(self, retrieval: str, images: int) -> str:
+    def used(self, retrieval: str, images: int) -> str:
         """Return `faiss` or `exhaustive`: the retrieval used for `images` at once where `retrieval` is requested.
 
         `auto` uses the index where it is quicker: on a CPU, with many anchors and an index that does not search all of
@@ -195,6 +173,18 @@ class Model(Scorer):
         placed = replace(self, anchors=replace(self.anchors, bank=bank), saved=saved)
         placed.__dict__["plda"] = self.plda  # places itself
         return placed
+
+    @torch.inference_mode()
+    def score_units(self, features: Tensor, units: Tensor) -> FusedScores:
+        """Score units of images as `Scorer.of_units`; the result lies on the CPU."""
+        found = self._placed.of_units(features.to(self.device, non_blocking=True), units)
+        found = FusedScores(*(values.cpu() for values in found.tensors))
+        _check_finite(features, found)
+        return found
+
+    def largest_likelihoods(self, features: Tensor) -> Tensor:
+        """Return the largest log-likelihood of each image under any class, float [B], on the CPU."""
+        return self._placed.log_likelihoods(features.to(self.device)).amax(1).cpu()
 
     def _retrieve(self, features: Tensor) -> tuple[FusedScores, Tensor]:
         """Return fused scores [B, C] and the residual probability [B], scoring only retrieved classes exactly."""
@@ -242,74 +232,7 @@ class Model(Scorer):
             raise InputError(problems[0], UNREADABLE)
         return features[0]
 
-    # From images to answers.
-
-    def predict(self, images: Sequence[ImageSource], options: PredictOptions = USUAL) -> list[Prediction]:
-        """Predict images, as `Recognizer.predict`."""
-        options = self.with_frequencies(lambda: named(images), options)
-        return list(self.stream(named(images), options))
-
-    def stream(self, images: Iterable[NamedImage], options: PredictOptions = USUAL) -> Iterator[Prediction]:
-        """Predict any number of named images, one after the other in their order, in flat memory."""
-        reader = Reader(self.encoder, options.crops)
-        return self.answer_read(ReadAhead(reader, in_batches(images)), options)
-
-    def answer_read(
-        self, batches: Iterable[PixelBatch], options: PredictOptions = USUAL
-    ) -> Iterator[Prediction]:
-        """Predict images that have been read; errors as for `Recognizer.predict`."""
-        if options.prior != "balanced":
-            plain = replace(options, prior="balanced", retrieval="exhaustive")  # the index knows no prior
-            yield from self.under(options.prior).answer_read(batches, plain)
-            return
-        columns = self._columns(options.only, options.parent)
-        ranks = self._ranks(columns, options.min_accuracy)
-        level = self._least_likely if options.reject else None
-        question = _Question(options, columns, ranks, level)
-        for batch in batches:
-            readable = batch.readable
-            used = "exhaustive" if options.some else self._used(options.retrieval, len(readable))
-            features = pool_crops(image_features(self.encoder, batch.pixels))
-            answered = self._answered(readable, features, used, question)
-            for name, problem in zip(batch.names, batch.problems, strict=True):
-                if problem is None:
-                    yield next(answered)
-                else:
-                    yield Prediction(name, (), 0.0, used, commit=self.first_commit, problem=problem)
-
-    def _answered(
-        self, names: Sequence[str], features: Tensor, used: str, question: _Question
-    ) -> Iterator[Prediction]:
-        """Answer for named images, by their features [B, D]."""
-        options = question.options
-        columns = question.columns
-        fused, residual = self.score(features, used)
-        if options.some:
-            fused = fused.among(columns, self.fusion.rule)
-        known = None if question.level is None else self._placed.log_likelihoods(features).amax(1).tolist()
-        if options.explain:
-            features = features.cpu()
-        best = fused.probabilities.topk(min(options.top, len(columns))).indices
-        scores = self.class_scores(fused, best, columns)
-        for row, name in enumerate(names):
-            classes = [
-                self.explainer.with_sentences(one, features[row], options.explain) for one in scores[row]
-            ]
-            if options.neighbours:
-                near = self.nearest(features[row], classes[0].class_id, options.neighbours)
-                classes[0] = replace(classes[0], neighbours=near)
-            ranks, answer = self._above(features[row], fused.probabilities[row], question)
-            yield Prediction(
-                name,
-                tuple(one for one in classes if one.probability >= options.min_probability),
-                float(residual[row]),
-                used,
-                commit=self.first_commit,
-                known=None if known is None else known[row] >= question.level,
-                known_score=None if known is None else known[row],
-                ranks=ranks,
-                answer=answer,
-            )
+    # How common the classes are.
 
     def under(self, prior: Prior) -> Model:
         """Return the same model for classes as common as `prior` says.
@@ -337,38 +260,26 @@ class Model(Scorer):
     def _kept_priors(self) -> dict[Hashable, Model]:
         return {}
 
-    def with_frequencies(
-        self,
-        images: Callable[[], Iterable[NamedImage]],
-        options: PredictOptions,
-        progress: Progress | None = None,
-    ) -> PredictOptions:
-        """Return the options with the frequencies among images, for the prior `folder`; see `frequencies_among`."""
-        if options.prior != "folder":
-            return options
-        features = [torch.empty(0, self.encoder.dim)]
-        for batch in ReadAhead(Reader(self.encoder, options.crops), in_batches(images())):
-            features.append(pool_crops(image_features(self.encoder, batch.pixels)).cpu())
-            if progress:
-                progress("look", sum(map(len, features)), None)
-        return replace(options, prior=self.frequencies_among(torch.cat(features)))
-
     @torch.inference_mode()
-    def frequencies_among(self, features: Tensor) -> dict[str, float]:
+    def frequencies_among(
+        self, features: Tensor, groups: Sequence[str | None] | None = None
+    ) -> dict[str, float]:
         """Estimate how common each class is among images without labels, by name.
 
-        Near copies of one class have one vote together, and an image that fits every class worse than 95 % of the
-        held-out images has none. How strongly the result is drawn to equal frequencies is chosen on the head's held-out
-        images; if every choice loses there, all classes are equally common, with a warning.
+        Images of a group, and near copies, that are of one class have one vote together, and an image that fits every
+        class worse than 95 % of the held-out images has none. How strongly the result is drawn to equal frequencies is
+        chosen on the head's held-out images; if every choice loses there, all classes are equally common, with a
+        warning.
 
         Args:
             features: Float [N, D], unnormalised.
+            groups: The group of each image, None for one without; default: none has one.
 
         Raises:
             MissingStepError: If no image was held out when the head was trained; else as for `under`.
         """
         names = [self.names[i] for i in self.class_ids.tolist()]
-        return dict(zip(names, frequencies_among(self._placed, features).tolist(), strict=True))
+        return dict(zip(names, frequencies_among(self._placed, features, groups).tolist(), strict=True))
 
     def _log_frequency(self, prior: Prior) -> Tensor:
         """Return the logarithm of how common each class is, float64 [C], up to a constant; errors as for `under`."""
@@ -399,7 +310,7 @@ class Model(Scorer):
         known[~given] = known[given].mean()  # classes that came later
         return known
 
-    def _columns(self, only: Sequence[str] | None, parent: str | None) -> Tensor:
+    def columns_among(self, only: Sequence[str] | None, parent: str | None) -> Tensor:
         """Return the columns of the classes that may be the answer, int64, ascending."""
         wanted = set(range(len(self.class_ids)))
         if parent is not None:
@@ -433,7 +344,7 @@ class Model(Scorer):
         classes = self.class_ids if columns is None else self.class_ids[columns]
         return tree_above(self.taxonomy, [self.names[i] for i in classes.tolist()])
 
-    def _ranks(self, columns: Tensor, min_accuracy: float | None) -> Ranks | None:
+    def ranks_among(self, columns: Tensor, min_accuracy: float | None) -> Ranks | None:
         """Return the tree above the classes in some columns, int64, and the ranks that held an accuracy."""
         if not self.taxonomy:
             if min_accuracy is not None:
@@ -455,7 +366,7 @@ class Model(Scorer):
         return found
 
     @cached_property
-    def _least_likely(self) -> float:
+    def least_likely(self) -> float:
         """The likelihood from which on an image is of a known class; what it lets in is logged, once a model."""
         level, _ = self.held_out("'none of these'")
         parts = self.saved.parts
@@ -469,27 +380,6 @@ class Model(Scorer):
     @cached_property
     def _kept_ranks(self) -> dict[tuple[bytes, float | None], Ranks]:
         return {}
-
-    def _above(
-        self, feature: Tensor, probabilities: Tensor, question: _Question
-    ) -> tuple[tuple[RankScore, ...], RankScore | None]:
-        """Return what an image's best class lies below, and the answer at a rank, with sentences.
-
-        `feature` is float [D], `probabilities` float [C_a] of the classes that may be the answer.
-        """
-        if question.ranks is None:
-            return (), None
-
-        def spoken(below: Tensor) -> tuple[SentenceShare, ...]:
-            if not question.options.explain:
-                return ()
-            chances = probabilities[below]
-            parts, best = (chances / chances.sum()).topk(min(_SPOKESMEN, len(below)))
-            ids = self.class_ids[question.columns[below[best]]].tolist()
-            weights = dict(zip(ids, parts.tolist(), strict=True))
-            return self.explainer.of_several(feature, weights, question.options.explain)
-
-        return question.ranks.above(probabilities, spoken)
 
     def probabilities(self, images: Sequence[ImageSource], crops: int = 1) -> NDArray[np.float64]:
         """Return class probabilities, float64 [B, C], as `Recognizer.predict_proba`."""
@@ -529,7 +419,8 @@ class Model(Scorer):
         fused, _ = self.score(feature[None], "exhaustive")
         columns = class_positions(self.class_ids, torch.tensor([class_ids]))
         scores = self.class_scores(fused, columns)[0]
-        return [self.explainer.with_sentences(one, feature.cpu(), explain) for one in scores]
+        seen = feature[None].cpu()
+        return [self.explainer.with_sentences(one, seen, explain) for one in scores]
 
     def class_scores(
         self, fused: FusedScores, positions: Tensor, columns: Tensor | None = None

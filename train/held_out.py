@@ -1,0 +1,346 @@
+"""What stage 2 holds out, and what is chosen on it: covariances, weights, gates, the level of rejection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vlltr_index.heads.checkpoint import Parts
+from vlltr_index.heads.fusion import PartWeights, log_frequencies
+from vlltr_index.heads.lgr import LGRHead
+from vlltr_index.heads.plda import PLDA, Moments, SharedGaussian
+from vlltr_index.heads.tree import HeldOutAnswers
+from vlltr_index.heads.units import Pooling
+from vlltr_index.heads.weighing import (
+    PLAINEST,
+    Covariances,
+    HeldOutClasses,
+    HeldOutScores,
+    balanced_accuracy,
+    fit_correlation,
+    fit_gate,
+    fit_prior,
+    fit_temperature,
+    fit_weights,
+    image_weights,
+    item_nll,
+    plainest_covariances,
+    usual_weights,
+)
+from vlltr_index.tensors import unit_rows
+from vlltr_index.train.stage_two_data import StageTwoData
+from vlltr_index.wording import plural
+
+_ENOUGH = 30  # images that stage 1 did not see, for fitting weights
+_NEW_IMAGES = (1, 5)
+_ACCEPTED = 0.95
+_NOT_FOUND = -1e5  # offset of a class of which nothing is known, beyond any likelihood
+_QUERIES = 20
+_AT_ONCE = 512
+_LATE = 100
+_CLASS_FOLDS = 5
+
+
+class _Several(NamedTuple):
+    """Held-out units of several images."""
+
+    images: Tensor  # int64 [K], places among the held-out images
+    units: Tensor  # int64 [K], the unit of each, from 0
+    labels: Tensor  # int64 [U], the class of each unit
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """Parts fitted without M held-out images, and their scores of these images among C classes."""
+
+    data: StageTwoData  # its anchors were selected without the held-out images
+    out: Tensor  # bool [N], the held-out images
+    labels: Tensor  # int64 [M]
+    features: Tensor  # [M, D], normalised
+    models: Mapping[float | None, PLDA]  # by shrinkage, with a noise of 1
+    head: LGRHead
+    image: Tensor  # [M, C], logits of the visual classifier
+    text: Tensor  # [M, C], text logits
+    steps: int  # of training the head
+
+    def at(self, covariances: Covariances) -> PLDA:
+        """Return the model with the given shrinkage and noise."""
+        return covariances.noisy(self.models[covariances.shrinkage])
+
+    def likelihoods(self, covariances: Covariances) -> Tensor:
+        """Return the log-likelihoods of the held-out images under that model, [M, C], on the CPU."""
+        return self.at(covariances).log_likelihoods(self.features).cpu()
+
+    @cached_property
+    def several(self) -> _Several:
+        """The held-out units of several images."""
+        _, units, sizes = self.data.observations[self.out].unique(return_inverse=True, return_counts=True)
+        images = (sizes[units] > 1).nonzero()[:, 0]
+        units = units[images].unique(return_inverse=True)[1]
+        owners = units.new_empty(int((sizes > 1).sum())).scatter_(0, units, self.labels[images])
+        return _Several(images, units, owners)
+
+    def together(self, covariances: Covariances, weights: PartWeights, correlation: float) -> Tensor:
+        """Score the held-out units of several images, each by all its images, as `Scorer.of_units`: float [U, C]."""
+        images, units, _ = self.several
+        pooling = Pooling.of(units, correlation)
+        means = pooling.mean(self.features[images.to(self.features.device)])
+        likelihoods = self.at(covariances).log_likelihoods(means, pooling.worths).cpu()
+        logits = weights.image * self.image[images] + weights.text * self.text[images]
+        return weights.generative * likelihoods + pooling.scaled(pooling.mean(logits))
+
+
+def text_logits(data: StageTwoData, head: LGRHead, features: Tensor) -> Tensor:
+    """Compute text logits [B, C], on the CPU; a class without a sentence has the mean of the others."""
+    if not data.has_text:
+        return torch.zeros(len(features), data.classes)
+    logits = torch.cat([head.text_logits(part, data.bank) for part in features.split(_AT_ONCE)]).cpu()
+    positions = torch.where(data.places >= 0, data.places, 0)
+    return torch.where(data.places >= 0, logits[:, positions], logits.mean(1, keepdim=True))
+
+
+def weigh_parts(
+    data: StageTwoData, folds: list[Fold], moments: Moments, branches: Sequence[str], matches: bool | None
+) -> tuple[Parts, list[str]]:
+    """Choose covariances and weights on the held-out images; return the parts, and notes for the user."""
+    known = data.rows
+    position = known.long().cumsum(0) - 1
+    labels = position[torch.cat([fold.labels for fold in folds])]
+    units = torch.cat([data.observations[fold.out] for fold in folds])
+    enough = len(units.unique()) >= _ENOUGH or not bool(data.unseen.any())
+    counts = moments.counts.cpu()[known]
+    weights = image_weights(labels, counts, units)
+    # Classes weigh alike here: n^-1/2 favours large classes and a wide noise, which draws small classes together.
+    alike = image_weights(labels, counts, units, power=1.0)
+
+    def columns(parts: list[Tensor]) -> Tensor:
+        return torch.cat(parts)[:, known]
+
+    def costs(covariances: Covariances) -> Tensor:
+        level = columns([fold.likelihoods(covariances) for fold in folds])
+        losses = item_nll(fit_temperature(level, labels, alike) * level, labels)
+        return torch.stack([losses, (level.argmax(1) != labels).double()])
+
+    chosen = plainest_covariances(costs, alike, units) if enough else PLAINEST
+    scores = HeldOutScores(
+        labels=labels,
+        image=columns([fold.image for fold in folds]) if "visual" in branches else None,
+        likelihoods=columns([fold.likelihoods(chosen) for fold in folds]),
+        text=columns([fold.text for fold in folds]) if "text" in branches else None,
+        weights=weights,
+    )
+    found = fit_weights(scores) if enough else usual_weights(scores)
+    if enough:
+        found = _gates(data, folds, chosen, found)
+        prior = fit_prior(scores.fused(found), log_frequencies(counts), labels, units)
+        found = replace(found, prior=prior)
+    shared = chosen.noisy(data.model(moments, chosen.shrinkage)).shared
+    best = scores.likelihoods.amax(1).sort().values
+    accept = float(best[int((1.0 - _ACCEPTED) * len(best))])
+    left = f"Stage 1 left {plural(len(labels), 'image')} out, too few to weigh by: the usual weights hold."
+    notes = _notes(data, scores, units, weights=found, shared=shared, matches=matches) if enough else [left]
+    held = HeldOutAnswers(labels, scores.fused(found).softmax(1).half())
+    let_in = _let_in(data, folds, chosen, accept)
+    if let_in is not None:
+        notes.append(
+            f"'None of these' (--reject) lets {100 * _ACCEPTED:.0f} % of the held-out images in, and"
+            f" {100 * let_in:.0f} % of images of classes that were left out of the fit."
+        )
+    correlation = _correlation(data, folds, chosen, found, counts)
+    if correlation < 1.0:
+        notes.append(
+            f"Images of a unit are alike by {correlation:g}: five together (predict --group) tell as much as"
+            f" {5.0 / (1.0 + 4.0 * correlation):.1f} independent ones."
+        )
+    parts = Parts(shared, found, accept, held, let_in, correlation)
+    if parts.texts_are_mute:  # a class that has text alone would win wherever the images say little
+        unknown = replace(found.text_only, offset=_NOT_FOUND)
+        parts = replace(parts, weights=replace(found, text_only=unknown))
+    return parts, notes
+
+
+def _correlation(
+    data: StageTwoData, folds: list[Fold], chosen: Covariances, weights: PartWeights, counts: Tensor
+) -> float:
+    """Fit how alike the images of a unit are, on the held-out units of several images; 1 where there is none."""
+    known = data.rows
+    labels = (known.long().cumsum(0) - 1)[torch.cat([fold.several.labels for fold in folds])]
+    if not len(labels):
+        return 1.0
+
+    def losses(correlation: float) -> Tensor:
+        scores = torch.cat([fold.together(chosen, weights, correlation) for fold in folds])
+        return item_nll(scores[:, known], labels)
+
+    return fit_correlation(losses, image_weights(labels, counts, torch.arange(len(labels))))
+
+
+def _let_in(data: StageTwoData, folds: list[Fold], chosen: Covariances, level: float) -> float | None:
+    """Measure the share of images of classes left out that fit another class as well as `level`; None below 30 units.
+
+    After a stage 1 these are the classes that it did not see. Without one each fold leaves a fifth of the classes out.
+    """
+    if bool(data.unseen_classes.any()):
+        left_out = [(folds[0].at(chosen), data.unseen_classes)]
+    elif bool(data.unseen.any()) or data.visual_init is not None:
+        return None  # the tower knows all classes
+    else:
+        left_out = []
+        drawn = torch.randperm(data.classes, generator=torch.Generator().manual_seed(0))
+        for number, fold in enumerate(folds):
+            late = torch.zeros(data.classes, dtype=torch.bool)
+            late[drawn[number::_CLASS_FOLDS]] = True
+            rest = ~fold.out & ~late[data.labels]
+            if bool(rest.any()) and bool(late.any()):
+                model = fold.data.model(fold.data.moments(rest), chosen.shrinkage)
+                left_out.append((chosen.noisy(model), late))
+    accepted = torch.zeros(0, dtype=torch.bool)
+    for model, late in left_out:
+        images = torch.cat([_one_a_unit(data, place) for place in late.nonzero()[:, 0].tolist()])
+        others = model.select((~late & data.rows).nonzero()[:, 0])
+        for some in images.split(_AT_ONCE):
+            best = others.log_likelihoods(unit_rows(data.features[0, some])).amax(1).cpu()
+            accepted = torch.cat([accepted, best >= level])
+    return float(accepted.double().mean()) if len(accepted) >= _ENOUGH else None
+
+
+def _gates(data: StageTwoData, folds: list[Fold], chosen: Covariances, found: PartWeights) -> PartWeights:
+    """Fit the weights and offsets of later classes, on classes that play them.
+
+    After a stage 1 these are the classes that it did not see. Without one a fifth of the classes in each fold, 100 at
+    most, plays classes known by text alone; classes with images keep the weights in `found`.
+    """
+    with_text = data.places >= 0
+    if bool(data.unseen_classes.any()):
+        fold = folds[0]
+        late = data.unseen_classes
+        model = fold.at(chosen)
+        most = max(len(_one_a_unit(data, place)) for place in late.nonzero()[:, 0].tolist())
+
+        def trained_text(features: Tensor) -> Tensor:
+            with torch.inference_mode():
+                return text_logits(data, fold.head, features)
+
+        alone = [
+            _held_out_classes(
+                data, fold.out, model, late=late & with_text, images=0, text_logits=trained_text
+            )
+        ]
+        few = [
+            _held_out_classes(data, fold.out, model, late=late, images=k, text_logits=trained_text)
+            for k in _NEW_IMAGES
+            if k < most
+        ]
+        return replace(
+            found,
+            few_shot=fit_gate(found.few_shot, few, weights=False),
+            text_only=fit_gate(found.text_only, alone),
+        )
+    if bool(data.unseen.any()) or data.visual_init is not None or not data.has_text:
+        return found
+    texts = data.prototypes if data.sentence_means is None else data.sentence_means
+
+    def zero_shot(features: Tensor) -> Tensor:  # by all sentences: anchors were selected by the images
+        logits = (data.logit_scale * unit_rows(features) @ unit_rows(texts).T).cpu()
+        return torch.where(with_text, logits, logits[:, with_text].mean(1, keepdim=True))
+
+    drawn = torch.randperm(data.classes, generator=torch.Generator().manual_seed(0))
+    drawn = drawn[with_text[drawn]]
+    designs = []
+    for number, fold in enumerate(folds):
+        late = torch.zeros_like(with_text)
+        late[drawn[number::_CLASS_FOLDS][:_LATE]] = True
+        rest = ~fold.out & ~late[data.labels]
+        if bool(rest.any()):
+            model = chosen.noisy(fold.data.model(fold.data.moments(rest), chosen.shrinkage))
+            prototypes = torch.where(late[:, None].to(texts.device), texts, model.prototypes)
+            model = replace(model, prototypes=prototypes)
+            designs.append(
+                _held_out_classes(data, fold.out, model, late=late, images=0, text_logits=zero_shot)
+            )
+    return replace(found, text_only=fit_gate(found.text_only, designs))
+
+
+def _held_out_classes(
+    data: StageTwoData,
+    out: Tensor,
+    model: PLDA,
+    late: Tensor,
+    images: int,
+    text_logits: Callable[[Tensor], Tensor],
+) -> HeldOutClasses:
+    """Score images with the classes `late`, bool [C], as later ones: each is known by its text and `images` images.
+
+    Scored are those of the held-out images `out`, bool [N], that are of other classes, and 20 images of each late one.
+    """
+    known = data.rows & ~late
+    order = torch.cat([known.nonzero()[:, 0], late.nonzero()[:, 0]])
+    column = torch.full((data.classes,), -1)
+    column[order] = torch.arange(len(order))
+    counts = model.counts.clone()
+    sums = model.sums.clone()
+    asked = [torch.empty(0, dtype=torch.int64)]
+    for place in late.nonzero()[:, 0].tolist():
+        own = _one_a_unit(data, place)
+        shown = own[:images]
+        counts[place] = len(shown)
+        sums[place] = unit_rows(data.features[0, shown]).double().sum(0)
+        asked.append(own[images : images + _QUERIES])
+    queries = torch.cat(asked)
+    model = replace(model, counts=counts, sums=sums).select(order)
+    old = data.features[0, out & known[data.labels]]
+    new = data.features[0, queries]
+    return HeldOutClasses(
+        likelihoods=model.log_likelihoods(unit_rows(old)).cpu().double(),
+        text=text_logits(old)[:, order].double(),
+        new_likelihoods=model.log_likelihoods(unit_rows(new)).cpu().double(),
+        new_text=text_logits(new)[:, order].double(),
+        new_labels=column[data.labels[queries]], trained=int(known.sum()),
+    )  # fmt: skip
+
+
+def _one_a_unit(data: StageTwoData, place: int) -> Tensor:
+    """Return the first image of each unit of a class, int64."""
+    first: dict[int, int] = {}
+    for image in (data.labels == place).nonzero()[:, 0].tolist():
+        first.setdefault(int(data.observations[image]), image)
+    return torch.tensor(list(first.values()), dtype=torch.int64)
+
+
+def _notes(
+    data: StageTwoData,
+    scores: HeldOutScores,
+    units: Tensor,
+    weights: PartWeights,
+    shared: SharedGaussian,
+    matches: bool | None,
+) -> list[str]:
+    """Tell the user what was decided; `units`, int64 [M], are those of the held-out images."""
+    right = balanced_accuracy(scores.fused(weights), scores.labels, units)
+    shares = {"linear layer": weights.image, "generative model": weights.generative, "text": weights.text}
+    used = ", ".join(f"{name} {weight:.3g}" for name, weight in shares.items() if weight)
+    return [
+        f"{100 * right:.1f} % of {plural(len(units), 'training image')} right, each held out from what was fitted, and"
+        f" each class counted alike. Weights: {used or 'no part counts'}.",
+        _of_texts(data, weights, shared, matches),
+    ]
+
+
+def _of_texts(data: StageTwoData, weights: PartWeights, shared: SharedGaussian, matches: bool | None) -> str:
+    """Tell the user how much the texts help."""
+    if matches is False:
+        return "The texts do not match the images: permuted between the classes they fit as well. They do not count."
+    if not data.has_text:
+        return "There is no sentence: the images alone count."
+    if not weights.text and not shared.text_r2:
+        match = "match the images" if matches else "of so few classes may match the images or not"
+        return f"The texts {match}, but the images say as much by themselves."
+    beside = (
+        ", and count beside the images." if weights.text else "; beside the images they say nothing more."
+    )
+    return f"The texts predict {100 * shared.text_r2:.0f} % of how the class means differ{beside}"

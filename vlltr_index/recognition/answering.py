@@ -1,0 +1,275 @@
+"""From pictures that were read to explained answers: each by itself, or those of a group together."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vlltr_index.data.decoding import ImageSource, image_label
+from vlltr_index.embedding.pixels import ReadAhead, Reader, image_features, in_batches, pool_crops
+from vlltr_index.errors import UsageError
+from vlltr_index.recognition.model import Model, named
+from vlltr_index.schemas.options import USUAL, PredictOptions
+from vlltr_index.schemas.records import Prediction, Progress, RankScore, SentenceShare
+from vlltr_index.wording import plural
+
+if TYPE_CHECKING:
+    from vlltr_index.embedding.pixels import NamedImage, PixelBatch
+    from vlltr_index.heads.fusion import FusedScores
+
+_SPOKESMEN = 5  # classes whose sentences explain an answer above them
+
+
+def predict(
+    model: Model,
+    images: Sequence[ImageSource],
+    options: PredictOptions = USUAL,
+    groups: Sequence[str | None] | None = None,
+) -> list[Prediction]:
+    """Predict images, as `Recognizer.predict`."""
+    if groups is None:
+        options = with_frequencies(model, lambda: named(images), options)
+        return list(stream(model, named(images), options))
+    if len(groups) != len(images):
+        raise UsageError(
+            f"there are {plural(len(images), 'image')} and {plural(len(groups), 'group')}",
+            "Give the group of each image, or None.",
+        )
+    group_of = {str(place): group for place, group in enumerate(groups) if group is not None}
+
+    def numbered() -> Iterator[NamedImage]:
+        return ((str(place), image) for place, image in enumerate(images))
+
+    options = with_frequencies(model, numbered, options, group_of)
+    found = {int(one.image): one for one in stream(model, numbered(), options, group_of)}
+    return [replace(found[place], image=image_label(image)) for place, image in enumerate(images)]
+
+
+def stream(
+    model: Model,
+    images: Iterable[NamedImage],
+    options: PredictOptions = USUAL,
+    groups: Mapping[str, str] | None = None,
+) -> Iterator[Prediction]:
+    """Predict any number of named images, in flat memory but for the groups that are begun.
+
+    Args:
+        model: The model.
+        images: The images.
+        options: How they are recognised, and what is said of each.
+        groups: The group of each image by name. Its images are answered together as soon as the last of them has been
+            read; images without one are answered by themselves. Default: none has one, and the order stays.
+    """
+    reader = Reader(model.encoder, options.crops)
+    return answer_read(model, ReadAhead(reader, in_batches(images)), options, groups)
+
+
+def answer_read(
+    model: Model,
+    batches: Iterable[PixelBatch],
+    options: PredictOptions = USUAL,
+    groups: Mapping[str, str] | None = None,
+) -> Iterator[Prediction]:
+    """Predict images that have been read, those of a group together; errors as for `Recognizer.predict`."""
+    if groups and options.retrieval == "faiss":
+        raise UsageError(
+            "an index is asked for one image at a time: of groups all classes are scored",
+            "Leave out: --retrieval faiss",
+        )
+    if options.prior != "balanced":
+        model = model.under(options.prior)
+        options = replace(options, prior="balanced", retrieval="exhaustive")  # the index knows no prior
+    answering = _Answering(model, options)
+    yield from answering.together(batches, groups) if groups else answering.each(batches)
+
+
+def with_frequencies(
+    model: Model,
+    images: Callable[[], Iterable[NamedImage]],
+    options: PredictOptions,
+    groups: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> PredictOptions:
+    """Return the options with the frequencies among images, for the prior `folder`; see `Model.frequencies_among`."""
+    if options.prior != "folder":
+        return options
+    features = [torch.empty(0, model.encoder.dim)]
+    names = list[str]()
+    for batch in ReadAhead(Reader(model.encoder, options.crops), in_batches(images())):
+        features.append(pool_crops(image_features(model.encoder, batch.pixels)).cpu())
+        names += batch.readable
+        if progress:
+            progress("look", len(names), None)
+    grouped = [(groups or {}).get(name) for name in names]
+    return replace(options, prior=model.frequencies_among(torch.cat(features), grouped))
+
+
+@dataclass
+class _Group:
+    """Pictures that are answered together."""
+
+    name: str | None = None  # None: a picture by itself
+    pictures: list[tuple[str, str | None]] = field(default_factory=list)  # why one cannot be read, or None
+    features: list[Tensor] = field(default_factory=list)  # of those that can
+
+
+class _Answering:
+    """What a model answers under some options.
+
+    Args:
+        model: The model, which knows the prior.
+        options: How images are recognised, and what is said of each.
+
+    Raises:
+        MissingStepError, UsageError, UnknownClassError: As for `Recognizer.predict`.
+    """
+
+    def __init__(self, model: Model, options: PredictOptions) -> None:
+        self._model = model
+        self._options = options
+        self._columns = model.columns_among(options.only, options.parent)
+        self._ranks = model.ranks_among(self._columns, options.min_accuracy)
+        self._level = model.least_likely if options.reject else None
+
+    def each(self, batches: Iterable[PixelBatch]) -> Iterator[Prediction]:
+        """Answer pictures one by one, in their order."""
+        model = self._model
+        options = self._options
+        for batch in batches:
+            used = "exhaustive" if options.some else model.used(options.retrieval, len(batch.readable))
+            features = pool_crops(image_features(model.encoder, batch.pixels))
+            fused, residual = model.score(features, used)
+            known = self._known(features)
+            answers = zip(
+                self._answers(fused, features.cpu().split(1), known), residual.tolist(), strict=True
+            )
+            for name, problem in zip(batch.names, batch.problems, strict=True):
+                if problem is None:
+                    answer, unscored = next(answers)
+                    yield replace(answer, image=name, residual=unscored, retrieval=used)
+                else:
+                    yield self._unread(name, problem, used)
+
+    def together(self, batches: Iterable[PixelBatch], group_of: Mapping[str, str]) -> Iterator[Prediction]:
+        """Answer the pictures of a group together, as soon as all have been read, one after the other.
+
+        Args:
+            batches: The pictures.
+            group_of: The group of each by name; pictures without one are answered by themselves.
+        """
+        left = Counter(group_of.values())
+        begun: defaultdict[str, _Group] = defaultdict(_Group)
+        for batch in batches:
+            rows = iter(pool_crops(image_features(self._model.encoder, batch.pixels)))
+            whole = []
+            for name, problem in zip(batch.names, batch.problems, strict=True):
+                named = group_of.get(name)
+                group = _Group() if named is None else begun[named]
+                group.name = named
+                group.pictures.append((name, problem))
+                if problem is None:
+                    group.features.append(next(rows))
+                if named is not None:
+                    left[named] -= 1
+                    if left[named] > 0:
+                        continue
+                    del begun[named]
+                whole.append(group)
+            yield from self._of_groups(whole)
+        yield from self._of_groups(list(begun.values()))
+
+    def _of_groups(self, groups: Sequence[_Group]) -> Iterator[Prediction]:
+        """Answer whole groups."""
+        read = [group for group in groups if group.features]
+        answers: Iterator[Prediction] = iter(())
+        if read:
+            features = [torch.stack(group.features) for group in read]
+            units = torch.arange(len(read)).repeat_interleave(torch.tensor([len(rows) for rows in features]))
+            every = torch.cat(features)
+            known = self._known(every, units)
+            fused = self._model.score_units(every, units)
+            answers = self._answers(fused, [rows.cpu() for rows in features], known)
+        for group in groups:
+            answer = next(answers) if group.features else None
+            for name, problem in group.pictures:
+                if answer is None or problem is not None:
+                    yield replace(self._unread(name, problem, "exhaustive"), group=group.name)
+                else:
+                    yield replace(answer, image=name, group=group.name)
+
+    def _unread(self, name: str, problem: str | None, used: str) -> Prediction:
+        return Prediction(name, (), 0.0, used, commit=self._model.first_commit, problem=problem)
+
+    def _known(self, features: Tensor, units: Tensor | None = None) -> list[float] | None:
+        """Return the largest log-likelihood of each image, in the mean over its unit; None if it is not asked for."""
+        if self._level is None:
+            return None
+        likelihoods = self._model.largest_likelihoods(features)
+        if units is not None:
+            likelihoods = self._model.pooling(units).mean(likelihoods[:, None])[:, 0]
+        found: list[float] = likelihoods.tolist()
+        return found
+
+    def _answers(
+        self, fused: FusedScores, features: Sequence[Tensor], known: Sequence[float] | None
+    ) -> Iterator[Prediction]:
+        """Answer by scores [U, C] of images or groups.
+
+        Args:
+            fused: The scores.
+            features: Float [M, D] of each, of its M images.
+            known: Its largest log-likelihood, if that is asked for.
+        """
+        model = self._model
+        options = self._options
+        if options.some:
+            fused = fused.among(self._columns, model.fusion.rule)
+        best = fused.probabilities.topk(min(options.top, len(self._columns))).indices
+        scores = model.class_scores(fused, best, self._columns)
+        for row, seen in enumerate(features):
+            classes = [model.explainer.with_sentences(one, seen, options.explain) for one in scores[row]]
+            if options.neighbours:
+                near = model.nearest(seen.mean(0), classes[0].class_id, options.neighbours)
+                classes[0] = replace(classes[0], neighbours=near)
+            ranks, answer = self._above(seen, fused.probabilities[row])
+            likely = None if known is None else known[row]
+            yield Prediction(
+                "",
+                tuple(one for one in classes if one.probability >= options.min_probability),
+                0.0,
+                "exhaustive",
+                commit=model.first_commit,
+                known=None if likely is None or self._level is None else likely >= self._level,
+                known_score=likely,
+                ranks=ranks,
+                answer=answer,
+            )
+
+    def _above(
+        self, features: Tensor, probabilities: Tensor
+    ) -> tuple[tuple[RankScore, ...], RankScore | None]:
+        """Return what the best class lies below, and the answer at a rank, with sentences.
+
+        Args:
+            features: Float [M, D], of the images that are answered together.
+            probabilities: Float [C_a], of the classes that may be the answer.
+        """
+        if self._ranks is None:
+            return (), None
+        model = self._model
+
+        def spoken(below: Tensor) -> tuple[SentenceShare, ...]:
+            if not self._options.explain:
+                return ()
+            chances = probabilities[below]
+            parts, best = (chances / chances.sum()).topk(min(_SPOKESMEN, len(below)))
+            ids = model.class_ids[self._columns[below[best]]].tolist()
+            weights = dict(zip(ids, parts.tolist(), strict=True))
+            return model.explainer.of_several(features, weights, self._options.explain)
+
+        return self._ranks.above(probabilities, spoken)
