@@ -20,6 +20,7 @@ STUDIES = {
     "baselines": "studies.baselines",
     "draws": "studies.draws",
     "fitted_weights": "studies.fitted_weights",
+    "groups": "studies.groups",
     "honest_figure": "studies.honest_figure",
     "long_tailed": "studies.long_tailed",
     "new_classes": "studies.new_classes",

@@ -96,8 +96,9 @@ def features_of_kinds(encoder: Encoder, kinds: Sequence[Kind], test: bool = True
     return features_of(encoder, [one for some in pictures for one in some]), labels
 
 
-def fitted(features: Tensor, labels: Tensor, classes: int) -> tuple[PLDA, Parts]:
-    """Fit the generative model of classes without text as `train lgr` does, each image a unit."""
+def fitted(features: Tensor, labels: Tensor, classes: int, units: Tensor | None = None) -> tuple[PLDA, Parts]:
+    """Fit the generative model of classes without text as `train lgr` does; by default each image is a unit."""
+    numbers = torch.arange(len(labels)) if units is None else units
     none = torch.empty(0, dtype=torch.int64)
     bank = AnchorBank(
         torch.empty(0, features.shape[1]), torch.zeros(1, dtype=torch.int64), none, none, torch.empty(0)
@@ -107,7 +108,7 @@ def fitted(features: Tensor, labels: Tensor, classes: int) -> tuple[PLDA, Parts]
         labels=labels,
         bank=bank,
         places=torch.full((classes,), -1),
-        units=[str(image) for image in range(len(labels))],
+        units=[str(unit) for unit in numbers.tolist()],
         unseen=torch.zeros(len(labels), dtype=torch.bool),
         unseen_classes=torch.zeros(classes, dtype=torch.bool),
         visual_init=None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import shlex
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from tests.support.hubserver import TOKEN, HubServer, hub_server, point_at
 from vlltr_index import Workspace
@@ -80,6 +82,21 @@ def test_answer_at_a_higher_rank(place: HubServer, tmp_path: Path) -> None:
         text = text.replace(f"    {bird},", f'"{name}",')
     (tmp_path / "tree.csv").write_text("name,parent,rank\n" + text.replace("    ", ""), encoding="utf-8")
     assert run("Answer at a higher rank") == ["sh"]
+
+
+def test_answer_pictures_of_one_thing_together(place: HubServer, pictures: Path, tmp_path: Path) -> None:
+    """Pictures with names of a burst, which tell when they were taken."""
+    (tmp_path / "shots").mkdir()
+    for number in range(3):
+        exif = Image.Exif()
+        exif[0x0132] = f"2024:05:01 10:00:{number:02}"
+        Image.open(pictures / f"known-{number}.png").save(
+            tmp_path / "shots" / f"burst-{number}.png", exif=exif
+        )
+    assert run("Answer pictures of one thing together") == ["sh"]
+    with (tmp_path / "answers.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len({row["group"] for row in rows}) == len({row["class_1"] for row in rows}) == 1
 
 
 def test_change_the_encoder(place: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -226,6 +227,33 @@ def write_collection(kind: Kind, number: int, folder: Path) -> Collection:
         fresh = [kind.unit(rng, [_image(own[at])]) for at in islice(order, _NEW)]
         new[name] = [_file(rng, unit[int(rng.integers(len(unit)))], None) for unit in fresh]
     return Collection(folder, units, new)
+
+
+class Picture(NamedTuple):
+    """A picture of a unit: its class and unit by number, and the file."""
+
+    label: int
+    unit: int
+    data: bytes
+
+
+def drawn_units(kind: Kind, number: int, new: int) -> tuple[list[Picture], list[Picture]]:
+    """Draw a collection as `write_collection` does, and whole units of each class that are new to it, `new` of them."""
+    rng = np.random.default_rng([number, new, sum(map(ord, kind.unit.__name__))])
+    drawings = _drawings(kind.source, (_UNITS[1] + new) * kind.drawings)
+    learned: list[Picture] = []
+    fresh: list[Picture] = []
+    unit = 0
+    for label, name in enumerate(rng.permutation(sorted(drawings))[:CLASSES]):
+        own = drawings[name]
+        order = iter(rng.permutation(len(own)))
+        count = int(np.exp(rng.uniform(*np.log(_UNITS))) + 0.5)
+        for place in range(count + new):
+            shown = [_image(own[at]) for at in islice(order, int(rng.integers(1, kind.drawings + 1)))]
+            files_of_unit = [_file(rng, image, None) for image in kind.unit(rng, shown)]
+            (learned if place < count else fresh).extend(Picture(label, unit, data) for data in files_of_unit)
+            unit += 1
+    return learned, fresh
 
 
 @cache

@@ -1,0 +1,136 @@
+"""Pictures of a unit that are answered together, beside what is simpler: each alone, a vote, the mean of answers.
+
+    python -m benchmarks groups run
+    python -m benchmarks groups table
+
+The kinds of collections are those of `honest_figure`; vectors of the shipped encoder, which suits drawings on plain
+ground alone; the generative model is fitted by `train lgr`'s own function, without texts. Asked are whole new units.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.kept import keep_draws, read
+from benchmarks.studies.heldout import features_of
+from benchmarks.studies.honest_figure.collections import CLASSES, KINDS, Picture, drawn_units
+from benchmarks.studies.rejections import SHIPPED, fitted
+from benchmarks.study import Command, Study
+from vlltr_index.embedding.loading import recipe_encoder
+from vlltr_index.encoders.encoder import Encoder
+from vlltr_index.evaluation.metrics import expected_calibration_error
+from vlltr_index.heads.units import Pooling
+from vlltr_index.heads.weighing import item_nll
+from vlltr_index.tensors import unit_rows
+
+COLLECTIONS = tuple(name for name in KINDS if name != "single")
+ALONE, VOTE, MEAN, PRODUCT, TOGETHER = (
+    "each picture", "vote", "mean of answers", "product of answers", "together"
+)  # fmt: skip
+ROWS = (ALONE, VOTE, MEAN, PRODUCT, TOGETHER)
+_NEW = 16
+_NOTHING = 1e-7
+
+
+def run(draws: int) -> None:
+    """Measure the draws that are not measured yet."""
+    encoder = recipe_encoder(SHIPPED).eval()
+    for name in COLLECTIONS:
+        keep_draws("groups", name, range(draws), partial(measured, encoder, name))
+
+
+def measured(encoder: Encoder, name: str, number: int) -> dict[str, Any]:
+    """Return what each row has right in one draw, in `ROWS`, and how alike the images of a unit were found to be."""
+    learned, fresh = drawn_units(KINDS[name], number, _NEW)
+    features, labels, units = _stacked(encoder, learned)
+    model, parts = fitted(features, labels, CLASSES, units)
+    asked, answers, units = _stacked(encoder, fresh)
+    pooling = Pooling.of(units.unique(return_inverse=True)[1], parts.correlation)
+    truth = torch.empty(len(pooling.sizes), dtype=torch.int64).scatter_(0, pooling.units, answers)
+    images = unit_rows(asked).double()
+    weight = parts.weights.generative
+    alone = (weight * model.log_likelihoods(images)).log_softmax(1)
+    votes = torch.nn.functional.one_hot(alone.argmax(1), CLASSES).double()
+    mean = pooling.mean(alone.exp())
+    together = weight * model.log_likelihoods(pooling.mean(images), pooling.worths)
+    rows = {
+        ALONE: (alone, answers),
+        VOTE: ((pooling.mean(votes) + 1e-3 * mean).clamp(min=_NOTHING).log(), truth),
+        MEAN: (mean.clamp(min=_NOTHING).log(), truth),
+        PRODUCT: (pooling.mean(alone) * pooling.sizes[:, None], truth),
+        TOGETHER: (together, truth),
+    }
+    found = {row: _measures(scores, of) for row, (scores, of) in rows.items()}
+    return {"correlation": parts.correlation, "pictures": len(fresh), "units": len(truth), **found}
+
+
+def _stacked(encoder: Encoder, pictures: Sequence[Picture]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return features [N, D], classes and units, int64 [N]."""
+    labels, units, files = zip(*pictures, strict=True)
+    return features_of(encoder, files), torch.tensor(labels), torch.tensor(units)
+
+
+def _measures(scores: Tensor, labels: Tensor) -> list[float]:
+    """Return accuracy, calibration error and NLL."""
+    sure, best = scores.softmax(1).max(1)
+    right = best == labels
+    values = (
+        float(right.double().mean()),
+        expected_calibration_error(sure, right),
+        float(item_nll(scores, labels).mean()),
+    )
+    return [round(value, 4) for value in values]
+
+
+def parts() -> dict[str, str]:
+    """Return the table of all collections."""
+    kept = read("groups")
+    return {"results/groups.md": generated(kept)} if kept else {}
+
+
+def generated(kept: dict[str, Any]) -> str:
+    """The table as Markdown."""
+    lines = [
+        "Top-1 in per cent, of new units, or of their pictures where each is answered by itself; means over draws, and"
+        " the smallest and largest correlation that was fitted. *Gain*: of *together* over *mean of answers* on the"
+        " same draws, with its 95 % interval; of the NLL a gain is below 0. A vote knows no probabilities below its own.",
+        "",
+        "| collection | draws | pictures a unit | correlation | answered | top-1 | ECE | NLL |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name in COLLECTIONS:
+        draws = list(kept.get(name, {"draws": {}})["draws"].values())
+        if not draws:
+            continue
+        size = np.mean([draw["pictures"] / draw["units"] for draw in draws])
+        alike = sorted(draw["correlation"] for draw in draws)
+        facts = f"| {name} | {len(draws)} | {size:.1f} | {alike[0]:.2f} to {alike[-1]:.2f} |"
+        for row in ROWS:
+            accuracy, error, loss = np.mean([draw[row] for draw in draws], axis=0)
+            shown = "-" if row == VOTE else f"{loss:.2f}"
+            lines.append(f"{facts} {row} | {100 * accuracy:.1f} | {100 * error:.1f} | {shown} |")
+        gains = np.array([draw[TOGETHER] for draw in draws]) - np.array([draw[MEAN] for draw in draws])
+        lines.append(
+            f"{facts} *gain* | {_interval(100 * gains[:, 0])} | | {_interval(gains[:, 2], digits=3)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _interval(values: Any, digits: int = 1) -> str:
+    half = 1.96 * np.std(values, ddof=1) / len(values) ** 0.5
+    middle = np.mean(values)
+    return f"{middle:+.{digits}f} [{middle - half:+.{digits}f}, {middle + half:+.{digits}f}]"
+
+
+def _arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--draws", type=int, default=20)
+
+
+STUDY = Study({"run": Command(run, _arguments)}, parts)
