@@ -100,7 +100,8 @@ def generated(kept: dict[str, Any]) -> str:
     lines = [
         "Top-1 in per cent, of new units, or of their pictures where each is answered by itself; means over draws, and"
         " the smallest and largest correlation that was fitted. *Gain*: of *together* over *mean of answers* on the"
-        " same draws, with its 95 % interval; of the NLL a gain is below 0. A vote knows no probabilities below its own.",
+        " same draws, with its 95 % interval; of the NLL a gain is below 0. A"
+        " vote has no NLL.",
         "",
         "| collection | draws | pictures a unit | correlation | answered | top-1 | ECE | NLL |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
