@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 if TYPE_CHECKING:
+    from vlltr_index.data.frequencies import Frequencies
     from vlltr_index.schemas.options import Prior
 
 
@@ -81,14 +82,23 @@ plan_device_option = _device()  # gives the command its value, to be named in th
 
 def read_prior(told: str) -> Prior:
     """Return what `--prior` says, a file's weights if it names one."""
+    prior, frequencies = read_frequencies_too(told)
+    if frequencies is not None and frequencies.situated:
+        raise click.UsageError(f"--prior {told}: weights by place and month are for vlltr predict alone")
+    return prior
+
+
+def read_frequencies_too(told: str) -> tuple[Prior, Frequencies | None]:
+    """Return what `--prior` says, and of a file all that it tells."""
     from vlltr_index.data.frequencies import read_frequencies
     from vlltr_index.schemas.options import PRIORS
 
     if told in PRIORS:
-        return cast("Prior", told)
+        return cast("Prior", told), None
     if not os.path.splitext(told)[1]:
         raise click.UsageError(f"--prior {told}: give {', '.join(PRIORS)}, or a file such as frequencies.csv")
-    return read_frequencies(Path(os.path.expanduser(told)))
+    found = read_frequencies(Path(os.path.expanduser(told)))
+    return found.weights, found
 
 
 def global_options() -> list[click.Option]:

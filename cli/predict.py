@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,10 +20,14 @@ from vlltr_index.cli.options import (
     device_option,
     engine_option,
     prior_option,
-    read_prior,
+    read_frequencies_too,
 )
 from vlltr_index.cli.terminal import echo, terminal_width
 from vlltr_index.schemas.options import RETRIEVALS
+
+if TYPE_CHECKING:
+    from vlltr_index.schemas.options import PredictOptions
+    from vlltr_index.schemas.records import Prediction
 
 
 @click.command("predict")
@@ -51,6 +55,12 @@ from vlltr_index.schemas.options import RETRIEVALS
     help="Answer at the deepest rank that held this accuracy on held-out images, such as 0.95.",
 )
 @prior_option
+@click.option(
+    "--taken",
+    type=FILE,
+    help="Where and when pictures were taken, for a --prior with a column place or month: a file with the columns"
+    " image, and place, month or both; a month that it does not say is read from the picture.",
+)
 @click.option(
     "--group",
     metavar="folder|name:REGEX|seconds:N",
@@ -82,6 +92,7 @@ def predict_command(
     engine: str,
     actors: int | None,
     prior: str,
+    taken: Path | None,
     group: str | None,
     **how: Any,
 ) -> None:
@@ -92,6 +103,7 @@ def predict_command(
     and the others are answered; the exit code is then 1.
     """
     from vlltr_index.data.decoding import UNREADABLE
+    from vlltr_index.pipelines.asked import situated
     from vlltr_index.pipelines.predict import OnRay, check_target, predict, predict_to_file
     from vlltr_index.recognizer import Recognizer
     from vlltr_index.schemas.options import PredictOptions
@@ -105,34 +117,49 @@ def predict_command(
     workspace = context.open()
     if explain is None:
         explain = 0 if out else 3
-    options = PredictOptions(only=_names(only), explain=explain, prior=read_prior(prior), **how)
+    known, frequencies = read_frequencies_too(prior)
+    options = PredictOptions(only=_names(only), explain=explain, prior=known, **how)
+    by_situation = None
+    if frequencies is not None and frequencies.situated:
+        if engine == "ray":
+            raise click.UsageError("weights by place and month (--prior): leave out --engine ray")
+        by_situation = situated(images, frequencies, taken, context.progress)
+    elif taken is not None:
+        raise click.UsageError("--taken is for a --prior FILE with a column place or month")
     if out is not None:
         model = Recognizer.open(workspace, at=at).current()
         ray = OnRay(workspace.address, actors) if engine == "ray" else None
-        report = predict_to_file(model, images, out, options, progress=context.progress, ray=ray, group=group)
+        report = predict_to_file(
+            model, images, out, options,
+            progress=context.progress, ray=ray, group=group, situated=by_situation,
+        )  # fmt: skip
         context.show(report)
         answered = report.images
         unread = report.unreadable
     else:
-        predictions = []
-        said = None  # the group whose answer was printed
-        for one in predict(workspace, images, options, at, group):
-            predictions.append(one if context.as_json else replace(one, classes=()))
-            if not context.as_json:
-                lines = prediction_lines(one, terminal_width(), options.min_accuracy is not None)
-                if one.problem is None:
-                    lines = (
-                        [f"{one.image}: as those of its group"] if one.group and one.group == said else lines
-                    )
-                    said = one.group
-                context.show(one, lines, always=True)
-        if context.as_json:
-            context.show(predictions)
-        answered = len(predictions)
-        unread = sum(p.problem is not None for p in predictions)
+        answered, unread = _show(
+            context, predict(workspace, images, options, at, group, by_situation), options
+        )
     if unread:
         echo(f"{unread} of {answered} images cannot be read. {UNREADABLE}", err=True)
         raise click.exceptions.Exit(1)
+
+
+def _show(context: Context, answers: Iterable[Prediction], options: PredictOptions) -> tuple[int, int]:
+    """Print answers as they come, or all as JSON; return their number and that of pictures that cannot be read."""
+    predictions = []
+    said = None  # the group whose answer was printed
+    for one in answers:
+        predictions.append(one if context.as_json else replace(one, classes=()))
+        if not context.as_json:
+            lines = prediction_lines(one, terminal_width(), options.min_accuracy is not None)
+            if one.problem is None:
+                lines = [f"{one.image}: as those of its group"] if one.group and one.group == said else lines
+                said = one.group
+            context.show(one, lines, always=True)
+    if context.as_json:
+        context.show(predictions)
+    return len(predictions), sum(one.problem is not None for one in predictions)
 
 
 def _names(only: str | None) -> list[str] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import count, islice
 from pathlib import Path
 from unittest.mock import Mock
@@ -20,9 +20,11 @@ from PIL import Image
 from tests.support.commands import forbid, run
 from tests.support.pictures import encoded, put
 from vlltr_index.data import files
+from vlltr_index.data.frequencies import Frequencies, Situation
 from vlltr_index.data.unlabelled import Pictures, unlabelled_images
 from vlltr_index.errors import InputError, UnknownClassError, UsageError
-from vlltr_index.pipelines.predict import groups_of, predict_to_file
+from vlltr_index.pipelines.asked import groups_of, situated
+from vlltr_index.pipelines.predict import in_situations, predict_to_file
 from vlltr_index.recognition.answering import stream
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.options import PredictOptions
@@ -299,6 +301,90 @@ def test_a_group_in_the_terminal(
         tmp_path / "x.csv",
     )
     assert (code, "leave out --engine ray" in err) == (2, True)
+
+
+@pytest.fixture
+def deployments(shots: Path, tmp_path: Path) -> Path:
+    """A folder with one more picture, which tells its month, and a file that says where the others were taken."""
+    exif = Image.Exif()
+    exif[0x0132] = "2024:05:01 10:00:00"
+    Image.open(shots / "a.png").save(shots / "may.png", exif=exif)
+    rows = "shots/a.png,hill,2024-05-31\nshots/more/b.PNG,lake,11\nshots/may.png,hill,\n"
+    (tmp_path / "taken.csv").write_text(f"image,place,month\n{rows}", encoding="utf-8")
+    return shots
+
+
+def test_weights_go_by_place_and_month(recognizer: Recognizer, deployments: Path, tmp_path: Path) -> None:
+    """Each picture has the answer that its weights alone give; EXIF tells a month that the file does not."""
+    names = recognizer.classes_.tolist()
+    hill = dict.fromkeys(names, 1.0) | {names[3]: 1e6}
+    lake = dict.fromkeys(names, 1.0) | {names[5]: 1e6}
+    everywhere = {name: hill[name] + lake[name] for name in names}
+    told = Frequencies(everywhere, {Situation("hill", 5): hill, Situation("lake", 11): lake})
+    known = situated([str(deployments)], told, tmp_path / "taken.csv")
+    a, b, may = (str(deployments / name) for name in ("a.png", "more/b.PNG", "may.png"))
+    assert known.of == {a: Situation("hill", 5), may: Situation("hill", 5), b: Situation("lake", 11)}
+    options = PredictOptions(top=2, prior=everywhere)
+    out = tmp_path / "out.csv"
+    model = recognizer.current()
+    stop = Mock(side_effect=[None, None, KeyboardInterrupt])
+    with pytest.raises(KeyboardInterrupt):
+        predict_to_file(model, [str(deployments)], out, options, situated=known, progress=stop)
+    with pytest.raises(UsageError, match="asked for otherwise"):
+        predict_to_file(model, [str(deployments)], out, options)
+    report = predict_to_file(model, [str(deployments)], out, options, situated=known)
+    assert (report.images, report.there_before, report.unreadable) == (4, 3, 1)
+    with out.open(encoding="utf-8", newline="") as file:
+        rows = {row["image"]: row for row in csv.DictReader(file)}
+    for name, weights in ((a, hill), (may, hill), (b, lake)):
+        expected = recognizer.predict([name], PredictOptions(top=2, prior=weights))[0].classes[0]
+        assert rows[name]["class_1"] == expected.name
+        assert float(rows[name]["prior_part"]) == pytest.approx(expected.prior_part, abs=1e-3)
+    elsewhere = replace(known, of={b: Situation("lake", 11)})
+    groups = dict.fromkeys((a, b), "both")
+    found = {
+        one.image: one
+        for one in in_situations(
+            model, unlabelled_images([str(deployments)], False), options, groups, elsewhere
+        )
+    }
+    assert found[a].classes == found[b].classes
+    plain = recognizer.predict([may], options)[0].classes[0]
+    assert found[may].classes[0].prior_part == pytest.approx(plain.prior_part, abs=1e-3)
+
+
+def test_where_pictures_were_taken_has_to_be_known(deployments: Path, tmp_path: Path) -> None:
+    told = Frequencies({"wren": 2.0}, {Situation("moor", 5): {"wren": 2.0}})
+    with pytest.raises(UsageError, match="nothing says where"):
+        situated([str(deployments)], told, None)
+    with pytest.raises(UsageError, match="of none of the 4 pictures"):
+        situated([str(deployments)], told, tmp_path / "taken.csv")
+
+
+def test_frequencies_by_month_from_the_command_line(
+    trained_once: Path, deployments: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Months alone are read from the pictures; what does not go together is said."""
+    names = Recognizer.open(trained_once).classes_.tolist()
+    lines = "".join(f'"{name}",{1 + place},{month}\n' for place, name in enumerate(names) for month in (5, 6))
+    (tmp_path / "months.csv").write_text(f"class,weight,month\n{lines}", encoding="utf-8")
+    (tmp_path / "plain.csv").write_text(f"class,weight\n{names[0]},1\n", encoding="utf-8")
+    (deployments / "broken.jpg").unlink()
+    asked = ("-w", trained_once, "--json", "predict", deployments, "--prior", tmp_path / "months.csv")
+    code, out, err = run(capsys, *asked)
+    assert code == 0
+    assert "2 of 3 pictures are of no place and month" in err
+    assert {Path(one["image"]).name for one in json.loads(out)} == {"a.png", "b.PNG", "may.png"}
+    for wrong, words in (
+        ((*asked, "--engine", "ray", "--out", tmp_path / "x.csv"), "leave out --engine ray"),
+        (
+            (*asked[:-1], tmp_path / "plain.csv", "--taken", tmp_path / "taken.csv"),
+            "--taken is for a --prior FILE",
+        ),
+        (("-w", trained_once, "evaluate", "--prior", tmp_path / "months.csv"), "for vlltr predict alone"),
+    ):
+        code, _, err = run(capsys, *wrong)
+        assert (code, words in err) == (2, True), err
 
 
 def test_a_thin_picture_is_its_own_problem(recognizer: Recognizer, shots: Path, tmp_path: Path) -> None:

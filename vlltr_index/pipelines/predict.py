@@ -7,9 +7,10 @@ import json
 import os
 import shlex
 import socket
+from collections import defaultdict
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -19,18 +20,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from vlltr_index.data.capture import time_taken
-from vlltr_index.data.decoding import image_bytes
-from vlltr_index.data.grouping import Grouping
+from vlltr_index.data.frequencies import Situation
 from vlltr_index.data.unlabelled import Pictures, unlabelled_images
 from vlltr_index.data.writing import whole_file
-from vlltr_index.errors import InputError, UsageError, VlltrError, WorkspaceError, write_error
+from vlltr_index.errors import UsageError, VlltrError, WorkspaceError, write_error
+from vlltr_index.pipelines.asked import Situated, groups_of
 from vlltr_index.recognition.answering import answer_read, stream, with_frequencies
 from vlltr_index.recognizer import Recognizer
+from vlltr_index.schemas.fingerprint import digest_bytes
 from vlltr_index.schemas.options import USUAL, PredictOptions
-from vlltr_index.schemas.records import ImageRecord
 from vlltr_index.version import VERSION
-from vlltr_index.wording import cell, plural
+from vlltr_index.wording import cell
 
 if TYPE_CHECKING:
     from vlltr_index.recognition.model import Model
@@ -66,6 +66,7 @@ def predict(
     options: PredictOptions = USUAL,
     at: int | None = None,
     group: str | None = None,
+    situated: Situated | None = None,
 ) -> Iterator[Prediction]:
     """Predict pictures one after the other, in flat memory.
 
@@ -75,6 +76,8 @@ def predict(
         options: How they are recognised, and what is said of each.
         at: The commit that answers; default: the newest.
         group: Which pictures show one thing and have one answer together, see `groups_of`; default: each by itself.
+        situated: How common classes are where and when each picture was taken, instead of the prior in the options;
+            pictures of one place and month come one after the other.
 
     Raises:
         MissingStepError: If a step before has not been run; the hint names it.
@@ -83,53 +86,33 @@ def predict(
     """
     groups = None if group is None else groups_of(images, group)
     model = Recognizer.open(workspace, at=at).current()
+    if situated is not None:
+        return in_situations(
+            model, unlabelled_images(images, with_data=False), options, groups or {}, situated
+        )
     options = with_frequencies(model, lambda: unlabelled_images(images), options, groups)
     return stream(model, unlabelled_images(images), options, groups)
 
 
-def groups_of(images: Sequence[str], group: str, progress: Progress | None = None) -> dict[str, str]:
-    """Return the group of each picture by name; of those that have none there is none.
-
-    Args:
-        images: As for `data.unlabelled.unlabelled_images`.
-        group: `folder`: those of one folder; `name:REGEX`: those in whose names it finds the same; `seconds:N`: those
-            of one folder that were taken so soon one after the other.
-        progress: Called after every picture whose time is read.
-
-    Raises:
-        InputError: As for `data.unlabelled.unlabelled_images`.
-        UsageError: If `group` is none of these, or puts no picture into a group.
-    """
-    how = Grouping.parse(group)
-    if how.how in ("auto", "column"):
-        raise UsageError(
-            f"--group {how} is for pictures with labels", "Give folder, name:REGEX or seconds:N."
-        )
-    timed = how.how == "seconds"
-    records = []
-    taken = list[float | None]()
-    for name, source in unlabelled_images(images, with_data=timed):
-        place = name if "/" in name else f"./{name}"
-        records.append(ImageRecord(source=place, uri=name, class_name=None, split=""))
-        taken.append(_taken(source) if timed else None)
-        if timed and progress:
-            progress("look", len(taken), None)
-    groups = how.groups(records, taken, class_folders=False)
-    found = {one.uri: named for one, named in zip(records, groups, strict=True) if named is not None}
-    if not found:
-        raise UsageError(
-            f"--group {how} puts none of the {plural(len(records), 'picture')} into a group",
-            "Say it another way.",
-        )
-    return found
-
-
-def _taken(source: str | bytes) -> float | None:
-    """Return when a picture was taken; None if that is not known, or it cannot be read."""
-    try:
-        return time_taken(image_bytes(source))
-    except InputError:
-        return None
+def in_situations(
+    model: Model,
+    named: Iterable[tuple[str, str | bytes]],
+    options: PredictOptions,
+    groups: Mapping[str, str],
+    situated: Situated,
+) -> Iterator[Prediction]:
+    """Predict pictures, listed without data, by place and month; those of a group by that of its first one."""
+    listed = list(named)
+    pictures = Pictures(listed)
+    of_group = dict[str, Situation | None]()
+    places = defaultdict[Situation | None, list[int]](list)
+    for place, (name, _) in enumerate(listed):
+        at = situated.of.get(name)
+        places[of_group.setdefault(groups[name], at) if name in groups else at].append(place)
+    frequencies = situated.frequencies
+    for at, some in places.items():
+        weights = frequencies.weights if at is None else frequencies.situated[at]
+        yield from stream(model, pictures.take(some).load(), replace(options, prior=weights), groups)
 
 
 def predict_to_file(
@@ -141,6 +124,7 @@ def predict_to_file(
     progress: Progress | None = None,
     ray: OnRay | None = None,
     group: str | None = None,
+    situated: Situated | None = None,
 ) -> PredictReport:
     """Predict pictures into a CSV, JSONL or Parquet file, one row a picture; each name once.
 
@@ -155,7 +139,8 @@ def predict_to_file(
         options: See there.
         progress: Called after every picture.
         ray: Answers are computed there; default: in this process. Either goes on where the other one stopped.
-        group: As for `predict`; not with `ray`.
+        group: As for `predict`; not with `ray`, like the next.
+        situated: As for `predict`.
 
     Raises:
         ConfigError: If Ray is not installed.
@@ -165,17 +150,7 @@ def predict_to_file(
     """
     check_target(out)
     part = out.with_name(out.name + ".part")
-    made = [model.saved.text_fp, model.saved.image_fp, model.anchors.selection_id]
-    facts = {
-        "program": VERSION,
-        "commit": model.commit,
-        "model": made,
-        "images": list(paths),
-        **asdict(options),
-    }
-    if group is not None:
-        facts["group"] = group
-    asked = json.dumps(facts, sort_keys=True).encode() + b"\n"
+    asked = _asked(model, paths, options, group, situated)
     with _alone(out):
         check_target(out)  # another process may have finished it before the lock was free
         done = _begun(part, asked)
@@ -190,13 +165,13 @@ def predict_to_file(
         done = {name: lost for name, lost in done.items() if name not in again}
         todo = (
             (name, source)
-            for name, source in unlabelled_images(paths, with_data=ray is None)
+            for name, source in unlabelled_images(paths, with_data=ray is None and situated is None)
             if name not in done and not done.setdefault(name, False)
         )
         try:
             with (
                 open(part, "a", encoding="utf-8", opener=_unlinked) as file,
-                closing(_lines(model, todo, ray, answering, groups, answered)) as lines,
+                closing(_lines(model, todo, ray, answering, groups, situated, answered=answered)) as lines,
             ):
                 for written, (line, lost) in enumerate(lines, 1):
                     file.write(line + "\n")
@@ -210,6 +185,25 @@ def predict_to_file(
         top = min(options.top, len(model.class_ids))
         _finish(part, out, _schema(top, options, grouped=group is not None))
     return PredictReport(str(out), len(done), before, unread)
+
+
+def _asked(
+    model: Model, paths: Sequence[str], options: PredictOptions, group: str | None, situated: Situated | None
+) -> bytes:
+    """Return the first line of `OUT.part`: what was asked for."""
+    facts = {
+        "program": VERSION,
+        "commit": model.commit,
+        "model": [model.saved.text_fp, model.saved.image_fp, model.anchors.selection_id],
+        "images": list(paths),
+        **asdict(options),
+    }
+    if group is not None:
+        facts["group"] = group
+    if situated is not None:
+        by = [(*at, dict(weights)) for at, weights in situated.frequencies.situated.items()]
+        facts["situations"] = digest_bytes(json.dumps([by, situated.of], sort_keys=True).encode())
+    return json.dumps(facts, sort_keys=True).encode() + b"\n"
 
 
 def check_target(out: Path) -> None:
@@ -254,11 +248,16 @@ def _lines(
     ray: OnRay | None,
     options: PredictOptions,
     groups: Mapping[str, str],
+    situated: Situated | None,
     answered: Collection[str],
 ) -> Generator[tuple[str, bool], None, None]:
     """Yield the result of `_as_json` for each prediction that is not `answered`, computed here or by Ray actors."""
     if ray is None:
-        found = stream(model, named, options, groups)
+        found = (
+            stream(model, named, options, groups)
+            if situated is None
+            else in_situations(model, named, options, groups, situated)
+        )
         yield from (_as_json(one) for one in found if one.image not in answered)
         return
     from vlltr_index.embedding.pixels import Reader

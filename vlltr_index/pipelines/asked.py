@@ -1,0 +1,131 @@
+"""What is known of pictures without labels before they are answered: groups, and where and when they were taken."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlltr_index.data.capture import time_taken
+from vlltr_index.data.decoding import image_bytes
+from vlltr_index.data.frequencies import Frequencies, Situation, place_of, read_situations
+from vlltr_index.data.grouping import Grouping
+from vlltr_index.data.unlabelled import unlabelled_images
+from vlltr_index.errors import InputError, UsageError
+from vlltr_index.schemas.records import ImageRecord
+from vlltr_index.wording import plural
+
+if TYPE_CHECKING:
+    from vlltr_index.schemas.records import Progress
+
+_log = logging.getLogger(__name__)
+
+
+def groups_of(images: Sequence[str], group: str, progress: Progress | None = None) -> dict[str, str]:
+    """Return the group of each picture by name; of those that have none there is none.
+
+    Args:
+        images: As for `data.unlabelled.unlabelled_images`.
+        group: `folder`: those of one folder; `name:REGEX`: those in whose names it finds the same; `seconds:N`: those
+            of one folder that were taken so soon one after the other.
+        progress: Called after every picture whose time is read.
+
+    Raises:
+        InputError: As for `data.unlabelled.unlabelled_images`.
+        UsageError: If `group` is none of these, or puts no picture into a group.
+    """
+    how = Grouping.parse(group)
+    if how.how in ("auto", "column"):
+        raise UsageError(
+            f"--group {how} is for pictures with labels", "Give folder, name:REGEX or seconds:N."
+        )
+    timed = how.how == "seconds"
+    records = []
+    taken = list[float | None]()
+    for name, source in unlabelled_images(images, with_data=timed):
+        place = name if "/" in name else f"./{name}"
+        records.append(ImageRecord(source=place, uri=name, class_name=None, split=""))
+        taken.append(_taken(source) if timed else None)
+        if timed and progress:
+            progress("look", len(taken), None)
+    groups = how.groups(records, taken, class_folders=False)
+    found = {one.uri: named for one, named in zip(records, groups, strict=True) if named is not None}
+    if not found:
+        raise UsageError(
+            f"--group {how} puts none of the {plural(len(records), 'picture')} into a group",
+            "Say it another way.",
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Situated:
+    """How common classes are where and when each picture was taken.
+
+    Attributes:
+        frequencies: By place and month, and over all.
+        of: Place and month of each picture by name; of one that has none here those over all hold.
+    """
+
+    frequencies: Frequencies
+    of: Mapping[str, Situation]
+
+
+def situated(
+    images: Sequence[str], frequencies: Frequencies, taken: Path | None, progress: Progress | None = None
+) -> Situated:
+    """Find out where and when pictures were taken.
+
+    Args:
+        images: As for `data.unlabelled.unlabelled_images`.
+        frequencies: How common classes are by place, month or both.
+        taken: The file that says it, see `read_situations`. A month that it does not say is read from EXIF.
+        progress: Called after every picture whose time is read.
+
+    Raises:
+        InputError: As for `data.unlabelled.unlabelled_images` and `read_situations`.
+        UsageError: If places are told apart and there is no such file, or no picture has a place and month.
+    """
+    if frequencies.by_place and taken is None:
+        raise UsageError(
+            "the prior (--prior) is by place, and nothing says where the pictures were taken",
+            "Name a file with the columns image and place: --taken FILE",
+        )
+    said = {} if taken is None else read_situations(taken)
+    found = dict[str, Situation]()
+    number = 0
+    for number, (name, source) in enumerate(unlabelled_images(images, with_data=frequencies.by_month), 1):
+        here = said.get(place_of(name), Situation())
+        month = here.month
+        if frequencies.by_month and month is None:
+            seconds = _taken(source)
+            month = None if seconds is None else datetime.fromtimestamp(seconds, UTC).month
+            if progress:
+                progress("look", number, None)
+        at = Situation(here.place if frequencies.by_place else None, month if frequencies.by_month else None)
+        if at in frequencies.situated:
+            found[name] = at
+    if not found:
+        raise UsageError(
+            f"of none of the {plural(number, 'picture')} it is known that it was taken at a place and month that the"
+            " prior (--prior) names",
+            "Compare the files of --prior and --taken; paths in the latter are relative to its folder.",
+        )
+    if len(found) < number:
+        _log.warning(
+            "%d of %d pictures are of no place and month that the prior names: for them its sums hold",
+            number - len(found),
+            number,
+        )
+    return Situated(frequencies, found)
+
+
+def _taken(source: str | bytes) -> float | None:
+    """Return when a picture was taken; None if that is not known, or it cannot be read."""
+    try:
+        return time_taken(image_bytes(source))
+    except InputError:
+        return None
