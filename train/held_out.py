@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +13,6 @@ from vlltr_index.heads.fusion import PartWeights, log_frequencies
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.heads.plda import PLDA, Moments, SharedGaussian
 from vlltr_index.heads.tree import HeldOutAnswers
-from vlltr_index.heads.units import Pooling
 from vlltr_index.heads.weighing import (
     PLAINEST,
     Covariances,
@@ -46,14 +43,6 @@ _LATE = 100
 _CLASS_FOLDS = 5
 
 
-class _Several(NamedTuple):
-    """Held-out units of several images."""
-
-    images: Tensor  # int64 [K], places among the held-out images
-    units: Tensor  # int64 [K], the unit of each, from 0
-    labels: Tensor  # int64 [U], the class of each unit
-
-
 @dataclass(frozen=True, eq=False)
 class Fold:
     """Parts fitted without M held-out images, and their scores of these images among C classes."""
@@ -75,24 +64,6 @@ class Fold:
     def likelihoods(self, covariances: Covariances) -> Tensor:
         """Return the log-likelihoods of the held-out images under that model, [M, C], on the CPU."""
         return self.at(covariances).log_likelihoods(self.features).cpu()
-
-    @cached_property
-    def several(self) -> _Several:
-        """The held-out units of several images."""
-        _, units, sizes = self.data.observations[self.out].unique(return_inverse=True, return_counts=True)
-        images = (sizes[units] > 1).nonzero()[:, 0]
-        units = units[images].unique(return_inverse=True)[1]
-        owners = units.new_empty(int((sizes > 1).sum())).scatter_(0, units, self.labels[images])
-        return _Several(images, units, owners)
-
-    def together(self, covariances: Covariances, weights: PartWeights, correlation: float) -> Tensor:
-        """Score the held-out units of several images, each by all its images, as `Scorer.of_units`: float [U, C]."""
-        images, units, _ = self.several
-        pooling = Pooling.of(units, correlation)
-        means = pooling.mean(self.features[images.to(self.features.device)])
-        likelihoods = self.at(covariances).log_likelihoods(means, pooling.worths).cpu()
-        logits = weights.image * self.image[images] + weights.text * self.text[images]
-        return weights.generative * likelihoods + pooling.scaled(pooling.mean(logits))
 
 
 def text_logits(data: StageTwoData, head: LGRHead, features: Tensor) -> Tensor:
@@ -151,7 +122,7 @@ def weigh_parts(
             f"'None of these' (--reject) lets {100 * _ACCEPTED:.0f} % of the held-out images in, and"
             f" {100 * let_in:.0f} % of images of classes that were left out of the fit."
         )
-    correlation = _correlation(data, folds, chosen, found, counts)
+    correlation = fit_correlation(scores.fused(found), labels, units, weights)
     if correlation < 1.0:
         notes.append(
             f"Images of a unit are alike by {correlation:g}: five together (predict --group) tell as much as"
@@ -162,22 +133,6 @@ def weigh_parts(
         unknown = replace(found.text_only, offset=_NOT_FOUND)
         parts = replace(parts, weights=replace(found, text_only=unknown))
     return parts, notes
-
-
-def _correlation(
-    data: StageTwoData, folds: list[Fold], chosen: Covariances, weights: PartWeights, counts: Tensor
-) -> float:
-    """Fit how alike the images of a unit are, on the held-out units of several images; 1 where there is none."""
-    known = data.rows
-    labels = (known.long().cumsum(0) - 1)[torch.cat([fold.several.labels for fold in folds])]
-    if not len(labels):
-        return 1.0
-
-    def losses(correlation: float) -> Tensor:
-        scores = torch.cat([fold.together(chosen, weights, correlation) for fold in folds])
-        return item_nll(scores[:, known], labels)
-
-    return fit_correlation(losses, image_weights(labels, counts, torch.arange(len(labels))))
 
 
 def _let_in(data: StageTwoData, folds: list[Fold], chosen: Covariances, level: float) -> float | None:

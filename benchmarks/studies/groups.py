@@ -5,6 +5,8 @@
 
 The kinds of collections are those of `honest_figure`; vectors of the shipped encoder, which suits drawings on plain
 ground alone; the generative model is fitted by `train lgr`'s own function, without texts. Asked are whole new units.
+*Density of the mean* asks the generative model for the mean of the pictures' vectors, its variance falling as they are
+independent.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from benchmarks.kept import keep_draws, read
 from benchmarks.studies.heldout import features_of
@@ -26,15 +29,16 @@ from benchmarks.study import Command, Study
 from vlltr_index.embedding.loading import recipe_encoder
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.evaluation.metrics import expected_calibration_error
-from vlltr_index.heads.units import Pooling
+from vlltr_index.heads.plda import PLDA
+from vlltr_index.heads.pooling import log_means, worths
 from vlltr_index.heads.weighing import item_nll
 from vlltr_index.tensors import unit_rows
 
 COLLECTIONS = tuple(name for name in KINDS if name != "single")
-ALONE, VOTE, MEAN, PRODUCT, TOGETHER = (
-    "each picture", "vote", "mean of answers", "product of answers", "together"
+ALONE, VOTE, MEAN, PRODUCT, DENSITY, TOGETHER = (
+    "each picture", "vote", "mean of answers", "product of answers", "density of the mean", "together"
 )  # fmt: skip
-ROWS = (ALONE, VOTE, MEAN, PRODUCT, TOGETHER)
+ROWS = (ALONE, VOTE, MEAN, PRODUCT, DENSITY, TOGETHER)
 _NEW = 16
 _NOTHING = 1e-7
 
@@ -52,23 +56,40 @@ def measured(encoder: Encoder, name: str, number: int) -> dict[str, Any]:
     features, labels, units = _stacked(encoder, learned)
     model, parts = fitted(features, labels, CLASSES, units)
     asked, answers, units = _stacked(encoder, fresh)
-    pooling = Pooling.of(units.unique(return_inverse=True)[1], parts.correlation)
-    truth = torch.empty(len(pooling.sizes), dtype=torch.int64).scatter_(0, pooling.units, answers)
+    units = units.unique(return_inverse=True)[1]
+    worth = worths(units, parts.correlation)[:, None]
+    sizes = torch.bincount(units)[:, None]
+    truth = torch.empty(len(sizes), dtype=torch.int64).scatter_(0, units, answers)
     images = unit_rows(asked).double()
     weight = parts.weights.generative
     alone = (weight * model.log_likelihoods(images)).log_softmax(1)
-    votes = torch.nn.functional.one_hot(alone.argmax(1), CLASSES).double()
-    mean = pooling.mean(alone.exp())
-    together = weight * model.log_likelihoods(pooling.mean(images), pooling.worths)
+    mean = log_means(alone, units)
+    votes = _sums(one_hot(alone.argmax(1), CLASSES).double(), units) / sizes
+    density = weight * _density_of_means(model, _sums(images, units) / sizes, worth)
     rows = {
         ALONE: (alone, answers),
-        VOTE: ((pooling.mean(votes) + 1e-3 * mean).clamp(min=_NOTHING).log(), truth),
-        MEAN: (mean.clamp(min=_NOTHING).log(), truth),
-        PRODUCT: (pooling.mean(alone) * pooling.sizes[:, None], truth),
-        TOGETHER: (together, truth),
+        VOTE: ((votes + 1e-3 * mean.exp()).clamp(min=_NOTHING).log(), truth),
+        MEAN: (mean, truth),
+        PRODUCT: (_sums(alone, units), truth),
+        DENSITY: (density, truth),
+        TOGETHER: (worth * mean, truth),
     }
     found = {row: _measures(scores, of) for row, (scores, of) in rows.items()}
     return {"correlation": parts.correlation, "pictures": len(fresh), "units": len(truth), **found}
+
+
+def _sums(rows: Tensor, units: Tensor) -> Tensor:
+    """Return the sum over each unit of rows [N, K]: [U, K]."""
+    return rows.new_zeros(int(units.max()) + 1, rows.shape[1]).index_add_(0, units, rows)
+
+
+def _density_of_means(model: PLDA, means: Tensor, worth: Tensor) -> Tensor:
+    """Compute log N(x; m_c, s / worth + v_c - s), up to a constant, of mean features x [U, D]: [U, C]."""
+    shared = model.shared
+    z = ((means - shared.centre) @ shared.basis)[:, None]
+    middle, variance = model.posterior
+    width = variance + shared.noise * (1.0 / worth[:, :, None] - 1.0)
+    return -0.5 * ((z - middle).square() / width + width.log()).sum(2)
 
 
 def _stacked(encoder: Encoder, pictures: Sequence[Picture]) -> tuple[Tensor, Tensor, Tensor]:

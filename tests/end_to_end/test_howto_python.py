@@ -99,6 +99,21 @@ def test_answer_pictures_of_one_thing_together(place: HubServer, pictures: Path,
     assert len({row["group"] for row in rows}) == len({row["class_1"] for row in rows}) == 1
 
 
+def test_say_how_common_the_classes_are(place: HubServer, pictures: Path, tmp_path: Path) -> None:
+    """Everywhere, and by place and month."""
+    names = Workspace.open(tmp_path / "workspace").snapshot().class_table().names.values()
+    (tmp_path / "shots").mkdir()
+    shutil.copy(pictures / "known-0.png", tmp_path / "shots" / "a.png")
+    shutil.copy(pictures / "known-1.png", tmp_path / "shots" / "b.png")
+    plain = "".join(f'"{name}",2\n' for name in names)
+    situated = "".join(f'"{name}",{number},hill,{1 + number % 2}\n' for number, name in enumerate(names, 1))
+    (tmp_path / "frequencies.csv").write_text(f"class,weight\n{plain}", encoding="utf-8")
+    (tmp_path / "counts.csv").write_text(f"class,weight,place,month\n{situated}", encoding="utf-8")
+    rows = "shots/a.png,hill,1\nshots/b.png,hill,2024-02-29\n"
+    (tmp_path / "deployments.csv").write_text(f"image,place,month\n{rows}", encoding="utf-8")
+    assert run("Say how common the classes are") == ["sh", "sh"]
+
+
 def test_change_the_encoder(place: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The new workspace holds what the old one did; both answer, and the difference has its interval."""
     small = ("PE-Core-B-16:meta", "vlltr-tiny:glyphs --recipe glyphs_lt/fast")

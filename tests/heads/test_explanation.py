@@ -105,9 +105,7 @@ def test_shares_of_the_prior_are_shapley_values(count: int, units: int, predicts
     def likelihood(model: PLDA) -> float:
         return float(model.log_likelihoods(F.normalize(image.double(), dim=0)[None]))
 
-    shares, effects = explain_prior(
-        plda, 0, plda.map_sentences(sentences.double()), F.normalize(image, dim=0)
-    )
+    shares, effects = explain_prior(plda, 0, plda.map_sentences(sentences.double()), image)
     whole = likelihood(plda)
     assert float(shares.sum()) == pytest.approx(whole - likelihood(plda.without_text), abs=1e-8)
     for m in range(count):

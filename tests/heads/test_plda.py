@@ -133,14 +133,6 @@ def test_log_likelihoods_equal_their_twin(
     assert narrow.dtype == torch.float32
     torch.testing.assert_close(narrow.double(), found, rtol=1e-3, atol=1e-4 * (1.0 + size))
     assert model.log_likelihoods(images.half()).dtype == torch.float32
-    mean, variance = model.posterior
-    worths = torch.tensor([1.0, 2.5, 2.5], dtype=torch.float64)
-    widths = variance + noise * (1.0 / worths[:, None, None] - 1.0)
-    z = ((images - shared.centre) @ shared.basis)[:, None]
-    expected = -0.5 * ((z - mean).square() / widths + widths.log()).sum(2)
-    torch.testing.assert_close(
-        model.log_likelihoods(images, worths), expected, rtol=1e-8, atol=1e-8 * (1 + size)
-    )
 
 
 @quick

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.support.bursts import bursts_of, scenes
 from vlltr_index.embedding.loading import stats_rows
 from vlltr_index.heads.bursts import bursts
-from vlltr_index.heads.units import Pooling, join_copies, number_observations, shared_units, units_of
+from vlltr_index.heads.units import join_copies, number_observations, shared_units, units_of
 from vlltr_index.tensors import unit_rows
 
 
@@ -130,17 +130,3 @@ def test_copies_are_one_unit_in_whatever_groups_they_are() -> None:
     """And so are the units that they are in; the first name stays."""
     assert join_copies(["a", "b", "c", "b", "d"], [1, 2, 3, 1, 4]) == ["a", "a", "c", "a", "d"]
     assert join_copies(["a", "b", "c"], [1, 1, 1]) == ["a", "a", "a"]
-
-
-def test_pooling_takes_means_part_by_part() -> None:
-    """More rows than are computed at once; the worth is from 1, for copies, to the number of images."""
-    units = torch.arange(1300) % 7
-    rows = torch.randn(1300, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    pooling = Pooling.of(units, 0.25)
-    expected = torch.stack([rows[units == unit].square().mean(0) for unit in range(7)])
-    torch.testing.assert_close(pooling.mean(rows, torch.square), expected)
-    sizes = torch.bincount(units).double()
-    torch.testing.assert_close(pooling.worths, sizes / (1.0 + 0.25 * (sizes - 1.0)))
-    assert Pooling.of(units, 1.0).worths.tolist() == [1.0] * 7
-    torch.testing.assert_close(Pooling.of(units, 0.0).worths, sizes)
-    torch.testing.assert_close(pooling.scaled(expected), expected * pooling.worths[:, None])

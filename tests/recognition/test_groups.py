@@ -7,15 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from vlltr_index.errors import UsageError
-from vlltr_index.heads.fusion import visual_scores
-from vlltr_index.recognition.answering import stream
+from vlltr_index.pipelines.build_index import index_anchors
+from vlltr_index.recognition.answering import predict, stream
 from vlltr_index.recognition.model import Model, named
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.options import PredictOptions
-from vlltr_index.tensors import unit_rows
+from vlltr_index.store.workspace import Workspace
 
 
 def correlated(model: Model, correlation: float) -> Model:
@@ -27,57 +26,17 @@ def correlated(model: Model, correlation: float) -> Model:
     return replace(model, saved=saved)
 
 
-def twin(model: Model, features: Tensor, correlation: float) -> Tensor:
-    """The probabilities [C] of one unit, written as the formula is."""
-    parts = model.saved.parts
-    assert parts is not None
-    assert model.plda is not None
-    size = len(features)
-    worth = size / (1.0 + (size - 1) * correlation)
-    mean, variance = model.plda.posterior
-    noise = parts.shared.noise
-    z = (unit_rows(features).double().mean(0) - parts.shared.centre) @ parts.shared.basis
-    width = noise / worth + variance - noise
-    likelihoods = -0.5 * ((z - mean).square() / width + width.log()).sum(1)[None]
-    visual = worth * model.visual_logits(features).mean(0, keepdim=True)
-    text = worth * model.text_logits(features).mean(0, keepdim=True)
-    weights = parts.weights
-    side = visual_scores(visual, likelihoods, model.trained, model.plda.counts > 0, weights)
-    return model.fuse(side, text).probabilities[0]
-
-
-@pytest.mark.parametrize("correlation", [0.0, 0.3, 1.0])
-@torch.no_grad()
-def test_units_are_scored_as_the_formula_says(
-    recognizer: Recognizer, pictures: Path, correlation: float
-) -> None:
-    """Units of one, two and three images, in any order; one image has the answer that it has by itself."""
-    model = correlated(recognizer.current(), correlation)
-    features = recognizer.features(sorted(pictures.glob("known-*.png")))[0]
-    units = torch.tensor([2, 0, 1, 2, 1, 2])
-    found = model.of_units(features, units).probabilities
-    for unit in range(3):
-        expected = twin(model, features[units == unit], correlation)
-        torch.testing.assert_close(found[unit], expected.to(found), atol=1e-5, rtol=1e-3)
-    alone = model.exhaustive(features).probabilities
-    torch.testing.assert_close(found[0], alone[1], atol=1e-6, rtol=1e-4)
-    each = model.of_units(features, torch.arange(6)).probabilities
-    torch.testing.assert_close(each, alone, atol=1e-6, rtol=1e-4)
-
-
 def test_copies_are_surer_the_less_alike_images_are(recognizer: Recognizer, pictures: Path) -> None:
     """With a correlation of 1 three copies say what one says; with less the best class is more probable."""
-    features = recognizer.features([pictures / "known-0.png"])[0]
-    copies = features.expand(3, -1)
-    together = torch.zeros(3, dtype=torch.int64)
+    path = str(pictures / "known-0.png")
+    copies = [path] * 3
     chances = []
     for correlation in (1.0, 0.5, 0.0):
         model = correlated(recognizer.current(), correlation)
-        chances.append(float(model.of_units(copies, together).probabilities.max()))
+        chances.append(predict(model, copies, groups=["a"] * 3)[0].classes[0].probability)
         if correlation == 1.0:
-            assert chances[0] == pytest.approx(
-                float(model.exhaustive(features).probabilities.max()), abs=1e-5
-            )
+            alone = predict(model, [path])[0].classes[0]
+            assert chances[0] == pytest.approx(alone.probability, abs=1e-5)
     assert chances[0] < chances[1] < chances[2]
 
 
@@ -86,7 +45,6 @@ def test_the_parts_and_sentences_of_a_group_add_up(recognizer: Recognizer, pictu
     """Image part and text part are the log-odds; shares are the text score, which is what text adds by both parts."""
     model = correlated(recognizer.current(), 0.4)
     paths = [str(path) for path in sorted(pictures.glob("known-*.png"))[:3]]
-    features = model.features(paths)[0]
     asked = PredictOptions(top=2, explain=1000)
     found = list(stream(model, named(paths), asked, dict.fromkeys(paths, "burst")))
     assert [one.image for one in found] == paths
@@ -94,22 +52,12 @@ def test_the_parts_and_sentences_of_a_group_add_up(recognizer: Recognizer, pictu
     first, second = found[0].classes
     odds = torch.tensor(first.probability / second.probability).log()
     assert first.image_part + first.text_part == pytest.approx(float(odds), abs=1e-3)
-    assert model.plda is not None
-    weights = model.text_weights
-    assert weights is not None
-    worth = 3 / 1.8
-    means = unit_rows(features).mean(0, keepdim=True)
-    whole, blank = (
-        of.of_means(worth).log_likelihoods(means)[0] for of in (model.plda, model.plda.without_text)
-    )
-    logits = model.text_logits(features).mean(0)
+    alone = predict(model, paths, PredictOptions(top=1000, explain=1000))
     for score in found[0].classes:
-        column = model.column(score.name)
-        text, generative = weights[column]
-        expected = worth * text * logits[column] + generative * (whole - blank)[column]
-        assert score.text_score == pytest.approx(float(expected), abs=1e-4)
+        own = [next(one for one in image.classes if one.name == score.name) for image in alone]
+        assert score.text_score == pytest.approx(sum(one.text_score or 0.0 for one in own) / 3, abs=1e-4)
         assert sum(one.share for one in score.sentences) == pytest.approx(score.text_score, abs=1e-4)
-        assert score.cosine == pytest.approx(float(logits[column] / model.saved.head.logit_scale), abs=1e-5)
+        assert score.cosine == pytest.approx(sum(one.cosine for one in own) / 3, abs=1e-5)
 
 
 def test_answers_come_in_the_order_of_the_images(
@@ -162,16 +110,28 @@ def test_what_cannot_be_answered_together_is_refused(recognizer: Recognizer, pic
     image = pictures / "known-0.png"
     with pytest.raises(UsageError, match="2 images and 1 group"):
         recognizer.predict([image, image], groups=["a"])
-    with pytest.raises(UsageError, match="an index is asked for one image"):
-        recognizer.predict([image], PredictOptions(retrieval="faiss"), groups=["a"])
 
 
-def test_a_protocol_takes_the_mean(recognizer: Recognizer, pictures: Path) -> None:
-    """Under the rule of the release the logits of a group are means."""
-    model = recognizer.current()
-    model = model.with_rule(model.fusion.model_copy(update={"rule": "logits"}))
-    features = recognizer.features(sorted(pictures.glob("known-*.png"))[:3])[0]
-    found = model.of_units(features, torch.zeros(3, dtype=torch.int64))
-    with torch.inference_mode():
-        logits = model.visual_logits(features).mean(0) + model.text_logits(features).mean(0)
-    torch.testing.assert_close(found.probabilities[0], logits.softmax(0), atol=1e-5, rtol=1e-4)
+def test_groups_by_an_index(trained: Workspace, pictures: Path) -> None:
+    """Each image is asked of the index; with the best classes scored exactly the answer is the exhaustive one."""
+    index_anchors(trained, "flat")
+    images = sorted(pictures.glob("known-*.png"))
+    groups = ["a", "b", "a", None, "b", "b"]
+    by_index, exact = (
+        Recognizer.open(trained).predict(images, PredictOptions(top=1, retrieval=how), groups)
+        for how in ("faiss", "exhaustive")
+    )
+    for one, other in zip(by_index, exact, strict=True):
+        assert (one.retrieval, other.retrieval) == ("faiss", "exhaustive")
+        assert one.classes[0].name == other.classes[0].name
+        assert one.classes[0].probability == pytest.approx(other.classes[0].probability, abs=1e-2)
+        assert 0.0 <= one.residual < 0.1
+
+
+def test_among_some_classes(recognizer: Recognizer, pictures: Path) -> None:
+    """As if there were no others."""
+    images = sorted(pictures.glob("known-*.png"))[:2]
+    names = recognizer.classes_.tolist()[:3]
+    found = recognizer.predict(images, PredictOptions(only=names), groups=["a", "a"])[0]
+    assert {one.name for one in found.classes} == set(names)
+    assert sum(one.probability for one in found.classes) == pytest.approx(1.0, abs=1e-5)

@@ -40,7 +40,7 @@ class Parts:
         held_out: Answers for the held-out images, with the classes in the order of the visual rows; None without any.
         unknown_accepted: Share of images of classes left out of the fit whose largest log-likelihood is at least
             `ood_threshold` too; None where no class, or too few images, could be left out.
-        correlation: How alike the images of a unit are, see `Pooling`.
+        correlation: How alike the images of a unit are, see `pooling.together`.
     """
 
     shared: SharedGaussian

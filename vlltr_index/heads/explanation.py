@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from vlltr_index.heads.plda import PLDA
 from vlltr_index.tensors import full_precision
@@ -117,20 +118,22 @@ def mean_explanation(explanations: Sequence[ClassExplanation]) -> ClassExplanati
     )
 
 
-def explain_prior(plda: PLDA, position: int, predicted: Tensor, feature: Tensor) -> tuple[Tensor, Tensor]:
+def explain_prior(
+    plda: PLDA, position: int, predicted: Tensor, image_feature: Tensor
+) -> tuple[Tensor, Tensor]:
     """Return each sentence's share in what text adds to a class's log-likelihood for one image, and its effect.
 
     Args:
         plda: The generative model.
         position: The class's position in it.
         predicted: Float [M, D], `PLDA.map_sentences` of its anchors.
-        feature: Float [D], normalised, or the mean of normalised ones where `plda` is of means.
+        image_feature: Float [D], unnormalised.
 
     Returns:
         Shares and effects, float64 [M] each. Shares are zero where the class has the blank prior, see `PLDA.prior`.
     """
     shared = plda.shared
-    z = (feature.double() - shared.centre) @ shared.basis
+    z = (F.normalize(image_feature.double(), dim=0) - shared.centre) @ shared.basis
     each = predicted.double()
     count = len(each)
     mean = each.mean(0)
@@ -144,9 +147,7 @@ def explain_prior(plda: PLDA, position: int, predicted: Tensor, feature: Tensor)
     if not bool(prior.any()) and torch.equal(spread, shared.blank):
         return torch.zeros_like(effects), effects
     centre, variance = (values[position] for values in plda.posterior)
-    kept = (
-        variance - shared.noise / plda.worth
-    ) / spread  # of a shift of the prior mean, by the posterior one
+    kept = (variance - shared.noise) / spread  # of a shift of the prior mean, by the posterior one
     shares = each @ (kept * (z - centre + kept * prior / 2.0) / variance) / count
     return shares + (gained - shares.sum()) / count, effects
 

@@ -27,7 +27,6 @@ _FOLDS = 5
 _RIDGES = tuple(10.0**n for n in range(-2, 5))
 _LEAST_SPREAD = 0.02
 _ROWS_AT_ONCE = 1024
-_KEPT_MEANS = 8
 _NO_SCATTER = 1e-12  # share of the mean squared length: the scatter that rounding gives to identical images
 
 
@@ -71,14 +70,12 @@ class PLDA:
         counts: Int64 [C], units of each class; may be 0. A unit is an image, or several that are one observation.
         sums: Float64 [C, D], the sum of the units' features; that of a unit of several images is their mean.
         prototypes: Float [C, T], mean of each class's normalised anchors; a row of zeros is a class without text.
-        worth: Of how many independent images the features that are asked about are the mean.
     """
 
     shared: SharedGaussian
     counts: Tensor
     sums: Tensor
     prototypes: Tensor
-    worth: float = 1.0
 
     @cached_property
     def prior(self) -> tuple[Tensor, Tensor]:
@@ -90,27 +87,7 @@ class PLDA:
     @cached_property
     def posterior(self) -> tuple[Tensor, Tensor]:
         """Mean and predictive variance of each class in the basis, both float64 [C, D]."""
-        return _posterior(self.shared, self.counts, self._means, *self.prior, worth=self.worth)
-
-    def of_means(self, worth: float) -> PLDA:
-        """Return the model for features that are each the mean of so many independent images.
-
-        N(x; m_c, v_c) becomes N(x; m_c, s / worth + v_c - s): the doubt about the class mean is counted once.
-        """
-        if worth == self.worth:
-            return self
-        found = self._of_means.get(worth)
-        if found is None:
-            found = replace(self, worth=worth)
-            found.__dict__["prior"] = self.prior
-            if len(self._of_means) >= _KEPT_MEANS:
-                self._of_means.clear()
-            self._of_means[worth] = found
-        return found
-
-    @cached_property
-    def _of_means(self) -> dict[float, PLDA]:
-        return {}
+        return _posterior(self.shared, self.counts, self._means, *self.prior)
 
     @cached_property
     def without_text(self) -> PLDA:
@@ -143,7 +120,7 @@ class PLDA:
         counts = self.counts[position : position + 1]
         seen = self._means[position : position + 1]
         prior = _prior(self.shared, counts, seen, predicted, has_text)
-        mean, variance = _posterior(self.shared, counts, seen, *prior, worth=self.worth)
+        mean, variance = _posterior(self.shared, counts, seen, *prior)
         return _log_density(z - mean, variance)[:, 0]
 
     @cached_property
@@ -152,23 +129,16 @@ class PLDA:
         n = self.counts.double()[:, None].clamp(min=1.0)
         return (self.sums / n - self.shared.centre) @ self.shared.basis
 
-    def log_likelihoods(self, features: Tensor, worths: Tensor | None = None) -> Tensor:
+    def log_likelihoods(self, features: Tensor) -> Tensor:
         """Compute log N(x; m_c, v_c) up to a constant that all classes share.
 
         Args:
             features: Float [B, D], unnormalised as the encoder gives them.
-            worths: Float64 [B] on the CPU, see `of_means`, of each row; None: that of the model.
 
         Returns:
             [B, C], in the features' dtype, float32 at least.
         """
         dtype = torch.promote_types(features.dtype, torch.float32)
-        if worths is not None:
-            found = features.new_empty(len(features), len(self.counts), dtype=dtype)
-            for worth in worths.unique().tolist():
-                rows = (worths == worth).nonzero()[:, 0].to(features.device)
-                found[rows] = self.of_means(worth).log_likelihoods(features[rows])
-            return found
         weights, offset, centre, basis = self._on(features.device, dtype)
         with full_precision(features.device):
             z = (features.to(dtype) - centre) @ basis
@@ -211,9 +181,7 @@ class PLDA:
     def select(self, classes: Tensor) -> PLDA:
         """Return the model of the classes at the positions int64 [C'] alone."""
         classes = classes.to(self.sums.device)
-        return replace(
-            self, counts=self.counts[classes], sums=self.sums[classes], prototypes=self.prototypes[classes]
-        )
+        return PLDA(self.shared, self.counts[classes], self.sums[classes], self.prototypes[classes])
 
 
 def class_sums(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
@@ -392,12 +360,12 @@ def _prior(
 
 
 def _posterior(
-    shared: SharedGaussian, counts: Tensor, seen: Tensor, mean: Tensor, spread: Tensor, worth: float
+    shared: SharedGaussian, counts: Tensor, seen: Tensor, mean: Tensor, spread: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Compute mean and predictive variance of classes, float64 [C, D], from their prior and images as for `_prior`."""
     n = counts.double()[:, None]
     gain = n * spread / (n * spread + shared.noise)
-    return mean + gain * (seen - mean), shared.noise / worth + spread * (1.0 - gain)
+    return mean + gain * (seen - mean), shared.noise + spread * (1.0 - gain)
 
 
 def _log_density(apart: Tensor, variance: Tensor) -> Tensor:

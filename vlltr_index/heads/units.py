@@ -1,18 +1,15 @@
-"""Units of images that count as one observation: groups, bursts, and near duplicates; and what their images share."""
+"""Units of images that count as one observation: groups, bursts, and near duplicates."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
 
 from vlltr_index.heads.bursts import AT_ONCE, bursts
 from vlltr_index.heads.near_duplicates import near_duplicates
-
-_AT_ONCE = 512
 
 
 def units_of(
@@ -117,44 +114,3 @@ def number_observations(labels: Tensor, units: Sequence[str]) -> Tensor:
     numbers: dict[tuple[int, str], int] = {}
     keys = zip(labels.tolist(), units, strict=True)
     return torch.tensor([numbers.setdefault(key, len(numbers)) for key in keys], dtype=torch.int64)
-
-
-@dataclass(frozen=True, eq=False)
-class Pooling:
-    """How the images of each of U units are taken together.
-
-    Attributes:
-        units: Int64 [N], 0 to U - 1: the unit of each image.
-        sizes: Float64 [U], m, the number of its images.
-        worths: Float64 [U], m / (1 + (m - 1) rho): of how many independent images the mean of its m images is worth.
-    """
-
-    units: Tensor
-    sizes: Tensor
-    worths: Tensor
-
-    @classmethod
-    def of(cls, units: Tensor, correlation: float) -> Pooling:
-        """Pool images that are so alike: rho, from 0, where they are independent, to 1, where they are copies.
-
-        Args:
-            units: Int64 [N], 0 to U - 1, each of them there; on the CPU.
-            correlation: rho.
-        """
-        sizes = torch.bincount(units).double()
-        return cls(units, sizes, sizes / (1.0 + (sizes - 1.0) * correlation))
-
-    def mean(self, rows: Tensor, compute: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Return the mean over each unit, [U, K], of rows [N, K], or of what is computed of them part by part."""
-        sums = None
-        for some, own in zip(rows.split(_AT_ONCE), self.units.split(_AT_ONCE), strict=True):
-            part = some if compute is None else compute(some)
-            if sums is None:
-                sums = part.new_zeros(len(self.sizes), part.shape[1])
-            sums.index_add_(0, own.to(part.device), part)
-        assert sums is not None
-        return sums / self.sizes.to(sums)[:, None]
-
-    def scaled(self, logits: Tensor) -> Tensor:
-        """Return logits [U, K] times what each unit is worth."""
-        return logits * self.worths.to(logits)[:, None]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vlltr_index.heads.fusion import Gate, PartWeights, PriorWeights
 from vlltr_index.heads.plda import PLDA
+from vlltr_index.heads.pooling import log_means, worths
 
 _PRIOR_SPREAD = 0.25  # standard deviation of the prior of a weight, as a share of the visual parts' sum
 TEMPERED = 1 / 12  # usual weight of the generative model's log-likelihoods, which are overconfident
@@ -252,16 +253,31 @@ def fit_prior(scores: Tensor, log_prior: Tensor, labels: Tensor, units: Tensor) 
     return PriorWeights(*factors.tolist())
 
 
-def fit_correlation(losses: Callable[[float], Tensor], weights: Tensor) -> float:
-    """Fit how alike the images of a unit are: the most probable rho, where 2 rho is the density of its prior.
+def fit_correlation(scores: Tensor, labels: Tensor, units: Tensor, weights: Tensor) -> float:
+    """Fit how alike the images of a unit are: the most probable rho of `together`, where 2 rho is its prior's density.
 
-    So few units leave it near 1, where the images of a unit count as one.
+    So few units leave it near 1, where the images of a unit count as one; without a unit of several images it is 1.
 
     Args:
-        losses: Gives for a rho the loss of each of U units of several images, float64 [U].
-        weights: Float64 [U], the weight of each unit.
+        scores: Float [N, C], the weighted sum of the parts of held-out images.
+        labels: Int64 [N]; a unit's images are of one class.
+        units: Int64 [N], the unit of each image.
+        weights: Float64 [N], the weight of each image; a unit has the sum of its images' weights.
     """
-    return min(_CORRELATIONS, key=lambda rho: float(losses(rho) @ weights) - math.log(rho))
+    _, places, sizes = units.unique(return_inverse=True, return_counts=True)
+    several = sizes[places] > 1
+    if not bool(several.any()):
+        return 1.0
+    units = places[several].unique(return_inverse=True)[1]
+    count = int(units.max()) + 1
+    answers = log_means(scores[several].double().log_softmax(1), units)
+    classes = labels.new_empty(count).scatter_(0, units, labels[several])
+    weight = weights.new_zeros(count).index_add_(0, units, weights[several])
+
+    def loss(rho: float) -> float:
+        return float(item_nll(worths(units, rho)[:, None] * answers, classes) @ weight) - math.log(rho)
+
+    return min(_CORRELATIONS, key=loss)
 
 
 def _with_random_labels(

@@ -13,6 +13,7 @@ from torch import Tensor
 from vlltr_index.data.decoding import ImageSource, image_label
 from vlltr_index.embedding.pixels import ReadAhead, Reader, image_features, in_batches, pool_crops
 from vlltr_index.errors import UsageError
+from vlltr_index.heads.pooling import together
 from vlltr_index.recognition.model import Model, named
 from vlltr_index.schemas.options import USUAL, PredictOptions
 from vlltr_index.schemas.records import Prediction, Progress, RankScore, SentenceShare
@@ -76,11 +77,6 @@ def answer_read(
     groups: Mapping[str, str] | None = None,
 ) -> Iterator[Prediction]:
     """Predict images that have been read, those of a group together; errors as for `Recognizer.predict`."""
-    if groups and options.retrieval == "faiss":
-        raise UsageError(
-            "an index is asked for one image at a time: of groups all classes are scored",
-            "Leave out: --retrieval faiss",
-        )
     if options.prior != "balanced":
         model = model.under(options.prior)
         options = replace(options, prior="balanced", retrieval="exhaustive")  # the index knows no prior
@@ -139,21 +135,30 @@ class _Answering:
     def each(self, batches: Iterable[PixelBatch]) -> Iterator[Prediction]:
         """Answer pictures one by one, in their order."""
         model = self._model
-        options = self._options
         for batch in batches:
-            used = "exhaustive" if options.some else model.used(options.retrieval, len(batch.readable))
-            features = pool_crops(image_features(model.encoder, batch.pixels))
-            fused, residual = model.score(features, used)
-            known = self._known(features)
-            answers = zip(
-                self._answers(fused, features.cpu().split(1), known), residual.tolist(), strict=True
-            )
+            used = self._used(len(batch.readable))
+            answers = self._of_images(pool_crops(image_features(model.encoder, batch.pixels)), used)
             for name, problem in zip(batch.names, batch.problems, strict=True):
                 if problem is None:
-                    answer, unscored = next(answers)
-                    yield replace(answer, image=name, residual=unscored, retrieval=used)
+                    yield replace(next(answers), image=name)
                 else:
                     yield self._unread(name, problem, used)
+
+    def _of_images(self, features: Tensor, used: str) -> Iterator[Prediction]:
+        """Answer for images by their features [B, D], each by itself."""
+        fused, residual = self._score(features, used)
+        yield from self._answers(fused, residual, features.cpu().split(1), self._known(features), used)
+
+    def _used(self, images: int) -> str:
+        """Return how so many images at once are scored: by an index, which knows all classes, or all of them."""
+        return "exhaustive" if self._options.some else self._model.used(self._options.retrieval, images)
+
+    def _score(self, features: Tensor, used: str) -> tuple[FusedScores, Tensor]:
+        """Return the scores [B, C_a] among the classes that may be the answer, and the residual [B]."""
+        fused, residual = self._model.score(features, used)
+        if self._options.some:
+            fused = fused.among(self._columns, self._model.fusion.rule)
+        return fused, residual
 
     def together(self, batches: Iterable[PixelBatch], group_of: Mapping[str, str]) -> Iterator[Prediction]:
         """Answer the pictures of a group together, as soon as all have been read, one after the other.
@@ -185,20 +190,30 @@ class _Answering:
 
     def _of_groups(self, groups: Sequence[_Group]) -> Iterator[Prediction]:
         """Answer whole groups."""
-        read = [group for group in groups if group.features]
+        model = self._model
+        read = [torch.stack(group.features) for group in groups if group.features]
+        used = self._used(sum(map(len, read)))
         answers: Iterator[Prediction] = iter(())
         if read:
-            features = [torch.stack(group.features) for group in read]
-            units = torch.arange(len(read)).repeat_interleave(torch.tensor([len(rows) for rows in features]))
-            every = torch.cat(features)
-            known = self._known(every, units)
-            fused = self._model.score_units(every, units)
-            answers = self._answers(fused, [rows.cpu() for rows in features], known)
+            features = torch.cat(read)
+            units = torch.arange(len(read)).repeat_interleave(torch.tensor([len(rows) for rows in read]))
+            residuals = list[Tensor]()
+
+            def score(rows: Tensor) -> FusedScores:
+                fused, residual = self._score(rows, used)
+                residuals.append(residual)
+                return fused
+
+            fused = together(score, features, units, model.fusion.rule, model.correlation)
+            known = self._known(features, units)
+            answers = self._answers(
+                fused, _means(torch.cat(residuals), units), [rows.cpu() for rows in read], known, used
+            )
         for group in groups:
             answer = next(answers) if group.features else None
             for name, problem in group.pictures:
                 if answer is None or problem is not None:
-                    yield replace(self._unread(name, problem, "exhaustive"), group=group.name)
+                    yield replace(self._unread(name, problem, used), group=group.name)
                 else:
                     yield replace(answer, image=name, group=group.name)
 
@@ -211,24 +226,29 @@ class _Answering:
             return None
         likelihoods = self._model.largest_likelihoods(features)
         if units is not None:
-            likelihoods = self._model.pooling(units).mean(likelihoods[:, None])[:, 0]
+            likelihoods = _means(likelihoods, units)
         found: list[float] = likelihoods.tolist()
         return found
 
     def _answers(
-        self, fused: FusedScores, features: Sequence[Tensor], known: Sequence[float] | None
+        self,
+        fused: FusedScores,
+        residual: Tensor,
+        features: Sequence[Tensor],
+        known: Sequence[float] | None,
+        used: str,
     ) -> Iterator[Prediction]:
-        """Answer by scores [U, C] of images or groups.
+        """Answer by scores [U, C_a] of images or groups, without a name.
 
         Args:
             fused: The scores.
+            residual: Float [U], the probability of the classes that were not scored exactly.
             features: Float [M, D] of each, of its M images.
             known: Its largest log-likelihood, if that is asked for.
+            used: How they were scored.
         """
         model = self._model
         options = self._options
-        if options.some:
-            fused = fused.among(self._columns, model.fusion.rule)
         best = fused.probabilities.topk(min(options.top, len(self._columns))).indices
         scores = model.class_scores(fused, best, self._columns)
         for row, seen in enumerate(features):
@@ -241,8 +261,8 @@ class _Answering:
             yield Prediction(
                 "",
                 tuple(one for one in classes if one.probability >= options.min_probability),
-                0.0,
-                "exhaustive",
+                float(residual[row]),
+                used,
                 commit=model.first_commit,
                 known=None if likely is None or self._level is None else likely >= self._level,
                 known_score=likely,
@@ -273,3 +293,9 @@ class _Answering:
             return model.explainer.of_several(features, weights, self._options.explain)
 
         return self._ranks.above(probabilities, spoken)
+
+
+def _means(values: Tensor, units: Tensor) -> Tensor:
+    """Return the mean of values [N] over each unit, int64 [N]: [U]."""
+    sizes = torch.bincount(units)
+    return values.new_zeros(len(sizes)).index_add_(0, units, values) / sizes

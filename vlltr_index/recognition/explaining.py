@@ -52,22 +52,22 @@ class Explainer:
         """Explain one class's text score: under the rule `ours` by both parts that read text, else the text logit.
 
         Args:
-            features: Float [M, D], unnormalised as the encoder gives them, of an image, or of those of a unit.
+            features: Float [M, D], unnormalised as the encoder gives them, of an image, or of those of a group, whose
+                text score is their mean.
             place: The class's position in the bank.
         """
+        return mean_explanation([self._explain(feature, place) for feature in features])
+
+    def _explain(self, feature: Tensor, place: int) -> ClassExplanation:
         bank = self._anchors.bank
-        head = self._scorer.saved.head
-        found = mean_explanation([explain_class(head, bank, place, feature) for feature in features])
+        found = explain_class(self._scorer.saved.head, bank, place, feature)
         weights = self._scorer.text_weights
         plda = self._scorer.plda
         if weights is None or plda is None:
             return found
         column = self._columns[place]
-        text, generative = weights[column]
-        worth = float(self._scorer.pooling(torch.zeros(len(features), dtype=torch.int64)).worths)
-        middle = F.normalize(features.double(), dim=1).mean(0)
-        by_prior = explain_prior(plda.of_means(worth), column, self._predicted(place), middle)
-        return found.weighed(worth * text, generative, by_prior)
+        by_prior = explain_prior(plda, column, self._predicted(place), feature)
+        return found.weighed(*weights[column], by_prior)
 
     def _map(self, place: int) -> Tensor:
         plda = self._scorer.plda

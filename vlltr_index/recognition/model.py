@@ -174,13 +174,11 @@ class Model(Scorer):
         placed.__dict__["plda"] = self.plda  # places itself
         return placed
 
-    @torch.inference_mode()
-    def score_units(self, features: Tensor, units: Tensor) -> FusedScores:
-        """Score units of images as `Scorer.of_units`; the result lies on the CPU."""
-        found = self._placed.of_units(features.to(self.device, non_blocking=True), units)
-        found = FusedScores(*(values.cpu() for values in found.tensors))
-        _check_finite(features, found)
-        return found
+    @property
+    def correlation(self) -> float:
+        """How alike the images of a unit are, see `pooling.together`; 1 under another rule than `ours`."""
+        parts = self.saved.parts
+        return 1.0 if parts is None or self.fusion.rule != "ours" else parts.correlation
 
     def largest_likelihoods(self, features: Tensor) -> Tensor:
         """Return the largest log-likelihood of each image under any class, float [B], on the CPU."""

@@ -23,13 +23,11 @@ from vlltr_index.heads.fusion import (
     with_prior,
 )
 from vlltr_index.heads.plda import PLDA
-from vlltr_index.heads.units import Pooling
 from vlltr_index.tensors import class_positions, unit_rows
 
 if TYPE_CHECKING:
     from vlltr_index.heads.anchor_bank import AnchorBank
     from vlltr_index.heads.checkpoint import Parts, SavedHead
-    from vlltr_index.heads.fusion import PartWeights
     from vlltr_index.heads.tree import HeldOutAnswers
     from vlltr_index.recognition.state import Anchors, ClassStats
     from vlltr_index.schemas.config import FusionConfig
@@ -220,66 +218,19 @@ class Scorer:
 
     def visual_scores(self, features: Tensor) -> VisualScores:
         """Score features by the visual side: log-scores under `ours`, else the visual classifier's logits."""
-        if self._by_protocol or self._weights.image:
-            return self._visual_scores(self.visual_logits(features), unit_rows(features))
-        return self._visual_scores(None, unit_rows(features))
-
-    @property
-    def _by_protocol(self) -> bool:
-        """Whether the rule is `paper` or `logits`."""
-        return self.saved.parts is None or self.fusion.rule != "ours"
-
-    @property
-    def _weights(self) -> PartWeights:
-        assert self.saved.parts is not None
-        return self.saved.parts.weights
-
-    def _visual_scores(
-        self, logits: Tensor | None, features: Tensor, worths: Tensor | None = None
-    ) -> VisualScores:
-        """Score by the visual classifier's logits [B, C], None where they have no weight, and by features [B, D].
-
-        The features are normalised, or means of normalised ones worth float64 [B] images each.
-        """
-        if self._by_protocol:
-            assert logits is not None
+        if self.saved.parts is None or self.fusion.rule != "ours":
+            logits = self.visual_logits(features)
             return VisualScores(logits, logits, logits, self.trained, self.trained)
         assert self.plda is not None
-        likelihoods = self.plda.log_likelihoods(features, worths)
+        weights = self.saved.parts.weights
+        likelihoods = self.log_likelihoods(features)
+        visual = self.visual_logits(features) if weights.image else likelihoods
         plain = self.plda.without_text
-        wordless = None if plain is self.plda else plain.log_likelihoods(features, worths)
+        wordless = None if plain is self.plda else plain.log_likelihoods(unit_rows(features))
+        with_images = self.plda.counts > 0
         return visual_scores(
-            likelihoods if logits is None else logits,
-            likelihoods,
-            self.trained,
-            with_images=self.plda.counts > 0,
-            weights=self._weights,
-            wordless=wordless,
+            visual, likelihoods, self.trained, with_images, weights=weights, wordless=wordless
         )
-
-    def pooling(self, units: Tensor) -> Pooling:
-        """Return how images of units, int64 [N], are taken together; under a protocol's rule they count as one."""
-        parts = self.saved.parts
-        return Pooling.of(units, 1.0 if parts is None or self._by_protocol else parts.correlation)
-
-    @torch.inference_mode()
-    def of_units(self, features: Tensor, units: Tensor) -> FusedScores:
-        """Score units of images, each by all its images together: [U, C].
-
-        The generative model is asked for the mean of the normalised features; the logits of both branches are means
-        over the images, times what these are worth.
-
-        Args:
-            features: Float [N, D], unnormalised.
-            units: As for `Pooling.of`.
-        """
-        pooling = self.pooling(units)
-        logits = None
-        if self._by_protocol or self._weights.image:
-            logits = pooling.scaled(pooling.mean(features, self.visual_logits))
-        image = self._visual_scores(logits, pooling.mean(unit_rows(features)), pooling.worths)
-        text = pooling.mean(features, self.text_logits)
-        return self.fuse(image, pooling.scaled(text))._replace(text_logits=text)
 
     def text_logits(self, features: Tensor) -> Tensor:
         """Return text logits [B, C]; a class without anchors gets the mean of the others."""
