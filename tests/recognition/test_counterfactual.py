@@ -10,6 +10,7 @@ import torch
 
 from vlltr_index.classes.editing import add_class, remove_sentences
 from vlltr_index.errors import InputError, UsageError
+from vlltr_index.recognition.answering import predict
 from vlltr_index.recognition.counterfactual import Examination
 from vlltr_index.recognition.exported.writing import export_model
 from vlltr_index.recognition.model import Model
@@ -49,7 +50,7 @@ def test_nothing_struck_out_is_what_predict_answers(
 ) -> None:
     """Classes, probabilities and parts are those of exhaustive scoring; sentences those of `explain`."""
     options = PredictOptions(top=4, retrieval="exhaustive")
-    expected = answers.predict([pictures / "known-0.png"], options)[0].classes
+    expected = predict(answers, [pictures / "known-0.png"], options)[0].classes
     best = look.best(4)
     assert [one.name for one in best] == [one.name for one in expected]
     for one, other in zip(best, expected, strict=True):

@@ -20,6 +20,7 @@ from vlltr_index.pipelines.evaluate import evaluate
 from vlltr_index.pipelines.predict import predict_to_file
 from vlltr_index.pipelines.report import write_report
 from vlltr_index.pipelines.taxonomy import ingest_classes
+from vlltr_index.recognition.answering import predict
 from vlltr_index.recognition.exported.writing import export_tables
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.options import PredictOptions
@@ -118,7 +119,7 @@ def test_answers_come_at_the_rank_that_held(tree: Workspace, pictures: Path) -> 
             assert groups == set(range(len(groups)))
             assert 1 <= len(groups) <= 2
             assert sum(share.percent for share in one.answer.sentences) <= 100.0
-    few = surely(tree, images=20).predict(known(pictures)[:1], PredictOptions(min_accuracy=0.9))
+    few = predict(surely(tree, images=20), known(pictures)[:1], PredictOptions(min_accuracy=0.9))
     assert few[0].answer is None
 
 
@@ -128,7 +129,7 @@ def test_trees_of_many_questions_are_not_all_kept(tree: Workspace, pictures: Pat
     first, *others = sorted(answers.names.values())[:12]
 
     def ask(name: str) -> list[Prediction]:
-        return answers.predict(known(pictures)[:1], PredictOptions(only=[name]))
+        return predict(answers, known(pictures)[:1], PredictOptions(only=[name]))
 
     before = ask(first)
     for name in others:
@@ -157,7 +158,7 @@ def test_a_head_that_cannot_say(tree: Workspace, trained_once: Path, pictures: P
     with pytest.raises(
         MissingStepError, match="this head cannot say which rank held: no image could be held"
     ):
-        without_images.predict(images, PredictOptions(min_accuracy=0.9))
+        predict(without_images, images, PredictOptions(min_accuracy=0.9))
 
 
 def test_the_command(

@@ -28,6 +28,7 @@ from vlltr_index.pipelines.build_index import index_anchors
 from vlltr_index.pipelines.history import rollback
 from vlltr_index.pipelines.ingest import ingest_images
 from vlltr_index.recognition import model
+from vlltr_index.recognition.answering import predict
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.config import FusionConfig
 from vlltr_index.schemas.options import PredictOptions
@@ -70,7 +71,7 @@ def test_shares_add_up_to_the_text_score(recognizer: Recognizer, pictures: Path)
         logits = current.saved.head.text_logits(features, bank)[0]
         unit = F.normalize(features.double(), dim=1)
         shifts = (current.plda.log_likelihoods(unit) - current.plda.without_text.log_likelihoods(unit))[0]
-    first, second = current.predict([image], PredictOptions(top=2, explain=99))[0].classes
+    first, second = predict(current, [image], PredictOptions(top=2, explain=99))[0].classes
     assert first.text_part == pytest.approx(first.text_score - second.text_score, abs=2e-3)
     for position in (0, 7, 31):
         name = recognizer.current().names[int(bank.class_ids[position])]

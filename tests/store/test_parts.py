@@ -23,6 +23,7 @@ from vlltr_index.pipelines.build_index import index_anchors
 from vlltr_index.pipelines.doctor import check_workspace
 from vlltr_index.pipelines.history import prune, rollback
 from vlltr_index.pipelines.taxonomy import ingest_classes
+from vlltr_index.recognition.answering import predict
 from vlltr_index.recognition.model import Model
 from vlltr_index.recognition.state import ModelState
 from vlltr_index.recognizer import Recognizer
@@ -255,7 +256,7 @@ def test_scores_that_are_not_finite_are_errors(workspace: Workspace, world: Worl
     assert answers.plda is not None
     answers.saved.head.log_logit_scale.data.fill_(torch.inf)
     with pytest.raises(WorkspaceError, match="the scores of 1 of 1 images are not all finite") as error:
-        list(answers.predict([world.pictures[0]]))
+        predict(answers, [world.pictures[0]])
     assert "vlltr doctor" in str(error.value.hint)
 
 
