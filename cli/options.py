@@ -58,7 +58,7 @@ prior_option = click.option(
     default="balanced",
     metavar="PRIOR|FILE",
     help="How common the classes are: balanced (all equally), training (as there), folder (as the images themselves"
-    " tell, in a pass before), or a file with the columns class and weight.",
+    " tell, in a pass before), or a file with the columns class and weight, and for predict also place, month or both.",
 )
 engine_option = click.option(
     "--engine",

@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     "--group",
     metavar="folder|name:REGEX|seconds:N",
     help="Give pictures that show one thing one answer together: those of a folder, those in whose names REGEX finds"
-    " the same, or those taken within N seconds of one another, in a row.",
+    " the same, or those taken within N seconds of one another, in a row; all within a folder.",
 )
 @click.option("--out", type=FILE, help="Write to .csv, .jsonl or .parquet; stopped, the command goes on.")
 @click.option(
@@ -110,8 +110,6 @@ def predict_command(
 
     if engine == "ray" and out is None:
         raise click.UsageError("--engine ray writes a file: name it with --out FILE")
-    if engine == "ray" and group is not None:
-        raise click.UsageError("--group looks at pictures in a row: leave out --engine ray")
     if out is not None:
         check_target(out)  # before the model is loaded
     workspace = context.open()
@@ -121,8 +119,6 @@ def predict_command(
     options = PredictOptions(only=_names(only), explain=explain, prior=known, **how)
     by_situation = None
     if frequencies is not None and frequencies.situated:
-        if engine == "ray":
-            raise click.UsageError("weights by place and month (--prior): leave out --engine ray")
         by_situation = situated(images, frequencies, taken, context.progress)
     elif taken is not None:
         raise click.UsageError("--taken is for a --prior FILE with a column place or month")
@@ -154,7 +150,7 @@ def _show(context: Context, answers: Iterable[Prediction], options: PredictOptio
         if not context.as_json:
             lines = prediction_lines(one, terminal_width(), options.min_accuracy is not None)
             if one.problem is None:
-                lines = [f"{one.image}: as those of its group"] if one.group and one.group == said else lines
+                lines = [f"{one.image}: the same answer"] if one.group and one.group == said else lines
                 said = one.group
             context.show(one, lines, always=True)
     if context.as_json:

@@ -40,7 +40,7 @@ _NOT_FOUND = -1e5  # offset of a class of which nothing is known, beyond any lik
 _QUERIES = 20
 _AT_ONCE = 512
 _LATE = 100
-_CLASS_FOLDS = 5
+_CLASS_FOLDS = 5  # parts of the classes, of which each fold leaves one out
 
 
 @dataclass(frozen=True, eq=False)

@@ -215,7 +215,7 @@ class Recognizer:
             images: Paths, encoded bytes, PIL images, or arrays uint8 [H, W, 3] of red, green and blue.
             options: See there.
             groups: The group of each image, None for one by itself: images of a group show one thing, and have one
-                answer together. All classes are scored then.
+                answer together.
 
         Raises:
             UsageError: If there is not a group for each image, no such number of crops, `only` names no class, or

@@ -30,7 +30,7 @@ from vlltr_index.embedding.loading import recipe_encoder
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.evaluation.metrics import expected_calibration_error
 from vlltr_index.heads.plda import PLDA
-from vlltr_index.heads.pooling import log_means, worths
+from vlltr_index.heads.pooling import log_means, unit_means, worths
 from vlltr_index.heads.weighing import item_nll
 from vlltr_index.tensors import unit_rows
 
@@ -64,23 +64,18 @@ def measured(encoder: Encoder, name: str, number: int) -> dict[str, Any]:
     weight = parts.weights.generative
     alone = (weight * model.log_likelihoods(images)).log_softmax(1)
     mean = log_means(alone, units)
-    votes = _sums(one_hot(alone.argmax(1), CLASSES).double(), units) / sizes
-    density = weight * _density_of_means(model, _sums(images, units) / sizes, worth)
+    votes = unit_means(one_hot(alone.argmax(1), CLASSES).double(), units)
+    density = weight * _density_of_means(model, unit_means(images, units), worth)
     rows = {
         ALONE: (alone, answers),
         VOTE: ((votes + 1e-3 * mean.exp()).clamp(min=_NOTHING).log(), truth),
         MEAN: (mean, truth),
-        PRODUCT: (_sums(alone, units), truth),
+        PRODUCT: (sizes * unit_means(alone, units), truth),
         DENSITY: (density, truth),
         TOGETHER: (worth * mean, truth),
     }
     found = {row: _measures(scores, of) for row, (scores, of) in rows.items()}
     return {"correlation": parts.correlation, "pictures": len(fresh), "units": len(truth), **found}
-
-
-def _sums(rows: Tensor, units: Tensor) -> Tensor:
-    """Return the sum over each unit of rows [N, K]: [U, K]."""
-    return rows.new_zeros(int(units.max()) + 1, rows.shape[1]).index_add_(0, units, rows)
 
 
 def _density_of_means(model: PLDA, means: Tensor, worth: Tensor) -> Tensor:
@@ -117,38 +112,55 @@ def parts() -> dict[str, str]:
 
 
 def generated(kept: dict[str, Any]) -> str:
-    """The table as Markdown."""
+    """The tables as Markdown: accuracies, and likelihoods, of which *gain* is the paired one of the answer used."""
     lines = [
         "Top-1 in per cent, of new units, or of their pictures where each is answered by itself; means over draws, and"
-        " the smallest and largest correlation that was fitted. *Gain*: of *together* over *mean of answers* on the"
-        " same draws, with its 95 % interval; of the NLL a gain is below 0. A"
-        " vote has no NLL.",
+        " the smallest and largest correlation that was fitted. *Together* names what the mean of answers names.",
         "",
-        "| collection | draws | pictures a unit | correlation | answered | top-1 | ECE | NLL |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| collection | draws | pictures a unit | correlation | each picture | vote | together | density of the mean |"
+        " product of answers |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for name in COLLECTIONS:
-        draws = list(kept.get(name, {"draws": {}})["draws"].values())
-        if not draws:
-            continue
+    found = {name: list(kept[name]["draws"].values()) for name in COLLECTIONS if name in kept}
+    for name, draws in found.items():
         size = np.mean([draw["pictures"] / draw["units"] for draw in draws])
         alike = sorted(draw["correlation"] for draw in draws)
-        facts = f"| {name} | {len(draws)} | {size:.1f} | {alike[0]:.2f} to {alike[-1]:.2f} |"
-        for row in ROWS:
-            accuracy, error, loss = np.mean([draw[row] for draw in draws], axis=0)
-            shown = "-" if row == VOTE else f"{loss:.2f}"
-            lines.append(f"{facts} {row} | {100 * accuracy:.1f} | {100 * error:.1f} | {shown} |")
-        gains = np.array([draw[TOGETHER] for draw in draws]) - np.array([draw[MEAN] for draw in draws])
+        top = [
+            100 * np.mean([draw[row][0] for draw in draws])
+            for row in (ALONE, VOTE, TOGETHER, DENSITY, PRODUCT)
+        ]
         lines.append(
-            f"{facts} *gain* | {_interval(100 * gains[:, 0])} | | {_interval(gains[:, 2], digits=3)} |"
+            f"| {name} | {len(draws)} | {size:.1f} | {alike[0]:.2f} to {alike[-1]:.2f} | "
+            + " | ".join(f"{value:.1f}" for value in top)
+            + " |"
+        )
+    lines += [
+        "",
+        "NLL / ECE in points. *Gain*: NLL of *together* less that of the mean of answers on the same draws, with its"
+        " 95 % interval; below 0 is better.",
+        "",
+        "| collection | each picture | mean of answers | together | density of the mean | product of answers | gain |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, draws in found.items():
+        shown = [
+            np.mean([draw[row] for draw in draws], axis=0)
+            for row in (ALONE, MEAN, TOGETHER, DENSITY, PRODUCT)
+        ]
+        gain = [draw[TOGETHER][2] - draw[MEAN][2] for draw in draws]
+        lines.append(
+            f"| {name} | "
+            + " | ".join(f"{loss:.2f} / {100 * error:.1f}" for _, error, loss in shown)
+            + f" | {_interval(gain)} |"
         )
     return "\n".join(lines) + "\n"
 
 
-def _interval(values: Any, digits: int = 1) -> str:
+def _interval(values: Sequence[float]) -> str:
+    """Return the mean of values and its 95 % interval."""
     half = 1.96 * np.std(values, ddof=1) / len(values) ** 0.5
     middle = np.mean(values)
-    return f"{middle:+.{digits}f} [{middle - half:+.{digits}f}, {middle + half:+.{digits}f}]"
+    return f"{middle:+.3f} [{middle - half:+.3f}, {middle + half:+.3f}]"
 
 
 def _arguments(parser: ArgumentParser) -> None:

@@ -220,9 +220,12 @@ def test_pictures_are_grouped_by_folder_name_and_time(
     """By the folder, the current one too; by what is found in the name; by when they were taken, if that is known."""
     a, broken, b = (str(shots / name) for name in ("a.png", "broken.jpg", "more/b.PNG"))
     assert groups_of([str(shots)], "folder") == {a: str(shots), broken: str(shots), b: str(shots / "more")}
-    assert groups_of([str(shots)], r"name:^(.)\.") == {a: "a", b: "b"}
+    assert groups_of([str(shots)], r"name:^(.)\.") == {a: f"{shots}/a", b: f"{shots / 'more'}/b"}
     monkeypatch.chdir(shots)
     assert groups_of(["a.png", "broken.jpg"], "folder") == {"a.png": ".", "broken.jpg": "."}
+    pq.write_table(pa.table({"image": [b"", b""]}), "rows.parquet")
+    with pytest.raises(UsageError, match="none of the 2 pictures"):
+        groups_of(["rows.parquet"], "folder")
     timed = tmp_path / "timed"
     timed.mkdir()
     for number, second in enumerate((1, 3, 40)):
@@ -282,10 +285,12 @@ def test_a_group_in_the_terminal(
     assert code == 0
     lines = out.splitlines()
     assert lines[0] == f"{shots / 'a.png'}   group {shots}"
-    assert f"{shots / 'c.png'}: as those of its group" in lines
+    assert f"{shots / 'c.png'}: the same answer" in lines
     assert f"{shots / 'more' / 'b.PNG'}   group {shots / 'more'}" in lines
-    code, out, _ = run(capsys, "-w", trained_once, "--json", "predict", shots, "--group", "folder")
+    again = (shots, shots / "a.png")  # a picture counts once
+    code, out, _ = run(capsys, "-w", trained_once, "--json", "predict", *again, "--group", "folder")
     found = json.loads(out)
+    assert len(found) == 3
     assert found[0]["classes"] == found[1]["classes"] != found[2]["classes"]
     code, _, err = run(
         capsys,
@@ -300,7 +305,7 @@ def test_a_group_in_the_terminal(
         "--out",
         tmp_path / "x.csv",
     )
-    assert (code, "leave out --engine ray" in err) == (2, True)
+    assert (code, "Leave out: --engine ray" in err) == (2, True)
 
 
 @pytest.fixture
@@ -373,10 +378,10 @@ def test_frequencies_by_month_from_the_command_line(
     asked = ("-w", trained_once, "--json", "predict", deployments, "--prior", tmp_path / "months.csv")
     code, out, err = run(capsys, *asked)
     assert code == 0
-    assert "2 of 3 pictures are of no place and month" in err
+    assert "for 2 of 3 pictures the prior has no weights" in err
     assert {Path(one["image"]).name for one in json.loads(out)} == {"a.png", "b.PNG", "may.png"}
     for wrong, words in (
-        ((*asked, "--engine", "ray", "--out", tmp_path / "x.csv"), "leave out --engine ray"),
+        ((*asked, "--engine", "ray", "--out", tmp_path / "x.csv"), "Leave out: --engine ray"),
         (
             (*asked[:-1], tmp_path / "plain.csv", "--taken", tmp_path / "taken.csv"),
             "--taken is for a --prior FILE",

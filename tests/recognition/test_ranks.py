@@ -119,7 +119,7 @@ def test_answers_come_at_the_rank_that_held(tree: Workspace, pictures: Path) -> 
             assert groups == set(range(len(groups)))
             assert 1 <= len(groups) <= 2
             assert sum(share.percent for share in one.answer.sentences) <= 100.0
-    few = predict(surely(tree, images=20), known(pictures)[:1], PredictOptions(min_accuracy=0.9))
+    few = surely(tree, images=20).predict(known(pictures)[:1], PredictOptions(min_accuracy=0.9))
     assert few[0].answer is None
 
 

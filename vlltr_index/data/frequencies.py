@@ -17,7 +17,8 @@ from vlltr_index.data.text import clean_name
 from vlltr_index.errors import InputError
 
 _FORMATS = (
-    'Give a .csv, .tsv or .parquet with the columns class and weight, or a .json such as {"kestrel": 120, "merlin": 3};'
+    "Give a .csv, .tsv or .parquet with the columns class and weight (and place, month or both for vlltr predict), or a"
+    ' .json such as {"kestrel": 120, "merlin": 3};'
     " only ratios of weights matter. Classes that cannot occur are left out by: --only"
 )
 _TAKEN = "Give a .csv, .tsv or .parquet with the column image, and place, month (1 to 12, or a date) or both."
@@ -59,12 +60,12 @@ class Frequencies:
 def read_frequencies(path: Path) -> Frequencies:
     """Read how common classes are.
 
-    With a column `place`, `month` or both a class may have a row for each. One without a row at a place and month that
-    others have, or with the weight 0, has half the least weight there.
+    With a column `place`, `month` or both a class may have rows for each, which are added up. One without a row at a
+    place and month that others have, or with the weight 0, has half the least weight there.
 
     Raises:
-        InputError: The file is missing, empty or malformed, names a class twice, or leaves a place or month out; the
-            message names the line.
+        InputError: The file is missing, empty or malformed, names a class twice, or a row lacks its place or month;
+            the message names the line.
     """
     kind = require(path).suffix.lower()
     rows: Iterator[tuple[str, dict[str, Any]]]
@@ -105,9 +106,10 @@ def _weights_by_situation(rows: Iterator[tuple[str, dict[str, Any]]]) -> dict[Si
             raise InputError(
                 f"{where}: no {lacking[0]}", f"Give one in each row, or leave out the column {lacking[0]}."
             )
-        if name in found[at]:
+        counted = "place" in row or "month" in row
+        if name in found[at] and not counted:
             raise InputError(f"{where}: class {name!r} stands twice", "Remove one of them.")
-        found[at][name] = _weight(row["weight"], where, zero="place" in row or "month" in row)
+        found[at][name] = found[at].get(name, 0.0) + _weight(row["weight"], where, zero=counted)
     return dict(found)
 
 
@@ -126,7 +128,9 @@ def read_situations(path: Path) -> dict[str, Situation]:
         InputError: The file is missing, empty or malformed; the message names the line.
     """
     if require(path).suffix.lower() not in _TABLES:
-        raise InputError(f"{path}: unknown format of where and when pictures were taken", _TAKEN)
+        raise InputError(
+            f"{path}: unknown format {path.suffix!r} of where and when pictures were taken", _TAKEN
+        )
     found = dict[str, Situation]()
     for where, row in read_rows(path, ("image",), ("place", "month")):
         if len(row) == 1:
@@ -134,7 +138,9 @@ def read_situations(path: Path) -> dict[str, Situation]:
         name = str(row["image"] or "")
         if not name.strip():
             raise InputError(f"{where}: no image is named", _TAKEN)
-        found[place_of(name, path.parent)] = _situation(row, where)
+        at = _situation(row, where)
+        if found.setdefault(place_of(name, path.parent), at) != at:
+            raise InputError(f"{where}: {name} was taken elsewhere in a row before", "Remove one of them.")
     if not found:
         raise InputError(f"{path} names no image", _TAKEN)
     return found

@@ -42,6 +42,13 @@ def _log_sums(logarithms: Tensor, units: Tensor, count: int) -> Tensor:
     return highest + sums.log()
 
 
+def unit_means(rows: Tensor, units: Tensor) -> Tensor:
+    """Return the mean of rows [N, K] over each unit: [U, K]; `units` as for `worths`."""
+    sizes = torch.bincount(units)
+    sums = rows.new_zeros(len(sizes), rows.shape[1]).index_add_(0, units, rows)
+    return sums / sizes.to(sums)[:, None]
+
+
 def together(
     score: Callable[[Tensor], FusedScores], features: Tensor, units: Tensor, rule: Rule, correlation: float
 ) -> FusedScores:

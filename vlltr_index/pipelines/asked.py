@@ -29,8 +29,9 @@ def groups_of(images: Sequence[str], group: str, progress: Progress | None = Non
 
     Args:
         images: As for `data.unlabelled.unlabelled_images`.
-        group: `folder`: those of one folder; `name:REGEX`: those in whose names it finds the same; `seconds:N`: those
-            of one folder that were taken so soon one after the other.
+        group: `folder`: those of one folder; `name:REGEX`: those of one folder in whose names it finds the same;
+            `seconds:N`: those of one folder that were taken so soon one after the other. Rows of a Parquet file lie in
+            no folder.
         progress: Called after every picture whose time is read.
 
     Raises:
@@ -46,13 +47,17 @@ def groups_of(images: Sequence[str], group: str, progress: Progress | None = Non
     records = []
     taken = list[float | None]()
     for name, source in unlabelled_images(images, with_data=timed):
-        place = name if "/" in name else f"./{name}"
+        folder, _, own = name.rpartition("/")
+        row = isinstance(source, bytes)  # of a Parquet file, which is no folder
+        place = own if row else f"{folder or '.'}/{own}"
         records.append(ImageRecord(source=place, uri=name, class_name=None, split=""))
         taken.append(_taken(source) if timed else None)
         if timed and progress:
             progress("look", len(taken), None)
     groups = how.groups(records, taken, class_folders=False)
     found = {one.uri: named for one, named in zip(records, groups, strict=True) if named is not None}
+    if how.how == "name":  # cameras count alike in every folder
+        found = {name: f"{name.rpartition('/')[0] or '.'}/{named}" for name, named in found.items()}
     if not found:
         raise UsageError(
             f"--group {how} puts none of the {plural(len(records), 'picture')} into a group",
@@ -116,7 +121,7 @@ def situated(
         )
     if len(found) < number:
         _log.warning(
-            "%d of %d pictures are of no place and month that the prior names: for them its sums hold",
+            "for %d of %d pictures the prior has no weights of their place and month: its totals are used",
             number - len(found),
             number,
         )

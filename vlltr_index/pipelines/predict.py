@@ -68,7 +68,7 @@ def predict(
     group: str | None = None,
     situated: Situated | None = None,
 ) -> Iterator[Prediction]:
-    """Predict pictures one after the other, in flat memory.
+    """Predict pictures one after the other, in flat memory but for their names where `group` or `situated` is given.
 
     Args:
         workspace: Whose model predicts.
@@ -77,7 +77,8 @@ def predict(
         at: The commit that answers; default: the newest.
         group: Which pictures show one thing and have one answer together, see `groups_of`; default: each by itself.
         situated: How common classes are where and when each picture was taken, instead of the prior in the options;
-            pictures of one place and month come one after the other.
+            pictures of one place and month come one after the other. A group has those of its first picture that has
+            any.
 
     Raises:
         MissingStepError: If a step before has not been run; the hint names it.
@@ -87,11 +88,24 @@ def predict(
     groups = None if group is None else groups_of(images, group)
     model = Recognizer.open(workspace, at=at).current()
     if situated is not None:
-        return in_situations(
-            model, unlabelled_images(images, with_data=False), options, groups or {}, situated
-        )
-    options = with_frequencies(model, lambda: unlabelled_images(images), options, groups)
-    return stream(model, unlabelled_images(images), options, groups)
+        listed = _once(unlabelled_images(images, with_data=False))
+        return in_situations(model, listed, options, groups or {}, situated)
+
+    def pictures() -> Iterator[tuple[str, str | bytes]]:
+        named = unlabelled_images(images)
+        return named if groups is None else _once(named)
+
+    options = with_frequencies(model, pictures, options, groups)
+    return stream(model, pictures(), options, groups)
+
+
+def _once(named: Iterable[tuple[str, str | bytes]]) -> Iterator[tuple[str, str | bytes]]:
+    """Leave out pictures that were named before."""
+    seen = set[str]()
+    for name, source in named:
+        if name not in seen:
+            seen.add(name)
+            yield name, source
 
 
 def in_situations(
@@ -101,14 +115,17 @@ def in_situations(
     groups: Mapping[str, str],
     situated: Situated,
 ) -> Iterator[Prediction]:
-    """Predict pictures, listed without data, by place and month; those of a group by that of its first one."""
+    """Predict pictures, listed without data, by place and month."""
     listed = list(named)
     pictures = Pictures(listed)
-    of_group = dict[str, Situation | None]()
+    of_group = dict[str, Situation]()
+    for name, _ in listed:
+        if name in groups and name in situated.of:
+            of_group.setdefault(groups[name], situated.of[name])
     places = defaultdict[Situation | None, list[int]](list)
     for place, (name, _) in enumerate(listed):
-        at = situated.of.get(name)
-        places[of_group.setdefault(groups[name], at) if name in groups else at].append(place)
+        at = of_group.get(groups[name]) if name in groups else situated.of.get(name)
+        places[at].append(place)
     frequencies = situated.frequencies
     for at, some in places.items():
         weights = frequencies.weights if at is None else frequencies.situated[at]
@@ -145,16 +162,21 @@ def predict_to_file(
     Raises:
         ConfigError: If Ray is not installed.
         UsageError: If `out` has another suffix, exists or is being written, or `OUT.part` is of another commit, model
-            or command; else as for `groups_of`.
+            or command, or `ray` is given with one of the two after it; else as for `groups_of`.
         WorkspaceError: If it cannot be written.
     """
+    if ray is not None and (group is not None or situated is not None):
+        raise UsageError(
+            "Ray answers pictures in any order: not those of a group, a place or a month",
+            "Leave out: --engine ray",
+        )
     check_target(out)
     part = out.with_name(out.name + ".part")
     asked = _asked(model, paths, options, group, situated)
     with _alone(out):
         check_target(out)  # another process may have finished it before the lock was free
-        done = _begun(part, asked)
         groups = {} if group is None else groups_of(paths, group, progress)
+        done = _begun(part, asked)
         answered = frozenset(done)
         begun = {named for name, named in groups.items() if name not in answered}
         answering = with_frequencies(model, lambda: unlabelled_images(paths), options, groups, progress)
@@ -201,8 +223,8 @@ def _asked(
     if group is not None:
         facts["group"] = group
     if situated is not None:
-        by = [(*at, dict(weights)) for at, weights in situated.frequencies.situated.items()]
-        facts["situations"] = digest_bytes(json.dumps([by, situated.of], sort_keys=True).encode())
+        by = sorted((str(at), dict(weights)) for at, weights in situated.frequencies.situated.items())
+        facts["situations"] = digest_bytes(json.dumps(by, sort_keys=True).encode())
     return json.dumps(facts, sort_keys=True).encode() + b"\n"
 
 
@@ -266,11 +288,11 @@ def _lines(
     reader = Reader(model.encoder, options.crops)
     arguments = ray.address, model.commit, options, model.encoder.image_size, on_cpu()
     with RayData(ray.actors) as data:
-        for table in data.run(Pictures(list(named)), reader, _Answering, arguments):
+        for table in data.run(Pictures(list(named)), reader, _RayAnswering, arguments):
             yield from zip(table["line"].to_pylist(), table["lost"].to_pylist(), strict=True)
 
 
-class _Answering:
+class _RayAnswering:
     """Ray actor that opens a commit's model at its first call; errors name the machine."""
 
     def __init__(

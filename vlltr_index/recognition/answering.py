@@ -13,7 +13,7 @@ from torch import Tensor
 from vlltr_index.data.decoding import ImageSource, image_label
 from vlltr_index.embedding.pixels import ReadAhead, Reader, image_features, in_batches, pool_crops
 from vlltr_index.errors import UsageError
-from vlltr_index.heads.pooling import together
+from vlltr_index.heads.pooling import together, unit_means
 from vlltr_index.recognition.model import Model, named
 from vlltr_index.schemas.options import USUAL, PredictOptions
 from vlltr_index.schemas.records import Prediction, Progress, RankScore, SentenceShare
@@ -206,9 +206,9 @@ class _Answering:
 
             fused = together(score, features, units, model.fusion.rule, model.correlation)
             known = self._known(features, units)
-            answers = self._answers(
-                fused, _means(torch.cat(residuals), units), [rows.cpu() for rows in read], known, used
-            )
+            residual = unit_means(torch.cat(residuals)[:, None], units)[:, 0]
+            read_on_cpu = [rows.cpu() for rows in read]
+            answers = self._answers(fused, residual, read_on_cpu, known, used)
         for group in groups:
             answer = next(answers) if group.features else None
             for name, problem in group.pictures:
@@ -226,7 +226,7 @@ class _Answering:
             return None
         likelihoods = self._model.largest_likelihoods(features)
         if units is not None:
-            likelihoods = _means(likelihoods, units)
+            likelihoods = unit_means(likelihoods[:, None], units)[:, 0]
         found: list[float] = likelihoods.tolist()
         return found
 
@@ -293,9 +293,3 @@ class _Answering:
             return model.explainer.of_several(features, weights, self._options.explain)
 
         return self._ranks.above(probabilities, spoken)
-
-
-def _means(values: Tensor, units: Tensor) -> Tensor:
-    """Return the mean of values [N] over each unit, int64 [N]: [U]."""
-    sizes = torch.bincount(units)
-    return values.new_zeros(len(sizes)).index_add_(0, units, values) / sizes
