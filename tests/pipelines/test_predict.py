@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 from dataclasses import asdict, replace
 from itertools import count, islice
 from pathlib import Path
@@ -221,6 +222,8 @@ def test_pictures_are_grouped_by_folder_name_and_time(
     a, broken, b = (str(shots / name) for name in ("a.png", "broken.jpg", "more/b.PNG"))
     assert groups_of([str(shots)], "folder") == {a: str(shots), broken: str(shots), b: str(shots / "more")}
     assert groups_of([str(shots)], r"name:^(.)\.") == {a: f"{shots}/a", b: f"{shots / 'more'}/b"}
+    twice = [a, f"{shots}/more/../broken.jpg"]
+    assert groups_of(twice, "folder") == dict.fromkeys(twice, str(shots))
     monkeypatch.chdir(shots)
     assert groups_of(["a.png", "broken.jpg"], "folder") == {"a.png": ".", "broken.jpg": "."}
     pq.write_table(pa.table({"image": [b"", b""]}), "rows.parquet")
@@ -238,9 +241,10 @@ def test_pictures_are_grouped_by_folder_name_and_time(
     first, second, third = (found[str(timed / f"{number}.jpg")] for number in range(3))
     assert first == second != third
     for wrong, words in (
-        ("auto", "with labels"),
+        ("auto", "without labels"),
         ("name:x", "none of the 3 pictures"),
         ("often", "not a way"),
+        ("name:(", "no regular expression"),
     ):
         with pytest.raises(UsageError, match=words):
             groups_of([str(shots)], wrong)
@@ -264,6 +268,11 @@ def test_a_file_of_groups_goes_on(recognizer: Recognizer, shots: Path, tmp_path:
             predict_to_file(model, paths, out, progress=stop, group="folder")
         with pytest.raises(UsageError, match="asked for otherwise"):
             predict_to_file(model, paths, out)
+        grown = shots / "more" / "d.png"
+        grown.write_bytes((shots / "a.png").read_bytes())
+        with pytest.raises(UsageError, match="asked for otherwise"):
+            predict_to_file(model, paths, out, group="folder")
+        grown.unlink()
         report = predict_to_file(model, paths, out, group="folder")
         assert (report.images, report.there_before, report.unreadable) == (4, stopped_after, 1)
         with out.open(encoding="utf-8", newline="") as file:
@@ -358,12 +367,20 @@ def test_weights_go_by_place_and_month(recognizer: Recognizer, deployments: Path
     assert found[may].classes[0].prior_part == pytest.approx(plain.prior_part, abs=1e-3)
 
 
-def test_where_pictures_were_taken_has_to_be_known(deployments: Path, tmp_path: Path) -> None:
+def test_where_pictures_were_taken_has_to_be_known(
+    deployments: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a file that says it nothing is done; of pictures that it does not name, totals hold, and it is told."""
     told = Frequencies({"wren": 2.0}, {Situation("moor", 5): {"wren": 2.0}})
     with pytest.raises(UsageError, match="nothing says where"):
         situated([str(deployments)], told, None)
-    with pytest.raises(UsageError, match="of none of the 4 pictures"):
-        situated([str(deployments)], told, tmp_path / "taken.csv")
+    assert not situated([str(deployments)], told, tmp_path / "taken.csv").of
+    assert "for 4 of 4 pictures the prior has no weights" in caplog.text
+    assert "no row of" not in caplog.text
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copy(tmp_path / "taken.csv", tmp_path / "elsewhere")
+    situated([str(deployments)], told, tmp_path / "elsewhere" / "taken.csv")
+    assert "taken.csv names one of the pictures" in caplog.text
 
 
 def test_frequencies_by_month_from_the_command_line(

@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
 
 _log = logging.getLogger(__name__)
+_NOT_FOUND = {
+    "folder": "Rows of a Parquet file lie in no folder.",
+    "name": "The expression is looked for in the file's name, without its folder.",
+    "seconds": "They do not say when they were taken, in EXIF data.",
+}
+"""The ways to group, with why none is grouped."""
 
 
 def groups_of(images: Sequence[str], group: str, progress: Progress | None = None) -> dict[str, str]:
@@ -38,30 +44,34 @@ def groups_of(images: Sequence[str], group: str, progress: Progress | None = Non
         InputError: As for `data.unlabelled.unlabelled_images`.
         UsageError: If `group` is none of these, or puts no picture into a group.
     """
-    how = Grouping.parse(group)
-    if how.how in ("auto", "column"):
+    if group.partition(":")[0] not in _NOT_FOUND:
         raise UsageError(
-            f"--group {how} is for pictures with labels", "Give folder, name:REGEX or seconds:N."
+            f"--group {group}: not a way to group pictures without labels",
+            "Give folder, name:REGEX or seconds:N.",
         )
+    how = Grouping.parse(group)
     timed = how.how == "seconds"
     records = []
+    spelled = dict[str, str]()  # each folder as it was named first
     taken = list[float | None]()
     for name, source in unlabelled_images(images, with_data=timed):
         folder, _, own = name.rpartition("/")
-        row = isinstance(source, bytes)  # of a Parquet file, which is no folder
-        place = own if row else f"{folder or '.'}/{own}"
-        records.append(ImageRecord(source=place, uri=name, class_name=None, split=""))
+        if isinstance(source, str):  # a row of a Parquet file lies in no folder
+            own = f"{spelled.setdefault(place_of(folder or '.'), folder or '.')}/{own}"
+        records.append(ImageRecord(source=own, uri=name, class_name=None, split=""))
         taken.append(_taken(source) if timed else None)
         if timed and progress:
             progress("look", len(taken), None)
     groups = how.groups(records, taken, class_folders=False)
-    found = {one.uri: named for one, named in zip(records, groups, strict=True) if named is not None}
-    if how.how == "name":  # cameras count alike in every folder
-        found = {name: f"{name.rpartition('/')[0] or '.'}/{named}" for name, named in found.items()}
+    found = dict[str, str]()
+    for one, named in zip(records, groups, strict=True):
+        if named is not None:
+            # Cameras count alike in every folder.
+            found[one.uri] = f"{one.source.rpartition('/')[0]}/{named}" if how.how == "name" else named
     if not found:
         raise UsageError(
             f"--group {how} puts none of the {plural(len(records), 'picture')} into a group",
-            "Say it another way.",
+            _NOT_FOUND[how.how],
         )
     return found
 
@@ -92,7 +102,7 @@ def situated(
 
     Raises:
         InputError: As for `data.unlabelled.unlabelled_images` and `read_situations`.
-        UsageError: If places are told apart and there is no such file, or no picture has a place and month.
+        UsageError: If places are told apart and there is no such file.
     """
     if frequencies.by_place and taken is None:
         raise UsageError(
@@ -101,9 +111,11 @@ def situated(
         )
     said = {} if taken is None else read_situations(taken)
     found = dict[str, Situation]()
+    named = 0
     number = 0
     for number, (name, source) in enumerate(unlabelled_images(images, with_data=frequencies.by_month), 1):
         here = said.get(place_of(name), Situation())
+        named += here != Situation()
         month = here.month
         if frequencies.by_month and month is None:
             seconds = _taken(source)
@@ -113,15 +125,11 @@ def situated(
         at = Situation(here.place if frequencies.by_place else None, month if frequencies.by_month else None)
         if at in frequencies.situated:
             found[name] = at
-    if not found:
-        raise UsageError(
-            f"of none of the {plural(number, 'picture')} it is known that it was taken at a place and month that the"
-            " prior (--prior) names",
-            "Compare the files of --prior and --taken; paths in the latter are relative to its folder.",
-        )
+    if said and not named:
+        _log.warning("no row of %s names one of the pictures; its paths are relative to its folder", taken)
     if len(found) < number:
         _log.warning(
-            "for %d of %d pictures the prior has no weights of their place and month: its totals are used",
+            "for %d of %d pictures the prior has no weights of where or when they were taken: its totals are used",
             number - len(found),
             number,
         )

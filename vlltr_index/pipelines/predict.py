@@ -172,11 +172,10 @@ def predict_to_file(
         )
     check_target(out)
     part = out.with_name(out.name + ".part")
-    asked = _asked(model, paths, options, group, situated)
     with _alone(out):
         check_target(out)  # another process may have finished it before the lock was free
         groups = {} if group is None else groups_of(paths, group, progress)
-        done = _begun(part, asked)
+        done = _begun(part, _asked(model, paths, options, groups, situated))
         answered = frozenset(done)
         begun = {named for name, named in groups.items() if name not in answered}
         answering = with_frequencies(model, lambda: unlabelled_images(paths), options, groups, progress)
@@ -210,7 +209,11 @@ def predict_to_file(
 
 
 def _asked(
-    model: Model, paths: Sequence[str], options: PredictOptions, group: str | None, situated: Situated | None
+    model: Model,
+    paths: Sequence[str],
+    options: PredictOptions,
+    groups: Mapping[str, str],
+    situated: Situated | None,
 ) -> bytes:
     """Return the first line of `OUT.part`: what was asked for."""
     facts = {
@@ -220,8 +223,8 @@ def _asked(
         "images": list(paths),
         **asdict(options),
     }
-    if group is not None:
-        facts["group"] = group
+    if groups:  # a group that has grown has another answer
+        facts["groups"] = digest_bytes(json.dumps(groups, sort_keys=True).encode())
     if situated is not None:
         by = sorted((str(at), dict(weights)) for at, weights in situated.frequencies.situated.items())
         facts["situations"] = digest_bytes(json.dumps(by, sort_keys=True).encode())
