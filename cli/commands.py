@@ -79,7 +79,11 @@ COMMANDS: dict[str, Entry] = {  # in the order of a first session
     "predict": Entry(
         "predict",
         "Recognise images and name the sentences behind each answer.",
-        ("pipelines.predict.predict", "pipelines.predict.predict_to_file"),
+        (
+            "pipelines.predict.predict",
+            "pipelines.predict.predict_to_file",
+            "pipelines.asked.find_situations",
+        ),
     ),
     "explain": Entry(
         "predict", "Show why an image is, or is not, of a class.", ("recognizer.Recognizer.explain",)

@@ -82,13 +82,13 @@ plan_device_option = _device()  # gives the command its value, to be named in th
 
 def read_prior(told: str) -> Prior:
     """Return what `--prior` says, a file's weights if it names one."""
-    prior, frequencies = read_frequencies_too(told)
+    prior, frequencies = read_prior_and_frequencies(told)
     if frequencies is not None and frequencies.situated:
         raise click.UsageError(f"--prior {told}: weights by place and month are for vlltr predict alone")
     return prior
 
 
-def read_frequencies_too(told: str) -> tuple[Prior, Frequencies | None]:
+def read_prior_and_frequencies(told: str) -> tuple[Prior, Frequencies | None]:
     """Return what `--prior` says, and of a file all that it tells."""
     from vlltr_index.data.frequencies import read_frequencies
     from vlltr_index.schemas.options import PRIORS

@@ -20,7 +20,7 @@ from vlltr_index.cli.options import (
     device_option,
     engine_option,
     prior_option,
-    read_frequencies_too,
+    read_prior_and_frequencies,
 )
 from vlltr_index.cli.terminal import echo, terminal_width
 from vlltr_index.schemas.options import RETRIEVALS
@@ -103,7 +103,7 @@ def predict_command(
     and the others are answered; the exit code is then 1.
     """
     from vlltr_index.data.decoding import UNREADABLE
-    from vlltr_index.pipelines.asked import situated
+    from vlltr_index.pipelines.asked import find_situations
     from vlltr_index.pipelines.predict import OnRay, check_target, predict, predict_to_file
     from vlltr_index.recognizer import Recognizer
     from vlltr_index.schemas.options import PredictOptions
@@ -115,11 +115,11 @@ def predict_command(
     workspace = context.open()
     if explain is None:
         explain = 0 if out else 3
-    known, frequencies = read_frequencies_too(prior)
+    known, frequencies = read_prior_and_frequencies(prior)
     options = PredictOptions(only=_names(only), explain=explain, prior=known, **how)
     by_situation = None
     if frequencies is not None and frequencies.situated:
-        by_situation = situated(images, frequencies, taken, context.progress)
+        by_situation = find_situations(images, frequencies, taken, context.progress)
     elif taken is not None:
         raise click.UsageError("--taken is for a --prior FILE with a column place or month")
     if out is not None:

@@ -24,7 +24,7 @@ from vlltr_index.data import files
 from vlltr_index.data.frequencies import Frequencies, Situation
 from vlltr_index.data.unlabelled import Pictures, unlabelled_images
 from vlltr_index.errors import InputError, UnknownClassError, UsageError
-from vlltr_index.pipelines.asked import groups_of, situated
+from vlltr_index.pipelines.asked import find_situations, groups_of
 from vlltr_index.pipelines.predict import in_situations, predict_to_file
 from vlltr_index.recognition.answering import stream
 from vlltr_index.recognizer import Recognizer
@@ -335,7 +335,7 @@ def test_weights_go_by_place_and_month(recognizer: Recognizer, deployments: Path
     lake = dict.fromkeys(names, 1.0) | {names[5]: 1e6}
     everywhere = {name: hill[name] + lake[name] for name in names}
     told = Frequencies(everywhere, {Situation("hill", 5): hill, Situation("lake", 11): lake})
-    known = situated([str(deployments)], told, tmp_path / "taken.csv")
+    known = find_situations([str(deployments)], told, tmp_path / "taken.csv")
     a, b, may = (str(deployments / name) for name in ("a.png", "more/b.PNG", "may.png"))
     assert known.of == {a: Situation("hill", 5), may: Situation("hill", 5), b: Situation("lake", 11)}
     options = PredictOptions(top=2, prior=everywhere)
@@ -373,13 +373,13 @@ def test_where_pictures_were_taken_has_to_be_known(
     """Without a file that says it nothing is done; of pictures that it does not name, totals hold, and it is told."""
     told = Frequencies({"wren": 2.0}, {Situation("moor", 5): {"wren": 2.0}})
     with pytest.raises(UsageError, match="nothing says where"):
-        situated([str(deployments)], told, None)
-    assert not situated([str(deployments)], told, tmp_path / "taken.csv").of
+        find_situations([str(deployments)], told, None)
+    assert not find_situations([str(deployments)], told, tmp_path / "taken.csv").of
     assert "for 4 of 4 pictures the prior has no weights" in caplog.text
     assert "no row of" not in caplog.text
     (tmp_path / "elsewhere").mkdir()
     shutil.copy(tmp_path / "taken.csv", tmp_path / "elsewhere")
-    situated([str(deployments)], told, tmp_path / "elsewhere" / "taken.csv")
+    find_situations([str(deployments)], told, tmp_path / "elsewhere" / "taken.csv")
     assert "taken.csv names one of the pictures" in caplog.text
 
 

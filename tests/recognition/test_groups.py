@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from vlltr_index.errors import UsageError
+from vlltr_index.heads.checkpoint import load_head, save_head
 from vlltr_index.pipelines.build_index import index_anchors
 from vlltr_index.recognition.answering import predict, stream
 from vlltr_index.recognition.model import Model, named
@@ -135,3 +137,18 @@ def test_among_some_classes(recognizer: Recognizer, pictures: Path) -> None:
     found = recognizer.predict(images, PredictOptions(only=names), groups=["a", "a"])[0]
     assert {one.name for one in found.classes} == set(names)
     assert sum(one.probability for one in found.classes) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_head_keeps_how_alike_images_are(recognizer: Recognizer, tmp_path: Path) -> None:
+    """A head that was saved before that was measured answers with the mean."""
+    saved = correlated(recognizer.current(), 0.35).saved
+    save_head(saved, tmp_path)
+    parts = load_head(tmp_path).parts
+    assert parts is not None
+    assert parts.correlation == 0.35
+    facts = json.loads((tmp_path / "head.json").read_text(encoding="utf-8"))
+    del facts["parts"]["correlation"]
+    (tmp_path / "head.json").write_text(json.dumps(facts), encoding="utf-8")
+    before = load_head(tmp_path).parts
+    assert before is not None
+    assert before.correlation == 1.0

@@ -43,10 +43,10 @@ def _log_sums(logarithms: Tensor, units: Tensor, count: int) -> Tensor:
 
 
 def unit_means(rows: Tensor, units: Tensor) -> Tensor:
-    """Return the mean of rows [N, K] over each unit: [U, K]; `units` as for `worths`."""
+    """Return the mean of values [N] or rows [N, K] over each unit: [U] or [U, K]; `units` as for `worths`."""
     sizes = torch.bincount(units)
-    sums = rows.new_zeros(len(sizes), rows.shape[1]).index_add_(0, units, rows)
-    return sums / sizes.to(sums)[:, None]
+    sums = rows.new_zeros(len(sizes), *rows.shape[1:]).index_add_(0, units, rows)
+    return sums / sizes.to(sums).reshape(-1, *[1] * (rows.dim() - 1))
 
 
 def together(

@@ -89,7 +89,7 @@ class Situated:
     of: Mapping[str, Situation]
 
 
-def situated(
+def find_situations(
     images: Sequence[str], frequencies: Frequencies, taken: Path | None, progress: Progress | None = None
 ) -> Situated:
     """Find out where and when pictures were taken.

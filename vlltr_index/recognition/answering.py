@@ -147,7 +147,7 @@ class _Answering:
     def _of_images(self, features: Tensor, used: str) -> Iterator[Prediction]:
         """Answer for images by their features [B, D], each by itself."""
         fused, residual = self._score(features, used)
-        yield from self._answers(fused, residual, features.cpu().split(1), self._known(features), used)
+        yield from self._answers(fused, residual, features.split(1), self._known(features), used)
 
     def _used(self, images: int) -> str:
         """Return how so many images at once are scored: by an index, which knows all classes, or all of them."""
@@ -206,9 +206,8 @@ class _Answering:
 
             fused = together(score, features, units, model.fusion.rule, model.correlation)
             known = self._known(features, units)
-            residual = unit_means(torch.cat(residuals)[:, None], units)[:, 0]
-            read_on_cpu = [rows.cpu() for rows in read]
-            answers = self._answers(fused, residual, read_on_cpu, known, used)
+            residual = unit_means(torch.cat(residuals), units)
+            answers = self._answers(fused, residual, read, known, used)
         for group in groups:
             answer = next(answers) if group.features else None
             for name, problem in group.pictures:
@@ -226,7 +225,7 @@ class _Answering:
             return None
         likelihoods = self._model.largest_likelihoods(features)
         if units is not None:
-            likelihoods = unit_means(likelihoods[:, None], units)[:, 0]
+            likelihoods = unit_means(likelihoods, units)
         found: list[float] = likelihoods.tolist()
         return found
 
@@ -249,6 +248,8 @@ class _Answering:
         """
         model = self._model
         options = self._options
+        if options.explain:  # once, where a sentence is to be named at all
+            features = torch.cat(list(features)).cpu().split([len(rows) for rows in features])
         best = fused.probabilities.topk(min(options.top, len(self._columns))).indices
         scores = model.class_scores(fused, best, self._columns)
         for row, seen in enumerate(features):
