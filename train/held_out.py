@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from vlltr_index.heads.checkpoint import Parts
 from vlltr_index.heads.fusion import PartWeights, log_frequencies
+from vlltr_index.heads.gating import HeldOutClasses, LaterFigures, fit_gate, later_figures
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.heads.plda import PLDA, Moments, SharedGaussian
 from vlltr_index.heads.tree import HeldOutAnswers
 from vlltr_index.heads.weighing import (
     PLAINEST,
     Covariances,
-    HeldOutClasses,
     HeldOutScores,
     balanced_accuracy,
+    balanced_shares,
     fit_correlation,
-    fit_gate,
     fit_prior,
     fit_temperature,
     fit_weights,
@@ -75,6 +76,15 @@ def text_logits(data: StageTwoData, head: LGRHead, features: Tensor) -> Tensor:
     return torch.where(data.places >= 0, logits[:, positions], logits.mean(1, keepdim=True))
 
 
+def visual_logits(data: StageTwoData, head: LGRHead, features: Tensor) -> Tensor:
+    """Compute the logits of the visual classifier [B, C], on the CPU; zeros for classes without a row in the head."""
+    logits = head.visual_logits(features).cpu()
+    rows = data.rows if logits.shape[1] < data.classes else slice(None)
+    whole = logits.new_zeros(len(features), data.classes)
+    whole[:, rows] = logits
+    return whole
+
+
 def weigh_parts(
     data: StageTwoData, folds: list[Fold], moments: Moments, branches: Sequence[str], matches: bool | None
 ) -> tuple[Parts, list[str]]:
@@ -106,8 +116,10 @@ def weigh_parts(
         weights=weights,
     )
     found = fit_weights(scores) if enough else usual_weights(scores)
+    left_out = _left_out(data, folds, chosen)
+    later: tuple[LaterFigures, ...] = ()
     if enough:
-        found = _gates(data, folds, chosen, found)
+        found, later = _gates(data, left_out, found)
         prior = fit_prior(scores.fused(found), log_frequencies(counts), labels, units)
         found = replace(found, prior=prior)
     shared = chosen.noisy(data.model(moments, chosen.shrinkage)).shared
@@ -116,129 +128,132 @@ def weigh_parts(
     left = f"Stage 1 left {plural(len(labels), 'image')} out, too few to weigh by: the usual weights hold."
     notes = _notes(data, scores, units, weights=found, shared=shared, matches=matches) if enough else [left]
     held = HeldOutAnswers(labels, scores.fused(found).softmax(1).half())
-    let_in = _let_in(data, folds, chosen, accept)
+    let_in = _let_in(data, left_out, accept)
     if let_in is not None:
         notes.append(
             f"'None of these' (--reject) lets {100 * _ACCEPTED:.0f} % of the held-out images in, and"
             f" {100 * let_in:.0f} % of images of classes that were left out of the fit."
         )
+    if later:
+        notes.append(_of_later(later))
     correlation = fit_correlation(scores.fused(found), labels, units, weights)
     if correlation < 1.0:
         notes.append(
             f"Images of a unit are alike by {correlation:g}: five together (predict --group) tell as much as"
             f" {5.0 / (1.0 + 4.0 * correlation):.1f} independent ones."
         )
-    parts = Parts(shared, found, accept, held, let_in, correlation)
+    parts = Parts(shared, found, accept, held, let_in, correlation=correlation, later=later)
     if parts.texts_are_mute:  # a class that has text alone would win wherever the images say little
         unknown = replace(found.text_only, offset=_NOT_FOUND)
         parts = replace(parts, weights=replace(found, text_only=unknown))
     return parts, notes
 
 
-def _let_in(data: StageTwoData, folds: list[Fold], chosen: Covariances, level: float) -> float | None:
-    """Measure the share of images of classes left out that fit another class as well as `level`; None below 30 units.
+@dataclass(frozen=True, eq=False)
+class _LeftOut:
+    """Classes that a fold's parts, or its generative model alone, were fitted without.
 
-    After a stage 1 these are the classes that it did not see. Without one each fold leaves a fifth of the classes out.
+    Attributes:
+        fold: The fold.
+        classes: Bool [C], the classes.
+        model: The generative model without them.
+        text_logits: Gives text logits [B, C] of features, which know of these classes what is known of later ones.
+    """
+
+    fold: Fold
+    classes: Tensor
+    model: PLDA
+    text_logits: Callable[[Tensor], Tensor]
+
+
+def _left_out(data: StageTwoData, folds: list[Fold], chosen: Covariances) -> list[_LeftOut]:
+    """Leave classes out, which play unknown or later ones; none if stage 1 saw all of them.
+
+    After a stage 1 these are the classes that it did not see. Without one each fold leaves a fifth of the classes out,
+    100 at most.
     """
     if bool(data.unseen_classes.any()):
-        left_out = [(folds[0].at(chosen), data.unseen_classes)]
-    elif bool(data.unseen.any()) or data.visual_init is not None:
-        return None  # the tower knows all classes
-    else:
-        left_out = []
-        drawn = torch.randperm(data.classes, generator=torch.Generator().manual_seed(0))
-        for number, fold in enumerate(folds):
-            late = torch.zeros(data.classes, dtype=torch.bool)
-            late[drawn[number::_CLASS_FOLDS]] = True
-            rest = ~fold.out & ~late[data.labels]
-            if bool(rest.any()) and bool(late.any()):
-                model = fold.data.model(fold.data.moments(rest), chosen.shrinkage)
-                left_out.append((chosen.noisy(model), late))
+        fold = folds[0]
+        of_head = partial(text_logits, data, fold.head)
+        return [_LeftOut(fold, data.unseen_classes, fold.at(chosen), of_head)]
+    if bool(data.unseen.any()) or data.visual_init is not None:
+        return []
+    texts = data.prototypes if data.sentence_means is None else data.sentence_means
+    with_text = data.places >= 0
+
+    def zero_shot(features: Tensor) -> Tensor:  # by all sentences: anchors were selected by the images
+        if not data.has_text:
+            return torch.zeros(len(features), data.classes)
+        logits = (data.logit_scale * unit_rows(features) @ unit_rows(texts).T).cpu()
+        return torch.where(with_text, logits, logits[:, with_text].mean(1, keepdim=True))
+
+    drawn = torch.randperm(data.classes, generator=torch.Generator().manual_seed(0))
+    found = []
+    for number, fold in enumerate(folds):
+        late = torch.zeros(data.classes, dtype=torch.bool)
+        late[drawn[number::_CLASS_FOLDS][:_LATE]] = True
+        rest = ~fold.out & ~late[data.labels]
+        if bool(rest.any()) and bool(late.any()):
+            model = chosen.noisy(fold.data.model(fold.data.moments(rest), chosen.shrinkage))
+            prototypes = torch.where(late[:, None].to(texts.device), texts, model.prototypes)
+            found.append(_LeftOut(fold, late, replace(model, prototypes=prototypes), zero_shot))
+    return found
+
+
+def _let_in(data: StageTwoData, left_out: list[_LeftOut], level: float) -> float | None:
+    """Measure the share of images of classes left out that fit another class so well; None below 30 units.
+
+    Args:
+        data: Training data.
+        left_out: Where classes are left out.
+        level: The log-likelihood that counts as fitting.
+    """
     accepted = torch.zeros(0, dtype=torch.bool)
-    for model, late in left_out:
-        images = torch.cat([_one_a_unit(data, place) for place in late.nonzero()[:, 0].tolist()])
-        others = model.select((~late & data.rows).nonzero()[:, 0])
+    for one in left_out:
+        images = torch.cat([_one_a_unit(data, place) for place in one.classes.nonzero()[:, 0].tolist()])
+        others = one.model.select((~one.classes & data.rows).nonzero()[:, 0])
         for some in images.split(_AT_ONCE):
             best = others.log_likelihoods(unit_rows(data.features[0, some])).amax(1).cpu()
             accepted = torch.cat([accepted, best >= level])
     return float(accepted.double().mean()) if len(accepted) >= _ENOUGH else None
 
 
-def _gates(data: StageTwoData, folds: list[Fold], chosen: Covariances, found: PartWeights) -> PartWeights:
-    """Fit the weights and offsets of later classes, on classes that play them.
-
-    After a stage 1 these are the classes that it did not see. Without one a fifth of the classes in each fold, 100 at
-    most, plays classes known by text alone; classes with images keep the weights in `found`.
-    """
+def _gates(
+    data: StageTwoData, left_out: list[_LeftOut], found: PartWeights
+) -> tuple[PartWeights, tuple[LaterFigures, ...]]:
+    """Fit the weights and offsets of later classes on classes left out; estimate what later classes get and cost."""
     with_text = data.places >= 0
-    if bool(data.unseen_classes.any()):
-        fold = folds[0]
-        late = data.unseen_classes
-        model = fold.at(chosen)
-        most = max(len(_one_a_unit(data, place)) for place in late.nonzero()[:, 0].tolist())
-
-        def trained_text(features: Tensor) -> Tensor:
-            with torch.inference_mode():
-                return text_logits(data, fold.head, features)
-
-        alone = [
-            _held_out_classes(
-                data, fold.out, model, late=late & with_text, images=0, text_logits=trained_text
-            )
-        ]
-        few = [
-            _held_out_classes(data, fold.out, model, late=late, images=k, text_logits=trained_text)
-            for k in _NEW_IMAGES
-            if k < most
-        ]
-        return replace(
-            found,
-            few_shot=fit_gate(found.few_shot, few, weights=False),
-            text_only=fit_gate(found.text_only, alone),
-        )
-    if bool(data.unseen.any()) or data.visual_init is not None or not data.has_text:
-        return found
-    texts = data.prototypes if data.sentence_means is None else data.sentence_means
-
-    def zero_shot(features: Tensor) -> Tensor:  # by all sentences: anchors were selected by the images
-        logits = (data.logit_scale * unit_rows(features) @ unit_rows(texts).T).cpu()
-        return torch.where(with_text, logits, logits[:, with_text].mean(1, keepdim=True))
-
-    drawn = torch.randperm(data.classes, generator=torch.Generator().manual_seed(0))
-    drawn = drawn[with_text[drawn]]
-    designs = []
-    for number, fold in enumerate(folds):
-        late = torch.zeros_like(with_text)
-        late[drawn[number::_CLASS_FOLDS][:_LATE]] = True
-        rest = ~fold.out & ~late[data.labels]
-        if bool(rest.any()):
-            model = chosen.noisy(fold.data.model(fold.data.moments(rest), chosen.shrinkage))
-            prototypes = torch.where(late[:, None].to(texts.device), texts, model.prototypes)
-            model = replace(model, prototypes=prototypes)
-            designs.append(
-                _held_out_classes(data, fold.out, model, late=late, images=0, text_logits=zero_shot)
-            )
-    return replace(found, text_only=fit_gate(found.text_only, designs))
+    told = [one for one in left_out if bool((one.classes & with_text).any())]
+    alone = [_held_out_classes(data, one, one.classes & with_text, images=0, weights=found) for one in told]
+    few = [
+        [_held_out_classes(data, one, one.classes, images=images, weights=found) for one in left_out]
+        for images in _NEW_IMAGES
+    ]
+    found = replace(
+        found,
+        few_shot=fit_gate(found.few_shot, [one for some in few for one in some], weights=False),
+        text_only=fit_gate(found.text_only, alone),
+    )
+    figures = [later_figures(found.text_only, alone)]
+    figures += [later_figures(found.few_shot, some) for some in few]
+    return found, tuple(one for some in figures for one in some)
 
 
 def _held_out_classes(
-    data: StageTwoData,
-    out: Tensor,
-    model: PLDA,
-    late: Tensor,
-    images: int,
-    text_logits: Callable[[Tensor], Tensor],
+    data: StageTwoData, left_out: _LeftOut, late: Tensor, images: int, weights: PartWeights
 ) -> HeldOutClasses:
     """Score images with the classes `late`, bool [C], as later ones: each is known by its text and `images` images.
 
-    Scored are those of the held-out images `out`, bool [N], that are of other classes, and 20 images of each late one.
+    Scored are those of the fold's held-out images that are of trained classes, and 20 images of each late one.
     """
-    known = data.rows & ~late
+    fold = left_out.fold
+    known = data.rows & ~left_out.classes
+    trained = int(known.sum())
     order = torch.cat([known.nonzero()[:, 0], late.nonzero()[:, 0]])
     column = torch.full((data.classes,), -1)
     column[order] = torch.arange(len(order))
-    counts = model.counts.clone()
-    sums = model.sums.clone()
+    counts = left_out.model.counts.clone()
+    sums = left_out.model.sums.clone()
     asked = [torch.empty(0, dtype=torch.int64)]
     for place in late.nonzero()[:, 0].tolist():
         own = _one_a_unit(data, place)
@@ -247,15 +262,28 @@ def _held_out_classes(
         sums[place] = unit_rows(data.features[0, shown]).double().sum(0)
         asked.append(own[images : images + _QUERIES])
     queries = torch.cat(asked)
-    model = replace(model, counts=counts, sums=sums).select(order)
-    old = data.features[0, out & known[data.labels]]
-    new = data.features[0, queries]
+    model = replace(left_out.model, counts=counts, sums=sums).select(order)
+
+    def scored(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        likelihoods = model.log_likelihoods(unit_rows(features)).cpu().double()
+        among = weights.generative * likelihoods[:, :trained]
+        if weights.image:
+            among += weights.image * visual_logits(data, fold.head, features)[:, known]
+        if weights.text:
+            among += weights.text * text_logits(fold.data, fold.head, features)[:, known]
+        return likelihoods, left_out.text_logits(features)[:, order].double(), among.log_softmax(1)
+
+    held = fold.out & known[data.labels]
+    labels = column[data.labels[held]]
+    with torch.no_grad():
+        likelihoods, text, among = scored(data.features[0, held])
+        new_likelihoods, new_text, new_among = scored(data.features[0, queries])
+    shares = balanced_shares(labels, data.observations[held])
     return HeldOutClasses(
-        likelihoods=model.log_likelihoods(unit_rows(old)).cpu().double(),
-        text=text_logits(old)[:, order].double(),
-        new_likelihoods=model.log_likelihoods(unit_rows(new)).cpu().double(),
-        new_text=text_logits(new)[:, order].double(),
-        new_labels=column[data.labels[queries]], trained=int(known.sum()),
+        images=images,
+        likelihoods=likelihoods, text=text, best=among.amax(1), weights=shares * (among.argmax(1) == labels),
+        new_likelihoods=new_likelihoods, new_text=new_text, new_best=new_among.amax(1),
+        new_labels=column[data.labels[queries]], trained=trained,
     )  # fmt: skip
 
 
@@ -299,3 +327,20 @@ def _of_texts(data: StageTwoData, weights: PartWeights, shared: SharedGaussian, 
         ", and count beside the images." if weights.text else "; beside the images they say nothing more."
     )
     return f"The texts predict {100 * shared.text_r2:.0f} % of how the class means differ{beside}"
+
+
+def _of_later(later: Sequence[LaterFigures]) -> str:
+    """Tell the user what classes get and cost that are added later."""
+    alone = [one for one in later if one.number == 1]
+    found = [f"{100 * one.found:.0f} % {_known_by(one.images)}" for one in alone]
+    one_costs = max(one.lost for one in alone)
+    many = max(one.number for one in later)
+    many_cost = max(one.lost for one in later if one.number == many)
+    return (
+        f"Classes added later, an estimate by classes left out: of the images of one {', '.join(found)} would be found."
+        f" The others would lose {100 * one_costs:.1f} points to one, {100 * many_cost:.1f} to {many} of them."
+    )
+
+
+def _known_by(images: int) -> str:
+    return f"with {plural(images, 'image')}" if images else "known by its text alone"

@@ -21,7 +21,7 @@ from vlltr_index.heads.weighing import (
 )
 from vlltr_index.schemas.config import LGRConfig
 from vlltr_index.tensors import unit_rows
-from vlltr_index.train.held_out import Fold, text_logits, weigh_parts
+from vlltr_index.train.held_out import Fold, text_logits, visual_logits, weigh_parts
 from vlltr_index.train.lgr import StoredImages, new_head, train_until
 from vlltr_index.train.stage_two_data import StageTwoData, with_matching_text
 
@@ -255,18 +255,9 @@ def _judged(
     plain = data.features[0, out]
     head = head.to(plain.device)
     with torch.inference_mode():
-        image = _visual(data, head, plain)
+        image = visual_logits(data, head, plain)
         text = text_logits(data, head, plain)
     return Fold(
         data=data, out=out, labels=data.labels[out], features=unit_rows(plain), models=models, head=head,
         image=image, text=text, steps=steps,
     )  # fmt: skip
-
-
-def _visual(data: StageTwoData, head: LGRHead, features: Tensor) -> Tensor:
-    """Compute the logits of the visual classifier [B, C], on the CPU; zeros for classes without a row in the head."""
-    logits = head.visual_logits(features).cpu()
-    rows = data.rows if logits.shape[1] < data.classes else slice(None)
-    whole = logits.new_zeros(len(features), data.classes)
-    whole[:, rows] = logits
-    return whole

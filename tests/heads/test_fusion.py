@@ -35,7 +35,9 @@ NONE = -math.inf
 EVEN = PartWeights(1.0, 1.0, 1.0, Gate(1.0, 1.0), Gate(1.0, 1.0))
 
 factors = st.sampled_from([0.0, 0.05, 1.0, 3.0])
-meetings = st.builds(Gate, factors, factors, st.sampled_from([-2.0, 0.0, 1.5]))
+meetings = st.builds(
+    Gate, factors, factors, st.sampled_from([-2.0, 0.0, 1.5]), limit=st.sampled_from([0.5, 1e6])
+)
 weights_of = st.builds(PartWeights, factors, factors, factors, meetings, meetings)
 sizes = st.sampled_from([0.0, 1.0, 30.0, 1e4])
 masks = st.lists(st.booleans(), min_size=CLASSES, max_size=CLASSES)

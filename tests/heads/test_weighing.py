@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,14 +13,12 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize  # type: ignore[import-untyped]  # it has no types
 from torch import Tensor
 
-from vlltr_index.heads.fusion import Gate, PartWeights, fuse, log_frequencies, visual_scores
+from vlltr_index.heads.fusion import Gate, log_frequencies
 from vlltr_index.heads.weighing import (
     PLAINEST,
     SHRINKAGES,
     Covariances,
-    HeldOutClasses,
     HeldOutScores,
-    fit_gate,
     fit_prior,
     fit_temperature,
     fit_weights,
@@ -302,90 +299,6 @@ def test_parts_that_tell_no_class_apart_have_no_weight() -> None:
         found = fit_weights(HeldOutScores(labels, noise, 100 * noise, noise, ones))
         assert (found.image, found.generative, found.text) == (0.0, 0.0, 0.0)
         assert 0.0 < found.text_only.generative < math.inf
-
-
-def design(
-    seed: int, old: int, new: int, images: int, reach: float = 2.2
-) -> tuple[HeldOutClasses, Tensor, Tensor]:
-    """Likelihoods of points about the centres of old and new classes in a space of 8 dimensions, and their classes."""
-    g = torch.Generator().manual_seed(seed)
-    centres = reach * torch.randn(old + new, 8, generator=g)
-    labels = torch.randint(0, old, (images,), generator=g)
-    new_labels = old + torch.randint(0, new, (images,), generator=g)
-
-    def said(owners: Tensor) -> tuple[Tensor, Tensor]:
-        points = centres[owners] + torch.randn(len(owners), 8, generator=g)
-        text = torch.eye(old + new)[owners] + torch.randn(len(owners), old + new, generator=g)
-        return -0.5 * torch.cdist(points, centres).square().double(), text.double()
-
-    return HeldOutClasses(*said(labels), *said(new_labels), new_labels, old), labels, new_labels
-
-
-def chances(gate: Gate, likelihoods: Tensor, text: Tensor, trained: int) -> Tensor:
-    """Probabilities where later classes meet the others so, and the latter are parted by the generative model."""
-    weights = PartWeights(0.0, 1.0, 0.0, gate, gate)
-    known = torch.arange(likelihoods.shape[1]) < trained
-    side = visual_scores(likelihoods, likelihoods, known, torch.ones_like(known), weights)
-    return fuse(side, text, weights).probabilities.double()
-
-
-PLAIN = Gate(0.7, 0.3)
-
-
-@pytest.mark.parametrize(("old", "new", "reach"), [(40, 4, 0.5), (40, 1, 2.2), (5, 10, 2.2)])
-def test_a_meeting_is_the_most_probable(old: int, new: int, reach: float) -> None:
-    """Held-out classes are found among all, others not taken for them, by weights and an offset near the usual."""
-    designs = [design(seed, old, new, 200, reach)[0] for seed in range(3)]
-    units = [
-        torch.cat([one.new_likelihoods for one in designs]),
-        torch.cat([one.new_text for one in designs]),
-    ]
-    seen, told = (spread(unit) for unit in units)
-    whole = 0.7 * seen + 0.3 * told
-
-    def loss(m: Gate) -> float:
-        apart = (m.generative - 0.7) * seen / whole, (m.text - 0.3) * told / whole, m.offset
-        total = 0.5 * sum(a**2 for a in apart)
-        for one in designs:
-            some = chances(m, one.likelihoods, one.text, old)[:, :old].sum(1)
-            others = chances(m, one.new_likelihoods, one.new_text, old)
-            total -= float(others.gather(1, one.new_labels[:, None]).log().sum())
-            total -= float(some.log().mean()) * 200 * old / new
-        return total
-
-    found = fit_gate(PLAIN, designs)
-    for name in ("generative", "text", "offset"):
-        for near in (0.02, -0.02):
-            other = replace(
-                found, **{name: max(getattr(found, name) + near, 0.0 if name != "offset" else -9.0)}
-            )
-            assert loss(found) <= loss(other) + 1e-6
-    alone = fit_gate(PLAIN, designs, weights=False)
-    assert (alone.generative, alone.text) == pytest.approx((0.7, 0.3))
-    assert loss(alone) <= loss(replace(alone, offset=alone.offset + 0.02))
-    assert loss(alone) <= loss(replace(alone, offset=alone.offset - 0.02))
-
-
-def test_new_classes_that_lie_apart_are_found_and_cost_little() -> None:
-    """On designs that the gate was not fitted on."""
-    found = fit_gate(PLAIN, [design(seed, 40, 4, 300, reach=3.0)[0] for seed in range(3)])
-    one, labels, new_labels = design(9, 40, 4, 1500, reach=3.0)
-    some = chances(found, one.likelihoods, one.text, 40).argmax(1)
-    assert float((some != labels).double().mean()) < 0.03
-    others = chances(found, one.new_likelihoods, one.new_text, 40).argmax(1)
-    assert float((others == new_labels).double().mean()) > 0.9
-
-
-def test_designs_of_nobody_leave_the_weights_alone() -> None:
-    """Where no image of a newcomer is left to ask, and where neither part tells classes apart."""
-    one, _, _ = design(0, 10, 2, 50)
-    empty = replace(one, **{
-        name: getattr(one, name)[:0] for name in ("new_labels", "new_likelihoods", "new_text")
-    })  # fmt: skip
-    assert fit_gate(PLAIN, [empty]) == PLAIN
-    assert fit_gate(PLAIN, [one, empty]) == fit_gate(PLAIN, [one])
-    same = replace(one, new_likelihoods=torch.zeros(50, 12), new_text=torch.zeros(50, 12))
-    assert fit_gate(PLAIN, [same]) == PLAIN
 
 
 @pytest.mark.parametrize("sharp", [0.5, 1.0, 2.0])

@@ -159,7 +159,8 @@ def ours(
             w, offset, own, beside = weights["text"], 0.0, three(c), [three(k) for k in known]
         else:
             later = weights["few_shot" if with_images[c] else "text_only"]
-            g, w, offset = later["generative"], later["text"], later["offset"]
+            g, w = later["generative"], later["text"]
+            offset = min(later["offset"], later["limit"] - math.log(trained.count(False)))
             own, beside = g * likelihoods[c], [g * likelihoods[k] for k in known]
         images.append(own - level(beside) + offset)
         both = level([b + w * text[k] for b, k in zip(beside, known, strict=True)])

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vlltr_index.errors import WorkspaceError
 from vlltr_index.heads.fusion import PartWeights
+from vlltr_index.heads.gating import LaterFigures
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.heads.plda import SharedGaussian
 from vlltr_index.heads.tree import HeldOutAnswers
@@ -41,6 +42,7 @@ class Parts:
         unknown_accepted: Share of images of classes left out of the fit whose largest log-likelihood is at least
             `ood_threshold` too; None where no class, or too few images, could be left out.
         correlation: How alike the images of a unit are, see `pooling.together`.
+        later: What later classes get and cost; empty where no class could play one.
     """
 
     shared: SharedGaussian
@@ -49,6 +51,7 @@ class Parts:
     held_out: HeldOutAnswers | None = None
     unknown_accepted: float | None = None
     correlation: float = 1.0
+    later: tuple[LaterFigures, ...] = ()
 
     @property
     def texts_are_mute(self) -> bool:
@@ -89,6 +92,7 @@ class PartFacts(BaseModel):
     ood_threshold: float | None
     unknown_accepted: float | None = Field(default=None, ge=0.0, le=1.0)
     correlation: float = Field(default=1.0, ge=0.0, le=1.0)
+    later: list[LaterFigures] = []
 
 
 class HeadManifest(Manifest):
@@ -132,6 +136,7 @@ def save_head(
             ood_threshold=parts.ood_threshold,
             unknown_accepted=parts.unknown_accepted,
             correlation=parts.correlation,
+            later=list(parts.later),
         )
         tensors |= {f"generative.{n}": getattr(parts.shared, n).float().contiguous() for n in SHARED}
         if parts.held_out is not None:
@@ -194,5 +199,11 @@ def _parts(facts: PartFacts, tensors: dict[str, Tensor]) -> Parts:
         held = HeldOutAnswers(*(tensors.pop(f"held_out.{name}") for name in HELD_OUT))
     gaussian = SharedGaussian(**shared, noise=facts.noise, text_r2=facts.text_r2)
     return Parts(
-        gaussian, facts.weights, facts.ood_threshold, held, facts.unknown_accepted, facts.correlation
+        gaussian,
+        facts.weights,
+        facts.ood_threshold,
+        held,
+        facts.unknown_accepted,
+        correlation=facts.correlation,
+        later=tuple(facts.later),
     )

@@ -15,6 +15,7 @@ All classes are taken to be equally common. Under `ours` a prior may say otherwi
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal, NamedTuple
 
@@ -30,19 +31,29 @@ Weight = Annotated[float, Field(ge=0.0, le=1e6)]
 """A factor of a part's scores; a file with a value out of these bounds is refused."""
 
 
+Offset = Annotated[float, Field(ge=-1e6, le=1e6)]
+"""A term of a score, likewise."""
+
+
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """Weights by which later classes are compared with the trained ones; only the offset may be negative.
+    """Weights by which later classes are compared with the trained ones; offset and limit may be negative.
 
     Attributes:
         generative: Factor of the log-likelihoods, of the later classes and of the trained ones in the comparison.
         text: Factor of the text logits, likewise.
         offset: Added to the scores of the later classes.
+        limit: The largest offset where there is one later class; it falls with their number.
     """
 
     generative: Weight
     text: Weight
-    offset: Annotated[float, Field(ge=-1e6, le=1e6)] = 0.0
+    offset: Offset = 0.0
+    limit: Offset = 1e6
+
+    def offset_among(self, number: int) -> float:
+        """Return the offset where there are that many later classes, at least 1."""
+        return min(self.offset, self.limit - math.log(number))
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +201,8 @@ def visual_scores(
     side = VisualScores(likelihoods, likelihoods, likelihoods, trained, with_images)
     own = _columns(trained, likelihoods)
 
+    number = int((~trained).sum())
+
     def scores(of: Tensor) -> Tensor:
         found = torch.empty_like(of)
         known = weights.generative * of[:, own]
@@ -199,7 +212,7 @@ def visual_scores(
         for kind, gate in side.later(weights):
             gated = gate.generative * of
             at = _columns(kind, of)
-            found[:, at] = gated[:, at] + gate.offset - _level(gated[:, own])
+            found[:, at] = gated[:, at] + gate.offset_among(number) - _level(gated[:, own])
         return found
 
     whole = scores(likelihoods)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -90,12 +90,20 @@ def balanced_accuracy(scores: Tensor, labels: Tensor, units: Tensor | None = Non
         labels: Int64 [N].
         units: Int64 [N], the unit of each image; the images of a unit count as one. None: each image is a unit.
     """
-    each = _unit_shares(torch.arange(len(labels)) if units is None else units).to(scores.device)
     right = (scores.argmax(1) == labels).double()
-    counts = torch.zeros(scores.shape[1], dtype=torch.float64, device=scores.device).index_add(
-        0, labels, each
-    )
-    return float((right * each / counts[labels]).sum() / (counts > 0).sum())
+    return float(right @ balanced_shares(labels, units).to(right.device))
+
+
+def balanced_shares(labels: Tensor, units: Tensor | None = None) -> Tensor:
+    """Compute the share of each image in an accuracy for which the classes that are present count alike, float64 [N].
+
+    Args:
+        labels, units: As for `balanced_accuracy`.
+    """
+    each = _unit_shares(torch.arange(len(labels)) if units is None else units).to(labels.device)
+    present, which = labels.unique(return_inverse=True)
+    totals = torch.zeros(len(present), dtype=torch.float64, device=labels.device).index_add(0, which, each)
+    return each / (totals[which] * len(present))
 
 
 def _unit_shares(units: Tensor) -> Tensor:
@@ -190,7 +198,7 @@ def fit_temperature(logits: Tensor, labels: Tensor, weights: Tensor) -> float:
         labels: Int64 [N].
         weights: Float64 [N], the weight of each image.
     """
-    spread = _spread(logits)
+    spread = mean_spread(logits)
     if spread == math.inf:
         return 1.0
     scaled = logits.double()[None] / spread
@@ -209,7 +217,7 @@ def fit_weights(held_out: HeldOutScores) -> PartWeights:
     likelihoods = held_out.likelihoods
     visual = [part for part in (held_out.image, likelihoods) if part is not None]
     parts = visual if held_out.text is None else [*visual, held_out.text]
-    units = [_spread(part) for part in parts]
+    units = [mean_spread(part) for part in parts]
     scaled = torch.stack([part.double() / unit for part, unit in zip(parts, units, strict=True)])
     means = torch.zeros(len(parts))
 
@@ -318,14 +326,14 @@ def usual_weights(held_out: HeldOutScores) -> PartWeights:
     visual classifier no weight.
     """
     text = 0.0
-    visual = TEMPERED * _spread(held_out.likelihoods)
+    visual = TEMPERED * mean_spread(held_out.likelihoods)
     if held_out.text is not None and visual < math.inf:
-        text = _USUAL_TEXT / (1.0 - _USUAL_TEXT) * visual / _spread(held_out.text)
+        text = _USUAL_TEXT / (1.0 - _USUAL_TEXT) * visual / mean_spread(held_out.text)
     gate = Gate(TEMPERED, text)
     return PartWeights(image=0.0, generative=TEMPERED, text=text, few_shot=gate, text_only=gate)
 
 
-def _spread(part: Tensor) -> float:
+def mean_spread(part: Tensor) -> float:
     """Compute the mean over images of a part's standard deviation over classes; infinite where all scores are alike."""
     spread = float(part.double().std(1, unbiased=False).mean())
     return spread if spread > 1e-9 else math.inf
@@ -376,88 +384,3 @@ def _fit(parts: Tensor, labels: Tensor, weights: Tensor, means: Tensor, precisio
         if done:
             break
     return factors
-
-
-@dataclass(frozen=True, eq=False)
-class HeldOutClasses:
-    """Scores of images where some classes play later ones, each known by a few images.
-
-    The first C classes are the trained ones, the K others the newcomers.
-
-    Attributes:
-        likelihoods: Float64 [N, C + K], log-likelihoods of held-out images of trained classes.
-        text: Float64 [N, C + K], text logits of the same images.
-        new_likelihoods: Float64 [M, C + K], log-likelihoods of other images of newcomers than those they are known by.
-        new_text: Float64 [M, C + K], text logits of these images; M may be 0.
-        new_labels: Int64 [M], the classes of these images, C to C + K - 1.
-        trained: Number of trained classes, C.
-    """
-
-    likelihoods: Tensor
-    text: Tensor
-    new_likelihoods: Tensor
-    new_text: Tensor
-    new_labels: Tensor
-    trained: int
-
-
-def fit_gate(start: Gate, designs: Sequence[HeldOutClasses], weights: bool = True) -> Gate:
-    """Fit the most probable weights and offset of later classes, on classes that play them.
-
-    The likelihood is that an image of a newcomer is recognised among all classes, and that one of a trained class is
-    assigned to any of the trained ones. Held-out classes together weigh their share of all classes. The prior of both
-    has its mean at `start`, and as standard deviation the spread that both parts have there over the classes; that of
-    the offset is a standard normal one.
-
-    Args:
-        start: The weights before the fit.
-        designs: Scores with newcomers; one without any image of a newcomer, or of a trained class, is ignored.
-        weights: Whether the weights are fitted; otherwise they stay at `start`.
-    """
-    designs = [one for one in designs if len(one.new_labels) and len(one.text)]
-    if not designs:
-        return start
-    image_spread = _spread(torch.cat([one.new_likelihoods for one in designs]))
-    text_spread = _spread(torch.cat([one.new_text for one in designs]))
-    before = torch.tensor([start.generative, start.text], dtype=torch.float64)
-    units = torch.tensor([image_spread, text_spread], dtype=torch.float64).nan_to_num(posinf=0.0)
-    whole = float(before @ units)
-    if not whole:
-        return start
-    usual = before * units / whole
-    factors = torch.where(units > 0, whole / units, 0.0)
-    # The search is over square roots, which keeps weights positive; at 0 its gradient vanishes.
-    roots = (usual.clamp(min=0.1) if weights else usual).sqrt().requires_grad_(weights)
-    shift = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    fitted = [roots, shift] if weights else [shift]
-    search = torch.optim.LBFGS(fitted, max_iter=100, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        search.zero_grad()
-        generative, text = roots.square() * factors
-        value = 0.5 * (roots.square() - usual).square().sum() + 0.5 * shift.square()
-        for one in designs:
-            value = value + _gate_loss(one, generative, text, shift)
-        value.backward()
-        return value
-
-    search.step(loss)
-    found = float(shift.detach())
-    if not weights:
-        return replace(start, offset=found)
-    shares = roots.detach().square()
-    shares[shares < 1e-6] = 0.0  # a root comes near 0 but never reaches it
-    generative, text = (shares * factors).tolist()
-    return Gate(generative, text, found)
-
-
-def _gate_loss(one: HeldOutClasses, generative: Tensor, text: Tensor, offset: Tensor) -> Tensor:
-    """Compute the negative log-likelihood of a design, in which an image of a newcomer has the weight one."""
-    first = one.trained
-    classes = one.likelihoods.shape[1]
-    shift = offset * (torch.arange(classes) >= first)
-    old = generative * one.likelihoods + text * one.text
-    new = generative * one.new_likelihoods + text * one.new_text + shift
-    missed = (old + shift).logsumexp(1) - old[:, :first].logsumexp(1)
-    found = new.logsumexp(1) - new.gather(1, one.new_labels[:, None])[:, 0]
-    return found.sum() + missed.mean() * len(found) * first / (classes - first)

@@ -25,12 +25,13 @@ from vlltr_index.evaluation.figures import SHOTS, confused_pairs, gains, shots, 
 from vlltr_index.evaluation.metrics import METHOD, reliability
 from vlltr_index.evaluation.report import nearest_pictures, render, thumbnail
 from vlltr_index.evaluation.verdict import verdict
-from vlltr_index.heads.checkpoint import load_head
+from vlltr_index.heads.checkpoint import Parts, load_head
 from vlltr_index.pipelines.evaluate import Evaluation, evaluation, keep
 from vlltr_index.pipelines.status import status
 from vlltr_index.schemas.fingerprint import short
 from vlltr_index.schemas.manifests import TrainingLog
 from vlltr_index.store.tables import one_of
+from vlltr_index.wording import plural
 
 if TYPE_CHECKING:
     from vlltr_index.evaluation.metrics import EvaluationReport
@@ -353,6 +354,7 @@ def facts(snapshot: Snapshot, split: str, state: StatusReport) -> tuple[tuple[st
     fusion = commit.fusion or recipe.fusion
     images = ", ".join(f"{n:,} {name}" for name, n in state.images.items()) or "none"
     back = f", the state of commit {commit.state_of}" if commit.state_of is not None else ""
+    parts = _parts_of(snapshot) if fusion.rule == "ours" else None
     return (
         ("commit", f"{commit.id} ({commit.command}), {commit.created_at}{back}"),
         ("recipe", commit.info.recipe or recipe.name),
@@ -362,7 +364,8 @@ def facts(snapshot: Snapshot, split: str, state: StatusReport) -> tuple[tuple[st
         ("encoder", state.encoder),
         ("fingerprints", f"text {commit.text_fp or 'none'}, images {commit.image_fp or 'none'}"),
         ("head", short(commit.head) if commit.head else "none"),
-        ("fusion", _fusion(snapshot, fusion)),
+        ("fusion", _fusion(parts, fusion)),
+        *_later(parts),
         ("classes", f"{state.classes:,} ({_by_shot(snapshot)})"),
         ("images", f"{images}; {state.quarantined:,} quarantined"),
         ("sentences", f"{state.sentences:,}, of which {state.anchors:,} are anchors"),
@@ -370,14 +373,18 @@ def facts(snapshot: Snapshot, split: str, state: StatusReport) -> tuple[tuple[st
     )
 
 
-def _fusion(snapshot: Snapshot, fusion: FusionConfig) -> str:
+def _parts_of(snapshot: Snapshot) -> Parts | None:
+    """The weights of the head under the rule `ours`; None where there is no such head."""
+    with suppress(MissingStepError, WorkspaceError):  # the measured part says so
+        head = snapshot.commit.head
+        return load_head(snapshot.objects.whole("heads", head)).parts if head else None
+    return None
+
+
+def _fusion(parts: Parts | None, fusion: FusionConfig) -> str:
     """The rule, and what each part counts under it."""
     if fusion.rule != "ours":
         return f"rule {fusion.rule}" + (f", alpha {fusion.alpha:g}" if fusion.rule == "paper" else "")
-    parts = None
-    with suppress(MissingStepError, WorkspaceError):  # the measured part says so
-        head = snapshot.commit.head
-        parts = load_head(snapshot.objects.whole("heads", head)).parts if head else None
     if parts is None:
         return "rule ours"
     w = parts.weights
@@ -387,6 +394,21 @@ def _fusion(snapshot: Snapshot, fusion: FusionConfig) -> str:
         f" {w.few_shot.offset:.2f}; texts predict"
         f" {100 * parts.shared.text_r2:.0f} % of the class means"
     )
+
+
+def _later(parts: Parts | None) -> list[tuple[str, str]]:
+    """What classes that are added later get and cost, by an estimate: a row for each number of images."""
+    rows = dict[int, list[str]]()
+    for one in parts.later if parts is not None else ():
+        figures = f"{one.number}: {100 * one.found:.0f} % found, the others lose {100 * one.lost:.1f} points"
+        rows.setdefault(one.images, []).append(figures)
+    return [
+        (
+            f"classes added later, {plural(images, 'image')}" if images else "classes added later by text",
+            "; ".join(some),
+        )
+        for images, some in rows.items()
+    ]
 
 
 def _by_shot(snapshot: Snapshot) -> str:

@@ -1,0 +1,188 @@
+"""Tests of `vlltr_index.heads.gating`: the fit beside a general optimiser, and what comes of it on other drawn data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from scipy.optimize import minimize  # type: ignore[import-untyped]  # it has no types
+from torch import Tensor
+
+from vlltr_index.heads.fusion import Gate, PartWeights, fuse, visual_scores
+from vlltr_index.heads.gating import HeldOutClasses, LaterFigures, fit_gate, later_figures
+from vlltr_index.heads.weighing import balanced_shares, mean_spread
+
+PLAIN = Gate(0.7, 0.3)
+
+
+def design(
+    seed: int, old: int, new: int, images: int, reach: float = 2.2
+) -> tuple[HeldOutClasses, Tensor, Tensor]:
+    """Likelihoods of points about the centres of old and new classes in a space of 8 dimensions, and their classes."""
+    g = torch.Generator().manual_seed(seed)
+    centres = reach * torch.randn(old + new, 8, generator=g)
+    labels = torch.randint(0, old, (images,), generator=g)
+    new_labels = old + torch.randint(0, new, (images,), generator=g)
+
+    def said(owners: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        points = centres[owners] + torch.randn(len(owners), 8, generator=g)
+        text = torch.eye(old + new)[owners] + torch.randn(len(owners), old + new, generator=g)
+        likelihoods = -0.5 * torch.cdist(points, centres).square().double()
+        return likelihoods, text.double(), likelihoods[:, :old].log_softmax(1)
+
+    likelihoods, text, among = said(labels)
+    new_likelihoods, new_text, new_among = said(new_labels)
+    one = HeldOutClasses(
+        images=1,
+        likelihoods=likelihoods,
+        text=text,
+        best=among.amax(1),
+        weights=balanced_shares(labels) * (among.argmax(1) == labels),
+        new_likelihoods=new_likelihoods,
+        new_text=new_text,
+        new_best=new_among.amax(1),
+        new_labels=new_labels,
+        trained=old,
+    )
+    return one, labels, new_labels
+
+
+def chances(gate: Gate, likelihoods: Tensor, text: Tensor, trained: int) -> Tensor:
+    """Probabilities where later classes meet the others so, and the latter are parted by the generative model."""
+    weights = PartWeights(0.0, 1.0, 0.0, gate, gate)
+    known = torch.arange(likelihoods.shape[1]) < trained
+    side = visual_scores(likelihoods, likelihoods, known, torch.ones_like(known), weights)
+    return fuse(side, text, weights).probabilities.double()
+
+
+@pytest.mark.parametrize(("old", "new", "reach"), [(40, 4, 0.5), (40, 1, 2.2), (5, 10, 2.2)])
+def test_the_weights_are_the_most_probable(old: int, new: int, reach: float) -> None:
+    """Held-out classes are found among all, others not taken for them, by weights near the usual and some offset."""
+    designs = [design(seed, old, new, 200, reach)[0] for seed in range(3)]
+    seen = mean_spread(torch.cat([one.new_likelihoods for one in designs]))
+    told = mean_spread(torch.cat([one.new_text for one in designs]))
+    whole = 0.7 * seen + 0.3 * told
+
+    def loss(gate: Gate) -> float:
+        apart = (gate.generative - 0.7) * seen / whole, (gate.text - 0.3) * told / whole, gate.offset
+        total = 0.5 * sum(a**2 for a in apart)
+        for one in designs:
+            some = chances(gate, one.likelihoods, one.text, old)[:, :old].sum(1)
+            others = chances(gate, one.new_likelihoods, one.new_text, old)
+            total -= float(others.gather(1, one.new_labels[:, None]).log().sum())
+            total -= float(some.log().mean()) * 200 * old / new
+        return total
+
+    def least(gate: Gate) -> float:
+        """The loss with the offset that suits the weights best."""
+        found = minimize(lambda x: loss(replace(gate, offset=float(x[0]))), [0.0], method="Nelder-Mead")
+        return float(found.fun)
+
+    found = replace(fit_gate(PLAIN, designs), limit=1e6)
+    for name in ("generative", "text"):
+        for near in (0.03, -0.03):
+            assert (
+                least(found) <= least(replace(found, **{name: max(getattr(found, name) + near, 0.0)})) + 1e-3
+            )
+    alone = fit_gate(PLAIN, designs, weights=False)
+    assert (alone.generative, alone.text) == (0.7, 0.3)
+
+
+@pytest.mark.parametrize(("old", "new"), [(40, 4), (5, 10)])
+def test_the_offset_is_where_a_logistic_regression_is_even(old: int, new: int) -> None:
+    """Of all images, those of old classes that are right and those of newcomers, on the lead of the best newcomer."""
+    designs = [design(seed, old, new, 60)[0] for seed in range(2)]
+    leads, new_ones, weights = list[float](), list[bool](), list[float]()
+    for one in designs:
+        for likelihoods, text, best, is_new in (
+            (one.likelihoods, one.text, one.best, False),
+            (one.new_likelihoods, one.new_text, one.new_best, True),
+        ):
+            scores = 0.7 * likelihoods + 0.3 * text
+            later = scores[:, old:] - scores[:, :old].logsumexp(1, keepdim=True)
+            own = later.gather(1, one.new_labels[:, None] - old)[:, 0] if is_new else later.amax(1)
+            leads += (own - best).tolist()
+            new_ones += [is_new] * len(best)
+        weights += (60 * old / new * one.weights).tolist() + (60 * one.new_weights).tolist()
+    lead, weight = torch.tensor(leads), torch.tensor(weights)
+    sign = torch.tensor(new_ones).double() * 2 - 1
+
+    def loss(x: Tensor) -> float:
+        odds = sign * torch.exp(torch.tensor(x[0])) * (lead + x[1])
+        return float(-(weight * odds.sigmoid().log()).sum() + 0.5 * (x[0] / 0.5) ** 2)
+
+    expected = minimize(loss, [0.0, 0.0], method="Nelder-Mead", options={"xatol": 1e-6, "fatol": 1e-9}).x[1]
+    assert fit_gate(PLAIN, designs, weights=False).offset == pytest.approx(expected, abs=1e-3)
+
+
+@cache
+def fitted(reach: float) -> Gate:
+    """On 300 images of 40 classes beside 10 newcomers."""
+    return fit_gate(PLAIN, [design(seed, 40, 10, 300, reach)[0] for seed in range(3)])
+
+
+@pytest.mark.parametrize("reach", [1.5, 3.0])
+@pytest.mark.parametrize("number", [1, 10, 40])
+def test_at_the_limit_newcomers_cost_about_a_point(reach: float, number: int) -> None:
+    """On classes and images that it was not fitted on."""
+    gate = fitted(reach)
+    lost = []
+    for seed in range(20, 28):
+        one, _, _ = design(seed, 40, number, 2000, reach)
+        at_limit = replace(gate, offset=1e6)
+        before = float(one.weights.sum())
+        right = one.lead_lost(gate) > at_limit.offset_among(number)
+        lost.append(before - float(one.weights @ right.double()))
+    assert 0.002 < sum(lost) / len(lost) < 0.03
+
+
+def test_new_classes_that_lie_apart_are_found_and_cost_little() -> None:
+    """On designs that the gate was not fitted on."""
+    found = fit_gate(PLAIN, [design(seed, 40, 4, 300, reach=3.0)[0] for seed in range(3)])
+    one, labels, new_labels = design(9, 40, 4, 1500, reach=3.0)
+    some = chances(found, one.likelihoods, one.text, 40).argmax(1)
+    assert float((some != labels).double().mean()) < 0.03
+    others = chances(found, one.new_likelihoods, one.new_text, 40).argmax(1)
+    assert float((others == new_labels).double().mean()) > 0.9
+
+
+def test_the_figures_are_those_of_other_classes() -> None:
+    """What is estimated for 1 and for 10 newcomers, beside what such newcomers get and cost elsewhere."""
+    gate = fitted(1.5)
+    figures = later_figures(gate, [design(seed, 40, 10, 300, 1.5)[0] for seed in range(3)])
+    assert [(one.images, one.number) for one in figures] == [(1, 1), (1, 10), (1, 100)]
+    for said in figures[:2]:
+        found, lost = list[float](), list[float]()
+        for seed in range(30, 42):
+            one, labels, new_labels = design(seed, 40, said.number, 1000, 1.5)
+            some = chances(gate, one.likelihoods, one.text, 40)
+            right = (some.argmax(1) == labels).double()
+            lost.append(float(one.weights.sum()) - float(balanced_shares(labels) @ right))
+            others = chances(gate, one.new_likelihoods, one.new_text, 40)
+            found.append(float(balanced_shares(new_labels) @ (others.argmax(1) == new_labels).double()))
+        assert said.found == pytest.approx(sum(found) / 12, abs=0.1)
+        assert said.lost == pytest.approx(sum(lost) / 12, abs=0.02)
+
+
+def test_designs_of_nobody_leave_the_gate_alone() -> None:
+    """Where no image of a newcomer is left to ask, or none of an old class is right."""
+    one, _, _ = design(0, 10, 2, 50)
+    fields = ("new_labels", "new_likelihoods", "new_text", "new_best")
+    empty = replace(one, **{name: getattr(one, name)[:0] for name in fields})
+    wrong = replace(one, weights=torch.zeros(50, dtype=torch.float64))
+    assert fit_gate(PLAIN, [empty, wrong]) == PLAIN
+    assert later_figures(PLAIN, [empty, wrong]) == ()
+    assert fit_gate(PLAIN, [one, empty]) == fit_gate(PLAIN, [one])
+
+
+def test_parts_that_tell_newcomers_nothing_keep_their_weights() -> None:
+    """Then the offset keeps newcomers out."""
+    one, _, _ = design(0, 10, 2, 50)
+    same = replace(one, new_likelihoods=torch.zeros(50, 12).double(), new_text=torch.zeros(50, 12).double())
+    found = fit_gate(PLAIN, [same])
+    assert (found.generative, found.text) == (0.7, 0.3)
+    for figures in later_figures(found, [same]):
+        assert isinstance(figures, LaterFigures)
+        assert figures.lost < 0.03

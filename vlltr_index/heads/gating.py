@@ -1,0 +1,278 @@
+"""The gate between trained and later classes, fitted on classes that play later ones: tensors in, values out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from vlltr_index.heads.fusion import Gate
+from vlltr_index.heads.weighing import balanced_shares, mean_spread
+
+_MOST_LOST = 0.01  # what later classes may cost the trained ones: accuracy, each class counted alike
+_TAIL = (
+    0.1  # share of the images of trained classes, those nearest to a newcomer, whose margins tell the rest
+)
+_SLOPE_SPREAD = 0.5  # standard deviation of the logarithm of the slope, under its prior
+_NUMBERS = (1, 10, 100)
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+@dataclass(frozen=True, slots=True)
+class LaterFigures:
+    """Estimate of what later classes get and cost, each class counted alike.
+
+    Attributes:
+        images: Number of images that each is known by; 0 for classes known by text alone.
+        number: Number of classes that are added.
+        found: Share of their images that is recognised among all classes.
+        lost: What the trained classes' accuracy falls by.
+    """
+
+    images: Annotated[int, Field(ge=0)]
+    number: Annotated[int, Field(ge=1)]
+    found: Share
+    lost: Share
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOutClasses:
+    """Scores of images where some classes play later ones, each known by a few images.
+
+    The first C classes are the trained ones, the K others the newcomers.
+
+    Attributes:
+        images: Number of images that each newcomer is known by.
+        likelihoods: Float64 [N, C + K], log-likelihoods of held-out images of trained classes.
+        text: Float64 [N, C + K], text logits of the same images.
+        best: Float64 [N], the largest log P(c | trained, x) of the trained classes.
+        weights: Float64 [N], the share of each image in the accuracy among the trained classes, where these count
+            alike; 0 for an image that is not right.
+        new_likelihoods: Float64 [M, C + K], log-likelihoods of other images of newcomers than those they are known by.
+        new_text: Float64 [M, C + K], text logits of these images; M may be 0.
+        new_best: Float64 [M], as `best`.
+        new_labels: Int64 [M], the classes of these images, C to C + K - 1.
+        trained: Number of trained classes, C.
+    """
+
+    images: int
+    likelihoods: Tensor
+    text: Tensor
+    best: Tensor
+    weights: Tensor
+    new_likelihoods: Tensor
+    new_text: Tensor
+    new_best: Tensor
+    new_labels: Tensor
+    trained: int
+
+    @property
+    def newcomers(self) -> int:
+        """Number of newcomers, K."""
+        return self.likelihoods.shape[1] - self.trained
+
+    @property
+    def new_weights(self) -> Tensor:
+        """Share of each image of a newcomer in their recall, where newcomers count alike: float64 [M]."""
+        return balanced_shares(self.new_labels)
+
+    def lead_lost(self, gate: Gate) -> Tensor:
+        """Measure how far the best newcomer is behind the best trained class, float64 [N], without the offset."""
+        later = _later_scores(gate, self.likelihoods, self.text, self.trained)
+        return self.best - later.amax(1)
+
+    def lead_lacking(self, gate: Gate) -> tuple[Tensor, Tensor]:
+        """Measure how far newcomers are behind the best trained class on their own images, without the offset.
+
+        Returns:
+            Float64 [M], and the share of the other newcomers that are ahead of the image's own, float64 [M].
+        """
+        later = _later_scores(gate, self.new_likelihoods, self.new_text, self.trained)
+        own = later.gather(1, (self.new_labels - self.trained)[:, None])
+        ahead = (later > own).sum(1).double() / max(self.newcomers - 1, 1)
+        return self.new_best - own[:, 0], ahead
+
+
+def _later_scores(gate: Gate, likelihoods: Tensor, text: Tensor, trained: int) -> Tensor:
+    """Score newcomers as later classes are scored, but for the offset: [N, K], of scores [N, C + K]."""
+    scores = gate.generative * likelihoods + gate.text * text
+    return scores[:, trained:] - scores[:, :trained].logsumexp(1, keepdim=True)
+
+
+def fit_gate(start: Gate, designs: Sequence[HeldOutClasses], weights: bool = True) -> Gate:
+    """Fit the weights and the offset of later classes, on classes that play them.
+
+    The weights are the most probable ones. The likelihood is that an image of a newcomer is recognised among all
+    classes, and that one of a trained class is assigned to any of the trained ones. Held-out classes together weigh
+    their share of all classes. The prior has its mean at `start`, and as standard deviation the spread that both parts
+    have there over the classes.
+
+    The offset is the one with which an image is as often given to a newcomer wrongly as kept from it wrongly, each
+    class counted alike: where a logistic regression on the lead of the best newcomer is even. Its limit is the offset
+    with which later classes are estimated to cost the trained ones one point of accuracy.
+
+    Args:
+        start: The weights before the fit.
+        designs: Scores with newcomers; one without an image of a newcomer, or without one of a trained class that is
+            right, is ignored.
+        weights: Whether the weights are fitted; otherwise they stay at `start`.
+    """
+    designs = [one for one in designs if len(one.new_labels) and bool(one.weights.any())]
+    if not designs:
+        return start
+    gate = _fit_weights(start, designs) if weights else start
+    return replace(
+        gate, offset=_even_offset(gate, designs), limit=_Losses.of(gate, designs).offset_at(_MOST_LOST)
+    )
+
+
+def later_figures(gate: Gate, designs: Sequence[HeldOutClasses]) -> tuple[LaterFigures, ...]:
+    """Estimate for 1, 10 and 100 later classes which share of their images is found, and what the trained ones lose.
+
+    Args:
+        gate: Fitted on these designs, or on others too.
+        designs: Newcomers known by the same number of images; those that `fit_gate` ignores are ignored.
+    """
+    designs = [one for one in designs if len(one.new_labels) and bool(one.weights.any())]
+    if not designs:
+        return ()
+    losses = _Losses.of(gate, designs)
+    figures = []
+    for number in _NUMBERS:
+        offset = gate.offset_among(number)
+        found = 0.0
+        for one in designs:
+            lacking, ahead = one.lead_lacking(gate)
+            share = (lacking < offset) * (1.0 - ahead) ** (number - 1)
+            found += float(one.new_weights @ share) / len(designs)
+        figures.append(LaterFigures(designs[0].images, number, found, losses.at(offset + math.log(number))))
+    return tuple(figures)
+
+
+def _even_offset(gate: Gate, designs: Sequence[HeldOutClasses]) -> float:
+    """Fit a logistic regression, newcomer or not, on the lead of the best newcomer; return where it is even, negated.
+
+    As in `_weights_loss` an image of a newcomer weighs one in the mean, and the trained classes their share.
+    """
+    leads = []
+    newcomer = []
+    weights = []
+    for one in designs:
+        images = len(one.new_labels)
+        leads += [-one.lead_lost(gate), -one.lead_lacking(gate)[0]]
+        newcomer += [torch.zeros(len(one.best)), torch.ones(images)]
+        weights += [images * one.trained / one.newcomers * one.weights, images * one.new_weights]
+    lead = torch.cat(leads)
+    is_new = torch.cat(newcomer).double()
+    weight = torch.cat(weights)
+    log_slope = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    offset = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    search = torch.optim.LBFGS([log_slope, offset], max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        search.zero_grad()
+        odds = log_slope.exp() * (lead + offset)
+        value = F.binary_cross_entropy_with_logits(odds, is_new, weight, reduction="sum")
+        value = value + 0.5 * (log_slope / _SLOPE_SPREAD).square()
+        value.backward()
+        return value
+
+    search.step(loss)
+    return float(offset.detach())
+
+
+@dataclass(frozen=True)
+class _Losses:
+    """What a single newcomer costs the trained classes, by its offset.
+
+    Of K newcomers the strongest counts; it is taken to be as strong as a single one with an offset greater by ln K.
+    Below a threshold the share of margins is taken to fall exponentially, for few images lie there.
+
+    Attributes:
+        margins: Float64 [N], ascending: the offsets with which images are lost.
+        lost: Float64 [N], the accuracy that is lost with those.
+        threshold: The offset below which the tail begins.
+        share: The accuracy that is lost at the threshold.
+        length: Mean distance of the margins in the tail to the threshold.
+    """
+
+    margins: Tensor
+    lost: Tensor
+    threshold: float
+    share: float
+    length: float
+
+    @classmethod
+    def of(cls, gate: Gate, designs: Sequence[HeldOutClasses]) -> _Losses:
+        """Measure the margins of the images that are right, of designs with newcomers and such images."""
+        right = [one.weights > 0 for one in designs]
+        pairs = list(zip(designs, right, strict=True))
+        margins = torch.cat([one.lead_lost(gate)[some] + math.log(one.newcomers) for one, some in pairs])
+        weights = torch.cat([one.weights[some] for one, some in pairs]) / len(designs)
+        margins, order = margins.sort()
+        lost = weights[order].cumsum(0)
+        share = min(_TAIL, 0.5 * float(lost[-1]))
+        last = min(int(torch.searchsorted(lost, share)), len(lost) - 1)
+        threshold = float(margins[last])
+        apart = (threshold - margins[: last + 1]) @ weights[order][: last + 1]
+        return cls(margins, lost, threshold, float(lost[last]), float(apart / lost[last]))
+
+    def at(self, offset: float) -> float:
+        """Return the accuracy that is lost with an offset."""
+        if offset < self.threshold:
+            return self.share * math.exp((offset - self.threshold) / max(self.length, 1e-9))
+        return float(self.lost[int((self.margins <= offset).sum()) - 1])
+
+    def offset_at(self, most: float) -> float:
+        """Return the offset with which the accuracy `most` is lost, less than the share at the threshold."""
+        return self.threshold - self.length * math.log(self.share / most)
+
+
+def _fit_weights(start: Gate, designs: Sequence[HeldOutClasses]) -> Gate:
+    """Fit the most probable weights, see `fit_gate`, beside an offset that has a standard normal prior."""
+    image_spread = mean_spread(torch.cat([one.new_likelihoods for one in designs]))
+    text_spread = mean_spread(torch.cat([one.new_text for one in designs]))
+    before = torch.tensor([start.generative, start.text], dtype=torch.float64)
+    units = torch.tensor([image_spread, text_spread], dtype=torch.float64).nan_to_num(posinf=0.0)
+    whole = float(before @ units)
+    if not whole:
+        return start
+    usual = before * units / whole
+    factors = torch.where(units > 0, whole / units, 0.0)
+    # The search is over square roots, which keeps weights positive; at 0 its gradient vanishes.
+    roots = usual.clamp(min=0.1).sqrt().requires_grad_()
+    shift = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    search = torch.optim.LBFGS([roots, shift], max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        search.zero_grad()
+        generative, text = roots.square() * factors
+        value = 0.5 * (roots.square() - usual).square().sum() + 0.5 * shift.square()
+        for one in designs:
+            value = value + _weights_loss(one, generative, text, shift)
+        value.backward()
+        return value
+
+    search.step(loss)
+    shares = roots.detach().square()
+    shares[shares < 1e-6] = 0.0  # a root comes near 0 but never reaches it
+    generative, text = (shares * factors).tolist()
+    return Gate(generative, text)
+
+
+def _weights_loss(one: HeldOutClasses, generative: Tensor, text: Tensor, offset: Tensor) -> Tensor:
+    """Compute the negative log-likelihood of a design, in which an image of a newcomer has the weight one."""
+    first = one.trained
+    shift = offset * (torch.arange(one.likelihoods.shape[1]) >= first)
+    old = generative * one.likelihoods + text * one.text
+    new = generative * one.new_likelihoods + text * one.new_text + shift
+    missed = (old + shift).logsumexp(1) - old[:, :first].logsumexp(1)
+    found = new.logsumexp(1) - new.gather(1, one.new_labels[:, None])[:, 0]
+    return found.sum() + missed.mean() * len(found) * first / one.newcomers
