@@ -122,27 +122,19 @@ def weigh_parts(
         found, later = _gates(data, left_out, found)
         prior = fit_prior(scores.fused(found), log_frequencies(counts), labels, units)
         found = replace(found, prior=prior)
-    shared = chosen.noisy(data.model(moments, chosen.shrinkage)).shared
     best = scores.likelihoods.amax(1).sort().values
     accept = float(best[int((1.0 - _ACCEPTED) * len(best))])
+    parts = Parts(
+        chosen.noisy(data.model(moments, chosen.shrinkage)).shared,
+        found,
+        accept,
+        HeldOutAnswers(labels, scores.fused(found).softmax(1).half()),
+        _let_in(data, left_out, accept),
+        correlation=fit_correlation(scores.fused(found), labels, units, weights),
+        later=later,
+    )
     left = f"Stage 1 left {plural(len(labels), 'image')} out, too few to weigh by: the usual weights hold."
-    notes = _notes(data, scores, units, weights=found, shared=shared, matches=matches) if enough else [left]
-    held = HeldOutAnswers(labels, scores.fused(found).softmax(1).half())
-    let_in = _let_in(data, left_out, accept)
-    if let_in is not None:
-        notes.append(
-            f"'None of these' (--reject) lets {100 * _ACCEPTED:.0f} % of the held-out images in, and"
-            f" {100 * let_in:.0f} % of images of classes that were left out of the fit."
-        )
-    if later:
-        notes.append(_of_later(later))
-    correlation = fit_correlation(scores.fused(found), labels, units, weights)
-    if correlation < 1.0:
-        notes.append(
-            f"Images of a unit are alike by {correlation:g}: five together (predict --group) tell as much as"
-            f" {5.0 / (1.0 + 4.0 * correlation):.1f} independent ones."
-        )
-    parts = Parts(shared, found, accept, held, let_in, correlation=correlation, later=later)
+    notes = [*(_notes(data, scores, units, parts, matches) if enough else [left]), *_more_notes(parts)]
     if parts.texts_are_mute:  # a class that has text alone would win wherever the images say little
         unknown = replace(found.text_only, offset=_NOT_FOUND)
         parts = replace(parts, weights=replace(found, text_only=unknown))
@@ -296,21 +288,17 @@ def _one_a_unit(data: StageTwoData, place: int) -> Tensor:
 
 
 def _notes(
-    data: StageTwoData,
-    scores: HeldOutScores,
-    units: Tensor,
-    weights: PartWeights,
-    shared: SharedGaussian,
-    matches: bool | None,
+    data: StageTwoData, scores: HeldOutScores, units: Tensor, parts: Parts, matches: bool | None
 ) -> list[str]:
-    """Tell the user what was decided; `units`, int64 [M], are those of the held-out images."""
+    """Tell the user how the parts were weighed; `units`, int64 [M], are those of the held-out images."""
+    weights = parts.weights
     right = balanced_accuracy(scores.fused(weights), scores.labels, units)
     shares = {"linear layer": weights.image, "generative model": weights.generative, "text": weights.text}
     used = ", ".join(f"{name} {weight:.3g}" for name, weight in shares.items() if weight)
     return [
         f"{100 * right:.1f} % of {plural(len(units), 'training image')} right, each held out from what was fitted, and"
         f" each class counted alike. Weights: {used or 'no part counts'}.",
-        _of_texts(data, weights, shared, matches),
+        _of_texts(data, weights, parts.shared, matches),
     ]
 
 
@@ -329,18 +317,33 @@ def _of_texts(data: StageTwoData, weights: PartWeights, shared: SharedGaussian, 
     return f"The texts predict {100 * shared.text_r2:.0f} % of how the class means differ{beside}"
 
 
+def _more_notes(parts: Parts) -> list[str]:
+    """Tell the user what unknown pictures, later classes and units get by these parts."""
+    notes = []
+    if parts.unknown_accepted is not None:
+        notes.append(
+            f"'None of these' (--reject) lets {100 * _ACCEPTED:.0f} % of the held-out images in, and"
+            f" {100 * parts.unknown_accepted:.0f} % of images of classes that were left out of the fit."
+        )
+    if parts.later:
+        notes.append(_of_later(parts.later))
+    if parts.correlation < 1.0:
+        notes.append(
+            f"Images of a unit are alike by {parts.correlation:g}: five together (predict --group) tell as much as"
+            f" {5.0 / (1.0 + 4.0 * parts.correlation):.1f} independent ones."
+        )
+    return notes
+
+
 def _of_later(later: Sequence[LaterFigures]) -> str:
     """Tell the user what classes get and cost that are added later."""
     alone = [one for one in later if one.number == 1]
-    found = [f"{100 * one.found:.0f} % {_known_by(one.images)}" for one in alone]
+    known_by = [f"by {plural(one.images, 'image')}" if one.images else "by its text alone" for one in alone]
+    found = [f"{100 * one.found:.0f} % {how}" for one, how in zip(alone, known_by, strict=True)]
     one_costs = max(one.lost for one in alone)
     many = max(one.number for one in later)
     many_cost = max(one.lost for one in later if one.number == many)
     return (
-        f"Classes added later, an estimate by classes left out: of the images of one {', '.join(found)} would be found."
-        f" The others would lose {100 * one_costs:.1f} points to one, {100 * many_cost:.1f} to {many} of them."
+        f"Estimated on classes left out: of the images of a class added later {', '.join(found)} would be found. The"
+        f" others would lose {100 * one_costs:.1f} points to one such class, {100 * many_cost:.1f} to {many}."
     )
-
-
-def _known_by(images: int) -> str:
-    return f"with {plural(images, 'image')}" if images else "known by its text alone"

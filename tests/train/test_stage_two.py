@@ -221,7 +221,8 @@ def test_what_none_of_these_lets_in_is_measured_on_classes_left_out(
     share = parts_of(decision).unknown_accepted
     assert share is not None
     assert least <= share <= most
-    assert f"and {100 * share:.0f} % of images of classes that were left out" in decision.notes[-1]
+    let_in = f"and {100 * share:.0f} % of images of classes that were left out"
+    assert any(let_in in note for note in decision.notes)
 
 
 def test_few_images_of_classes_left_out_say_nothing() -> None:
@@ -347,7 +348,7 @@ def test_classes_that_stage_one_did_not_see_set_how_new_ones_meet_the_others(ima
     assert (weights.few_shot.offset != 0.0) is (images > 1)  # with one each there is none left to ask about
     later = parts_of(decision).later
     assert [one.images for one in later] == [0] * 3 + ([1] * 3 + [5] * 3 if images > 1 else [])
-    assert ("Classes added later" in decision.notes[-1]) is True
+    assert "of a class added later" in decision.notes[-1]
 
 
 @pytest.mark.parametrize("unseen", [0, 8])
