@@ -44,6 +44,10 @@ def test_folds_leave_every_class_an_image() -> None:
         assert set(labels[kept].tolist()) == {0, 1, 2, 3}
     assert len(folds(torch.arange(2500).repeat(2), 0)) == 1
     assert folds(torch.arange(4), 0) == []
+    units = torch.arange(12).repeat_interleave(3)
+    parted = folds(torch.tensor([0, 1]).repeat_interleave(18), 0, units)
+    assert sorted(torch.cat(parted).tolist()) == list(range(36))
+    assert all(len(rows) == 3 * len(units[rows].unique()) for rows in parted)
 
 
 def test_the_bound_is_students() -> None:

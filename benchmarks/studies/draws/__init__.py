@@ -8,7 +8,8 @@ simple rules see the same stored vectors; the best of them is chosen on folds of
 class is added, beside a collection that had it from the start. With K = 0 a collection of others gets C classes from
 their texts alone; `60xall` is 60 classes of all their pictures, a long tail. Sources: `heldout` glyph classes that no
 encoder here has seen, `train` classes with test images in unseen fonts, `icons` of Icons-LT, which the shipped encoder
-does not suit, `families` the same with test pictures by other designers, and `clip`: vectors of CLIP's geometry. A
+does not suit, `families` the same with test pictures by other designers, `clip`: vectors of CLIP's geometry, and the
+collections of the study honest_figure (`--setting 9xall`), nine classes without texts, of bursts, series or copies. A
 draw that is done is not done again; all methods and texts have the same draws.
 """
 
@@ -23,12 +24,12 @@ from typing import Any
 from benchmarks.kept import cleared, keep_draws
 from benchmarks.studies.draws.bench import Bench
 from benchmarks.studies.draws.clip import ClipGeometry, clip_encoder
-from benchmarks.studies.draws.sources import TEXTS, Setting, draw, with_texts
+from benchmarks.studies.draws.sources import TEXTS, UNITS, Setting, draw, with_texts
 from benchmarks.studies.draws.table import parts
 from benchmarks.studies.paired import METHOD
 from benchmarks.study import Command, Study, add_folder
 
-SOURCES = ("heldout", "train", "icons", "families", "clip")
+SOURCES = ("heldout", "train", "icons", "families", "clip", *UNITS)
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,11 @@ from benchmarks.studies.without_text import without_branch
 from vlltr_index import Recognizer
 from vlltr_index.classes import ChangeOptions, NewClass, add_classes
 from vlltr_index.cli.main import vlltr
-from vlltr_index.embedding.loading import ImageSet, image_set
+from vlltr_index.embedding.loading import ImageSet, image_set, image_units
 from vlltr_index.embedding.vectors import Engine
 from vlltr_index.errors import VlltrError
 from vlltr_index.evaluation.metrics import expected_calibration_error
+from vlltr_index.heads.units import number_observations
 from vlltr_index.heads.weighing import balanced_accuracy
 from vlltr_index.pipelines.embed import embed
 from vlltr_index.schemas.tables import sentence_vectors_name
@@ -71,7 +72,9 @@ class Bench:
         ids, labels = torch.unique(train.class_ids, return_inverse=True)
         answers = torch.searchsorted(ids, test.class_ids)
         usable = rules(len(ids), *prototypes(workspace, ids))
-        chosen = choose(usable, train.features, labels, test.features, number)
+        units = image_units(snapshot, train.image_ids, train.class_ids, train.features)
+        observations = number_observations(labels, units)
+        chosen = choose(usable, train.features, labels, test.features, number, observations)
         on_folds = {n: None if one.on_folds is None else round(one.on_folds, 5) for n, one in chosen.items()}
         return {
             **({"failed": problem} if problem else {}),
@@ -186,7 +189,8 @@ class Bench:
         self._command(None, "init", str(base), "--encoder", self._encoder)
         if any(kind.sentences for kind in train):
             self._command(base, "ingest", "text", self._texts(train))
-        self._command(base, "ingest", "images", self._pictures("train", train), "--split", "train")
+        group = ["--group", self._drawn.group] if self._drawn.group else []
+        self._command(base, "ingest", "images", self._pictures("train", train), "--split", "train", *group)
         if test:
             pictures = self._pictures("test", test, test=True)
             self._command(base, "ingest", "images", pictures, "--split", "test")

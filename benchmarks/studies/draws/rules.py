@@ -107,13 +107,17 @@ def _means(x: Tensor, y: Tensor, classes: int) -> Tensor:
     return sums / torch.bincount(y, minlength=classes)[:, None]
 
 
-def folds(labels: Tensor, seed: int) -> list[Tensor]:
-    """Parts of the images to hold out, positions int64, disjoint; no class ever loses its last image.
+def folds(images: Tensor, seed: int, units: Tensor | None = None) -> list[Tensor]:
+    """Parts of the images to hold out, positions int64, disjoint; no class ever loses its last unit.
 
     Args:
-        labels: Integers [N].
+        images: Integers [N], their classes.
         seed: Of the draw.
+        units: Int64 [N], 0 to U - 1: the unit of each, of images of one class; None: each image is a unit.
     """
+    if units is None:
+        units = torch.arange(len(images))
+    labels = images.new_empty(int(units.max()) + 1).scatter_(0, units, images)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     order = order[labels[order].argsort(stable=True)]  # by class, at random within
     _, counts = torch.unique_consecutive(labels[order], return_counts=True)
@@ -122,11 +126,18 @@ def folds(labels: Tensor, seed: int) -> list[Tensor]:
     offset = torch.randint(FOLDS, (len(counts),), generator=torch.Generator().manual_seed(seed))
     part = (within + offset.repeat_interleave(counts)) % FOLDS
     part[counts.repeat_interleave(counts) == 1] = -1
-    held = [order[part == n] for n in range(FOLDS if len(labels) < WHOLE else 1)]
-    return [rows for rows in held if len(rows)]
+    held = [torch.isin(units, order[part == n]) for n in range(FOLDS if len(labels) < WHOLE else 1)]
+    return [rows.nonzero()[:, 0] for rows in held if bool(rows.any())]
 
 
-def choose(found: Mapping[str, Rule], x: Tensor, y: Tensor, queries: Tensor, seed: int) -> dict[str, Chosen]:
+def choose(
+    found: Mapping[str, Rule],
+    x: Tensor,
+    y: Tensor,
+    queries: Tensor,
+    seed: int,
+    units: Tensor | None = None,
+) -> dict[str, Chosen]:
     """Each rule at the setting with the best class-balanced accuracy on the folds of the training images.
 
     Args:
@@ -135,10 +146,11 @@ def choose(found: Mapping[str, Rule], x: Tensor, y: Tensor, queries: Tensor, see
         y: Integers [N], their classes, 0 to C - 1, each there.
         queries: Float [Q, D].
         seed: Of the folds.
+        units: As for `folds`.
     """
     x = x.double()
     queries = queries.double()
-    held = folds(y, seed)
+    held = folds(y, seed, units)
     chosen = {}
     for name, rule in found.items():
         told = dict[str, list[Tensor]]()

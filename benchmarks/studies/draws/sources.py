@@ -16,12 +16,14 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
+from benchmarks.studies.honest_figure.collections import KINDS, NAMED, drawn_units
 from benchmarks.studies.workspaces import ICONS as ICONS_LT
 from benchmarks.studies.workspaces import files_of
 from vlltr_index.data.glyphs import glyph_files
 
 __all__ = [
     "TEXTS",
+    "UNITS",
     "Draw",
     "Kind",
     "Setting",
@@ -37,6 +39,9 @@ SENTENCES = 12  # of a class whose vectors have CLIP's geometry
 OTHERS = 10  # classes beside those of a draw
 ALL_SHARE = 0.25  # of each class's training images, at least one
 ICONS = ("icons", "families")
+UNITS = {name.partition(",")[0].partition(" ")[0]: name for name in KINDS if "times" not in name}
+"""Collections of units by their names as a source: those of the study `honest_figure`."""
+_NEW_UNITS = 16  # of each of their classes, for testing
 Picture = tuple[str, bytes]  # without bytes where the name says it all
 _WORD = re.compile(r"[\w-]+")
 
@@ -70,11 +75,12 @@ class Kind:
 
 @dataclass(frozen=True)
 class Draw:
-    """A collection, a class that is added to it, and other classes of its source, ten at most."""
+    """A collection, a class that is added to it, other classes of its source, ten at most, and what groups pictures."""
 
     kinds: tuple[Kind, ...]
     new: Kind
     others: tuple[Kind, ...]
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -91,11 +97,13 @@ def draw(source: str, setting: Setting, number: int, final: bool = False) -> Dra
     """Collection `number` of a source; its classes and pictures depend on nothing else.
 
     Args:
-        source: `heldout`, `train`, `icons`, `families` or `clip`.
-        setting: Its size.
+        source: `heldout`, `train`, `icons`, `families`, `clip` or one of `UNITS`.
+        setting: Its size; one of `UNITS` has its own.
         number: Of the draw.
         final: Take the held-out classes that are for final figures.
     """
+    if source in UNITS:
+        return _of_units(source, number)
     pools = _pools(source, number, final)
     fits = [p for p in pools if len(p.train) >= _least(source, setting)]
     chance = random.Random(f"{source}:{setting.classes}:{number}")
@@ -107,6 +115,19 @@ def draw(source: str, setting: Setting, number: int, final: bool = False) -> Dra
     others = fits[count : count + OTHERS]
     few = Setting(None, NEW_IMAGES)
     return Draw(kinds, _kind(new, few, number), tuple(_kind(p, few, number) for p in others))
+
+
+def _of_units(source: str, number: int) -> Draw:
+    """Draw a collection without texts, nine classes and one that is added; its test pictures are of new units."""
+    kind = KINDS[UNITS[source]]
+    pools = dict[int, _Pool]()
+    learned, fresh = drawn_units(kind, number, _NEW_UNITS)
+    for at, (label, unit, data) in enumerate([*learned, *fresh]):
+        pool = pools.setdefault(label, _Pool(f"class {label}", (), [], []))
+        part = pool.train if at < len(learned) else pool.test
+        part.append((f"{unit}-{at}.jpg" if kind.named else f"{at}.jpg", data))
+    *kinds, new = (Kind(p.name, p.sentences, tuple(p.train), tuple(p.test)) for p in pools.values())
+    return Draw(tuple(kinds), new, (), NAMED if kind.named else None)
 
 
 def _pools(source: str, number: int, final: bool) -> list[_Pool]:

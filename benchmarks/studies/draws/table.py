@@ -10,12 +10,12 @@ from typing import Any
 from benchmarks.kept import read
 from benchmarks.studies.draws.bench import ADDITIONS
 from benchmarks.studies.draws.rules import TEXTLESS
-from benchmarks.studies.draws.sources import ALL_SHARE, TEXTS
+from benchmarks.studies.draws.sources import ALL_SHARE, TEXTS, UNITS
 from benchmarks.studies.paired import METHOD, WITHOUT_BRANCH
 
 __all__ = ["bound", "generated", "parts"]
 
-SETTINGS = ("2x10", "10x20", "10x5", "40x8", "99x3", "200x3", "60xall", "all")
+SETTINGS = ("2x10", "9xall", "10x20", "10x5", "40x8", "99x3", "200x3", "60xall", "all")
 SOURCES = {
     "heldout": "Held-out glyph classes (development), which the encoder never saw",
     "heldout-final": "Held-out glyph classes (final), which the encoder never saw",
@@ -23,6 +23,7 @@ SOURCES = {
     "icons": "Icons, which the shipped encoder does not suit",
     "families": "Icons, test pictures by other designers",
     "clip": "Vectors of CLIP's geometry",
+    **{source: f"Units: {name}" for source, name in UNITS.items()},
 }
 RULES = ("class means", "shrunk discriminant", "logistic regression", "zero-shot", "Tip-Adapter")
 Result = dict[str, Any]

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.kept import cleared, keep_draws
-from benchmarks.studies.honest_figure.collections import KINDS, Kind, files, write_collection
+from benchmarks.studies.honest_figure.collections import KINDS, NAMED, Kind, files, write_collection
 from benchmarks.studies.honest_figure.table import parts
 from benchmarks.study import Command, Study, add_folder
 from vlltr_index import fit
@@ -36,7 +36,6 @@ from vlltr_index.pipelines.evaluate import Evaluation, evaluation
 from vlltr_index.recognition.model import Model
 
 _ENCODER = "vlltr-tiny:glyphs"
-_NAMED = r"name:^(\d+)-"
 
 
 def run(kind: Sequence[str], draws: int, folder: Path) -> None:
@@ -55,7 +54,7 @@ def _measured(name: str, folder: Path, number: int) -> dict[str, Any]:
 def measured(kind: Kind, number: int, place: Path) -> dict[str, Any]:
     """Return one draw's figures, with its workspace below `place`."""
     drawn = write_collection(kind, number, place / "pictures")
-    group = _NAMED if kind.named else None
+    group = NAMED if kind.named else None
     workspace = fit(drawn.folder, encoder=_ENCODER, to=place / "model", group=group, measure=False).workspace
     cross_validate(workspace)
     found = evaluation(workspace)

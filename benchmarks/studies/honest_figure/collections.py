@@ -17,6 +17,8 @@ from PIL import Image, ImageFilter
 from benchmarks.studies.workspaces import files_of
 
 CLASSES = 10
+NAMED = r"name:^(\d+)-"
+"""What tells the unit of a picture in collections whose file names do."""
 _UNITS = (2, 10)  # units of a class that are learned from
 _NEW = 48  # units of a class that are new
 _SIDE = 96
