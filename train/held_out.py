@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlltr_index.heads.checkpoint import Parts
 from vlltr_index.heads.fusion import PartWeights, log_frequencies
-from vlltr_index.heads.gating import HeldOutClasses, LaterFigures, fit_gate, later_figures
+from vlltr_index.heads.gating import HeldOutClasses, LaterFigures, fit_gate, fit_trust, later_figures
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.heads.plda import PLDA, Moments, SharedGaussian
 from vlltr_index.heads.tree import HeldOutAnswers
@@ -116,7 +116,8 @@ def weigh_parts(
         weights=weights,
     )
     found = fit_weights(scores) if enough else usual_weights(scores)
-    left_out = _left_out(data, folds, chosen)
+    trust = _text_trust(data, folds, chosen, moments) if enough else 1.0
+    left_out = _left_out(data, folds, chosen, trust)
     later: tuple[LaterFigures, ...] = ()
     if enough:
         found, later = _gates(data, left_out, found)
@@ -132,6 +133,7 @@ def weigh_parts(
         _let_in(data, left_out, accept),
         correlation=fit_correlation(scores.fused(found), labels, units, weights),
         later=later,
+        text_trust=trust,
     )
     left = f"Stage 1 left {plural(len(labels), 'image')} out, too few to weigh by: the usual weights hold."
     notes = [*(_notes(data, scores, units, parts, matches) if enough else [left]), *_more_notes(parts)]
@@ -158,16 +160,26 @@ class _LeftOut:
     text_logits: Callable[[Tensor], Tensor]
 
 
-def _left_out(data: StageTwoData, folds: list[Fold], chosen: Covariances) -> list[_LeftOut]:
+def _text_trust(data: StageTwoData, folds: list[Fold], chosen: Covariances, moments: Moments) -> float:
+    """Find how far texts of later classes are to be trusted: to stage 1, those that it saw look too good."""
+    unseen = data.unseen_classes & (data.places >= 0) & (moments.counts > 0).cpu()
+    model = replace(folds[0].at(chosen), counts=moments.counts, sums=moments.sums)
+    return fit_trust(model.select(unseen.nonzero()[:, 0]))
+
+
+def _left_out(data: StageTwoData, folds: list[Fold], chosen: Covariances, trust: float) -> list[_LeftOut]:
     """Leave classes out, which play unknown or later ones; none if stage 1 saw all of them.
 
-    After a stage 1 these are the classes that it did not see. Without one each fold leaves a fifth of the classes out,
-    100 at most.
+    After a stage 1 these are the classes that it did not see, whose texts have the given trust. Without one each fold
+    leaves a fifth of the classes out, 100 at most.
     """
     if bool(data.unseen_classes.any()):
         fold = folds[0]
         of_head = partial(text_logits, data, fold.head)
-        return [_LeftOut(fold, data.unseen_classes, fold.at(chosen), of_head)]
+        model = fold.at(chosen)
+        late = data.unseen_classes.to(model.sums.device)
+        model = replace(model, trust=torch.where(late, trust, 1.0).double())
+        return [_LeftOut(fold, data.unseen_classes, model, of_head)]
     if bool(data.unseen.any()) or data.visual_init is not None:
         return []
     texts = data.prototypes if data.sentence_means is None else data.sentence_means
@@ -324,6 +336,11 @@ def _more_notes(parts: Parts) -> list[str]:
         notes.append(
             f"'None of these' (--reject) lets {100 * _ACCEPTED:.0f} % of the held-out images in, and"
             f" {100 * parts.unknown_accepted:.0f} % of images of classes that were left out of the fit."
+        )
+    if parts.text_trust < 1.0:
+        notes.append(
+            f"Texts of classes added later shift their means by {100 * parts.text_trust:.0f} % of what those of the"
+            " trained classes would: stage 1 knows the latter's."
         )
     if parts.later:
         notes.append(_of_later(parts.later))

@@ -77,8 +77,16 @@ def test_shares_of_the_text_branch_add_up_and_effects_are_what_removing_takes(
 
 
 @quick
-@given(count=st.integers(1, 4), units=st.integers(0, 3), predicts=st.booleans(), seed=st.integers(0, 2**31))
-def test_shares_of_the_prior_are_shapley_values(count: int, units: int, predicts: bool, seed: int) -> None:
+@given(
+    count=st.integers(1, 4),
+    units=st.integers(0, 3),
+    predicts=st.booleans(),
+    trust=st.sampled_from([1.0, 0.75, 0.25]),
+    seed=st.integers(0, 2**31),
+)
+def test_shares_of_the_prior_are_shapley_values(
+    count: int, units: int, predicts: bool, trust: float, seed: int
+) -> None:
     """By brute force: what a sentence adds to the log-likelihood, in the mean over all orders of the sentences.
 
     A coalition shifts the prior mean by the terms of its sentences, and one that is not empty has the variance of a
@@ -100,12 +108,13 @@ def test_shares_of_the_prior_are_shapley_values(count: int, units: int, predicts
     image = torch.randn(dim)
     each = F.normalize(sentences.double(), dim=1)
     sums = units * torch.randn(1, dim).double()
-    plda = PLDA(shared, torch.tensor([units]), sums, each.mean(0, keepdim=True))
+    trusts = torch.tensor([trust], dtype=torch.float64)
+    plda = PLDA(shared, torch.tensor([units]), sums, each.mean(0, keepdim=True), trusts)
 
     def likelihood(model: PLDA) -> float:
         return float(model.log_likelihoods(F.normalize(image.double(), dim=0)[None]))
 
-    shares, effects = explain_prior(plda, 0, plda.map_sentences(sentences.double()), image)
+    shares, effects = explain_prior(plda, 0, plda.map_sentences(0, sentences.double()), image)
     whole = likelihood(plda)
     assert float(shares.sum()) == pytest.approx(whole - likelihood(plda.without_text), abs=1e-8)
     for m in range(count):
@@ -117,13 +126,14 @@ def test_shares_of_the_prior_are_shapley_values(count: int, units: int, predicts
     if plda.without_text is plda:
         assert not bool(shares.any())
         return
-    terms = (each - shared.text_centre) @ shared.text_map / count
+    terms = trust * (each - shared.text_centre) @ shared.text_map / count
+    told = trust * shared.spread + (1.0 - trust) * shared.blank
     z = (F.normalize(image.double(), dim=0) - shared.centre) @ shared.basis
     seen = (sums[0] / max(units, 1) - shared.centre) @ shared.basis
 
     def value(of: tuple[int, ...]) -> float:
         prior = terms[list(of)].sum(0) if of else torch.zeros(dim).double()
-        width = shared.spread if of else shared.blank
+        width = told if of else shared.blank
         gain = units * width / (units * width + shared.noise)
         mean = prior + gain * (seen - prior)
         variance = shared.noise + width * (1.0 - gain)

@@ -11,7 +11,8 @@ from scipy.optimize import minimize  # type: ignore[import-untyped]  # it has no
 from torch import Tensor
 
 from vlltr_index.heads.fusion import Gate, PartWeights, fuse, visual_scores
-from vlltr_index.heads.gating import HeldOutClasses, LaterFigures, fit_gate, later_figures
+from vlltr_index.heads.gating import HeldOutClasses, LaterFigures, fit_gate, fit_trust, later_figures
+from vlltr_index.heads.plda import PLDA, SharedGaussian
 from vlltr_index.heads.weighing import balanced_shares, mean_spread
 
 PLAIN = Gate(0.7, 0.3)
@@ -164,6 +165,25 @@ def test_the_figures_are_those_of_other_classes() -> None:
             found.append(float(balanced_shares(new_labels) @ (others.argmax(1) == new_labels).double()))
         assert said.found == pytest.approx(sum(found) / 12, abs=0.1)
         assert said.lost == pytest.approx(sum(lost) / 12, abs=0.02)
+
+
+@pytest.mark.parametrize(("truth", "least", "most"), [(1.0, 1.0, 1.0), (0.4, 0.25, 0.5), (0.0, 0.0, 0.25)])
+def test_texts_are_trusted_as_far_as_they_tell_where_classes_lie(
+    truth: float, least: float, most: float
+) -> None:
+    """Of 40 classes whose means lie where so much of the text and so much of chance put them; of two nobody can say."""
+    g = torch.Generator().manual_seed(0)
+    dim = 12
+    eye = torch.eye(dim, dtype=torch.float64)
+    ones = torch.ones(dim, dtype=torch.float64)
+    shared = SharedGaussian(0.0 * ones, eye, 0.5 * ones, 2.0 * ones, 0.0 * ones, eye)
+    texts = 1.2 * torch.randn(40, dim, generator=g, dtype=torch.float64)
+    width = truth * shared.spread + (1.0 - truth) * shared.blank
+    means = truth * texts + width.sqrt() * torch.randn(40, dim, generator=g, dtype=torch.float64)
+    counts = torch.full((40,), 50)
+    model = PLDA(shared, counts, 50.0 * means, texts)
+    assert least <= fit_trust(model) <= most
+    assert fit_trust(model.select(torch.arange(2))) == 1.0
 
 
 def test_designs_of_nobody_leave_the_gate_alone() -> None:

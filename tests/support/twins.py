@@ -356,6 +356,7 @@ def log_likelihoods(
     counts: list[int],
     sums: Tensor,
     prototypes: Tensor,
+    trust: Tensor,
     images: Tensor,
 ) -> Tensor:
     """log N(x; m, V) with whole covariance matrices, image by image and class by class."""
@@ -363,11 +364,11 @@ def log_likelihoods(
     rows = []
     for x in images:
         row = []
-        for n, total, text in zip(counts, sums, prototypes, strict=True):
+        for n, total, text, share in zip(counts, sums, prototypes, trust, strict=True):
             blank = shared["centre"], shared["blank"]
             foretold = (
-                shared["centre"] + (text - shared["text_centre"]) @ shared["text_map"],
-                shared["spread"],
+                shared["centre"] + share * (text - shared["text_centre"]) @ shared["text_map"],
+                share * shared["spread"] + (1.0 - share) * shared["blank"],
             )
             priors = [foretold, blank] if bool((text != 0).any()) else [blank]
             if n:

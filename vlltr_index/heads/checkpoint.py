@@ -43,6 +43,7 @@ class Parts:
             `ood_threshold` too; None where no class, or too few images, could be left out.
         correlation: How alike the images of a unit are, see `pooling.together`.
         later: What later classes get and cost; empty where no class could play one.
+        text_trust: How far the generative model trusts the texts of later classes, see `PLDA`.
     """
 
     shared: SharedGaussian
@@ -52,6 +53,7 @@ class Parts:
     unknown_accepted: float | None = None
     correlation: float = 1.0
     later: tuple[LaterFigures, ...] = ()
+    text_trust: float = 1.0
 
     @property
     def texts_are_mute(self) -> bool:
@@ -93,6 +95,7 @@ class PartFacts(BaseModel):
     unknown_accepted: float | None = Field(default=None, ge=0.0, le=1.0)
     correlation: float = Field(default=1.0, ge=0.0, le=1.0)
     later: list[LaterFigures] = []
+    text_trust: float = Field(default=1.0, ge=0.0, le=1.0)
 
 
 class HeadManifest(Manifest):
@@ -137,6 +140,7 @@ def save_head(
             unknown_accepted=parts.unknown_accepted,
             correlation=parts.correlation,
             later=list(parts.later),
+            text_trust=parts.text_trust,
         )
         tensors |= {f"generative.{n}": getattr(parts.shared, n).float().contiguous() for n in SHARED}
         if parts.held_out is not None:
@@ -206,4 +210,5 @@ def _parts(facts: PartFacts, tensors: dict[str, Tensor]) -> Parts:
         facts.unknown_accepted,
         correlation=facts.correlation,
         later=tuple(facts.later),
+        text_trust=facts.text_trust,
     )

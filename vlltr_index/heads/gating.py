@@ -1,4 +1,4 @@
-"""The gate between trained and later classes, fitted on classes that play later ones: tensors in, values out."""
+"""The gate of later classes and the trust in their texts, fitted on classes that play them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlltr_index.heads.fusion import Gate
-from vlltr_index.heads.weighing import balanced_shares, mean_spread
+from vlltr_index.heads.plda import PLDA
+from vlltr_index.heads.weighing import balanced_shares, level_with_best, mean_spread
 
 _MOST_LOST = 0.01  # what later classes may cost the trained ones: accuracy, each class counted alike
 _TAIL = (
@@ -21,6 +22,8 @@ _TAIL = (
 )
 _SLOPE_SPREAD = 0.5  # standard deviation of the logarithm of the slope, under its prior
 _NUMBERS = (1, 10, 100)
+_TRUSTS = (1.0, 0.75, 0.5, 0.25, 0.0)
+_FEWEST_TO_TRUST = 3
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -131,6 +134,26 @@ def fit_gate(start: Gate, designs: Sequence[HeldOutClasses], weights: bool = Tru
     return replace(
         gate, offset=_even_offset(gate, designs), limit=_Losses.of(gate, designs).offset_at(_MOST_LOST)
     )
+
+
+def fit_trust(model: PLDA) -> float:
+    """Find how far the texts of classes are to be trusted that the encoder was not trained on, see `PLDA`.
+
+    Of five values the largest is taken with which the classes' mean images are about as likely as with the best: by at
+    most a standard error over the classes.
+
+    Args:
+        model: Of such classes alone, each with images and text; with fewer than three of them texts are trusted.
+    """
+    classes = len(model.counts)
+    if classes < _FEWEST_TO_TRUST:
+        return 1.0
+    alike = torch.ones(classes, dtype=torch.float64)
+    costs = [
+        -replace(model, trust=trust * alike.to(model.sums.device)).text_evidence.cpu() for trust in _TRUSTS
+    ]
+    level = level_with_best(torch.stack(costs), alike, torch.arange(classes))
+    return _TRUSTS[int(level[0])]
 
 
 def later_figures(gate: Gate, designs: Sequence[HeldOutClasses]) -> tuple[LaterFigures, ...]:

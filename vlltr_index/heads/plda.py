@@ -70,19 +70,42 @@ class PLDA:
         counts: Int64 [C], units of each class; may be 0. A unit is an image, or several that are one observation.
         sums: Float64 [C, D], the sum of the units' features; that of a unit of several images is their mean.
         prototypes: Float [C, T], mean of each class's normalised anchors; a row of zeros is a class without text.
+        trust: Float64 [C], 0 to 1: how far the prior of each class's text lies from the blank prior, at 0, to the one
+            that `shared` tells, at 1; None: 1 for all.
     """
 
     shared: SharedGaussian
     counts: Tensor
     sums: Tensor
     prototypes: Tensor
+    trust: Tensor | None = None
 
     @cached_property
     def prior(self) -> tuple[Tensor, Tensor]:
         """Mean and variance of the prior of each class mean in the basis, both float64 [C, D]."""
         has_text = (self.prototypes != 0).any(1)
+        return _prior(self.shared, self.counts, self._means, *self._told, has_text)
+
+    @cached_property
+    def _told(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the prior that each class's text gives, both float64 [C, D]."""
+        trust = self._trust[:, None]
         predicted = (self.prototypes.double() - self.shared.text_centre) @ self.shared.text_map
-        return _prior(self.shared, self.counts, self._means, predicted, has_text)
+        return trust * predicted, trust * self.shared.spread + (1.0 - trust) * self.shared.blank
+
+    @property
+    def _trust(self) -> Tensor:
+        return torch.ones_like(self.sums[:, 0]) if self.trust is None else self.trust
+
+    @property
+    def text_evidence(self) -> Tensor:
+        """Log-likelihood of the mean image of each class under the prior of its text, up to a constant: float64 [C].
+
+        It is meaningless for a class without images, and for one without text.
+        """
+        predicted, spread = self._told
+        sampling = self.shared.noise / self.counts.double().clamp(min=1.0)[:, None]
+        return _log_density(self._means - predicted, spread + sampling)[:, 0]
 
     @cached_property
     def posterior(self) -> tuple[Tensor, Tensor]:
@@ -97,16 +120,17 @@ class PLDA:
         same = all(torch.allclose(own, other, rtol=1e-9, atol=1e-12) for own, other in pairs)
         return self if same else found
 
-    def map_sentences(self, sentences: Tensor) -> Tensor:
-        """Return the prior mean in the basis that each sentence alone would give, float [M, D].
+    def map_sentences(self, position: int, sentences: Tensor) -> Tensor:
+        """Return the prior mean in the basis that each sentence alone would give a class, float [M, D].
 
         Args:
+            position: The class.
             sentences: Float [M, T], unnormalised. The prior mean of a class is the mean of these of its anchors.
         """
         shared = self.shared
         dtype = torch.promote_types(sentences.dtype, torch.float32)
         centred = F.normalize(sentences.to(dtype), dim=1) - shared.text_centre.to(dtype)
-        return centred @ shared.text_map.to(dtype)
+        return float(self._trust[position]) * (centred @ shared.text_map.to(dtype))
 
     def likelihoods_if(self, position: int, predicted: Tensor, has_text: Tensor, z: Tensor) -> Tensor:
         """Compute a class's log-likelihood for one image if its text were another, up to a constant: float64 [K].
@@ -119,7 +143,8 @@ class PLDA:
         """
         counts = self.counts[position : position + 1]
         seen = self._means[position : position + 1]
-        prior = _prior(self.shared, counts, seen, predicted, has_text)
+        spread = self._told[1][position : position + 1]
+        prior = _prior(self.shared, counts, seen, predicted, spread, has_text)
         mean, variance = _posterior(self.shared, counts, seen, *prior)
         return _log_density(z - mean, variance)[:, 0]
 
@@ -163,25 +188,11 @@ class PLDA:
         weights = torch.cat([-0.5 / variance, mean / variance], 1).T.contiguous()
         return weights, 0.5 * (mean.square() / variance + variance.log()).sum(1)
 
-    def add_class(self, count: int, total: Tensor, prototype: Tensor) -> PLDA:
-        """Return the model with one more class at the end; the others do not change.
-
-        Args:
-            count: Number of units of the class; may be 0.
-            total: Float [D], the sum of their features.
-            prototype: Float [T], mean of the class's normalised sentences; zeros for a class without text.
-        """
-        return replace(
-            self,
-            counts=torch.cat([self.counts, torch.tensor([count])]),
-            sums=torch.cat([self.sums, total.double()[None]]),
-            prototypes=torch.cat([self.prototypes, prototype.to(self.prototypes)[None]]),
-        )
-
     def select(self, classes: Tensor) -> PLDA:
         """Return the model of the classes at the positions int64 [C'] alone."""
         classes = classes.to(self.sums.device)
-        return PLDA(self.shared, self.counts[classes], self.sums[classes], self.prototypes[classes])
+        trust = None if self.trust is None else self.trust[classes]
+        return PLDA(self.shared, self.counts[classes], self.sums[classes], self.prototypes[classes], trust)
 
 
 def class_sums(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
@@ -341,7 +352,12 @@ def shrunk(covariance: Tensor, observations: int, shrinkage: float | None = 1.0)
 
 
 def _prior(
-    shared: SharedGaussian, counts: Tensor, seen: Tensor, predicted: Tensor, has_text: Tensor
+    shared: SharedGaussian,
+    counts: Tensor,
+    seen: Tensor,
+    predicted: Tensor,
+    spread: Tensor,
+    has_text: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Compute mean and variance of the prior of class means, both float64 [C, D].
 
@@ -350,13 +366,14 @@ def _prior(
         counts: Int64 [C], units of each class; or [1], the same for all, like the next.
         seen: Float64 [C, D], the mean of its images in the basis.
         predicted: Float64 [C, D], the prior mean by its text.
+        spread: Float64 [C, D], its variance; or [1, D].
         has_text: Bool [C]; a class whose images are likelier without its text has the prior without, too.
     """
     sampling = shared.noise / counts.double().clamp(min=1.0)[:, None]
-    by_text = _log_density(seen - predicted, shared.spread + sampling)
+    by_text = _log_density(seen - predicted, spread + sampling)
     by_none = _log_density(seen, shared.blank + sampling)
     told = has_text[:, None] & ((counts == 0)[:, None] | (by_text >= by_none))
-    return torch.where(told, predicted, 0.0), torch.where(told, shared.spread, shared.blank)
+    return torch.where(told, predicted, 0.0), torch.where(told, spread, shared.blank)
 
 
 def _posterior(

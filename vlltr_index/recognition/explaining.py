@@ -73,7 +73,8 @@ class Explainer:
         plda = self._scorer.plda
         assert plda is not None
         bank = self._anchors.bank
-        return plda.map_sentences(bank.vectors[bank.bounds[place] : bank.bounds[place + 1]])
+        sentences = bank.vectors[bank.bounds[place] : bank.bounds[place + 1]]
+        return plda.map_sentences(self._columns[place], sentences)
 
     @cached_property
     def _columns(self) -> list[int]:

@@ -84,7 +84,8 @@ class Scorer:
         counts[at] = self.stats.counts
         sums[at] = self.stats.sums
         prototypes[class_positions(self.class_ids, self.bank.class_ids)] = self.bank.prototypes(True).float()
-        return PLDA(self.saved.parts.shared, counts, sums, prototypes)
+        trust = torch.where(self.trained, 1.0, self.saved.parts.text_trust).double()
+        return PLDA(self.saved.parts.shared, counts, sums, prototypes, trust)
 
     @property
     def row_owners(self) -> Tensor:
