@@ -106,13 +106,13 @@ def test_the_offset_is_where_a_logistic_regression_is_even(old: int, new: int) -
             own = later.gather(1, one.new_labels[:, None] - old)[:, 0] if is_new else later.amax(1)
             leads += (own - best).tolist()
             new_ones += [is_new] * len(best)
-        weights += (60 * old / new * one.weights).tolist() + (60 * one.new_weights).tolist()
+        weights += (old * one.weights).tolist() + (new * one.new_weights).tolist()
     lead, weight = torch.tensor(leads), torch.tensor(weights)
     sign = torch.tensor(new_ones).double() * 2 - 1
 
     def loss(x: Tensor) -> float:
         odds = sign * torch.exp(torch.tensor(x[0])) * (lead + x[1])
-        return float(-(weight * odds.sigmoid().log()).sum() + 0.5 * (x[0] / 0.5) ** 2)
+        return float(-(weight * odds.sigmoid().log()).sum() + 0.5 * (x[0] / 0.5) ** 2 + 0.5 * x[1] ** 2)
 
     expected = minimize(loss, [0.0, 0.0], method="Nelder-Mead", options={"xatol": 1e-6, "fatol": 1e-9}).x[1]
     assert fit_gate(PLAIN, designs, weights=False).offset == pytest.approx(expected, abs=1e-3)

@@ -182,16 +182,17 @@ def later_figures(gate: Gate, designs: Sequence[HeldOutClasses]) -> tuple[LaterF
 def _even_offset(gate: Gate, designs: Sequence[HeldOutClasses]) -> float:
     """Fit a logistic regression, newcomer or not, on the lead of the best newcomer; return where it is even, negated.
 
-    As in `_weights_loss` an image of a newcomer weighs one in the mean, and the trained classes their share.
+    Each class weighs one, however many of its images are asked about, for these stand and fall together; the offset has
+    a standard normal prior.
     """
+    kinds = len({one.images for one in designs})  # a newcomer plays in so many designs
     leads = []
     newcomer = []
     weights = []
     for one in designs:
-        images = len(one.new_labels)
         leads += [-one.lead_lost(gate), -one.lead_lacking(gate)[0]]
-        newcomer += [torch.zeros(len(one.best)), torch.ones(images)]
-        weights += [images * one.trained / one.newcomers * one.weights, images * one.new_weights]
+        newcomer += [torch.zeros(len(one.best)), torch.ones(len(one.new_best))]
+        weights += [one.trained / kinds * one.weights, one.newcomers / kinds * one.new_weights]
     lead = torch.cat(leads)
     is_new = torch.cat(newcomer).double()
     weight = torch.cat(weights)
@@ -203,7 +204,7 @@ def _even_offset(gate: Gate, designs: Sequence[HeldOutClasses]) -> float:
         search.zero_grad()
         odds = log_slope.exp() * (lead + offset)
         value = F.binary_cross_entropy_with_logits(odds, is_new, weight, reduction="sum")
-        value = value + 0.5 * (log_slope / _SLOPE_SPREAD).square()
+        value = value + 0.5 * ((log_slope / _SLOPE_SPREAD).square() + offset.square())
         value.backward()
         return value
 
