@@ -188,7 +188,7 @@ def weighted_mean(rows: list[Tensor], weights: list[float]) -> Tensor:
     return total / sum(weights)
 
 
-def shrunk(covariance: Tensor, observations: int, shrinkage: float | None) -> Tensor:
+def shrunk(covariance: Tensor, observations: float, shrinkage: float | None) -> Tensor:
     """Toward the multiple of the identity that has its trace: by OAS times `shrinkage`, or by the sizes alone."""
     dim = len(covariance)
     if shrinkage is None:
@@ -202,9 +202,10 @@ def shrunk(covariance: Tensor, observations: int, shrinkage: float | None) -> Te
     return (1 - r) * covariance + r * covariance.trace() / dim * torch.eye(dim, dtype=covariance.dtype)
 
 
-def within(features: Tensor, labels: list[int], units: list[int]) -> tuple[Tensor, Tensor]:
-    """S, of [V, N, D]: how a unit's mean varies in its class, and how images and views do about it; and how a unit's
-    plain mean does. Without more units than classes, or any scatter, both are half that about the mean of the units."""
+def within(features: Tensor, labels: list[int], units: list[int]) -> tuple[Tensor, Tensor, float]:
+    """S, of [V, N, D]: how a unit's mean varies in its class, and how images and views do about it; how a unit's
+    plain mean does; and the effective degrees of freedom of S. Without more units than classes, or any scatter, both
+    are half that about the mean of the units."""
     views, images, dim = features.shape
     nothing = torch.zeros(dim, dim, dtype=torch.float64)
     middle, plain, owner = dict[int, Tensor](), dict[int, Tensor](), dict[int, int]()
@@ -221,17 +222,22 @@ def within(features: Tensor, labels: list[int], units: list[int]) -> tuple[Tenso
                 mean = sum(some, torch.zeros(dim).double()) / len(some)
                 for m in some:
                     of += torch.outer(m - mean, m - mean) / freedom
+        inside = nothing.clone()
         for n, unit in enumerate(units):
             for view in features:
                 apart = view[n] - middle[unit]
-                pooled += torch.outer(apart, apart) / (views * images)
-    if pooled.trace() > 1e-9:
-        return pooled, sampling
+                inside += torch.outer(apart, apart) / (views * images)
+        of_parts = sum(v**2 for v in pooled.flatten().tolist()) / freedom
+        if views * images > len(middle):
+            of_parts += sum(v**2 for v in inside.flatten().tolist()) / (views * images - len(middle))
+        pooled += inside
+        if pooled.trace() > 1e-9:
+            return pooled, sampling, sum(v**2 for v in pooled.flatten().tolist()) / of_parts
     total, centre = nothing.clone(), sum(middle.values(), torch.zeros(dim).double()) / len(middle)
     for m in middle.values():
         total += torch.outer(m - centre, m - centre) / (2 * len(middle))
     total = total if total.trace() > 1e-9 else torch.eye(dim, dtype=torch.float64)
-    return total, total
+    return total, total, freedom
 
 
 def text_maps(text: list[Tensor], seen: list[Tensor], weights: list[float]) -> list[Tensor]:
@@ -313,8 +319,8 @@ def shared_gaussian(
         means.append(sum(middle, torch.zeros(dim).double()) / len(own))
     weights = [count / (count + 2.0) for count in n]
     centre = weighted_mean(means, weights)
-    scatter, sampling = within(features, labels, units)
-    sigma = shrunk(scatter, len(set(units)) - len(classes), shrinkage)
+    scatter, sampling, freedom = within(features, labels, units)
+    sigma = shrunk(scatter, freedom, shrinkage)
     whitening = torch.linalg.inv(torch.linalg.cholesky(sigma)).T
     noise = whitening.T @ sampling @ whitening
     told = [bool((prototypes[c] != 0).any()) for c in classes]

@@ -244,14 +244,15 @@ class Moments:
         sampling: Float64 [D, D], the pooled covariance of plain unit means about their class mean. Divided by n it is
             the covariance of the mean of a class with n units. It equals S where each unit is one image with one
             view, and where S is half the total.
-        freedom: Degrees of freedom: number of units less number of classes with images.
+        freedom: Effective degrees of freedom of S: those of its two parts, U - C for unit means and N - U for images
+            about them, by the parts' squared norms (Satterthwaite 1946); U - C where S is half the total.
     """
 
     counts: Tensor
     sums: Tensor
     within: Tensor
     sampling: Tensor
-    freedom: int
+    freedom: float
 
     @classmethod
     def of(cls, features: Tensor, labels: Tensor, units: Tensor, classes: int) -> Moments:
@@ -271,8 +272,8 @@ class Moments:
         means = _unit_means(features[0], units)
         owners = _owners(labels, units, len(means))
         counts, sums = class_sums(means, owners, classes)
-        freedom = len(owners) - int((counts > 0).sum())
-        within, sampling = _within(features, means, owners, units=units, freedom=freedom)
+        apart = len(owners) - int((counts > 0).sum())
+        within, sampling, freedom = _within(features, means, owners, units=units, apart=apart)
         return cls(counts=counts, sums=sums, within=within, sampling=sampling, freedom=freedom)
 
 
@@ -329,7 +330,7 @@ def fit_shared(moments: Moments, prototypes: Tensor, shrinkage: float | None = 1
     )
 
 
-def shrunk(covariance: Tensor, observations: int, shrinkage: float | None = 1.0) -> Tensor:
+def shrunk(covariance: Tensor, observations: float, shrinkage: float | None = 1.0) -> Tensor:
     """Shrink a covariance towards a multiple of the identity: (1 - r) S + r tr(S) / D I, [D, D] in its dtype.
 
     Args:
@@ -396,31 +397,37 @@ def _mean(rows: Tensor, weights: Tensor) -> Tensor:
 
 
 def _within(
-    features: Tensor, means: Tensor, owners: Tensor, units: Tensor, freedom: int
-) -> tuple[Tensor, Tensor]:
-    """Compute `within` and `sampling` of `Moments`, float64 [D, D] each.
+    features: Tensor, means: Tensor, owners: Tensor, units: Tensor, apart: int
+) -> tuple[Tensor, Tensor, float]:
+    """Compute `within` and `sampling` of `Moments`, float64 [D, D] each, and its `freedom`.
 
     Args:
         features: Float [V, N, D].
         means: Float [U, D], the mean of the plain views of each unit.
         owners: Int64 [U], the class of each unit.
         units: Int64 [N], the unit of each image.
-        freedom: As in `Moments`.
+        apart: Number of units less number of classes with images.
     """
     views, images, dim = features.shape
     least = _NO_SCATTER * float(features[0].double().square().sum(1).mean())
     middle = means if views == 1 else _unit_means(features.mean(0), units)
-    if freedom:
-        sampling = _about_classes(means, owners) / freedom
-        within = sampling if views == 1 else _about_classes(middle, owners) / freedom
-        if views > 1 or images > len(means):
-            within = within + _scatter(features, middle, units) / (views * images)
+    if apart:
+        sampling = _about_classes(means, owners) / apart
+        between = sampling if views == 1 else _about_classes(middle, owners) / apart
+        within = between
+        freedom = float(apart)
+        about_units = views * images - len(means)
+        if about_units:
+            inside = _scatter(features, middle, units) / (views * images)
+            within = between + inside
+            parts = between.square().sum() / apart + inside.square().sum() / about_units
+            freedom = float(within.square().sum() / parts) if bool(parts) else freedom
         if float(within.trace()) > least:
-            return within, sampling
+            return within, sampling, freedom
     total = _about_classes(middle, torch.zeros_like(owners)) / (2 * len(means))
     if float(total.trace()) <= least:
         total = torch.eye(dim, dtype=torch.float64, device=features.device)
-    return total, total
+    return total, total, float(apart)
 
 
 def _about_classes(means: Tensor, owners: Tensor) -> Tensor:

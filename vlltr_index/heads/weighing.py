@@ -28,6 +28,7 @@ SHRINKAGES: tuple[float | None, ...] = (1.0, 3.0, 10.0, None)
 """Candidates for the shrinkage of both covariances, see `shrunk`; the plainest first."""
 _OCTAVES = range(-3, 5)  # the noise is 2 to these powers
 _PARTS = 4  # steps in an octave; losses between octaves are interpolated
+_SURE = 2.0  # standard errors: with one, noise decides in collections of few units
 
 
 class Covariances(NamedTuple):
@@ -123,17 +124,18 @@ def nll(logits: Tensor, labels: Tensor, weights: Tensor) -> float:
     return float((weights * item_nll(logits, labels)).sum() / weights.sum())
 
 
-def level_with_best(costs: Tensor, weights: Tensor, units: Tensor) -> Tensor:
-    """Find the settings whose mean cost is at most a standard error above the least, int64 positions, ascending.
+def level_with_best(costs: Tensor, weights: Tensor, units: Tensor, errors: float = 1.0) -> Tensor:
+    """Find the settings whose mean cost is at most some standard errors above the least: int64 positions, ascending.
 
     Args:
         costs: Float64 [S, N] of S settings, on the same N images.
         weights: Float64 [N], the weight of each image.
         units: Int64 [N], the unit of each image.
+        errors: Number of standard errors.
     """
     best = costs[(costs @ weights).argmin()]
     above, error = paired_mean(costs - best, weights, units)
-    return (above <= error).nonzero()[:, 0]
+    return (above <= errors * error).nonzero()[:, 0]
 
 
 PLAINEST = Covariances(SHRINKAGES[0], 1.0)
@@ -144,10 +146,10 @@ def plainest_covariances(
 ) -> Covariances:
     """Choose the plainest covariances that are about as accurate, and about as likely, as the best ones.
 
-    First all settings stay that miss at most one standard error more images than the one that misses fewest: where
+    First all settings stay that miss at most two standard errors more images than the one that misses fewest: where
     images are few the likeliest setting may draw all classes together. Of these the plainest is chosen whose mean loss
-    is within one standard error of the least. Plainest is the first shrinkage of `SHRINKAGES`, and of one shrinkage the
-    noise nearest to 1.
+    is within two standard errors of the least. Plainest is the first shrinkage of `SHRINKAGES`, and of one shrinkage
+    the noise nearest to 1.
 
     Args:
         costs: Gives for a setting, float64 [2, M], the loss of each of the M held-out images, and 1 where the image is
@@ -165,8 +167,8 @@ def plainest_covariances(
             noise = 2.0 ** (step / _PARTS + _OCTAVES[0])
             found[Covariances(shrinkage, noise)] = octaves[at].lerp(upper, between / _PARTS)
     losses, missed = torch.stack(list(found.values()), 1)
-    accurate = level_with_best(missed, weights, units)
-    likely = level_with_best(losses[accurate], weights, units)
+    accurate = level_with_best(missed, weights, units, errors=_SURE)
+    likely = level_with_best(losses[accurate], weights, units, errors=_SURE)
     return list(found)[int(accurate[likely[0]])]
 
 
