@@ -1,8 +1,8 @@
-"""What stage 2 holds out, and what is chosen on it: weights, gates, the level of rejection."""
+"""What stage 2 holds out, and what is chosen on it: covariances, weights, gates, the level of rejection."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -16,13 +16,18 @@ from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.heads.plda import PLDA, Moments, SharedGaussian
 from vlltr_index.heads.tree import HeldOutAnswers
 from vlltr_index.heads.weighing import (
+    PLAINEST,
+    Covariances,
     HeldOutScores,
     balanced_accuracy,
     balanced_shares,
     fit_correlation,
     fit_prior,
+    fit_temperature,
     fit_weights,
     image_weights,
+    item_nll,
+    plainest_covariances,
     usual_weights,
 )
 from vlltr_index.tensors import unit_rows
@@ -47,16 +52,19 @@ class Fold:
     out: Tensor  # bool [N], the held-out images
     labels: Tensor  # int64 [M]
     features: Tensor  # [M, D], normalised
-    model: PLDA
+    models: Mapping[float | None, PLDA]  # by shrinkage, with a noise of 1
     head: LGRHead
     image: Tensor  # [M, C], logits of the visual classifier
     text: Tensor  # [M, C], text logits
     steps: int  # of training the head
 
-    @property
-    def likelihoods(self) -> Tensor:
-        """The log-likelihoods of the held-out images, [M, C], on the CPU."""
-        return self.model.log_likelihoods(self.features).cpu()
+    def at(self, covariances: Covariances) -> PLDA:
+        """Return the model with the given shrinkage and noise."""
+        return covariances.noisy(self.models[covariances.shrinkage])
+
+    def likelihoods(self, covariances: Covariances) -> Tensor:
+        """Return the log-likelihoods of the held-out images under that model, [M, C], on the CPU."""
+        return self.at(covariances).log_likelihoods(self.features).cpu()
 
 
 def text_logits(data: StageTwoData, head: LGRHead, features: Tensor) -> Tensor:
@@ -80,7 +88,7 @@ def visual_logits(data: StageTwoData, head: LGRHead, features: Tensor) -> Tensor
 def weigh_parts(
     data: StageTwoData, folds: list[Fold], moments: Moments, branches: Sequence[str], matches: bool | None
 ) -> tuple[Parts, list[str]]:
-    """Choose the weights on the held-out images; return the parts, and notes for the user."""
+    """Choose covariances and weights on the held-out images; return the parts, and notes for the user."""
     known = data.rows
     position = known.long().cumsum(0) - 1
     labels = position[torch.cat([fold.labels for fold in folds])]
@@ -88,20 +96,28 @@ def weigh_parts(
     enough = len(units.unique()) >= _ENOUGH or not bool(data.unseen.any())
     counts = moments.counts.cpu()[known]
     weights = image_weights(labels, counts, units)
+    # Classes weigh alike here: n^-1/2 favours large classes and a wide noise, which draws small classes together.
+    alike = image_weights(labels, counts, units, power=1.0)
 
     def columns(parts: list[Tensor]) -> Tensor:
         return torch.cat(parts)[:, known]
 
+    def costs(covariances: Covariances) -> Tensor:
+        level = columns([fold.likelihoods(covariances) for fold in folds])
+        losses = item_nll(fit_temperature(level, labels, alike) * level, labels)
+        return torch.stack([losses, (level.argmax(1) != labels).double()])
+
+    chosen = plainest_covariances(costs, alike, units) if enough else PLAINEST
     scores = HeldOutScores(
         labels=labels,
         image=columns([fold.image for fold in folds]) if "visual" in branches else None,
-        likelihoods=columns([fold.likelihoods for fold in folds]),
+        likelihoods=columns([fold.likelihoods(chosen) for fold in folds]),
         text=columns([fold.text for fold in folds]) if "text" in branches else None,
         weights=weights,
     )
     found = fit_weights(scores) if enough else usual_weights(scores)
-    trust = _text_trust(data, folds, moments) if enough else 1.0
-    left_out = _left_out(data, folds, trust)
+    trust = _text_trust(data, folds, chosen, moments) if enough else 1.0
+    left_out = _left_out(data, folds, chosen, trust)
     later: tuple[LaterFigures, ...] = ()
     if enough:
         found, later = _gates(data, left_out, found)
@@ -110,7 +126,7 @@ def weigh_parts(
     best = scores.likelihoods.amax(1).sort().values
     accept = float(best[int((1.0 - _ACCEPTED) * len(best))])
     parts = Parts(
-        data.model(moments).shared,
+        chosen.noisy(data.model(moments, chosen.shrinkage)).shared,
         found,
         accept,
         HeldOutAnswers(labels, scores.fused(found).softmax(1).half()),
@@ -144,14 +160,14 @@ class _LeftOut:
     text_logits: Callable[[Tensor], Tensor]
 
 
-def _text_trust(data: StageTwoData, folds: list[Fold], moments: Moments) -> float:
+def _text_trust(data: StageTwoData, folds: list[Fold], chosen: Covariances, moments: Moments) -> float:
     """Find how far texts of later classes are to be trusted: to stage 1, those that it saw look too good."""
     unseen = data.unseen_classes & (data.places >= 0) & (moments.counts > 0).cpu()
-    model = replace(folds[0].model, counts=moments.counts, sums=moments.sums)
+    model = replace(folds[0].at(chosen), counts=moments.counts, sums=moments.sums)
     return fit_trust(model.select(unseen.nonzero()[:, 0]))
 
 
-def _left_out(data: StageTwoData, folds: list[Fold], trust: float) -> list[_LeftOut]:
+def _left_out(data: StageTwoData, folds: list[Fold], chosen: Covariances, trust: float) -> list[_LeftOut]:
     """Leave classes out, which play unknown or later ones; none if stage 1 saw all of them.
 
     After a stage 1 these are the classes that it did not see, whose texts have the given trust. Without one each fold
@@ -160,7 +176,7 @@ def _left_out(data: StageTwoData, folds: list[Fold], trust: float) -> list[_Left
     if bool(data.unseen_classes.any()):
         fold = folds[0]
         of_head = partial(text_logits, data, fold.head)
-        model = fold.model
+        model = fold.at(chosen)
         late = data.unseen_classes.to(model.sums.device)
         model = replace(model, trust=torch.where(late, trust, 1.0).double())
         return [_LeftOut(fold, data.unseen_classes, model, of_head)]
@@ -182,7 +198,7 @@ def _left_out(data: StageTwoData, folds: list[Fold], trust: float) -> list[_Left
         late[drawn[number::_CLASS_FOLDS][:_LATE]] = True
         rest = ~fold.out & ~late[data.labels]
         if bool(rest.any()) and bool(late.any()):
-            model = fold.data.model(fold.data.moments(rest))
+            model = chosen.noisy(fold.data.model(fold.data.moments(rest), chosen.shrinkage))
             prototypes = torch.where(late[:, None].to(texts.device), texts, model.prototypes)
             found.append(_LeftOut(fold, late, replace(model, prototypes=prototypes), zero_shot))
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,10 @@ from vlltr_index.heads.checkpoint import Parts
 from vlltr_index.heads.fusion import Gate, PartWeights
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.heads.plda import PLDA, SharedGaussian
-from vlltr_index.heads.weighing import TEMPERED
+from vlltr_index.heads.weighing import (
+    SHRINKAGES,
+    TEMPERED,
+)
 from vlltr_index.schemas.config import LGRConfig
 from vlltr_index.tensors import unit_rows
 from vlltr_index.train.held_out import Fold, text_logits, visual_logits, weigh_parts
@@ -131,9 +134,7 @@ def weigh(data: StageTwoData, head: LGRHead) -> tuple[Parts, list[str]]:
     data, matches = with_matching_text(data.placed())
     moments = data.moments(torch.ones_like(data.labels, dtype=torch.bool))
     held_out = _held_out(data) if bool(data.unseen.any()) else []
-    folds = [
-        _judged(data, out, data.model(data.moments(_rest(data, out))), head=head, steps=0) for out in held_out
-    ]
+    folds = [_judged(data, out, _models(data, _rest(data, out)), head=head, steps=0) for out in held_out]
     head.cpu()
     if not folds:
         return Parts(data.model(moments).shared.to("cpu"), _BY_DEFAULT), [_NOTHING_TO_SPARE]
@@ -191,6 +192,12 @@ def _drawn_folds(data: StageTwoData, number: int) -> list[Tensor]:
     return [(small & ((sizes * small).cumsum(0) <= most))[place]]
 
 
+def _models(data: StageTwoData, rest: Tensor) -> dict[float | None, PLDA]:
+    """Fit one generative model for each shrinkage on the images `rest`, bool [N]."""
+    moments = data.moments(rest)
+    return {shrinkage: data.model(moments, shrinkage) for shrinkage in SHRINKAGES}
+
+
 def _head(data: StageTwoData, config: LGRConfig, model: PLDA, rest: Tensor) -> LGRHead:
     """Make an untrained head; classes without a visual row of stage 1 get that of the model's linear discriminant."""
     shared = model.shared
@@ -215,14 +222,14 @@ def _fold(
     rest = _rest(data, out)
     labels = data.labels[out]
     plain = data.features[0, out]
-    model = data.model(data.moments(rest))
-    head = _head(data, config, model, rest)
+    models = _models(data, rest)
+    head = _head(data, config, models[SHRINKAGES[0]], rest)
     log = list[dict[str, float]]()
     if branches:
         seen = rest & _learned(data, branches)
         images = _stored(data, seen)
         head, log = train_until(head, images, config, (plain, labels), branches=branches, progress=progress)
-    return _judged(data, out, model, head, steps=int(log[-1]["best"]) if log else 0)
+    return _judged(data, out, models, head, steps=int(log[-1]["best"]) if log else 0)
 
 
 def _learned(data: StageTwoData, branches: Sequence[str]) -> Tensor:
@@ -241,14 +248,16 @@ def _rest(data: StageTwoData, out: Tensor) -> Tensor:
     return ~out & ~data.unseen_classes[data.labels]
 
 
-def _judged(data: StageTwoData, out: Tensor, model: PLDA, head: LGRHead, steps: int) -> Fold:
-    """Score the images `out`, bool [N], by a head that was trained and a model that was fitted without them."""
+def _judged(
+    data: StageTwoData, out: Tensor, models: Mapping[float | None, PLDA], head: LGRHead, steps: int
+) -> Fold:
+    """Score the images `out`, bool [N], by a head that was trained and models that were fitted without them."""
     plain = data.features[0, out]
     head = head.to(plain.device)
     with torch.inference_mode():
         image = visual_logits(data, head, plain)
         text = text_logits(data, head, plain)
     return Fold(
-        data=data, out=out, labels=data.labels[out], features=unit_rows(plain), model=model, head=head,
+        data=data, out=out, labels=data.labels[out], features=unit_rows(plain), models=models, head=head,
         image=image, text=text, steps=steps,
     )  # fmt: skip

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vlltr_index.heads.plda import PLDA, Moments, class_sums, fit_shared
 from vlltr_index.heads.units import number_observations
+from vlltr_index.heads.weighing import SHRINKAGES
 from vlltr_index.tensors import unit_rows, work_device
 
 if TYPE_CHECKING:
@@ -95,9 +96,9 @@ class StageTwoData:
         units = self.observations[rest].unique(return_inverse=True)[1]
         return Moments.of(unit_rows(self.features[:, rest]), self.labels[rest], units, self.classes)
 
-    def model(self, moments: Moments) -> PLDA:
+    def model(self, moments: Moments, shrinkage: float | None = SHRINKAGES[0]) -> PLDA:
         """Fit the generative model by moments of images and the classes' prototypes."""
-        shared = fit_shared(moments, self.prototypes)
+        shared = fit_shared(moments, self.prototypes, shrinkage)
         return PLDA(shared, moments.counts, moments.sums, self.prototypes)
 
 

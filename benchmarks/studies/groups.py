@@ -83,7 +83,7 @@ def _density_of_means(model: PLDA, means: Tensor, worth: Tensor) -> Tensor:
     shared = model.shared
     z = ((means - shared.centre) @ shared.basis)[:, None]
     middle, variance = model.posterior
-    width = variance + 1.0 / worth[:, :, None] - 1.0
+    width = variance + shared.noise * (1.0 / worth[:, :, None] - 1.0)
     return -0.5 * ((z - middle).square() / width + width.log()).sum(2)
 
 

@@ -6,7 +6,7 @@
 The collections are those of `draws`, by the shipped encoder's vectors; the generative model is fitted by `train lgr`'s
 own function, without texts. Related are ten other classes of the same source, foreign the classes of another one: icons
 beside glyphs. The score of `predict --reject` is the best log-likelihood; beside it stand its ratio to the likelihood
-under a class of which nothing is known, N(centre, Sigma + Lambda_0), and the largest probability.
+under a class of which nothing is known, N(centre, noise Sigma + Lambda_0), and the largest probability.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def scores(model: PLDA, parts: Parts, features: Tensor) -> dict[str, Tensor]:
     images = unit_rows(features).double()
     likelihoods = model.log_likelihoods(images)
     shared = parts.shared
-    variance = 1.0 + shared.blank
+    variance = shared.noise + shared.blank
     apart = (images - shared.centre) @ shared.basis
     nothing = -0.5 * (apart.square() / variance + variance.log()).sum(1)
     best = likelihoods.amax(1)

@@ -102,6 +102,7 @@ def test_shares_of_the_prior_are_shapley_values(
         blank=spread + 2.0 * torch.rand(dim).double(),
         text_centre=0.1 * torch.randn(dim).double(),
         text_map=torch.randn(dim, dim).double() * predicts,
+        noise=0.7,
     )
     sentences = torch.randn(count, dim)
     image = torch.randn(dim)
@@ -133,9 +134,9 @@ def test_shares_of_the_prior_are_shapley_values(
     def value(of: tuple[int, ...]) -> float:
         prior = terms[list(of)].sum(0) if of else torch.zeros(dim).double()
         width = told if of else shared.blank
-        gain = units * width / (units * width + 1.0)
+        gain = units * width / (units * width + shared.noise)
         mean = prior + gain * (seen - prior)
-        variance = 1.0 + width * (1.0 - gain)
+        variance = shared.noise + width * (1.0 - gain)
         return float(-0.5 * ((z - mean).square() / variance + variance.log()).sum())
 
     expected = [0.0] * count

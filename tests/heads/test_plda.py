@@ -56,7 +56,7 @@ def whole(shared: SharedGaussian) -> dict[str, Tensor]:
     }
 
 
-def any_shared(dim: int, seed: int) -> SharedGaussian:
+def any_shared(dim: int, noise: float, seed: int) -> SharedGaussian:
     """Parameters of no fit."""
     g = torch.Generator().manual_seed(seed)
     basis = torch.eye(dim, dtype=torch.float64)
@@ -64,7 +64,7 @@ def any_shared(dim: int, seed: int) -> SharedGaussian:
     centre, text_centre, spread, blank = torch.randn(4, dim, generator=g, dtype=torch.float64)
     text_map = torch.randn(dim, dim, generator=g, dtype=torch.float64)
     spread = spread.square() + 0.02
-    return SharedGaussian(centre, basis, spread, spread + blank.square(), text_centre, text_map)
+    return SharedGaussian(centre, basis, spread, spread + blank.square(), text_centre, text_map, noise)
 
 
 def apart(log_likelihoods: Tensor) -> Tensor:
@@ -79,6 +79,7 @@ def apart(log_likelihoods: Tensor) -> Tensor:
     views=st.integers(1, 3),
     alike=st.sampled_from(["no", "no", "some", "all"]),
     size=st.integers(1, 3),
+    shrinkage=st.sampled_from([1.0, 3.0, None]),
     seed=seeds,
 )
 def test_the_fit_equals_its_twin(
@@ -87,6 +88,7 @@ def test_the_fit_equals_its_twin(
     views: int,
     alike: str,
     size: int,
+    shrinkage: float | None,
     seed: int,
 ) -> None:
     """Classes without images, with one, without text; one class; more dimensions than images; duplicates; views; units
@@ -95,12 +97,13 @@ def test_the_fit_equals_its_twin(
     counts[0] = max(counts[0], 1)
     features, labels, texts = drawn(counts, told, dim, views, alike, seed)
     units = number_observations(labels, [str(n // size) for n in range(len(labels))])
-    expected = twins.shared_gaussian(features, labels.tolist(), units.tolist(), texts)
-    found = fit_shared(Moments.of(features, labels, units, len(counts)), texts)
+    expected = twins.shared_gaussian(features, labels.tolist(), units.tolist(), texts, shrinkage)
+    found = fit_shared(Moments.of(features, labels, units, len(counts)), texts, shrinkage)
     blank = (found.basis.T @ expected.pop("seen") @ found.basis).diagonal().maximum(found.spread)
     torch.testing.assert_close(found.blank, blank, rtol=1e-6, atol=1e-7)
     for name, value in expected.items():
         torch.testing.assert_close(whole(found)[name], value, rtol=1e-6, atol=1e-7, msg=name)
+    assert found.noise == 1.0
     assert min(found.spread.tolist()) >= 0.02
 
 
@@ -108,20 +111,23 @@ def test_the_fit_equals_its_twin(
 @given(
     classes=st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=6),
     dim=st.integers(1, 5),
+    noise=st.sampled_from([0.5, 1.0, 1.25]),
     seed=seeds,
 )
-def test_log_likelihoods_equal_their_twin(classes: list[tuple[int, bool]], dim: int, seed: int) -> None:
+def test_log_likelihoods_equal_their_twin(
+    classes: list[tuple[int, bool]], dim: int, noise: float, seed: int
+) -> None:
     """A class of n images, none too, has log N(x; m, V) with the whole covariance; in float32 as well."""
     counts, told = [n for n, _ in classes], [there for _, there in classes]
     features, labels, texts = drawn(counts, told, dim, seed=seed)
-    shared = any_shared(dim, seed + 1)
+    shared = any_shared(dim, noise, seed + 1)
     found_counts, sums = class_sums(features[0], labels, len(counts))
     assert found_counts.tolist() == counts
     g = torch.Generator().manual_seed(seed)
     trust = torch.rand(len(counts), generator=g, dtype=torch.float64).round(decimals=1)
     model = PLDA(shared, found_counts, sums, texts, trust)
     images = torch.randn(3, dim, generator=g, dtype=torch.float64)
-    expected = twins.log_likelihoods(whole(shared), counts, sums, texts, trust, images)
+    expected = twins.log_likelihoods(whole(shared), noise, counts, sums, texts, trust, images)
     found = model.log_likelihoods(images)
     torch.testing.assert_close(apart(found), apart(expected), rtol=1e-8, atol=1e-8)
     size = float(found.abs().max())
@@ -136,7 +142,7 @@ def test_log_likelihoods_equal_their_twin(classes: list[tuple[int, bool]], dim: 
 def test_a_class_knows_nothing_of_the_others(count: int, told: bool, dim: int, seed: int) -> None:
     """With the same shared parameters its likelihood is the same in a model of some classes, in any order."""
     features, labels, texts = drawn([3, 2, 0, count], [True, False, True, told], dim, seed=seed)
-    shared = any_shared(dim, seed)
+    shared = any_shared(dim, 0.8, seed)
     model = PLDA(
         shared, *class_sums(features[0], labels, 4), texts, torch.tensor([1.0, 1.0, 0.5, 0.2]).double()
     )
@@ -162,7 +168,7 @@ def test_texts_predict_classes_that_have_no_image() -> None:
     without = PLDA(shared, counts, sums, torch.zeros_like(texts))
     mean, variance = without.posterior
     assert bool((mean[30:] == 0).all())
-    torch.testing.assert_close(variance[30], 1.0 + shared.blank)
+    torch.testing.assert_close(variance[30], shared.noise + shared.blank)
 
 
 def test_a_text_that_its_images_contradict_counts_for_nothing() -> None:
@@ -209,8 +215,8 @@ def test_units_are_the_observations() -> None:
 
 @pytest.mark.parametrize("views", [1, 3])
 def test_class_means_keep_their_distances_where_images_are_few(views: int) -> None:
-    """Lambda is what class means were drawn with: nothing is left of it at the bound, nor is more taken off where views
-    of an image differ as much as images do."""
+    """Lambda is what class means were drawn with, whichever way S was shrunk: nothing is left of it at the bound, nor
+    is more taken off where views of an image differ as much as images do."""
     g = torch.Generator().manual_seed(0)
     labels = torch.arange(60).repeat_interleave(3)
     scale = torch.linspace(0.2, 2.0, 24).double()
@@ -219,10 +225,11 @@ def test_class_means_keep_their_distances_where_images_are_few(views: int) -> No
     others = torch.randn(views - 1, 180, 24, generator=g, dtype=torch.float64) * 2.0 * scale
     features = torch.cat([images[None], images + others])
     moments = Moments.of(features, labels, torch.arange(180), 60)
-    shared = fit_shared(moments, torch.zeros(60, 24))
-    back = torch.linalg.inv(shared.basis)
-    between = (back.T @ shared.spread.diag() @ back).trace()
-    assert float(between) == pytest.approx(float((2.0 * scale).square().sum()), rel=0.2)
+    for shrinkage in (1.0, 3.0, None):
+        shared = fit_shared(moments, torch.zeros(60, 24), shrinkage)
+        back = torch.linalg.inv(shared.basis)
+        between = (back.T @ shared.spread.diag() @ back).trace()
+        assert float(between) == pytest.approx(float((2.0 * scale).square().sum()), rel=0.2)
 
 
 @pytest.mark.parametrize("observations", [0, 10, 1000])

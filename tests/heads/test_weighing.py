@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -14,6 +15,9 @@ from torch import Tensor
 
 from vlltr_index.heads.fusion import Gate, log_frequencies
 from vlltr_index.heads.weighing import (
+    PLAINEST,
+    SHRINKAGES,
+    Covariances,
     HeldOutScores,
     fit_prior,
     fit_temperature,
@@ -21,6 +25,7 @@ from vlltr_index.heads.weighing import (
     image_weights,
     level_with_best,
     paired_mean,
+    plainest_covariances,
     usual_weights,
 )
 
@@ -102,6 +107,27 @@ def test_settings_within_a_standard_error_are_level_with_the_best() -> None:
     costs, ones = torch.stack([sure, torch.zeros(90).double()]), torch.ones(90).double()
     assert level_with_best(costs, ones, torch.arange(90)).tolist() == [1]
     assert level_with_best(costs, ones, torch.arange(3).repeat_interleave(30)).tolist() == [0, 1]
+
+
+def test_covariances_are_the_plainest_of_those_that_are_likely_and_accurate() -> None:
+    """Nearest to a noise of 1 where all are alike; a likelier setting that misses more images is not taken."""
+    ones, alone = torch.ones(40).double(), torch.arange(40)
+    nothing = torch.zeros(2, 40).double()
+    assert plainest_covariances(lambda _: nothing, ones, alone) == PLAINEST
+
+    def likely_at(best: Covariances, missed: float) -> Callable[[Covariances], Tensor]:
+        def costs(covariances: Covariances) -> Tensor:
+            away = abs(math.log2(covariances.noise / best.noise)) + (covariances.shrinkage != best.shrinkage)
+            wrong = torch.zeros(40).double()
+            wrong[: int(40 * missed)] = float(covariances == best)
+            return torch.stack([torch.linspace(1.0, 1.1, 40).double() * (1.0 + away), wrong])
+
+        return costs
+
+    for shrinkage in SHRINKAGES:
+        best = Covariances(shrinkage, 4.0)
+        assert plainest_covariances(likely_at(best, 0.0), ones, alone) == best
+        assert plainest_covariances(likely_at(best, 0.5), ones, alone) != best
 
 
 @quick

@@ -304,9 +304,9 @@ CASES: dict[str, tuple[Spoil, str]] = {
     "head: without its beta": (head("loss_bias", value=False), r"'head\.log_beta' is not part of the model"),
     "head: pickle": (pickled, "not a safetensors file"),
     "parts: missing": (head("parts"), r"head\.json cannot be used: parts in head\.json: Field required"),
-    "parts: correlation": (
-        parts("correlation", value=2.0),
-        r"parts\.correlation in head\.json: Input should be less than or equal to 1",
+    "parts: noise": (
+        parts("noise", value=0.0),
+        r"parts\.noise in head\.json: Input should be greater than 0",
     ),
     "weights: NaN": (parts("weights", "text", value=float("nan")), r"parts\.weights\.text .* finite number"),
     "weights: text": (

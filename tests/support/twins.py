@@ -188,7 +188,7 @@ def weighted_mean(rows: list[Tensor], weights: list[float]) -> Tensor:
     return total / sum(weights)
 
 
-def shrunk(covariance: Tensor, observations: float, shrinkage: float | None = 1.0) -> Tensor:
+def shrunk(covariance: Tensor, observations: float, shrinkage: float | None) -> Tensor:
     """Toward the multiple of the identity that has its trace: by OAS times `shrinkage`, or by the sizes alone."""
     dim = len(covariance)
     if shrinkage is None:
@@ -291,18 +291,20 @@ def text_fit(
     return mapped, residuals, 1.0 - left[best] / total
 
 
-def between(apart: list[Tensor], counts: list[float], weights: list[float], noise: Tensor) -> Tensor:
+def between(
+    apart: list[Tensor], counts: list[float], weights: list[float], noise: Tensor, shrinkage: float | None
+) -> Tensor:
     """How class means lie apart, [D, D]: the weighted squares less what sampling adds, shrunk; of one class, I."""
     if len(apart) == 1:
         return torch.eye(len(apart[0]), dtype=torch.float64)
     total = torch.zeros_like(noise)
     for row, count, w in zip(apart, counts, weights, strict=True):
         total += w / sum(weights) * (torch.outer(row, row) - noise / count)
-    return shrunk(total, len(apart))
+    return shrunk(total, len(apart), shrinkage)
 
 
 def shared_gaussian(
-    features: Tensor, labels: list[int], units: list[int], prototypes: Tensor
+    features: Tensor, labels: list[int], units: list[int], prototypes: Tensor, shrinkage: float | None
 ) -> dict[str, Tensor]:
     """What all classes share, in the features' own coordinates: g, Sigma, Lambda, tbar, T and R^2.
 
@@ -318,7 +320,7 @@ def shared_gaussian(
     weights = [count / (count + 2.0) for count in n]
     centre = weighted_mean(means, weights)
     scatter, sampling, freedom = within(features, labels, units)
-    sigma = shrunk(scatter, freedom)
+    sigma = shrunk(scatter, freedom, shrinkage)
     whitening = torch.linalg.inv(torch.linalg.cholesky(sigma)).T
     noise = whitening.T @ sampling @ whitening
     told = [bool((prototypes[c] != 0).any()) for c in classes]
@@ -333,7 +335,7 @@ def shared_gaussian(
     # Classes that texts predict, or all where they predict none.
     chosen = [there or not r2 for there in told]
     kept = [[v for v, there in zip(of, chosen, strict=True) if there] for of in (residuals, n, weights)]
-    values, vectors = torch.linalg.eigh(between(*kept, noise))  # type: ignore[arg-type]
+    values, vectors = torch.linalg.eigh(between(*kept, noise, shrinkage))  # type: ignore[arg-type]
     for value, direction in zip(values, vectors.T, strict=True):
         spread += max(float(value), 0.02) * torch.outer(direction, direction)
     back = torch.linalg.inv(whitening)
@@ -341,7 +343,7 @@ def shared_gaussian(
         "centre": centre,
         "sigma": sigma,
         "spread": back.T @ spread @ back,
-        "seen": back.T @ between(seen, n, weights, noise) @ back,
+        "seen": back.T @ between(seen, n, weights, noise, shrinkage) @ back,
         "text_centre": text_centre,
         "text_map": whitening @ mapped @ back,
         "text_r2": torch.tensor(r2, dtype=torch.float64),
@@ -356,6 +358,7 @@ def gaussian(x: Tensor, mean: Tensor, variance: Tensor) -> float:
 
 def log_likelihoods(
     shared: dict[str, Tensor],
+    noise: float,
     counts: list[int],
     sums: Tensor,
     prototypes: Tensor,
@@ -363,7 +366,7 @@ def log_likelihoods(
     images: Tensor,
 ) -> Tensor:
     """log N(x; m, V) with whole covariance matrices, image by image and class by class."""
-    sigma = shared["sigma"]
+    sigma = noise * shared["sigma"]
     rows = []
     for x in images:
         row = []

@@ -89,6 +89,7 @@ class PartFacts(BaseModel):
     model_config = _STRICT
 
     weights: PartWeights
+    noise: float = Field(gt=0.0, le=1e3)
     text_r2: float
     ood_threshold: float | None
     unknown_accepted: float | None = Field(default=None, ge=0.0, le=1.0)
@@ -133,6 +134,7 @@ def save_head(
     if parts is not None:
         part_facts = PartFacts(
             weights=parts.weights,
+            noise=parts.shared.noise,
             text_r2=parts.shared.text_r2,
             ood_threshold=parts.ood_threshold,
             unknown_accepted=parts.unknown_accepted,
@@ -199,7 +201,7 @@ def _parts(facts: PartFacts, tensors: dict[str, Tensor]) -> Parts:
     held = None
     if "held_out.labels" in tensors:
         held = HeldOutAnswers(*(tensors.pop(f"held_out.{name}") for name in HELD_OUT))
-    gaussian = SharedGaussian(**shared, text_r2=facts.text_r2)
+    gaussian = SharedGaussian(**shared, noise=facts.noise, text_r2=facts.text_r2)
     return Parts(
         gaussian,
         facts.weights,

@@ -2,7 +2,7 @@
 
 Probabilistic LDA (Ioffe 2006; Prince & Elder 2007) with a prior mean that the class's text gives:
 
-    x | c ~ N(mu_c, Sigma)        mu_c ~ N(g + T (t_c - tbar), Lambda)
+    x | c ~ N(mu_c, s Sigma)        mu_c ~ N(g + T (t_c - tbar), Lambda)
 
 A class is described by the number of its units (an image, or several that are one observation), the sum of their
 features, and its text prototype. So classes can be added and removed without a new fit, also ones without images. A
@@ -42,6 +42,7 @@ class SharedGaussian:
         text_centre: [T], tbar.
         text_map: [T, D]; (t - text_centre) @ text_map is a class's prior mean in the basis. Zero where texts do not
             predict the class means.
+        noise: s, the covariance of images within a class, in units of Sigma, for images that were not fitted.
         text_r2: Share of the class means' variance that texts predict for classes left out of the fit, 0 to 1.
     """
 
@@ -51,6 +52,7 @@ class SharedGaussian:
     blank: Tensor
     text_centre: Tensor
     text_map: Tensor
+    noise: float = 1.0
     text_r2: float = 0.0
 
     def to(self, device: torch.device | str) -> SharedGaussian:
@@ -102,13 +104,13 @@ class PLDA:
         It is meaningless for a class without images, and for one without text.
         """
         predicted, spread = self._told
-        sampling = 1.0 / self.counts.double().clamp(min=1.0)[:, None]
+        sampling = self.shared.noise / self.counts.double().clamp(min=1.0)[:, None]
         return _log_density(self._means - predicted, spread + sampling)[:, 0]
 
     @cached_property
     def posterior(self) -> tuple[Tensor, Tensor]:
         """Mean and predictive variance of each class in the basis, both float64 [C, D]."""
-        return _posterior(self.counts, self._means, *self.prior)
+        return _posterior(self.shared, self.counts, self._means, *self.prior)
 
     @cached_property
     def without_text(self) -> PLDA:
@@ -143,7 +145,7 @@ class PLDA:
         seen = self._means[position : position + 1]
         spread = self._told[1][position : position + 1]
         prior = _prior(self.shared, counts, seen, predicted, spread, has_text)
-        mean, variance = _posterior(counts, seen, *prior)
+        mean, variance = _posterior(self.shared, counts, seen, *prior)
         return _log_density(z - mean, variance)[:, 0]
 
     @cached_property
@@ -275,7 +277,7 @@ class Moments:
         return cls(counts=counts, sums=sums, within=within, sampling=sampling, freedom=freedom)
 
 
-def fit_shared(moments: Moments, prototypes: Tensor) -> SharedGaussian:
+def fit_shared(moments: Moments, prototypes: Tensor, shrinkage: float | None = 1.0) -> SharedGaussian:
     """Fit the parameters that all classes share.
 
     Sigma is the within-class covariance S, shrunk. T is a multiple of the identity plus a ridge regression on the rest,
@@ -285,6 +287,7 @@ def fit_shared(moments: Moments, prototypes: Tensor) -> SharedGaussian:
     Args:
         moments: Statistics of the images.
         prototypes: Float [C, T], as for `PLDA`; T is D.
+        shrinkage: How much both covariances are shrunk, see `shrunk`.
 
     Raises:
         InputError: Prototypes are not finite.
@@ -296,7 +299,7 @@ def fit_shared(moments: Moments, prototypes: Tensor) -> SharedGaussian:
     means = moments.sums[there] / n[:, None]
     weights = n / (n + 2.0)
     centre = _mean(means, weights)
-    whitening = _inverse_root(shrunk(moments.within, moments.freedom))
+    whitening = _inverse_root(shrunk(moments.within, moments.freedom, shrinkage))
     noise = whitening @ moments.sampling @ whitening  # not the identity: S was shrunk before the root
     text = prototypes.to(means.device)[there].double()
     has_text = (text != 0).any(1)
@@ -307,10 +310,12 @@ def fit_shared(moments: Moments, prototypes: Tensor) -> SharedGaussian:
     known = torch.where(has_text[:, None], text - text_centre, 0.0)
     text_map, residuals, r2 = _fit_text(known @ whitening, seen, weights * has_text)
     with_residual = has_text if r2 else torch.ones_like(has_text)
-    about_texts = _between(residuals[with_residual], n[with_residual], weights[with_residual], noise=noise)
+    about_texts = _between(
+        residuals[with_residual], n[with_residual], weights[with_residual], noise=noise, shrinkage=shrinkage
+    )
     spread, rotation = torch.linalg.eigh(about_texts)
     spread = spread.clamp(min=_LEAST_SPREAD)
-    about_centre = _between(seen, n, weights, noise=noise)
+    about_centre = _between(seen, n, weights, noise=noise, shrinkage=shrinkage)
     blank = torch.maximum((rotation.T @ about_centre @ rotation).diagonal(), spread) if r2 else spread
     basis = whitening @ rotation
     text_map = whitening @ text_map @ rotation
@@ -365,18 +370,20 @@ def _prior(
         spread: Float64 [C, D], its variance; or [1, D].
         has_text: Bool [C]; a class whose images are likelier without its text has the prior without, too.
     """
-    sampling = 1.0 / counts.double().clamp(min=1.0)[:, None]
+    sampling = shared.noise / counts.double().clamp(min=1.0)[:, None]
     by_text = _log_density(seen - predicted, spread + sampling)
     by_none = _log_density(seen, shared.blank + sampling)
     told = has_text[:, None] & ((counts == 0)[:, None] | (by_text >= by_none))
     return torch.where(told, predicted, 0.0), torch.where(told, spread, shared.blank)
 
 
-def _posterior(counts: Tensor, seen: Tensor, mean: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
+def _posterior(
+    shared: SharedGaussian, counts: Tensor, seen: Tensor, mean: Tensor, spread: Tensor
+) -> tuple[Tensor, Tensor]:
     """Compute mean and predictive variance of classes, float64 [C, D], from their prior and images as for `_prior`."""
     n = counts.double()[:, None]
-    gain = n * spread / (n * spread + 1.0)
-    return mean + gain * (seen - mean), 1.0 + spread * (1.0 - gain)
+    gain = n * spread / (n * spread + shared.noise)
+    return mean + gain * (seen - mean), shared.noise + spread * (1.0 - gain)
 
 
 def _log_density(apart: Tensor, variance: Tensor) -> Tensor:
@@ -502,11 +509,13 @@ def _maps(text: Tensor, seen: Tensor, weights: Tensor) -> list[Tensor]:
     ]
 
 
-def _between(residuals: Tensor, counts: Tensor, weights: Tensor, noise: Tensor) -> Tensor:
+def _between(
+    residuals: Tensor, counts: Tensor, weights: Tensor, noise: Tensor, shrinkage: float | None
+) -> Tensor:
     """Compute the shrunk covariance [D, D] of residuals [C, D], less noise / n for sampling n = `counts` units."""
     classes, dim = residuals.shape
     if classes == 1:
         return torch.eye(dim).to(residuals)
     share = weights / weights.sum()
     between = (share[:, None] * residuals).T @ residuals
-    return shrunk(between - (share / counts).sum() * noise, classes)
+    return shrunk(between - (share / counts).sum() * noise, classes, shrinkage)

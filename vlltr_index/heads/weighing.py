@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from vlltr_index.heads.fusion import Gate, PartWeights, PriorWeights
+from vlltr_index.heads.plda import PLDA
 from vlltr_index.heads.pooling import log_means, worths
 
 _PRIOR_SPREAD = 0.25  # standard deviation of the prior of a weight, as a share of the visual parts' sum
@@ -20,6 +22,24 @@ _AT_RANDOM = 0.01  # share of labels that are taken to be random
 _ROUNDS = 100
 _CORRELATIONS = tuple(step / 20 for step in range(20, 0, -1))
 _LEAST = 0.02  # least share of the text in the sum of the weights; a smaller one counts as zero
+
+
+SHRINKAGES: tuple[float | None, ...] = (1.0, 3.0, 10.0, None)
+"""Candidates for the shrinkage of both covariances, see `shrunk`; the plainest first."""
+_OCTAVES = range(-3, 5)  # the noise is 2 to these powers
+_PARTS = 4  # steps in an octave; losses between octaves are interpolated
+_SURE = 2.0  # standard errors: with one, noise decides in collections of few units
+
+
+class Covariances(NamedTuple):
+    """Settings of a generative model's covariances: see `shrunk`, and `noise` of `SharedGaussian`."""
+
+    shrinkage: float | None
+    noise: float
+
+    def noisy(self, model: PLDA) -> PLDA:
+        """Return a model, fitted with this shrinkage, with this noise."""
+        return replace(model, shared=replace(model.shared, noise=self.noise))
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,17 +124,52 @@ def nll(logits: Tensor, labels: Tensor, weights: Tensor) -> float:
     return float((weights * item_nll(logits, labels)).sum() / weights.sum())
 
 
-def level_with_best(costs: Tensor, weights: Tensor, units: Tensor) -> Tensor:
-    """Find the settings whose mean cost is at most a standard error above the least, int64 positions, ascending.
+def level_with_best(costs: Tensor, weights: Tensor, units: Tensor, errors: float = 1.0) -> Tensor:
+    """Find the settings whose mean cost is at most some standard errors above the least: int64 positions, ascending.
 
     Args:
         costs: Float64 [S, N] of S settings, on the same N images.
         weights: Float64 [N], the weight of each image.
         units: Int64 [N], the unit of each image.
+        errors: Number of standard errors.
     """
     best = costs[(costs @ weights).argmin()]
     above, error = paired_mean(costs - best, weights, units)
-    return (above <= error).nonzero()[:, 0]
+    return (above <= errors * error).nonzero()[:, 0]
+
+
+PLAINEST = Covariances(SHRINKAGES[0], 1.0)
+
+
+def plainest_covariances(
+    costs: Callable[[Covariances], Tensor], weights: Tensor, units: Tensor
+) -> Covariances:
+    """Choose the plainest covariances that are about as accurate, and about as likely, as the best ones.
+
+    First all settings stay that miss at most two standard errors more images than the one that misses fewest: where
+    images are few the likeliest setting may draw all classes together. Of these the plainest is chosen whose mean loss
+    is within two standard errors of the least. Plainest is the first shrinkage of `SHRINKAGES`, and of one shrinkage
+    the noise nearest to 1.
+
+    Args:
+        costs: Gives for a setting, float64 [2, M], the loss of each of the M held-out images, and 1 where the image is
+            missed, else 0. It is called for whole octaves of the noise; values between are interpolated.
+        weights: Float64 [M], the weight of each image.
+        units: Int64 [M], the unit of each image.
+    """
+    found = dict[Covariances, Tensor]()
+    for shrinkage in SHRINKAGES:
+        octaves = [costs(Covariances(shrinkage, 2.0**octave)) for octave in _OCTAVES]
+        steps = range(_PARTS * (len(octaves) - 1) + 1)
+        for step in sorted(steps, key=lambda step: abs(step / _PARTS + _OCTAVES[0])):
+            at, between = divmod(step, _PARTS)
+            upper = octaves[min(at + 1, len(octaves) - 1)]
+            noise = 2.0 ** (step / _PARTS + _OCTAVES[0])
+            found[Covariances(shrinkage, noise)] = octaves[at].lerp(upper, between / _PARTS)
+    losses, missed = torch.stack(list(found.values()), 1)
+    accurate = level_with_best(missed, weights, units, errors=_SURE)
+    likely = level_with_best(losses[accurate], weights, units, errors=_SURE)
+    return list(found)[int(accurate[likely[0]])]
 
 
 def paired_mean(differences: Tensor, weights: Tensor, units: Tensor) -> tuple[Tensor, Tensor]:

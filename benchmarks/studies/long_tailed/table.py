@@ -172,7 +172,7 @@ def _accuracies(runs: Runs, shown: Sequence[str] = ORDER) -> list[str]:
 def _decisions(runs: Runs) -> list[str]:
     columns = ("image", "generative", "text")
     more = ("few_shot", "text_only")
-    heads = [*columns, "later, with images", "later, by text", "text_r2"]
+    heads = [*columns, "later, with images", "later, by text", "noise", "text_r2"]
     lines = ["| texts | seed | " + " | ".join(heads) + " |", "| --- | --- |" + " --- |" * len(heads)]
     for run in runs:
         mine = run["decided"][METHOD]
@@ -181,10 +181,10 @@ def _decisions(runs: Runs) -> list[str]:
         for name in more:
             met = mine[name]
             cells.append(f"{met['generative']:.3g} / {met['text']:.3g} / {met['offset']:+.2f}")
-        cells.append(f"{mine['text_r2']:.3g}")
+        cells += [f"{mine[name]:.3g}" for name in ("noise", "text_r2")]
         lines.append(f"| {run['texts']} | {run['seed']} | {' | '.join(cells)} |")
         cells = [f"{unseen[name]:.3g}" for name in columns]
         lines.append(
-            f"| {run['texts']}, had test images weighed | {run['seed']} | {' | '.join(cells)} | | | |"
+            f"| {run['texts']}, had test images weighed | {run['seed']} | {' | '.join(cells)} | | | | |"
         )
     return lines
