@@ -28,7 +28,8 @@ SHRINKAGES: tuple[float | None, ...] = (1.0, 3.0, 10.0, None)
 """Candidates for the shrinkage of both covariances, see `shrunk`; the plainest first."""
 _OCTAVES = range(-3, 5)  # the noise is 2 to these powers
 _PARTS = 4  # steps in an octave; losses between octaves are interpolated
-_SURE = 2.0  # standard errors: with one, noise decides in collections of few units
+_MISSED_BY = 2.0  # standard errors, as the next: with fewer, noise decides in collections of few units
+_LESS_LIKELY_BY = 4.0
 
 
 class Covariances(NamedTuple):
@@ -148,7 +149,7 @@ def plainest_covariances(
 
     First all settings stay that miss at most two standard errors more images than the one that misses fewest: where
     images are few the likeliest setting may draw all classes together. Of these the plainest is chosen whose mean loss
-    is within two standard errors of the least. Plainest is the first shrinkage of `SHRINKAGES`, and of one shrinkage
+    is within four standard errors of the least. Plainest is the first shrinkage of `SHRINKAGES`, and of one shrinkage
     the noise nearest to 1.
 
     Args:
@@ -167,8 +168,8 @@ def plainest_covariances(
             noise = 2.0 ** (step / _PARTS + _OCTAVES[0])
             found[Covariances(shrinkage, noise)] = octaves[at].lerp(upper, between / _PARTS)
     losses, missed = torch.stack(list(found.values()), 1)
-    accurate = level_with_best(missed, weights, units, errors=_SURE)
-    likely = level_with_best(losses[accurate], weights, units, errors=_SURE)
+    accurate = level_with_best(missed, weights, units, errors=_MISSED_BY)
+    likely = level_with_best(losses[accurate], weights, units, errors=_LESS_LIKELY_BY)
     return list(found)[int(accurate[likely[0]])]
 
 
