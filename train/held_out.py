@@ -125,8 +125,14 @@ def weigh_parts(
         found = replace(found, prior=prior)
     best = scores.likelihoods.amax(1).sort().values
     accept = float(best[int((1.0 - _ACCEPTED) * len(best))])
+    shared = chosen.noisy(data.model(moments, chosen.shrinkage)).shared
+    if Parts(
+        shared, found
+    ).texts_are_mute:  # a class that has text alone would win wherever the images say little
+        found = replace(found, text_only=replace(found.text_only, offset=_NOT_FOUND))
+        later = tuple(one for one in later if one.images)
     parts = Parts(
-        chosen.noisy(data.model(moments, chosen.shrinkage)).shared,
+        shared,
         found,
         accept,
         HeldOutAnswers(labels, scores.fused(found).softmax(1).half()),
@@ -137,9 +143,6 @@ def weigh_parts(
     )
     left = f"Stage 1 left {plural(len(labels), 'image')} out, too few to weigh by: the usual weights hold."
     notes = [*(_notes(data, scores, units, parts, matches) if enough else [left]), *_more_notes(parts)]
-    if parts.texts_are_mute:  # a class that has text alone would win wherever the images say little
-        unknown = replace(found.text_only, offset=_NOT_FOUND)
-        parts = replace(parts, weights=replace(found, text_only=unknown))
     return parts, notes
 
 

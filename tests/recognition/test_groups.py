@@ -97,7 +97,7 @@ def test_a_group_has_one_vote(recognizer: Recognizer, pictures: Path) -> None:
     model = recognizer.current()
     features = recognizer.features([pictures / "known-0.png", pictures / "known-1.png"])[0]
     drawn = torch.randn(20, features.shape[1], generator=torch.Generator().manual_seed(0))
-    moved = torch.cat([features, features[:1] + 0.05 * features.norm(dim=1).mean() / 4 * drawn])
+    moved = torch.cat([features, features[:1] + 0.005 * features.norm(dim=1).mean() / 4 * drawn])
     best = model.exhaustive(moved).probabilities.argmax(1)
     moved = moved[(best == best[0]) | (torch.arange(len(moved)) == 1)]
     grouped = ["burst", None, *["burst"] * (len(moved) - 2)]

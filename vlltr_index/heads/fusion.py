@@ -200,7 +200,6 @@ def visual_scores(
     """
     side = VisualScores(likelihoods, likelihoods, likelihoods, trained, with_images)
     own = _columns(trained, likelihoods)
-
     number = int((~trained).sum())
 
     def scores(of: Tensor) -> Tensor:

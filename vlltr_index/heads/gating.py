@@ -20,6 +20,7 @@ _MOST_LOST = 0.01  # what later classes may cost the trained ones: accuracy, eac
 _TAIL = (
     0.1  # share of the images of trained classes, those nearest to a newcomer, whose margins tell the rest
 )
+_FEWEST_IN_TAIL = 5
 _SLOPE_SPREAD = 0.5  # standard deviation of the logarithm of the slope, under its prior
 _NUMBERS = (1, 10, 100)
 _TRUSTS = (1.0, 0.75, 0.5, 0.25, 0.0)
@@ -95,11 +96,11 @@ class HeldOutClasses:
         """Measure how far newcomers are behind the best trained class on their own images, without the offset.
 
         Returns:
-            Float64 [M], and the share of the other newcomers that are ahead of the image's own, float64 [M].
+            Float64 [M], and the share of the other newcomers that are not behind the image's own, float64 [M].
         """
         later = _later_scores(gate, self.new_likelihoods, self.new_text, self.trained)
         own = later.gather(1, (self.new_labels - self.trained)[:, None])
-        ahead = (later > own).sum(1).double() / max(self.newcomers - 1, 1)
+        ahead = ((later >= own).sum(1) - 1).double() / max(self.newcomers - 1, 1)
         return self.new_best - own[:, 0], ahead
 
 
@@ -107,6 +108,10 @@ def _later_scores(gate: Gate, likelihoods: Tensor, text: Tensor, trained: int) -
     """Score newcomers as later classes are scored, but for the offset: [N, K], of scores [N, C + K]."""
     scores = gate.generative * likelihoods + gate.text * text
     return scores[:, trained:] - scores[:, :trained].logsumexp(1, keepdim=True)
+
+
+def _usable(designs: Sequence[HeldOutClasses]) -> list[HeldOutClasses]:
+    return [one for one in designs if len(one.new_labels) and bool(one.weights.any())]
 
 
 def fit_gate(start: Gate, designs: Sequence[HeldOutClasses], weights: bool = True) -> Gate:
@@ -125,9 +130,9 @@ def fit_gate(start: Gate, designs: Sequence[HeldOutClasses], weights: bool = Tru
         start: The weights before the fit.
         designs: Scores with newcomers; one without an image of a newcomer, or without one of a trained class that is
             right, is ignored.
-        weights: Whether the weights are fitted; otherwise they stay at `start`.
+        weights: Whether the weights are fitted; otherwise, or if no part tells newcomers apart, they stay at `start`.
     """
-    designs = [one for one in designs if len(one.new_labels) and bool(one.weights.any())]
+    designs = _usable(designs)
     if not designs:
         return start
     gate = _fit_weights(start, designs) if weights else start
@@ -163,7 +168,7 @@ def later_figures(gate: Gate, designs: Sequence[HeldOutClasses]) -> tuple[LaterF
         gate: Fitted on these designs, or on others too.
         designs: Newcomers known by the same number of images; those that `fit_gate` ignores are ignored.
     """
-    designs = [one for one in designs if len(one.new_labels) and bool(one.weights.any())]
+    designs = _usable(designs)
     if not designs:
         return ()
     losses = _Losses.of(gate, designs)
@@ -175,15 +180,16 @@ def later_figures(gate: Gate, designs: Sequence[HeldOutClasses]) -> tuple[LaterF
             lacking, ahead = one.lead_lacking(gate)
             share = (lacking < offset) * (1.0 - ahead) ** (number - 1)
             found += float(one.new_weights @ share) / len(designs)
-        figures.append(LaterFigures(designs[0].images, number, found, losses.at(offset + math.log(number))))
+        lost = losses.at(offset + math.log(number))
+        figures.append(LaterFigures(designs[0].images, number, min(found, 1.0), min(lost, 1.0)))
     return tuple(figures)
 
 
 def _even_offset(gate: Gate, designs: Sequence[HeldOutClasses]) -> float:
     """Fit a logistic regression, newcomer or not, on the lead of the best newcomer; return where it is even, negated.
 
-    Each class weighs one, however many of its images are asked about, for these stand and fall together; the offset has
-    a standard normal prior.
+    In a design each class weighs one, the trained ones times their accuracy, however many images are asked about, for
+    those of a class stand and fall together. The offset has a standard normal prior.
     """
     kinds = len({one.images for one in designs})  # a newcomer plays in so many designs
     leads = []
@@ -217,14 +223,15 @@ class _Losses:
     """What a single newcomer costs the trained classes, by its offset.
 
     Of K newcomers the strongest counts; it is taken to be as strong as a single one with an offset greater by ln K.
-    Below a threshold the share of margins is taken to fall exponentially, for few images lie there.
+    Below a threshold the share of margins is taken to fall exponentially, for few images lie there. It has a tenth of
+    the images below it, or five.
 
     Attributes:
         margins: Float64 [N], ascending: the offsets with which images are lost.
         lost: Float64 [N], the accuracy that is lost with those.
         threshold: The offset below which the tail begins.
         share: The accuracy that is lost at the threshold.
-        length: Mean distance of the margins in the tail to the threshold.
+        length: Mean distance of the margins in the tail to the threshold; 1 where there is none.
     """
 
     margins: Tensor
@@ -243,19 +250,19 @@ class _Losses:
         margins, order = margins.sort()
         lost = weights[order].cumsum(0)
         share = min(_TAIL, 0.5 * float(lost[-1]))
-        last = min(int(torch.searchsorted(lost, share)), len(lost) - 1)
+        last = min(max(int(torch.searchsorted(lost, share)), _FEWEST_IN_TAIL - 1), len(lost) - 1)
         threshold = float(margins[last])
         apart = (threshold - margins[: last + 1]) @ weights[order][: last + 1]
-        return cls(margins, lost, threshold, float(lost[last]), float(apart / lost[last]))
+        return cls(margins, lost, threshold, float(lost[last]), float(apart / lost[last]) or 1.0)
 
     def at(self, offset: float) -> float:
         """Return the accuracy that is lost with an offset."""
         if offset < self.threshold:
-            return self.share * math.exp((offset - self.threshold) / max(self.length, 1e-9))
+            return self.share * math.exp((offset - self.threshold) / self.length)
         return float(self.lost[int((self.margins <= offset).sum()) - 1])
 
     def offset_at(self, most: float) -> float:
-        """Return the offset with which the accuracy `most` is lost, less than the share at the threshold."""
+        """Return the offset with which the accuracy `most` is lost, by the tail."""
         return self.threshold - self.length * math.log(self.share / most)
 
 

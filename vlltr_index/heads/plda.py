@@ -244,8 +244,8 @@ class Moments:
         sampling: Float64 [D, D], the pooled covariance of plain unit means about their class mean. Divided by n it is
             the covariance of the mean of a class with n units. It equals S where each unit is one image with one
             view, and where S is half the total.
-        freedom: Effective degrees of freedom of S: those of its two parts, U - C for unit means and N - U for images
-            about them, by the parts' squared norms (Satterthwaite 1946); U - C where S is half the total.
+        freedom: Effective degrees of freedom of S: those of its two parts, U - C for unit means and V N - U for
+            images about them, by the parts' squared norms (Satterthwaite 1946); U - C where S is half the total.
     """
 
     counts: Tensor

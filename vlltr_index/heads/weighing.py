@@ -337,7 +337,7 @@ def usual_weights(held_out: HeldOutScores) -> PartWeights:
 
 
 def mean_spread(part: Tensor) -> float:
-    """Compute the mean over images of a part's standard deviation over classes; infinite where all scores are alike."""
+    """Compute the mean over images of the standard deviation of scores [N, C] over classes; infinite if alike."""
     spread = float(part.double().std(1, unbiased=False).mean())
     return spread if spread > 1e-9 else math.inf
 

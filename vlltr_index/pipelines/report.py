@@ -374,7 +374,7 @@ def facts(snapshot: Snapshot, split: str, state: StatusReport) -> tuple[tuple[st
 
 
 def _parts_of(snapshot: Snapshot) -> Parts | None:
-    """The weights of the head under the rule `ours`; None where there is no such head."""
+    """Return the weights of the head under the rule `ours`; None where there is no such head."""
     with suppress(MissingStepError, WorkspaceError):  # the measured part says so
         head = snapshot.commit.head
         return load_head(snapshot.objects.whole("heads", head)).parts if head else None
@@ -391,13 +391,13 @@ def _fusion(parts: Parts | None, fusion: FusionConfig) -> str:
     return (
         f"rule ours: visual classifier {w.image:.3g}, generative model {w.generative:.3g}, text {w.text:.3g};"
         f" between old and new classes {w.few_shot.generative:.3g}, text {w.few_shot.text:.3g}, offset"
-        f" {w.few_shot.offset:.2f}; texts predict"
+        f" {w.few_shot.offset_among(1):.2f}; texts predict"
         f" {100 * parts.shared.text_r2:.0f} % of the class means"
     )
 
 
 def _later(parts: Parts | None) -> list[tuple[str, str]]:
-    """What classes that are added later get and cost, by an estimate: a row for each number of images."""
+    """Tell what classes that are added later get and cost, by an estimate: a row for each number of images."""
     rows = dict[int, list[str]]()
     for one in parts.later if parts is not None else ():
         figures = f"{one.number}: {100 * one.found:.0f} % found, the others lose {100 * one.lost:.1f} points"

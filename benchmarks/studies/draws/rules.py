@@ -107,26 +107,26 @@ def _means(x: Tensor, y: Tensor, classes: int) -> Tensor:
     return sums / torch.bincount(y, minlength=classes)[:, None]
 
 
-def folds(images: Tensor, seed: int, units: Tensor | None = None) -> list[Tensor]:
+def folds(labels: Tensor, seed: int, units: Tensor | None = None) -> list[Tensor]:
     """Parts of the images to hold out, positions int64, disjoint; no class ever loses its last unit.
 
     Args:
-        images: Integers [N], their classes.
+        labels: Integers [N].
         seed: Of the draw.
         units: Int64 [N], 0 to U - 1: the unit of each, of images of one class; None: each image is a unit.
     """
     if units is None:
-        units = torch.arange(len(images))
-    labels = images.new_empty(int(units.max()) + 1).scatter_(0, units, images)
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    order = order[labels[order].argsort(stable=True)]  # by class, at random within
-    _, counts = torch.unique_consecutive(labels[order], return_counts=True)
+        units = torch.arange(len(labels))
+    of_units = labels.new_empty(int(units.max()) + 1).scatter_(0, units, labels)
+    order = torch.randperm(len(of_units), generator=torch.Generator().manual_seed(seed))
+    order = order[of_units[order].argsort(stable=True)]  # by class, at random within
+    _, counts = torch.unique_consecutive(of_units[order], return_counts=True)
     starts = (counts.cumsum(0) - counts).repeat_interleave(counts)
-    within = torch.arange(len(labels)) - starts
+    within = torch.arange(len(of_units)) - starts
     offset = torch.randint(FOLDS, (len(counts),), generator=torch.Generator().manual_seed(seed))
     part = (within + offset.repeat_interleave(counts)) % FOLDS
     part[counts.repeat_interleave(counts) == 1] = -1
-    held = [torch.isin(units, order[part == n]) for n in range(FOLDS if len(labels) < WHOLE else 1)]
+    held = [torch.isin(units, order[part == n]) for n in range(FOLDS if len(of_units) < WHOLE else 1)]
     return [rows.nonzero()[:, 0] for rows in held if bool(rows.any())]
 
 
