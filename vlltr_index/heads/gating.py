@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from vlltr_index.heads.fusion import Gate
 from vlltr_index.heads.plda import PLDA
-from vlltr_index.heads.weighing import balanced_shares, level_with_best, mean_spread
+from vlltr_index.heads.weighing import balanced_shares, level_with_best
 
 _MOST_LOST = 0.01  # what later classes may cost the trained ones: accuracy, each class counted alike
 _TAIL = (
@@ -268,10 +268,10 @@ class _Losses:
 
 def _fit_weights(start: Gate, designs: Sequence[HeldOutClasses]) -> Gate:
     """Fit the most probable weights, see `fit_gate`, beside an offset that has a standard normal prior."""
-    image_spread = mean_spread(torch.cat([one.new_likelihoods for one in designs]))
-    text_spread = mean_spread(torch.cat([one.new_text for one in designs]))
+    units = torch.stack(
+        [_spread([one.new_likelihoods for one in designs]), _spread([one.new_text for one in designs])]
+    )
     before = torch.tensor([start.generative, start.text], dtype=torch.float64)
-    units = torch.tensor([image_spread, text_spread], dtype=torch.float64).nan_to_num(posinf=0.0)
     whole = float(before @ units)
     if not whole:
         return start
@@ -296,6 +296,12 @@ def _fit_weights(start: Gate, designs: Sequence[HeldOutClasses]) -> Gate:
     shares[shares < 1e-6] = 0.0  # a root comes near 0 but never reaches it
     generative, text = (shares * factors).tolist()
     return Gate(generative, text)
+
+
+def _spread(parts: Sequence[Tensor]) -> Tensor:
+    """Compute the mean over images of the standard deviation of scores [M, C + K]; 0 where all are alike."""
+    spread = torch.cat([part.double().std(1, unbiased=False) for part in parts]).mean()
+    return torch.where(spread > 1e-9, spread, 0.0)
 
 
 def _weights_loss(one: HeldOutClasses, generative: Tensor, text: Tensor, offset: Tensor) -> Tensor:
