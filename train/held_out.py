@@ -126,9 +126,8 @@ def weigh_parts(
     best = scores.likelihoods.amax(1).sort().values
     accept = float(best[int((1.0 - _ACCEPTED) * len(best))])
     shared = chosen.noisy(data.model(moments, chosen.shrinkage)).shared
-    if Parts(
-        shared, found
-    ).texts_are_mute:  # a class that has text alone would win wherever the images say little
+    # Else a class that has text alone would win wherever the images say little.
+    if Parts(shared, found).texts_are_mute:
         found = replace(found, text_only=replace(found.text_only, offset=_NOT_FOUND))
         later = tuple(one for one in later if one.images)
     parts = Parts(

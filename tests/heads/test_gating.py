@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from dataclasses import asdict, replace
 from functools import cache
 
 import pytest
@@ -184,6 +185,22 @@ def test_texts_are_trusted_as_far_as_they_tell_where_classes_lie(
     model = PLDA(shared, counts, 50.0 * means, texts)
     assert least <= fit_trust(model) <= most
     assert fit_trust(model.select(torch.arange(2))) == 1.0
+
+
+def test_designs_of_different_sizes_are_fitted_together() -> None:
+    """A class without a text plays none that is known by text alone, so folds differ."""
+    designs = [design(seed, 10, new, 60)[0] for seed, new in ((0, 2), (1, 1))]
+    assert all(math.isfinite(value) for value in asdict(fit_gate(PLAIN, designs)).values())
+
+
+def test_figures_stay_within_bounds_where_all_is_found() -> None:
+    """The shares of 9 classes with 13 images each sum to a little more than one."""
+    one, _, _ = design(0, 10, 9, 117, reach=30.0)
+    labels = 10 + torch.arange(9).repeat_interleave(13)
+    found = torch.where(torch.arange(19) == labels[:, None], 0.0, -100.0).double()
+    best = torch.full((117,), -1.0, dtype=torch.float64)
+    perfect = replace(one, new_likelihoods=found, new_text=0.0 * found, new_labels=labels, new_best=best)
+    assert all(figures.found == 1.0 for figures in later_figures(Gate(1.0, 0.0), [perfect]))
 
 
 def test_designs_of_nobody_leave_the_gate_alone() -> None:

@@ -281,8 +281,9 @@ def test_texts_say_more_of_classes_without_images() -> None:
     weights = parts_of(fit_stage_two(data, CONFIG)).weights
     assert weights.text_only.text > 2.0 * weights.text
     assert weights.text_only.offset != 0.0
-    silent = parts_of(fit_stage_two(drawn([8] * 10, [False] * 10, apart=0.2), CONFIG)).weights
-    assert silent.text_only.offset == -1e5  # nothing is known of them
+    silent = parts_of(fit_stage_two(drawn([8] * 10, [False] * 10, apart=0.2), CONFIG))
+    assert silent.weights.text_only.offset == -1e5  # nothing is known of them
+    assert {one.images for one in silent.later} == {1, 5}
 
 
 @pytest.mark.slow

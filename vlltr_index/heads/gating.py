@@ -14,12 +14,10 @@ from torch.nn import functional as F
 
 from vlltr_index.heads.fusion import Gate
 from vlltr_index.heads.plda import PLDA
-from vlltr_index.heads.weighing import balanced_shares, level_with_best
+from vlltr_index.heads.weighing import balanced_shares, level_with_best, mean_spread
 
 _MOST_LOST = 0.01  # what later classes may cost the trained ones: accuracy, each class counted alike
-_TAIL = (
-    0.1  # share of the images of trained classes, those nearest to a newcomer, whose margins tell the rest
-)
+_TAIL = 0.1  # share of the images of trained classes, those nearest to a newcomer, that tell of the rest
 _FEWEST_IN_TAIL = 5
 _SLOPE_SPREAD = 0.5  # standard deviation of the logarithm of the slope, under its prior
 _NUMBERS = (1, 10, 100)
@@ -172,14 +170,14 @@ def later_figures(gate: Gate, designs: Sequence[HeldOutClasses]) -> tuple[LaterF
     if not designs:
         return ()
     losses = _Losses.of(gate, designs)
+    leads = [one.lead_lacking(gate) for one in designs]
+    lacking = torch.cat([lead for lead, _ in leads])
+    alone = torch.cat([1.0 - ahead for _, ahead in leads])
+    weights = torch.cat([one.new_weights for one in designs]) / len(designs)
     figures = []
     for number in _NUMBERS:
         offset = gate.offset_among(number)
-        found = 0.0
-        for one in designs:
-            lacking, ahead = one.lead_lacking(gate)
-            share = (lacking < offset) * (1.0 - ahead) ** (number - 1)
-            found += float(one.new_weights @ share) / len(designs)
+        found = float(weights @ ((lacking < offset) * alone ** (number - 1)))
         lost = losses.at(offset + math.log(number))
         figures.append(LaterFigures(designs[0].images, number, min(found, 1.0), min(lost, 1.0)))
     return tuple(figures)
@@ -268,9 +266,9 @@ class _Losses:
 
 def _fit_weights(start: Gate, designs: Sequence[HeldOutClasses]) -> Gate:
     """Fit the most probable weights, see `fit_gate`, beside an offset that has a standard normal prior."""
-    units = torch.stack(
-        [_spread([one.new_likelihoods for one in designs]), _spread([one.new_text for one in designs])]
-    )
+    image_spread = mean_spread(*(one.new_likelihoods for one in designs))
+    text_spread = mean_spread(*(one.new_text for one in designs))
+    units = torch.tensor([image_spread, text_spread], dtype=torch.float64).nan_to_num(posinf=0.0)
     before = torch.tensor([start.generative, start.text], dtype=torch.float64)
     whole = float(before @ units)
     if not whole:
@@ -296,12 +294,6 @@ def _fit_weights(start: Gate, designs: Sequence[HeldOutClasses]) -> Gate:
     shares[shares < 1e-6] = 0.0  # a root comes near 0 but never reaches it
     generative, text = (shares * factors).tolist()
     return Gate(generative, text)
-
-
-def _spread(parts: Sequence[Tensor]) -> Tensor:
-    """Compute the mean over images of the standard deviation of scores [M, C + K]; 0 where all are alike."""
-    spread = torch.cat([part.double().std(1, unbiased=False) for part in parts]).mean()
-    return torch.where(spread > 1e-9, spread, 0.0)
 
 
 def _weights_loss(one: HeldOutClasses, generative: Tensor, text: Tensor, offset: Tensor) -> Tensor:

@@ -336,9 +336,9 @@ def usual_weights(held_out: HeldOutScores) -> PartWeights:
     return PartWeights(image=0.0, generative=TEMPERED, text=text, few_shot=gate, text_only=gate)
 
 
-def mean_spread(part: Tensor) -> float:
+def mean_spread(*parts: Tensor) -> float:
     """Compute the mean over images of the standard deviation of scores [N, C] over classes; infinite if alike."""
-    spread = float(part.double().std(1, unbiased=False).mean())
+    spread = float(torch.cat([part.double().std(1, unbiased=False) for part in parts]).mean())
     return spread if spread > 1e-9 else math.inf
 
 
