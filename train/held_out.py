@@ -270,25 +270,29 @@ def _held_out_classes(
     queries = torch.cat(asked)
     model = replace(left_out.model, counts=counts, sums=sums).select(order)
 
-    def scored(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        likelihoods = model.log_likelihoods(unit_rows(features)).cpu().double()
-        among = weights.generative * likelihoods[:, :trained]
-        if weights.image:
-            among += weights.image * visual_logits(data, fold.head, features)[:, known]
-        if weights.text:
-            among += weights.text * text_logits(fold.data, fold.head, features)[:, known]
-        return likelihoods, left_out.text_logits(features)[:, order].double(), among.log_softmax(1)
+    def among(likelihoods: Tensor, image: Tensor, text: Tensor) -> Tensor:
+        """Compute log P(c | trained, x), float64 [B, trained]."""
+        scores = weights.generative * likelihoods[:, :trained]
+        return (scores + weights.image * image[:, known] + weights.text * text[:, known]).log_softmax(1)
 
-    held = fold.out & known[data.labels]
-    labels = column[data.labels[held]]
+    old = known[fold.labels]
+    labels = column[fold.labels[old]]
+    asked_for = data.features[0, queries]
     with torch.no_grad():
-        likelihoods, text, among = scored(data.features[0, held])
-        new_likelihoods, new_text, new_among = scored(data.features[0, queries])
-    shares = balanced_shares(labels, data.observations[held])
+        likelihoods = model.log_likelihoods(fold.features[old]).cpu().double()
+        text = left_out.text_logits(data.features[0, fold.out][old])[:, order].double()
+        by_trained = among(likelihoods, fold.image[old], fold.text[old])
+        new_likelihoods = model.log_likelihoods(unit_rows(asked_for)).cpu().double()
+        new_text = left_out.text_logits(asked_for)[:, order].double()
+        image = visual_logits(data, fold.head, asked_for) if weights.image else torch.zeros(1, data.classes)
+        told = text_logits(fold.data, fold.head, asked_for) if weights.text else torch.zeros(1, data.classes)
+        new_by_trained = among(new_likelihoods, image, told)
+    shares = balanced_shares(labels, data.observations[fold.out][old])
     return HeldOutClasses(
         images=images,
-        likelihoods=likelihoods, text=text, best=among.amax(1), weights=shares * (among.argmax(1) == labels),
-        new_likelihoods=new_likelihoods, new_text=new_text, new_best=new_among.amax(1),
+        likelihoods=likelihoods, text=text,
+        best=by_trained.amax(1), weights=shares * (by_trained.argmax(1) == labels),
+        new_likelihoods=new_likelihoods, new_text=new_text, new_best=new_by_trained.amax(1),
         new_labels=column[data.labels[queries]], trained=trained,
     )  # fmt: skip
 

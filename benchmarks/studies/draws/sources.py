@@ -39,8 +39,9 @@ SENTENCES = 12  # of a class whose vectors have CLIP's geometry
 OTHERS = 10  # classes beside those of a draw
 ALL_SHARE = 0.25  # of each class's training images, at least one
 ICONS = ("icons", "families")
-UNITS = {name.partition(",")[0].partition(" ")[0]: name for name in KINDS if "times" not in name}
+UNITS = {name.split()[0].rstrip(","): name for name in KINDS if "times" not in name}
 """Collections of units by their names as a source: those of the study `honest_figure`."""
+UNITS_SETTING = "9xall"
 _NEW_UNITS = 16  # of each of their classes, for testing
 Picture = tuple[str, bytes]  # without bytes where the name says it all
 _WORD = re.compile(r"[\w-]+")
@@ -98,11 +99,13 @@ def draw(source: str, setting: Setting, number: int, final: bool = False) -> Dra
 
     Args:
         source: `heldout`, `train`, `icons`, `families`, `clip` or one of `UNITS`.
-        setting: Its size; one of `UNITS` has its own.
+        setting: Its size; `UNITS_SETTING` for one of `UNITS`.
         number: Of the draw.
         final: Take the held-out classes that are for final figures.
     """
     if source in UNITS:
+        if setting != Setting.of(UNITS_SETTING):
+            raise ValueError(f"collections of {source} are of one size: --setting {UNITS_SETTING}")
         return _of_units(source, number)
     pools = _pools(source, number, final)
     fits = [p for p in pools if len(p.train) >= _least(source, setting)]
