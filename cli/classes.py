@@ -262,6 +262,7 @@ def remove_images(context: Context, /, **how: Any) -> None:
 @click.option("--root", "list_root", type=DIR, help="Base of the file's paths; default: its own folder.")
 @click.option("--names", "label_names", type=FILE, help="Names of numeric labels, as for `ingest images`.")
 @click.option("--create-classes", is_flag=True, help="Make classes for unknown names, known by their images.")
+@click.option("--add", is_flag=True, help="Take in pictures that the workspace does not have, to train on.")
 @dry_run_option
 @device_option
 @pass_context
@@ -270,7 +271,9 @@ def relabel(context: Context, /, **how: Any) -> None:
 
     FILE is as for `ingest images`: a list, CSV, TSV, Parquet or JSONL with paths and classes, or an export of Label
     Studio or FiftyOne. Pictures are found by their path, or by their content where they lie elsewhere now. What cannot
-    be used is named with its line. A correction stays until the folder that the picture came from moves it.
+    be used is named with its line. A correction stays until the folder that the picture came from moves it. A row that
+    gives a picture the class it has confirms it, so that `vlltr review` does not ask again; a row without a class says
+    nothing.
     """
     from vlltr_index.classes import relabel_images
 

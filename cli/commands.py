@@ -103,6 +103,11 @@ COMMANDS: dict[str, Entry] = {  # in the order of a first session
         "Write one HTML file: accuracy, gains, confusions, explained predictions.",
         ("pipelines.report.write_report",),
     ),
+    "review": Entry(
+        "review",
+        "List pictures in the order in which looking at them pays.",
+        ("pipelines.review.queue.review", "pipelines.review.folder.review_folder"),
+    ),
     "classes": Entry(
         "classes",
         "List, show, add, remove, rename and merge classes, without retraining.",

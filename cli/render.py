@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from vlltr_index.pipelines.ingest import IngestReport
     from vlltr_index.pipelines.predict import PredictReport
     from vlltr_index.pipelines.report import ReportFile
+    from vlltr_index.pipelines.review.queue import Entry, Review
     from vlltr_index.pipelines.status import StatusReport
     from vlltr_index.pipelines.taxonomy import TaxonomyReport
     from vlltr_index.pipelines.train_baseline import BaselineRow
@@ -42,6 +43,7 @@ _BINS = ("overall", "many", "medium", "few", "few5", "new")
 _RESULTS = ("EvaluationReport", "ReportFile", "Prediction")  # what their commands are run for
 _CHANGES = 10  # pictures with another class that are listed
 _LEFT_OUT = 20  # entries of a file of corrections that are named
+_LISTED = 20  # pictures to look at that are listed
 _SHOWN = 3  # classes of a change that are reported one by one
 _HARM = 0.01  # loss of the other classes' accuracy from which a warning is shown
 
@@ -370,7 +372,9 @@ def _relabel(report: RelabelReport) -> list[str]:
         f"{report.same:,} of that class already",
         f"{report.not_found:,} not found",
     ]
+    counts += [f"{report.unsaid:,} without a class"] if report.unsaid else []
     counts += [f"{others:,} left out"] if others else []
+    counts += [f"{report.added_images:,} added"] if report.added_images else []
     lines = [f"{report.source}: {', '.join(counts)}."]
     if report.classes_added:
         lines.append(f"Classes made: {', '.join(report.classes_added)}.")
@@ -387,6 +391,32 @@ def _first(lines: list[str], most: int | None) -> list[str]:
         [] if most is None or len(lines) <= most else [f"  and {len(lines) - most:,} more (--json has all)"]
     )
     return [*lines[:most], *more]
+
+
+def _review(report: Review) -> list[str]:
+    from vlltr_index.pipelines.review.files import summary
+
+    lines = [*summary(report), *report.notes]
+    if report.moved is not None:
+        moved = report.moved
+        lines.append(
+            f"Since the list before, on {plural(moved.images, 'picture')} whose label is as it was:"
+            f" {percent(moved.before)} % of the held-out answers were right, now {percent(moved.after)} % are (each"
+            f" class counted alike; {100 * (moved.after - moved.before):+.1f} points [{100 * moved.low:+.1f},"
+            f" {100 * moved.high:+.1f}])."
+        )
+    return [*lines, *_first([f"  {_entry(one)}" for one in report.entries], _LISTED)]
+
+
+def _entry(one: Entry) -> str:
+    """Return a picture to look at on one line."""
+    said = one.class_name or ""
+    if one.suggested:
+        said += f" -> {one.suggested}?" if said else f"{one.suggested}?"
+    if one.wrong is not None and one.reason in ("label", "two classes"):
+        said += f" ({100 * one.wrong:.0f} % wrong)"
+    beside = f", beside {plural(len(one.beside), 'picture')}" if one.beside else ""
+    return f"{one.reason}: {one.picture}{': ' if said else ''}{said}{beside}"
 
 
 def _export(report: ExportReport) -> list[str]:
@@ -472,6 +502,7 @@ _LOOKS: dict[str, Callable[[Any], list[Any]]] = {
     "PredictReport": _predict,
     "ChangeReport": _change,
     "RelabelReport": _relabel,
+    "Review": _review,
     "ExportReport": _export,
     "RollbackReport": _rollback,
     "DiffReport": _diff,

@@ -102,6 +102,14 @@ TAXONOMY = pa.schema(
     ]
 )
 
+REVIEWED = pa.schema(
+    [
+        _required("image_id", pa.string()),
+        _required("class_id", pa.int32()),
+    ]
+)
+"""The class that a person said an image is of; it holds as long as the image is of that class."""
+
 
 def class_stats(dim: int) -> pa.Schema:
     """Return the schema of the statistics by which the generative model knows a class: the number of units of its
@@ -168,6 +176,7 @@ COMMITTED = {
     "sentence_scores": SENTENCE_SCORES,
     "anchors": ANCHORS,
     "taxonomy": TAXONOMY,
+    "reviewed": REVIEWED,
 }
 """Committed tables whose schema does not depend on the encoder."""
 

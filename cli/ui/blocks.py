@@ -14,6 +14,8 @@ import gradio as gr
 from torch import Tensor
 
 from vlltr_index.cli.render import report_lines
+from vlltr_index.cli.ui.review import ReviewTab
+from vlltr_index.cli.ui.reviewing import ReviewService
 from vlltr_index.cli.ui.service import MAX_PICTURES, MAX_TOGETHER, MAX_UPLOAD, PageService, names_of, piece
 from vlltr_index.errors import VlltrError
 from vlltr_index.recognition.counterfactual import Examination, ExaminedClass
@@ -68,22 +70,27 @@ def _path(payload: Any) -> str | None:
     return None if payload is None else payload.path
 
 
-def build_page(desk: PageService) -> gr.Blocks:
-    """Build the page of a workspace; with `desk.read_only` nothing on it adds or undoes."""
+def build_page(desk: PageService, reviewing: ReviewService) -> gr.Blocks:
+    """Build the page of a workspace; with `read_only` nothing on it adds, decides or undoes."""
     name = desk.workspace.path.name
     with gr.Blocks(title=f"{name} · vlltr", analytics_enabled=False, delete_cache=_TIDY) as page:
-        _Page(page, desk, name)
+        status = gr.HTML(elem_id="vl-top")
+        with gr.Tabs():
+            with gr.Tab("Recognise"):
+                _Page(page, desk, name, status)
+            with gr.Tab("Review") as tab:
+                ReviewTab(page, tab, reviewing)
     return page.queue(max_size=_QUEUE, default_concurrency_limit=1)
 
 
 class _Page:
-    """The page's components and their handlers; made inside a `gr.Blocks`."""
+    """The components of the tab Recognise and their handlers; made inside a `gr.Tab`."""
 
-    def __init__(self, page: gr.Blocks, desk: PageService, name: str) -> None:
+    def __init__(self, page: gr.Blocks, desk: PageService, name: str, status: gr.HTML) -> None:
         self._desk = desk
         self._name = name
+        self._status = status
         self._visit = gr.State(Visit())
-        self._status = gr.HTML(elem_id="vl-top")
         self._notice = gr.HTML(elem_id="vl-notice")
         self._lay_out_answer()
         if not desk.read_only:

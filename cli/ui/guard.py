@@ -57,6 +57,9 @@ class _Upload(BaseModel):
     meta: Mapping[Literal["_type"], Literal["gradio.FileData"]] = {"_type": "gradio.FileData"}
 
 
+_Position = Annotated[int, Field(ge=0, le=1000)]  # such as a tab's
+
+
 class _Call(BaseModel):
     """Fields of the page's own calls; all others that Gradio would accept are left out."""
 
@@ -66,7 +69,7 @@ class _Call(BaseModel):
     data: list[str | _Upload | list[_Upload] | None]
     session_hash: Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,64}$")]
     trigger_id: int | None = None
-    event_data: dict[str, Annotated[str, Field(max_length=1000)] | bool] | None = None
+    event_data: dict[str, Annotated[str, Field(max_length=1000)] | bool | _Position] | None = None
 
 
 class Guard:

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.resources import files
 from importlib.util import find_spec
@@ -35,19 +35,28 @@ _MANIFEST = {"name": "vlltr", "start_url": "/", "display": "browser"}
 
 
 @click.command("ui")
+@click.argument("folders", nargs=-1, metavar="[FOLDER]...")
 @click.option(
     "--host", default="127.0.0.1", help="The address to listen at; other machines need the printed link."
 )
 @click.option("--port", default=7860, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @click.option("--open", "open_browser", is_flag=True, help="Open the page in the browser.")
-@click.option("--read-only", is_flag=True, help="Nothing can be added or undone on the page.")
+@click.option("--read-only", is_flag=True, help="Nothing can be added, decided or undone on the page.")
 @prior_option
 @device_option
 @pass_context
 def ui_command(
-    context: Context, host: str, port: int, open_browser: bool, read_only: bool, prior: str
+    context: Context,
+    folders: tuple[str, ...],
+    host: str,
+    port: int,
+    open_browser: bool,
+    read_only: bool,
+    prior: str,
 ) -> None:
-    """Serve a page: drop a picture, strike sentences out, compare classes, add a class, undo.
+    """Serve a page: drop a picture, strike sentences out, compare classes, add a class, undo; look over labels.
+
+    The tab Review shows the list of `vlltr review` one by one, with FOLDER first pictures without labels (as there).
 
     Ctrl-C ends it. Needs the extra `ui`.
     """
@@ -69,11 +78,11 @@ def ui_command(
 
     listening = bind(host, port)
     if not is_local(listening.getsockname()[0]):
-        can = "see this workspace's classes and sentences" if read_only else "change this workspace"
+        can = "see this workspace's classes, sentences and pictures" if read_only else "change this workspace"
         echo(f"Warning: who has the link can {can}, and nothing is encrypted on the way.", err=True)
         if not read_only:
-            echo("With --read-only nothing can be added or undone.", err=True)
-    serve(workspace, listening, host, read_only, prior=known, ready=ready)
+            echo("With --read-only nothing can be added, decided or undone.", err=True)
+    serve(workspace, listening, host, read_only, prior=known, folders=folders, ready=ready)
 
 
 def is_local(host: str) -> bool:
@@ -114,15 +123,17 @@ def page_app(
     token: str = "",
     names: Collection[str] = (),
     prior: Prior = "balanced",
+    folders: Sequence[str] = (),
 ) -> Iterator[Any]:
     """Yield the page as an ASGI application; uploads lie in a temporary folder that is removed afterwards.
 
     Args:
         workspace: With a trained head.
-        read_only: Nothing can be added or undone.
+        read_only: Nothing can be added, decided or undone.
         token: Token that a browser must send once; without one, the page is for this machine only.
         names: With a token: host names of the page, in lower case, beside its addresses.
         prior: As for `PageService`.
+        folders: As for `ReviewService`.
 
     Raises:
         MissingStepError: If a step before has not been run; the hint names what to do.
@@ -144,11 +155,14 @@ def page_app(
 
         from vlltr_index.cli.ui.blocks import build_page
         from vlltr_index.cli.ui.guard import Guard
+        from vlltr_index.cli.ui.reviewing import ReviewService
         from vlltr_index.cli.ui.service import MAX_UPLOAD, PageService
 
         app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
         app.get("/manifest.json")(lambda: _MANIFEST)  # the page refers to one, which Gradio does not serve
-        page = build_page(PageService(workspace, read_only, prior))
+        desk = PageService(workspace, read_only, prior)
+        reviewing = ReviewService(workspace, folders, read_only, desk.recognizer)
+        page = build_page(desk, reviewing)
         gr.mount_gradio_app(
             app,
             page,
@@ -168,7 +182,10 @@ def page_app(
             ),
             css=files("vlltr_index.cli.ui").joinpath("page.css").read_text(encoding="utf-8"),
         )
-        yield Guard(app, page, folder, token, names=names)
+        try:
+            yield Guard(app, page, folder, token, names=names)
+        finally:
+            reviewing.close()
 
 
 def serve(
@@ -178,6 +195,7 @@ def serve(
     read_only: bool,
     ready: Callable[[str], None],
     prior: Prior = "balanced",
+    folders: Sequence[str] = (),
 ) -> None:
     """Serve the page until it is interrupted; if other machines can reach it, only those that have its link.
 
@@ -185,9 +203,10 @@ def serve(
         workspace: With a trained head.
         listening: Socket from `bind`; it is closed at the end.
         host: The host that `bind` was called with.
-        read_only: Nothing can be added or undone.
+        read_only: Nothing can be added, decided or undone.
         ready: Called with the page's link once the page can be opened.
         prior: As for `PageService`.
+        folders: As for `ReviewService`.
 
     Raises:
         MissingStepError, UsageError: As for `page_app`.
@@ -201,7 +220,8 @@ def serve(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # a closed terminal
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
-    with listening, page_app(workspace, read_only, token, {own.lower(), host.lower()}, prior=prior) as app:
+    names = {own.lower(), host.lower()}
+    with listening, page_app(workspace, read_only, token, names, prior, folders) as app:
         import uvicorn
 
         # Open tabs hold connections, and uvicorn logs a traceback for each one that it closes at the end.

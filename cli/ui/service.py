@@ -54,15 +54,15 @@ class PageService:
         self.workspace = workspace
         self.read_only = read_only
         self.prior = prior
-        self._recognizer = Recognizer.open(workspace)
-        self._recognizer.current().under(prior)
-        _ = self._recognizer.current().encoder  # loaded now, so that its errors are raised at the start
+        self.recognizer = Recognizer.open(workspace)
+        self.recognizer.current().under(prior)
+        _ = self.recognizer.current().encoder  # loaded now, so that its errors are raised at the start
         self._writing = threading.Lock()
         self._made: dict[int, str] = {}  # name of the added class by commit made from the page
 
     def model(self) -> Model:
         """Return the model of the newest commit that can predict."""
-        return self._recognizer.current()
+        return self.recognizer.current()
 
     def answering(self) -> Model:
         """Return that model under the page's prior.
@@ -114,7 +114,7 @@ class PageService:
         history = self.workspace.history
         with self._writing:
             newest = history.ids()[-1]
-            report = add_classes(self.workspace, [wanted], ChangeOptions(recognizer=self._recognizer))
+            report = add_classes(self.workspace, [wanted], ChangeOptions(recognizer=self.recognizer))
             name = report.classes[0].name
             since = [
                 history.read(i) for i in history.ids() if i > newest

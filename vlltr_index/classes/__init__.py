@@ -5,6 +5,8 @@ from __future__ import annotations
 from vlltr_index.classes.change import AddedClass as AddedClass
 from vlltr_index.classes.change import ChangeOptions as ChangeOptions
 from vlltr_index.classes.change import ChangeReport as ChangeReport
+from vlltr_index.classes.deciding import Decisions as Decisions
+from vlltr_index.classes.deciding import decide as decide
 from vlltr_index.classes.editing import NewClass as NewClass
 from vlltr_index.classes.editing import add_class as add_class
 from vlltr_index.classes.editing import add_classes as add_classes

@@ -116,7 +116,7 @@ def add_classes(
 
 
 def _write(tx: Transaction, wanted: Sequence[NewClass]) -> Edit:
-    new = dict(enumerate(_checked(tx, wanted), tx.next_id("classes", len(wanted))))
+    new = dict(enumerate(checked_classes(tx, wanted), tx.next_id("classes", len(wanted))))
     skipped: list[str] = []
     paths = {i: one.images for i, one in new.items()}
     pictures = new_image_rows(tx, paths, {i: one.name for i, one in new.items()}, skipped)
@@ -159,8 +159,12 @@ def write_classes(tx: Transaction, new: Mapping[int, NewClass]) -> pa.Table:
     return texts
 
 
-def _checked(tx: Transaction, wanted: Sequence[NewClass]) -> list[NewClass]:
-    """Return the new classes with cleaned names and aliases, after checking that these are not taken."""
+def checked_classes(tx: Transaction, wanted: Sequence[NewClass]) -> list[NewClass]:
+    """Return new classes with cleaned names and aliases.
+
+    Raises:
+        InputError: A name or an alias is taken, or given twice.
+    """
     table = tx.class_table()
     checked: list[NewClass] = []
     seen: set[str] = set()

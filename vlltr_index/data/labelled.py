@@ -32,6 +32,8 @@ LISTS = (".txt", ".lst", ".list")
 TABLES = (".csv", ".tsv", ".parquet")
 KINDS = (*LISTS, *TABLES, ".json", ".jsonl")
 """Endings of files that name pictures and their classes."""
+NO_CLASS = "no class"
+"""Why a row cannot be used that names a picture alone."""
 
 K = TypeVar("K", bound=Hashable)
 
@@ -420,7 +422,7 @@ class _Reader:
             )
         if len(labels) != 1:
             listed = " and ".join(map(repr, labels))
-            why = f"two classes for one picture: {listed}" if labels else "no class"
+            why = f"two classes for one picture: {listed}" if labels else NO_CLASS
             return Labelled(where, place, None, why, names=names)
         name, why = self._class(labels[0], where)
         return Labelled(where, place, name, why, names=names)

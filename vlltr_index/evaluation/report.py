@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from vlltr_index.schemas.records import ClassScore
     from vlltr_index.store.snapshot import Snapshot
 
-_SIDE = 144  # longer side of a thumbnail in pixels: twice the size that is shown, for screens of high density
+SIDE = 144
+"""Longer side of a thumbnail in pixels: twice the size that is shown, for screens of high density."""
 
 _CARDS = {
     "many": "many (100 or more training images)",
@@ -86,17 +87,18 @@ def _charts(report: Report) -> dict[str, Any]:
     return charts
 
 
-def thumbnail(source: bytes | str) -> Thumbnail:
-    """Make a picture of at most 144 pixels a side, as PNG or JPEG, whichever is smaller.
+def thumbnail(source: bytes | str, side: int = SIDE) -> Thumbnail:
+    """Make a small picture, as PNG or JPEG, whichever is smaller.
 
     Args:
         source: Encoded bytes, or a path. If it cannot be read, the thumbnail has the reason instead of a picture.
+        side: Its longer side in pixels, at most.
     """
     try:
         image = open_image(source)
     except InputError:
         return Thumbnail(None, problem="cannot be read")
-    image.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
     encoded = []
     for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 82})):
         target = BytesIO()

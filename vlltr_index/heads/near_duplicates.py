@@ -64,14 +64,11 @@ def near_duplicates(features: Tensor | None, thumbnails: Tensor | None) -> Tenso
     Returns:
         Int64 [P, 2], pairs of positions; near duplicates of a near duplicate may be in no pair with each other.
     """
-    if thumbnails is not None:
-        flat = thumbnails.flatten(1).amax(1) == thumbnails.flatten(1).amin(1)
-    else:
-        flat = torch.ones(0 if features is None else len(features), dtype=torch.bool)
+    flat = flat_pictures(thumbnails, 0 if features is None else len(features))
     found = [torch.empty(0, 2, dtype=torch.int64)]
     vectors = None if features is None else unit_rows(features).float().cpu()
     if vectors is not None and bool(flat.any()):
-        found.append(_copies(vectors, flat.nonzero()[:, 0]))
+        found.append(copies(vectors, flat.nonzero()[:, 0]))
     drawn = (~flat).nonzero()[:, 0]
     if thumbnails is not None and len(drawn) > 1:
         own = None if vectors is None else vectors[drawn]
@@ -79,7 +76,15 @@ def near_duplicates(features: Tensor | None, thumbnails: Tensor | None) -> Tenso
     return torch.cat(found)
 
 
-def _copies(vectors: Tensor, rows: Tensor) -> Tensor:
+def flat_pictures(thumbnails: Tensor | None, count: int) -> Tensor:
+    """Tell which pictures are of one grey, bool [N]; without thumbnails all of `count` are."""
+    if thumbnails is None:
+        return torch.ones(count, dtype=torch.bool)
+    pixels = thumbnails.flatten(1)
+    return pixels.amax(1) == pixels.amin(1)
+
+
+def copies(vectors: Tensor, rows: Tensor) -> Tensor:
     """Return the pairs of an image of `rows` and any other that have nearly the same direction."""
     found = [torch.empty(0, 2, dtype=torch.int64)]
     for part in rows.split(_ROWS):
@@ -92,9 +97,9 @@ def _copies(vectors: Tensor, rows: Tensor) -> Tensor:
 def _alike(thumbnails: Tensor, vectors: Tensor | None) -> Tensor:
     """Return the pairs of near duplicates among pictures with thumbnails that are not of one grey."""
     structure = fine_structure(thumbnails)
-    pixels = _standard(thumbnails.flatten(1).float())
+    pixels = standard(thumbnails.flatten(1).float())
     count = len(thumbnails)
-    sample = _sample(thumbnails)
+    sample = sample_of(thumbnails)
     sampled = torch.cartesian_prod(torch.arange(count), sample)
     sampled = sampled[sampled[:, 0] != sampled[:, 1]]
     every = sampled if count <= _ALL else torch.cat([sampled, _nearest(structure, pixels)])
@@ -128,7 +133,7 @@ def _fine_alike(fits: PairFit, usual: Callable[[Tensor, float], Tensor], near: T
     return alike & (fits.fit - fits.mirrored >= _ABOVE_MIRRORED)
 
 
-def _sample(thumbnails: Tensor) -> Tensor:
+def sample_of(thumbnails: Tensor) -> Tensor:
     """Choose a few pictures, all if they are few, in whatever order they are given."""
     flat = thumbnails.flatten(1).long()
     weights = torch.arange(1, flat.shape[1] + 1) ** 2
@@ -154,9 +159,9 @@ def _nearest(structure: Tensor, pixels: Tensor) -> Tensor:
     small = F.avg_pool2d(structure[:, None], 2)[:, 0]
     reach = _REACH // 2
     side = small.shape[1] - 2 * reach
-    middles = _standard(small[:, reach : reach + side, reach : reach + side].flatten(1))
+    middles = standard(small[:, reach : reach + side, reach : reach + side].flatten(1))
     shifts = range(0, 2 * reach + 1, 1 if count < _MANY else 2)
-    windows = [_standard(small[:, y : y + side, x : x + side].flatten(1)) for y in shifts for x in shifts]
+    windows = [standard(small[:, y : y + side, x : x + side].flatten(1)) for y in shifts for x in shifts]
     found = []
     for rows in torch.arange(count).split(_ROWS):
         best = torch.full((len(rows), count), -1.0)
@@ -205,7 +210,7 @@ def compare(
         views: Degrees that it is turned by, and the part of the picture that is seen in its place.
     """
     templates = _templates(structure, reach, views)
-    lengths = _window_lengths(structure, reach)
+    lengths = window_lengths(structure, reach)
     side = structure.shape[1] - 2 * reach
     both = torch.cat([pairs, pairs.flip(1)])
     order = both[:, 1].argsort(stable=True)
@@ -228,7 +233,7 @@ def compare(
     )
 
 
-def _window_lengths(structure: Tensor, reach: int) -> Tensor:
+def window_lengths(structure: Tensor, reach: int) -> Tensor:
     """Return the length of each window of the middle's size less its mean, [N, (2 reach + 1) ** 2]."""
     side = structure.shape[1] - 2 * reach
     mean = F.avg_pool2d(structure[:, None], side, 1)
@@ -236,7 +241,7 @@ def _window_lengths(structure: Tensor, reach: int) -> Tensor:
     return ((square - mean.square()).clamp(min=0).sqrt() * side + _LITTLE).flatten(1)
 
 
-def _standard(vectors: Tensor) -> Tensor:
+def standard(vectors: Tensor) -> Tensor:
     """Make vectors of mean 0 and length 1; of a constant one 0."""
     vectors = vectors - vectors.mean(-1, keepdim=True)
     lengths: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
@@ -245,16 +250,23 @@ def _standard(vectors: Tensor) -> Tensor:
 
 def _templates(structure: Tensor, reach: int, views: Sequence[tuple[float, float]]) -> Tensor:
     """Return the middle of each picture in each of V views, and then mirrored four ways, [N, V + 4, s * s]."""
-    count = len(structure)
     inner = slice(reach, structure.shape[1] - reach)
+    middle = structure[:, inner, inner]
+    mirrored = [middle.flip(1), middle.flip(2), middle.flip(1, 2), middle.transpose(1, 2)]
+    seen = torch.cat([views_of_middle(structure, reach, views), torch.stack(mirrored, 1)], 1)
+    return standard(seen.flatten(2))
+
+
+def views_of_middle(pictures: Tensor, reach: int, views: Sequence[tuple[float, float]]) -> Tensor:
+    """Return the middle of each picture in each of V views, [N, V, s, s], see `compare`."""
+    count = len(pictures)
+    inner = slice(reach, pictures.shape[1] - reach)
     seen = []
     for angle, part in views:
         c = part * math.cos(math.radians(angle))
         s = part * math.sin(math.radians(angle))
         turn = torch.tensor([[c, -s, 0.0], [s, c, 0.0]]).expand(count, 2, 3)
-        grid = F.affine_grid(turn, [count, 1, *structure.shape[1:]], align_corners=False)
-        turned = F.grid_sample(structure[:, None], grid, padding_mode="border", align_corners=False)[:, 0]
-        seen.append((structure if (angle, part) == (0.0, 1.0) else turned)[:, inner, inner])
-    middle = structure[:, inner, inner]
-    seen += [middle.flip(1), middle.flip(2), middle.flip(1, 2), middle.transpose(1, 2)]
-    return _standard(torch.stack(seen, 1).flatten(2))
+        grid = F.affine_grid(turn, [count, 1, *pictures.shape[1:]], align_corners=False)
+        turned = F.grid_sample(pictures[:, None], grid, padding_mode="border", align_corners=False)[:, 0]
+        seen.append((pictures if (angle, part) == (0.0, 1.0) else turned)[:, inner, inner])
+    return torch.stack(seen, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -101,6 +101,17 @@ class _Parts:
     def join(self, one: int, other: int) -> None:
         first, last = sorted((self.root(one), self.root(other)))
         self._above[last] = first
+
+
+def connected(count: int, pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
+    """Group the numbers from 0 to `count` - 1 that pairs connect, in however many steps; ascending."""
+    parts = _Parts(count)
+    for one, other in pairs:
+        parts.join(one, other)
+    found = defaultdict[int, list[int]](list)
+    for n in range(count):
+        found[parts.root(n)].append(n)
+    return list(found.values())
 
 
 def shared_units(units: Sequence[str]) -> list[str | None]:

@@ -201,8 +201,8 @@ class Workspace:
         """Read a table as Arrow, as of the newest commit or `at`; for pandas `.to_pandas()`, for polars `from_arrow`.
 
         Args:
-            name: `classes`, `sentences`, `images`, `origins`, `sentence_scores`, `anchors`, `class_stats` or
-                `taxonomy`.
+            name: `classes`, `sentences`, `images`, `origins`, `sentence_scores`, `anchors`, `class_stats`, `taxonomy`
+                or `reviewed`.
             at: As of this commit.
             columns: Which, and in what order; default all. `images` may hold the images' bytes in `data`.
 

@@ -1,0 +1,52 @@
+"""Command `vlltr review`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from vlltr_index.cli.context import Context, pass_context
+from vlltr_index.cli.options import FILE, device_option
+
+
+@click.command("review")
+@click.argument("folders", nargs=-1, metavar="[FOLDER]...")
+@click.option("--top", default=200, type=click.IntRange(1), help="Entries at most.")
+@click.option(
+    "--out",
+    "outs",
+    type=FILE,
+    multiple=True,
+    help="Write a table (.csv), which `images relabel` takes back, or a sheet with thumbnails (.html); repeatable.",
+)
+@device_option
+@pass_context
+def review_command(context: Context, folders: tuple[str, ...], top: int, outs: tuple[Path, ...]) -> None:
+    """List pictures in the order in which looking at them pays.
+
+    Without FOLDER the training pictures: near duplicates in two classes, labels that are probably wrong, near
+    duplicates in two splits and within a class. Labels are judged by models that were fitted without the picture and
+    what belongs to it; these answers are kept until pictures or labels change.
+
+    With FOLDER pictures without labels (folders, images, patterns, lists, Parquet files): groups that no class stands
+    for, then those whose label would teach most.
+
+    In the table write the class of each picture that you looked at into the column class, then run `vlltr images
+    relabel FILE` (with FOLDER: `--add`). `vlltr ui` shows the list one by one.
+    """
+    from vlltr_index.pipelines.review.files import check_targets, write_list
+    from vlltr_index.pipelines.review.folder import review_folder
+    from vlltr_index.pipelines.review.queue import review
+
+    check_targets(outs)
+    workspace = context.open()
+    if folders:
+        found = review_folder(workspace, folders, top, context.progress)
+    else:
+        found = review(workspace, top, context.progress)
+    for path in outs:
+        write_list(path, found, workspace.snapshot())
+    context.show(found, always=True)
+    for path in outs:
+        context.say(f"Wrote {path}.")

@@ -1,0 +1,482 @@
+"""What the tab Review does with a workspace, apart from Gradio: make the list, show an entry, decide, save.
+
+A visitor names nothing: what comes from a browser is a key, positions in what was shown, and a class's name.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from vlltr_index.classes import ChangeOptions
+from vlltr_index.data.text import clean_name
+from vlltr_index.data.writing import write_file
+from vlltr_index.embedding.loading import run_folder
+from vlltr_index.errors import InputError, UsageError, VlltrError
+from vlltr_index.evaluation.records import Thumbnail
+from vlltr_index.evaluation.report import SIDE, environment
+from vlltr_index.pipelines.review.files import picture_of
+from vlltr_index.pipelines.review.folder import review_folder
+from vlltr_index.pipelines.review.queue import Entry, Review, review
+from vlltr_index.pipelines.review.sitting import Decision, Settled, Sitting, key_of, still_open
+from vlltr_index.store.class_table import folded
+from vlltr_index.wording import plural
+
+if TYPE_CHECKING:
+    from vlltr_index.classes import ChangeReport
+    from vlltr_index.recognizer import Recognizer
+    from vlltr_index.store.workspace import Workspace
+
+_log = logging.getLogger(__name__)
+
+Act = Literal["confirm", "correct", "skip", "keep", "add"]
+"""What can be decided: all labels shown are right; another class; nothing; near duplicates go; a class of a group."""
+
+_KEPT = "listed.json"
+_LARGE = 480  # pixels of the picture
+_BESIDE = 12  # near duplicates that are shown, and decided on
+_GROUP = 24  # pictures of a group
+_KEYS = 9  # classes with a key
+_AWAY = 5.0  # seconds that the making of a list gets to stop in
+
+_ACTS: dict[str, tuple[Act, ...]] = {
+    "two classes": ("confirm", "correct", "skip"),
+    "label": ("confirm", "correct", "skip"),
+    "two splits": ("confirm", "correct", "skip"),
+    "copies": ("confirm", "correct", "skip", "keep"),
+    "unknown": ("add", "skip"),
+    "teaches": ("correct", "skip"),
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A class with a key.
+
+    Attributes:
+        number: The key.
+        name: Its name.
+        chance: Its probability; None: it is not among the likeliest.
+    """
+
+    number: int
+    name: str
+    chance: float | None
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An entry as it is shown.
+
+    Attributes:
+        entry: The entry, with the pictures beside it that are shown.
+        acts: What can be decided.
+        choices: Classes with a key.
+        picture: Its picture.
+        beside: Those of the pictures beside it.
+        more: How many others belong to it.
+    """
+
+    entry: Entry
+    acts: tuple[Act, ...]
+    choices: tuple[Choice, ...]
+    picture: Thumbnail
+    beside: tuple[Thumbnail, ...]
+    more: int
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How far the list is.
+
+    Attributes:
+        left: Entries that nobody has decided on.
+        decided: Entries that were decided on, without those that were skipped, and not saved yet.
+        skipped: Entries that were skipped.
+    """
+
+    left: int
+    decided: int
+    skipped: int
+
+
+@dataclass
+class _Making:
+    """A list that is being made."""
+
+    step: str = "start"
+    done: int = 0
+    total: int | None = None
+    stopped: bool = False
+    thread: threading.Thread | None = None
+
+
+class _Stopped(Exception):
+    """The page ends while a list is made."""
+
+
+class ReviewService:
+    """The list of one workspace, shared by all visitors of a page; safe for several threads.
+
+    Args:
+        workspace: The workspace.
+        folders: Pictures without labels, as for `review_folder`; they are listed first.
+        read_only: Show the list, and refuse every decision.
+        recognizer: Of the same workspace; it answers by what was saved.
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        folders: Sequence[str] = (),
+        read_only: bool = False,
+        recognizer: Recognizer | None = None,
+    ) -> None:
+        self.workspace = workspace
+        self.folders = tuple(folders)
+        self.read_only = read_only
+        self.error: VlltrError | None = None  # why the last list could not be made
+        self._recognizer = recognizer
+        self._guard = threading.RLock()
+        self._making: _Making | None = None
+        self._list: Review | None = None
+        self._number = 0  # of the list
+        self._open: list[Entry] = []  # entries of the list that the newest commit leaves to be decided
+        self._commit = -1  # the commit that `_open` is of
+        self._visitors = set[str]()
+        self._read()
+
+    # The list.
+
+    @property
+    def found(self) -> Review | None:
+        """The list; None: there is none yet."""
+        return self._list
+
+    @property
+    def number(self) -> int:
+        """How many lists there were."""
+        return self._number
+
+    def progress(self) -> tuple[str, int, int | None] | None:
+        """Return step, what is done and the total of the list that is being made; None: none is."""
+        making = self._making
+        return (making.step, making.done, making.total) if making else None
+
+    def make(self) -> None:
+        """Begin to make the list again, unless that is under way."""
+        with self._guard:
+            if self._making is None:
+                self._making = making = _Making()
+                self.error = None
+                making.thread = threading.Thread(target=self._make, args=(making,), daemon=True)
+                making.thread.start()
+
+    def wait(self) -> None:
+        """Wait until no list is being made."""
+        making = self._making
+        if making is not None and making.thread is not None:
+            making.thread.join()
+
+    def close(self) -> None:
+        """Stop making a list, and let others see what visitors of this page look at."""
+        with suppress(VlltrError):
+            for by in list(self._visitors):
+                self.leave(by)
+        making = self._making
+        if making is not None and making.thread is not None:
+            making.stopped = True
+            making.thread.join(_AWAY)
+
+    def _make(self, making: _Making) -> None:
+        """Make the list, and keep it."""
+
+        def progress(step: str, done: int, total: int | None) -> None:
+            if making.stopped:
+                raise _Stopped
+            making.step, making.done, making.total = step, done, total
+
+        error: VlltrError | None = None
+        made = None
+        try:
+            made = self._listed(progress)
+            if not self.read_only:
+                self._keep(made)
+        except _Stopped:
+            return
+        except VlltrError as raised:
+            error = raised
+        except Exception:  # what it says may name files, so visitors do not see it
+            _log.exception("the list could not be made")
+            error = VlltrError("the list could not be made", "What went wrong is in the server's output.")
+        with self._guard:
+            self.error = error
+            if made is not None:
+                self._list = made
+                self._number += 1
+                self._commit = -1
+            self._making = None
+
+    def _listed(self, progress: Any) -> Review:
+        """Return the list: pictures without labels first."""
+        training = review(self.workspace, progress=progress)
+        if not self.folders:
+            return training
+        found = review_folder(self.workspace, self.folders, progress=progress)
+        return Review(
+            entries=(*found.entries, *training.entries),
+            counts=found.counts | training.counts,
+            pictures=found.pictures + training.pictures,
+            notes=(*found.notes, *training.notes),
+            moved=training.moved,
+        )
+
+    def _facts(self) -> dict[str, Any]:
+        """Return what a kept list must have been made of."""
+        return {"format": 1, "folders": list(self.folders), "from": os.getcwd() if self.folders else ""}
+
+    def _keep(self, made: Review) -> None:
+        """Write the list, so that another start of the page goes on with it."""
+        place = run_folder(self.workspace) / _KEPT
+        write_file(place, json.dumps(self._facts() | {"review": asdict(made)}).encode())
+
+    def _read(self) -> None:
+        """Read the list that was kept."""
+        try:
+            kept = json.loads((self.workspace.path / "runs" / _KEPT).read_bytes())
+            if {key: kept.get(key) for key in self._facts()} == self._facts():
+                self._list = TypeAdapter(Review).validate_python(kept["review"])
+                self._number = 1
+        except (OSError, ValueError, KeyError, AttributeError, ValidationError):
+            return
+
+    # What somebody is shown.
+
+    def next(self, by: str) -> Entry | None:
+        """Return what somebody looks at next; None at the end."""
+        self._visitors.add(by)
+        while True:
+            commit = self._newest()
+            found = self._sitting(commit).next(by)
+            if commit == self._newest():  # else others saved meanwhile, and their decisions are none any more
+                return found
+
+    def stay(self, by: str, entry: Entry) -> bool:
+        """Go on looking at an entry; say whether it is still to be decided, and nobody else looks at it."""
+        sitting = self._sitting(self._newest())
+        return _is_listed(sitting, entry) and sitting.stay(by, entry)
+
+    def leave(self, by: str) -> None:
+        """Let others see what somebody looks at."""
+        if by in self._visitors:
+            self._visitors.discard(by)
+            Sitting(self.workspace, ()).leave(by)
+
+    def at(self, place: int) -> tuple[int, Entry | None]:
+        """Return the entry at a position of the list, and its position: the nearest one that there is."""
+        entries = self._sitting(self._newest()).entries
+        place = max(0, min(place, len(entries) - 1))
+        return place, entries[place] if entries else None
+
+    def counts(self) -> Counts:
+        """Count the entries of the list, and all decisions that are kept."""
+        sitting = self._sitting(self._newest())
+        decided = sitting.decided()
+        settled = Settled.by(decided.values())
+        others = (one for one in sitting.entries if key_of(one) not in decided)
+        left = sum(settled.entry(one) is not None for one in others)
+        skipped = sum(one.skips for one in decided.values())
+        return Counts(left, len(decided) - skipped, skipped)
+
+    def show(self, entry: Entry) -> Shown:
+        """Return an entry with its pictures."""
+        snapshot = self.workspace.snapshot()
+
+        def picture(image_id: str | None, path: str, side: int = SIDE) -> Thumbnail:
+            try:
+                return picture_of(snapshot, image_id, path, side)
+            except (KeyError, IndexError, VlltrError):
+                return Thumbnail(None, problem="is not there any more")
+
+        shown = _cut(entry)
+        acts = _ACTS[entry.reason]
+        if entry.image_id is None and not all(map(os.path.isfile, _paths(shown))):
+            acts = ("skip",)
+        return Shown(
+            entry=shown,
+            acts=acts,
+            choices=choices_of(shown),
+            picture=picture(entry.image_id, entry.picture, _LARGE),
+            beside=tuple(picture(one.image_id, one.picture) for one in shown.beside),
+            more=len(entry.beside) - len(shown.beside),
+        )
+
+    def names(self) -> list[str]:
+        """Return the names of all classes, those that saving makes too, in alphabetical order."""
+        table = self.workspace.snapshot().class_table()
+        names = {table.names[i] for i in table.ids} | set(self._coming().values())
+        return sorted(names, key=str.casefold)
+
+    # Decisions.
+
+    def decide(
+        self, by: str, entry: Entry, act: str, name: str | None = None, dropped: Sequence[int] = ()
+    ) -> str:
+        """Keep a decision; it is durable when this returns.
+
+        Args:
+            by: Who decides.
+            entry: What it is shown as.
+            act: One of `Act`.
+            name: With `correct` and `add`: the class.
+            dropped: With `add`: positions of pictures that are left out, from 0.
+
+        Returns:
+            What was decided, in a sentence.
+
+        Raises:
+            InputError: Somebody else has decided on it, the name cannot be a class's, or the entry cannot be decided
+                so.
+            UsageError: The page is for reading only.
+        """
+        if self.read_only:
+            raise UsageError("this page is for reading only", "Start it without --read-only.")
+        entry = _cut(entry)
+        if act not in _ACTS[entry.reason]:
+            raise InputError("that cannot be decided of this entry", "Take one of the keys that are shown.")
+        sitting = self._sitting(self._newest())
+        if not _is_listed(sitting, entry):
+            raise InputError("somebody else has decided on this picture meanwhile", "Look at the next one.")
+        decision = Decision(entry=key_of(entry), by=by)
+        said = "Skipped."
+        if act == "confirm":
+            decision, said = _confirmed(decision, entry)
+        elif act == "keep":
+            gone = [one.image_id for one in entry.beside if one.image_id is not None]
+            labels = {str(entry.image_id): str(entry.class_name)}
+            decision = decision.model_copy(update={"removed": tuple(gone), "labels": labels})
+            going = plural(len(gone), "near duplicate goes", "near duplicates go")
+            said = f"Kept one, as {entry.class_name!r}; {going}."
+        elif act in ("correct", "add"):
+            named, makes = self._class(name or "")
+            decision = _given(decision.model_copy(update={"makes": makes}), entry, named, dropped)
+            count = len(decision.labels) + len(decision.added)
+            new = ", a class that saving makes" if makes else ""
+            said = f"Now {named!r}{new}: {plural(count, 'picture')}."
+        sitting.decide(decision)
+        return said
+
+    def undo(self, by: str) -> Entry | None:
+        """Take back somebody's own last decision, and return its entry; None if there is none."""
+        if self.read_only:
+            raise UsageError("this page is for reading only", "Start it without --read-only.")
+        return self._sitting(self._newest()).undo(by)
+
+    def save(self) -> tuple[ChangeReport | None, int]:
+        """Make one commit of all decisions; return its report, None if there was nothing, and the commit before.
+
+        Raises:
+            UsageError: The page is for reading only.
+        """
+        if self.read_only:
+            raise UsageError("this page is for reading only", "Start it without --read-only.")
+        options = ChangeOptions(recognizer=self._recognizer)
+        report = Sitting(self.workspace, ()).save(options)
+        history = self.workspace.history
+        commits = map(history.read, reversed(history.ids()))
+        made = next((one for one in commits if report is not None and one.command == report.command), None)
+        return report, (made.parent if made is not None else None) or 0
+
+    def _class(self, given: str) -> tuple[str, str | None]:
+        """Return the class that a name means, and the same if saving makes it."""
+        name = clean_name(given, "the class")
+        table = self.workspace.snapshot().class_table()
+        found = table.find(name)
+        if found is not None:
+            return table.names[found], None
+        name = self._coming().get(folded(name), name)
+        return name, name
+
+    def _coming(self) -> dict[str, str]:
+        """Return the names of classes that saving makes, by what they are compared by."""
+        made = [one.makes for one in Sitting(self.workspace, ()).decided().values() if one.makes is not None]
+        return {folded(name): name for name in reversed(made)}
+
+    def _newest(self) -> int:
+        return self.workspace.history.ids()[-1]
+
+    def _sitting(self, commit: int) -> Sitting:
+        """Return the sitting on those entries that a commit leaves to be decided."""
+        with self._guard:
+            if commit != self._commit:
+                entries = self._list.entries if self._list is not None else ()
+                self._open = still_open(self.workspace.snapshot(commit), entries)
+                self._commit = commit
+            return Sitting(self.workspace, self._open)
+
+
+def choices_of(entry: Entry) -> tuple[Choice, ...]:
+    """Return the classes that have a key: where labels differ those, then the likeliest."""
+    chances = dict(entry.likely)
+    names = [entry.class_name, *(one.class_name for one in entry.beside)]
+    listed = [name for name in names if name] if entry.reason == "two classes" else []
+    each = list(dict.fromkeys([*listed, *chances]))[:_KEYS]
+    return tuple(Choice(number, name, chances.get(name)) for number, name in enumerate(each, 1))
+
+
+def _cut(entry: Entry) -> Entry:
+    """Return an entry with those pictures beside it that are shown."""
+    return replace(entry, beside=entry.beside[: _GROUP - 1 if entry.reason == "unknown" else _BESIDE])
+
+
+def _paths(entry: Entry) -> list[str]:
+    return [entry.picture, *(one.picture for one in entry.beside)]
+
+
+def _is_listed(sitting: Sitting, entry: Entry) -> bool:
+    return key_of(entry) in map(key_of, sitting.entries)
+
+
+def _confirmed(decision: Decision, entry: Entry) -> tuple[Decision, str]:
+    """Return the decision that all labels shown are right, and what it says."""
+    pictures = [entry, *entry.beside]
+    labels = {one.image_id: one.class_name for one in pictures if one.image_id and one.class_name}
+    said = f"Confirmed: {entry.class_name!r}."
+    if entry.beside:
+        said = f"Confirmed: the labels of {plural(len(labels), 'picture')}; all stay."
+    return decision.model_copy(update={"labels": labels}), said
+
+
+def _given(decision: Decision, entry: Entry, name: str, dropped: Sequence[int]) -> Decision:
+    """Return the decision that the pictures shown, but those that are dropped, are of a class."""
+    if entry.image_id is not None:
+        ids = [one.image_id for one in (entry, *entry.beside) if one.image_id is not None]
+        return decision.model_copy(update={"labels": dict.fromkeys(ids, name)})
+    kept = [path for place, path in enumerate(_paths(entry)) if place not in dropped]
+    if not kept:
+        raise InputError("no picture is left of the group", "Take one back, or skip it.")
+    lacking = [path for path in kept if not os.path.isfile(path)]
+    if lacking:
+        raise InputError(
+            "a picture is no file here", "Only pictures in files of this machine can get a class here."
+        )
+    return decision.model_copy(update={"added": {os.path.abspath(path): name for path in kept}})
+
+
+def review_piece(name: str, *values: Any) -> str:
+    """Render the macro `name` of the tab's template with some values; all texts are escaped."""
+    return str(getattr(_macros(), name)(*values))
+
+
+@cache
+def _macros() -> Any:
+    return environment("vlltr_index.cli.ui").get_template("review.html").module

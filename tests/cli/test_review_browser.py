@@ -1,0 +1,313 @@
+"""The tab Review in a real Chromium, by keys alone, served by `vlltr ui` in a process of its own."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.test_page_browser import PATIENCE, Page
+from tests.support.browser import Browser
+from tests.support.reviews import Listing, group, keep
+from vlltr_index.classes import Decisions, decide
+from vlltr_index.pipelines.review.queue import Entry
+from vlltr_index.store.workspace import Workspace
+
+pytestmark = pytest.mark.chromium
+
+PICTURES = 200
+WRONG = 20  # of their labels
+
+
+class Desk(Page):
+    """A page whose tab Review is used as a person does: by keys, and by what is to be seen."""
+
+    def enter(self, width: int = 1280) -> None:
+        """Open the page and the tab."""
+        self.open(width)
+        self.browser.js(
+            "[...document.querySelectorAll('[role=tab]')].find((tab) => tab.innerText === 'Review').click()"
+        )
+        self.wait(lambda: self.text("#vl-bar"))
+
+    def press(self, *keys: str) -> None:
+        """Press keys, wherever the focus is."""
+        from selenium.webdriver.common.action_chains import ActionChains
+
+        ActionChains(self.browser.driver).send_keys(*keys).perform()
+
+    def turn(self) -> str:
+        """The number of the entry; empty at the end."""
+        return str(self.browser.js("return document.querySelector('.vl-entry')?.dataset.turn ?? ''"))
+
+    def decide(self, *keys: str) -> None:
+        """Press keys, and wait for what is shown next."""
+        before = self.turn()
+        self.press(*keys)
+        self.soon(lambda: self.turn() != before)
+
+    def soon(self, condition: Callable[[], Any]) -> None:
+        """Wait until it holds, and notice it at once."""
+        end = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < end, self.text("body")
+            time.sleep(0.02)
+
+    def focused(self) -> str:
+        """What has the focus."""
+        return str(
+            self.browser.js("const a = document.activeElement; return a.id || a.className || a.tagName")
+        )
+
+    def save(self) -> None:
+        """Press Shift and S, and wait for the report."""
+        from selenium.webdriver.common.action_chains import ActionChains
+        from selenium.webdriver.common.keys import Keys
+
+        ActionChains(self.browser.driver).key_down(Keys.SHIFT).send_keys("s").key_up(Keys.SHIFT).perform()
+        self.wait(lambda: "To take it back" in self.text("#vl-review-report"))
+
+    def shots(self, name: str) -> None:
+        """Pictures of the page in two widths, light and dark; nothing is wider than the window."""
+        for width in (1280, 390):
+            for dark in (False, True):
+                self.browser.size(width, dark=dark)
+                time.sleep(0.3)
+                self.browser.screenshot(f"review-{name}-{width}{'-dark' if dark else ''}")
+                assert self.browser.sideways() <= 0
+        self.browser.size(1280)
+
+
+@contextmanager
+def served(folder: Path, browser: Browser, *options: str, kill: bool = False) -> Iterator[Desk]:
+    """The page; it ends by Ctrl-C, or is killed."""
+    command = [sys.executable, "-m", "vlltr_index.cli", "-w", str(folder), "ui", "--port", "0", *options]
+    log = folder.parent / "log"
+    with log.open("w") as errors:
+        running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        assert running.stdout is not None
+        try:
+            address = running.stdout.readline().strip()
+            assert address.startswith("http://"), log.read_text()
+            yield Desk(address, Workspace.open(folder), browser)
+        finally:
+            running.send_signal(signal.SIGKILL if kill else signal.SIGINT)
+            code = running.wait(PATIENCE)
+            running.stdout.close()
+    assert code == (-signal.SIGKILL if kill else 0)
+    assert "Traceback" not in log.read_text()
+
+
+@pytest.fixture
+def folder(trained_once: Path, tmp_path: Path) -> Path:
+    """A copy of the trained workspace."""
+    return shutil.copytree(trained_once, tmp_path / "glyphs")
+
+
+def classes(workspace: Workspace) -> dict[str, str]:
+    """The class of each picture by where it comes from."""
+    snapshot = workspace.snapshot()
+    names = snapshot.class_table().names
+    rows = snapshot.table("images", ["uri", "class_id"], "split = 'train'").to_pylist()
+    return {row["uri"]: names[row["class_id"]] for row in rows}
+
+
+def mislabelled(workspace: Workspace) -> tuple[dict[str, str], list[Entry]]:
+    """The classes as they should be, and entries of 200 pictures, of which 20 have another class."""
+    listing = Listing(workspace)
+    right = classes(workspace)
+    *own, other, third = listing.largest[:22]
+    picked = [listing.entry("label", (own[n % 20],), (third, own[n % 20], other)) for n in range(PICTURES)]
+    wrong = picked[:: PICTURES // WRONG]
+    decide(workspace, "images relabel", Decisions({str(one.image_id): listing.names[other] for one in wrong}))
+    after = classes(workspace)
+    entries = [
+        Entry(
+            one.picture,
+            "label",
+            one.image_id,
+            after[one.picture],
+            one.split,
+            0.9 if one in wrong else 0.1,
+            one.likely,
+        )
+        for one in picked
+    ]
+    assert sum(after[uri] != name for uri, name in right.items()) == WRONG
+    return right, entries
+
+
+def review(desk: Desk, right: dict[str, str], most: int) -> None:
+    """Look at entries until none is left, or at so many."""
+    for _ in range(most):
+        if not desk.turn():
+            return
+        picture = desk.text(".vl-path")
+        if desk.text(".vl-now") == right[picture]:
+            desk.decide("\n")
+        else:
+            names = desk.texts(".vl-choices .vl-name")
+            desk.decide(str(names.index(right[picture]) + 1))
+
+
+def test_two_hundred_pictures_by_keys_alone(chromium: Browser, folder: Path) -> None:
+    """The page is killed in the middle and started again: nothing is asked twice or lost, and there is one commit."""
+    workspace = Workspace.open(folder)
+    right, entries = mislabelled(workspace)
+    keep(workspace, entries)
+    commits = workspace.history.ids()
+    with served(folder, chromium, kill=True) as desk:
+        desk.enter()
+        desk.wait(desk.turn)
+        assert "vl-entry" in desk.focused()
+        desk.shots("label")
+        review(desk, right, PICTURES // 2)
+        assert desk.text("#vl-decided") == str(PICTURES // 2)
+    assert workspace.history.ids() == commits
+    with served(folder, chromium) as desk:
+        desk.enter()
+        desk.wait(desk.turn)
+        assert desk.text("#vl-left") == desk.text("#vl-decided") == str(PICTURES // 2)
+        review(desk, right, PICTURES)
+        desk.wait(lambda: desk.text("#vl-left") == "0" or desk.turn())
+        review(
+            desk, right, PICTURES
+        )  # what the killed page's visitor looked at, if it was left to him for so long
+        assert desk.text(".vl-end p") == "Nothing is left to decide: save what was decided."
+        desk.shots("end")
+        desk.save()
+        report = desk.text("#vl-review-report")
+        assert f"{WRONG} pictures relabelled, {PICTURES - WRONG} labels confirmed." in report
+        assert f"vlltr rollback {commits[-1]}" in report
+        desk.wait(lambda: "200" not in desk.text("#vl-bar"))
+        desk.shots("saved")
+        desk.check()
+    assert workspace.history.ids() == [*commits, commits[-1] + 1]
+    assert classes(workspace) == right
+
+
+def test_two_tabs_at_once(chromium: Browser, folder: Path) -> None:
+    """Neither sees what the other looks at or has decided; each takes back what it decided itself."""
+    workspace = Workspace.open(folder)
+    listing = Listing(workspace)
+    keep(workspace, [listing.entry("label", (n,)) for n in range(4)])
+    with served(folder, chromium) as desk:
+        driver = chromium.driver
+        desk.enter()
+        desk.wait(desk.turn)
+        first = driver.current_window_handle
+        mine = desk.text(".vl-path")
+        driver.switch_to.new_window("tab")
+        try:
+            desk.enter()
+            desk.wait(desk.turn)
+            yours = [desk.text(".vl-path")]
+            while len(yours) < 3:
+                desk.decide("\n")
+                yours.append(desk.text(".vl-path"))
+            assert mine not in yours
+            assert len(set(yours)) == 3
+            desk.decide("\n")
+            assert desk.text(".vl-end p") == "Somebody else looks at what is left."
+            second = driver.current_window_handle
+            driver.switch_to.window(first)
+            desk.wait(lambda: desk.text("#vl-decided") == "3")
+            assert desk.text(".vl-path") == mine, "what others do leaves an entry where it is"
+            desk.press("u")
+            desk.wait(lambda: "Nothing that was decided in this tab" in desk.text("#vl-said"))
+            desk.decide("s")
+            driver.switch_to.window(second)
+            desk.wait(lambda: desk.text(".vl-end p").startswith("Nothing is left to decide"))
+        finally:
+            driver.close()
+            driver.switch_to.window(first)
+
+
+def test_keys_and_fields(chromium: Browser, folder: Path, pictures: Path) -> None:
+    """Letters in a field are letters; Escape leaves it; a button with the focus is what Enter presses; a group becomes
+    a class; near duplicates go.
+    """
+    from selenium.webdriver.common.keys import Keys
+
+    workspace = Workspace.open(folder)
+    listing = Listing(workspace)
+    unseen = [str(path) for path in sorted((pictures / "unseen").glob("*.png"))]
+    two, label = listing.entry("two classes", (3, 4)), listing.entry("label")
+    lot = listing.entry("copies", (5, 5, 5))
+    keep(workspace, [two, label, lot, group(unseen)])
+    with served(folder, chromium) as desk:
+        desk.enter()
+        desk.wait(desk.turn)
+        desk.shots("two-classes")
+        desk.press("c")
+        assert desk.focused() == "vl-other"
+        desk.press("sku1 okapi")
+        assert desk.browser.js("return document.querySelector('#vl-other').value") == "sku1 okapi"
+        assert desk.text("#vl-says") == "No class has this name. Enter makes the new class sku1 okapi."
+        desk.browser.screenshot("review-new-class")
+        desk.press(Keys.ESCAPE)
+        assert "vl-entry" in desk.focused()
+        assert desk.turn() == "1"
+        desk.press("c")
+        desk.browser.js("document.querySelector('#vl-other').value = ''")
+        desk.press(listing.names[4].upper())
+        assert desk.text("#vl-says") == f"Enter: the class {listing.names[4].upper()}."
+        desk.decide("\n")
+        assert f"Now '{listing.names[4]}': 2 pictures." in desk.text("#vl-said")
+        desk.browser.js("document.querySelector('[data-act=skip]').focus()")
+        desk.decide("\n")
+        assert desk.text("#vl-said").startswith("Skipped.")
+        desk.shots("copies")
+        desk.decide("k")
+        assert "2 near duplicates go" in desk.text("#vl-said")
+        desk.press("2")
+        desk.shots("group")
+        assert desk.all("[data-drop='1'][aria-pressed='true']")
+        desk.press("\n")
+        assert desk.focused() == "vl-other"
+        desk.press("dodo")
+        assert (
+            desk.text("#vl-says") == "No class has this name. Enter makes the new class dodo, of 3 pictures."
+        )
+        desk.decide("\n")
+        desk.save()
+        desk.check()
+    now = classes(workspace)
+    assert [now[one] for one in (two.picture, two.beside[0].picture)] == [listing.names[4]] * 2
+    assert now[label.picture] == label.class_name
+    assert [now.get(one) for one in (lot.picture, lot.beside[0].picture)] == [lot.class_name, None]
+    assert [now.get(path) for path in unseen] == ["dodo", None, "dodo", "dodo"]
+
+
+def test_the_list_is_made_on_request(chromium: Browser, folder: Path) -> None:
+    """With progress and a report; made again after a correction it says how answers moved; a restart has it at once."""
+    workspace = Workspace.open(folder)
+    mislabelled(workspace)
+    with served(folder, chromium) as desk:
+        desk.enter()
+        assert "The first list takes a while." in desk.text("#vl-bar")
+        desk.shots("first")
+        desk.click("[data-do=make]")
+        desk.wait(lambda: "Making the list" in desk.text("#vl-bar") or desk.turn())
+        desk.browser.screenshot("review-making")
+        desk.wait(desk.turn)
+        assert desk.text("#vl-review-report")
+        path = desk.text(".vl-path")
+        desk.decide("1")
+        desk.save()
+        desk.click("[data-do=make]")
+        desk.wait(lambda: "Since the list before" in desk.text("#vl-review-report"))
+        desk.browser.screenshot("review-made-again")
+        assert desk.text(".vl-path") != path
+        desk.check()
+    with served(folder, chromium) as desk:
+        desk.enter()
+        desk.wait(desk.turn)

@@ -1,0 +1,287 @@
+"""`vlltr review`: what is listed, in which order, what becomes of it, and what is kept."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image, ImageChops, ImageEnhance
+
+from tests.support.commands import run
+from tests.support.pictures import encoded, put
+from vlltr_index.classes import relabel_images
+from vlltr_index.cli.render import report_lines
+from vlltr_index.data.glyphs import glyph_files
+from vlltr_index.errors import InputError, MissingStepError, UsageError
+from vlltr_index.pipelines.embed import embed
+from vlltr_index.pipelines.ingest import ingest_images
+from vlltr_index.pipelines.review import held_out
+from vlltr_index.pipelines.review.files import check_targets, write_list
+from vlltr_index.pipelines.review.folder import review_folder
+from vlltr_index.pipelines.review.held_out import held_out_labels
+from vlltr_index.pipelines.review.queue import Review, review
+from vlltr_index.schemas.config import EncoderConfig, Recipe
+from vlltr_index.store.workspace import Workspace
+
+CLASSES = 5
+PICTURES = 24
+RECIPE = Recipe(name="test", encoder=EncoderConfig(model="vlltr-tiny", pretrained="glyphs"))
+
+
+@pytest.fixture(scope="module")
+def drawn() -> dict[str, list[bytes]]:
+    """Pictures of five characters."""
+    rows = pq.read_table(
+        glyph_files(fast=True).images, columns=["image", "label"], filters=[("split", "=", "train")]
+    ).to_pylist()
+    common = [name for name, _ in Counter(row["label"] for row in rows).most_common(CLASSES)]
+    return {name: [r["image"] for r in rows if r["label"] == name][:PICTURES] for name in common}
+
+
+def written(folder: Path, drawn: dict[str, list[bytes]]) -> list[str]:
+    """Write pictures as class folders with plain names, and return the names of the classes."""
+    names = [f"class {n}" for n in range(len(drawn))]
+    for name, pictures in zip(names, drawn.values(), strict=True):
+        for number, data in enumerate(pictures):
+            put(folder / name / f"{number}.png", data)
+    return names
+
+
+def embedded(place: Path, folder: Path) -> Workspace:
+    """A workspace of class folders, embedded and no more."""
+    made = Workspace.create(place, RECIPE)
+    ingest_images(made, folder, "train")
+    embed(made)
+    return made
+
+
+@pytest.fixture
+def spoilt(tmp_path: Path, drawn: dict[str, list[bytes]]) -> Workspace:
+    """Pictures of which two lie in a wrong folder, one is in two folders, and one is in a folder twice, darkened."""
+    folder = tmp_path / "pictures"
+    written(folder, drawn)
+    shutil.move(folder / "class 0" / "3.png", folder / "class 1" / "wrong.png")
+    shutil.move(folder / "class 2" / "4.png", folder / "class 3" / "wrong.png")
+    shutil.copy(folder / "class 4" / "5.png", folder / "class 0" / "twice.png")
+    darker = ImageEnhance.Brightness(Image.open(folder / "class 4" / "7.png").convert("RGB")).enhance(0.9)
+    darker.save(folder / "class 4" / "darker.png")
+    return embedded(tmp_path / "workspace", folder)
+
+
+def listed(found: Review) -> list[tuple[str, str]]:
+    """Reason and file of each entry."""
+    return [(one.reason, "/".join(Path(one.picture).parts[-2:])) for one in found.entries]
+
+
+def test_the_order_is_that_in_which_looking_pays(spoilt: Workspace) -> None:
+    """The picture in two classes first, then wrong labels with the right suggestion, then what is twice in a class."""
+    found = review(spoilt)
+    entries = listed(found)
+    first = found.entries[0]
+    assert first.reason == "two classes"
+    both = {first.picture, *(one.picture for one in first.beside)}
+    assert {"/".join(Path(one).parts[-2:]) for one in both} == {"class 4/5.png", "class 0/twice.png"}
+    wrong = [one for one in found.entries if one.reason == "label"]
+    assert {"/".join(Path(one.picture).parts[-2:]) for one in wrong} >= {
+        "class 1/wrong.png",
+        "class 3/wrong.png",
+    }
+    suggested = {"/".join(Path(one.picture).parts[-2:]): one.suggested for one in wrong}
+    assert (suggested["class 1/wrong.png"], suggested["class 3/wrong.png"]) == ("class 0", "class 2")
+    assert [one.wrong for one in wrong] == sorted((one.wrong for one in wrong), reverse=True)
+    assert entries[-1][0] == "copies"
+    lots = [{one.picture, *(other.picture for other in one.beside)} for one in found.entries]
+    darker = next(lot for lot in lots if any("darker" in picture for picture in lot))
+    assert {"/".join(Path(one).parts[-2:]) for one in darker} >= {"class 4/7.png", "class 4/darker.png"}
+    assert found.counts == Counter(reason for reason, _ in entries)
+    assert review(spoilt, top=2).entries == found.entries[:2]
+    assert review(spoilt, top=2).counts == found.counts
+
+
+def test_copies_in_another_split(tmp_path: Path, drawn: dict[str, list[bytes]]) -> None:
+    """A test picture that is among the training pictures makes the figure too good."""
+    written(tmp_path / "train", drawn)
+    put(tmp_path / "test" / "class 1" / "seen.png", (tmp_path / "train/class 1/2.png").read_bytes())
+    workspace = Workspace.create(tmp_path / "workspace", RECIPE)
+    ingest_images(workspace, tmp_path / "train", "train")
+    ingest_images(workspace, tmp_path / "test", "test")
+    embed(workspace)
+    (entry,) = (one for one in review(workspace).entries if one.reason == "two splits")
+    assert {entry.split, entry.beside[0].split} == {"train", "test"}
+
+
+def test_answers_are_made_once(spoilt: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until a label changes; what is damaged is made again."""
+    made = []
+
+    def counted(*args: object) -> object:
+        made.append(1)
+        return cross_validate(*args)  # type: ignore[arg-type]  # handed on as they came
+
+    cross_validate = held_out.cross_validate
+    monkeypatch.setattr(held_out, "cross_validate", counted)
+    first = held_out_labels(spoilt)
+    assert held_out_labels(spoilt).answers.equals(first.answers)
+    assert len(made) == 1
+    (spoilt.path / "runs" / "review" / "answers.arrow").write_bytes(b"no table")
+    assert held_out_labels(spoilt).answers.equals(first.answers)
+    assert len(made) == 2
+
+
+def _filled(path: Path, classes: dict[str, str]) -> None:
+    """Write classes into the table, as a person does, by the last two parts of the path."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        row["class"] = classes.get("/".join(Path(row["path"]).parts[-2:]), "")
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_a_table_goes_round(spoilt: Workspace, tmp_path: Path) -> None:
+    """What was corrected or confirmed in the table is not listed again, and the next list says how answers moved."""
+    before = review(spoilt)
+    table = tmp_path / "queue.csv"
+    write_list(table, before, spoilt.snapshot())
+    _filled(
+        table,
+        {
+            "class 1/wrong.png": "class 0",
+            "class 3/wrong.png": "class 2",
+            "class 0/twice.png": "class 4",
+            "class 4/5.png": "class 4",
+        },
+    )
+    report = relabel_images(spoilt, table)
+    assert len(report.relabelled) + report.same >= 3
+    after = review(spoilt)
+    assert not {"class 1/wrong.png", "class 3/wrong.png"} & {name for _, name in listed(after)}
+    assert "two classes" not in after.counts
+    assert after.moved is not None
+    assert after.moved.low <= after.moved.after - after.moved.before <= after.moved.high
+    assert any("whose label is as it was" in line for line in map(str, report_lines(after)))
+    confirmed = [one for one in after.entries if one.reason == "label"]
+    if confirmed:
+        name = "/".join(Path(confirmed[0].picture).parts[-2:])
+        write_list(table, after, spoilt.snapshot())
+        _filled(table, {name: confirmed[0].class_name or ""})
+        relabel_images(spoilt, table)
+        assert name not in {one for _, one in listed(review(spoilt))}
+
+
+def test_files(spoilt: Workspace, tmp_path: Path) -> None:
+    """A table whose class is empty, and a sheet with thumbnails, where names are text; other endings are refused."""
+    found = review(spoilt)
+    write_list(tmp_path / "queue.csv", found, spoilt.snapshot())
+    with (tmp_path / "queue.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    every = [picture for one in found.entries for picture in (one, *one.beside)]
+    assert [row["path"] for row in rows] == [one.picture for one in every]
+    assert [row["now"] for row in rows] == [one.class_name for one in every]
+    assert [row["entry"] for row in rows].count("1") == 1 + len(found.entries[0].beside)
+    assert {row["class"] for row in rows} == {""}
+    assert rows[0]["reason"] == "two classes"
+    write_list(tmp_path / "sheet.html", found, spoilt.snapshot())
+    page = (tmp_path / "sheet.html").read_text(encoding="utf-8")
+    pictures = sum(1 + len(one.beside) for one in found.entries)
+    assert page.count("data:image/") == pictures
+    with pytest.raises(UsageError, match="of which kind"):
+        check_targets([tmp_path / "queue.txt"])
+    with pytest.raises(InputError, match="no such folder"):
+        check_targets([tmp_path / "no" / "queue.csv"])
+
+
+def test_what_lacks(tmp_path: Path, drawn: dict[str, list[bytes]]) -> None:
+    """Pictures, or their vectors: the hint says which command brings them."""
+    workspace = Workspace.create(tmp_path / "workspace", RECIPE)
+    with pytest.raises(MissingStepError, match="no training images with a label"):
+        review(workspace)
+    written(tmp_path / "pictures", drawn)
+    ingest_images(workspace, tmp_path / "pictures", "train")
+    with pytest.raises(MissingStepError, match="no image has been embedded") as lacking:
+        review(workspace)
+    assert lacking.value.hint == "Run: vlltr embed"
+
+
+def test_the_command(spoilt: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It says how many there are of each kind, and the first of them; --json has all."""
+    out = tmp_path / "queue.csv"
+    code, told, _ = run(capsys, "-w", spoilt.path, "review", "--out", out)
+    assert code == 0
+    assert "in two classes: one of the labels is wrong: 1 entry." in told
+    assert f"Wrote {out}." in told
+    code, told, _ = run(capsys, "-w", spoilt.path, "--json", "review", "--top", "1")
+    assert [one["reason"] for one in json.loads(told)["entries"]] == ["two classes"]
+
+
+def moved(data: bytes) -> bytes:
+    """A picture, a pixel to the right."""
+    return encoded(ImageChops.offset(Image.open(io.BytesIO(data)).convert("L"), 1, 0))
+
+
+@pytest.fixture
+def camera(tmp_path: Path) -> tuple[Path, list[str]]:
+    """A folder of known characters, of five characters that the workspace lacks, copies, and a broken file."""
+    folder = tmp_path / "camera"
+    rows = pq.read_table(glyph_files(fast=True).images, columns=["image", "label", "split"]).to_pylist()
+    known = [moved(row["image"]) for row in rows if row["split"] == "test"][:30]
+    lacking = [row for row in rows if row["split"] == "dev_support"]
+    common = [name for name, _ in Counter(row["label"] for row in lacking).most_common(2)]
+    new = [row["image"] for row in lacking if row["label"] in common]
+    for number, data in enumerate(known):
+        put(folder / "known" / f"{number}.png", data)
+    for number, data in enumerate(new):
+        put(folder / "new" / f"{number}.png", data)
+    put(folder / "again.png", known[0])
+    put(folder / "broken.png", b"no picture")
+    put(folder / "labelled.png", next(row["image"] for row in rows if row["split"] == "train"))
+    return folder, common
+
+
+def test_a_folder_without_labels(trained: Workspace, camera: tuple[Path, list[str]]) -> None:
+    """Each content once, labelled pictures left out, broken ones told; vectors are kept, and no commit is made."""
+    folder, _ = camera
+    commit = trained.history.last().id
+    steps = []
+    found = review_folder(trained, [str(folder)], progress=lambda step, done, total: steps.append(step))
+    assert trained.history.last().id == commit
+    pictures = [one.picture for one in found.entries] + [
+        other.picture for one in found.entries for other in one.beside
+    ]
+    there = {str(path) for path in folder.rglob("*.png")}
+    left_out = {str(folder / name) for name in ("broken.png", "labelled.png", "known/0.png", "again.png")}
+    assert len(pictures) == len(set(pictures)) == found.pictures == len(there) - 3
+    assert there - left_out < set(pictures) < there
+    assert len(found.notes) == 2
+    assert found.notes[0] == "1 picture has a label already: left out."
+    assert "broken.png" in found.notes[1]
+    assert all(len(one.likely) == 3 for one in found.entries)
+    assert "embed images" in steps
+    steps.clear()
+    again = review_folder(
+        trained, [str(folder)], top=5, progress=lambda step, done, total: steps.append(step)
+    )
+    assert again.entries == found.entries[:5]
+    assert "embed images" not in steps
+    with pytest.raises(InputError, match="no picture to look at: 1 picture has a label, 0 cannot be read"):
+        review_folder(trained, [str(folder / "labelled.png")])
+
+
+def test_rows_of_a_parquet_file(trained: Workspace, tmp_path: Path) -> None:
+    """They are named by their place in it, and are embedded like files."""
+    rows = pq.read_table(
+        glyph_files(fast=True).images, columns=["image"], filters=[("split", "=", "dev_support")]
+    )
+    pq.write_table(rows.slice(0, 4), tmp_path / "some.parquet")
+    found = review_folder(trained, [str(tmp_path / "some.parquet")])
+    assert {one.picture for one in found.entries} == {f"{tmp_path / 'some.parquet'}#{n}" for n in range(4)}
+    write_list(tmp_path / "sheet.html", found, trained.snapshot())
+    assert (tmp_path / "sheet.html").read_text().count("data:image/") == 4

@@ -1,0 +1,131 @@
+"""A list of pictures to look at as a table, or as a sheet with thumbnails."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlltr_index.data.objects import is_address
+from vlltr_index.data.unlabelled import Pictures
+from vlltr_index.data.writing import write_file
+from vlltr_index.embedding.vectors import load_sources
+from vlltr_index.errors import InputError, UsageError
+from vlltr_index.evaluation.report import SIDE, environment, thumbnail
+from vlltr_index.pipelines.review.queue import REASONS, Entry, Reason, Review
+from vlltr_index.wording import cell, plural
+
+if TYPE_CHECKING:
+    from vlltr_index.evaluation.records import Thumbnail
+    from vlltr_index.store.snapshot import Snapshot
+
+_COLUMNS = ("entry", "path", "class", "now", "suggested", "reason", "wrong", "image_id")
+_SHOWN_BESIDE = 8  # pictures beside one in a sheet
+_HEADINGS: dict[Reason, str] = {
+    "two classes": "The same picture, or nearly, in two classes: one of the labels is wrong",
+    "label": "Labels that are probably wrong",
+    "two splits": "The same picture, or nearly, in two splits: figures measured there are too good",
+    "copies": "Near duplicates within a class: they count as one",
+    "unknown": "Pictures alike that no class stands for",
+    "teaches": "Pictures whose label would teach most",
+}
+
+
+def check_targets(paths: Sequence[Path]) -> None:
+    """Refuse files that a list cannot be written to.
+
+    Raises:
+        UsageError: One ends in neither .csv nor .html.
+        InputError: Its folder is not there.
+    """
+    for path in paths:
+        if path.suffix.lower() not in (".csv", ".html"):
+            raise UsageError(f"--out {path}: of which kind?", "End it in .csv (a table) or .html (a sheet).")
+        if not path.absolute().parent.is_dir():
+            raise InputError(f"no such folder: {path.absolute().parent}", "Make it first.")
+
+
+def write_list(path: Path, review: Review, snapshot: Snapshot) -> None:
+    """Write a list as a table, which `images relabel` takes back, or as a sheet, by the ending of the file.
+
+    The table has a row for each picture, and pictures of one entry have its number. `class` is empty: whoever looks at
+    a picture writes its class there, the same as in `now` or another.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    sheet = path.suffix.lower() == ".html"
+    text = _sheet(review, snapshot) if sheet else _table(review.entries)
+    try:
+        write_file(path, text.encode("utf-8", "replace"))
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}", "Choose another place.") from None
+
+
+def _table(entries: Sequence[Entry]) -> str:
+    """Write the entries as CSV, a row a picture."""
+    target = io.StringIO(newline="")
+    writer = csv.writer(target)
+    writer.writerow(_COLUMNS)
+    for number, one in enumerate(entries, 1):
+        wrong = "" if one.wrong is None else f"{one.wrong:.3f}"
+        rows = [(_full(one.picture), "", one.class_name, one.suggested, one.reason, wrong, one.image_id)]
+        rows += [
+            (_full(other.picture), "", other.class_name, "", one.reason, "", other.image_id)
+            for other in one.beside
+        ]
+        writer.writerows([number, *map(cell, row)] for row in rows)
+    return target.getvalue()
+
+
+def _full(picture: str) -> str:
+    """Return a picture's path from the root, by which it is found from anywhere; addresses stay."""
+    return picture if is_address(picture) else os.path.abspath(picture)
+
+
+def _sheet(review: Review, snapshot: Snapshot) -> str:
+    """Write the entries as an HTML document with thumbnails."""
+    parts = [
+        (_HEADINGS[reason], list(_shown(review.entries, reason, snapshot)), review.counts[reason])
+        for reason in REASONS
+        if reason in review.counts
+    ]
+    template = environment("vlltr_index.evaluation").get_template("review.html")
+    return template.render(review=review, parts=parts)
+
+
+def _shown(
+    entries: Sequence[Entry], reason: Reason, snapshot: Snapshot
+) -> Iterator[tuple[Entry, Thumbnail, list[tuple[str, Thumbnail]]]]:
+    """Yield the entries of a reason with their thumbnails and those of the pictures beside."""
+    for one in entries:
+        if one.reason == reason:
+            others = one.beside[:_SHOWN_BESIDE]
+            beside = [
+                (other.class_name or "", picture_of(snapshot, other.image_id, other.picture))
+                for other in others
+            ]
+            yield one, picture_of(snapshot, one.image_id, one.picture), beside
+
+
+def picture_of(snapshot: Snapshot, image_id: str | None, path: str, side: int = SIDE) -> Thumbnail:
+    """Return a picture of at most `side` pixels: of the workspace by its id, or else by its path or row of a file."""
+    if image_id is not None:
+        return thumbnail(load_sources(snapshot, [image_id])[0][1], side)
+    source = b"" if ".parquet#" in path else path
+    return thumbnail(next(Pictures([(path, source)]).load())[1], side)
+
+
+def summary(review: Review) -> list[str]:
+    """Say how many pictures there are of each reason, in sentences."""
+    lines = []
+    for reason, count in review.counts.items():
+        lines.append(f"{_HEADINGS[reason]}: {plural(count, 'entry', 'entries')}.")
+    if review.wrong:
+        lines.append(
+            f"Of {plural(review.pictures, 'label')} about {review.wrong:,} are estimated to be wrong."
+        )
+    return lines or [f"Nothing to look at among {plural(review.pictures, 'picture')}."]

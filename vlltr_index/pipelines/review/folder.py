@@ -1,0 +1,208 @@
+"""The list of pictures without labels to look at: groups that no class stands for, and those that teach most."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vlltr_index.data.unlabelled import Pictures, unlabelled_images
+from vlltr_index.embedding.loading import content_vectors, thumbnail_tensor
+from vlltr_index.embedding.pixels import in_batches
+from vlltr_index.embedding.vectors import LocalEngine, embedded, image_vector_table
+from vlltr_index.errors import InputError, MissingStepError
+from vlltr_index.heads.bursts import folder_of
+from vlltr_index.heads.teaching import alike_groups, most_teaching
+from vlltr_index.heads.units import units_of
+from vlltr_index.pipelines.review.queue import Beside, Entry, Reason, Review
+from vlltr_index.recognition.scorer import OTHER_RULE
+from vlltr_index.recognizer import Recognizer
+from vlltr_index.schemas.records import ImageRecord
+from vlltr_index.schemas.tables import image_vectors, image_vectors_name
+from vlltr_index.store.ingestion import probe_all
+from vlltr_index.wording import plural, preview
+
+if TYPE_CHECKING:
+    from vlltr_index.heads.plda import PLDA
+    from vlltr_index.recognition.model import Model
+    from vlltr_index.schemas.records import Progress
+    from vlltr_index.store.workspace import Workspace
+
+_AT_ONCE = 512  # pictures
+_LIKELY = 3
+_MOST_REJECTED = 4000  # pictures that are grouped
+
+
+@dataclass
+class _Pictures:
+    """Pictures without a label, each content once."""
+
+    listed: Pictures  # all that were named
+    places: list[int] = field(default_factory=list)  # in it
+    names: list[str] = field(default_factory=list)
+    contents: list[str] = field(default_factory=list)  # ids, under which vectors are stored
+    taken: list[float | None] = field(default_factory=list)
+    thumbnails: list[bytes | None] = field(default_factory=list)
+    labelled: int = 0  # how many the workspace has with a class
+    unreadable: list[str] = field(default_factory=list)
+
+
+def review_folder(
+    workspace: Workspace,
+    paths: Sequence[str],
+    top: int | None = None,
+    progress: Progress | None = None,
+) -> Review:
+    """List pictures without labels: groups that no class stands for, then those whose label would teach most.
+
+    Of near duplicates and bursts one is asked. Vectors are stored by the pictures' contents, so that a run that was
+    stopped goes on, and pictures that are taken in later are not embedded again.
+
+    Args:
+        workspace: With a trained head.
+        paths: As for `data.unlabelled.unlabelled_images`.
+        top: How many at most; default: all.
+        progress: Called while pictures are read and embedded.
+
+    Raises:
+        InputError: As for `unlabelled_images`; or none of the pictures can be read, or all have a label.
+        MissingStepError: There is no head, or it is of another rule than `ours`.
+    """
+    model = Recognizer.open(workspace).current()
+    plda = model.plda
+    if plda is None:
+        raise MissingStepError("only a head of the rule 'ours' knows what would teach it", OTHER_RULE)
+    pictures = _read(workspace, paths, progress)
+    if not pictures.names:
+        raise InputError(
+            f"no picture to look at: {plural(pictures.labelled, 'picture has', 'pictures have')} a label,"
+            f" {len(pictures.unreadable):,} cannot be read",
+            "Name a folder of pictures without labels.",
+        )
+    features = _features(workspace, model, pictures, progress)
+    entries = list(_entries(model, plda, pictures, features))
+    notes = []
+    if pictures.labelled:
+        notes.append(
+            f"{plural(pictures.labelled, 'picture has', 'pictures have')} a label already: left out."
+        )
+    if pictures.unreadable:
+        notes.append(f"Cannot be read: {preview(pictures.unreadable)}.")
+    return Review(
+        entries=tuple(entries[:top]),
+        counts={
+            reason: count
+            for reason in ("unknown", "teaches")
+            if (count := sum(one.reason == reason for one in entries))
+        },
+        pictures=len(pictures.names),
+        notes=tuple(notes),
+    )
+
+
+def _read(workspace: Workspace, paths: Sequence[str], progress: Progress | None) -> _Pictures:
+    """Read pictures for the first time: contents, thumbnails, and when they were taken."""
+    rows = workspace.snapshot().table("images", ["content_hash"], "class_id IS NOT NULL AND problem IS NULL")
+    labelled = set(rows["content_hash"].to_pylist())
+    listed = list(unlabelled_images(paths, with_data=False))
+    found = _Pictures(Pictures(listed))
+    seen = set[str]()
+    for places in in_batches(range(len(listed)), _AT_ONCE):
+        named = list(found.listed.take(places).load())
+        probes = probe_all([_record(name, source) for name, source in named])
+        for place, (name, _), probe in zip(places, named, probes, strict=True):
+            if probe.problem is not None or probe.content_hash is None:
+                found.unreadable.append(name)
+            elif probe.content_hash in labelled:
+                found.labelled += 1
+            elif probe.content_hash not in seen:
+                seen.add(probe.content_hash)
+                found.places.append(place)
+                found.names.append(name)
+                found.contents.append(probe.content_hash[:32])
+                found.taken.append(probe.taken)
+                found.thumbnails.append(probe.thumbnail)
+        if progress:
+            progress("look", places[-1] + 1, len(listed))
+    return found
+
+
+def _features(workspace: Workspace, model: Model, pictures: _Pictures, progress: Progress | None) -> Tensor:
+    """Return the pictures' vectors, float32 [N, D]; those that are missing are embedded and stored."""
+    encoder = model.encoder
+    with workspace.transaction("review") as tx:  # it only adds to the cache, so there is no commit
+        name = image_vectors_name(encoder.image_fp)
+        tx.store.create(name, image_vectors(encoder.dim), "vector_key")
+        there = embedded(tx, encoder.image_fp, pictures.contents)
+        lacking = [place for place, has in enumerate(there) if not has]
+        sources = pictures.listed.take([pictures.places[place] for place in lacking]).load()
+        named = (
+            (pictures.contents[place], source) for place, (_, source) in zip(lacking, sources, strict=True)
+        )
+        done = 0
+        with tx.store.appending(name) as append:
+            for result in LocalEngine(encoder).images(in_batches(named), [0]):
+                append(image_vector_table(result.ids, "0", 0, result.vectors[0]))
+                done += len(result.ids)
+                if progress:
+                    progress("embed images", done, len(lacking))
+    return content_vectors(workspace.snapshot(), pictures.contents, image_fp=encoder.image_fp)
+
+
+def _record(name: str, source: str | bytes) -> ImageRecord:
+    """Return a picture as a reader yields it: its path, or its bytes."""
+    if isinstance(source, bytes):
+        return ImageRecord(name, name, None, "", data=source)
+    return ImageRecord(source, source, None, "")
+
+
+def _entries(model: Model, plda: PLDA, pictures: _Pictures, features: Tensor) -> Iterator[Entry]:
+    """Yield groups that no class stands for, the largest first, then the others in the order of what they teach."""
+    probabilities = torch.cat(
+        [model.score(some, "exhaustive")[0].probabilities for some in features.split(_AT_ONCE)]
+    )
+    best = probabilities.topk(min(_LIKELY, probabilities.shape[1]), dim=1)
+    units = units_of(
+        features,
+        best.indices[:, 0],  # near duplicates have one answer
+        [None] * len(features),
+        taken=pictures.taken,
+        places=[folder_of(name) for name in pictures.names],
+        thumbnails=thumbnail_tensor(pictures.thumbnails),
+    )
+    names = [model.names[i] for i in model.class_ids.tolist()]
+
+    def entry(place: int, reason: Reason, others: Sequence[int] = ()) -> Entry:
+        likely = zip(best.indices[place].tolist(), best.values[place].tolist(), strict=True)
+        return Entry(
+            picture=pictures.names[place],
+            reason=reason,
+            likely=tuple((names[column], chance) for column, chance in likely),
+            beside=tuple(Beside(pictures.names[other]) for other in others),
+        )
+
+    rest = torch.ones(len(features), dtype=torch.bool)
+    for group in _unknown(model, plda, features, units):
+        first, *others = group.tolist()
+        rest[group] = False
+        yield entry(first, "unknown", others)
+    places = rest.nonzero()[:, 0]
+    left = [units[place] for place in places.tolist()]
+    order = most_teaching(probabilities[places].log(), features[places], left, plda.shared)
+    yield from (entry(place, "teaches") for place in places[order].tolist())
+
+
+def _unknown(model: Model, plda: PLDA, features: Tensor, units: Sequence[str]) -> list[Tensor]:
+    """Return the positions of each group of pictures that no class stands for."""
+    try:
+        level = model.least_likely
+    except MissingStepError:  # no picture was held out to tell by
+        return []
+    likelihoods = torch.cat([model.largest_likelihoods(some) for some in features.split(_AT_ONCE)])
+    rejected = likelihoods.argsort()[:_MOST_REJECTED]
+    rejected = rejected[likelihoods[rejected] < level].sort().values
+    groups = alike_groups(features[rejected], [units[place] for place in rejected.tolist()], plda.shared)
+    return [rejected[group] for group in groups]

@@ -1,0 +1,289 @@
+"""Answers for training images by models that were fitted without them, and near duplicates; made once, and kept.
+
+They lie in `runs/review` of the workspace's local folder, and are made again when images, labels, sentences or vectors
+have changed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from vlltr_index.data.writing import scratch_folder, settle
+from vlltr_index.embedding.loading import (
+    content_vectors,
+    image_units,
+    numbers,
+    run_folder,
+    sentence_means,
+    thumbnail_tensor,
+)
+from vlltr_index.embedding.vectors import embedded
+from vlltr_index.errors import MissingStepError
+from vlltr_index.heads.cross_validated import cross_validate
+from vlltr_index.heads.duplicates_across import near_duplicates_across
+from vlltr_index.heads.label_errors import label_errors
+from vlltr_index.heads.near_duplicates import near_duplicates
+from vlltr_index.heads.units import connected
+from vlltr_index.heads.weighing import balanced_shares, paired_mean
+from vlltr_index.schemas.fingerprint import digest_json
+from vlltr_index.schemas.manifests import Manifest
+from vlltr_index.schemas.tables import content_id
+from vlltr_index.store.holdout import read_held_out
+
+if TYPE_CHECKING:
+    from vlltr_index.schemas.records import Progress
+    from vlltr_index.store.snapshot import Snapshot
+    from vlltr_index.store.workspace import Workspace
+
+_log = logging.getLogger(__name__)
+
+_EVIDENCE = ["image_id", "class_id", "split", "content_hash", "uri", "group", "taken"]
+_LIKELY = 3  # classes that are kept for each image
+_ANSWERS = pa.schema(
+    {
+        "image_id": pa.string(),
+        "class_id": pa.int32(),
+        "unit": pa.string(),
+        "wrong": pa.float64(),
+        "likely": pa.list_(pa.int32()),
+        "chances": pa.list_(pa.float32()),
+    }
+)
+_COPIES = pa.schema({"image_ids": pa.list_(pa.string())})
+
+
+@dataclass(frozen=True)
+class Moved:
+    """How the share of held-out images that are right moved, each class counted alike.
+
+    Attributes:
+        images: Images that were asked both times and are of the same class; those that were corrected are not.
+        before: Their share before, by models fitted to the labels of then.
+        after: The same now.
+        low, high: Ends of the 95 % interval of the difference, over units.
+    """
+
+    images: int
+    before: float
+    after: float
+    low: float
+    high: float
+
+
+class KeptManifest(Manifest):
+    """Content of `answers.json`.
+
+    Attributes:
+        format: Format of the folder.
+        facts: Digest of what the answers come from.
+        wrong: How many labels are estimated to be wrong.
+        learned: How many of the images stage 1 was trained on, with their labels.
+        moved: How the answers moved when labels changed; None: they are the first ones.
+    """
+
+    format: Literal[1] = 1
+    facts: str
+    wrong: int
+    learned: int
+    moved: Moved | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOutLabels:
+    """What is kept.
+
+    Attributes:
+        answers: One row for each training image that was held out: its class then, its unit, the probability that its
+            label is wrong, and the likeliest classes with their probabilities.
+        copies: Near duplicates of any class and split, the ids of each lot that belongs together.
+        facts: The figures beside them.
+    """
+
+    answers: pa.Table
+    copies: list[list[str]]
+    facts: KeptManifest
+
+
+def held_out_labels(workspace: Workspace, progress: Progress | None = None) -> HeldOutLabels:
+    """Return the answers for the newest commit's training images; they are made and kept where there are none yet.
+
+    Raises:
+        MissingStepError: There is no training image with a label, or none is embedded.
+        WorkspaceError: They cannot be written.
+    """
+    snapshot = workspace.snapshot()
+    rows = _embedded_rows(snapshot)
+    facts = _facts(snapshot, rows)
+    place = run_folder(workspace) / "review"
+    before = _read(place)
+    if before is not None and before.facts.facts == facts:
+        return before
+    made = _make(snapshot, rows, facts, before, progress)
+    with scratch_folder(place.parent) as unfinished:
+        _write(made, unfinished)
+        settle(unfinished, place, replace=True)
+    return made
+
+
+def _embedded_rows(snapshot: Snapshot) -> pa.Table:
+    """Return the images of all splits that have a class and a vector, in the order of their ids."""
+    where = "class_id IS NOT NULL AND problem IS NULL"
+    rows = snapshot.table("images", [*_EVIDENCE, "thumbnail"], where).sort_by("image_id")
+    if "train" not in rows["split"].to_pylist():
+        raise MissingStepError(
+            "there are no training images with a label", "Run: vlltr ingest images PATH --split train"
+        )
+    there = embedded(snapshot, snapshot.commit.image_fp or "", _contents(rows))
+    if not any(there):
+        raise MissingStepError("no image has been embedded yet", "Run: vlltr embed")
+    return rows.filter(pa.array(there, pa.bool_()))
+
+
+def _contents(rows: pa.Table) -> list[str]:
+    return list(map(content_id, rows["image_id"].to_pylist(), rows["content_hash"].to_pylist()))
+
+
+def _facts(snapshot: Snapshot, rows: pa.Table) -> str:
+    """Return a digest of what the answers come from."""
+    commit = snapshot.commit
+    evidence = rows.select(_EVIDENCE).to_pydict()
+    return digest_json(
+        {
+            "images": evidence,
+            "sentences": commit.tables.get("sentences"),
+            "towers": [commit.image_fp, commit.text_fp],
+        }
+    )
+
+
+def _make(
+    snapshot: Snapshot,
+    rows: pa.Table,
+    facts: str,
+    before: HeldOutLabels | None,
+    progress: Progress | None,
+) -> HeldOutLabels:
+    """Compute answers and near duplicates."""
+    features = content_vectors(snapshot, _contents(rows))
+    class_ids = numbers(rows, "class_id")
+    ids: list[str] = rows["image_id"].to_pylist()
+    if progress:
+        progress("near duplicates", 0, None)
+    copies = _lots(rows, features, class_ids)
+    train = torch.tensor([split == "train" for split in rows["split"].to_pylist()])
+    own = [one for one, there in zip(ids, train.tolist(), strict=True) if there]
+    units = image_units(snapshot, own, class_ids[train], features[train])
+    owners, labels = class_ids[train].unique(return_inverse=True)
+    found = cross_validate(features[train], labels, units, sentence_means(snapshot, owners), progress)
+    asked = found.asked
+    of = [units[place] for place in asked.tolist()]
+    errors = label_errors(found.log_probabilities, labels[asked], of)
+    best = found.log_probabilities.topk(min(_LIKELY, len(owners)), dim=1)
+    answers = pa.table(
+        {
+            "image_id": [own[place] for place in asked.tolist()],
+            "class_id": owners[labels[asked]].tolist(),
+            "unit": of,
+            "wrong": errors.wrong.tolist(),
+            "likely": owners[best.indices].tolist(),
+            "chances": best.values.exp().tolist(),
+        },
+        schema=_ANSWERS,
+    )
+    learned = _learned(snapshot, answers["image_id"].to_pylist())
+    moved = None if before is None else _moved(before.answers, answers)
+    figures = KeptManifest(facts=facts, wrong=errors.count, learned=learned, moved=moved)
+    return HeldOutLabels(answers, copies, figures)
+
+
+def _lots(rows: pa.Table, features: Tensor, class_ids: Tensor) -> list[list[str]]:
+    """Return the ids of images that are near duplicates, in lots that belong together, by the first position."""
+    thumbnails = thumbnail_tensor(rows["thumbnail"].to_pylist())
+    pairs = [near_duplicates_across(features, thumbnails, class_ids)]
+    for owner in class_ids.unique():
+        own = (class_ids == owner).nonzero()[:, 0]
+        pairs.append(own[near_duplicates(features[own], thumbnails[own])])
+    same = _same_content(rows["content_hash"].to_pylist())
+    found = connected(len(class_ids), [*same, *torch.cat(pairs).tolist()])
+    ids = rows["image_id"].to_pylist()
+    return [[ids[place] for place in lot] for lot in found if len(lot) > 1]
+
+
+def _same_content(contents: Sequence[str]) -> list[tuple[int, int]]:
+    """Return pairs of positions of one content."""
+    first = dict[str, int]()
+    pairs = ((first.setdefault(content, place), place) for place, content in enumerate(contents))
+    return [(one, other) for one, other in pairs if one != other]
+
+
+def _learned(snapshot: Snapshot, image_ids: Sequence[str]) -> int:
+    """Count the images that stage 1 was trained on."""
+    digest = snapshot.commit.checkpoint
+    if digest is None:
+        return 0
+    held = read_held_out(snapshot.objects.path("checkpoints", digest))
+    return sum(not held.has(image_id) for image_id in image_ids)
+
+
+def _moved(before: pa.Table, after: pa.Table) -> Moved | None:
+    """Compare answers to images whose class is as it was; None where there are none."""
+    was = {row["image_id"]: row for row in before.to_pylist()}
+    rows = [row for row in after.to_pylist() if _same_class(was.get(row["image_id"]), row)]
+    if not rows:
+        return None
+    labels = torch.tensor([row["class_id"] for row in rows])
+    now = torch.tensor([row["likely"][0] for row in rows]) == labels
+    then = torch.tensor([was[row["image_id"]]["likely"][0] for row in rows]) == labels
+    units = _numbered([row["unit"] for row in rows])
+    shares = balanced_shares(labels, units)
+    mean, error = paired_mean((now.double() - then.double())[None], shares, units)
+    half = 1.96 * float(error)
+    return Moved(
+        images=len(rows),
+        before=float(then.double() @ shares),
+        after=float(now.double() @ shares),
+        low=max(-1.0, float(mean) - half),
+        high=min(1.0, float(mean) + half),
+    )
+
+
+def _same_class(was: dict[str, object] | None, row: dict[str, object]) -> bool:
+    return was is not None and was["class_id"] == row["class_id"]
+
+
+def _numbered(names: Sequence[str]) -> Tensor:
+    """Number names from 0, int64 [N]."""
+    numbers_of = {name: n for n, name in enumerate(dict.fromkeys(names))}
+    return torch.tensor([numbers_of[name] for name in names])
+
+
+def _write(made: HeldOutLabels, folder: Path) -> None:
+    copies = pa.table({"image_ids": made.copies}, schema=_COPIES)
+    for name, rows in (("answers", made.answers), ("copies", copies)):
+        with (
+            pa.OSFile(str(folder / f"{name}.arrow"), "wb") as file,
+            pa.ipc.new_file(file, rows.schema) as writer,
+        ):
+            writer.write_table(rows)
+    made.facts.save(folder / "answers.json")
+
+
+def _read(folder: Path) -> HeldOutLabels | None:
+    """Read what is kept; None where nothing is, or it cannot be read."""
+    with suppress(OSError, ValueError, pa.ArrowException):
+        facts = KeptManifest.load(folder / "answers.json")
+        answers, copies = (
+            pa.ipc.open_file(pa.memory_map(str(folder / f"{name}.arrow"))).read_all()
+            for name in ("answers", "copies")
+        )
+        return HeldOutLabels(answers.cast(_ANSWERS), copies["image_ids"].to_pylist(), facts)
+    return None

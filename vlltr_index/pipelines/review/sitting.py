@@ -1,0 +1,360 @@
+"""A sitting: decisions on a list of pictures, each kept in a file as it is made, until all become one commit."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from vlltr_index.classes import ChangeOptions, ChangeReport, Decisions, decide
+from vlltr_index.classes.change import USUAL
+from vlltr_index.data.writing import make_folder, sync
+from vlltr_index.embedding.loading import run_folder
+from vlltr_index.errors import InputError, write_error
+from vlltr_index.store.class_table import folded
+from vlltr_index.wording import plural, preview
+
+if TYPE_CHECKING:
+    from vlltr_index.pipelines.review.queue import Beside, Entry
+    from vlltr_index.store.snapshot import Snapshot
+    from vlltr_index.store.workspace import Workspace
+
+LOOKS = 30.0
+"""Seconds for which an entry is left to who looks at it, and has not said that he still does."""
+_FILE = "sitting.jsonl"
+_LOOKING = "looking.json"
+
+
+class Decision(BaseModel):
+    """What a person decided of one entry.
+
+    Attributes:
+        entry: The entry, see `key_of`.
+        by: Who decided.
+        labels: Names of classes by the ids of pictures.
+        added: Names of classes by the paths of pictures that the workspace does not have.
+        removed: Ids of pictures that go.
+        makes: The class that is made for it, if there was none of that name.
+        undone: Whether it takes back what the same person decided of the entry.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    entry: str
+    by: str
+    labels: dict[str, str] = {}
+    added: dict[str, str] = {}
+    removed: tuple[str, ...] = ()
+    makes: str | None = None
+    undone: bool = False
+
+    @property
+    def skips(self) -> bool:
+        """Whether nothing is decided."""
+        return not (self.labels or self.added or self.removed)
+
+
+def key_of(entry: Entry) -> str:
+    """Return what an entry is known by: why it is listed, and the id of its picture, or its path."""
+    return f"{entry.reason}: {entry.image_id or entry.picture}"
+
+
+def pictures_of(entry: Entry) -> list[str]:
+    """Return the ids of an entry's pictures, its own first; of those that the workspace does not have, their paths."""
+    return [one.image_id or os.path.abspath(one.picture) for one in (entry, *entry.beside)]
+
+
+class _Looking(BaseModel):
+    """What somebody looks at, and until when others leave it alone."""
+
+    pictures: list[str]
+    until: float
+
+
+_LOOKED_AT = TypeAdapter(dict[str, _Looking])
+
+
+@dataclass(eq=False)
+class Sitting:
+    """Decisions of one or several people on one list; safe for several threads and processes.
+
+    Attributes:
+        workspace: The workspace.
+        entries: The list.
+    """
+
+    workspace: Workspace
+    entries: Sequence[Entry]
+
+    def next(self, by: str) -> Entry | None:
+        """Return the first entry that nobody has decided on, and none of whose pictures somebody else looks at.
+
+        Its classes are those that are decided of its pictures, and pictures that go are left out.
+
+        Raises:
+            WorkspaceError: What somebody looks at cannot be kept.
+        """
+        with self._looking() as looked_at:
+            looked_at.pop(by, None)
+            taken = {picture for other in looked_at.values() for picture in other.pictures}
+            decided = self.decided()
+            settled = Settled.by(decided.values())
+            for one in self.entries:
+                if key_of(one) in decided or not taken.isdisjoint(pictures_of(one)):
+                    continue
+                found = settled.entry(one)
+                if found is not None:
+                    looked_at[by] = _look_at(found)
+                    return found
+        return None
+
+    def stay(self, by: str, entry: Entry) -> bool:
+        """Go on looking at an entry; say whether nobody else looks at it now, or has decided on it.
+
+        Raises:
+            WorkspaceError: As for `next`.
+        """
+        with self._looking() as looked_at:
+            looked_at.pop(by, None)
+            taken = {picture for other in looked_at.values() for picture in other.pictures}
+            if key_of(entry) in self.decided() or not taken.isdisjoint(pictures_of(entry)):
+                return False
+            looked_at[by] = _look_at(entry)
+            return True
+
+    def leave(self, by: str) -> None:
+        """Let others see what somebody looks at."""
+        with self._looking() as looked_at:
+            looked_at.pop(by, None)
+
+    def decided(self) -> dict[str, Decision]:
+        """Return the decisions that are kept, by entry, in the order in which they were made."""
+        found = dict[str, Decision]()
+        for one in _read(self._path):
+            found.pop(one.entry, None)
+            if not one.undone:
+                found[one.entry] = one
+        return found
+
+    def decide(self, decision: Decision) -> None:
+        """Keep a decision; it is durable when this returns.
+
+        Raises:
+            InputError: Somebody else decided on the entry meanwhile.
+            WorkspaceError: It cannot be kept.
+        """
+        with self._alone():
+            before = self.decided().get(decision.entry)
+            if before is not None and before.by != decision.by:
+                raise InputError(
+                    "somebody else has decided on this picture meanwhile", "Look at the next one."
+                )
+            _append(self._path, decision)
+
+    def undo(self, by: str) -> Entry | None:
+        """Take back the last decision that somebody made in this list, and return its entry; None if there is none.
+
+        Raises:
+            WorkspaceError: That cannot be kept.
+        """
+        listed = {key_of(one): one for one in self.entries}
+        with self._alone():
+            own = [key for key, one in self.decided().items() if one.by == by and key in listed]
+            if not own:
+                return None
+            _append(self._path, Decision(entry=own[-1], by=by, undone=True))
+        found = Settled.by(self.decided().values()).entry(listed[own[-1]])
+        if found is not None:
+            with self._looking() as looked_at:
+                looked_at[by] = _look_at(found)
+        return found
+
+    def save(self, options: ChangeOptions = USUAL) -> ChangeReport | None:
+        """Make one commit of all decisions, of whatever list and person; None if there is nothing to write.
+
+        Decisions on pictures that are gone, or for classes that are gone, are left out with a note.
+
+        Raises:
+            InputError: As for `decide`.
+        """
+        with self._alone():
+            made = [one for one in self.decided().values() if not one.skips]
+            if not made:
+                self._path.unlink(missing_ok=True)
+                return None
+            decisions, notes = _together(self.workspace, made)
+            report = decide(self.workspace, f"review: {plural(len(made), 'decision')}", decisions, options)
+            report.notes.extend(notes)
+            if not options.dry_run:
+                self._path.unlink()
+        return report
+
+    @property
+    def _path(self) -> Path:
+        return self.workspace.path / "runs" / _FILE
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other threads and processes from deciding meanwhile."""
+        with _locked(run_folder(self.workspace) / _FILE):
+            yield
+
+    @contextmanager
+    def _looking(self) -> Iterator[dict[str, _Looking]]:
+        """Yield what each looks at, of whatever process, and keep what becomes of it; what lapsed is left out."""
+        path = run_folder(self.workspace) / _LOOKING
+        with _locked(path):
+            looked_at = dict[str, _Looking]()
+            with suppress(OSError, ValidationError):
+                looked_at = _LOOKED_AT.validate_json(path.read_bytes())
+            now = time.time()
+            looked_at = {by: one for by, one in looked_at.items() if one.until > now}
+            yield looked_at
+            path.write_bytes(_LOOKED_AT.dump_json(looked_at))
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Keep other threads and processes from a file.
+
+    Raises:
+        WorkspaceError: The system refuses to write it.
+    """
+    try:
+        with FileLock(path.with_suffix(".lock")):
+            yield
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def _look_at(entry: Entry) -> _Looking:
+    return _Looking(pictures=pictures_of(entry), until=time.time() + LOOKS)
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What decisions make of pictures.
+
+    Attributes:
+        labels: Names of classes by the ids of pictures.
+        gone: Pictures that go, by id, and those that get a first class, by path.
+    """
+
+    labels: Mapping[str, str]
+    gone: Set[str]
+
+    @classmethod
+    def by(cls, decided: Iterable[Decision]) -> Settled:
+        """Make it from decisions in their order."""
+        labels = dict[str, str]()
+        gone = set[str]()
+        for one in decided:
+            labels |= one.labels
+            gone |= {*one.removed, *one.added}
+        return cls(labels, gone)
+
+    def entry(self, entry: Entry) -> Entry | None:
+        """Return an entry as these decisions, on other entries, leave it; None if nothing is left to decide."""
+        own, *others = pictures_of(entry)
+        beside = tuple(
+            replace(other, class_name=self.labels.get(picture, other.class_name))
+            for picture, other in zip(others, entry.beside, strict=True)
+            if picture not in self.gone
+        )
+        if own in self.gone or (others and not beside):
+            return None
+        return replace(entry, class_name=self.labels.get(own, entry.class_name), beside=beside)
+
+
+def still_open(snapshot: Snapshot, entries: Sequence[Entry]) -> list[Entry]:
+    """Return those entries of a list that a commit leaves as they were listed, and that nobody has confirmed."""
+    names = snapshot.class_table().names
+    rows = snapshot.table("images", ["image_id", "uri", "class_id"], "class_id IS NOT NULL").to_pylist()
+    class_of = {row["image_id"]: row["class_id"] for row in rows}
+    labelled = {row["uri"] for row in rows}
+    said = {row["image_id"]: row["class_id"] for row in snapshot.table("reviewed").to_pylist()}
+
+    def as_listed(one: Entry | Beside) -> bool:
+        if one.image_id is None:
+            return one.picture not in labelled and os.path.realpath(one.picture) not in labelled
+        return names.get(class_of.get(one.image_id, -1)) == one.class_name
+
+    def confirmed(one: Entry | Beside) -> bool:
+        return one.image_id is not None and said.get(one.image_id) == class_of[one.image_id]
+
+    found = []
+    for entry in entries:
+        pictures = [entry, *entry.beside]
+        if all(map(as_listed, pictures)) and not all(map(confirmed, pictures)):
+            found.append(entry)
+    return found
+
+
+def _together(workspace: Workspace, made: Sequence[Decision]) -> tuple[Decisions, list[str]]:
+    """Put decisions together, without those on what is gone; also say how many these are."""
+    snapshot = workspace.snapshot()
+    table = snapshot.class_table()
+    rows = snapshot.table("images", ["image_id", "uri", "class_id"]).to_pylist()
+    there = {row["image_id"] for row in rows}
+    labelled = {row["uri"] for row in rows if row["class_id"] is not None}
+    made_names = {folded(one.makes): one.makes for one in reversed(made) if one.makes is not None}
+    labels = dict[str, str]()
+    added = dict[Path, str]()
+    removed = list[str]()
+    lost = list[str]()
+    for one in made:
+        names = {*one.labels.values(), *one.added.values()}
+        spelled = {
+            name: name if table.find(name) is not None else made_names.get(folded(name)) for name in names
+        }
+        if gone := sorted(name for name, found in spelled.items() if found is None):
+            lost.append(f"there is no class {preview(gone)} any more")
+            continue
+        labels |= {
+            image_id: spelled[name] or name for image_id, name in one.labels.items() if image_id in there
+        }
+        for path, name in one.added.items():
+            if os.path.realpath(path) in labelled:
+                lost.append(f"{path} has a class already")
+            else:
+                added[Path(path)] = spelled[name] or name
+        removed += [image_id for image_id in one.removed if image_id in there]
+    for image_id in removed:
+        labels.pop(image_id, None)
+    return Decisions(labels, added, removed), [f"Left out: {why}." for why in lost]
+
+
+def _read(path: Path) -> list[Decision]:
+    """Read the decisions in a file; a line that was cut off by a kill is none."""
+    found = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    for line in lines:
+        try:
+            found.append(Decision.model_validate_json(line))
+        except ValidationError:
+            continue
+    return found
+
+
+def _append(path: Path, decision: Decision) -> None:
+    """Write a decision to the end of a file, durably."""
+    make_folder(path.parent)
+    new = not path.exists()
+    line = json.dumps(decision.model_dump(mode="json", exclude_defaults=True), ensure_ascii=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(f"\n{line}\n")  # what a kill cut off before it is a line by itself
+        file.flush()
+        os.fsync(file.fileno())
+    if new:
+        sync(path.parent)
