@@ -44,8 +44,8 @@ from vlltr_index.heads.weighing import TEMPERED, balanced_accuracy
 from vlltr_index.tensors import unit_rows
 
 COLLECTIONS = {
-    ("train", "300xall"): "glyphs, long-tailed: train 300xall",
-    ("families", "300xall"): "icons, long-tailed: families 300xall",
+    ("train", "200xall"): "glyphs, long-tailed: train 200xall",
+    ("families", "200xall"): "icons, long-tailed: families 200xall",
     ("train", "100x40"): "glyphs: train 100x40",
     ("families", "60x40"): "icons: families 60x40",
     ("heldout", "99x5"): "glyphs of new classes: heldout 99x5",

@@ -25,17 +25,23 @@ element.addEventListener('click', (event) => {
   if (button) trigger(button.dataset.do === 'save' ? 'save' : 'make', {});
 });
 """
-_SAID = "element.setAttribute('role', 'status'); element.setAttribute('aria-live', 'polite');"
+_SAID = """
+element.setAttribute('role', 'status');
+element.setAttribute('aria-live', 'polite');
+watch('value', () => document.dispatchEvent(new Event('vl-said')));
+"""
 _ENTRY = """
 const shown = () => element.querySelector('.vl-entry, .vl-end');
 const field = () => element.querySelector('#vl-other');
 const spelled = (name) => name.normalize('NFC').toLowerCase().trim().replace(/\\s+/g, ' ');
 const left = () => element.querySelectorAll('[data-drop][aria-pressed="false"]').length;
 let typed = 0;  // when a key was pressed in the field
-let deaf = 0;  // until when keys do nothing: an answer is awaited, or another entry came while somebody was typing
+let deaf = 0;  // until when keys do nothing, since another entry came while somebody was typing
+let waiting = 0;  // until when an answer is awaited
+document.addEventListener('vl-said', () => { waiting = 0; });
 const act = (name, more = {}) => {
   typed = 0;
-  deaf = Date.now() + 1500;
+  waiting = Date.now() + 1500;
   trigger('act', {act: name, turn: shown().dataset.turn, ...more});
 };
 const submit = () => {
@@ -76,7 +82,7 @@ const onKey = (event) => {
     if (event.target === field()) typed = Date.now();
     return;
   }
-  if (Date.now() < deaf) return;
+  if (Date.now() < Math.max(deaf, waiting)) return;
   const key = event.key.toLowerCase();
   if (event.shiftKey && key === 's') return document.querySelector('[data-do="save"]')?.click();
   if (!shown() || event.shiftKey) return;
@@ -94,6 +100,7 @@ document.addEventListener('keydown', onKey);
 watch('value', () => {
   const place = shown();
   const focused = document.activeElement;
+  waiting = 0;
   deaf = Date.now() - typed < 2000 ? Date.now() + 3000 : 0;
   if (!place || focused?.matches('input, textarea, select')) return;
   place.focus({preventScroll: true});

@@ -63,10 +63,12 @@ def test_the_page_knows_how_common_classes_are(trained: Workspace, pictures: Pat
 def test_the_page_draws_how_common_classes_are(trained: Workspace, pictures: Path) -> None:
     """What a visitor sees of a picture is the answer under the prior."""
     from vlltr_index.cli.ui.blocks import Visit, build_page
+    from vlltr_index.cli.ui.reviewing import ReviewService
 
     names = Recognizer.open(trained).classes_.tolist()
     desk = PageService(trained, prior={name: 1.0 + place for place, name in enumerate(names)})
-    (look,) = (one.fn for one in build_page(desk).fns.values() if getattr(one.fn, "__name__", "") == "_look")
+    page = build_page(desk, ReviewService(trained))
+    (look,) = (one.fn for one in page.fns.values() if getattr(one.fn, "__name__", "") == "_look")
     drawn = look(Visit(), str(pictures / "known-1.png"))
     assert any("how common it is" in str(part) for part in drawn.values())
 
@@ -334,13 +336,19 @@ def test_the_command(
     trained_once: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The address on stdout; a warning where others can reach it."""
-    asked: list[tuple[str, bool]] = []
+    asked: list[tuple[str, bool, tuple[str, ...]]] = []
 
     def serve(
-        workspace: Workspace, listening: socket.socket, host: str, only: bool, prior: str, ready: Any
+        workspace: Workspace,
+        listening: socket.socket,
+        host: str,
+        only: bool,
+        prior: str,
+        folders: tuple[str, ...],
+        ready: Any,
     ) -> None:
         assert prior == "balanced"
-        asked.append((host, only))
+        asked.append((host, only, folders))
         ready("http://192.0.2.1:1/")
         listening.close()
 
@@ -352,17 +360,17 @@ def test_the_command(
     assert (code, out) == (0, '{\n  "address": "http://192.0.2.1:1/"\n}\n')
     assert err == (
         "Warning: who has the link can change this workspace, and nothing is encrypted on the way.\n"
-        "With --read-only nothing can be added or undone.\n"
+        "With --read-only nothing can be added, decided or undone.\n"
     )
     code, _, err = run(capsys, *ui, "--prior", "folder")
     assert code == 2
     assert "the page is asked one picture at a time" in err
-    _, _, err = run(capsys, *ui, "--host", "0.0.0.0", "--read-only")
+    _, _, err = run(capsys, *ui, "--host", "0.0.0.0", "--read-only", "shots", "more")
     assert err == (
-        "Warning: who has the link can see this workspace's classes and sentences, and nothing is encrypted on the"
-        " way.\n"
+        "Warning: who has the link can see this workspace's classes, sentences and pictures, and nothing is encrypted"
+        " on the way.\n"
     )
-    assert asked == [("127.0.0.1", False), ("0.0.0.0", False), ("0.0.0.0", True)]
+    assert asked == [("127.0.0.1", False, ()), ("0.0.0.0", False, ()), ("0.0.0.0", True, ("shots", "more"))]
 
 
 def test_without_gradio(

@@ -36,7 +36,7 @@ class Desk(Page):
         self.browser.js(
             "[...document.querySelectorAll('[role=tab]')].find((tab) => tab.innerText === 'Review').click()"
         )
-        self.wait(lambda: self.text("#vl-bar"))
+        self.wait(lambda: self.text(".vl-bar-row"))
 
     def press(self, *keys: str) -> None:
         """Press keys, wherever the focus is."""
@@ -127,7 +127,9 @@ def mislabelled(workspace: Workspace) -> tuple[dict[str, str], list[Entry]]:
     *own, other, third = listing.largest[:22]
     picked = [listing.entry("label", (own[n % 20],), (third, own[n % 20], other)) for n in range(PICTURES)]
     wrong = picked[:: PICTURES // WRONG]
-    decide(workspace, "images relabel", Decisions({str(one.image_id): listing.names[other] for one in wrong}))
+    decide(workspace, "mislabel", Decisions({str(one.image_id): listing.names[other] for one in wrong}))
+    with workspace.transaction("forget who said so") as tx:
+        tx.delete_any("reviewed", "image_id", [one.image_id for one in wrong])
     after = classes(workspace)
     entries = [
         Entry(

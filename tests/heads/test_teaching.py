@@ -29,7 +29,6 @@ def some_shared(dim: int, seed: int) -> SharedGaussian:
         blank=spread,
         text_centre=torch.zeros(dim, dtype=torch.float64),
         text_map=torch.zeros(dim, dim, dtype=torch.float64),
-        noise=0.5 + float(torch.rand(1, generator=g)),
     )
 
 
@@ -37,8 +36,8 @@ def distances(features: Tensor, shared: SharedGaussian) -> Tensor:
     """Distances of pictures [N, N], at most 1, which is that of pictures of different classes."""
     rows = features.double() / features.double().norm(dim=1, keepdim=True)
     z = (rows - shared.centre) @ shared.basis
-    weights = shared.blank / (shared.noise + shared.blank)
-    usual = (weights * 2.0 * (shared.noise + shared.blank)).sum()
+    weights = shared.blank / (1.0 + shared.blank)
+    usual = (weights * 2.0 * (1.0 + shared.blank)).sum()
     squared = (weights * (z[:, None] - z).square()).sum(2) / usual
     return squared.clamp(max=1.0).sqrt()
 
@@ -110,7 +109,7 @@ def test_ratios_are_those_of_whole_densities(dim: int, seed: int) -> None:
     shared = some_shared(dim, seed)
     g = torch.Generator().manual_seed(seed)
     z = 3.0 * torch.randn(4, dim, generator=g, dtype=torch.float64)
-    noise = shared.noise * torch.eye(dim, dtype=torch.float64)
+    noise = torch.eye(dim, dtype=torch.float64)
     blank = shared.blank.diag()
     zero = torch.zeros(2 * dim, dtype=torch.float64)
     alone = torch.block_diag(noise + blank, noise + blank)

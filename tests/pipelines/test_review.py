@@ -27,6 +27,7 @@ from vlltr_index.pipelines.review.folder import review_folder
 from vlltr_index.pipelines.review.held_out import held_out_labels
 from vlltr_index.pipelines.review.queue import Review, review
 from vlltr_index.schemas.config import EncoderConfig, Recipe
+from vlltr_index.store.holdout import read_held_out
 from vlltr_index.store.workspace import Workspace
 
 CLASSES = 5
@@ -206,7 +207,7 @@ def test_what_lacks(tmp_path: Path, drawn: dict[str, list[bytes]]) -> None:
         review(workspace)
     written(tmp_path / "pictures", drawn)
     ingest_images(workspace, tmp_path / "pictures", "train")
-    with pytest.raises(MissingStepError, match="no image has been embedded") as lacking:
+    with pytest.raises(MissingStepError, match="no training image has been embedded") as lacking:
         review(workspace)
     assert lacking.value.hint == "Run: vlltr embed"
 
@@ -216,7 +217,7 @@ def test_the_command(spoilt: Workspace, tmp_path: Path, capsys: pytest.CaptureFi
     out = tmp_path / "queue.csv"
     code, told, _ = run(capsys, "-w", spoilt.path, "review", "--out", out)
     assert code == 0
-    assert "in two classes: one of the labels is wrong: 1 entry." in told
+    assert "in two classes: one label is wrong, or they look alike: 1 entry." in told
     assert f"Wrote {out}." in told
     code, told, _ = run(capsys, "-w", spoilt.path, "--json", "review", "--top", "1")
     assert [one["reason"] for one in json.loads(told)["entries"]] == ["two classes"]
@@ -285,3 +286,16 @@ def test_rows_of_a_parquet_file(trained: Workspace, tmp_path: Path) -> None:
     assert {one.picture for one in found.entries} == {f"{tmp_path / 'some.parquet'}#{n}" for n in range(4)}
     write_list(tmp_path / "sheet.html", found, trained.snapshot())
     assert (tmp_path / "sheet.html").read_text().count("data:image/") == 4
+
+
+def test_a_stage_1_that_saw_the_labels_is_told(trained: Workspace) -> None:
+    """It counts the pictures that it was trained on, not those that were held out of it."""
+    found = review(trained, top=1)
+    checkpoint = trained.history.last().checkpoint
+    assert checkpoint is not None
+    held = read_held_out(trained.objects.path("checkpoints", checkpoint))
+    kept = held_out_labels(trained)
+    asked = kept.answers["image_id"].to_pylist()
+    assert kept.facts.learned == sum(not held.has(image_id) for image_id in asked)
+    assert 0 < kept.facts.learned < len(asked)
+    assert found.notes[0].startswith(f"{kept.facts.learned:,} pictures were in stage 1's training")

@@ -50,7 +50,7 @@ def near_duplicates_across(features: Tensor | None, thumbnails: Tensor | None, l
     Args:
         features: Float [N, D], unnormalised; None: there are no vectors.
         thumbnails: Uint8 [N, S, S] on the CPU; None: there are none.
-        labels: Int64 [N], on the CPU; of any kind of group that pairs are to be found across.
+        labels: Int64 [N], on the CPU: classes, or what else pairs are to be found across, as the splits of one class.
 
     Returns:
         Int64 [P, 2], pairs of positions, those that are most alike first. Of many copies of a picture each is in a pair
@@ -92,13 +92,12 @@ def _candidates(pictures: Tensor, vectors: Tensor | None, labels: Tensor) -> Ten
         for space in (pixels,) if vectors is None else (pixels, vectors):
             likeness = (space[rows] @ space.T).masked_fill_(own, -torch.inf)
             value, other = likeness.topk(min(_NEAREST, len(labels)))
-            pairs = torch.stack([rows[:, None].expand_as(other), other], 2)
-            found.append(pairs[value > -torch.inf])
-    pairs = torch.cat(found).sort(1).values.unique(dim=0)
-    likeness = [
-        (pixels[one] * pixels[other]).sum(1) for one, other in (part.T for part in pairs.split(_ROWS))
-    ]
-    return pairs[torch.cat(likeness) >= _LEAST]
+            near = torch.stack([rows[:, None].expand_as(other), other], 2)
+            found.append(near[value > -torch.inf])
+    pairs: Tensor = torch.cat(found).sort(1).values.unique(dim=0)
+    alike = [(pixels[one] * pixels[other]).sum(1) for one, other in (part.T for part in pairs.split(_ROWS))]
+    likely: Tensor = pairs[torch.cat(alike) >= _LEAST]
+    return likely
 
 
 def _usual_distances(pictures: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
@@ -128,7 +127,8 @@ def _compare_parts(pictures: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
     """
     both = torch.cat([pairs, pairs.flip(1)])
     found = torch.empty(2, len(both))
-    for part in both[:, 0].argsort(stable=True).split(_PAIRS):
+    order = both[:, 0].argsort(stable=True)
+    for part in order.split(_PAIRS) if len(order) else ():
         found[:, part] = _compare_one_way(pictures, both[part])
     (apart, other_apart), (difference, other_difference) = found.unflatten(1, (2, len(pairs)))
     better = apart <= other_apart

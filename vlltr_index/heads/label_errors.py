@@ -22,7 +22,7 @@ from vlltr_index.heads.weighing import balanced_accuracy
 _FIRST = 0.02  # share of each kind of wrong labels that the estimate starts from
 _ROUNDS = 100
 _LOGARITHMS = (
-    3.0  # weight of their margin, times the share of contradicted labels, times the accuracy squared
+    3.0  # times the share of contradicted labels and the accuracy squared: the weight of their margin
 )
 _NOTHING = 1e-6
 _AT_ONCE = 4096

@@ -1,6 +1,7 @@
 """Which unlabelled pictures to label first, and groups of pictures that may be a class without a name.
 
-Both use the basis of the generative model, see `SharedGaussian`, where pictures of a class have unit covariance.
+Both use the basis of the generative model, see `SharedGaussian`, where pictures of a class have unit covariance; the
+noise that was fitted beside it is not used: thresholds would depend on it.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def _scaled(features: Tensor, shared: SharedGaussian) -> Tensor:
 
     The mean squared distance of two pictures of different classes is 1.
     """
-    share = shared.blank / (shared.noise + shared.blank)
+    share = shared.blank / (1.0 + shared.blank)
     scale = (share / (2.0 * shared.blank.sum())).sqrt()
     return ((unit_rows(features).double() - shared.centre) @ (shared.basis * scale)).float()
 
@@ -120,12 +121,11 @@ def same_class_ratios(z: Tensor, shared: SharedGaussian) -> Tensor:
         z: Float64 [R, D], pictures in the basis.
         shared: Parameters of the generative model.
     """
-    own = shared.noise + shared.blank
+    own = 1.0 + shared.blank
     total = own + shared.blank
-    within = torch.full_like(own, shared.noise)
-    square = z.square() @ (0.5 / own - 0.25 / total - 0.25 / within)
-    product = (z * (0.5 / within - 0.5 / total)) @ z.T
-    return square[:, None] + square + product + (own.log() - 0.5 * total.log() - 0.5 * within.log()).sum()
+    square = z.square() @ (0.5 / own - 0.25 / total - 0.25)
+    product = (z * (0.5 - 0.5 / total)) @ z.T
+    return square[:, None] + square + product + (own.log() - 0.5 * total.log()).sum()
 
 
 def join_by_average(likeness: Tensor, least: float) -> Tensor:

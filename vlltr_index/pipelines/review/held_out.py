@@ -32,7 +32,7 @@ from vlltr_index.heads.cross_validated import cross_validate
 from vlltr_index.heads.duplicates_across import near_duplicates_across
 from vlltr_index.heads.label_errors import label_errors
 from vlltr_index.heads.near_duplicates import near_duplicates
-from vlltr_index.heads.units import connected
+from vlltr_index.heads.units import connected, join_copies
 from vlltr_index.heads.weighing import balanced_shares, paired_mean
 from vlltr_index.schemas.fingerprint import digest_json
 from vlltr_index.schemas.manifests import Manifest
@@ -143,9 +143,10 @@ def _embedded_rows(snapshot: Snapshot) -> pa.Table:
             "there are no training images with a label", "Run: vlltr ingest images PATH --split train"
         )
     there = embedded(snapshot, snapshot.commit.image_fp or "", _contents(rows))
-    if not any(there):
-        raise MissingStepError("no image has been embedded yet", "Run: vlltr embed")
-    return rows.filter(pa.array(there, pa.bool_()))
+    rows = rows.filter(pa.array(there, pa.bool_()))
+    if "train" not in rows["split"].to_pylist():
+        raise MissingStepError("no training image has been embedded yet", "Run: vlltr embed")
+    return rows
 
 
 def _contents(rows: pa.Table) -> list[str]:
@@ -176,12 +177,13 @@ def _make(
     features = content_vectors(snapshot, _contents(rows))
     class_ids = numbers(rows, "class_id")
     ids: list[str] = rows["image_id"].to_pylist()
-    if progress:
-        progress("near duplicates", 0, None)
-    copies = _lots(rows, features, class_ids)
+    copies = _lots(rows, features, class_ids, progress)
     train = torch.tensor([split == "train" for split in rows["split"].to_pylist()])
     own = [one for one, there in zip(ids, train.tolist(), strict=True) if there]
+    lot_of = {image_id: number for number, lot in enumerate(copies) for image_id in lot}
     units = image_units(snapshot, own, class_ids[train], features[train])
+    # Near duplicates in two classes are one unit, too: else each speaks for its label where the other is asked.
+    units = join_copies(units, [lot_of.get(image_id, image_id) for image_id in own])
     owners, labels = class_ids[train].unique(return_inverse=True)
     found = cross_validate(features[train], labels, units, sentence_means(snapshot, owners), progress)
     asked = found.asked
@@ -205,13 +207,16 @@ def _make(
     return HeldOutLabels(answers, copies, figures)
 
 
-def _lots(rows: pa.Table, features: Tensor, class_ids: Tensor) -> list[list[str]]:
+def _lots(rows: pa.Table, features: Tensor, class_ids: Tensor, progress: Progress | None) -> list[list[str]]:
     """Return the ids of images that are near duplicates, in lots that belong together, by the first position."""
     thumbnails = thumbnail_tensor(rows["thumbnail"].to_pylist())
     pairs = [near_duplicates_across(features, thumbnails, class_ids)]
-    for owner in class_ids.unique():
-        own = (class_ids == owner).nonzero()[:, 0]
+    order = class_ids.argsort(stable=True)
+    sizes = class_ids.unique(return_counts=True)[1].tolist()
+    for done, own in enumerate(order.split(sizes), 1):
         pairs.append(own[near_duplicates(features[own], thumbnails[own])])
+        if progress:
+            progress("near duplicates", done, len(sizes))
     same = _same_content(rows["content_hash"].to_pylist())
     found = connected(len(class_ids), [*same, *torch.cat(pairs).tolist()])
     ids = rows["image_id"].to_pylist()

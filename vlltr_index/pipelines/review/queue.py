@@ -89,7 +89,7 @@ class Review:
 def review(workspace: Workspace, top: int | None = None, progress: Progress | None = None) -> Review:
     """List training pictures whose label is probably wrong, and near duplicates, in the order in which looking pays.
 
-    First near duplicates in two classes, one of which is wrong; then labels by the probability that they are wrong,
+    First near duplicates in two classes; then labels by the probability that they are wrong,
     down to `WORTH_A_LOOK`; then near duplicates in two splits, which make figures too good; then those within a class.
     Left out is what a person has confirmed.
 
