@@ -116,7 +116,8 @@ class Seat:
     Attributes:
         turn: How many entries it was shown; a key pressed for one that is not shown any more has an older number.
         entry: What it looks at.
-        place: In a page for reading only: its position in the list.
+        large: Which of the entry's pictures is large.
+        at: In a page for reading only: its position in the list.
         number: The list that was drawn.
         error: Why no list could be made, as it was drawn.
         bar: What was drawn above the entry.
@@ -126,7 +127,8 @@ class Seat:
 
     turn: int = 0
     entry: Entry | None = None
-    place: int = 0
+    large: int = 0
+    at: int = 0
     number: int = 0
     error: VlltrError | None = None
     bar: str = ""
@@ -203,16 +205,19 @@ class ReviewTab:
         if _told(event, "turn") != str(seat.turn):
             return {self._seat: seat}
         act = _told(event, "act")
+        if act == "look" and seat.entry is not None:
+            return self._look(seat, seat.entry, _told(event, "number"))
         if self._desk.read_only:
             step = {"skip": 1, "undo": -1}.get(act, 0)
-            return self._draw(replace(seat, place=seat.place + step), by)
+            return self._draw(replace(seat, at=seat.at + step), by)
         try:
             if act == "undo":
                 return self._undo(seat, by)
             if seat.entry is None:
                 return {self._seat: seat}
             dropped = [int(word) for word in _told(event, "dropped").split() if word.isdecimal()]
-            said = self._desk.decide(by, seat.entry, act, self._name(seat.entry, event), dropped)
+            name = self._name(seat.entry, event)
+            said = self._desk.decide(by, seat.entry, act, name, dropped, seat.large)
         except VlltrError as error:
             return self._draw(seat, by) | {self._said: piece("error", error)}
         return self._draw(seat, by, said)
@@ -222,8 +227,16 @@ class ReviewTab:
         found = self._desk.undo(by)
         if found is None:
             return self._draw(seat, by, "Nothing that was decided in this tab can be taken back.")
-        seat = replace(seat, entry=found, turn=seat.turn + 1)
+        seat = replace(seat, entry=found, large=0, turn=seat.turn + 1)
         return self._draw_entry(found, seat.turn) | self._draw(seat, by, "Taken back.")
+
+    def _look(self, seat: Seat, entry: Entry, number: str) -> _Drawing:
+        """Make another picture of the entry the large one."""
+        places = map(str, range(len(self._desk.show(entry).thumbnails)))
+        if number not in places:
+            return {self._seat: seat}
+        seat = replace(seat, large=int(number), turn=seat.turn + 1)
+        return {self._seat: seat} | self._draw_entry(entry, seat.turn, seat.large)
 
     def _name(self, entry: Entry, event: gr.EventData) -> str:
         """Return the class that was chosen, by its key or by its name."""
@@ -237,7 +250,7 @@ class ReviewTab:
         """Return what changed: the next entry, unless the one that is shown is still to be decided, and the counts."""
         drawn: _Drawing = {}
         try:
-            place, entry = self._next(seat, by)
+            at, entry = self._next(seat, by)
             counts = self._desk.counts()
             names = "" if self._desk.read_only else review_piece("names", self._desk.names())
             if entry != seat.entry and entry is not None:
@@ -254,7 +267,9 @@ class ReviewTab:
             said = _CLASH
         if said is not None:
             drawn[self._said] = review_piece("said", said, counts)
-        bar = review_piece("bar", found is not None, counts, self._desk.progress(), self._desk.read_only)
+        making = self._desk.progress()
+        folders = bool(self._desk.folders)
+        bar = review_piece("bar", found is not None, counts, making, folders, self._desk.read_only)
         turn = seat.turn + (entry != seat.entry)
         ended = found is not None and entry is None
         end = review_piece("end", counts, turn, self._desk.read_only) if ended else ""
@@ -265,18 +280,20 @@ class ReviewTab:
         ):
             if now != before:
                 drawn[component] = now
-        return drawn | {self._seat: Seat(turn, entry, place, self._desk.number, error, bar, end, names)}
+        large = seat.large if entry == seat.entry else 0
+        return drawn | {self._seat: Seat(turn, entry, large, at, self._desk.number, error, bar, end, names)}
 
     def _next(self, seat: Seat, by: str) -> tuple[int, Entry | None]:
         """Return what is shown: the same entry as long as it can be decided; with its position, for reading only."""
         if self._desk.read_only:
-            return self._desk.at(seat.place)
+            return self._desk.at(seat.at)
         if seat.entry is not None and self._desk.stay(by, seat.entry):
             return 0, seat.entry
         return 0, self._desk.next(by)
 
-    def _draw_entry(self, entry: Entry, turn: int) -> _Drawing:
-        return {self._entry: review_piece("entry", self._desk.show(entry), turn, self._desk.read_only)}
+    def _draw_entry(self, entry: Entry, turn: int, large: int = 0) -> _Drawing:
+        shown = self._desk.show(entry, large)
+        return {self._entry: review_piece("entry", shown, turn, self._desk.read_only)}
 
 
 def _who(request: gr.Request) -> str:

@@ -26,7 +26,7 @@ from vlltr_index.evaluation.records import Thumbnail
 from vlltr_index.evaluation.report import SIDE, environment
 from vlltr_index.pipelines.review.files import picture_of
 from vlltr_index.pipelines.review.folder import review_folder
-from vlltr_index.pipelines.review.queue import Entry, Review, review
+from vlltr_index.pipelines.review.queue import Beside, Entry, Review, review
 from vlltr_index.pipelines.review.sitting import Decision, Settled, Sitting, key_of, still_open
 from vlltr_index.store.class_table import folded
 from vlltr_index.wording import plural
@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 Act = Literal["confirm", "correct", "skip", "keep", "add"]
-"""What can be decided: all labels shown are right; another class; nothing; near duplicates go; a class of a group."""
+"""What can be decided: all labels shown are right; the class of the large picture; nothing; the large picture stays and
+its near duplicates go; the class of a group."""
 
 _KEPT = "listed.json"
 _LARGE = 480  # pixels of the picture
@@ -51,6 +52,7 @@ _AWAY = 5.0  # seconds that the making of a list gets to stop in
 _ACTS: dict[str, tuple[Act, ...]] = {
     "two classes": ("confirm", "correct", "skip"),
     "label": ("confirm", "correct", "skip"),
+    "look alike": ("confirm", "correct", "skip"),
     "two splits": ("confirm", "correct", "skip"),
     "copies": ("confirm", "correct", "skip", "keep"),
     "unknown": ("add", "skip"),
@@ -78,20 +80,31 @@ class Shown:
     """An entry as it is shown.
 
     Attributes:
-        entry: The entry, with the pictures beside it that are shown.
+        entry: The entry, with as many pictures as are shown.
+        place: Which of its pictures is large.
         acts: What can be decided.
         choices: Classes with a key.
-        picture: Its picture.
-        beside: Those of the pictures beside it.
+        thumbnails: Its pictures, the entry's own first.
         more: How many others belong to it.
     """
 
     entry: Entry
+    place: int
     acts: tuple[Act, ...]
     choices: tuple[Choice, ...]
-    picture: Thumbnail
-    beside: tuple[Thumbnail, ...]
+    thumbnails: tuple[Thumbnail, ...]
     more: int
+
+    @property
+    def pictures(self) -> list[tuple[Entry | Beside, Thumbnail]]:
+        """Its pictures with what is known of them."""
+        return list(zip((self.entry, *self.entry.beside), self.thumbnails, strict=True))
+
+    @property
+    def beside(self) -> list[tuple[int, Entry | Beside, Thumbnail]]:
+        """Those that are small, with their places, in turn after the large one."""
+        listed = [(place, *both) for place, both in enumerate(self.pictures)]
+        return listed[self.place + 1 :] + listed[: self.place]
 
 
 @dataclass(frozen=True)
@@ -113,7 +126,7 @@ class Counts:
 class _Making:
     """A list that is being made."""
 
-    step: str = "start"
+    step: str = ""
     done: int = 0
     total: int | None = None
     stopped: bool = False
@@ -297,28 +310,22 @@ class ReviewService:
         skipped = sum(one.skips for one in decided.values())
         return Counts(left, len(decided) - skipped, skipped)
 
-    def show(self, entry: Entry) -> Shown:
-        """Return an entry with its pictures."""
+    def show(self, entry: Entry, place: int = 0) -> Shown:
+        """Return an entry with its pictures, of which the one at `place` is large."""
         snapshot = self.workspace.snapshot()
-
-        def picture(image_id: str | None, path: str, side: int = SIDE) -> Thumbnail:
-            try:
-                return picture_of(snapshot, image_id, path, side)
-            except (KeyError, IndexError, VlltrError):
-                return Thumbnail(None, problem="is not there any more")
-
         shown = _cut(entry)
+        thumbnails = []
+        for number, one in enumerate((shown, *shown.beside)):
+            try:
+                side = _LARGE if number == place else SIDE
+                thumbnails.append(picture_of(snapshot, one.image_id, one.picture, side))
+            except (KeyError, IndexError, VlltrError):
+                thumbnails.append(Thumbnail(None, problem="is not there any more"))
         acts = _ACTS[entry.reason]
         if entry.image_id is None and not all(map(os.path.isfile, _paths(shown))):
             acts = ("skip",)
-        return Shown(
-            entry=shown,
-            acts=acts,
-            choices=choices_of(shown),
-            picture=picture(entry.image_id, entry.picture, _LARGE),
-            beside=tuple(picture(one.image_id, one.picture) for one in shown.beside),
-            more=len(entry.beside) - len(shown.beside),
-        )
+        more = len(entry.beside) - len(shown.beside)
+        return Shown(shown, place, acts, choices_of(shown), tuple(thumbnails), more)
 
     def names(self) -> list[str]:
         """Return the names of all classes, those that saving makes too, in alphabetical order."""
@@ -329,7 +336,13 @@ class ReviewService:
     # Decisions.
 
     def decide(
-        self, by: str, entry: Entry, act: str, name: str | None = None, dropped: Sequence[int] = ()
+        self,
+        by: str,
+        entry: Entry,
+        act: str,
+        name: str = "",
+        dropped: Sequence[int] = (),
+        place: int = 0,
     ) -> str:
         """Keep a decision; it is durable when this returns.
 
@@ -339,6 +352,7 @@ class ReviewService:
             act: One of `Act`.
             name: With `correct` and `add`: the class.
             dropped: With `add`: positions of pictures that are left out, from 0.
+            place: Which of its pictures is large.
 
         Returns:
             What was decided, in a sentence.
@@ -357,20 +371,30 @@ class ReviewService:
         if not _is_listed(sitting, entry):
             raise InputError("somebody else has decided on this picture meanwhile", "Look at the next one.")
         decision = Decision(entry=key_of(entry), by=by)
+        pictures = [entry, *entry.beside]
+        large = pictures[place]
         said = "Skipped."
         if act == "confirm":
-            decision, said = _confirmed(decision, entry)
+            labels = {str(one.image_id): str(one.class_name) for one in pictures}
+            decision = decision.model_copy(update={"labels": labels})
+            said = f"Confirmed: {entry.class_name!r}."
+            if entry.beside:
+                said = f"Confirmed: the labels of {plural(len(labels), 'picture')}; all stay."
         elif act == "keep":
-            gone = [one.image_id for one in entry.beside if one.image_id is not None]
-            labels = {str(entry.image_id): str(entry.class_name)}
-            decision = decision.model_copy(update={"removed": tuple(gone), "labels": labels})
+            gone = tuple(str(one.image_id) for one in pictures if one is not large)
+            labels = {str(large.image_id): str(large.class_name)}
+            decision = decision.model_copy(update={"removed": gone, "labels": labels})
             going = plural(len(gone), "near duplicate goes", "near duplicates go")
-            said = f"Kept one, as {entry.class_name!r}; {going}."
+            said = f"Kept one, as {large.class_name!r}; {going}."
         elif act in ("correct", "add"):
-            named, makes = self._class(name or "")
-            decision = _given(decision.model_copy(update={"makes": makes}), entry, named, dropped)
-            count = len(decision.labels) + len(decision.added)
+            named, makes = self._class(name)
+            if large.image_id is not None:
+                given: dict[str, dict[str, str]] = {"labels": {large.image_id: named}}
+            else:
+                given = {"added": dict.fromkeys(_added(entry, dropped), named)}
+            decision = decision.model_copy(update={"makes": makes, **given})
             new = ", a class that saving makes" if makes else ""
+            count = len(decision.labels) + len(decision.added)
             said = f"Now {named!r}{new}: {plural(count, 'picture')}."
         sitting.decide(decision)
         return said
@@ -428,7 +452,7 @@ def choices_of(entry: Entry) -> tuple[Choice, ...]:
     """Return the classes that have a key: where labels differ those, then the likeliest."""
     chances = dict(entry.likely)
     names = [entry.class_name, *(one.class_name for one in entry.beside)]
-    listed = [name for name in names if name] if entry.reason == "two classes" else []
+    listed = [name for name in names if name] if len(set(names)) > 1 else []
     each = list(dict.fromkeys([*listed, *chances]))[:_KEYS]
     return tuple(Choice(number, name, chances.get(name)) for number, name in enumerate(each, 1))
 
@@ -446,30 +470,16 @@ def _is_listed(sitting: Sitting, entry: Entry) -> bool:
     return key_of(entry) in map(key_of, sitting.entries)
 
 
-def _confirmed(decision: Decision, entry: Entry) -> tuple[Decision, str]:
-    """Return the decision that all labels shown are right, and what it says."""
-    pictures = [entry, *entry.beside]
-    labels = {one.image_id: one.class_name for one in pictures if one.image_id and one.class_name}
-    said = f"Confirmed: {entry.class_name!r}."
-    if entry.beside:
-        said = f"Confirmed: the labels of {plural(len(labels), 'picture')}; all stay."
-    return decision.model_copy(update={"labels": labels}), said
-
-
-def _given(decision: Decision, entry: Entry, name: str, dropped: Sequence[int]) -> Decision:
-    """Return the decision that the pictures shown, but those that are dropped, are of a class."""
-    if entry.image_id is not None:
-        ids = [one.image_id for one in (entry, *entry.beside) if one.image_id is not None]
-        return decision.model_copy(update={"labels": dict.fromkeys(ids, name)})
+def _added(entry: Entry, dropped: Sequence[int]) -> list[str]:
+    """Return the files of a group but those that are dropped."""
     kept = [path for place, path in enumerate(_paths(entry)) if place not in dropped]
     if not kept:
         raise InputError("no picture is left of the group", "Take one back, or skip it.")
-    lacking = [path for path in kept if not os.path.isfile(path)]
-    if lacking:
+    if not all(map(os.path.isfile, kept)):
         raise InputError(
             "a picture is no file here", "Only pictures in files of this machine can get a class here."
         )
-    return decision.model_copy(update={"added": {os.path.abspath(path): name for path in kept}})
+    return list(map(os.path.abspath, kept))
 
 
 def review_piece(name: str, *values: Any) -> str:

@@ -258,16 +258,19 @@ def test_keys_and_fields(chromium: Browser, folder: Path, pictures: Path) -> Non
         desk.press(Keys.ESCAPE)
         assert "vl-entry" in desk.focused()
         assert desk.turn() == "1"
+        assert desk.browser.js("return document.activeElement.matches('.vl-entry')")
         desk.press("c")
         desk.browser.js("document.querySelector('#vl-other').value = ''")
         desk.press(listing.names[4].upper())
         assert desk.text("#vl-says") == f"Enter: the class {listing.names[4].upper()}."
         desk.decide("\n")
-        assert f"Now '{listing.names[4]}': 2 pictures." in desk.text("#vl-said")
+        assert f"Now '{listing.names[4]}': 1 picture." in desk.text("#vl-said")
         desk.browser.js("document.querySelector('[data-act=skip]').focus()")
         desk.decide("\n")
         assert desk.text("#vl-said").startswith("Skipped.")
         desk.shots("copies")
+        desk.decide("x")
+        assert desk.text(".vl-path") == lot.beside[0].picture
         desk.decide("k")
         assert "2 near duplicates go" in desk.text("#vl-said")
         desk.press("2")
@@ -285,7 +288,7 @@ def test_keys_and_fields(chromium: Browser, folder: Path, pictures: Path) -> Non
     now = classes(workspace)
     assert [now[one] for one in (two.picture, two.beside[0].picture)] == [listing.names[4]] * 2
     assert now[label.picture] == label.class_name
-    assert [now.get(one) for one in (lot.picture, lot.beside[0].picture)] == [lot.class_name, None]
+    assert [now.get(one) for one in (lot.picture, lot.beside[0].picture)] == [None, lot.class_name]
     assert [now.get(path) for path in unseen] == ["dodo", None, "dodo", "dodo"]
 
 

@@ -79,11 +79,11 @@ def test_every_kind_of_decision_is_written_in_one_commit(
     before = classes(trained)
     decided = [
         ("correct", listing.names[4], ()),
-        ("confirm", None, ()),
+        ("confirm", "", ()),
         ("correct", listing.names[9], ()),
         ("correct", "okapi", ()),
-        ("skip", None, ()),
-        ("keep", None, ()),
+        ("skip", "", ()),
+        ("keep", "", ()),
         ("add", "dodo", (1,)),
         ("correct", listing.names[7], ()),
     ]
@@ -118,7 +118,8 @@ def test_every_kind_of_decision_is_written_in_one_commit(
     of_path = {row["uri"]: now[row["image_id"]] for row in added if row["uri"] in unseen}
     assert of_path == {unseen[0]: "dodo", unseen[2]: "dodo", unseen[3]: listing.names[7]}
     said_of = {row["image_id"] for row in trained.snapshot().table("reviewed").to_pylist()}
-    assert {id_of(right), id_of(wrong), id_of(lot), *ids_beside(two)} <= said_of
+    assert {id_of(right), id_of(wrong), id_of(lot), id_of(two)} <= said_of
+    assert not set(ids_beside(two)) & said_of
     assert page.next("me") == skipped
     assert page.counts().left == 1, "what was saved is not asked again, what was skipped is"
     rollback(trained, commit)
@@ -277,7 +278,7 @@ def test_only_what_is_offered_can_be_decided(listing: Listing, desk: Open, tmp_p
         with pytest.raises(InputError, match="somebody else"):
             page.decide("me", foreign, {"unknown": "add"}.get(foreign.reason, "correct"), "okapi")
     assert page.show(rows).acts == ("skip",)
-    assert page.show(rows).picture.problem
+    assert page.show(rows).thumbnails[0].problem
     with pytest.raises(InputError, match="is no file here"):
         page.decide("me", rows, "correct", "okapi")
     assert page.counts().decided == 0
@@ -297,9 +298,27 @@ def test_more_than_is_shown_is_not_decided(listing: Listing, desk: Open) -> None
     lot = listing.entry("copies", [7] * 16)
     page = desk(lot)
     shown = page.show(lot)
-    assert (len(shown.beside), shown.more) == (12, 3)
+    assert (len(shown.thumbnails), shown.more) == (13, 3)
     assert "remove 12 near duplicates" in review_piece("entry", shown, 1, False)
     assert page.decide("me", lot, "keep").endswith("; 12 near duplicates go.")
+
+
+def test_the_large_picture_is_decided_on(trained: Workspace, listing: Listing, desk: Open) -> None:
+    """Any of an entry's pictures can be made large: it is the one that gets a class, or that stays."""
+    two = listing.entry("two classes", (3, 4))
+    lot = listing.entry("copies", (5, 5, 5))
+    page = desk(two, lot)
+    shown = page.show(two, 1)
+    assert [place for place, *_ in shown.beside] == [0]
+    assert [place for place, *_ in page.show(lot, 1).beside] == [2, 0]
+    drawn = review_piece("entry", shown, 1, False)
+    assert "probability that it is wrong" not in drawn, "it is known of the entry's own picture alone"
+    page.decide("me", two, "correct", listing.names[3], place=1)
+    page.decide("me", lot, "keep", place=2)
+    page.save()
+    now = classes(trained)
+    assert [now[one] for one in (id_of(two), *ids_beside(two))] == [listing.names[3]] * 2
+    assert [now.get(one) for one in (id_of(lot), *ids_beside(lot))] == [None, None, listing.names[5]]
 
 
 def test_classes_with_keys(listing: Listing) -> None:
@@ -447,7 +466,7 @@ def test_every_text_is_escaped(trained: Workspace, listing: Listing, desk: Open)
         *(review_piece("entry", page.show(one), 1, only) for one in (entry, alike) for only in (False, True)),
         review_piece("names", [HOSTILE]),
         review_piece("said", HOSTILE, counts),
-        review_piece("bar", True, counts, (HOSTILE, 1, 2), False),
+        review_piece("bar", True, counts, (HOSTILE, 1, 2), True, False),
     ]
     for shown in pieces:
         assert "<img src=x" not in shown

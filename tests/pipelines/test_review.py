@@ -217,7 +217,7 @@ def test_the_command(spoilt: Workspace, tmp_path: Path, capsys: pytest.CaptureFi
     out = tmp_path / "queue.csv"
     code, told, _ = run(capsys, "-w", spoilt.path, "review", "--out", out)
     assert code == 0
-    assert "in two classes: one label is wrong, or they look alike: 1 entry." in told
+    assert "One file in two classes: one of the labels is wrong: 1 entry." in told
     assert f"Wrote {out}." in told
     code, told, _ = run(capsys, "-w", spoilt.path, "--json", "review", "--top", "1")
     assert [one["reason"] for one in json.loads(told)["entries"]] == ["two classes"]

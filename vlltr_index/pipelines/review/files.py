@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 _COLUMNS = ("entry", "path", "class", "now", "suggested", "reason", "wrong", "image_id")
 _SHOWN_BESIDE = 8  # pictures beside one in a sheet
 _HEADINGS: dict[Reason, str] = {
-    "two classes": "The same picture, or nearly, in two classes: one label is wrong, or they look alike",
+    "two classes": "One file in two classes: one of the labels is wrong",
     "label": "Labels that are probably wrong",
+    "look alike": "Nearly the same picture in two classes: one label is wrong, or the classes look alike",
     "two splits": "The same picture, or nearly, in two splits: figures measured there are too good",
     "copies": "Near duplicates within a class: they count as one",
     "unknown": "Pictures alike that no class stands for",

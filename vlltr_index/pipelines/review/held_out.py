@@ -7,7 +7,7 @@ have changed.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,12 +104,14 @@ class HeldOutLabels:
     Attributes:
         answers: One row for each training image that was held out: its class then, its unit, the probability that its
             label is wrong, and the likeliest classes with their probabilities.
-        copies: Near duplicates of any class and split, the ids of each lot that belongs together.
+        copies: Images of one content, and near duplicates within a class, of any split: the ids of each lot.
+        alike: Pairs of ids of near duplicates in different classes, the most alike first.
         facts: The figures beside them.
     """
 
     answers: pa.Table
     copies: list[list[str]]
+    alike: list[list[str]]
     facts: KeptManifest
 
 
@@ -177,13 +179,12 @@ def _make(
     features = content_vectors(snapshot, _contents(rows))
     class_ids = numbers(rows, "class_id")
     ids: list[str] = rows["image_id"].to_pylist()
-    copies = _lots(rows, features, class_ids, progress)
+    thumbnails = thumbnail_tensor(rows["thumbnail"].to_pylist())
+    copies = _lots(rows, features, thumbnails, class_ids, progress)
+    alike = near_duplicates_across(features, thumbnails, class_ids).tolist()
     train = torch.tensor([split == "train" for split in rows["split"].to_pylist()])
+    units = _units(snapshot, ids, class_ids, features, train, copies, alike)
     own = [one for one, there in zip(ids, train.tolist(), strict=True) if there]
-    lot_of = {image_id: number for number, lot in enumerate(copies) for image_id in lot}
-    units = image_units(snapshot, own, class_ids[train], features[train])
-    # Near duplicates in two classes are one unit, too: else each speaks for its label where the other is asked.
-    units = join_copies(units, [lot_of.get(image_id, image_id) for image_id in own])
     owners, labels = class_ids[train].unique(return_inverse=True)
     found = cross_validate(features[train], labels, units, sentence_means(snapshot, owners), progress)
     asked = found.asked
@@ -204,23 +205,59 @@ def _make(
     learned = _learned(snapshot, answers["image_id"].to_pylist())
     moved = None if before is None else _moved(before.answers, answers)
     figures = KeptManifest(facts=facts, wrong=errors.count, learned=learned, moved=moved)
-    return HeldOutLabels(answers, copies, figures)
+    named = [[ids[place] for place in lot] for lot in copies]
+    pairs = [[ids[one], ids[other]] for one, other in alike]
+    return HeldOutLabels(answers, named, pairs, figures)
 
 
-def _lots(rows: pa.Table, features: Tensor, class_ids: Tensor, progress: Progress | None) -> list[list[str]]:
-    """Return the ids of images that are near duplicates, in lots that belong together, by the first position."""
-    thumbnails = thumbnail_tensor(rows["thumbnail"].to_pylist())
-    pairs = [near_duplicates_across(features, thumbnails, class_ids)]
+def _lots(
+    rows: pa.Table, features: Tensor, thumbnails: Tensor, class_ids: Tensor, progress: Progress | None
+) -> list[list[int]]:
+    """Return the positions of images of one content, and of near duplicates within a class, in lots."""
+    names: list[str] = rows["split"].to_pylist()
+    splits = _numbered(names)
+    pairs = [torch.tensor(_same_content(rows["content_hash"].to_pylist()), dtype=torch.int64).view(-1, 2)]
     order = class_ids.argsort(stable=True)
     sizes = class_ids.unique(return_counts=True)[1].tolist()
     for done, own in enumerate(order.split(sizes), 1):
-        pairs.append(own[near_duplicates(features[own], thumbnails[own])])
+        pairs.append(own[near_duplicates_across(features[own], thumbnails[own], splits[own])])
+        learned = own[[names[place] == "train" for place in own.tolist()]]
+        pairs.append(learned[near_duplicates(features[learned], thumbnails[learned])])
         if progress:
             progress("near duplicates", done, len(sizes))
-    same = _same_content(rows["content_hash"].to_pylist())
-    found = connected(len(class_ids), [*same, *torch.cat(pairs).tolist()])
-    ids = rows["image_id"].to_pylist()
-    return [[ids[place] for place in lot] for lot in found if len(lot) > 1]
+    found = connected(len(class_ids), torch.cat(pairs).tolist())
+    return [lot for lot in found if len(lot) > 1]
+
+
+def _units(
+    snapshot: Snapshot,
+    ids: Sequence[str],
+    class_ids: Tensor,
+    features: Tensor,
+    train: Tensor,
+    copies: Sequence[Sequence[int]],
+    alike: Sequence[Sequence[int]],
+) -> list[str]:
+    """Return the unit of each training image.
+
+    An image and the one most like it in another class are one unit, too: else each speaks for its own label where the
+    other is asked.
+    """
+    own = [ids[place] for place in train.nonzero()[:, 0].tolist()]
+    units = image_units(snapshot, own, class_ids[train], features[train])
+    paired = dict[int, int]()
+    for one, other in alike:
+        if one not in paired and other not in paired:
+            paired[one] = paired[other] = one
+    for lots in (dict(_places(copies)), paired):
+        keys = [lots.get(place, -1 - place) for place in train.nonzero()[:, 0].tolist()]
+        units = join_copies(units, keys)
+    return units
+
+
+def _places(lots: Sequence[Sequence[int]]) -> Iterator[tuple[int, int]]:
+    """Yield each position in a lot with the lot's number."""
+    return ((place, number) for number, lot in enumerate(lots) for place in lot)
 
 
 def _same_content(contents: Sequence[str]) -> list[tuple[int, int]]:
@@ -272,8 +309,10 @@ def _numbered(names: Sequence[str]) -> Tensor:
 
 
 def _write(made: HeldOutLabels, folder: Path) -> None:
-    copies = pa.table({"image_ids": made.copies}, schema=_COPIES)
-    for name, rows in (("answers", made.answers), ("copies", copies)):
+    tables = {"answers": made.answers}
+    for name, lots in (("copies", made.copies), ("alike", made.alike)):
+        tables[name] = pa.table({"image_ids": lots}, schema=_COPIES)
+    for name, rows in tables.items():
         with (
             pa.OSFile(str(folder / f"{name}.arrow"), "wb") as file,
             pa.ipc.new_file(file, rows.schema) as writer,
@@ -286,9 +325,10 @@ def _read(folder: Path) -> HeldOutLabels | None:
     """Read what is kept; None where nothing is, or it cannot be read."""
     with suppress(OSError, ValueError, pa.ArrowException):
         facts = KeptManifest.load(folder / "answers.json")
-        answers, copies = (
+        answers, *lots = (
             pa.ipc.open_file(pa.memory_map(str(folder / f"{name}.arrow"))).read_all()
-            for name in ("answers", "copies")
+            for name in ("answers", "copies", "alike")
         )
-        return HeldOutLabels(answers.cast(_ANSWERS), copies["image_ids"].to_pylist(), facts)
+        copies, alike = (one["image_ids"].to_pylist() for one in lots)
+        return HeldOutLabels(answers.cast(_ANSWERS), copies, alike, facts)
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,10 +15,12 @@ if TYPE_CHECKING:
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.workspace import Workspace
 
-Reason = Literal["two classes", "label", "two splits", "copies", "unknown", "teaches"]
-"""Why a picture is listed: it is a near duplicate of one in another class; its label is probably wrong; it is a near
-duplicate of one in another split; of one in its class; no class stands for it; its label would teach much."""
-REASONS: tuple[Reason, ...] = ("two classes", "label", "two splits", "copies", "unknown", "teaches")
+Reason = Literal["two classes", "label", "look alike", "two splits", "copies", "unknown", "teaches"]
+"""Why a picture is listed: its file is in two classes; its label is probably wrong; it is a near duplicate of one in
+another class; of one in another split; of one in its class; no class stands for it; its label would teach much."""
+REASONS: tuple[Reason, ...] = (
+    "two classes", "label", "look alike", "two splits", "copies", "unknown", "teaches"
+)  # fmt: skip
 """In the order in which looking pays."""
 WORTH_A_LOOK = 0.1
 """Probability of a wrong label from which on it is listed."""
@@ -89,9 +92,9 @@ class Review:
 def review(workspace: Workspace, top: int | None = None, progress: Progress | None = None) -> Review:
     """List training pictures whose label is probably wrong, and near duplicates, in the order in which looking pays.
 
-    First near duplicates in two classes; then labels by the probability that they are wrong,
-    down to `WORTH_A_LOOK`; then near duplicates in two splits, which make figures too good; then those within a class.
-    Left out is what a person has confirmed.
+    First one file in two classes; then labels by the probability that they are wrong, down to `WORTH_A_LOOK`; then near
+    duplicates in two classes that nothing speaks against; then those in two splits, which make figures too good; then
+    those within a class. Left out is what a person has confirmed.
 
     Args:
         workspace: With labelled and embedded images; no head is needed.
@@ -105,11 +108,8 @@ def review(workspace: Workspace, top: int | None = None, progress: Progress | No
     kept = held_out_labels(workspace, progress)
     snapshot = workspace.snapshot()
     there = _Pictures(snapshot, kept)
-    entries = sorted(
-        [*there.copies(), *there.labels()], key=lambda one: (REASONS.index(one.reason), -(one.wrong or 0.0))
-    )
-    seen = {one.image_id for one in entries if one.reason == "two classes"}
-    entries = [one for one in entries if one.reason == "two classes" or one.image_id not in seen]
+    entries = [*there.copies(), *there.labels(), *there.look_alikes()]
+    entries.sort(key=lambda one: (REASONS.index(one.reason), -(one.wrong or 0.0)))
     return Review(
         entries=tuple(entries[:top]),
         counts={reason: n for reason in REASONS if (n := sum(one.reason == reason for one in entries))},
@@ -141,27 +141,43 @@ class _Pictures:
         said = snapshot.table("reviewed").to_pylist()
         self._said = {row["image_id"]: row["class_id"] for row in said}
         self._kept = kept
+        self._partners = defaultdict[str, list[str]](list)
+        for one, other in kept.alike:
+            self._partners[one].append(other)
+            self._partners[other].append(one)
+        self._listed = set[str]()  # pictures of entries that bear on their labels
 
     def copies(self) -> Iterator[Entry]:
-        """Yield each lot of near duplicates as its most doubtful picture and the others."""
+        """Yield each lot of one content, or of near duplicates in a class: its most doubtful picture and the others."""
         for lot in self._kept.copies:
             if all(map(self._confirmed, lot)):
                 continue
-            classes = {self._rows[one]["class_id"] for one in lot}
-            splits = {self._rows[one]["split"] for one in lot}
             reason: Reason = "copies"
-            if len(classes) > 1:
+            if len({self._rows[one]["class_id"] for one in lot}) > 1:
                 reason = "two classes"
-            elif len(splits) > 1:
+                self._listed.update(lot)
+            elif len({self._rows[one]["split"] for one in lot}) > 1:
                 reason = "two splits"
             first, *others = sorted(lot, key=self._doubt)
             yield self._entry(first, reason, others)
 
     def labels(self) -> Iterator[Entry]:
-        """Yield the pictures whose label is wrong with a probability that is worth a look."""
-        for image_id, answer in self._answers.items():
-            if answer["wrong"] >= WORTH_A_LOOK and not self._confirmed(image_id):
-                yield self._entry(image_id, "label", ())
+        """Yield the pictures whose label is probably wrong, with their near duplicates in other classes."""
+        for image_id in sorted(self._answers, key=self._doubt):
+            doubtful = self._answers[image_id]["wrong"] >= WORTH_A_LOOK and not self._confirmed(image_id)
+            if doubtful and image_id not in self._listed:
+                yield self._entry(image_id, "label", self._partners[image_id])
+                self._listed.update([image_id, *self._partners[image_id]])
+
+    def look_alikes(self) -> Iterator[Entry]:
+        """Yield the other near duplicates in different classes, each picture once."""
+        for pair in self._kept.alike:
+            first, _ = sorted(pair, key=self._doubt)
+            others = [one for one in self._partners[first] if one not in self._listed]
+            if first in self._listed or not others or all(map(self._confirmed, [first, *others])):
+                continue
+            yield self._entry(first, "look alike", others)
+            self._listed.update([first, *others])
 
     def _confirmed(self, image_id: str) -> bool:
         """Say whether a person said that a picture is of the class that it is of."""
