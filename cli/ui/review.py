@@ -13,6 +13,7 @@ from vlltr_index.cli.ui.reviewing import ReviewService, choices_of, review_piece
 from vlltr_index.cli.ui.service import piece
 from vlltr_index.errors import VlltrError
 from vlltr_index.pipelines.review.queue import Entry
+from vlltr_index.wording import plural
 
 _Drawing = dict[Any, Any]  # component to what it shows
 
@@ -154,9 +155,9 @@ class ReviewTab:
         self._on(self._entry.act, self._act, trigger_mode="multiple")
         self._on(self._bar.make, self._make)
         if not desk.read_only:
-            saved = self._bar.save(
-                self._save, None, self._report, concurrency_id="write", api_visibility="private"
-            )
+            quiet = {"show_progress": "hidden", "api_visibility": "private"}
+            begun = self._bar.save(self._say_so, None, self._said, **quiet)
+            saved = begun.then(self._save, None, self._report, concurrency_id="write", **quiet)
             self._on(saved.then, self._look_again)
             page.unload(self._leave)
 
@@ -180,14 +181,18 @@ class ReviewTab:
         self._desk.make()
         return self._draw(seat, _who(request)) | {self._report: ""}
 
-    def _save(self) -> str:
-        """Make a commit of all decisions."""
+    def _say_so(self) -> str:
+        counts = self._desk.counts()
+        return review_piece("said", f"Saving {plural(counts.decided, 'decision')}.", counts)
+
+    def _save(self) -> Any:
+        """Make a commit of all decisions; nothing is drawn if there are none, as after a second press of the key."""
         try:
             report, before = self._desk.save()
         except VlltrError as error:
             return piece("error", error)
         if report is None:
-            return piece("notice", ["There was nothing to save."])
+            return gr.skip()
         back = f"To take it back: vlltr rollback {before}"
         again = "Make the list again to see how answers to pictures that were held out moved."
         return piece("notice", [*report_lines(report), back, again])

@@ -27,7 +27,7 @@ from vlltr_index.evaluation.report import SIDE, environment
 from vlltr_index.pipelines.review.files import picture_of
 from vlltr_index.pipelines.review.folder import review_folder
 from vlltr_index.pipelines.review.queue import Beside, Entry, Review, review
-from vlltr_index.pipelines.review.sitting import Decision, Settled, Sitting, key_of, still_open
+from vlltr_index.pipelines.review.sitting import Decision, Settled, Sitting, key_of, pictures_of, still_open
 from vlltr_index.store.class_table import folded
 from vlltr_index.wording import plural
 
@@ -98,7 +98,7 @@ class Shown:
     @property
     def pictures(self) -> list[tuple[Entry | Beside, Thumbnail]]:
         """Its pictures with what is known of them."""
-        return list(zip((self.entry, *self.entry.beside), self.thumbnails, strict=True))
+        return list(zip(pictures_of(self.entry), self.thumbnails, strict=True))
 
     @property
     def beside(self) -> list[tuple[int, Entry | Beside, Thumbnail]]:
@@ -245,12 +245,12 @@ class ReviewService:
         if not self.folders:
             return training
         found = review_folder(self.workspace, self.folders, progress=progress)
-        return Review(
+        return replace(
+            training,
             entries=(*found.entries, *training.entries),
             counts=found.counts | training.counts,
             pictures=found.pictures + training.pictures,
             notes=(*found.notes, *training.notes),
-            moved=training.moved,
         )
 
     def _facts(self) -> dict[str, Any]:
@@ -315,7 +315,7 @@ class ReviewService:
         snapshot = self.workspace.snapshot()
         shown = _cut(entry)
         thumbnails = []
-        for number, one in enumerate((shown, *shown.beside)):
+        for number, one in enumerate(pictures_of(shown)):
             try:
                 side = _LARGE if number == place else SIDE
                 thumbnails.append(picture_of(snapshot, one.image_id, one.picture, side))
@@ -371,7 +371,7 @@ class ReviewService:
         if not _is_listed(sitting, entry):
             raise InputError("somebody else has decided on this picture meanwhile", "Look at the next one.")
         decision = Decision(entry=key_of(entry), by=by)
-        pictures = [entry, *entry.beside]
+        pictures = pictures_of(entry)
         large = pictures[place]
         said = "Skipped."
         if act == "confirm":
@@ -449,11 +449,15 @@ class ReviewService:
 
 
 def choices_of(entry: Entry) -> tuple[Choice, ...]:
-    """Return the classes that have a key: where labels differ those, then the likeliest."""
+    """Return the classes that have a key: the likeliest, and those of its pictures where they differ.
+
+    Where two labels are compared theirs come first.
+    """
     chances = dict(entry.likely)
-    names = [entry.class_name, *(one.class_name for one in entry.beside)]
-    listed = [name for name in names if name] if len(set(names)) > 1 else []
-    each = list(dict.fromkeys([*listed, *chances]))[:_KEYS]
+    own = dict.fromkeys(one.class_name for one in pictures_of(entry) if one.class_name is not None)
+    named = list(own) if len(own) > 1 else []
+    both = [*chances, *named] if entry.reason == "label" else [*named, *chances]
+    each = list(dict.fromkeys(both))[:_KEYS]
     return tuple(Choice(number, name, chances.get(name)) for number, name in enumerate(each, 1))
 
 
@@ -463,7 +467,7 @@ def _cut(entry: Entry) -> Entry:
 
 
 def _paths(entry: Entry) -> list[str]:
-    return [entry.picture, *(one.picture for one in entry.beside)]
+    return [one.picture for one in pictures_of(entry)]
 
 
 def _is_listed(sitting: Sitting, entry: Entry) -> bool:

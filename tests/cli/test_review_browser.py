@@ -306,7 +306,7 @@ def test_the_list_is_made_on_request(chromium: Browser, folder: Path) -> None:
         desk.wait(desk.turn)
         assert desk.text("#vl-review-report")
         path = desk.text(".vl-path")
-        desk.decide("1")
+        desk.decide("2")
         desk.save()
         desk.click("[data-do=make]")
         desk.wait(lambda: "Since the list before" in desk.text("#vl-review-report"))

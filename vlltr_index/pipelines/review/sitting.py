@@ -67,9 +67,14 @@ def key_of(entry: Entry) -> str:
     return f"{entry.reason}: {entry.image_id or entry.picture}"
 
 
-def pictures_of(entry: Entry) -> list[str]:
+def pictures_of(entry: Entry) -> list[Entry | Beside]:
+    """Return what is known of an entry's pictures, its own first."""
+    return [entry, *entry.beside]
+
+
+def ids_of(entry: Entry) -> list[str]:
     """Return the ids of an entry's pictures, its own first; of those that the workspace does not have, their paths."""
-    return [one.image_id or os.path.abspath(one.picture) for one in (entry, *entry.beside)]
+    return [one.image_id or os.path.abspath(one.picture) for one in pictures_of(entry)]
 
 
 class _Looking(BaseModel):
@@ -108,7 +113,7 @@ class Sitting:
             decided = self.decided()
             settled = Settled.by(decided.values())
             for one in self.entries:
-                if key_of(one) in decided or not taken.isdisjoint(pictures_of(one)):
+                if key_of(one) in decided or not taken.isdisjoint(ids_of(one)):
                     continue
                 found = settled.entry(one)
                 if found is not None:
@@ -125,7 +130,7 @@ class Sitting:
         with self._looking() as looked_at:
             looked_at.pop(by, None)
             taken = {picture for other in looked_at.values() for picture in other.pictures}
-            if key_of(entry) in self.decided() or not taken.isdisjoint(pictures_of(entry)):
+            if key_of(entry) in self.decided() or not taken.isdisjoint(ids_of(entry)):
                 return False
             looked_at[by] = _look_at(entry)
             return True
@@ -236,7 +241,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _look_at(entry: Entry) -> _Looking:
-    return _Looking(pictures=pictures_of(entry), until=time.time() + LOOKS)
+    return _Looking(pictures=ids_of(entry), until=time.time() + LOOKS)
 
 
 @dataclass(frozen=True)
@@ -263,7 +268,7 @@ class Settled:
 
     def entry(self, entry: Entry) -> Entry | None:
         """Return an entry as these decisions, on other entries, leave it; None if nothing is left to decide."""
-        own, *others = pictures_of(entry)
+        own, *others = ids_of(entry)
         beside = tuple(
             replace(other, class_name=self.labels.get(picture, other.class_name))
             for picture, other in zip(others, entry.beside, strict=True)
@@ -292,8 +297,8 @@ def still_open(snapshot: Snapshot, entries: Sequence[Entry]) -> list[Entry]:
 
     found = []
     for entry in entries:
-        pictures = [entry, *entry.beside]
-        if all(map(as_listed, pictures)) and not all(map(confirmed, pictures)):
+        asked = pictures_of(entry) if entry.reason != "label" else [entry]
+        if all(map(as_listed, pictures_of(entry))) and not all(map(confirmed, asked)):
             found.append(entry)
     return found
 

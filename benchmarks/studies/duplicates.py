@@ -1,0 +1,271 @@
+"""The same picture under two labels: planted copies that are found, and pairs that are none, beside a plain rule.
+
+    python -m benchmarks duplicates run
+    python -m benchmarks duplicates whole
+    python -m benchmarks duplicates table
+
+Of each fifth picture of a collection, at most 140, a copy goes into another class; one copy in five is alone there. It
+is found if it is in a pair with a picture of its unit. A pair of different units counts as false. The plain rule is
+`near_duplicates`, which looks within a class, over the whole collection as if it were one. `whole` counts the pairs of
+whole data sets, into which nothing is planted.
+"""
+
+from __future__ import annotations
+
+import io
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from torch import Tensor
+
+from benchmarks.kept import keep, keep_draws, read, surroundings
+from benchmarks.studies.draws.sources import UNITS, Setting, draw
+from benchmarks.studies.heldout import features_of
+from benchmarks.studies.honest_figure.collections import KINDS, Picture, drawn_units
+from benchmarks.studies.paired import clustered_interval
+from benchmarks.studies.rejections import SHIPPED
+from benchmarks.studies.workspaces import DATA, NAMES, files_of
+from benchmarks.study import Command, Study, no_arguments
+from vlltr_index.data.decoding import open_image, probe
+from vlltr_index.embedding.loading import recipe_encoder, thumbnail_tensor
+from vlltr_index.encoders.encoder import Encoder
+from vlltr_index.heads.duplicates_across import near_duplicates_across
+from vlltr_index.heads.near_duplicates import near_duplicates
+
+ACROSS, PLAIN = RULES = ("across classes", "plain")
+_OF_UNITS = "9xall"
+_SIZES = {"40x8": range(10, 12), "60xall": range(10, 11), "99x3": range(10, 11)}
+DRAWS = {
+    **{(source, _OF_UNITS): range(4) for source in ("augmented", "pages", "bursts", "films", "single")},
+    **{(source, _OF_UNITS): range(10, 13) for source in ("products", "scans", "reposts")},
+    **{(source, size): _SIZES[size] for source in ("icons", "train", "families") for size in _SIZES},
+    ("heldout", "40x8"): range(10, 12),
+}
+"""Draws by source and setting; on others of products, scans, reposts, icons and train the thresholds were chosen."""
+_NEW = 16  # units of a class beside those that are learned from
+_SHARE = 5  # one picture in so many has a copy
+_MOST = 140  # copies of a collection
+_ALONE = 0.2  # share of the copies that are alone in their class
+
+
+def run() -> None:
+    """Measure the draws that are not measured yet."""
+    encoder = recipe_encoder(SHIPPED).eval()
+    for (source, size), numbers in DRAWS.items():
+        keep_draws("duplicates", f"{source}-{size}", numbers, partial(measured, encoder, source, size))
+
+
+def whole() -> None:
+    """Count the pairs among all training pictures of each data set, and the pairs of classes that they are of."""
+    encoder = recipe_encoder(SHIPPED).eval()
+    for data in DATA:
+        table = pq.read_table(
+            files_of(data).images, columns=["image", "label"], filters=[("split", "=", "train")]
+        )
+        files = table["image"].to_pylist()
+        labels = torch.from_numpy(np.unique(table["label"].to_pylist(), return_inverse=True)[1])
+        pairs = near_duplicates_across(features_of(encoder, files), _thumbnails(files), labels)
+        found = {
+            "pictures": len(files),
+            "pairs": len(pairs),
+            "classes": len(labels[pairs].sort(1).values.unique(dim=0)),
+            "same_file": sum(files[one] == files[other] for one, other in pairs.tolist()),
+        }
+        keep("duplicates", data, {**surroundings(), **found})
+
+
+def measured(encoder: Encoder, source: str, size: str, number: int) -> dict[str, Any]:
+    """Return how many copies of each kind there are in a draw, and what each rule finds."""
+    pictures = _pictures(source, size, number)
+    copies = _copies(pictures, random.Random(f"{source}:{size}:{number}"))
+    every = [*pictures, *copies]
+    files = [picture.data for picture in every]
+    labels = torch.tensor([picture.label for picture in every])
+    units = torch.tensor([picture.unit for picture in every])
+    features = features_of(encoder, files)
+    thumbnails = _thumbnails(files)
+    plain = near_duplicates(features, thumbnails).sort(1).values.unique(dim=0)
+    found = {
+        ACROSS: near_duplicates_across(features, thumbnails, labels),
+        PLAIN: plain[labels[plain[:, 0]] != labels[plain[:, 1]]],
+    }
+    kinds = [_kind(place) for place in range(len(copies))]
+    scores = {rule: _scores(pairs, units, kinds) for rule, pairs in found.items()}
+    return {"pictures": len(pictures), "copies": Counter(kinds), **scores}
+
+
+def _scores(pairs: Tensor, units: Tensor, kinds: Sequence[str]) -> dict[str, Any]:
+    """Count the copies, which come last, that are found, and false pairs with and without a copy."""
+    first = len(units) - len(kinds)
+    same = units[pairs[:, 0]] == units[pairs[:, 1]]
+    found = set(pairs[same].flatten().tolist())
+    false = pairs[~same]
+    copied = int((false >= first).any(1).sum())
+    return {
+        "found": Counter(kind for place, kind in enumerate(kinds, first) if place in found),
+        "false": len(false) - copied,
+        "false_with_copy": copied,
+    }
+
+
+def _pictures(source: str, size: str, number: int) -> list[Picture]:
+    """Return all pictures of a draw; where none belong together each is a unit."""
+    if source in UNITS:
+        learned, fresh = drawn_units(KINDS[UNITS[source]], number, _NEW)
+        return [*learned, *fresh]
+    kinds = draw(source, Setting.of(size), number).kinds
+    files = [(label, data) for label, kind in enumerate(kinds) for _, data in (*kind.train, *kind.test)]
+    return [Picture(label, unit, data) for unit, (label, data) in enumerate(files)]
+
+
+def _thumbnails(files: Sequence[bytes]) -> Tensor:
+    return thumbnail_tensor([probe(data).thumbnail for data in files])
+
+
+def _copies(pictures: Sequence[Picture], chance: random.Random) -> list[Picture]:
+    """Copy some pictures, each kind in turn, into other classes."""
+    classes = 1 + max(picture.label for picture in pictures)
+    chosen = chance.sample(pictures, min(len(pictures) // _SHARE, _MOST))
+    copies = []
+    for place, (label, unit, data) in enumerate(chosen):
+        other = chance.randrange(classes - 1)
+        target = classes + place if chance.random() < _ALONE else other + (other >= label)
+        copies.append(Picture(target, unit, _changed(data, _kind(place), chance)))
+    return copies
+
+
+def _kind(place: int) -> str:
+    """Return the kind of a copy by its place among them."""
+    return list(CHANGES)[place % len(CHANGES)]
+
+
+def _changed(data: bytes, kind: str, chance: random.Random) -> bytes:
+    """Change a picture's file as a kind of copies does; without changes the bytes stay."""
+    if not CHANGES[kind]:
+        return data
+    image = open_image(data)
+    for change in CHANGES[kind]:
+        image = change(image, chance)
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()
+
+
+def _recompressed(
+    image: Image.Image, chance: random.Random, qualities: Sequence[int] = (30, 45, 60)
+) -> Image.Image:
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=chance.choice(qualities))
+    return Image.open(out).convert("RGB")
+
+
+def _brighter(image: Image.Image, chance: random.Random) -> Image.Image:
+    factor = chance.choice((0.75, 1.2))
+    return Image.eval(image, lambda value: min(255, int(value * factor)))
+
+
+def _turned(image: Image.Image, chance: random.Random) -> Image.Image:
+    """Turn by three degrees either way; what comes in is of the colour of the edge."""
+    pixels = np.asarray(image)
+    edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    red, green, blue = np.median(edge, axis=0).astype(int).tolist()
+    return image.rotate(chance.choice((-3, 3)), Image.Resampling.BICUBIC, fillcolor=(red, green, blue))
+
+
+def _resized(image: Image.Image, chance: random.Random) -> Image.Image:
+    factor = chance.choice((0.5, 0.7, 1.6))
+    return image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.BICUBIC)
+
+
+def _cropped(image: Image.Image, chance: random.Random, share: float = 0.05) -> Image.Image:
+    """Take a share of the width and of the height away, at both sides together."""
+    left = round(chance.random() * share * image.width)
+    top = round(chance.random() * share * image.height)
+    return image.crop(
+        (left, top, left + round(image.width * (1 - share)), top + round(image.height * (1 - share)))
+    )
+
+
+CHANGES: Mapping[str, Sequence[Callable[[Image.Image, random.Random], Image.Image]]] = {
+    "exact": (),
+    "recompressed": (_recompressed,),
+    "brightness": (_brighter,),
+    "turned": (_turned,),
+    "resized": (_resized,),
+    "cropped": (_cropped,),
+    "mixed": (partial(_cropped, share=0.03), _brighter, _resized, partial(_recompressed, qualities=(60,))),
+}
+"""What is done to a picture for each kind of copy."""
+
+
+def parts() -> dict[str, str]:
+    """Return the tables of all collections."""
+    kept = read("duplicates")
+    return {"results/duplicates.md": generated(kept)} if kept else {}
+
+
+def generated(kept: dict[str, Any]) -> str:
+    """The tables as Markdown, and what whole data sets have."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for source, size in DRAWS:
+        if f"{source}-{size}" in kept:
+            found.setdefault(source, []).extend(kept[f"{source}-{size}"]["draws"].values())
+    whole_sets = [
+        f"- All {one['pictures']:,} training pictures of {NAMES[data]}, nothing planted: {one['pairs']:,} pairs, of"
+        f" {one['classes']:,} pairs of classes; in {one['same_file']:,} the files are the same."
+        for data in DATA
+        if (one := kept.get(data))
+    ]
+    return "\n".join([*_by_kind(found), "", *_by_source(found), "", *whole_sets]) + "\n"
+
+
+def _by_kind(found: Mapping[str, list[dict[str, Any]]]) -> list[str]:
+    """What each rule finds of each kind of copies."""
+    draws = [(source, draw) for source, some in found.items() for draw in some]
+    lines = [
+        f"Copies that are found, per cent: means over {len(draws)} collections; for their 95 % intervals sources are"
+        " drawn, then collections of each.",
+        "",
+        f"| copies | {' | '.join(RULES)} |",
+        "| --- | --- | --- |",
+    ]
+    clusters = np.unique([source for source, _ in draws], return_inverse=True)[1]
+    for kind in CHANGES:
+        cells = [kind]
+        for rule in RULES:
+            shares = np.array([draw[rule]["found"].get(kind, 0) / draw["copies"][kind] for _, draw in draws])
+            low, high = clustered_interval(shares, clusters)
+            cells.append(f"{100 * shares.mean():.0f} [{100 * low:.0f}, {100 * high:.0f}]")
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _by_source(found: Mapping[str, list[dict[str, Any]]]) -> list[str]:
+    """What each rule finds of all copies, and false pairs."""
+    lines = [
+        "Copies of all kinds that are found, per cent; *false*: pairs of different units, of the collection's own"
+        " pictures + of a copy and another.",
+        "",
+        "| source | collections | pictures | copies |" + "".join(f" {rule} | false |" for rule in RULES),
+        "| --- " * (4 + 2 * len(RULES)) + "|",
+    ]
+    for source, draws in found.items():
+        pictures = sum(draw["pictures"] for draw in draws)
+        copies = sum(sum(draw["copies"].values()) for draw in draws)
+        cells = [source, str(len(draws)), f"{pictures:,}", f"{copies:,}"]
+        for rule in RULES:
+            right = sum(sum(draw[rule]["found"].values()) for draw in draws)
+            false, with_copy = (sum(draw[rule][of] for draw in draws) for of in ("false", "false_with_copy"))
+            cells += [f"{100 * right / copies:.0f}", f"{false:,} + {with_copy:,}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+STUDY = Study({"run": Command(run, no_arguments), "whole": Command(whole, no_arguments)}, parts)
