@@ -4,10 +4,11 @@
     python -m benchmarks duplicates whole
     python -m benchmarks duplicates table
 
-Of each fifth picture of a collection, at most 140, a copy goes into another class; one copy in five is alone there. It
-is found if it is in a pair with a picture of its unit. A pair of different units counts as false. The plain rule is
-`near_duplicates`, which looks within a class, over the whole collection as if it were one. `whole` counts the pairs of
-whole data sets, into which nothing is planted.
+One picture in five of a collection, at most 140, has a copy in another class; one copy in five is alone there. A copy
+is found if it is in a pair with a picture of its unit. A pair of pictures that are of different classes by right counts
+as false; one of a copy and another unit of its right class shows the wrong label, too, and is counted by itself. The
+plain rule is `near_duplicates`, which is made for one class, over the whole collection as if it were one. `whole`
+counts the pairs of whole data sets, into which nothing is planted.
 """
 
 from __future__ import annotations
@@ -50,9 +51,10 @@ DRAWS = {
 }
 """Draws by source and setting; on others of products, scans, reposts, icons and train the thresholds were chosen."""
 _NEW = 16  # units of a class beside those that are learned from
-_SHARE = 5  # one picture in so many has a copy
+_EACH = 5  # one picture in so many has a copy
 _MOST = 140  # copies of a collection
 _ALONE = 0.2  # share of the copies that are alone in their class
+_HARD = ("resized", "cropped", "mixed")
 
 
 def run() -> None:
@@ -89,6 +91,8 @@ def measured(encoder: Encoder, source: str, size: str, number: int) -> dict[str,
     files = [picture.data for picture in every]
     labels = torch.tensor([picture.label for picture in every])
     units = torch.tensor([picture.unit for picture in every])
+    owners = {picture.unit: picture.label for picture in pictures}
+    right = torch.tensor([owners[picture.unit] for picture in every])
     features = features_of(encoder, files)
     thumbnails = _thumbnails(files)
     plain = near_duplicates(features, thumbnails).sort(1).values.unique(dim=0)
@@ -97,21 +101,20 @@ def measured(encoder: Encoder, source: str, size: str, number: int) -> dict[str,
         PLAIN: plain[labels[plain[:, 0]] != labels[plain[:, 1]]],
     }
     kinds = [_kind(place) for place in range(len(copies))]
-    scores = {rule: _scores(pairs, units, kinds) for rule, pairs in found.items()}
+    scores = {rule: _scores(pairs, units, right, kinds) for rule, pairs in found.items()}
     return {"pictures": len(pictures), "copies": Counter(kinds), **scores}
 
 
-def _scores(pairs: Tensor, units: Tensor, kinds: Sequence[str]) -> dict[str, Any]:
-    """Count the copies, which come last, that are found, and false pairs with and without a copy."""
-    first = len(units) - len(kinds)
+def _scores(pairs: Tensor, units: Tensor, right: Tensor, kinds: Sequence[str]) -> dict[str, Any]:
+    """Count the copies, which come last, that are found; and pairs of different units by whether the class is one."""
     same = units[pairs[:, 0]] == units[pairs[:, 1]]
     found = set(pairs[same].flatten().tolist())
-    false = pairs[~same]
-    copied = int((false >= first).any(1).sum())
+    other = right[pairs[~same]]
+    one_class = int((other[:, 0] == other[:, 1]).sum())
     return {
-        "found": Counter(kind for place, kind in enumerate(kinds, first) if place in found),
-        "false": len(false) - copied,
-        "false_with_copy": copied,
+        "found": Counter(kind for place, kind in enumerate(kinds, len(units) - len(kinds)) if place in found),
+        "one_class": one_class,
+        "false": len(other) - one_class,
     }
 
 
@@ -132,7 +135,7 @@ def _thumbnails(files: Sequence[bytes]) -> Tensor:
 def _copies(pictures: Sequence[Picture], chance: random.Random) -> list[Picture]:
     """Copy some pictures, each kind in turn, into other classes."""
     classes = 1 + max(picture.label for picture in pictures)
-    chosen = chance.sample(pictures, min(len(pictures) // _SHARE, _MOST))
+    chosen = chance.sample(pictures, min(len(pictures) // _EACH, _MOST))
     copies = []
     for place, (label, unit, data) in enumerate(chosen):
         other = chance.randrange(classes - 1)
@@ -158,15 +161,15 @@ def _changed(data: bytes, kind: str, chance: random.Random) -> bytes:
     return out.getvalue()
 
 
-def _recompressed(
-    image: Image.Image, chance: random.Random, qualities: Sequence[int] = (30, 45, 60)
-) -> Image.Image:
+def _recompressed(image: Image.Image, chance: random.Random, least: int = 30) -> Image.Image:
+    """Compress with a quality of 60, 45 or 30, `least` at least."""
     out = io.BytesIO()
-    image.save(out, "JPEG", quality=chance.choice(qualities))
+    image.save(out, "JPEG", quality=chance.choice(range(least, 61, 15)))
     return Image.open(out).convert("RGB")
 
 
-def _brighter(image: Image.Image, chance: random.Random) -> Image.Image:
+def _lit(image: Image.Image, chance: random.Random) -> Image.Image:
+    """Make darker or brighter."""
     factor = chance.choice((0.75, 1.2))
     return Image.eval(image, lambda value: min(255, int(value * factor)))
 
@@ -186,21 +189,20 @@ def _resized(image: Image.Image, chance: random.Random) -> Image.Image:
 
 def _cropped(image: Image.Image, chance: random.Random, share: float = 0.05) -> Image.Image:
     """Take a share of the width and of the height away, at both sides together."""
+    width, height = round((1 - share) * image.width), round((1 - share) * image.height)
     left = round(chance.random() * share * image.width)
     top = round(chance.random() * share * image.height)
-    return image.crop(
-        (left, top, left + round(image.width * (1 - share)), top + round(image.height * (1 - share)))
-    )
+    return image.crop((left, top, left + width, top + height))
 
 
 CHANGES: Mapping[str, Sequence[Callable[[Image.Image, random.Random], Image.Image]]] = {
     "exact": (),
     "recompressed": (_recompressed,),
-    "brightness": (_brighter,),
+    "brightness": (_lit,),
     "turned": (_turned,),
     "resized": (_resized,),
     "cropped": (_cropped,),
-    "mixed": (partial(_cropped, share=0.03), _brighter, _resized, partial(_recompressed, qualities=(60,))),
+    "mixed": (partial(_cropped, share=0.03), _lit, _resized, partial(_recompressed, least=60)),
 }
 """What is done to a picture for each kind of copy."""
 
@@ -229,6 +231,7 @@ def generated(kept: dict[str, Any]) -> str:
 def _by_kind(found: Mapping[str, list[dict[str, Any]]]) -> list[str]:
     """What each rule finds of each kind of copies."""
     draws = [(source, draw) for source, some in found.items() for draw in some]
+    clusters = np.unique([source for source, _ in draws], return_inverse=True)[1]
     lines = [
         f"Copies that are found, per cent: means over {len(draws)} collections; for their 95 % intervals sources are"
         " drawn, then collections of each.",
@@ -236,11 +239,10 @@ def _by_kind(found: Mapping[str, list[dict[str, Any]]]) -> list[str]:
         f"| copies | {' | '.join(RULES)} |",
         "| --- | --- | --- |",
     ]
-    clusters = np.unique([source for source, _ in draws], return_inverse=True)[1]
     for kind in CHANGES:
         cells = [kind]
         for rule in RULES:
-            shares = np.array([draw[rule]["found"].get(kind, 0) / draw["copies"][kind] for _, draw in draws])
+            shares = np.array([_share(draw, rule, kind) for _, draw in draws])
             low, high = clustered_interval(shares, clusters)
             cells.append(f"{100 * shares.mean():.0f} [{100 * low:.0f}, {100 * high:.0f}]")
         lines.append(f"| {' | '.join(cells)} |")
@@ -248,24 +250,31 @@ def _by_kind(found: Mapping[str, list[dict[str, Any]]]) -> list[str]:
 
 
 def _by_source(found: Mapping[str, list[dict[str, Any]]]) -> list[str]:
-    """What each rule finds of all copies, and false pairs."""
+    """What each rule finds of the copies that are hardest to find, and false pairs."""
     lines = [
-        "Copies of all kinds that are found, per cent; *false*: pairs of different units, of the collection's own"
-        " pictures + of a copy and another.",
+        f"The same by source, {' / '.join(RULES)}. *False*: pairs of different classes by right + pairs of a copy and"
+        " another unit of its right class.",
         "",
-        "| source | collections | pictures | copies |" + "".join(f" {rule} | false |" for rule in RULES),
-        "| --- " * (4 + 2 * len(RULES)) + "|",
+        f"| source | collections | pictures | {' | '.join(_HARD)} | "
+        + " | ".join(f"false, {rule}" for rule in RULES)
+        + " |",
+        "| --- " * (3 + len(_HARD) + len(RULES)) + "|",
     ]
     for source, draws in found.items():
-        pictures = sum(draw["pictures"] for draw in draws)
-        copies = sum(sum(draw["copies"].values()) for draw in draws)
-        cells = [source, str(len(draws)), f"{pictures:,}", f"{copies:,}"]
+        cells = [source, str(len(draws)), f"{sum(draw['pictures'] for draw in draws):,}"]
+        for kind in _HARD:
+            means = [np.mean([_share(draw, rule, kind) for draw in draws]) for rule in RULES]
+            cells.append(" / ".join(f"{100 * mean:.0f}" for mean in means))
         for rule in RULES:
-            right = sum(sum(draw[rule]["found"].values()) for draw in draws)
-            false, with_copy = (sum(draw[rule][of] for draw in draws) for of in ("false", "false_with_copy"))
-            cells += [f"{100 * right / copies:.0f}", f"{false:,} + {with_copy:,}"]
+            counts = (sum(draw[rule][of] for draw in draws) for of in ("false", "one_class"))
+            cells.append(" + ".join(f"{count:,}" for count in counts))
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def _share(draw: Mapping[str, Any], rule: str, kind: str) -> float:
+    """Return the share of a draw's copies of a kind that a rule finds."""
+    return float(draw[rule]["found"].get(kind, 0) / draw["copies"][kind])
 
 
 STUDY = Study({"run": Command(run, no_arguments), "whole": Command(whole, no_arguments)}, parts)

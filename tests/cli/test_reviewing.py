@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from vlltr_index.cli.ui.reviewing import ReviewService, choices_of, review_piece
 from vlltr_index.errors import InputError, MissingStepError, UsageError, VlltrError
 from vlltr_index.pipelines.history import rollback
 from vlltr_index.pipelines.review import sitting as sitting_module
-from vlltr_index.pipelines.review.queue import Entry, Review
+from vlltr_index.pipelines.review.queue import REASONS, Entry, Reason, Review
 from vlltr_index.pipelines.review.sitting import Decision, Sitting, key_of
 from vlltr_index.store.workspace import Workspace
 
@@ -329,6 +330,18 @@ def test_classes_with_keys(listing: Listing) -> None:
     assert [one.chance for one in choices_of(two)][:2] == [None, 0.5]
     label = listing.entry("label", (0,), likely=(1, 0))
     assert [one.name for one in choices_of(label)] == [listing.names[1], listing.names[0]]
+    alike = listing.entry("label", (3, 4), likely=(1, 3))
+    assert [one.name for one in choices_of(alike)] == [listing.names[i] for i in (1, 3, 4)]
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_every_reason_has_words_and_keys(listing: Listing, desk: Open, reason: Reason) -> None:
+    """What it is listed for, and at least one thing to decide beside skipping."""
+    entry = listing.entry(reason, (3, 4))
+    drawn = review_piece("entry", desk(entry).show(entry), 7, False)
+    assert re.search(r'<h2 id="vl-why">\w.{10,}</h2>', drawn)
+    assert 'data-turn="7"' in drawn
+    assert len(set(re.findall(r'(?:data-act|data-form)="(confirm|correct|add|skip)"', drawn))) > 1
 
 
 def test_a_kept_list_is_there_at_once(trained: Workspace, listing: Listing, desk: Open) -> None:

@@ -122,9 +122,8 @@ def picture_of(snapshot: Snapshot, image_id: str | None, path: str, side: int = 
 
 def summary(review: Review) -> list[str]:
     """Say how many pictures there are of each reason, in sentences."""
-    lines = []
-    for reason, count in review.counts.items():
-        lines.append(f"{_HEADINGS[reason]}: {plural(count, 'entry', 'entries')}.")
+    counted = [(_HEADINGS[reason], review.counts[reason]) for reason in REASONS if reason in review.counts]
+    lines = [f"{heading}: {plural(count, 'entry', 'entries')}." for heading, count in counted]
     if review.wrong:
         lines.append(
             f"Of {plural(review.pictures, 'label')} about {review.wrong:,} are estimated to be wrong."

@@ -139,7 +139,7 @@ class _Pictures:
         self._names = snapshot.class_table().names
         self._answers = {row["image_id"]: row for row in kept.answers.to_pylist()}
         said = snapshot.table("reviewed").to_pylist()
-        self._said = {row["image_id"]: row["class_id"] for row in said}
+        self._said: dict[str, int] = {row["image_id"]: row["class_id"] for row in said}
         self._kept = kept
         self._partners = defaultdict[str, list[str]](list)
         for one, other in kept.alike:
@@ -181,7 +181,8 @@ class _Pictures:
 
     def _confirmed(self, image_id: str) -> bool:
         """Say whether a person said that a picture is of the class that it is of."""
-        return self._said.get(image_id) == self._rows[image_id]["class_id"]
+        owner: int = self._rows[image_id]["class_id"]
+        return self._said.get(image_id) == owner
 
     def _doubt(self, image_id: str) -> tuple[bool, float, str]:
         """Return a sort key: pictures that nobody confirmed first, those of the most doubtful labels."""
