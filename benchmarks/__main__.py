@@ -19,6 +19,7 @@ STUDIES = {
     "baseline_trials": "studies.baseline_trials",
     "baselines": "studies.baselines",
     "draws": "studies.draws",
+    "duplicates": "studies.duplicates",
     "fitted_weights": "studies.fitted_weights",
     "groups": "studies.groups",
     "honest_figure": "studies.honest_figure",

@@ -250,13 +250,13 @@ def _by_kind(found: Mapping[str, list[dict[str, Any]]]) -> list[str]:
 
 
 def _by_source(found: Mapping[str, list[dict[str, Any]]]) -> list[str]:
-    """What each rule finds of the copies that are hardest to find, and false pairs."""
+    """What each rule finds of the copies that are hardest to find, and the pairs that are not of one unit."""
     lines = [
-        f"The same by source, {' / '.join(RULES)}. *False*: pairs of different classes by right + pairs of a copy and"
-        " another unit of its right class.",
+        f"The same by source, {' / '.join(RULES)}. *Other pairs*: false ones, of different classes by right + those of"
+        " a copy and another unit of its right class.",
         "",
         f"| source | collections | pictures | {' | '.join(_HARD)} | "
-        + " | ".join(f"false, {rule}" for rule in RULES)
+        + " | ".join(f"other pairs, {rule}" for rule in RULES)
         + " |",
         "| --- " * (3 + len(_HARD) + len(RULES)) + "|",
     ]

@@ -345,7 +345,7 @@ def generated(kept: dict[str, Any]) -> str:
                 ", ".join(f"{100 * value:.1f}" for value in accuracies),
                 f"{np.mean([one[RANDOM] for one in draws]):,.0f}",
                 *(_interval(values) for values in ratios.values()),
-                f"{np.exp(np.mean(ratios[OURS]) - t.ppf(0.95, len(draws) - 1) * sem(ratios[OURS])):.2f}",
+                f"{np.exp(np.mean(ratios[OURS]) - t.ppf(0.95, len(draws) - 1) * sem(ratios[OURS])):.3f}",
             ]
             lines.append(f"| {' | '.join(cells)} |")
     lines += [

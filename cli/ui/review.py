@@ -268,7 +268,7 @@ class ReviewTab:
             drawn[self._report] = piece("error", error)
         elif found is not None and seat.number != self._desk.number:
             drawn[self._report] = piece("notice", report_lines(replace(found, entries=())))
-        elif said is None and seat.entry is not None and entry != seat.entry:
+        elif said is None and seat.entry not in (None, entry) and not self._desk.read_only:
             said = _CLASH
         if said is not None:
             drawn[self._said] = review_piece("said", said, counts)

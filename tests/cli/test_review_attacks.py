@@ -140,7 +140,8 @@ def test_for_reading_only_nothing_is_decided(made: tuple[Workspace, list[Entry]]
         assert "vl-entry" in visitor.call("select", value="Review", index=1)
         for turn in range(1, 5):
             for act in ACTS:
-                visitor.act(act, turn=str(turn), name="okapi", number="1")
+                drawn = visitor.act(act, turn=str(turn), name="okapi", number="1")
+                assert "Somebody else" not in drawn
     assert Sitting(workspace, entries).decided() == {}
 
 
