@@ -165,4 +165,5 @@ def join_by_average(likeness: Tensor, least: float) -> Tensor:
             group[group == last] = before
         else:
             chain.append(nearest)
-    return group.unique(return_inverse=True)[1]
+    numbered: Tensor = group.unique(return_inverse=True)[1]
+    return numbered
