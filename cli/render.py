@@ -413,7 +413,7 @@ def _entry(one: Entry) -> str:
     said = one.class_name or ""
     if one.suggested:
         said += f" -> {one.suggested}?" if said else f"{one.suggested}?"
-    if one.wrong is not None and one.reason in ("label", "two classes", "look alike"):
+    if one.wrong is not None:
         said += f" ({100 * one.wrong:.0f} % wrong)"
     beside = f", beside {plural(len(one.beside), 'picture')}" if one.beside else ""
     return f"{one.reason}: {one.picture}{': ' if said else ''}{said}{beside}"

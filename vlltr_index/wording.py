@@ -39,6 +39,11 @@ def shown(text: str) -> str:
     return _ACTED_ON.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
+def uncell(text: str) -> str:
+    """Return what `cell` made a field of."""
+    return text[1:] if text[:1] == "'" and text[1:2] in _FORMULA else text
+
+
 def cell(value: Any) -> Any:
     """Make a field of a CSV file; a text that a spreadsheet would take for a formula gets an apostrophe in front."""
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value

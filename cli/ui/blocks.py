@@ -14,8 +14,8 @@ import gradio as gr
 from torch import Tensor
 
 from vlltr_index.cli.render import report_lines
-from vlltr_index.cli.ui.review import ReviewTab
-from vlltr_index.cli.ui.reviewing import ReviewService
+from vlltr_index.cli.ui.review_service import ReviewService
+from vlltr_index.cli.ui.review_tab import ReviewTab
 from vlltr_index.cli.ui.service import MAX_PICTURES, MAX_TOGETHER, MAX_UPLOAD, PageService, names_of, piece
 from vlltr_index.errors import VlltrError
 from vlltr_index.recognition.counterfactual import Examination, ExaminedClass

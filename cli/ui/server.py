@@ -78,7 +78,11 @@ def ui_command(
 
     listening = bind(host, port)
     if not is_local(listening.getsockname()[0]):
-        can = "see this workspace's classes, sentences and pictures" if read_only else "change this workspace"
+        can = (
+            "see this workspace's classes, sentences and pictures, with their paths,"
+            if read_only
+            else "change this workspace"
+        )
         echo(f"Warning: who has the link can {can}, and nothing is encrypted on the way.", err=True)
         if not read_only:
             echo("With --read-only nothing can be added, decided or undone.", err=True)
@@ -155,7 +159,7 @@ def page_app(
 
         from vlltr_index.cli.ui.blocks import build_page
         from vlltr_index.cli.ui.guard import Guard
-        from vlltr_index.cli.ui.reviewing import ReviewService
+        from vlltr_index.cli.ui.review_service import ReviewService
         from vlltr_index.cli.ui.service import MAX_UPLOAD, PageService
 
         app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)

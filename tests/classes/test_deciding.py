@@ -52,7 +52,7 @@ def test_one_commit_of_all_kinds(workspace: Workspace, tmp_path: Path) -> None:
     broken = put(tmp_path / "else" / "broken.png", b"no picture")
     decisions = Decisions(
         labels={ids["0.png"]: "tit", ids["1.png"]: "tit", ids["2.png"]: "wren"},
-        added={new: "wren", broken: "owl"},
+        added={new: "wren", broken: "no class"},
         removed=[ids["5.png"]],
     )
     commit = workspace.history.last().id
@@ -71,6 +71,20 @@ def test_one_commit_of_all_kinds(workspace: Workspace, tmp_path: Path) -> None:
     again = decide(workspace, "review", Decisions(labels={ids["0.png"]: "tit"}))
     assert not again.changed
     assert "1 label confirmed." in report_lines(again)
+
+
+def test_one_content_in_two_classes_is_left_out(workspace: Workspace, tmp_path: Path) -> None:
+    """Whichever is right, nobody can tell; a folder is no picture."""
+    data = encoded(Image.new("RGB", (5, 5), "green"))
+    one, other = (put(tmp_path / "else" / f"{n}.png", data) for n in range(2))
+    report = decide(
+        workspace, "review", Decisions(added={one: "owl", other: "tit", tmp_path / "data": "owl"})
+    )
+    assert not report.changed
+    first, *left = report.notes
+    assert first == "Nothing was changed."
+    assert sum("two classes for one picture" in line for line in left) == 2
+    assert len(left) == 3
 
 
 def test_names_that_differ_by_case_are_one_class(workspace: Workspace) -> None:

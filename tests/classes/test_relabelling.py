@@ -70,7 +70,10 @@ def test_by_path_by_content_and_what_is_left_out(workspace: Workspace, tmp_path:
     ]
     assert (report.same, report.not_found, report.unsaid) == (1, 2, 1)
     first, *lines = report_lines(report)
-    assert first == f"{file}: 2 pictures relabelled, 1 of that class already, 2 not found, 1 without a class, 2 left out."
+    assert (
+        first
+        == f"{file}: 2 pictures relabelled, 1 of that class already, 2 not found, 1 without a class, 2 left out."
+    )
     assert f"  {data / 'owl/0.png'}: owl -> tit" in lines
     again = relabel_images(workspace, file)
     assert (again.changed, again.relabelled, again.same) == (False, [], 3)

@@ -63,7 +63,7 @@ def test_the_page_knows_how_common_classes_are(trained: Workspace, pictures: Pat
 def test_the_page_draws_how_common_classes_are(trained: Workspace, pictures: Path) -> None:
     """What a visitor sees of a picture is the answer under the prior."""
     from vlltr_index.cli.ui.blocks import Visit, build_page
-    from vlltr_index.cli.ui.reviewing import ReviewService
+    from vlltr_index.cli.ui.review_service import ReviewService
 
     names = Recognizer.open(trained).classes_.tolist()
     desk = PageService(trained, prior={name: 1.0 + place for place, name in enumerate(names)})

@@ -200,7 +200,9 @@ def test_figures_stay_within_bounds_where_all_is_found() -> None:
     found = torch.where(torch.arange(19) == labels[:, None], 0.0, -100.0).double()
     best = torch.full((117,), -1.0, dtype=torch.float64)
     perfect = replace(one, new_likelihoods=found, new_text=0.0 * found, new_labels=labels, new_best=best)
-    assert all(figures.found == 1.0 for figures in later_figures(Gate(1.0, 0.0), [perfect]))
+    shares = [figures.found for figures in later_figures(Gate(1.0, 0.0), [perfect])]
+    assert shares == [pytest.approx(1.0)] * len(shares)
+    assert max(shares) <= 1.0
 
 
 def test_designs_of_nobody_leave_the_gate_alone() -> None:

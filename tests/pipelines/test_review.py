@@ -15,7 +15,7 @@ from PIL import Image, ImageChops, ImageEnhance
 
 from tests.support.commands import run
 from tests.support.pictures import encoded, put
-from vlltr_index.classes import relabel_images
+from vlltr_index.classes import relabel_images, remove_classes
 from vlltr_index.cli.render import report_lines
 from vlltr_index.data.glyphs import glyph_files
 from vlltr_index.errors import InputError, MissingStepError, UsageError
@@ -127,11 +127,11 @@ def test_answers_are_made_once(spoilt: Workspace, monkeypatch: pytest.MonkeyPatc
 
     cross_validate = held_out.cross_validate
     monkeypatch.setattr(held_out, "cross_validate", counted)
-    first = held_out_labels(spoilt)
-    assert held_out_labels(spoilt).answers.equals(first.answers)
+    first = held_out_labels(spoilt, spoilt.snapshot())
+    assert held_out_labels(spoilt, spoilt.snapshot()).answers.equals(first.answers)
     assert len(made) == 1
     (spoilt.path / "runs" / "review" / "answers.arrow").write_bytes(b"no table")
-    assert held_out_labels(spoilt).answers.equals(first.answers)
+    assert held_out_labels(spoilt, spoilt.snapshot()).answers.equals(first.answers)
     assert len(made) == 2
 
 
@@ -294,8 +294,52 @@ def test_a_stage_1_that_saw_the_labels_is_told(trained: Workspace) -> None:
     checkpoint = trained.history.last().checkpoint
     assert checkpoint is not None
     held = read_held_out(trained.objects.path("checkpoints", checkpoint))
-    kept = held_out_labels(trained)
+    kept = held_out_labels(trained, trained.snapshot())
     asked = kept.answers["image_id"].to_pylist()
     assert kept.facts.learned == sum(not held.has(image_id) for image_id in asked)
     assert 0 < kept.facts.learned < len(asked)
-    assert found.notes[0].startswith(f"{kept.facts.learned:,} pictures were in stage 1's training")
+    assert found.notes[0].startswith(f"{kept.facts.learned:,} pictures were not held out of stage 1")
+
+
+def test_what_belongs_together_is_held_out_together(tmp_path: Path, drawn: dict[str, list[bytes]]) -> None:
+    """A wrong label is not vouched for by a copy or a near duplicate that has it too, nor by one in the right class."""
+    folder = tmp_path / "pictures"
+    written(folder, drawn)
+    shutil.move(folder / "class 0" / "3.png", folder / "class 1" / "wrong.png")
+    shutil.copy(folder / "class 1" / "wrong.png", folder / "class 1" / "copy.png")
+    for owner, name in (("class 1", "darker"), ("class 0", "lighter")):
+        changed = ImageEnhance.Brightness(Image.open(folder / "class 1" / "wrong.png").convert("RGB"))
+        changed.enhance(0.9 if name == "darker" else 0.95).save(folder / owner / f"{name}.png")
+    workspace = embedded(tmp_path / "workspace", folder)
+    rows = workspace.snapshot().table("images", ["image_id", "uri"]).to_pylist()
+    name_of = {row["image_id"]: Path(row["uri"]).stem for row in rows}
+    kept = held_out_labels(workspace, workspace.snapshot())
+    answers = {name_of[row["image_id"]]: row for row in kept.answers.to_pylist()}
+    lot = [answers[name] for name in ("wrong", "copy", "darker", "lighter")]
+    assert len({answer["unit"] for answer in lot}) == 1
+    assert all(answer["likely"][0] == lot[3]["class_id"] for answer in lot)
+    assert min(answer["wrong"] for answer in lot[:3]) > 0.1 > lot[3]["wrong"]
+
+
+def test_a_single_class_teaches_nothing(small: Workspace, tmp_path: Path) -> None:
+    """There is nothing to tell pictures by: the hint says what to do."""
+    table = small.snapshot().class_table()
+    remove_classes(small, [table.names[i] for i in table.ids][1:])
+    put(tmp_path / "one.png", encoded(Image.new("RGB", (8, 8), "green")))
+    with pytest.raises(MissingStepError, match="a single class"):
+        review_folder(small, [str(tmp_path / "one.png")])
+
+
+def test_a_name_that_a_spreadsheet_would_compute(tmp_path: Path, drawn: dict[str, list[bytes]]) -> None:
+    """It is written so that it is text, and read back as it is."""
+    folder = tmp_path / "pictures"
+    written(folder, drawn)
+    (folder / "class 0").rename(folder / "=1+1")
+    shutil.copy(folder / "=1+1" / "0.png", folder / "class 1" / "twice.png")
+    workspace = embedded(tmp_path / "workspace", folder)
+    table = tmp_path / "queue.csv"
+    write_list(table, review(workspace), workspace.snapshot())
+    assert "'=1+1" in table.read_text(encoding="utf-8")
+    _filled(table, {"class 1/twice.png": "'=1+1"})
+    (moved,) = relabel_images(workspace, table).relabelled
+    assert moved.now == "=1+1"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vlltr_index.cli.ui.reviewing import ReviewService
+from vlltr_index.cli.ui.review_service import ReviewService
 from vlltr_index.pipelines.review.queue import Beside, Entry, Reason, Review
 from vlltr_index.store.workspace import Workspace
 

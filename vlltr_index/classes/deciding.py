@@ -21,7 +21,9 @@ from vlltr_index.classes.change import (
 )
 from vlltr_index.classes.editing import NewClass, checked_classes, with_trained_note, write_classes
 from vlltr_index.classes.effect import Effect
+from vlltr_index.schemas.records import ImageRecord
 from vlltr_index.schemas.tables import IMAGES, REVIEWED
+from vlltr_index.store.ingestion import probe_all
 from vlltr_index.store.tables import one_of
 from vlltr_index.wording import plural
 
@@ -45,11 +47,6 @@ class Decisions:
     labels: Mapping[str, str] = field(default_factory=dict)
     added: Mapping[Path, str] = field(default_factory=dict)
     removed: Sequence[str] = ()
-
-    @property
-    def names(self) -> list[str]:
-        """The classes that are named, each once."""
-        return list(dict.fromkeys([*self.labels.values(), *self.added.values()]))
 
 
 @dataclass(frozen=True)
@@ -83,21 +80,22 @@ def decide(
     Raises:
         InputError: A name is empty, or two new ones differ by case alone.
     """
+    return changed(workspace, command, lambda tx: edit_of(tx, decisions), options)
 
-    def edit(tx: Transaction) -> Edit:
-        found, done = write_decisions(tx, decisions)
-        counts = [
-            (len(found.moved), "picture relabelled", "pictures relabelled"),
-            (found.confirmed, "label confirmed", "labels confirmed"),
-            (len(decisions.added) - len(found.skipped), "picture added", "pictures added"),
-            (len(decisions.removed), "picture removed", "pictures removed"),
-            (len(found.classes), "class made", "classes made"),
-        ]
-        said = ", ".join(plural(count, one, several) for count, one, several in counts if count)
-        done.notes = [f"{said}.", *(f"Left out: {what}" for what in found.skipped)]
-        return done
 
-    return changed(workspace, command, edit, options)
+def edit_of(tx: Transaction, decisions: Decisions) -> Edit:
+    """Write decisions, and say in the notes what became of them."""
+    found, done = write_decisions(tx, decisions)
+    counts = [
+        (len(found.moved), "picture relabelled", "pictures relabelled"),
+        (found.confirmed, "label confirmed", "labels confirmed"),
+        (len(decisions.added) - len(found.skipped), "picture added", "pictures added"),
+        (len(set(decisions.removed)), "picture removed", "pictures removed"),
+        (len(found.classes), "class made", "classes made"),
+    ]
+    said = ", ".join(plural(count, one, several) for count, one, several in counts if count)
+    done.notes = [f"{said or 'Nothing was changed'}.", *(f"Left out: {what}" for what in found.skipped)]
+    return done
 
 
 def changed(
@@ -120,18 +118,19 @@ def changed(
 
 def write_decisions(tx: Transaction, decisions: Decisions) -> tuple[Decided, Edit]:
     """Write the rows of decisions; classes of unknown names are made."""
-    ids, fresh, texts = _classes(tx, decisions.names)
+    skipped = _unusable(decisions.added)
+    new = {path: name for path, name in decisions.added.items() if path not in skipped}
+    ids, fresh, texts = _classes(tx, dict.fromkeys([*decisions.labels.values(), *new.values()]))
     names = tx.class_table().names
     where = one_of("image_id", decisions.labels)
     stored = tx.table("images", ["image_id", "class_id"], where).to_pylist() if decisions.labels else []
     owner = {row["image_id"]: row["class_id"] for row in stored}
     wanted = {image_id: ids[name] for image_id, name in decisions.labels.items()}
     moved = {image_id: i for image_id, i in wanted.items() if owner[image_id] != i}
-    skipped = list[str]()
     of_class = defaultdict[int, list[Path]](list)
-    for path, name in decisions.added.items():
+    for path, name in new.items():
         of_class[ids[name]].append(path)
-    added = new_image_rows(tx, of_class, names, skipped)
+    added = new_image_rows(tx, of_class, names, [])
     lacking = _move(tx, moved)
     tx.upsert("images", added)
     good = usable(added)
@@ -153,10 +152,23 @@ def write_decisions(tx: Transaction, decisions: Decisions) -> tuple[Decided, Edi
             {key: (None if owner[key] is None else names[owner[key]], names[i]) for key, i in moved.items()},
             len(wanted) - len(moved),
             [names[i] for i in fresh],
-            skipped,
+            [f"{path}: {why}" for path, why in skipped.items()],
         ),
         edit,
     )
+
+
+def _unusable(added: Mapping[Path, str]) -> dict[Path, str]:
+    """Return, for each new picture that cannot be used, the reason: no class is made for its sake."""
+    probes = dict(zip(added, probe_all([ImageRecord(str(p), str(p), None, "") for p in added]), strict=True))
+    named = defaultdict[str | None, set[str]](set)
+    for path, found in probes.items():
+        named[found.content_hash].add(added[path])
+    why = {path: found.problem for path, found in probes.items() if found.problem is not None}
+    disputed = (
+        path for path, found in probes.items() if path not in why and len(named[found.content_hash]) > 1
+    )
+    return why | dict.fromkeys(disputed, "two classes for one picture, at several paths")
 
 
 def _classes(tx: Transaction, wanted: Iterable[str]) -> tuple[dict[str, int], list[int], pa.Table | None]:

@@ -493,6 +493,7 @@ def remove_images(workspace: Workspace, ids: Sequence[str], options: ChangeOptio
         where = one_of("image_id", gone)
         rows = tx.table("images", ["class_id", "split"], where)
         tx.delete("images", where)
+        tx.delete_any("reviewed", "image_id", gone)
         owners = rows.filter(pc.equal(rows["split"], "train"))["class_id"].drop_null().to_pylist()
         return Edit(set(owners), images_changed=True, notes=[f"{plural(len(gone), 'image')} removed."])
 

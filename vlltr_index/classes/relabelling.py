@@ -146,11 +146,17 @@ class _Relabelling:
         stored = _Stored(tx, self._root, empty=self._add)
         found = list(self._undisputed(list(self._found(stored))))
         new = list(self._undisputed(self._new))
+        if not found and not new and self.unsaid and not self.left_out:
+            raise InputError(
+                f"no row of {self._listing} names a class",
+                "Write the class of each picture that you looked at into the column class.",
+            )
         if not found and not new:
             example = f", for example {self.left_out[0]}" if self.left_out else ""
             raise InputError(
                 f"no picture that {self._listing} names can be relabelled{example}",
-                "Name the folder that its paths are relative to: --root DIR",
+                "Name the folder that its paths are relative to: --root DIR; or take in what the workspace does not have:"
+                " --add",
             )
         self._check_names(tx.class_table(), [*found, *new])
         decisions = Decisions(

@@ -27,6 +27,7 @@ from vlltr_index.data.files import (
 from vlltr_index.data.names import Category, ClassNames, category_names
 from vlltr_index.data.text import check_split, clean_name
 from vlltr_index.errors import InputError, UsageError
+from vlltr_index.wording import uncell
 
 LISTS = (".txt", ".lst", ".list")
 TABLES = (".csv", ".tsv", ".parquet")
@@ -274,7 +275,7 @@ class _Reader:
                 why = f"{len(fields)} fields, the header has {len(header)}"
                 yield Labelled(where, ",".join(fields)[:80], None, why)
             else:
-                yield self.row(where, dict(zip(header, fields, strict=True)), columns)
+                yield self.row(where, dict(zip(header, map(uncell, fields), strict=True)), columns)
 
     def json_lines(self) -> Iterator[Labelled]:
         """Yield the lines of JSONL."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from vlltr_index.data.writing import write_file
 from vlltr_index.embedding.vectors import load_sources
 from vlltr_index.errors import InputError, UsageError
 from vlltr_index.evaluation.report import SIDE, environment, thumbnail
-from vlltr_index.pipelines.review.queue import REASONS, Entry, Reason, Review
+from vlltr_index.pipelines.review.queue import REASONS, Beside, Entry, Reason, Review
 from vlltr_index.wording import cell, plural
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _COLUMNS = ("entry", "path", "class", "now", "suggested", "reason", "wrong", "im
 _SHOWN_BESIDE = 8  # pictures beside one in a sheet
 _HEADINGS: dict[Reason, str] = {
     "two classes": "One file in two classes: one of the labels is wrong",
-    "label": "Labels that are probably wrong",
+    "label": "Labels that may be wrong, with 10 % or more",
     "look alike": "Nearly the same picture in two classes: one label is wrong, or the classes look alike",
     "two splits": "The same picture, or nearly, in two splits: figures measured there are too good",
     "copies": "Near duplicates within a class: they count as one",
@@ -47,6 +47,8 @@ def check_targets(paths: Sequence[Path]) -> None:
             raise UsageError(f"--out {path}: of which kind?", "End it in .csv (a table) or .html (a sheet).")
         if not path.absolute().parent.is_dir():
             raise InputError(f"no such folder: {path.absolute().parent}", "Make it first.")
+        if path.is_dir():
+            raise InputError(f"{path} is a folder", "Name a file.")
 
 
 def write_list(path: Path, review: Review, snapshot: Snapshot) -> None:
@@ -89,8 +91,13 @@ def _full(picture: str) -> str:
 
 def _sheet(review: Review, snapshot: Snapshot) -> str:
     """Write the entries as an HTML document with thumbnails."""
+    numbered = list(enumerate(review.entries, 1))
     parts = [
-        (_HEADINGS[reason], list(_shown(review.entries, reason, snapshot)), review.counts[reason])
+        (
+            _HEADINGS[reason],
+            [(number, one, _thumbnails(one, snapshot)) for number, one in numbered if one.reason == reason],
+            review.counts[reason],
+        )
         for reason in REASONS
         if reason in review.counts
     ]
@@ -98,18 +105,10 @@ def _sheet(review: Review, snapshot: Snapshot) -> str:
     return template.render(review=review, parts=parts)
 
 
-def _shown(
-    entries: Sequence[Entry], reason: Reason, snapshot: Snapshot
-) -> Iterator[tuple[Entry, Thumbnail, list[tuple[str, Thumbnail]]]]:
-    """Yield the entries of a reason with their thumbnails and those of the pictures beside."""
-    for one in entries:
-        if one.reason == reason:
-            others = one.beside[:_SHOWN_BESIDE]
-            beside = [
-                (other.class_name or "", picture_of(snapshot, other.image_id, other.picture))
-                for other in others
-            ]
-            yield one, picture_of(snapshot, one.image_id, one.picture), beside
+def _thumbnails(entry: Entry, snapshot: Snapshot) -> list[tuple[Entry | Beside, Thumbnail]]:
+    """Return an entry's pictures with their thumbnails, its own first."""
+    pictures: list[Entry | Beside] = [entry, *entry.beside[:_SHOWN_BESIDE]]
+    return [(one, picture_of(snapshot, one.image_id, one.picture)) for one in pictures]
 
 
 def picture_of(snapshot: Snapshot, image_id: str | None, path: str, side: int = SIDE) -> Thumbnail:
@@ -125,7 +124,5 @@ def summary(review: Review) -> list[str]:
     counted = [(_HEADINGS[reason], review.counts[reason]) for reason in REASONS if reason in review.counts]
     lines = [f"{heading}: {plural(count, 'entry', 'entries')}." for heading, count in counted]
     if review.wrong:
-        lines.append(
-            f"Of {plural(review.pictures, 'label')} about {review.wrong:,} are estimated to be wrong."
-        )
+        lines.append(f"Estimated to be wrong: {plural(review.wrong, 'label')}.")
     return lines or [f"Nothing to look at among {plural(review.pictures, 'picture')}."]

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from glob import has_magic
+from itertools import compress
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 
+from vlltr_index.data.objects import is_address
 from vlltr_index.data.unlabelled import Pictures, unlabelled_images
 from vlltr_index.embedding.loading import content_vectors, thumbnail_tensor
 from vlltr_index.embedding.pixels import in_batches
@@ -32,12 +37,13 @@ if TYPE_CHECKING:
     from vlltr_index.store.workspace import Workspace
 
 _AT_ONCE = 512  # pictures
+_KEPT_AT_ONCE = 2048  # vectors
 _LIKELY = 3
 _MOST_REJECTED = 4000  # pictures that are grouped
 
 
 @dataclass
-class _Pictures:
+class _Unlabelled:
     """Pictures without a label, each content once."""
 
     listed: Pictures  # all that were named
@@ -48,6 +54,14 @@ class _Pictures:
     thumbnails: list[bytes | None] = field(default_factory=list)
     labelled: int = 0  # how many the workspace has with a class
     unreadable: list[str] = field(default_factory=list)
+
+    def leave_out(self, there: Sequence[bool]) -> None:
+        """Leave out those that could not be embedded, as their files have changed meanwhile."""
+        self.unreadable += [name for name, has in zip(self.names, there, strict=True) if not has]
+        self.names = list(compress(self.names, there))
+        self.contents = list(compress(self.contents, there))
+        self.taken = list(compress(self.taken, there))
+        self.thumbnails = list(compress(self.thumbnails, there))
 
 
 def review_folder(
@@ -71,10 +85,17 @@ def review_folder(
         InputError: As for `unlabelled_images`; or none of the pictures can be read, or all have a label.
         MissingStepError: There is no head, or it is of another rule than `ours`.
     """
+    for given in paths:
+        if not (is_address(given) or has_magic(given) or os.path.exists(os.path.expanduser(given))):
+            raise InputError(f"no such file or folder: {given}", "Name a folder of pictures without labels.")
     model = Recognizer.open(workspace).current()
     plda = model.plda
     if plda is None:
         raise MissingStepError("only a head of the rule 'ours' knows what would teach it", OTHER_RULE)
+    if len(model.class_ids) < 2:
+        raise MissingStepError(
+            "there is a single class to tell pictures by", "Add another: vlltr classes add NAME"
+        )
     pictures = _read(workspace, paths, progress)
     if not pictures.names:
         raise InputError(
@@ -82,9 +103,20 @@ def review_folder(
             f" {len(pictures.unreadable):,} cannot be read",
             "Name a folder of pictures without labels.",
         )
-    features = _features(workspace, model, pictures, progress)
+    _embed(workspace, model, pictures, progress)
+    snapshot = workspace.snapshot()
+    image_fp = model.encoder.image_fp
+    pictures.leave_out(embedded(snapshot, image_fp, pictures.contents))
+    features = content_vectors(snapshot, pictures.contents, image_fp=image_fp)
     entries = list(_entries(model, plda, pictures, features))
     notes = []
+    parts = model.saved.parts
+    if parts is not None and parts.unknown_accepted is not None:
+        share = f"{100 * parts.unknown_accepted:.0f} %"
+        notes.append(
+            f"Of pictures of classes that training left out {share} looked like one that was there: where that is much,"
+            " groups that no class stands for are missed."
+        )
     if pictures.labelled:
         notes.append(
             f"{plural(pictures.labelled, 'picture has', 'pictures have')} a label already: left out."
@@ -103,12 +135,12 @@ def review_folder(
     )
 
 
-def _read(workspace: Workspace, paths: Sequence[str], progress: Progress | None) -> _Pictures:
+def _read(workspace: Workspace, paths: Sequence[str], progress: Progress | None) -> _Unlabelled:
     """Read pictures for the first time: contents, thumbnails, and when they were taken."""
     rows = workspace.snapshot().table("images", ["content_hash"], "class_id IS NOT NULL AND problem IS NULL")
     labelled = set(rows["content_hash"].to_pylist())
     listed = list(unlabelled_images(paths, with_data=False))
-    found = _Pictures(Pictures(listed))
+    found = _Unlabelled(Pictures(listed))
     seen = set[str]()
     for places in in_batches(range(len(listed)), _AT_ONCE):
         named = list(found.listed.take(places).load())
@@ -130,26 +162,27 @@ def _read(workspace: Workspace, paths: Sequence[str], progress: Progress | None)
     return found
 
 
-def _features(workspace: Workspace, model: Model, pictures: _Pictures, progress: Progress | None) -> Tensor:
-    """Return the pictures' vectors, float32 [N, D]; those that are missing are embedded and stored."""
+def _embed(workspace: Workspace, model: Model, pictures: _Unlabelled, progress: Progress | None) -> None:
+    """Embed and store the vectors that are missing, in parts, between which others can write."""
     encoder = model.encoder
-    with workspace.transaction("review") as tx:  # it only adds to the cache, so there is no commit
-        name = image_vectors_name(encoder.image_fp)
-        tx.store.create(name, image_vectors(encoder.dim), "vector_key")
-        there = embedded(tx, encoder.image_fp, pictures.contents)
-        lacking = [place for place, has in enumerate(there) if not has]
-        sources = pictures.listed.take([pictures.places[place] for place in lacking]).load()
+    name = image_vectors_name(encoder.image_fp)
+    there = embedded(workspace.snapshot(), encoder.image_fp, pictures.contents)
+    lacking = [place for place, has in enumerate(there) if not has]
+    done = 0
+    for places in in_batches(lacking, _KEPT_AT_ONCE):
+        sources = pictures.listed.take([pictures.places[place] for place in places]).load()
         named = (
-            (pictures.contents[place], source) for place, (_, source) in zip(lacking, sources, strict=True)
+            (pictures.contents[place], source) for place, (_, source) in zip(places, sources, strict=True)
         )
-        done = 0
-        with tx.store.appending(name) as append:
-            for result in LocalEngine(encoder).images(in_batches(named), [0]):
-                append(image_vector_table(result.ids, "0", 0, result.vectors[0]))
-                done += len(result.ids)
-                if progress:
-                    progress("embed images", done, len(lacking))
-    return content_vectors(workspace.snapshot(), pictures.contents, image_fp=encoder.image_fp)
+        rows = []
+        for result in LocalEngine(encoder).images(in_batches(named), [0]):
+            rows.append(image_vector_table(result.ids, "0", 0, result.vectors[0]))
+            done += len(result.ids) + len(result.problems)
+            if progress:
+                progress("embed images", done, len(lacking))
+        with workspace.transaction("review") as tx:  # it only adds to the cache, so there is no commit
+            tx.store.create(name, image_vectors(encoder.dim), "vector_key")
+            tx.store.append(name, pa.concat_tables(rows))
 
 
 def _record(name: str, source: str | bytes) -> ImageRecord:
@@ -159,7 +192,7 @@ def _record(name: str, source: str | bytes) -> ImageRecord:
     return ImageRecord(source, source, None, "")
 
 
-def _entries(model: Model, plda: PLDA, pictures: _Pictures, features: Tensor) -> Iterator[Entry]:
+def _entries(model: Model, plda: PLDA, pictures: _Unlabelled, features: Tensor) -> Iterator[Entry]:
     """Yield groups that no class stands for, the largest first, then the others in the order of what they teach."""
     probabilities = torch.cat(
         [model.score(some, "exhaustive")[0].probabilities for some in features.split(_AT_ONCE)]

@@ -6,7 +6,6 @@ have changed.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from vlltr_index.embedding.loading import (
     thumbnail_tensor,
 )
 from vlltr_index.embedding.vectors import embedded
-from vlltr_index.errors import MissingStepError
+from vlltr_index.errors import MissingStepError, write_error
 from vlltr_index.heads.cross_validated import cross_validate
 from vlltr_index.heads.duplicates_across import near_duplicates_across
 from vlltr_index.heads.label_errors import label_errors
@@ -43,8 +42,6 @@ if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.workspace import Workspace
-
-_log = logging.getLogger(__name__)
 
 _EVIDENCE = ["image_id", "class_id", "split", "content_hash", "uri", "group", "taken"]
 _LIKELY = 3  # classes that are kept for each image
@@ -85,14 +82,12 @@ class KeptManifest(Manifest):
     Attributes:
         format: Format of the folder.
         facts: Digest of what the answers come from.
-        wrong: How many labels are estimated to be wrong.
-        learned: How many of the images stage 1 was trained on, with their labels.
+        learned: How many of the images were not held out of stage 1.
         moved: How the answers moved when labels changed; None: they are the first ones.
     """
 
     format: Literal[1] = 1
     facts: str
-    wrong: int
     learned: int
     moved: Moved | None = None
 
@@ -115,14 +110,15 @@ class HeldOutLabels:
     facts: KeptManifest
 
 
-def held_out_labels(workspace: Workspace, progress: Progress | None = None) -> HeldOutLabels:
-    """Return the answers for the newest commit's training images; they are made and kept where there are none yet.
+def held_out_labels(
+    workspace: Workspace, snapshot: Snapshot, progress: Progress | None = None
+) -> HeldOutLabels:
+    """Return the answers for a commit's training images; they are made and kept where there are none yet.
 
     Raises:
         MissingStepError: There is no training image with a label, or none is embedded.
         WorkspaceError: They cannot be written.
     """
-    snapshot = workspace.snapshot()
     rows = _embedded_rows(snapshot)
     facts = _facts(snapshot, rows)
     place = run_folder(workspace) / "review"
@@ -130,9 +126,12 @@ def held_out_labels(workspace: Workspace, progress: Progress | None = None) -> H
     if before is not None and before.facts.facts == facts:
         return before
     made = _make(snapshot, rows, facts, before, progress)
-    with scratch_folder(place.parent) as unfinished:
-        _write(made, unfinished)
-        settle(unfinished, place, replace=True)
+    try:
+        with scratch_folder(place.parent) as unfinished:
+            _write(made, unfinished)
+            settle(unfinished, place, replace=True)
+    except OSError as error:
+        raise write_error(place, error) from error
     return made
 
 
@@ -204,7 +203,7 @@ def _make(
     )
     learned = _learned(snapshot, answers["image_id"].to_pylist())
     moved = None if before is None else _moved(before.answers, answers)
-    figures = KeptManifest(facts=facts, wrong=errors.count, learned=learned, moved=moved)
+    figures = KeptManifest(facts=facts, learned=learned, moved=moved)
     named = [[ids[place] for place in lot] for lot in copies]
     pairs = [[ids[one], ids[other]] for one, other in alike]
     return HeldOutLabels(answers, named, pairs, figures)
@@ -268,7 +267,7 @@ def _same_content(contents: Sequence[str]) -> list[tuple[int, int]]:
 
 
 def _learned(snapshot: Snapshot, image_ids: Sequence[str]) -> int:
-    """Count the images that stage 1 was trained on."""
+    """Count the images that were not held out of stage 1."""
     digest = snapshot.commit.checkpoint
     if digest is None:
         return 0

@@ -46,7 +46,8 @@ class Entry:
         image_id: Its id; None: the workspace does not have it.
         class_name: Its class as it is.
         split: Its split.
-        wrong: The probability that its label is wrong, by models that were fitted without it; None: not known.
+        wrong: The probability that its label is wrong, by models that were fitted without it; None: it is not known, or
+            less than `WORTH_A_LOOK`.
         likely: The likeliest classes with their probabilities, best first.
         beside: Its near duplicates, or the others of its group.
     """
@@ -62,10 +63,11 @@ class Entry:
 
     @property
     def suggested(self) -> str | None:
-        """The likeliest class but its own; None where no class stands for it."""
-        if self.reason == "unknown":
+        """The class of what is nearly the same, or else the likeliest one, but its own; None where none is in doubt."""
+        if self.reason in ("two splits", "copies", "unknown"):
             return None
-        return next((name for name, _ in self.likely if name != self.class_name), None)
+        names = [*(one.class_name for one in self.beside), *(name for name, _ in self.likely)]
+        return next((name for name in names if name and name != self.class_name), None)
 
 
 @dataclass(frozen=True)
@@ -76,9 +78,9 @@ class Review:
         entries: The pictures, those first that pay most; as many as were asked for.
         counts: How many there are of each reason, also those that were not asked for.
         pictures: How many pictures were examined.
-        wrong: How many labels are estimated to be wrong.
+        wrong: How many labels are estimated to be wrong of those that nobody confirmed.
         notes: What has to be known about the list.
-        moved: How the answers to other pictures moved since labels were changed last.
+        moved: How the answers to pictures of unchanged labels moved since the list before.
     """
 
     entries: tuple[Entry, ...]
@@ -105,16 +107,15 @@ def review(workspace: Workspace, top: int | None = None, progress: Progress | No
         MissingStepError: There is no training image with a label, or none is embedded.
         WorkspaceError: The answers cannot be kept.
     """
-    kept = held_out_labels(workspace, progress)
     snapshot = workspace.snapshot()
-    there = _Pictures(snapshot, kept)
-    entries = [*there.copies(), *there.labels(), *there.look_alikes()]
-    entries.sort(key=lambda one: (REASONS.index(one.reason), -(one.wrong or 0.0)))
+    kept = held_out_labels(workspace, snapshot, progress)
+    there = _Listing(snapshot, kept)
+    entries = there.entries()
     return Review(
         entries=tuple(entries[:top]),
         counts={reason: n for reason in REASONS if (n := sum(one.reason == reason for one in entries))},
         pictures=len(kept.answers),
-        wrong=kept.facts.wrong,
+        wrong=there.wrong(),
         notes=tuple(_notes(kept)),
         moved=kept.facts.moved,
     )
@@ -125,12 +126,12 @@ def _notes(kept: HeldOutLabels) -> Iterator[str]:
     if kept.facts.learned:
         some = plural(kept.facts.learned, "picture was", "pictures were")
         yield (
-            f"{some} in stage 1's training, with the label that it has: answers for these are not honest, and a wrong"
-            " label of theirs may not be noticed."
+            f"{some} not held out of stage 1: where it learned from the label, the answer is not honest, and a wrong"
+            " label may not be noticed."
         )
 
 
-class _Pictures:
+class _Listing:
     """The pictures of a commit, with what is kept of them and what a person said."""
 
     def __init__(self, snapshot: Snapshot, kept: HeldOutLabels) -> None:
@@ -145,39 +146,53 @@ class _Pictures:
         for one, other in kept.alike:
             self._partners[one].append(other)
             self._partners[other].append(one)
-        self._listed = set[str]()  # pictures of entries that bear on their labels
+        self._lot_of = {image_id: lot for lot in kept.copies for image_id in lot}
+        self._listed = set[str]()  # pictures of the entries so far
 
-    def copies(self) -> Iterator[Entry]:
-        """Yield each lot of one content, or of near duplicates in a class: its most doubtful picture and the others."""
+    def entries(self) -> list[Entry]:
+        """Return all entries in their order; each picture is in one of them."""
+        found = [*self._two_classes(), *self._labels(), *self._look_alikes(), *self._copies()]
+        return sorted(found, key=lambda one: (REASONS.index(one.reason), -(one.wrong or 0.0)))
+
+    def wrong(self) -> int:
+        """Estimate how many labels are wrong of those that nobody confirmed."""
+        left = (answer["wrong"] for key, answer in self._answers.items() if not self._confirmed(key))
+        return round(sum(left))
+
+    def _two_classes(self) -> Iterator[Entry]:
+        """Yield each lot of one content in several classes: its most doubtful picture and the others."""
         for lot in self._kept.copies:
-            if all(map(self._confirmed, lot)):
-                continue
-            reason: Reason = "copies"
-            if len({self._rows[one]["class_id"] for one in lot}) > 1:
-                reason = "two classes"
-                self._listed.update(lot)
-            elif len({self._rows[one]["split"] for one in lot}) > 1:
-                reason = "two splits"
-            first, *others = sorted(lot, key=self._doubt)
-            yield self._entry(first, reason, others)
+            if len({self._rows[one]["class_id"] for one in lot}) > 1 and not all(map(self._confirmed, lot)):
+                first, *others = sorted(lot, key=self._doubt)
+                yield self._entry(first, "two classes", others)
 
-    def labels(self) -> Iterator[Entry]:
-        """Yield the pictures whose label is probably wrong, with their near duplicates in other classes."""
+    def _labels(self) -> Iterator[Entry]:
+        """Yield the pictures whose label is probably wrong, with what is nearly the same."""
         for image_id in sorted(self._answers, key=self._doubt):
             doubtful = self._answers[image_id]["wrong"] >= WORTH_A_LOOK and not self._confirmed(image_id)
             if doubtful and image_id not in self._listed:
-                yield self._entry(image_id, "label", self._partners[image_id])
-                self._listed.update([image_id, *self._partners[image_id]])
+                alike = [*self._lot_of.get(image_id, ()), *self._partners[image_id]]
+                yield self._entry(image_id, "label", self._unlisted(alike, image_id))
 
-    def look_alikes(self) -> Iterator[Entry]:
-        """Yield the other near duplicates in different classes, each picture once."""
+    def _look_alikes(self) -> Iterator[Entry]:
+        """Yield the other near duplicates in different classes."""
         for pair in self._kept.alike:
             first, _ = sorted(pair, key=self._doubt)
-            others = [one for one in self._partners[first] if one not in self._listed]
-            if first in self._listed or not others or all(map(self._confirmed, [first, *others])):
-                continue
-            yield self._entry(first, "look alike", others)
-            self._listed.update([first, *others])
+            others = self._unlisted(self._partners[first], first)
+            if first not in self._listed and others and not all(map(self._confirmed, [first, *others])):
+                yield self._entry(first, "look alike", others)
+
+    def _copies(self) -> Iterator[Entry]:
+        """Yield the other lots of near duplicates within a class."""
+        for lot in self._kept.copies:
+            if self._listed.isdisjoint(lot) and not all(map(self._confirmed, lot)):
+                first, *others = sorted(lot, key=self._doubt)
+                splits = {self._rows[one]["split"] for one in lot}
+                yield self._entry(first, "two splits" if len(splits) > 1 else "copies", others)
+
+    def _unlisted(self, image_ids: Sequence[str], but: str) -> list[str]:
+        """Return those pictures, each once, that are in no entry yet."""
+        return [one for one in dict.fromkeys(image_ids) if one not in self._listed and one != but]
 
     def _confirmed(self, image_id: str) -> bool:
         """Say whether a person said that a picture is of the class that it is of."""
@@ -190,6 +205,7 @@ class _Pictures:
         return self._confirmed(image_id), -answer["wrong"] if answer else 0.0, image_id
 
     def _entry(self, image_id: str, reason: Reason, others: Sequence[str]) -> Entry:
+        self._listed.update([image_id, *others])
         row = self._rows[image_id]
         answer = self._answers.get(image_id)
         likely = zip(answer["likely"], answer["chances"], strict=True) if answer else ()
@@ -199,7 +215,7 @@ class _Pictures:
             image_id=image_id,
             class_name=self._names[row["class_id"]],
             split=row["split"],
-            wrong=answer["wrong"] if answer else None,
+            wrong=answer["wrong"] if answer and answer["wrong"] >= WORTH_A_LOOK else None,
             likely=tuple((self._names[owner], chance) for owner, chance in likely),
             beside=tuple(map(self._beside, others)),
         )

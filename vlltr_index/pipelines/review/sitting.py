@@ -14,17 +14,20 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from vlltr_index.classes import ChangeOptions, ChangeReport, Decisions, decide
-from vlltr_index.classes.change import USUAL
-from vlltr_index.data.writing import make_folder, sync
+from vlltr_index.classes import ChangeOptions, ChangeReport, Decisions
+from vlltr_index.classes.change import Edit
+from vlltr_index.classes.deciding import changed, edit_of
+from vlltr_index.data.writing import sync
 from vlltr_index.embedding.loading import run_folder
-from vlltr_index.errors import InputError, write_error
+from vlltr_index.errors import InputError, WorkspaceError, reason, write_error
 from vlltr_index.store.class_table import folded
 from vlltr_index.wording import plural, preview
 
 if TYPE_CHECKING:
     from vlltr_index.pipelines.review.queue import Beside, Entry
+    from vlltr_index.recognizer import Recognizer
     from vlltr_index.store.snapshot import Snapshot
+    from vlltr_index.store.transaction import Transaction
     from vlltr_index.store.workspace import Workspace
 
 LOOKS = 30.0
@@ -149,16 +152,22 @@ class Sitting:
                 found[one.entry] = one
         return found
 
-    def decide(self, decision: Decision) -> None:
+    def decide(self, decision: Decision, shown: Entry) -> None:
         """Keep a decision; it is durable when this returns.
 
+        Args:
+            decision: What was decided.
+            shown: The entry as it was shown.
+
         Raises:
-            InputError: Somebody else decided on the entry meanwhile.
+            InputError: Somebody else decided on the entry, or on a picture of it, meanwhile.
             WorkspaceError: It cannot be kept.
         """
         with self._alone():
-            before = self.decided().get(decision.entry)
-            if before is not None and before.by != decision.by:
+            decided = self.decided()
+            before = decided.pop(decision.entry, None)
+            others = before is not None and before.by != decision.by
+            if others or Settled.by(decided.values()).entry(shown) != shown:
                 raise InputError(
                     "somebody else has decided on this picture meanwhile", "Look at the next one."
                 )
@@ -182,24 +191,33 @@ class Sitting:
                 looked_at[by] = _look_at(found)
         return found
 
-    def save(self, options: ChangeOptions = USUAL) -> ChangeReport | None:
+    def save(self, recognizer: Recognizer | None = None) -> ChangeReport | None:
         """Make one commit of all decisions, of whatever list and person; None if there is nothing to write.
 
         Decisions on pictures that are gone, or for classes that are gone, are left out with a note.
 
+        Args:
+            recognizer: Of the same workspace; it answers by the commit afterwards.
+
         Raises:
-            InputError: As for `decide`.
+            InputError: As for `classes.decide`.
+            WorkspaceError: The decisions cannot be read or removed.
         """
         with self._alone():
             made = [one for one in self.decided().values() if not one.skips]
             if not made:
                 self._path.unlink(missing_ok=True)
                 return None
-            decisions, notes = _together(self.workspace, made)
-            report = decide(self.workspace, f"review: {plural(len(made), 'decision')}", decisions, options)
-            report.notes.extend(notes)
-            if not options.dry_run:
-                self._path.unlink()
+
+            def edit(tx: Transaction) -> Edit:
+                decisions, lost = _together(tx, made)
+                done = edit_of(tx, decisions)
+                done.notes += lost
+                return done
+
+            command = f"review: {plural(len(made), 'decision')}"
+            report = changed(self.workspace, command, edit, ChangeOptions(recognizer=recognizer))
+            self._path.unlink()
         return report
 
     @property
@@ -223,7 +241,10 @@ class Sitting:
             now = time.time()
             looked_at = {by: one for by, one in looked_at.items() if one.until > now}
             yield looked_at
-            path.write_bytes(_LOOKED_AT.dump_json(looked_at))
+            try:
+                path.write_bytes(_LOOKED_AT.dump_json(looked_at))
+            except OSError as error:
+                raise write_error(path, error) from error
 
 
 @contextmanager
@@ -233,11 +254,15 @@ def _locked(path: Path) -> Iterator[None]:
     Raises:
         WorkspaceError: The system refuses to write it.
     """
+    lock = FileLock(path.with_suffix(".lock"))
     try:
-        with FileLock(path.with_suffix(".lock")):
-            yield
+        lock.acquire()
     except OSError as error:
         raise write_error(path, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _look_at(entry: Entry) -> _Looking:
@@ -303,9 +328,8 @@ def still_open(snapshot: Snapshot, entries: Sequence[Entry]) -> list[Entry]:
     return found
 
 
-def _together(workspace: Workspace, made: Sequence[Decision]) -> tuple[Decisions, list[str]]:
-    """Put decisions together, without those on what is gone; also say how many these are."""
-    snapshot = workspace.snapshot()
+def _together(snapshot: Snapshot, made: Sequence[Decision]) -> tuple[Decisions, list[str]]:
+    """Put decisions together, without those on what is gone; also say what these are."""
     table = snapshot.class_table()
     rows = snapshot.table("images", ["image_id", "uri", "class_id"]).to_pylist()
     there = {row["image_id"] for row in rows}
@@ -315,6 +339,7 @@ def _together(workspace: Workspace, made: Sequence[Decision]) -> tuple[Decisions
     added = dict[Path, str]()
     removed = list[str]()
     lost = list[str]()
+    missing = 0
     for one in made:
         names = {*one.labels.values(), *one.added.values()}
         spelled = {
@@ -323,17 +348,22 @@ def _together(workspace: Workspace, made: Sequence[Decision]) -> tuple[Decisions
         if gone := sorted(name for name, found in spelled.items() if found is None):
             lost.append(f"there is no class {preview(gone)} any more")
             continue
+        missing += sum(image_id not in there for image_id in (*one.labels, *one.removed))
         labels |= {
             image_id: spelled[name] or name for image_id, name in one.labels.items() if image_id in there
         }
         for path, name in one.added.items():
-            if os.path.realpath(path) in labelled:
+            if not os.path.isfile(path):
+                lost.append(f"{path} is no file any more")
+            elif os.path.realpath(path) in labelled:
                 lost.append(f"{path} has a class already")
             else:
                 added[Path(path)] = spelled[name] or name
         removed += [image_id for image_id in one.removed if image_id in there]
     for image_id in removed:
         labels.pop(image_id, None)
+    if missing:
+        lost.append(f"{plural(missing, 'picture is', 'pictures are')} not there any more")
     return Decisions(labels, added, removed), [f"Left out: {why}." for why in lost]
 
 
@@ -341,9 +371,13 @@ def _read(path: Path) -> list[Decision]:
     """Read the decisions in a file; a line that was cut off by a kill is none."""
     found = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_bytes().splitlines()
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise WorkspaceError(
+            f"{path} cannot be read: {reason(error)}", "Take it away, or mend it."
+        ) from error
     for line in lines:
         try:
             found.append(Decision.model_validate_json(line))
@@ -354,12 +388,14 @@ def _read(path: Path) -> list[Decision]:
 
 def _append(path: Path, decision: Decision) -> None:
     """Write a decision to the end of a file, durably."""
-    make_folder(path.parent)
     new = not path.exists()
     line = json.dumps(decision.model_dump(mode="json", exclude_defaults=True), ensure_ascii=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(f"\n{line}\n")  # what a kill cut off before it is a line by itself
-        file.flush()
-        os.fsync(file.fileno())
-    if new:
-        sync(path.parent)
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"\n{line}\n")  # what a kill cut off before it is a line by itself
+            file.flush()
+            os.fsync(file.fileno())
+        if new:
+            sync(path.parent)
+    except OSError as error:
+        raise write_error(path, error) from error

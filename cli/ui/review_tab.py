@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from vlltr_index.cli.render import report_lines
-from vlltr_index.cli.ui.reviewing import ReviewService, choices_of, review_piece
+from vlltr_index.cli.ui.review_service import ReviewService, choices_of, review_piece
 from vlltr_index.cli.ui.service import piece
 from vlltr_index.errors import VlltrError
 from vlltr_index.pipelines.review.queue import Entry
@@ -48,7 +48,10 @@ const act = (name, more = {}) => {
 const submit = () => {
   if (!field().value.trim()) return field().focus();
   const dropped = [...element.querySelectorAll('[data-drop][aria-pressed="true"]')];
-  act(field().form.dataset.form, {name: field().value, dropped: dropped.map((one) => one.dataset.drop).join(' ')});
+  const name = field().value;
+  field().value = '';  // what comes next is another picture
+  field().blur();
+  act(field().form.dataset.form, {name, dropped: dropped.map((one) => one.dataset.drop).join(' ')});
 };
 const say = () => {
   const name = field().value.trim();
@@ -193,9 +196,11 @@ class ReviewTab:
             return piece("error", error)
         if report is None:
             return gr.skip()
-        back = f"To take it back: vlltr rollback {before}"
-        again = "Make the list again to see how answers to pictures that were held out moved."
-        return piece("notice", [*report_lines(report), back, again])
+        lines = report_lines(report)
+        if before is not None:
+            lines.append(f"To take it back: vlltr rollback {before}")
+            lines.append("Make the list again to see how answers to pictures that were held out moved.")
+        return piece("notice", lines)
 
     def _look_again(self, seat: Seat, request: gr.Request) -> _Drawing:
         """Draw what is left after decisions were saved."""

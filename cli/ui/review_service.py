@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from vlltr_index.classes import ChangeOptions
 from vlltr_index.data.text import clean_name
 from vlltr_index.data.writing import write_file
 from vlltr_index.embedding.loading import run_folder
@@ -47,6 +46,7 @@ _LARGE = 480  # pixels of the picture
 _BESIDE = 12  # near duplicates that are shown, and decided on
 _GROUP = 24  # pictures of a group
 _KEYS = 9  # classes with a key
+_MOST = 2000  # entries of training pictures, and as many of pictures without labels
 _AWAY = 5.0  # seconds that the making of a list gets to stop in
 
 _ACTS: dict[str, tuple[Act, ...]] = {
@@ -186,7 +186,9 @@ class ReviewService:
         return (making.step, making.done, making.total) if making else None
 
     def make(self) -> None:
-        """Begin to make the list again, unless that is under way."""
+        """Begin to make the list again, unless that is under way; not on a page for reading only, for it is kept."""
+        if self.read_only:
+            return
         with self._guard:
             if self._making is None:
                 self._making = making = _Making()
@@ -222,8 +224,7 @@ class ReviewService:
         made = None
         try:
             made = self._listed(progress)
-            if not self.read_only:
-                self._keep(made)
+            self._keep(made)
         except _Stopped:
             return
         except VlltrError as raised:
@@ -241,10 +242,10 @@ class ReviewService:
 
     def _listed(self, progress: Any) -> Review:
         """Return the list: pictures without labels first."""
-        training = review(self.workspace, progress=progress)
+        training = review(self.workspace, _MOST, progress)
         if not self.folders:
             return training
-        found = review_folder(self.workspace, self.folders, progress=progress)
+        found = review_folder(self.workspace, self.folders, _MOST, progress)
         return replace(
             training,
             entries=(*found.entries, *training.entries),
@@ -269,7 +270,7 @@ class ReviewService:
             if {key: kept.get(key) for key in self._facts()} == self._facts():
                 self._list = TypeAdapter(Review).validate_python(kept["review"])
                 self._number = 1
-        except (OSError, ValueError, KeyError, AttributeError, ValidationError):
+        except (OSError, ValueError, KeyError, AttributeError, ValidationError, RecursionError):
             return
 
     # What somebody is shown.
@@ -396,7 +397,7 @@ class ReviewService:
             new = ", a class that saving makes" if makes else ""
             count = len(decision.labels) + len(decision.added)
             said = f"Now {named!r}{new}: {plural(count, 'picture')}."
-        sitting.decide(decision)
+        sitting.decide(decision, entry)
         return said
 
     def undo(self, by: str) -> Entry | None:
@@ -405,20 +406,24 @@ class ReviewService:
             raise UsageError("this page is for reading only", "Start it without --read-only.")
         return self._sitting(self._newest()).undo(by)
 
-    def save(self) -> tuple[ChangeReport | None, int]:
-        """Make one commit of all decisions; return its report, None if there was nothing, and the commit before.
+    def save(self) -> tuple[ChangeReport | None, int | None]:
+        """Make one commit of all decisions.
+
+        Returns:
+            Its report, None if there was nothing; and the commit before it, None if none was made.
 
         Raises:
             UsageError: The page is for reading only.
         """
         if self.read_only:
             raise UsageError("this page is for reading only", "Start it without --read-only.")
-        options = ChangeOptions(recognizer=self._recognizer)
-        report = Sitting(self.workspace, ()).save(options)
         history = self.workspace.history
-        commits = map(history.read, reversed(history.ids()))
-        made = next((one for one in commits if report is not None and one.command == report.command), None)
-        return report, (made.parent if made is not None else None) or 0
+        newest = history.ids()[-1]
+        report = Sitting(self.workspace, ()).save(self._recognizer)
+        if report is None or not report.changed:
+            return report, None
+        since = (history.read(number) for number in history.ids() if number > newest)
+        return report, next(one.parent for one in since if one.command == report.command)
 
     def _class(self, given: str) -> tuple[str, str | None]:
         """Return the class that a name means, and the same if saving makes it."""

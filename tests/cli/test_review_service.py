@@ -1,4 +1,4 @@
-"""Tests of `vlltr_index.cli.ui.reviewing` and of a sitting: what is shown to whom, what is kept, and saving."""
+"""Tests of `vlltr_index.cli.ui.review_service` and of a sitting: what is shown to whom, what is kept, and saving."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from tests.support.reviews import Listing, group, keep, review_of
-from vlltr_index.classes import remove_classes
-from vlltr_index.cli.ui.reviewing import ReviewService, choices_of, review_piece
+from vlltr_index.classes import remove_classes, remove_images
+from vlltr_index.cli.ui.review_service import ReviewService, choices_of, review_piece
 from vlltr_index.errors import InputError, MissingStepError, UsageError, VlltrError
 from vlltr_index.pipelines.history import rollback
 from vlltr_index.pipelines.review import sitting as sitting_module
@@ -131,11 +131,11 @@ def test_saving_nothing_is_no_commit(trained: Workspace, listing: Listing, desk:
     """Skipped entries are nothing to save."""
     page = desk(listing.entry("label"))
     commits = trained.history.ids()
-    assert page.save() == (None, 0)
+    assert page.save() == (None, None)
     entry = page.next("me")
     assert entry is not None
     page.decide("me", entry, "skip")
-    assert page.save() == (None, 0)
+    assert page.save() == (None, None)
     assert trained.history.ids() == commits
 
 
@@ -242,7 +242,7 @@ def test_two_spellings_of_a_new_class_are_one(trained: Workspace, listing: Listi
     entries = [listing.entry("label", (n,)) for n in range(2)]
     sitting = Sitting(trained, entries)
     for entry, by, name in zip(entries, ("me", "you"), ("Okapi", "okapi"), strict=True):
-        sitting.decide(Decision(entry=key_of(entry), by=by, labels={id_of(entry): name}, makes=name))
+        sitting.decide(Decision(entry=key_of(entry), by=by, labels={id_of(entry): name}, makes=name), entry)
     assert sitting.save() is not None
     assert {classes(trained)[id_of(entry)] for entry in entries} == {"Okapi"}
 
@@ -257,8 +257,10 @@ def test_what_is_gone_meanwhile_is_left_out(trained: Workspace, listing: Listing
     remove_classes(trained, [listing.names[1], listing.names[9]])
     assert page.next("me") == entries[2]
     page.decide("me", entries[2], "confirm")
+    remove_images(trained, [id_of(entries[2])])
     report, _ = page.save()
     assert report is not None
+    assert "Left out: 1 picture is not there any more." in report.notes
     assert f"Left out: there is no class {listing.names[9]!r} any more." in report.notes
     assert classes(trained)[id_of(entries[0])] == listing.names[0]
 
@@ -436,6 +438,8 @@ def test_a_list_for_reading_only(trained: Workspace, listing: Listing) -> None:
     keep(trained, entries)
     before = {path: path.stat().st_mtime_ns for path in trained.path.rglob("*")}
     page = ReviewService(trained, read_only=True)
+    page.make()
+    assert page.progress() is None
     assert [page.at(place) for place in (-1, 0, 1, 5)] == [
         (0, entries[0]),
         (0, entries[0]),
