@@ -79,7 +79,7 @@ def ui_command(
     listening = bind(host, port)
     if not is_local(listening.getsockname()[0]):
         can = (
-            "see this workspace's classes, sentences and pictures, with their paths,"
+            "see this workspace's classes, sentences and pictures, with their paths"
             if read_only
             else "change this workspace"
         )

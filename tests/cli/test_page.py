@@ -367,8 +367,8 @@ def test_the_command(
     assert "the page is asked one picture at a time" in err
     _, _, err = run(capsys, *ui, "--host", "0.0.0.0", "--read-only", "shots", "more")
     assert err == (
-        "Warning: who has the link can see this workspace's classes, sentences and pictures, and nothing is encrypted"
-        " on the way.\n"
+        "Warning: who has the link can see this workspace's classes, sentences and pictures, with their paths, and"
+        " nothing is encrypted on the way.\n"
     )
     assert asked == [("127.0.0.1", False, ()), ("0.0.0.0", False, ()), ("0.0.0.0", True, ("shots", "more"))]
 

@@ -155,8 +155,7 @@ class _Relabelling:
             example = f", for example {self.left_out[0]}" if self.left_out else ""
             raise InputError(
                 f"no picture that {self._listing} names can be relabelled{example}",
-                "Name the folder that its paths are relative to: --root DIR; or take in what the workspace does not have:"
-                " --add",
+                "Name the folder that its paths are relative to: --root DIR; or take new pictures in: --add",
             )
         self._check_names(tx.class_table(), [*found, *new])
         decisions = Decisions(

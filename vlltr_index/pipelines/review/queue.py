@@ -156,7 +156,7 @@ class _Listing:
 
     def wrong(self) -> int:
         """Estimate how many labels are wrong of those that nobody confirmed."""
-        left = (answer["wrong"] for key, answer in self._answers.items() if not self._confirmed(key))
+        left: list[float] = [one["wrong"] for key, one in self._answers.items() if not self._confirmed(key)]
         return round(sum(left))
 
     def _two_classes(self) -> Iterator[Entry]:
