@@ -122,9 +122,8 @@ def write_decisions(tx: Transaction, decisions: Decisions) -> tuple[Decided, Edi
     new = {path: name for path, name in decisions.added.items() if path not in skipped}
     ids, fresh, texts = _classes(tx, dict.fromkeys([*decisions.labels.values(), *new.values()]))
     names = tx.class_table().names
-    where = one_of("image_id", decisions.labels)
-    stored = tx.table("images", ["image_id", "class_id"], where).to_pylist() if decisions.labels else []
-    owner = {row["image_id"]: row["class_id"] for row in stored}
+    stored = tx.table("images", ["image_id", "class_id"]).to_pydict()
+    owner = dict(zip(stored["image_id"], stored["class_id"], strict=True))
     wanted = {image_id: ids[name] for image_id, name in decisions.labels.items()}
     moved = {image_id: i for image_id, i in wanted.items() if owner[image_id] != i}
     of_class = defaultdict[int, list[Path]](list)
