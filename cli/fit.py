@@ -89,6 +89,7 @@ def fit_command(
     context.say("\nWhat to do with it:")
     context.say(f"  {typed} predict PICTURE.jpg            what is it, and why")
     context.say(f'  {typed} classes add NAME --sentence "..."   a class more, without training')
+    context.say(f"  {typed} review                         labels that may be wrong, and near duplicates")
     context.say(f"  {typed} status                         what is there")
     if made.report is not None:
         context.say(f"The report: {made.report.path}")

@@ -135,7 +135,11 @@ def _training(context: Context) -> Iterator[None]:
     try:
         yield
     except PeerError as error:
+        leave()
         raise click.exceptions.Exit(error.exit_code) from None
+    except VlltrError:
+        leave()  # else the group's threads may be running still when the interpreter ends, which aborts it
+        raise
     except RuntimeError:
         if (
             world()[1] > 1

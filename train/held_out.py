@@ -27,6 +27,7 @@ from vlltr_index.heads.weighing import (
     fit_weights,
     image_weights,
     item_nll,
+    paired_mean,
     plainest_covariances,
     usual_weights,
 )
@@ -141,8 +142,34 @@ def weigh_parts(
         text_trust=trust,
     )
     left = f"Stage 1 left {plural(len(labels), 'image')} out, too few to weigh by: the usual weights hold."
-    notes = [*(_notes(data, scores, units, parts, matches) if enough else [left]), *_more_notes(parts)]
+    plainest = columns([fold.likelihoods(PLAINEST) for fold in folds])
+    notes = [
+        *near_chance(plainest, labels, alike, units),
+        *(_notes(data, scores, units, parts, matches) if enough else [left]),
+        *_more_notes(parts),
+    ]
     return parts, notes
+
+
+def near_chance(scores: Tensor, labels: Tensor, weights: Tensor, units: Tensor) -> list[str]:
+    """Say so if held-out images are named rightly no more often than by chance, within two standard errors.
+
+    Args:
+        scores: Float [M, C], of the plainest generative model, before anything is chosen.
+        labels: Int64 [M].
+        weights: Float64 [M], the weight of each image.
+        units: Int64 [M], the unit of each image.
+    """
+    chance = 1.0 / scores.shape[1]
+    right = (scores.argmax(1) == labels).double()
+    mean, error = paired_mean((right - chance)[None], weights, units)
+    if scores.shape[1] < 2 or float(mean) > 2.0 * float(error):
+        return []
+    share = f"{100 * (float(mean) + chance):.0f} % are right, each class counted alike"
+    return [
+        f"Near chance: of held-out images {share}, and {100 * chance:.0f} % by chance. The encoder may not suit these"
+        " pictures, or they are too few to tell: what is chosen below rests on little."
+    ]
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,6 +17,7 @@ from vlltr_index.heads.plda import PLDA, Moments, class_sums
 from vlltr_index.heads.units import units_of
 from vlltr_index.schemas.config import LGRConfig
 from vlltr_index.tensors import unit_rows
+from vlltr_index.train.held_out import near_chance
 from vlltr_index.train.stage_two import StageTwoResult, fit_stage_two, weigh, without_images
 from vlltr_index.train.stage_two_data import StageTwoData, text_matches
 
@@ -418,3 +419,20 @@ def test_how_alike_the_images_of_a_unit_are_is_fitted(alike: float) -> None:
     assert any("five together (predict --group)" in note for note in decision.notes) is (found < 1.0)
     alone = fit_stage_two(drawn([8] * 5, told=[False] * 5), CONFIG)
     assert parts_of(alone).correlation == 1.0
+
+
+def test_near_chance_is_said_first() -> None:
+    """Where images are named rightly no more often than by chance; not where they are, nor where one unit decides."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(4).repeat(30)
+    scores = torch.randn(120, 4, generator=generator)
+    weights = torch.ones(120, dtype=torch.float64)
+    units = torch.arange(120)
+    (said,) = near_chance(scores, labels, weights, units)
+    assert said.startswith("Near chance: of held-out images ")
+    assert ", and 25 % by chance." in said
+    known = scores + 3.0 * torch.nn.functional.one_hot(labels, 4)
+    assert near_chance(known, labels, weights, units) == []
+    (said,) = near_chance(known, labels, weights, torch.zeros(120, dtype=torch.int64))
+    assert said.startswith("Near chance")
+    assert near_chance(scores[:, :1], 0 * labels, weights, units) == []
