@@ -142,13 +142,9 @@ def weigh_parts(
         text_trust=trust,
     )
     left = f"Stage 1 left {plural(len(labels), 'image')} out, too few to weigh by: the usual weights hold."
-    plainest = columns([fold.likelihoods(PLAINEST) for fold in folds])
-    notes = [
-        *near_chance(plainest, labels, alike, units),
-        *(_notes(data, scores, units, parts, matches) if enough else [left]),
-        *_more_notes(parts),
-    ]
-    return parts, notes
+    first = near_chance(columns([fold.likelihoods(PLAINEST) for fold in folds]), labels, alike, units)
+    weighed = _notes(data, scores, units, parts, matches) if enough else [left]
+    return parts, [*first, *weighed, *_more_notes(parts)]
 
 
 def near_chance(scores: Tensor, labels: Tensor, weights: Tensor, units: Tensor) -> list[str]:
