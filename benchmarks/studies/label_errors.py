@@ -169,11 +169,11 @@ def _measures(held: CrossValidated, labels: Tensor, data: Labelled) -> dict[str,
     units = number_observations(asked, [data.units[place] for place in held.asked.tolist()])
     found = label_errors(held.log_probabilities, asked, [str(unit) for unit in units.tolist()])
     chances = held.log_probabilities.double().softmax(1).numpy()
-    scores = {OURS: found.wrong}
+    scores = {OURS: found}
     for name, method in METHODS.items():
         scores[name] = -torch.from_numpy(get_label_quality_scores(asked.numpy(), chances, method=method))
     head = torch.zeros(len(asked), dtype=torch.float64)
-    head[found.wrong.argsort(descending=True)[: found.count]] = 1.0
+    head[found.argsort(descending=True)[: round(float(found.sum()))]] = 1.0
     issues = torch.from_numpy(find_label_issues(asked.numpy(), chances, n_jobs=1)).double()
     wrong = unit_means((asked != data.labels[held.asked]).double(), units) > 0.5
     flagged = {OURS: unit_means(head, units) > 0.5, ISSUES: unit_means(issues, units) > 0.5}
@@ -184,7 +184,7 @@ def _measures(held: CrossValidated, labels: Tensor, data: Labelled) -> dict[str,
         "accuracy": round(balanced_accuracy(held.log_probabilities, asked, units), 4),
         "flagged": {name: [int(some.sum()), int((some & wrong).sum())] for name, some in flagged.items()},
         "rare": [int(rare.sum()), int(head[rare].sum()), int(issues[rare].sum())],
-        "told": _told(unit_means(found.wrong, units), wrong),
+        "told": _told(unit_means(found, units), wrong),
     }
     if measures["wrong"]:
         measures["ranking"] = {

@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -25,7 +26,7 @@ from vlltr_index.pipelines.review import held_out
 from vlltr_index.pipelines.review.files import check_targets, write_list
 from vlltr_index.pipelines.review.folder import review_folder
 from vlltr_index.pipelines.review.held_out import held_out_labels
-from vlltr_index.pipelines.review.queue import Review, review
+from vlltr_index.pipelines.review.queue import Beside, Entry, Review, review
 from vlltr_index.schemas.config import EncoderConfig, Recipe
 from vlltr_index.store.holdout import read_held_out
 from vlltr_index.store.workspace import Workspace
@@ -127,11 +128,11 @@ def test_answers_are_made_once(spoilt: Workspace, monkeypatch: pytest.MonkeyPatc
 
     cross_validate = held_out.cross_validate
     monkeypatch.setattr(held_out, "cross_validate", counted)
-    first = held_out_labels(spoilt, spoilt.snapshot())
-    assert held_out_labels(spoilt, spoilt.snapshot()).answers.equals(first.answers)
+    first = held_out_labels(spoilt.snapshot(), spoilt.path / "runs" / "review")
+    assert held_out_labels(spoilt.snapshot(), spoilt.path / "runs" / "review").answers.equals(first.answers)
     assert len(made) == 1
     (spoilt.path / "runs" / "review" / "answers.arrow").write_bytes(b"no table")
-    assert held_out_labels(spoilt, spoilt.snapshot()).answers.equals(first.answers)
+    assert held_out_labels(spoilt.snapshot(), spoilt.path / "runs" / "review").answers.equals(first.answers)
     assert len(made) == 2
 
 
@@ -294,7 +295,7 @@ def test_a_stage_1_that_saw_the_labels_is_told(trained: Workspace) -> None:
     checkpoint = trained.history.last().checkpoint
     assert checkpoint is not None
     held = read_held_out(trained.objects.path("checkpoints", checkpoint))
-    kept = held_out_labels(trained, trained.snapshot())
+    kept = held_out_labels(trained.snapshot(), trained.path / "runs" / "review")
     asked = kept.answers["image_id"].to_pylist()
     assert kept.facts.learned == sum(not held.has(image_id) for image_id in asked)
     assert 0 < kept.facts.learned < len(asked)
@@ -313,7 +314,7 @@ def test_what_belongs_together_is_held_out_together(tmp_path: Path, drawn: dict[
     workspace = embedded(tmp_path / "workspace", folder)
     rows = workspace.snapshot().table("images", ["image_id", "uri"]).to_pylist()
     name_of = {row["image_id"]: Path(row["uri"]).stem for row in rows}
-    kept = held_out_labels(workspace, workspace.snapshot())
+    kept = held_out_labels(workspace.snapshot(), workspace.path / "runs" / "review")
     answers = {name_of[row["image_id"]]: row for row in kept.answers.to_pylist()}
     lot = [answers[name] for name in ("wrong", "copy", "darker", "lighter")]
     assert len({answer["unit"] for answer in lot}) == 1
@@ -343,3 +344,15 @@ def test_a_name_that_a_spreadsheet_would_compute(tmp_path: Path, drawn: dict[str
     _filled(table, {"class 1/twice.png": "'=1+1"})
     (moved,) = relabel_images(workspace, table).relabelled
     assert moved.now == "=1+1"
+
+
+def test_what_is_suggested() -> None:
+    """The class of what is nearly the same before the likeliest one; nothing where no label is in doubt."""
+    likely = (("owl", 0.6), ("tit", 0.3))
+    twin = (Beside("b.png", class_name="owl"), Beside("c.png", class_name="wren"))
+    entry = Entry("a.png", "label", class_name="owl", likely=likely)
+    assert entry.suggested == "tit"
+    assert replace(entry, beside=twin).suggested == "wren"
+    assert replace(entry, class_name=None, reason="teaches").suggested == "owl"
+    for reason in ("two splits", "copies", "unknown"):
+        assert replace(entry, reason=reason, beside=twin).suggested is None

@@ -10,7 +10,6 @@ few images are learned from, right labels have it too. A logistic curve over the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -21,32 +20,14 @@ from vlltr_index.heads.weighing import balanced_accuracy
 
 _FIRST = 0.02  # share of each kind of wrong labels that the estimate starts from
 _ROUNDS = 100
-_LOGARITHMS = (
-    3.0  # times the share of contradicted labels and the accuracy squared: the weight of their margin
-)
+_LOGARITHMS = 3.0
+"""Weight of the margin of the logarithms, times the share of contradicted labels and the accuracy squared."""
 _NOTHING = 1e-6
 _AT_ONCE = 4096
 
 
-@dataclass(frozen=True, eq=False)
-class LabelErrors:
-    """How probably each of M labels is wrong.
-
-    Attributes:
-        wrong: Float64 [M], the probability that the label is wrong.
-        suggested: Int64 [M], the most probable other class.
-        count: How many labels are probably wrong, from 0 to M: so many of those with the largest `wrong`.
-    """
-
-    wrong: Tensor
-    suggested: Tensor
-    count: int
-
-
-def label_errors(
-    log_probabilities: Tensor, labels: Tensor, units: Sequence[str] | None = None
-) -> LabelErrors:
-    """Estimate how probably each label is wrong, from answers that were held out.
+def label_errors(log_probabilities: Tensor, labels: Tensor, units: Sequence[str] | None = None) -> Tensor:
+    """Estimate how probably each label is wrong, from answers that were held out: float64 [M].
 
     Args:
         log_probabilities: Float [M, C], of all classes as equally common; with one class no label is wrong.
@@ -54,21 +35,19 @@ def label_errors(
         units: The unit of each image: the images of a unit that have one label count as one. None: each is a unit.
     """
     if not len(labels) or log_probabilities.shape[1] < 2:
-        return LabelErrors(torch.zeros(len(labels), dtype=torch.float64), labels, 0)
+        return torch.zeros(len(labels), dtype=torch.float64)
     names = [str(n) for n in range(len(labels))] if units is None else units
     observations = number_observations(labels, names)
     weights = 1.0 / torch.bincount(observations)[observations].double()
-    others = log_probabilities.scatter(1, labels[:, None], -torch.inf).max(1)
+    best = log_probabilities.scatter(1, labels[:, None], -torch.inf).amax(1).double()
     own = log_probabilities.gather(1, labels[:, None])[:, 0].double()
     random, confused = _explanations(log_probabilities, labels, weights)
     right = own.exp()
     contradicted = _mixture(right, random[:, None], weights) @ weights / weights.sum()
     accuracy = balanced_accuracy(log_probabilities, labels, observations)
-    best = others.values.double()
     trust = _LOGARITHMS * float(contradicted) * accuracy**2
     margin = best.exp() - right + trust * (best - own)
-    wrong = _logistic(margin, _mixture(right, torch.stack([random, confused], 1), weights), weights)
-    return LabelErrors(wrong, others.indices, round(float(wrong.sum())))
+    return _logistic(margin, _mixture(right, torch.stack([random, confused], 1), weights), weights)
 
 
 def _explanations(log_probabilities: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

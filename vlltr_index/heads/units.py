@@ -122,6 +122,10 @@ def shared_units(units: Sequence[str]) -> list[str | None]:
 
 def number_observations(labels: Tensor, units: Sequence[str]) -> Tensor:
     """Number observations from 0, int64 [N]: the images of a unit that are of one class are one observation."""
-    numbers: dict[tuple[int, str], int] = {}
-    keys = zip(labels.tolist(), units, strict=True)
-    return torch.tensor([numbers.setdefault(key, len(numbers)) for key in keys], dtype=torch.int64)
+    return number_names(list(zip(labels.tolist(), units, strict=True)))
+
+
+def number_names(names: Sequence[Hashable]) -> Tensor:
+    """Number names from 0 in the order in which they come first, int64 [N]."""
+    numbers: dict[Hashable, int] = {}
+    return torch.tensor([numbers.setdefault(name, len(numbers)) for name in names], dtype=torch.int64)

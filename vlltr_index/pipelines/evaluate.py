@@ -19,6 +19,7 @@ from vlltr_index.errors import MissingStepError, UsageError, WorkspaceError, rea
 from vlltr_index.evaluation import metrics
 from vlltr_index.evaluation.metrics import COMMON, CROSS_VALIDATION, METHOD
 from vlltr_index.heads.fusion import Rule
+from vlltr_index.heads.units import number_names
 from vlltr_index.pipelines.train_baseline import (
     ADJUSTED,
     baseline_labels,
@@ -263,7 +264,7 @@ def _measured(model: Model, snapshot: Snapshot, split: str | None) -> Measured:
         data = image_set(snapshot, split)
         everything = Answering(model, torch.arange(len(data.image_ids)))
         units = image_units(snapshot, data.image_ids, data.class_ids, data.features)
-        return Measured(split, data, _numbered(units), (everything,))
+        return Measured(split, data, number_names(units), (everything,))
     stored = open_folds(snapshot)
     folds = [] if stored is None else [fold for fold in stored.opened(model) if fold.image_ids]
     if not folds:
@@ -280,7 +281,7 @@ def _measured(model: Model, snapshot: Snapshot, split: str | None) -> Measured:
     )
     answering = (Answering(fold.model, mine, fold.without) for fold, mine in zip(folds, places, strict=True))
     named = [unit for fold in folds for unit in fold.units]
-    return Measured(split, data, _numbered(named), tuple(answering), sum(fold.torn for fold in folds))
+    return Measured(split, data, number_names(named), tuple(answering), sum(fold.torn for fold in folds))
 
 
 def _torn_note(images: int) -> str:
@@ -289,12 +290,6 @@ def _torn_note(images: int) -> str:
         return ""
     left = plural(images, "image is", "images are")
     return f"{left} left out, as images that belong to them came or moved since: vlltr cross-validate"
-
-
-def _numbered(units: Sequence[str]) -> Tensor:
-    """Number units from 0, int64 [N]."""
-    numbers: dict[str, int] = {}
-    return torch.tensor([numbers.setdefault(unit, len(numbers)) for unit in units], dtype=torch.int64)
 
 
 def _seen_as(

@@ -1,14 +1,14 @@
 """Answers for training images by models that were fitted without them, and near duplicates; made once, and kept.
 
-They lie in `runs/review` of the workspace's local folder, and are made again when images, labels, sentences or vectors
-have changed.
+They are made again when images, labels, sentences or vectors have changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -19,19 +19,18 @@ from torch import Tensor
 from vlltr_index.data.writing import scratch_folder, settle
 from vlltr_index.embedding.loading import (
     content_vectors,
-    image_units,
     numbers,
-    run_folder,
     sentence_means,
     thumbnail_tensor,
 )
 from vlltr_index.embedding.vectors import embedded
 from vlltr_index.errors import MissingStepError, write_error
+from vlltr_index.heads.bursts import folder_of
 from vlltr_index.heads.cross_validated import cross_validate
 from vlltr_index.heads.duplicates_across import near_duplicates_across
 from vlltr_index.heads.label_errors import label_errors
 from vlltr_index.heads.near_duplicates import near_duplicates
-from vlltr_index.heads.units import connected, join_copies
+from vlltr_index.heads.units import connected, join_copies, number_names, units_of
 from vlltr_index.heads.weighing import balanced_shares, paired_mean
 from vlltr_index.schemas.fingerprint import digest_json
 from vlltr_index.schemas.manifests import Manifest
@@ -41,7 +40,6 @@ from vlltr_index.store.holdout import read_held_out
 if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
     from vlltr_index.store.snapshot import Snapshot
-    from vlltr_index.store.workspace import Workspace
 
 _EVIDENCE = ["image_id", "class_id", "split", "content_hash", "uri", "group", "taken"]
 _LIKELY = 3  # classes that are kept for each image
@@ -110,10 +108,8 @@ class HeldOutLabels:
     facts: KeptManifest
 
 
-def held_out_labels(
-    workspace: Workspace, snapshot: Snapshot, progress: Progress | None = None
-) -> HeldOutLabels:
-    """Return the answers for a commit's training images; they are made and kept where there are none yet.
+def held_out_labels(snapshot: Snapshot, place: Path, progress: Progress | None = None) -> HeldOutLabels:
+    """Return the answers for a commit's training images; they are made where there are none yet, and kept in `place`.
 
     Raises:
         MissingStepError: There is no training image with a label, or none is embedded.
@@ -121,7 +117,6 @@ def held_out_labels(
     """
     rows = _embedded_rows(snapshot)
     facts = _facts(snapshot, rows)
-    place = run_folder(workspace) / "review"
     before = _read(place)
     if before is not None and before.facts.facts == facts:
         return before
@@ -182,20 +177,20 @@ def _make(
     copies = _lots(rows, features, thumbnails, class_ids, progress)
     alike = near_duplicates_across(features, thumbnails, class_ids).tolist()
     train = torch.tensor([split == "train" for split in rows["split"].to_pylist()])
-    units = _units(snapshot, ids, class_ids, features, train, copies, alike)
-    own = [one for one, there in zip(ids, train.tolist(), strict=True) if there]
+    units = list(compress(_units(rows, copies, alike), train.tolist()))
+    own = list(compress(ids, train.tolist()))
     owners, labels = class_ids[train].unique(return_inverse=True)
     found = cross_validate(features[train], labels, units, sentence_means(snapshot, owners), progress)
     asked = found.asked
     of = [units[place] for place in asked.tolist()]
-    errors = label_errors(found.log_probabilities, labels[asked], of)
+    wrong = label_errors(found.log_probabilities, labels[asked], of)
     best = found.log_probabilities.topk(min(_LIKELY, len(owners)), dim=1)
     answers = pa.table(
         {
             "image_id": [own[place] for place in asked.tolist()],
             "class_id": owners[labels[asked]].tolist(),
             "unit": of,
-            "wrong": errors.wrong.tolist(),
+            "wrong": wrong.tolist(),
             "likely": owners[best.indices].tolist(),
             "chances": best.values.exp().tolist(),
         },
@@ -214,7 +209,7 @@ def _lots(
 ) -> list[list[int]]:
     """Return the positions of images of one content, and of near duplicates within a class, in lots."""
     names: list[str] = rows["split"].to_pylist()
-    splits = _numbered(names)
+    splits = number_names(names)
     pairs = [torch.tensor(_same_content(rows["content_hash"].to_pylist()), dtype=torch.int64).view(-1, 2)]
     order = class_ids.argsort(stable=True)
     sizes = class_ids.unique(return_counts=True)[1].tolist()
@@ -228,35 +223,28 @@ def _lots(
     return [lot for lot in found if len(lot) > 1]
 
 
-def _units(
-    snapshot: Snapshot,
-    ids: Sequence[str],
-    class_ids: Tensor,
-    features: Tensor,
-    train: Tensor,
-    copies: Sequence[Sequence[int]],
-    alike: Sequence[Sequence[int]],
-) -> list[str]:
-    """Return the unit of each training image.
+def _units(rows: pa.Table, copies: Sequence[Sequence[int]], alike: Sequence[Sequence[int]]) -> list[str]:
+    """Return the unit of each image: its group or burst, joined with near duplicates.
 
     An image and the one most like it in another class are one unit, too: else each speaks for its own label where the
     other is asked.
     """
-    own = [ids[place] for place in train.nonzero()[:, 0].tolist()]
-    units = image_units(snapshot, own, class_ids[train], features[train])
+    units = units_of(
+        None,  # near duplicates are known
+        numbers(rows, "class_id").unique(return_inverse=True)[1],
+        rows["group"].to_pylist(),
+        taken=rows["taken"].to_pylist(),
+        places=[folder_of(uri) for uri in rows["uri"].to_pylist()],
+    )
+    lot_of = {place: number for number, lot in enumerate(copies) for place in lot}
     paired = dict[int, int]()
     for one, other in alike:
         if one not in paired and other not in paired:
-            paired[one] = paired[other] = one
-    for lots in (dict(_places(copies)), paired):
-        keys = [lots.get(place, -1 - place) for place in train.nonzero()[:, 0].tolist()]
-        units = join_copies(units, keys)
+            paired[one] = one
+            paired[other] = one
+    for lots in (lot_of, paired):
+        units = join_copies(units, [lots.get(place, -1 - place) for place in range(len(units))])
     return units
-
-
-def _places(lots: Sequence[Sequence[int]]) -> Iterator[tuple[int, int]]:
-    """Yield each position in a lot with the lot's number."""
-    return ((place, number) for number, lot in enumerate(lots) for place in lot)
 
 
 def _same_content(contents: Sequence[str]) -> list[tuple[int, int]]:
@@ -284,7 +272,7 @@ def _moved(before: pa.Table, after: pa.Table) -> Moved | None:
     labels = torch.tensor([row["class_id"] for row in rows])
     now = torch.tensor([row["likely"][0] for row in rows]) == labels
     then = torch.tensor([was[row["image_id"]]["likely"][0] for row in rows]) == labels
-    units = _numbered([row["unit"] for row in rows])
+    units = number_names([row["unit"] for row in rows])
     shares = balanced_shares(labels, units)
     mean, error = paired_mean((now.double() - then.double())[None], shares, units)
     half = 1.96 * float(error)
@@ -299,12 +287,6 @@ def _moved(before: pa.Table, after: pa.Table) -> Moved | None:
 
 def _same_class(was: dict[str, object] | None, row: dict[str, object]) -> bool:
     return was is not None and was["class_id"] == row["class_id"]
-
-
-def _numbered(names: Sequence[str]) -> Tensor:
-    """Number names from 0, int64 [N]."""
-    numbers_of = {name: n for n, name in enumerate(dict.fromkeys(names))}
-    return torch.tensor([numbers_of[name] for name in names])
 
 
 def _write(made: HeldOutLabels, folder: Path) -> None:

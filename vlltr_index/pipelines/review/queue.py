@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from vlltr_index.embedding.loading import run_folder
 from vlltr_index.pipelines.review.held_out import HeldOutLabels, Moved, held_out_labels
 from vlltr_index.wording import plural
 
@@ -108,7 +109,7 @@ def review(workspace: Workspace, top: int | None = None, progress: Progress | No
         WorkspaceError: The answers cannot be kept.
     """
     snapshot = workspace.snapshot()
-    kept = held_out_labels(workspace, snapshot, progress)
+    kept = held_out_labels(snapshot, run_folder(workspace) / "review", progress)
     there = _Listing(snapshot, kept)
     entries = there.entries()
     return Review(
