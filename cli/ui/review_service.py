@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
@@ -23,7 +24,7 @@ from vlltr_index.embedding.loading import run_folder
 from vlltr_index.errors import InputError, UsageError, VlltrError
 from vlltr_index.evaluation.records import Thumbnail
 from vlltr_index.evaluation.report import SIDE, environment
-from vlltr_index.pipelines.review.files import picture_of
+from vlltr_index.pipelines.review.files import sources_of, thumbnail_of
 from vlltr_index.pipelines.review.folder import review_folder
 from vlltr_index.pipelines.review.queue import Beside, Entry, Review, review
 from vlltr_index.pipelines.review.sitting import Decision, Settled, Sitting, key_of, pictures_of, still_open
@@ -313,15 +314,11 @@ class ReviewService:
 
     def show(self, entry: Entry, place: int = 0) -> Shown:
         """Return an entry with its pictures, of which the one at `place` is large."""
-        snapshot = self.workspace.snapshot()
         shown = _cut(entry)
-        thumbnails = []
-        for number, one in enumerate(pictures_of(shown)):
-            try:
-                side = _LARGE if number == place else SIDE
-                thumbnails.append(picture_of(snapshot, one.image_id, one.picture, side))
-            except (KeyError, IndexError, VlltrError):
-                thumbnails.append(Thumbnail(None, problem="is not there any more"))
+        pictures = pictures_of(shown)
+        sources = sources_of(self.workspace.snapshot(), pictures)
+        sides = [_LARGE if number == place else SIDE for number in range(len(pictures))]
+        thumbnails = map(thumbnail_of, pictures, repeat(sources), sides)
         acts = _ACTS[entry.reason]
         if entry.image_id is None and not all(map(os.path.isfile, _paths(shown))):
             acts = ("skip",)

@@ -19,7 +19,13 @@ from vlltr_index.classes.change import (
     new_image_rows,
     usable,
 )
-from vlltr_index.classes.editing import NewClass, checked_classes, with_trained_note, write_classes
+from vlltr_index.classes.editing import (
+    NewClass,
+    checked_classes,
+    delete_images,
+    with_trained_note,
+    write_classes,
+)
 from vlltr_index.classes.effect import Effect
 from vlltr_index.schemas.records import ImageRecord
 from vlltr_index.schemas.tables import IMAGES, REVIEWED
@@ -137,7 +143,7 @@ def write_decisions(tx: Transaction, decisions: Decisions) -> tuple[Decided, Edi
     tx.upsert(
         "reviewed", pa.table({"image_id": list(said), "class_id": list(said.values())}, schema=REVIEWED)
     )
-    left = _remove(tx, decisions.removed)
+    left = delete_images(tx, decisions.removed) if decisions.removed else set[int]()
     before = {owner[image_id] for image_id in moved} - {None}
     touched = {*moved.values(), *before, *fresh, *good["class_id"].to_pylist(), *left}
     edit = Edit(
@@ -196,14 +202,3 @@ def _move(tx: Transaction, moved: Mapping[str, int]) -> pa.Table:
         tx.upsert("images", pa.Table.from_pylist(rows, schema=IMAGES))
         lacking.append(pa.Table.from_pylist(unlabelled, schema=IMAGES))
     return usable(pa.concat_tables(lacking))
-
-
-def _remove(tx: Transaction, removed: Sequence[str]) -> set[int]:
-    """Remove images, and return the classes that lose training images."""
-    if not removed:
-        return set()
-    where = one_of("image_id", removed)
-    rows = tx.table("images", ["class_id", "split"], where).to_pylist()
-    tx.delete("images", where)
-    tx.delete_any("reviewed", "image_id", removed)
-    return {row["class_id"] for row in rows if row["split"] == "train" and row["class_id"] is not None}

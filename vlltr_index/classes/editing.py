@@ -490,15 +490,20 @@ def remove_images(workspace: Workspace, ids: Sequence[str], options: ChangeOptio
     def write(tx: Transaction) -> Edit:
         there = tx.table("images", ["image_id"])["image_id"].to_pylist()
         gone = _chosen_ids(ids, there, "image with the id", "See them: vlltr classes show NAME")
-        where = one_of("image_id", gone)
-        rows = tx.table("images", ["class_id", "split"], where)
-        tx.delete("images", where)
-        tx.delete_any("reviewed", "image_id", gone)
-        owners = rows.filter(pc.equal(rows["split"], "train"))["class_id"].drop_null().to_pylist()
-        return Edit(set(owners), images_changed=True, notes=[f"{plural(len(gone), 'image')} removed."])
+        owners = delete_images(tx, gone)
+        return Edit(owners, images_changed=True, notes=[f"{plural(len(gone), 'image')} removed."])
 
     command = f"images remove {' '.join(ids[:3])}" + (" ..." if len(ids) > 3 else "")
     return with_trained_note(change(workspace, command, write, options))
+
+
+def delete_images(tx: Transaction, image_ids: Sequence[str]) -> set[int]:
+    """Delete images, and return the classes that lose training images by it."""
+    where = one_of("image_id", image_ids)
+    rows = tx.table("images", ["class_id", "split"], where)
+    tx.delete("images", where)
+    tx.delete_any("reviewed", "image_id", image_ids)
+    return set(rows.filter(pc.equal(rows["split"], "train"))["class_id"].drop_null().to_pylist())
 
 
 def with_trained_note(report: ChangeReport) -> ChangeReport:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,16 +14,18 @@ from vlltr_index.data.unlabelled import Pictures
 from vlltr_index.data.writing import write_file
 from vlltr_index.embedding.vectors import load_sources
 from vlltr_index.errors import InputError, UsageError
+from vlltr_index.evaluation.records import Thumbnail
 from vlltr_index.evaluation.report import SIDE, environment, thumbnail
 from vlltr_index.pipelines.review.queue import REASONS, Beside, Entry, Reason, Review
+from vlltr_index.store.tables import one_of
 from vlltr_index.wording import cell, plural
 
 if TYPE_CHECKING:
-    from vlltr_index.evaluation.records import Thumbnail
     from vlltr_index.store.snapshot import Snapshot
 
 _COLUMNS = ("entry", "path", "class", "now", "suggested", "reason", "wrong", "image_id")
 _SHOWN_BESIDE = 8  # pictures beside one in a sheet
+_GONE = Thumbnail(None, problem="is not there any more")
 _HEADINGS: dict[Reason, str] = {
     "two classes": "One file in two classes: one of the labels is wrong",
     "label": "Labels that may be wrong, with 10 % or more",
@@ -92,10 +94,15 @@ def _full(picture: str) -> str:
 def _sheet(review: Review, snapshot: Snapshot) -> str:
     """Write the entries as an HTML document with thumbnails."""
     numbered = list(enumerate(review.entries, 1))
+    sources = sources_of(snapshot, (picture for _, one in numbered for picture in _shown(one)))
     parts = [
         (
             _HEADINGS[reason],
-            [(number, one, _thumbnails(one, snapshot)) for number, one in numbered if one.reason == reason],
+            [
+                (number, one, [(picture, thumbnail_of(picture, sources)) for picture in _shown(one)])
+                for number, one in numbered
+                if one.reason == reason
+            ],
             review.counts[reason],
         )
         for reason in REASONS
@@ -105,18 +112,29 @@ def _sheet(review: Review, snapshot: Snapshot) -> str:
     return template.render(review=review, parts=parts)
 
 
-def _thumbnails(entry: Entry, snapshot: Snapshot) -> list[tuple[Entry | Beside, Thumbnail]]:
-    """Return an entry's pictures with their thumbnails, its own first."""
-    pictures: list[Entry | Beside] = [entry, *entry.beside[:_SHOWN_BESIDE]]
-    return [(one, picture_of(snapshot, one.image_id, one.picture)) for one in pictures]
+def _shown(entry: Entry) -> list[Entry | Beside]:
+    """Return the pictures of an entry that a sheet shows."""
+    return [entry, *entry.beside[:_SHOWN_BESIDE]]
 
 
-def picture_of(snapshot: Snapshot, image_id: str | None, path: str, side: int = SIDE) -> Thumbnail:
-    """Return a picture of at most `side` pixels: of the workspace by its id, or else by its path or row of a file."""
-    if image_id is not None:
-        return thumbnail(load_sources(snapshot, [image_id])[0][1], side)
-    source = b"" if ".parquet#" in path else path
-    return thumbnail(next(Pictures([(path, source)]).load())[1], side)
+def sources_of(snapshot: Snapshot, pictures: Iterable[Entry | Beside]) -> dict[str, bytes | str]:
+    """Return the bytes or the path of each picture of the workspace by its id; those that are gone are left out."""
+    ids = {one.image_id for one in pictures if one.image_id is not None}
+    there = snapshot.table("images", ["image_id"], one_of("image_id", ids))["image_id"].to_pylist()
+    return dict(zip(there, (source for _, source in load_sources(snapshot, there)), strict=True))
+
+
+def thumbnail_of(one: Entry | Beside, sources: Mapping[str, bytes | str], side: int = SIDE) -> Thumbnail:
+    """Make a picture of at most `side` pixels: out of `sources_of`, or of its path or the row of a file."""
+    if one.image_id in sources:
+        return thumbnail(sources[one.image_id], side)
+    if one.image_id is not None:
+        return _GONE
+    row = b"" if ".parquet#" in one.picture else one.picture
+    try:
+        return thumbnail(next(Pictures([(one.picture, row)]).load())[1], side)
+    except (IndexError, InputError):
+        return _GONE
 
 
 def summary(review: Review) -> list[str]:

@@ -6,8 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from glob import has_magic
-from itertools import compress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
 import torch
@@ -42,26 +41,24 @@ _LIKELY = 3
 _MOST_REJECTED = 4000  # pictures that are grouped
 
 
+class _Picture(NamedTuple):
+    """A picture without a label."""
+
+    place: int  # among those that were named
+    name: str
+    content: str  # the id under which its vector is stored
+    taken: float | None
+    thumbnail: bytes | None
+
+
 @dataclass
 class _Unlabelled:
-    """Pictures without a label, each content once."""
+    """What was named: pictures without a label, each content once, and what is left out."""
 
-    listed: Pictures  # all that were named
-    places: list[int] = field(default_factory=list)  # in it
-    names: list[str] = field(default_factory=list)
-    contents: list[str] = field(default_factory=list)  # ids, under which vectors are stored
-    taken: list[float | None] = field(default_factory=list)
-    thumbnails: list[bytes | None] = field(default_factory=list)
+    listed: Pictures
+    pictures: list[_Picture] = field(default_factory=list)
     labelled: int = 0  # how many the workspace has with a class
     unreadable: list[str] = field(default_factory=list)
-
-    def leave_out(self, there: Sequence[bool]) -> None:
-        """Leave out those that could not be embedded, as their files have changed meanwhile."""
-        self.unreadable += [name for name, has in zip(self.names, there, strict=True) if not has]
-        self.names = list(compress(self.names, there))
-        self.contents = list(compress(self.contents, there))
-        self.taken = list(compress(self.taken, there))
-        self.thumbnails = list(compress(self.thumbnails, there))
 
 
 def review_folder(
@@ -96,19 +93,17 @@ def review_folder(
         raise MissingStepError(
             "there is a single class to tell pictures by", "Add another: vlltr classes add NAME"
         )
-    pictures = _read(workspace, paths, progress)
-    if not pictures.names:
+    found = _read(workspace, paths, progress)
+    _embed(workspace, model, found, progress)
+    if not found.pictures:
         raise InputError(
-            f"no picture to look at: {plural(pictures.labelled, 'picture has', 'pictures have')} a label,"
-            f" {len(pictures.unreadable):,} cannot be read",
+            f"no picture to look at: {plural(found.labelled, 'picture has', 'pictures have')} a label,"
+            f" {len(found.unreadable):,} cannot be read",
             "Name a folder of pictures without labels.",
         )
-    _embed(workspace, model, pictures, progress)
-    snapshot = workspace.snapshot()
-    image_fp = model.encoder.image_fp
-    pictures.leave_out(embedded(snapshot, image_fp, pictures.contents))
-    features = content_vectors(snapshot, pictures.contents, image_fp=image_fp)
-    entries = list(_entries(model, plda, pictures, features))
+    contents = [one.content for one in found.pictures]
+    features = content_vectors(workspace.snapshot(), contents, image_fp=model.encoder.image_fp)
+    entries = list(_entries(model, plda, found.pictures, features))
     notes = []
     parts = model.saved.parts
     if parts is not None and parts.unknown_accepted is not None:
@@ -117,12 +112,10 @@ def review_folder(
             f"Of pictures of classes that training left out {share} looked like one that was there: where that is much,"
             " groups that no class stands for are missed."
         )
-    if pictures.labelled:
-        notes.append(
-            f"{plural(pictures.labelled, 'picture has', 'pictures have')} a label already: left out."
-        )
-    if pictures.unreadable:
-        notes.append(f"Cannot be read: {preview(pictures.unreadable)}.")
+    if found.labelled:
+        notes.append(f"{plural(found.labelled, 'picture has', 'pictures have')} a label already: left out.")
+    if found.unreadable:
+        notes.append(f"Cannot be read: {preview(found.unreadable)}.")
     return Review(
         entries=tuple(entries[:top]),
         counts={
@@ -130,7 +123,7 @@ def review_folder(
             for reason in ("unknown", "teaches")
             if (count := sum(one.reason == reason for one in entries))
         },
-        pictures=len(pictures.names),
+        pictures=len(found.pictures),
         notes=tuple(notes),
     )
 
@@ -152,37 +145,39 @@ def _read(workspace: Workspace, paths: Sequence[str], progress: Progress | None)
                 found.labelled += 1
             elif probe.content_hash not in seen:
                 seen.add(probe.content_hash)
-                found.places.append(place)
-                found.names.append(name)
-                found.contents.append(probe.content_hash[:32])
-                found.taken.append(probe.taken)
-                found.thumbnails.append(probe.thumbnail)
+                content = probe.content_hash[:32]
+                found.pictures.append(_Picture(place, name, content, probe.taken, probe.thumbnail))
         if progress:
             progress("look", places[-1] + 1, len(listed))
     return found
 
 
-def _embed(workspace: Workspace, model: Model, pictures: _Unlabelled, progress: Progress | None) -> None:
-    """Embed and store the vectors that are missing, in parts, between which others can write."""
+def _embed(workspace: Workspace, model: Model, found: _Unlabelled, progress: Progress | None) -> None:
+    """Embed and store the vectors that are missing, in parts, between which others can write.
+
+    A picture whose file has changed meanwhile is unreadable.
+    """
     encoder = model.encoder
-    name = image_vectors_name(encoder.image_fp)
-    there = embedded(workspace.snapshot(), encoder.image_fp, pictures.contents)
-    lacking = [place for place, has in enumerate(there) if not has]
+    table = image_vectors_name(encoder.image_fp)
+    there = embedded(workspace.snapshot(), encoder.image_fp, [one.content for one in found.pictures])
+    lacking = [one for one, has in zip(found.pictures, there, strict=True) if not has]
+    problems = set[str]()
     done = 0
-    for places in in_batches(lacking, _KEPT_AT_ONCE):
-        sources = pictures.listed.take([pictures.places[place] for place in places]).load()
-        named = (
-            (pictures.contents[place], source) for place, (_, source) in zip(places, sources, strict=True)
-        )
+    for part in in_batches(lacking, _KEPT_AT_ONCE):
+        sources = found.listed.take([one.place for one in part]).load()
+        named = ((one.content, source) for one, (_, source) in zip(part, sources, strict=True))
         rows = []
         for result in LocalEngine(encoder).images(in_batches(named), [0]):
             rows.append(image_vector_table(result.ids, "0", 0, result.vectors[0]))
+            problems |= result.problems.keys()
             done += len(result.ids) + len(result.problems)
             if progress:
                 progress("embed images", done, len(lacking))
         with workspace.transaction("review") as tx:  # it only adds to the cache, so there is no commit
-            tx.store.create(name, image_vectors(encoder.dim), "vector_key")
-            tx.store.append(name, pa.concat_tables(rows))
+            tx.store.create(table, image_vectors(encoder.dim), "vector_key")
+            tx.store.append(table, pa.concat_tables(rows))
+    found.unreadable += [one.name for one in found.pictures if one.content in problems]
+    found.pictures = [one for one in found.pictures if one.content not in problems]
 
 
 def _record(name: str, source: str | bytes) -> ImageRecord:
@@ -192,7 +187,7 @@ def _record(name: str, source: str | bytes) -> ImageRecord:
     return ImageRecord(source, source, None, "")
 
 
-def _entries(model: Model, plda: PLDA, pictures: _Unlabelled, features: Tensor) -> Iterator[Entry]:
+def _entries(model: Model, plda: PLDA, pictures: Sequence[_Picture], features: Tensor) -> Iterator[Entry]:
     """Yield groups that no class stands for, the largest first, then the others in the order of what they teach."""
     probabilities = torch.cat(
         [model.score(some, "exhaustive")[0].probabilities for some in features.split(_AT_ONCE)]
@@ -202,19 +197,19 @@ def _entries(model: Model, plda: PLDA, pictures: _Unlabelled, features: Tensor) 
         features,
         best.indices[:, 0],  # near duplicates have one answer
         [None] * len(features),
-        taken=pictures.taken,
-        places=[folder_of(name) for name in pictures.names],
-        thumbnails=thumbnail_tensor(pictures.thumbnails),
+        taken=[one.taken for one in pictures],
+        places=[folder_of(one.name) for one in pictures],
+        thumbnails=thumbnail_tensor([one.thumbnail for one in pictures]),
     )
     names = [model.names[i] for i in model.class_ids.tolist()]
 
     def entry(place: int, reason: Reason, others: Sequence[int] = ()) -> Entry:
         likely = zip(best.indices[place].tolist(), best.values[place].tolist(), strict=True)
         return Entry(
-            picture=pictures.names[place],
+            picture=pictures[place].name,
             reason=reason,
             likely=tuple((names[column], chance) for column, chance in likely),
-            beside=tuple(Beside(pictures.names[other]) for other in others),
+            beside=tuple(Beside(pictures[other].name) for other in others),
         )
 
     rest = torch.ones(len(features), dtype=torch.bool)
