@@ -24,6 +24,7 @@ from torch.nn.functional import one_hot
 from benchmarks.kept import keep_draws, read
 from benchmarks.studies.heldout import features_of
 from benchmarks.studies.honest_figure.collections import CLASSES, KINDS, Picture, drawn_units
+from benchmarks.studies.paired import mean_interval
 from benchmarks.studies.rejections import SHIPPED, fitted
 from benchmarks.study import Command, Study
 from vlltr_index.embedding.loading import recipe_encoder
@@ -151,16 +152,9 @@ def generated(kept: dict[str, Any]) -> str:
         lines.append(
             f"| {name} | "
             + " | ".join(f"{loss:.2f} / {100 * error:.1f}" for _, error, loss in shown)
-            + f" | {_interval(gain)} |"
+            + f" | {mean_interval(gain)} |"
         )
     return "\n".join(lines) + "\n"
-
-
-def _interval(values: Sequence[float]) -> str:
-    """Return the mean of values and its 95 % interval."""
-    half = 1.96 * np.std(values, ddof=1) / len(values) ** 0.5
-    middle = np.mean(values)
-    return f"{middle:+.3f} [{middle - half:+.3f}, {middle + half:+.3f}]"
 
 
 def _arguments(parser: ArgumentParser) -> None:

@@ -27,6 +27,7 @@ from benchmarks.kept import keep_draws, read
 from benchmarks.studies.draws.sources import Setting, draw
 from benchmarks.studies.heldout import features_of
 from benchmarks.studies.honest_figure.collections import KINDS, drawn_units
+from benchmarks.studies.paired import mean_interval
 from benchmarks.studies.rejections import SHIPPED
 from benchmarks.studies.workspaces import ICONS, files_of
 from benchmarks.study import Command, Study, no_arguments
@@ -246,7 +247,7 @@ def _rankings(found: _Draws) -> list[str]:
             best = max(METHODS, key=lambda method: values[method][:, 0].mean())
             cells = [f"{some[:, 0].mean():.3f} / {some[:, 1].mean():.3f}" for some in values.values()]
             gains = values[OURS][:, 0] - values[best][:, 0]
-            lines.append(f"| {name} | {swap} | {len(gains)} | {' | '.join(cells)} | {_interval(gains)} |")
+            lines.append(f"| {name} | {swap} | {len(gains)} | {' | '.join(cells)} | {mean_interval(gains)} |")
     return lines
 
 
@@ -307,13 +308,6 @@ def _calibration(found: _Draws) -> list[str]:
             ]
             lines.append(f"| {name} | {swap} | {' | '.join(cells)} |")
     return lines
-
-
-def _interval(values: np.ndarray) -> str:
-    """Return the mean of values and its 95 % interval."""
-    half = 1.96 * np.std(values, ddof=1) / len(values) ** 0.5
-    middle = np.mean(values)
-    return f"{middle:+.3f} [{middle - half:+.3f}, {middle + half:+.3f}]"
 
 
 STUDY = Study({"run": Command(run, no_arguments)}, parts)

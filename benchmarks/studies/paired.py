@@ -25,6 +25,7 @@ __all__ = [
     "keep_run",
     "mask",
     "mean",
+    "mean_interval",
     "pack",
     "read_runs",
     "share",
@@ -207,3 +208,10 @@ def clustered_interval(
         means.append(ordered[start + (rng.random(len(size)) * size).astype(np.int64)].mean())
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
+
+
+def mean_interval(values: Sequence[float] | NDArray[np.float64]) -> str:
+    """Return the mean of values and its 95 % interval by their spread."""
+    half = 1.96 * np.std(values, ddof=1) / len(values) ** 0.5
+    middle = np.mean(values)
+    return f"{middle:+.3f} [{middle - half:+.3f}, {middle + half:+.3f}]"

@@ -127,9 +127,7 @@ class Counts:
 class _Making:
     """A list that is being made."""
 
-    step: str = ""
-    done: int = 0
-    total: int | None = None
+    state: tuple[str, int, int | None] = ("", 0, None)  # step, what is done, and the total
     stopped: bool = False
     thread: threading.Thread | None = None
 
@@ -184,7 +182,7 @@ class ReviewService:
     def progress(self) -> tuple[str, int, int | None] | None:
         """Return step, what is done and the total of the list that is being made; None: none is."""
         making = self._making
-        return (making.step, making.done, making.total) if making else None
+        return making.state if making else None
 
     def make(self) -> None:
         """Begin to make the list again, unless that is under way; not on a page for reading only, for it is kept."""
@@ -219,7 +217,7 @@ class ReviewService:
         def progress(step: str, done: int, total: int | None) -> None:
             if making.stopped:
                 raise _Stopped
-            making.step, making.done, making.total = step, done, total
+            making.state = (step, done, total)
 
         error: VlltrError | None = None
         made = None
