@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,12 +11,11 @@ from typing import Any
 
 import pytest
 
-from tests.support.browser import Browser
+from tests.support.browser import PATIENCE, Browser, page_address
 from vlltr_index.classes import NewClass, add_classes, remove_classes
 from vlltr_index.store.workspace import Workspace
 
 HOSTILE = "<img src=x onerror=alert(1)> ${1+1} {{value}}"
-PATIENCE = 120.0  # seconds that something may take to appear, on a machine that does other things too
 GRADIO = (  # what Gradio itself says: a warning that means nothing, and that it asks again on a machine that is busy
     '"Method not implemented."',
     "AbortError: signal is aborted without reason",
@@ -92,22 +88,9 @@ class Page:
 
 @contextmanager
 def served(folder: Path, browser: Browser, *options: str) -> Iterator[Page]:
-    """The page as `vlltr ui` prints its address; Ctrl-C ends it in order."""
-    command = [sys.executable, "-m", "vlltr_index.cli", "-w", str(folder), "ui", "--port", "0", *options]
-    log = folder.parent / "log"
-    with log.open("w") as errors:
-        running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
-        assert running.stdout is not None
-        try:
-            address = running.stdout.readline().strip()
-            assert address.startswith("http://"), log.read_text()
-            yield Page(address, Workspace.open(folder), browser)
-        finally:
-            running.send_signal(signal.SIGINT)
-            code = running.wait(PATIENCE)
-            running.stdout.close()
-    assert code == 0
-    assert "Traceback" not in log.read_text()
+    """The page, in the browser."""
+    with page_address(folder, *options) as address:
+        yield Page(address, Workspace.open(folder), browser)
 
 
 @pytest.fixture(scope="module")

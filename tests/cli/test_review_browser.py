@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.cli.test_page_browser import PATIENCE, Page
-from tests.support.browser import Browser
+from tests.cli.test_page_browser import Page
+from tests.support.browser import PATIENCE, Browser, page_address
 from tests.support.reviews import Listing, group, keep
 from vlltr_index.classes import Decisions, decide
 from vlltr_index.pipelines.review.queue import Entry
@@ -88,22 +85,9 @@ class Desk(Page):
 
 @contextmanager
 def served(folder: Path, browser: Browser, *options: str, kill: bool = False) -> Iterator[Desk]:
-    """The page; it ends by Ctrl-C, or is killed."""
-    command = [sys.executable, "-m", "vlltr_index.cli", "-w", str(folder), "ui", "--port", "0", *options]
-    log = folder.parent / "log"
-    with log.open("w") as errors:
-        running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
-        assert running.stdout is not None
-        try:
-            address = running.stdout.readline().strip()
-            assert address.startswith("http://"), log.read_text()
-            yield Desk(address, Workspace.open(folder), browser)
-        finally:
-            running.send_signal(signal.SIGKILL if kill else signal.SIGINT)
-            code = running.wait(PATIENCE)
-            running.stdout.close()
-    assert code == (-signal.SIGKILL if kill else 0)
-    assert "Traceback" not in log.read_text()
+    """The page, in the browser; it ends by Ctrl-C, or is killed."""
+    with page_address(folder, *options, kill=kill) as address:
+        yield Desk(address, Workspace.open(folder), browser)
 
 
 @pytest.fixture

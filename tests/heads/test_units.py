@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.support.bursts import bursts_of, scenes
 from vlltr_index.embedding.loading import stats_rows
 from vlltr_index.heads.bursts import bursts
-from vlltr_index.heads.units import join_copies, number_observations, shared_units, units_of
+from vlltr_index.heads.units import join_copies, number_observations, shared_units, units_by, units_of
 from vlltr_index.tensors import unit_rows
 
 
@@ -130,3 +130,11 @@ def test_copies_are_one_unit_in_whatever_groups_they_are() -> None:
     """And so are the units that they are in; the first name stays."""
     assert join_copies(["a", "b", "c", "b", "d"], [1, 2, 3, 1, 4]) == ["a", "a", "c", "a", "d"]
     assert join_copies(["a", "b", "c"], [1, 1, 1]) == ["a", "a", "a"]
+
+
+def test_known_pairs_join_classes_and_never_two_groups() -> None:
+    """A chain of near duplicates across groups would join all of them; a picture without one joins the first."""
+    labels = torch.tensor([0, 1, 0, 0, 0])
+    pairs = torch.tensor([[0, 1], [2, 3], [3, 4]])
+    found = units_by(pairs, labels, [None, None, "a", "b", None])
+    assert found == ["image 0", "image 0", "group a", "group b", "group b"]

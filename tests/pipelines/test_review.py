@@ -356,3 +356,25 @@ def test_what_is_suggested() -> None:
     assert replace(entry, class_name=None, reason="teaches").suggested == "owl"
     for reason in ("two splits", "copies", "unknown"):
         assert replace(entry, reason=reason, beside=twin).suggested is None
+
+
+def test_groups_stay_apart(tmp_path: Path, drawn: dict[str, list[bytes]]) -> None:
+    """Near duplicates of two groups do not join these: else a chain of them leaves nothing to hold out."""
+    for owner, pictures in enumerate(drawn.values()):
+        folder = tmp_path / "pictures" / f"class {owner}"
+        for number, data in enumerate(pictures):
+            put(folder / f"{number % 4}-{number}.png", data)
+        for group in range(4):
+            light = ImageEnhance.Brightness(Image.open(io.BytesIO(pictures[0])).convert("RGB"))
+            light.enhance(0.8 + 0.04 * group).save(folder / f"{group}-copy.png")
+    workspace = Workspace.create(tmp_path / "workspace", RECIPE)
+    ingest_images(workspace, tmp_path / "pictures", "train", group=r"name:^(\d)-")
+    embed(workspace)
+    rows = workspace.snapshot().table("images", ["image_id", "group"]).to_pylist()
+    group_of = {row["image_id"]: row["group"] for row in rows}
+    kept = held_out_labels(workspace.snapshot(), tmp_path / "kept")
+    assert any(len({group_of[one] for one in lot}) == 4 for lot in kept.copies)
+    assert len(kept.answers) == CLASSES * (PICTURES + 4)
+    units = set(kept.answers["unit"].to_pylist())
+    assert units == {f"group {name}" for name in group_of.values()}
+    assert len(units) == 4

@@ -6,12 +6,17 @@ import base64
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+PATIENCE = 120.0  # seconds that something may take to appear, on a machine that does other things too
 CHROMIUM = shutil.which("chromium")
 DRIVER = shutil.which("chromedriver")
 FLAGS = (
@@ -100,3 +105,23 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         yield Browser(driver, Path(kept) if kept else tmp_path_factory.mktemp("artefacts"))
     finally:
         driver.quit()
+
+
+@contextmanager
+def page_address(folder: Path, *options: str, kill: bool = False) -> Iterator[str]:
+    """The address that `vlltr ui` prints for a workspace; Ctrl-C ends it in order, unless it is to be killed."""
+    command = [sys.executable, "-m", "vlltr_index.cli", "-w", str(folder), "ui", "--port", "0", *options]
+    log = folder.parent / "log"
+    with log.open("w") as errors:
+        running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        assert running.stdout is not None
+        try:
+            address = running.stdout.readline().strip()
+            assert address.startswith("http://"), log.read_text()
+            yield address
+        finally:
+            running.send_signal(signal.SIGKILL if kill else signal.SIGINT)
+            code = running.wait(PATIENCE)
+            running.stdout.close()
+    assert code == (-signal.SIGKILL if kill else 0)
+    assert "Traceback" not in log.read_text()

@@ -34,6 +34,30 @@ def units_of(
         places: The folder of each image; default: all are in one.
         thumbnails: Small grey copies of the images, uint8 [N, S, S], all 0 where there is none; default: none.
     """
+    pairs = [torch.empty(0, 2, dtype=torch.int64)]
+    for own in labels.argsort(stable=True).split(labels.bincount().tolist()):
+        vectors = None if features is None else features[own.to(features.device)]
+        small = None if thumbnails is None else thumbnails[own]
+        pairs.append(own[near_duplicates(vectors, small)])
+    return units_by(torch.cat(pairs), labels, groups, taken=taken, places=places)
+
+
+def units_by(
+    pairs: Tensor,
+    labels: Tensor,
+    groups: Sequence[str | None],
+    *,
+    taken: Sequence[float | None] | None = None,
+    places: Sequence[Hashable] | None = None,
+) -> list[str]:
+    """Name the unit of each image as `units_of` does, by near duplicates that are known.
+
+    Two images of different groups stay apart, also near duplicates: a person said what belongs together.
+
+    Args:
+        pairs: Int64 [P, 2], positions of near duplicates, of one class or of two.
+        labels, groups, taken, places: As for `units_of`.
+    """
     count = len(groups)
     taken = [None] * count if taken is None else taken
     folders = [None] * count if places is None else places
@@ -44,20 +68,15 @@ def units_of(
         if first is not None:
             parts.join(n, first)
     joined = defaultdict[int, set[str]](set)  # by an image without a group, the groups of its near duplicates
-    order = labels.argsort(stable=True)
-    for own in order.split(labels.bincount().tolist()):
-        vectors = None if features is None else features[own.to(features.device)]
-        small = None if thumbnails is None else thumbnails[own]
-        pairs = near_duplicates(vectors, small)
-        for one, other in own[pairs].tolist():
-            mine = groups[one]
-            theirs = groups[other]
-            if not mine and not theirs:
-                parts.join(one, other)
-            elif mine and not theirs:
-                joined[other].add(mine)
-            elif theirs and not mine:
-                joined[one].add(theirs)
+    for one, other in pairs.tolist():
+        mine = groups[one]
+        theirs = groups[other]
+        if not mine and not theirs:
+            parts.join(one, other)
+        elif mine and not theirs:
+            joined[other].add(mine)
+        elif theirs and not mine:
+            joined[one].add(theirs)
     group_of: dict[int, str] = {}
     for n, names in joined.items():
         root = parts.root(n)

@@ -30,7 +30,7 @@ from vlltr_index.heads.cross_validated import cross_validate
 from vlltr_index.heads.duplicates_across import near_duplicates_across
 from vlltr_index.heads.label_errors import label_errors
 from vlltr_index.heads.near_duplicates import near_duplicates
-from vlltr_index.heads.units import connected, join_copies, number_names, units_of
+from vlltr_index.heads.units import connected, join_copies, number_names, units_by
 from vlltr_index.heads.weighing import balanced_shares, paired_mean
 from vlltr_index.schemas.fingerprint import digest_json
 from vlltr_index.schemas.manifests import Manifest
@@ -174,77 +174,103 @@ def _make(
     class_ids = numbers(rows, "class_id")
     ids: list[str] = rows["image_id"].to_pylist()
     thumbnails = thumbnail_tensor(rows["thumbnail"].to_pylist())
-    copies = _lots(rows, features, thumbnails, class_ids, progress)
-    alike = near_duplicates_across(features, thumbnails, class_ids).tolist()
     train = torch.tensor([split == "train" for split in rows["split"].to_pylist()])
-    units = list(compress(_units(rows, copies, alike), train.tolist()))
+    within, across = _near_duplicates(rows, features, thumbnails, class_ids, train, progress)
+    alike = near_duplicates_across(features, thumbnails, class_ids)
+    same = _same_content(rows["content_hash"].to_pylist())
+    lots = connected(len(ids), [*same, *torch.cat([within, across]).tolist()])
+    copies = [[ids[place] for place in lot] for lot in lots if len(lot) > 1]
+    units = _units(rows.filter(pa.array(train.tolist())), _among(torch.cat([within, _nearest(alike)]), train))
     own = list(compress(ids, train.tolist()))
-    owners, labels = class_ids[train].unique(return_inverse=True)
-    found = cross_validate(features[train], labels, units, sentence_means(snapshot, owners), progress)
-    asked = found.asked
-    of = [units[place] for place in asked.tolist()]
-    wrong = label_errors(found.log_probabilities, labels[asked], of)
-    best = found.log_probabilities.topk(min(_LIKELY, len(owners)), dim=1)
-    answers = pa.table(
-        {
-            "image_id": [own[place] for place in asked.tolist()],
-            "class_id": owners[labels[asked]].tolist(),
-            "unit": of,
-            "wrong": wrong.tolist(),
-            "likely": owners[best.indices].tolist(),
-            "chances": best.values.exp().tolist(),
-        },
-        schema=_ANSWERS,
-    )
+    answers = _answers(snapshot, own, class_ids[train], features[train], units, progress)
     learned = _learned(snapshot, answers["image_id"].to_pylist())
     moved = None if before is None else _moved(before.answers, answers)
     figures = KeptManifest(facts=facts, learned=learned, moved=moved)
-    named = [[ids[place] for place in lot] for lot in copies]
-    pairs = [[ids[one], ids[other]] for one, other in alike]
-    return HeldOutLabels(answers, named, pairs, figures)
+    pairs = [[ids[one], ids[other]] for one, other in alike.tolist()]
+    return HeldOutLabels(answers, copies, pairs, figures)
 
 
-def _lots(
-    rows: pa.Table, features: Tensor, thumbnails: Tensor, class_ids: Tensor, progress: Progress | None
-) -> list[list[int]]:
-    """Return the positions of images of one content, and of near duplicates within a class, in lots."""
-    names: list[str] = rows["split"].to_pylist()
-    splits = number_names(names)
-    pairs = [torch.tensor(_same_content(rows["content_hash"].to_pylist()), dtype=torch.int64).view(-1, 2)]
+def _answers(
+    snapshot: Snapshot,
+    image_ids: Sequence[str],
+    class_ids: Tensor,
+    features: Tensor,
+    units: Sequence[str],
+    progress: Progress | None,
+) -> pa.Table:
+    """Compute the answers for training images, see `HeldOutLabels`."""
+    owners, labels = class_ids.unique(return_inverse=True)
+    found = cross_validate(features, labels, units, sentence_means(snapshot, owners), progress)
+    asked = found.asked
+    of = [units[place] for place in asked.tolist()]
+    best = found.log_probabilities.topk(min(_LIKELY, len(owners)), dim=1)
+    columns = {
+        "image_id": [image_ids[place] for place in asked.tolist()],
+        "class_id": class_ids[asked].tolist(),
+        "unit": of,
+        "wrong": label_errors(found.log_probabilities, labels[asked], of).tolist(),
+        "likely": owners[best.indices].tolist(),
+        "chances": best.values.exp().tolist(),
+    }
+    return pa.table(columns, schema=_ANSWERS)
+
+
+def _near_duplicates(
+    rows: pa.Table,
+    features: Tensor,
+    thumbnails: Tensor,
+    class_ids: Tensor,
+    train: Tensor,
+    progress: Progress | None,
+) -> tuple[Tensor, Tensor]:
+    """Return pairs of positions, int64 [P, 2]: near duplicates of one class in training, and in different splits."""
+    splits = number_names(rows["split"].to_pylist())
+    within = list[Tensor]()
+    across = list[Tensor]()
     order = class_ids.argsort(stable=True)
     sizes = class_ids.unique(return_counts=True)[1].tolist()
     for done, own in enumerate(order.split(sizes), 1):
-        pairs.append(own[near_duplicates_across(features[own], thumbnails[own], splits[own])])
-        learned = own[[names[place] == "train" for place in own.tolist()]]
-        pairs.append(learned[near_duplicates(features[learned], thumbnails[learned])])
+        learned = own[train[own]]
+        within.append(learned[near_duplicates(features[learned], thumbnails[learned])])
+        across.append(own[near_duplicates_across(features[own], thumbnails[own], splits[own])])
         if progress:
             progress("near duplicates", done, len(sizes))
-    found = connected(len(class_ids), torch.cat(pairs).tolist())
-    return [lot for lot in found if len(lot) > 1]
+    return torch.cat(within), torch.cat(across)
 
 
-def _units(rows: pa.Table, copies: Sequence[Sequence[int]], alike: Sequence[Sequence[int]]) -> list[str]:
-    """Return the unit of each image: its group or burst, joined with near duplicates.
+def _nearest(pairs: Tensor) -> Tensor:
+    """Return those of pairs, int64 [P, 2], the most alike first, in which neither was in one before.
 
-    An image and the one most like it in another class are one unit, too: else each speaks for its own label where the
-    other is asked.
+    With all of them look-alikes would be chained until nothing could be held out.
     """
-    units = units_of(
-        None,  # near duplicates are known
+    taken = set[int]()
+    kept = list[list[int]]()
+    for pair in pairs.tolist():
+        if taken.isdisjoint(pair):
+            taken.update(pair)
+            kept.append(pair)
+    return torch.tensor(kept, dtype=torch.int64).view(-1, 2)
+
+
+def _among(pairs: Tensor, chosen: Tensor) -> Tensor:
+    """Return the pairs of positions, int64 [P, 2], that are both `chosen`, bool [N], by their places among these."""
+    place = chosen.long().cumsum(0) - 1
+    return place[pairs[chosen[pairs].all(1)]]
+
+
+def _units(rows: pa.Table, pairs: Tensor) -> list[str]:
+    """Return the unit of each image: its group or burst, with near duplicates, of other classes too, and copies.
+
+    Else two near duplicates in different classes speak each for its own label where the other is asked.
+    """
+    units = units_by(
+        pairs,
         numbers(rows, "class_id").unique(return_inverse=True)[1],
         rows["group"].to_pylist(),
         taken=rows["taken"].to_pylist(),
         places=[folder_of(uri) for uri in rows["uri"].to_pylist()],
     )
-    lot_of = {place: number for number, lot in enumerate(copies) for place in lot}
-    paired = dict[int, int]()
-    for one, other in alike:
-        if one not in paired and other not in paired:
-            paired[one] = one
-            paired[other] = one
-    for lots in (lot_of, paired):
-        units = join_copies(units, [lots.get(place, -1 - place) for place in range(len(units))])
-    return units
+    return join_copies(units, rows["content_hash"].to_pylist())
 
 
 def _same_content(contents: Sequence[str]) -> list[tuple[int, int]]:
