@@ -55,9 +55,18 @@ class Page:
         )
 
     def click(self, selector: str) -> None:
-        """Click the first element that fits, wherever it stands."""
-        self.browser.js(f"document.querySelector({selector!r}).scrollIntoView({{block: 'center'}})")
-        self.all(selector)[0].click()
+        """Click the first element that fits, wherever it stands; again where the page drew it anew meanwhile."""
+        from selenium.common.exceptions import StaleElementReferenceException
+
+        def clicked() -> bool:
+            try:
+                self.browser.js(f"document.querySelector({selector!r}).scrollIntoView({{block: 'center'}})")
+                self.all(selector)[0].click()
+            except StaleElementReferenceException:
+                return False
+            return True
+
+        self.wait(clicked)
 
     def give(self, selector: str, path: Path) -> None:
         """Choose a file."""

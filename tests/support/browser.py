@@ -52,6 +52,7 @@ class Browser:
 
     def open(self, address: str) -> None:
         """Go to an address; what was noted before is forgotten."""
+        self.driver.get("about:blank")  # the page before asks for nothing any more
         self.requests()
         self.console()
         self.driver.get(address)

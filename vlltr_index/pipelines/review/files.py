@@ -126,10 +126,8 @@ def sources_of(snapshot: Snapshot, pictures: Iterable[Entry | Beside]) -> dict[s
 
 def thumbnail_of(one: Entry | Beside, sources: Mapping[str, bytes | str], side: int = SIDE) -> Thumbnail:
     """Make a picture of at most `side` pixels: out of `sources_of`, or of its path or the row of a file."""
-    if one.image_id in sources:
-        return thumbnail(sources[one.image_id], side)
     if one.image_id is not None:
-        return _GONE
+        return thumbnail(sources[one.image_id], side) if one.image_id in sources else _GONE
     row = b"" if ".parquet#" in one.picture else one.picture
     try:
         return thumbnail(next(Pictures([(one.picture, row)]).load())[1], side)
