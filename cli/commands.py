@@ -137,11 +137,12 @@ COMMANDS: dict[str, Entry] = {  # in the order of a first session
     ),
     "export": Entry(
         "workspace",
-        "Write a folder to share: the model, or the tables.",
+        "Write a folder to share: the model, a graph for onnxruntime, or the tables.",
         (
             "recognition.exported.writing.export_model",
             "pipelines.export.export_and_push",
             "recognition.exported.writing.export_tables",
+            "recognition.exported.onnx_folder.export_onnx",
         ),
     ),
     "search": Entry(
@@ -153,6 +154,11 @@ COMMANDS: dict[str, Entry] = {  # in the order of a first session
         "ui.server",
         "Serve a page to recognise pictures, take answers apart, and add classes.",
         ("cli.ui.server.serve",),
+    ),
+    "serve": Entry(
+        "serve.server",
+        "Answer other programs over HTTP, with the newest commit.",
+        ("cli.serve.server.serve",),
     ),
     "status": Entry(
         "workspace", "Show what exists, what is stale, and the next command.", ("pipelines.status.status",)

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from vlltr_index.cli.context import Context, pass_context
-from vlltr_index.cli.options import DIR, FILE, PATH, at_option, set_option, yes_option
+from vlltr_index.cli.options import DIR, FILE, PATH, at_option, read_prior, set_option, yes_option
 from vlltr_index.cli.render import report_lines, status_rows, workspace_line
 from vlltr_index.cli.terminal import broken, confirm, terminal_width
 from vlltr_index.errors import UsageError
@@ -158,6 +158,14 @@ def prune_command(context: Context, keep: int, yes: bool) -> None:
 @click.option("--force", is_flag=True, help="Replace an export that is there; anything else is left alone.")
 @click.option("--index", "with_index", is_flag=True, help="Put the FAISS index in, where there is one.")
 @click.option("--tables", is_flag=True, help="Write tables for `datasets`, pandas and others, not a model.")
+@click.option("--onnx", is_flag=True, help="Write a graph for onnxruntime, which answers without torch.")
+@click.option("--float16", is_flag=True, help="With --onnx: write the image tower in float16, too.")
+@click.option(
+    "--prior",
+    default="balanced",
+    metavar="PRIOR|FILE",
+    help="With --onnx: how common the classes are: balanced, training, or a file with the columns class and weight.",
+)
 @click.option("--embed-images", is_flag=True, help="With --tables: put the bytes of image files in.")
 @click.option("--push", metavar="USER/NAME", help="Make it this model on the Hugging Face hub, too.")
 @click.option("--private", is_flag=True, help="With --push: let a new repository be private.")
@@ -169,15 +177,20 @@ def export_command(
     force: bool,
     with_index: bool,
     tables: bool,
+    onnx: bool,
+    float16: bool,
+    prior: str,
     embed_images: bool,
     push: str | None,
     private: bool,
 ) -> None:
     """Write DIR, which `Recognizer.from_pretrained` reads without the workspace: encoder, head, anchors, model card.
 
-    With --tables: classes, sentences, images and anchors as Parquet files. DIR appears whole or not at all.
+    With --tables: classes, sentences, images and anchors as Parquet files. With --onnx: a graph from resized pixels to
+    probabilities, labels, and examples in Python and JavaScript. DIR appears whole or not at all.
     """
     from vlltr_index.pipelines.export import export_and_push
+    from vlltr_index.recognition.exported.onnx_folder import export_onnx
     from vlltr_index.recognition.exported.writing import export_model, export_tables
 
     if embed_images and not tables:
@@ -187,6 +200,11 @@ def export_command(
             f"{'--index' if with_index else '--push'} is for a model, not for --tables",
             "To put tables on the hub: hf upload user/name DIR --repo-type dataset",
         )
+    if onnx and (tables or with_index or push):
+        other = "--tables" if tables else "--index" if with_index else "--push"
+        raise UsageError(f"--onnx and {other} do not go together", "Write another folder for each.")
+    if not onnx and (float16 or prior != "balanced"):
+        raise UsageError(f"{'--float16' if float16 else '--prior'} is for --onnx", "Add: --onnx")
     if private and push is None:
         raise UsageError("--private is for --push", "Add: --push user/name")
     workspace = context.open()
@@ -195,6 +213,9 @@ def export_command(
         report = export_tables(
             workspace, folder, at, force=force, embed_images=embed_images, progress=context.progress
         )
+    elif onnx:
+        how: dict[str, Any] = {"force": force, "float16": float16, "prior": read_prior(prior)}
+        report = export_onnx(workspace, folder, at, **how, progress=context.progress)
     elif push is None:
         report = export_model(workspace, folder, at, force=force, with_index=with_index)
     else:

@@ -9,6 +9,7 @@ from vlltr_index.version import VERSION
 
 if TYPE_CHECKING:
     from vlltr_index.classes import add_class as add_class
+    from vlltr_index.pipelines.estimator import VLLTRClassifier as VLLTRClassifier
     from vlltr_index.pipelines.fit import fit as fit
     from vlltr_index.recognizer import Recognizer as Recognizer
     from vlltr_index.schemas.options import PredictOptions as PredictOptions
@@ -19,12 +20,13 @@ __version__ = VERSION
 _LAZY = {
     "PredictOptions": "vlltr_index.schemas.options",
     "Recognizer": "vlltr_index.recognizer",
+    "VLLTRClassifier": "vlltr_index.pipelines.estimator",
     "Workspace": "vlltr_index.store.workspace",
     "add_class": "vlltr_index.classes",
     "fit": "vlltr_index.pipelines.fit",
 }
 
-__all__ = ["PredictOptions", "Recognizer", "Workspace", "__version__", "add_class", "fit"]
+__all__ = ["PredictOptions", "Recognizer", "VLLTRClassifier", "Workspace", "__version__", "add_class", "fit"]
 
 
 def __getattr__(name: str) -> Any:

@@ -32,7 +32,7 @@ from vlltr_index.embedding.loading import recipe_encoder
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.evaluation.metrics import expected_calibration_error
 from vlltr_index.heads.frequencies import BEST, choose_strength, estimate
-from vlltr_index.heads.fusion import VisualScores, fuse, log_frequencies, visual_scores, with_prior
+from vlltr_index.heads.fusion import Kinds, VisualScores, fuse, log_frequencies, visual_scores, with_prior
 from vlltr_index.heads.weighing import balanced_accuracy, item_nll
 from vlltr_index.tensors import unit_rows
 
@@ -93,7 +93,7 @@ def measured(encoder: Encoder, source: str, size: str, number: int) -> dict[str,
     nothing = torch.zeros_like(likelihoods)
 
     def side(of: Any) -> VisualScores:
-        return visual_scores(nothing, likelihoods, every, every, of)
+        return visual_scores(nothing, likelihoods, Kinds.of(every, every), of)
 
     under = weights.under_prior()
     plain = fuse(side(weights), nothing, weights)

@@ -43,7 +43,7 @@ from benchmarks.studies.workspaces import (
 from benchmarks.study import Command, Study
 from vlltr_index.anchors.selection import select
 from vlltr_index.embedding.loading import image_set, usable_images
-from vlltr_index.heads.fusion import fuse, visual_scores
+from vlltr_index.heads.fusion import Kinds, fuse, visual_scores
 from vlltr_index.heads.plda import PLDA, unit_sums
 from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.evaluate import training_counts
@@ -189,8 +189,8 @@ def _prior_off(workspace: Workspace, scorer: Model, features: Tensor) -> Tensor:
     with torch.inference_mode():
         likelihoods = model.log_likelihoods(unit_rows(features))
         visual = scorer.visual_logits(features)
-        trained = scorer.trained
-        image = visual_scores(visual, likelihoods, trained, counts > 0, parts.weights)
+        kinds = Kinds.of(scorer.trained, counts > 0)
+        image = visual_scores(visual, likelihoods, kinds, parts.weights)
         text = torch.cat([scorer.text_logits(part) for part in features.split(512)])
         return fuse(image, text, parts.weights).probabilities
 

@@ -9,7 +9,7 @@ from vlltr_index.embedding.loading import image_set, image_units
 from vlltr_index.evaluation.rules import class_means
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.checkpoint import Parts
-from vlltr_index.heads.fusion import visual_scores
+from vlltr_index.heads.fusion import Kinds, visual_scores
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.heads.plda import PLDA, unit_sums
 from vlltr_index.heads.weighing import HeldOutScores, fit_weights, image_weights
@@ -68,13 +68,14 @@ def rows_without_text(data: StageTwoData, scorer: Model, features: Tensor) -> tu
         }
 
     linear, rows = said(features)
-    rows[WHOLE] = visual_scores(linear, rows[GENERATIVE], trained, counts > 0, parts.weights).scores
+    kinds = Kinds.of(trained, counts > 0)
+    rows[WHOLE] = visual_scores(linear, rows[GENERATIVE], kinds, parts.weights).scores
     images, labels, each = held_out(data, trained)
     held_linear, held = said(images)
     for name, short in ((MEANS, MEANS), (DISCRIMINANT, "discriminant")):
         scores = HeldOutScores(labels, held_linear[:, trained], held[name][:, trained], None, each)
         weights = fit_weights(scores)
-        rows[f"linear + {short}"] = visual_scores(linear, rows[name], trained, counts > 0, weights).scores
+        rows[f"linear + {short}"] = visual_scores(linear, rows[name], kinds, weights).scores
     return rows, parts
 
 

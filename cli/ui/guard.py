@@ -6,19 +6,17 @@ for is passed on, and a call is read here first: its files are those that were u
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import secrets
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 import gradio as gr
 from fastapi import HTTPException, Request
 from fastapi.responses import PlainTextResponse, RedirectResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from vlltr_index.cli.listening import is_token, wrong_sender
 from vlltr_index.cli.ui.service import MAX_TOGETHER
 
 POLICY = (
@@ -135,24 +133,9 @@ class Guard:
 
     def _check_sender(self, request: Request) -> None:
         """Refuse requests under another host name, and requests that another site's page sent."""
-        hosts = request.headers.getlist("host")
-        if len(hosts) != 1 or not self._is_own_name(hosts[0]):
-            raise HTTPException(421, "This page does not answer under that name.")
-        origin = request.headers.get("origin")
-        if origin is not None and origin.partition("://")[2] != hosts[0]:
-            raise HTTPException(403, "Only the page itself may ask.")
-
-    def _is_own_name(self, host: str) -> bool:
-        """Say whether a Host header is one of this page's names; another one hints at DNS rebinding."""
-        try:
-            name = urlsplit(f"//{host}").hostname or ""
-        except ValueError:
-            return False
-        try:
-            address = ipaddress.ip_address(name)
-        except ValueError:
-            return name == "localhost" or name in self._names
-        return address.is_loopback or self._token != ""
+        refused = wrong_sender(request.headers, self._names, self._token != "")
+        if refused is not None:
+            raise HTTPException(*refused)
 
     def _entry(self, request: Request) -> RedirectResponse | None:
         """Let in requests with the token; one with the link's token gets a cookie and is redirected to `/`.
@@ -163,17 +146,13 @@ class Guard:
         if not self._token or request.scope["path"] == _MANIFEST:
             return None
         cookie = f"vlltr-{request.scope['server'][1]}"  # browsers do not keep those of several ports apart
-        if self._is_token(request.query_params.get("token")):
+        if is_token(request.query_params.get("token"), self._token):
             entered = RedirectResponse("/", 303)
             entered.set_cookie(cookie, self._token, httponly=True, samesite="lax")
             return entered
-        if not self._is_token(request.cookies.get(cookie)):
+        if not is_token(request.cookies.get(cookie), self._token):
             raise HTTPException(403, "Open the link that vlltr ui printed: it has a token.")
         return None
-
-    def _is_token(self, shown: str | None) -> bool:
-        """Compare with the token in constant time."""
-        return shown is not None and secrets.compare_digest(shown.encode(), self._token.encode())
 
     def _check_asked(self, request: Request) -> None:
         """Refuse what the page does not use, what is too large, and files that are no uploads."""

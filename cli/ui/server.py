@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import secrets
 import shutil
-import signal
 import socket
-import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -21,9 +18,10 @@ import click
 from filelock import FileLock, Timeout
 
 from vlltr_index.cli.context import Context, pass_context
+from vlltr_index.cli.listening import address_of, bind, end_by_signals, is_local
 from vlltr_index.cli.options import device_option, prior_option, read_prior
 from vlltr_index.cli.terminal import echo
-from vlltr_index.errors import MissingStepError, UsageError
+from vlltr_index.errors import MissingStepError
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.options import Prior
@@ -87,30 +85,6 @@ def ui_command(
         if not read_only:
             echo("With --read-only nothing can be added, decided or undone.", err=True)
     serve(workspace, listening, host, read_only, prior=known, folders=folders, ready=ready)
-
-
-def is_local(host: str) -> bool:
-    """Say whether an address bound to `host` can be reached from this machine only."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """Open a socket to listen at; port 0 takes a free one.
-
-    Raises:
-        UsageError: If it is in use, or not an address of this machine.
-    """
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address[:2], family=family)
-    except OSError as error:
-        raise UsageError(
-            f"cannot listen at {host}, port {port}: {str(error.strerror).partition(' (')[0]}",
-            "Take another one: --port 0 finds a free port, --host 127.0.0.1 is this machine alone.",
-        ) from None
 
 
 def _sweep() -> None:
@@ -215,16 +189,11 @@ def serve(
     Raises:
         MissingStepError, UsageError: As for `page_app`.
     """
-    address, port = listening.getsockname()[:2]
-    token = "" if is_local(address) else secrets.token_urlsafe(32)
-    own = socket.gethostname()
-    shown = own if ipaddress.ip_address(address).is_unspecified else address
-    link = f"http://{f'[{shown}]' if ':' in shown else shown}:{port}/{f'?token={token}' if token else ''}"
+    token = "" if is_local(listening.getsockname()[0]) else secrets.token_urlsafe(32)
+    link = f"{address_of(listening)}{f'?token={token}' if token else ''}"
     # An exit lets uploads be removed; while it runs, uvicorn ends by itself and sends the signal again.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # a closed terminal
-        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
-    names = {own.lower(), host.lower()}
+    end_by_signals()
+    names = {socket.gethostname().lower(), host.lower()}
     with listening, page_app(workspace, read_only, token, names, prior, folders) as app:
         import uvicorn
 

@@ -109,7 +109,7 @@ class PageService:
             if count > most:
                 said = f"{count:,} {what}; {most:,} are allowed here"
                 raise InputError(said, "Use vlltr classes add for more.")
-        images = tuple((_file_name(given), _checked(given, path)) for given, path in pictures)
+        images = tuple((file_name(given), _checked(given, path)) for given, path in pictures)
         wanted = NewClass(normalise_text(name), tuple(split_sentences(text)), images=images)
         history = self.workspace.history
         with self._writing:
@@ -177,11 +177,11 @@ def _checked(given: str, path: Path) -> bytes:
     try:
         open_image(data)
     except InputError as error:
-        raise InputError(f"{_file_name(given)}: {error.message}", UNREADABLE) from None
+        raise InputError(f"{file_name(given)}: {error.message}", UNREADABLE) from None
     return data
 
 
-def _file_name(given: str) -> str:
+def file_name(given: str) -> str:
     """Return a file's name as its owner calls it, without folders, so that it can be shown and stored."""
     return normalise_text(Path(given.replace("\\", "/")).name)[-_MAX_FILE_NAME:] or "picture"
 

@@ -25,6 +25,7 @@ from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.fusion import (
     FusedScores,
     Gate,
+    Kinds,
     PartWeights,
     class_logits,
     fuse,
@@ -119,7 +120,7 @@ class World:
         likelihoods = self.features[rows] @ self.centres.T / 20
         trained = torch.arange(self.classes) < self.rows
         pictured = torch.arange(self.classes) <= self.rows
-        image = visual_scores(self.by_class[rows], likelihoods, trained, pictured, weights)
+        image = visual_scores(self.by_class[rows], likelihoods, Kinds.of(trained, pictured), weights)
         fused = fuse(image, text_logits, weights)
         return fused, resting(image, text_logits, fused.probabilities, weights)
 

@@ -24,6 +24,7 @@ from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.encoders.openclip import HubTokenizer
 from vlltr_index.errors import MissingPackageError
 from vlltr_index.pipelines.train_all import train_all
+from vlltr_index.recognition.exported.onnx_folder import export_onnx
 from vlltr_index.recognition.exported.writing import export_model
 
 SENTENCES = ["a drawing of one ring", "The Cross, made of lines!", "wave " * 90]
@@ -139,7 +140,8 @@ def _folder(path: Path, family: str) -> Path:
 def test_a_family_is_saved_opened_trained_and_exported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
-    """The folder it came from is gone after the start: saved, trained and exported models have all they need."""
+    """The folder it came from is gone after the start: saved, trained and exported models have all they need, and the
+    graph for onnxruntime gives their answers."""
     monkeypatch.setattr(socket.socket, "connect", Mock(side_effect=OSError("the network is not to be used")))
     folder = _folder(tmp_path / "source", family)
     first = Encoder.load("local-dir", str(folder), device="cpu")
@@ -164,6 +166,7 @@ def test_a_family_is_saved_opened_trained_and_exported(
     picture = next((tmp_path / "images" / "ring").iterdir())
     answer = Recognizer.open(workspace.address).predict([str(picture)])[0]
     assert answer.classes[0].name in drawings.WORDS
+    export_onnx(workspace, tmp_path / "graph", float16=True)
     export_model(workspace, tmp_path / "model")
     shutil.rmtree(workspace.address)
     exported = Recognizer.from_pretrained(str(tmp_path / "model"))

@@ -28,6 +28,7 @@ DOORS = {
     "ray": "embedding",
     "faiss": "anchors",
     "gradio": "cli.ui",
+    "sklearn": "pipelines",
 }
 FILE, FUNCTION = 600, 60  # lines at most; of a function without its docstring
 

@@ -74,6 +74,19 @@ def test_use_it_from_python(place: HubServer, capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out.startswith("(2, ")
 
 
+def test_use_it_with_scikit_learn(place: HubServer, pictures: Path, tmp_path: Path) -> None:
+    """Pictures of three classes in two groups each, fitted, cross-validated, and as data sets."""
+    sources = sorted(pictures.glob("**/*.png"))
+    for number, source in enumerate(sources[:9]):
+        file = tmp_path / "pictures" / f"bird {number % 3}" / f"nest{number // 5}-{number}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, file)
+    (tmp_path / "descriptions.json").write_text('{"bird 0": ["It is small."]}', encoding="utf-8")
+    small = ("ViT-B-32-quickgelu:openai", "vlltr-tiny:glyphs")
+    assert run("Use it with scikit-learn", small) == [*["python"] * 5, "sh"]
+    assert Workspace.open(tmp_path / "workspace").snapshot().class_table().find("bird 2") is not None
+
+
 def test_answer_at_a_higher_rank(place: HubServer, tmp_path: Path) -> None:
     """With the page's tree over classes of the workspace."""
     text = PAGE.read_text(encoding="utf-8").split("    name,parent,rank\n")[1].split("\n\n")[0]

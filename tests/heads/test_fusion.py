@@ -16,6 +16,7 @@ from tests.support import twins
 from vlltr_index.heads.fusion import (
     FusedScores,
     Gate,
+    Kinds,
     PartWeights,
     Rule,
     VisualScores,
@@ -59,7 +60,7 @@ def odds(fused: FusedScores, row: int, position: int) -> float:
 def trained_alone(scores: Tensor) -> VisualScores:
     """The visual side where every class was trained and each has these scores."""
     every = torch.ones(scores.shape[1], dtype=torch.bool)
-    return VisualScores(scores, scores, scores, every, every)
+    return VisualScores(scores, scores, scores, Kinds.of(every, every))
 
 
 @quick
@@ -69,9 +70,10 @@ def test_ours_equals_its_twin(
 ) -> None:
     """All classes trained, none, some, whatever stands in the visual columns that do not count; in float32 too."""
     visual, likelihoods, text, wordless = drawn(seed, size, 4, 3, CLASSES)
-    kinds = torch.tensor(trained), torch.tensor(with_images)
-    spoilt = visual.masked_fill(~kinds[0], NONE) if weights.image else torch.full_like(visual, math.nan)
-    fused = fuse(visual_scores(spoilt, likelihoods, *kinds, weights, wordless), text, weights)
+    known = torch.tensor(trained)
+    kinds = Kinds.of(known, torch.tensor(with_images))
+    spoilt = visual.masked_fill(~known, NONE) if weights.image else torch.full_like(visual, math.nan)
+    fused = fuse(visual_scores(spoilt, likelihoods, kinds, weights, wordless), text, weights)
     near = 1e-12 * (1.0 + size)
     for row, both in enumerate(zip(visual.tolist(), likelihoods.tolist(), text.tolist(), strict=True)):
         seen, read = twins.ours(*both, trained, with_images, asdict(weights))
@@ -86,7 +88,7 @@ def test_ours_equals_its_twin(
         total = [i + t for i, t in zip(images, texts, strict=True)]
         assert fused.probabilities[row].tolist() == pytest.approx(twins.softmax(total), abs=1e-9)
     narrow = fuse(
-        visual_scores(spoilt.float(), likelihoods.float(), *kinds, weights), text.float(), weights
+        visual_scores(spoilt.float(), likelihoods.float(), kinds, weights), text.float(), weights
     ).probabilities
     torch.testing.assert_close(narrow.sum(1), torch.ones(3))
     torch.testing.assert_close(narrow.double(), fused.probabilities, rtol=0, atol=2e-2)
@@ -138,8 +140,8 @@ def test_an_addition_leaves_the_trained_classes_among_themselves(
     trained = torch.arange(CLASSES + 2) < CLASSES
 
     def among(classes: int) -> Tensor:
-        kinds = trained[:classes], torch.arange(classes) <= CLASSES
-        image = visual_scores(visual[:, :classes], likelihoods[:, :classes], *kinds, weights)
+        kinds = Kinds.of(trained[:classes], torch.arange(classes) <= CLASSES)
+        image = visual_scores(visual[:, :classes], likelihoods[:, :classes], kinds, weights)
         fused = fuse(image, text[:, :classes], weights)
         return (fused.visual_part + fused.text_part)[:, :CLASSES].log_softmax(1)
 
@@ -154,7 +156,7 @@ def test_what_the_trained_classes_have_together_their_classifier_does_not_say() 
     expected = (0.8 * likelihoods + 0.3 * text).softmax(1)[:, :2].sum()
     for visual in ([0.0, 0.0, 0.0, 0.0], [9.0, 0.0, 50.0, 50.0]):
         logits = torch.tensor([visual], dtype=torch.float64)
-        side = visual_scores(logits, likelihoods, trained, torch.ones_like(trained), weights)
+        side = visual_scores(logits, likelihoods, Kinds.of(trained, torch.ones_like(trained)), weights)
         chances = fuse(side, text, weights).probabilities
         torch.testing.assert_close(chances[:, :2].sum(), expected)
     assert float(chances[0, 0]) > 0.99 * float(expected)
@@ -165,7 +167,7 @@ def test_an_answer_rests_on_the_level_of_the_trained_classes_too() -> None:
     likelihoods = torch.zeros(1, 3)
     trained = torch.tensor([True, True, False])
     text = torch.tensor([[0.0, 10.0, 9.5]])
-    side = visual_scores(torch.tensor([[30.0, 0.0, 0.0]]), likelihoods, trained, trained, EVEN)
+    side = visual_scores(torch.tensor([[30.0, 0.0, 0.0]]), likelihoods, Kinds.of(trained, trained), EVEN)
     chances = fuse(side, text, EVEN).probabilities
     rests = resting(side, text, chances, EVEN)
     later = float(chances[0, 2])
@@ -182,8 +184,8 @@ def test_parts_add_up_to_the_log_odds(rule: Rule, weights: PartWeights, size: fl
     visual, likelihoods, text = drawn(seed, size, 3, 2, CLASSES)
     trained = torch.tensor([True, True, True, False, False])
     if rule == "ours":
-        with_images = torch.arange(CLASSES) < CLASSES - 1
-        fused = fuse(visual_scores(visual, likelihoods, trained, with_images, weights), text, weights)
+        kinds = Kinds.of(trained, torch.arange(CLASSES) < CLASSES - 1)
+        fused = fuse(visual_scores(visual, likelihoods, kinds, weights), text, weights)
     else:
         fused = fuse_protocol(visual.masked_fill(~trained, NONE), text, rule, 0.5)
     total = fused.visual_part + fused.text_part
@@ -220,7 +222,8 @@ def test_a_prior_is_bayes_rule_in_each_step_of_the_chain(
 ) -> None:
     """In plain Python: of trained classes P(c | trained, x) times the frequency; a later class beside all of them."""
     visual, likelihoods, text = drawn(seed, size, 3, 1, CLASSES)
-    side = visual_scores(visual, likelihoods, torch.tensor(trained), torch.tensor(with_images), weights)
+    kinds = Kinds.of(torch.tensor(trained), torch.tensor(with_images))
+    side = visual_scores(visual, likelihoods, kinds, weights)
     before = fuse(side, text, weights)
     prior = drawn(seed + 1, 2.0, CLASSES)
     fused = with_prior(before, side, weights, prior)
@@ -256,7 +259,7 @@ def log_sum(values: list[float]) -> float:
 def test_equally_common_classes_change_nothing() -> None:
     visual, likelihoods, text = drawn(0, 2.0, 3, 4, CLASSES)
     trained = torch.arange(CLASSES) < 3
-    side = visual_scores(visual, likelihoods, trained, trained, EVEN)
+    side = visual_scores(visual, likelihoods, Kinds.of(trained, trained), EVEN)
     before = fuse(side, text, EVEN)
     same = with_prior(before, side, EVEN, torch.full((CLASSES,), -3.0))
     torch.testing.assert_close(same.probabilities, before.probabilities)

@@ -11,7 +11,7 @@ import torch
 from scipy.optimize import minimize  # type: ignore[import-untyped]  # it has no types
 from torch import Tensor
 
-from vlltr_index.heads.fusion import Gate, PartWeights, fuse, visual_scores
+from vlltr_index.heads.fusion import Gate, Kinds, PartWeights, fuse, visual_scores
 from vlltr_index.heads.gating import HeldOutClasses, LaterFigures, fit_gate, fit_trust, later_figures
 from vlltr_index.heads.plda import PLDA, SharedGaussian
 from vlltr_index.heads.weighing import balanced_shares, mean_spread
@@ -55,7 +55,7 @@ def chances(gate: Gate, likelihoods: Tensor, text: Tensor, trained: int) -> Tens
     """Probabilities where later classes meet the others so, and the latter are parted by the generative model."""
     weights = PartWeights(0.0, 1.0, 0.0, gate, gate)
     known = torch.arange(likelihoods.shape[1]) < trained
-    side = visual_scores(likelihoods, likelihoods, known, torch.ones_like(known), weights)
+    side = visual_scores(likelihoods, likelihoods, Kinds.of(known, torch.ones_like(known)), weights)
     return fuse(side, text, weights).probabilities.double()
 
 

@@ -14,7 +14,7 @@ from tests.support.killed import around
 from vlltr_index.errors import PretrainedError
 from vlltr_index.recognition.exported.place import beside, new_folder, unfinished
 from vlltr_index.recognition.exported.reading import CARD, SUMS, locate, read_sums
-from vlltr_index.recognition.exported.writing import _new_folder
+from vlltr_index.recognition.exported.writing import exporting_to
 from vlltr_index.schemas.fingerprint import digest_file
 from vlltr_index.store.workspace import Workspace
 
@@ -23,7 +23,7 @@ CALLS = ("mkdir", "rename", "replace", "unlink", "rmdir", "fsync", "chmod")
 
 def export(workspace: Workspace, folder: Path, text: str) -> None:
     """What every export does with its folder, around a few files."""
-    with _new_folder(workspace, folder, force=True) as new:
+    with exporting_to(workspace, folder, force=True) as new:
         (new / CARD).write_text(text)
         (new / "head").mkdir()
         (new / "head" / "head.json").write_text(text)
@@ -118,7 +118,7 @@ def test_an_export_that_was_moved_away_is_back_for_the_next(workspace: Workspace
     move_away()
     with (
         pytest.raises(PretrainedError, match="model holds an export already"),
-        _new_folder(workspace, folder, force=False) as new,
+        exporting_to(workspace, folder, force=False) as new,
     ):
         (new / CARD).write_text("new")
     assert whole(folder) == "old"
@@ -173,7 +173,7 @@ def test_modes_are_the_umasks(workspace: Workspace, tmp_path: Path, mask: int) -
     """Of files and folders of an export, whatever mode a library gave them."""
     before = os.umask(mask)
     try:
-        with _new_folder(workspace, tmp_path / "model", force=False) as new:
+        with exporting_to(workspace, tmp_path / "model", force=False) as new:
             (new / CARD).touch(0o600)
             (new / "head").mkdir()
             (new / "head" / "x").touch(0o600)

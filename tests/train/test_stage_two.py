@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.support import drawings
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.checkpoint import Parts
-from vlltr_index.heads.fusion import fuse, visual_scores
+from vlltr_index.heads.fusion import Kinds, fuse, visual_scores
 from vlltr_index.heads.plda import PLDA, Moments, class_sums
 from vlltr_index.heads.units import units_of
 from vlltr_index.schemas.config import LGRConfig
@@ -76,7 +76,7 @@ def answers(decision: StageTwoResult, data: StageTwoData) -> Tensor:
         if data.bank.num_classes:
             there = data.places >= 0
             text[:, there] = head.text_logits(plain, data.bank)[:, data.places[there]]
-    side = visual_scores(visual, likelihoods, decision.rows, counts > 0, parts.weights)
+    side = visual_scores(visual, likelihoods, Kinds.of(decision.rows, counts > 0), parts.weights)
     return fuse(side, text, parts.weights).probabilities
 
 
@@ -397,7 +397,7 @@ def test_without_any_image_the_texts_decide() -> None:
     model = PLDA(parts_of(decision).shared, *nothing, data.prototypes)
     likelihoods = model.log_likelihoods(unit_rows(data.features[0]))
     none = torch.zeros(4, dtype=torch.bool)
-    side = visual_scores(likelihoods, likelihoods, none, none, weights)
+    side = visual_scores(likelihoods, likelihoods, Kinds.of(none, none), weights)
     torch.testing.assert_close(fuse(side, text, weights).probabilities, text.softmax(1))
 
 

@@ -94,12 +94,14 @@ class ChangeOptions:
         recognizer: Of the same workspace; its model is changed. If it follows the newest commit, it answers as that one
             afterwards, without loading it. None: the model is loaded for this change.
         engine: Computes the vectors of what is new. None: the encoder does, in this process.
+        timeout: As for `Workspace.transaction`.
     """
 
     dry_run: bool = False
     progress: Progress | None = None
     recognizer: Recognizer | None = None
     engine: Engine | None = None
+    timeout: float | None = None
 
 
 USUAL = ChangeOptions()
@@ -147,10 +149,11 @@ def change(
     Raises:
         MissingStepError: If the workspace has no trained head yet.
         UsageError: If the recognizer is another workspace's.
+        LockedError: If another writer is still there after `options.timeout`.
     """
     if options.recognizer is not None and not options.recognizer.is_of(workspace):
         raise UsageError("the recognizer is not of this workspace", "Open it: Recognizer.open(workspace)")
-    with workspace.transaction(command, dry_run=options.dry_run) as tx:
+    with workspace.transaction(command, options.timeout, dry_run=options.dry_run) as tx:
         before = _model(workspace.snapshot(tx.commit.id or None), options.recognizer)
         state = None
         select = tx.commit.info.select or workspace.recipe.select

@@ -97,6 +97,31 @@ class PartWeights:
         )
 
 
+class Kinds(NamedTuple):
+    """Columns of the classes of each kind, int64, on the CPU, so that no GPU is waited for.
+
+    Attributes:
+        trained: Of the trained classes.
+        few_shot: Of later classes that have images.
+        text_only: Of later classes that are known by text alone.
+    """
+
+    trained: Tensor
+    few_shot: Tensor
+    text_only: Tensor
+
+    @classmethod
+    def of(cls, trained: Tensor, with_images: Tensor) -> Kinds:
+        """Make it from the masks of the trained classes and of those that have images, bool [C]."""
+        masks = (trained, ~trained & with_images, ~trained & ~with_images)
+        return cls(*(mask.cpu().nonzero()[:, 0] for mask in masks))
+
+    def later(self, weights: PartWeights) -> tuple[tuple[Tensor, Gate], ...]:
+        """Return the columns, int64 [K], of each kind of later classes that there are, with its weights."""
+        kinds = (self.few_shot, weights.few_shot), (self.text_only, weights.text_only)
+        return tuple((columns, gate) for columns, gate in kinds if len(columns))
+
+
 class VisualScores(NamedTuple):
     """Scores of B images and C classes without the text branch.
 
@@ -104,29 +129,19 @@ class VisualScores(NamedTuple):
         scores: Float [B, C], log-scores up to a constant of each image.
         wordless: Float [B, C], what the scores are if no class has a text, so that every prior is blank.
         likelihoods: Float [B, C], log-likelihoods of the generative model, under the rule `ours`.
-        trained: Bool [C], the trained classes, under `ours`; on the CPU, so that no GPU is waited for, like the next.
-        with_images: Bool [C], the classes that have images, under `ours`.
+        kinds: The kinds of the classes, under `ours`.
     """
 
     scores: Tensor
     wordless: Tensor
     likelihoods: Tensor
-    trained: Tensor
-    with_images: Tensor
+    kinds: Kinds
 
     def rows(self, rows: Tensor) -> VisualScores:
         """Return the scores of the images at the positions int64 [b]: all that are [B, C] become [b, C]."""
         return self._replace(
             scores=self.scores[rows], wordless=self.wordless[rows], likelihoods=self.likelihoods[rows]
         )
-
-    def later(self, weights: PartWeights) -> tuple[tuple[Tensor, Gate], ...]:
-        """Return the kinds of later classes that there are, bool [C], each with its weights."""
-        kinds = (
-            (~self.trained & self.with_images, weights.few_shot),
-            (~self.trained & ~self.with_images, weights.text_only),
-        )
-        return tuple((kind, gate) for kind, gate in kinds if bool(kind.any()))
 
 
 class FusedScores(NamedTuple):
@@ -180,8 +195,7 @@ class FusedScores(NamedTuple):
 def visual_scores(
     visual_logits: Tensor,
     likelihoods: Tensor,
-    trained: Tensor,
-    with_images: Tensor,
+    kinds: Kinds,
     weights: PartWeights,
     wordless: Tensor | None = None,
 ) -> VisualScores:
@@ -193,14 +207,12 @@ def visual_scores(
     Args:
         visual_logits: Float [B, C]; only the trained classes' columns are used, and none if their weight is 0.
         likelihoods: Float [B, C], g, the log-likelihoods of the generative model.
-        trained: Bool [C], the trained classes, on the CPU.
-        with_images: Bool [C], the classes that have images, on the CPU.
+        kinds: The kinds of the classes.
         weights: The weights of the parts.
         wordless: Float [B, C], the log-likelihoods if no class has a text; None: the same.
     """
-    side = VisualScores(likelihoods, likelihoods, likelihoods, trained, with_images)
-    own = _columns(trained, likelihoods)
-    number = int((~trained).sum())
+    own = _there(kinds.trained, likelihoods)
+    number = likelihoods.shape[1] - len(own)
 
     def scores(of: Tensor) -> Tensor:
         found = torch.empty_like(of)
@@ -208,24 +220,24 @@ def visual_scores(
         if weights.image:
             known = known + weights.image * visual_logits[:, own]
         found[:, own] = known.log_softmax(1)
-        for kind, gate in side.later(weights):
+        for columns, gate in kinds.later(weights):
             gated = gate.generative * of
-            at = _columns(kind, of)
+            at = _there(columns, of)
             found[:, at] = gated[:, at] + gate.offset_among(number) - _level(gated[:, own])
         return found
 
     whole = scores(likelihoods)
-    return side._replace(scores=whole, wordless=whole if wordless is None else scores(wordless))
+    return VisualScores(whole, whole if wordless is None else scores(wordless), likelihoods, kinds)
 
 
-def _columns(mask: Tensor, values: Tensor) -> Tensor:
-    """Return where a mask on the CPU is set, int64, on the device of `values`, without waiting for a GPU."""
-    return mask.nonzero()[:, 0].to(values.device, non_blocking=True)
+def _there(columns: Tensor, values: Tensor) -> Tensor:
+    """Return columns on the device of `values`, without waiting for a GPU."""
+    return columns.to(values.device, non_blocking=True)
 
 
 def _level(scores: Tensor) -> Tensor:
     """Compute the logsumexp of each row, [B, 1]; 0 where there is no column."""
-    return scores.logsumexp(1, keepdim=True) if scores.shape[1] else scores.new_zeros(len(scores), 1)
+    return scores.logsumexp(1, keepdim=True) if scores.shape[1] else scores.new_zeros(scores.shape[0], 1)
 
 
 def fuse(image: VisualScores, text_logits: Tensor, weights: PartWeights) -> FusedScores:
@@ -241,7 +253,7 @@ def fuse(image: VisualScores, text_logits: Tensor, weights: PartWeights) -> Fuse
         weights: The weights of the parts.
     """
     dtype = working_dtype(text_logits, image.scores)
-    trained = _columns(image.trained, text_logits)
+    trained = _there(image.kinds.trained, text_logits)
     scores = image.scores.to(dtype)
     logits = text_logits.to(dtype)
     likelihoods = image.likelihoods.to(dtype)
@@ -251,8 +263,8 @@ def fuse(image: VisualScores, text_logits: Tensor, weights: PartWeights) -> Fuse
 
     text = torch.empty_like(logits)
     text[:, trained] = part(weights.text, trained, scores[:, trained])
-    for kind, gate in image.later(weights):
-        at = _columns(kind, logits)
+    for columns, gate in image.kinds.later(weights):
+        at = _there(columns, logits)
         text[:, at] = part(gate.text, at, gate.generative * likelihoods[:, trained])
     wordless = image.wordless.to(dtype)
     return FusedScores(
@@ -286,13 +298,13 @@ def with_prior(
         weights: The weights of the parts.
         log_prior: Float [C], the weighted logarithm of each class's frequency.
     """
-    trained = _columns(image.trained, fused.text_part)
+    trained = _there(image.kinds.trained, fused.text_part)
     known = log_prior.to(fused.text_part)
     part = torch.empty_like(fused.text_part)
     own = fused.visual_part[:, trained] + fused.text_part[:, trained]
     part[:, trained] = known[trained] - _level(own + known[trained]) + _level(own)
-    for kind, gate in image.later(weights):
-        at = _columns(kind, part)
+    for columns, gate in image.kinds.later(weights):
+        at = _there(columns, part)
         gated = (
             gate.generative * image.likelihoods[:, trained].to(part)
             + gate.text * fused.text_logits[:, trained]
@@ -315,9 +327,9 @@ def resting(image: VisualScores, text_logits: Tensor, probabilities: Tensor, wei
         weights: As for `fuse`.
     """
     rests = probabilities.clone()
-    trained = _columns(image.trained, probabilities)
-    for kind, gate in image.later(weights):
-        later = probabilities[:, _columns(kind, probabilities)].sum(1, keepdim=True)
+    trained = _there(image.kinds.trained, probabilities)
+    for columns, gate in image.kinds.later(weights):
+        later = probabilities[:, _there(columns, probabilities)].sum(1, keepdim=True)
         level = gate.generative * image.likelihoods[:, trained] + gate.text * text_logits[:, trained]
         share = 4.0 * later * (1.0 - later) * level.softmax(1)
         rests[:, trained] = torch.maximum(rests[:, trained], share.to(rests.dtype))
@@ -405,9 +417,11 @@ def class_logits(row_logits: Tensor, row_class: Tensor, classes: int) -> Tensor:
     Returns:
         Float [B, C].
     """
-    live = (row_class >= 0).nonzero()[:, 0]
-    owner = row_class[live].long().to(row_logits.device, non_blocking=True).expand(len(row_logits), -1)
-    rows = row_logits[:, live.to(row_logits.device, non_blocking=True)]
-    best = rows.new_full((len(rows), classes), float("-inf")).scatter_reduce(1, owner, rows, "amax")
-    sums = torch.zeros_like(best).scatter_add(1, owner, (rows - best.gather(1, owner)).exp())
-    return torch.where(best.isfinite(), best + sums.clamp(min=1.0).log(), best)
+    images = row_logits.shape[0]
+    owner = torch.where(row_class < 0, classes, row_class.long()).to(row_logits.device, non_blocking=True)
+    owner = owner.expand(images, -1)
+    empty = row_logits.new_full((images, classes + 1), float("-inf"))  # the last is of no class
+    best = empty.scatter_reduce(1, owner, row_logits, "amax")
+    sums = torch.zeros_like(best).scatter_add(1, owner, (row_logits - best.gather(1, owner)).exp())
+    logits = torch.where(best.isfinite(), best + sums.clamp(min=1.0).log(), best)
+    return logits[:, :classes]

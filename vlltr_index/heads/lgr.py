@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vlltr_index.errors import InputError
 from vlltr_index.heads.anchor_bank import LAYER_NORM_EPS, AnchorBank
-from vlltr_index.heads.lgr_autograd import attended_cosine, pair_cosines
+from vlltr_index.heads.lgr_autograd import attended_cosine, pair_cosines, plain_cosine
 from vlltr_index.tensors import full_precision, unit_rows
 
 warnings.filterwarnings("ignore", "Initializing zero-element tensors is a no-op")  # a head may have no row
@@ -140,6 +140,17 @@ class LGRHead(nn.Module):
                 )
                 parts.append(part)
             return self.logit_scale * (parts[0] if len(parts) == 1 else torch.cat(parts))
+
+    def whole_text_logits(self, image_features: Tensor, bank: AnchorBank) -> Tensor:
+        """Compute `text_logits` [B, C] of features [B, D] without a branch on values, so that it can be traced.
+
+        Where attended anchors cancel, which they cannot unless `bank.opposed`, digits are lost.
+        """
+        query = self.query(image_features)
+        image = unit_rows(self._features(image_features))
+        bias = self._bias(bank)
+        cosines, _ = plain_cosine(query, image, bank, normalise_values=self.normalise_values, bias=bias)
+        return self.logit_scale * cosines
 
     def query(self, image_features: Tensor) -> Tensor:
         """Compute q' [B, D]: an attention logit is q' . E_m / sigma_m - beta L_m, up to a constant over the class."""

@@ -40,7 +40,8 @@ class _Terms(NamedTuple):
     mixed: Tensor  # E_m . G
 
 
-_GRAM_FLOATS = 2**28  # most numbers in the Gram matrices of all classes together
+GRAM_FLOATS = 2**28
+"""Most numbers in the Gram matrices of all classes together, where they are kept at once."""
 _FEW = 4  # images
 _PAIRS_AT_ONCE = 4096
 warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
@@ -69,7 +70,7 @@ def attended_cosine(
         [B, C]; zero, without gradient, where the attended anchors cancel to zero.
     """
     with full_precision(query.device):
-        if query.device.type == "cuda" and bank.num_classes * bank.whole.width**2 <= _GRAM_FLOATS:
+        if query.device.type == "cuda" and bank.num_classes * bank.whole.width**2 <= GRAM_FLOATS:
             whole, cancelled = plain_cosine(
                 query, image, bank, normalise_values=normalise_values, detach_norm=detach_norm, bias=bias
             )

@@ -13,6 +13,7 @@ from torch import Tensor
 from vlltr_index.errors import MissingStepError, UsageError
 from vlltr_index.heads.fusion import (
     FusedScores,
+    Kinds,
     VisualScores,
     class_logits,
     fuse,
@@ -98,6 +99,12 @@ class Scorer:
     def trained(self) -> Tensor:
         """Mask of the classes that the head was trained on, bool [C]."""
         return torch.isin(self.class_ids, self.row_owners)
+
+    @cached_property
+    def kinds(self) -> Kinds:
+        """The kinds of the classes; without a generative model, trained ones and others."""
+        trained = self.trained
+        return Kinds.of(trained, trained if self.plda is None else self.plda.counts > 0)
 
     def visual_sides(self) -> dict[int, str]:
         """Return how images of each class are used: `trained` on them, or later `images`; classes without are left
@@ -207,10 +214,15 @@ class Scorer:
     def visual_logits(self, features: Tensor) -> Tensor:
         """Return the visual classifier's logits [B, C], minus infinity for a class without a row."""
         rows = self.saved.head.visual_logits(features)
-        owners = self.row_owners
-        if torch.equal(owners, self.class_ids):  # the usual case: every class has a row, in order
+        if self._row_columns is None:
             return rows
-        return class_logits(rows, class_positions(self.class_ids, owners), len(self.class_ids))
+        return class_logits(rows, self._row_columns, len(self.class_ids))
+
+    @cached_property
+    def _row_columns(self) -> Tensor | None:
+        """Column of each visual row, -1 if its class is gone, int64 [C_v]; None where every class has one, in order."""
+        owners = self.row_owners
+        return None if torch.equal(owners, self.class_ids) else class_positions(self.class_ids, owners)
 
     def log_likelihoods(self, features: Tensor) -> Tensor:
         """Return the generative model's log-likelihoods [B, C] of features [B, D], which are normalised first."""
@@ -221,22 +233,19 @@ class Scorer:
         """Score features by the visual side: log-scores under `ours`, else the visual classifier's logits."""
         if self.saved.parts is None or self.fusion.rule != "ours":
             logits = self.visual_logits(features)
-            return VisualScores(logits, logits, logits, self.trained, self.trained)
+            return VisualScores(logits, logits, logits, self.kinds)
         assert self.plda is not None
         weights = self.saved.parts.weights
         likelihoods = self.log_likelihoods(features)
         visual = self.visual_logits(features) if weights.image else likelihoods
         plain = self.plda.without_text
         wordless = None if plain is self.plda else plain.log_likelihoods(unit_rows(features))
-        with_images = self.plda.counts > 0
-        return visual_scores(
-            visual, likelihoods, self.trained, with_images, weights=weights, wordless=wordless
-        )
+        return visual_scores(visual, likelihoods, self.kinds, weights, wordless)
 
     def text_logits(self, features: Tensor) -> Tensor:
         """Return text logits [B, C]; a class without anchors gets the mean of the others."""
         if not self.bank.num_classes:
-            return self.whole(features.new_zeros(len(features), 0))
+            return self.whole(features.new_zeros(features.shape[0], 0))
         return self.whole(self.saved.head.text_logits(features, self.bank))
 
     def whole(self, bank_logits: Tensor) -> Tensor:
@@ -245,8 +254,13 @@ class Scorer:
             return bank_logits
         missing = bank_logits.mean(1, keepdim=True).nan_to_num()  # NaN if no class has an anchor
         logits = missing.expand(-1, len(self.class_ids)).clone()
-        logits[:, class_positions(self.class_ids, self.bank.class_ids)] = bank_logits
+        logits[:, self._bank_columns] = bank_logits
         return logits
+
+    @cached_property
+    def _bank_columns(self) -> Tensor:
+        """Column of each class that has anchors, int64 [C_a]."""
+        return class_positions(self.class_ids, self.bank.class_ids)
 
     def fuse(self, image: VisualScores, text_logits: Tensor) -> FusedScores:
         """Fuse the visual side's scores and text logits [B, C] into one distribution."""

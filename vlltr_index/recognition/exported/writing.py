@@ -98,9 +98,9 @@ def export_model(
         MissingStepError: If anchors or head are not there yet.
         FingerprintMismatch: If encoder, vectors and head do not belong together.
     """
-    target = _place(folder)
+    target = absolute(folder)
     snapshot = workspace.snapshot(at)
-    with _new_folder(workspace, target, force) as new:
+    with exporting_to(workspace, target, force) as new:
         model = Model.open(snapshot)
         commit = snapshot.commit
         _check_movable(model.encoder)
@@ -115,7 +115,7 @@ def export_model(
     unsaid = f"Sentences that state no licence: {without:,}. See whether you may share them."
     rows = {"classes": config.classes, "anchors": config.anchors, "sentences": config.sentences}
     notes = (unsaid,) if without else ()
-    return ExportReport(str(target), commit.id, rows, _folder_size(target), notes=notes)
+    return ExportReport(str(target), commit.id, rows, folder_size(target), notes=notes)
 
 
 def push_model(
@@ -162,7 +162,8 @@ def push_model(
     return str(done.commit_url)
 
 
-def _place(folder: str | Path) -> Path:
+def absolute(folder: str | Path) -> Path:
+    """Return a folder's absolute path, with `~` expanded."""
     return Path(os.path.expanduser(folder)).absolute()
 
 
@@ -190,7 +191,7 @@ def _check_target(folder: Path, force: bool) -> None:
 
 
 @contextmanager
-def _new_folder(workspace: Workspace, folder: Path, force: bool) -> Iterator[Path]:
+def exporting_to(workspace: Workspace, folder: Path, force: bool) -> Iterator[Path]:
     """Yield an empty folder to write into; at the end digests are added, and it becomes `folder`.
 
     Raises:
@@ -230,7 +231,7 @@ def _check_movable(encoder: Encoder) -> None:
         )
 
 
-def _folder_size(folder: Path) -> int:
+def folder_size(folder: Path) -> int:
     """Return the bytes of all files in a folder."""
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
 
@@ -382,12 +383,12 @@ def export_tables(
         MissingStepError: If there are no classes.
         InputError: If an image file that is to be embedded cannot be read any more.
     """
-    target = _place(folder)
+    target = absolute(folder)
     snapshot = workspace.snapshot(at)
     if not snapshot.class_table().ids:
         raise MissingStepError("there are no classes to export", "Run: vlltr ingest text PATH")
     number = snapshot.commit.id or None
-    with _new_folder(workspace, target, force) as new:
+    with exporting_to(workspace, target, force) as new:
         anchors = ModelState(snapshot).anchors if snapshot.commit.selection_id else None
         sentences = _sentence_rows(snapshot, anchors)
         tables = {"classes": _classes(snapshot), "sentences": sentences}
@@ -409,7 +410,7 @@ def export_tables(
         notes.append(f"Images that cannot be read, left out: {broken:,}.")
     if paths:
         notes.append(f"Images named by their path on this machine: {paths:,}; --embed-images puts them in.")
-    return ExportReport(str(target), number, rows, _folder_size(target), notes=tuple(notes))
+    return ExportReport(str(target), number, rows, folder_size(target), notes=tuple(notes))
 
 
 def _classes(snapshot: Snapshot) -> pa.Table:
