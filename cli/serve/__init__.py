@@ -1,0 +1,1 @@
+"""Serve predictions over HTTP (`vlltr serve`)."""

@@ -1,0 +1,380 @@
+"""The routes of `vlltr serve`, and their description for OpenAPI."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.security import HTTPBearer
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import to_json, to_jsonable_python
+from starlette.requests import ClientDisconnect
+
+from vlltr_index.classes import NewClass, add_classes, add_sentences, remove_classes, remove_sentences
+from vlltr_index.cli.serve.forms import MOST_TEXT, Form
+from vlltr_index.cli.serve.writing import Changed
+from vlltr_index.errors import (
+    InputError,
+    MissingStepError,
+    UnknownClassError,
+    UsageError,
+    VlltrError,
+)
+from vlltr_index.schemas.options import PredictOptions
+from vlltr_index.schemas.records import ClassScore, Prediction
+from vlltr_index.version import VERSION
+
+if TYPE_CHECKING:
+    from vlltr_index.cli.serve.batching import Batching
+    from vlltr_index.cli.serve.following import Following
+    from vlltr_index.cli.serve.forms import Forms
+    from vlltr_index.cli.serve.writing import Writing
+    from vlltr_index.recognition.model import Model
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_MOST_SAID = 20_000  # classes, sentences and neighbours in all answers of a request
+_ASKED_FOR: tuple[type[VlltrError], ...] = (UsageError, InputError, UnknownClassError, MissingStepError)
+"""Errors of what a client asked for; others may tell of this machine, and are logged."""
+
+
+class _Options(PredictOptions):
+    """The options as a client gives them; others are refused."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+
+_OPTIONS = TypeAdapter(_Options)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A class that can be the answer, as `GET /classes` lists it."""
+
+    class_id: int
+    name: str
+    aliases: tuple[str, ...]
+    parent: str | None = None
+
+
+@dataclass(frozen=True)
+class ClassList:
+    """All classes that can be the answer, by the commit that answers now."""
+
+    commit: int
+    classes: tuple[Listed, ...]
+
+
+@dataclass(frozen=True)
+class Health:
+    """Whether requests are answered, and by which commit."""
+
+    status: str
+    commit: int
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a request was refused, and what mends it."""
+
+    detail: str
+    hint: str | None = None
+
+
+_BODY = "multipart/form-data"
+_PICTURES = {"type": "array", "items": {"type": "string", "format": "binary"}}
+_PICTURE_HELP = "JPEG, PNG, WebP, BMP, GIF or TIFF files; the field may be there several times."
+
+
+def _form_of(properties: dict[str, Any], required: list[str], example: dict[str, Any]) -> dict[str, Any]:
+    """Describe a form for OpenAPI."""
+    schema = {"type": "object", "properties": properties, "required": required}
+    content = {_BODY: {"schema": schema, "example": example}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _texts(about: str) -> dict[str, Any]:
+    return {"type": "array", "items": {"type": "string"}, "description": about}
+
+
+_PREDICT_FORM = _form_of(
+    {
+        "images": {**_PICTURES, "description": _PICTURE_HELP},
+        "options": {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": _OPTIONS.json_schema(),
+            "description": "`PredictOptions` as JSON; what is left out has its default.",
+        },
+    },
+    ["images"],
+    {"images": ["(a file)"], "options": '{"top": 3, "explain": 2, "only": ["kestrel", "merlin", "hobby"]}'},
+)
+_CLASS_FORM = _form_of(
+    {
+        "name": {"type": "string"},
+        "sentences": _texts("Sentences about it; the field may be there several times."),
+        "aliases": _texts("Other names; the field may be there several times."),
+        "images": {**_PICTURES, "description": _PICTURE_HELP},
+    },
+    ["name"],
+    {"name": "okapi", "sentences": ["Its legs are striped like a zebra's."], "aliases": ["forest giraffe"]},
+)
+_SENTENCES_FORM = _form_of(
+    {"sentences": _texts("The field may be there several times.")},
+    ["sentences"],
+    {"sentences": ["Its legs are striped like a zebra's."]},
+)
+_PREDICTION = Prediction(
+    "photo.jpg",
+    (ClassScore(7, "kestrel", 0.91, 2.1, 0.3, 0.31, unit="log-odds"),),
+    residual=0.0,
+    retrieval="exhaustive",
+    commit=12,
+)
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    401: {"model": Problem, "description": "The token is missing or wrong."},
+    413: {"model": Problem, "description": "Too large, or too many."},
+    422: {"model": Problem, "description": "Something asked for is not possible."},
+    429: {"model": Problem, "description": "Too many requests wait; try again after `Retry-After` seconds."},
+    503: {
+        "model": Problem,
+        "description": "It took too long, or is busy; try again after `Retry-After` seconds.",
+    },
+}
+
+
+class Reading:
+    """What clients may ask.
+
+    Args:
+        following: Has the model.
+        batching: Answers by it.
+        forms: Reads what is sent.
+    """
+
+    def __init__(self, following: Following, batching: Batching, forms: Forms) -> None:
+        self._following = following
+        self._batching = batching
+        self._forms = forms
+        self._list: tuple[Model, bytes] | None = None
+
+    async def health(self) -> Health:
+        """Say that requests are answered; needs no token."""
+        return Health("ok", self._following.model.commit)
+
+    async def predict(self, request: Request) -> Response:
+        """Recognise pictures: an answer for each, in their order, as by `vlltr predict --json`.
+
+        All are of one commit. A picture that cannot be read has a `problem`; the others are answered.
+        """
+        async with self._forms.read(request, ("options",), "images") as form:
+            if not form.files:
+                raise HTTPException(422, "There is no picture: send files in the field 'images'.")
+            options = self._options(form.one("options"), len(form.files))
+            answers = await _unless_gone(request, self._batching.predict(form.files, options))
+        return _json(answers)
+
+    def _options(self, told: str | None, pictures: int) -> PredictOptions:
+        """Read the options of a request; errors are told to the client."""
+        try:
+            options = PredictOptions() if told is None else _OPTIONS.validate_json(told)
+        except ValidationError as error:
+            raise HTTPException(422, _told(error.errors(), "options")) from None
+        for name, least in (("top", 1), ("explain", 0), ("neighbours", 0)):
+            if getattr(options, name) < least:
+                raise HTTPException(422, f"options.{name}: it is {least} at least")
+        if options.prior == "folder":
+            raise UsageError(
+                "the prior 'folder' needs many pictures at once, and a request has few",
+                "Give 'training', or a weight for each class.",
+            )
+        top = min(options.top, len(self._following.model.class_ids))
+        said = pictures * (top * (1 + options.explain) + options.neighbours)
+        if said > _MOST_SAID:
+            raise UsageError(
+                f"the answers would have up to {said:,} classes and sentences; {_MOST_SAID:,} are allowed",
+                "Send fewer pictures, or ask for less: top, explain, neighbours.",
+            )
+        return options
+
+    async def classes(self) -> Response:
+        """List the classes that can be the answer."""
+        model = self._following.model
+        if self._list is None or self._list[0] is not model:
+            listed = await asyncio.get_running_loop().run_in_executor(None, _listed, model)
+            self._list = model, to_json(listed)
+        return Response(self._list[1], media_type="application/json")
+
+
+class Changing:
+    """What clients with the writing token may change. Each request is one commit, as by the command.
+
+    Args:
+        writing: Makes the changes.
+        forms: Reads what is sent.
+    """
+
+    def __init__(self, writing: Writing, forms: Forms) -> None:
+        self._writing = writing
+        self._forms = forms
+
+    async def add_class(self, request: Request) -> Response:
+        """Add a class by sentences, pictures, or both, as by `vlltr classes add`; it can be recognised at once."""
+        from vlltr_index.cli.ui.service import file_name
+
+        async with self._forms.read(request, ("name", "sentences", "aliases"), "images") as form:
+            name = form.one("name")
+            if name is None:
+                raise HTTPException(422, "The field 'name' is missing.")
+            images = tuple((file_name(given), data) for given, data in form.files)
+            aliases = tuple(form.texts.get("aliases", ()))
+            wanted = NewClass(name, _sentences(form), images=images, aliases=aliases)
+            return _json(await self._writing.make(lambda space, how: add_classes(space, [wanted], how)))
+
+    async def remove_class(self, name: str) -> Response:
+        """Remove a class with its sentences and images, as by `vlltr classes remove`."""
+        return _json(await self._writing.make(lambda space, how: remove_classes(space, [name], how)))
+
+    async def add_sentences(self, request: Request, name: str) -> Response:
+        """Give a class more sentences, as by `vlltr sentences add`."""
+        async with self._forms.read(request, ("sentences",)) as form:
+            given = _sentences(form)
+            return _json(
+                await self._writing.make(lambda space, how: add_sentences(space, name, given, options=how))
+            )
+
+    async def remove_sentences(
+        self, name: str, matching: Annotated[str, Query(description="Those that hold this text.")]
+    ) -> Response:
+        """Take sentences from a class, as by `vlltr sentences remove --matching`."""
+        return _json(
+            await self._writing.make(
+                lambda space, how: remove_sentences(space, name, matching=matching, options=how)
+            )
+        )
+
+
+def build_app(
+    following: Following, batching: Batching, forms: Forms, writing: Writing | None = None
+) -> FastAPI:
+    """Make the application; without `writing` nothing can be changed."""
+    app = FastAPI(
+        title="vlltr",
+        version=VERSION,
+        description="Recognise pictures, with the sentences behind each answer.",
+        dependencies=[
+            Depends(HTTPBearer(auto_error=False))
+        ],  # for the description; `Guard` looks at the token
+        docs_url=None,  # they ask other hosts for scripts
+        redoc_url=None,
+    )
+    reading = Reading(following, batching, forms)
+    example = {"content": {"application/json": {"example": [to_jsonable_python(_PREDICTION)]}}}
+    app.add_api_route("/health", reading.health, response_model=Health)
+    app.add_api_route("/classes", reading.classes, responses={200: {"model": ClassList}, 401: _REFUSALS[401]})
+    app.add_api_route(
+        "/predict",
+        reading.predict,
+        methods=["POST"],
+        responses={200: {"model": list[Prediction], **example}, **_REFUSALS},
+        openapi_extra=_PREDICT_FORM,
+    )
+    if writing is not None:
+        changing = Changing(writing, forms)
+        for method, path, change, form in (
+            ("POST", "/classes", changing.add_class, _CLASS_FORM),
+            ("DELETE", "/classes/{name:path}", changing.remove_class, None),
+            ("POST", "/sentences/{name:path}", changing.add_sentences, _SENTENCES_FORM),
+            ("DELETE", "/sentences/{name:path}", changing.remove_sentences, None),
+        ):
+            told = {200: {"model": Changed}, 404: {"model": Problem}, **_REFUSALS}
+            app.add_api_route(path, change, methods=[method], responses=told, openapi_extra=form)
+    app.add_exception_handler(VlltrError, _refuse)
+    app.add_exception_handler(RequestValidationError, _refuse_query)
+    app.add_exception_handler(ClientDisconnect, _gone)
+    app.add_exception_handler(Exception, _fail)
+    return app
+
+
+def _json(record: Any) -> Response:
+    return Response(to_json(record), media_type="application/json")
+
+
+def _sentences(form: Form) -> tuple[str, ...]:
+    """Return the sentences of a form."""
+    given = tuple(form.texts.get("sentences", ()))
+    size = sum(map(len, given))
+    if size > MOST_TEXT:
+        raise HTTPException(413, f"{size:,} characters; {MOST_TEXT:,} are allowed in one request.")
+    return given
+
+
+def _listed(model: Model) -> ClassList:
+    """List a model's classes."""
+    classes = model.classes
+    tree = model.taxonomy
+    rows = []
+    for class_id in model.class_ids.tolist():
+        name = classes.names[class_id]
+        parent = tree[name].parent if name in tree else None
+        rows.append(Listed(class_id, name, classes.aliases.get(class_id, ()), parent))
+    return ClassList(model.first_commit, tuple(rows))
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Wait for an answer as long as its client does.
+
+    Raises:
+        ClientDisconnect: If the client has gone; the work is cancelled.
+    """
+    answering = asyncio.ensure_future(work)
+    going = asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait({answering, going}, return_when=asyncio.FIRST_COMPLETED)
+        if not answering.done() and going.result()["type"] == "http.disconnect":
+            raise ClientDisconnect
+        return await answering
+    finally:
+        answering.cancel()
+        going.cancel()
+
+
+def _told(errors: Any, place: str = "") -> str:
+    """Say the first of pydantic's errors in a line."""
+    where = ".".join(str(part) for part in (place, *errors[0]["loc"]) if part != "")
+    return f"{where}: {errors[0]['msg']}"
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    """Answer for an error that has a message for people; those that tell of this machine are logged instead."""
+    assert isinstance(error, VlltrError)
+    if not isinstance(error, _ASKED_FOR):
+        return await _fail(request, error)
+    unknown = isinstance(error, UnknownClassError) and request.url.path != "/predict"
+    return _json_problem(404 if unknown else 422, error.message, error.hint)
+
+
+async def _refuse_query(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return _json_problem(422, _told(error.errors()))
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=400)  # nobody reads it
+
+
+async def _fail(request: Request, error: Exception) -> Response:
+    _log.error("%s %s: %s", request.method, request.url.path, error, exc_info=error)
+    return _json_problem(500, "The server failed; its log says why.")
+
+
+def _json_problem(status: int, detail: str, hint: str | None = None) -> Response:
+    return JSONResponse({"detail": detail} | ({} if hint is None else {"hint": hint}), status)
