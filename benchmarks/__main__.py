@@ -41,6 +41,7 @@ STUDIES = {
     "speed": "speed.questions",
     "teaching": "studies.teaching",
     "text_controls": "studies.text_controls",
+    "text_prior": "studies.text_prior",
     "threads": "speed.threads",
     "tuning": "studies.tuning",
     "views": "speed.views",

@@ -126,7 +126,8 @@ def weigh_parts(
         found = replace(found, prior=prior)
     best = scores.likelihoods.amax(1).sort().values
     accept = float(best[int((1.0 - _ACCEPTED) * len(best))])
-    shared = chosen.noisy(data.model(moments, chosen.shrinkage)).shared
+    model = chosen.noisy(data.model(moments, chosen.shrinkage))
+    shared = model.shared
     # Else a class that has text alone would win wherever the images say little.
     if Parts(shared, found).texts_are_mute:
         found = replace(found, text_only=replace(found.text_only, offset=_NOT_FOUND))
@@ -140,6 +141,7 @@ def weigh_parts(
         correlation=fit_correlation(scores.fused(found), labels, units, weights),
         later=later,
         text_trust=trust,
+        shifts=None if model.shifts is None else model.shifts[known].cpu(),
     )
     left = f"Stage 1 left {plural(len(labels), 'image')} out, too few to weigh by: the usual weights hold."
     first = near_chance(columns([fold.likelihoods(PLAINEST) for fold in folds]), labels, alike, units)
@@ -207,13 +209,12 @@ def _left_out(data: StageTwoData, folds: list[Fold], chosen: Covariances, trust:
         return [_LeftOut(fold, data.unseen_classes, model, of_head)]
     if bool(data.unseen.any()) or data.visual_init is not None:
         return []
-    texts = data.prototypes if data.sentence_means is None else data.sentence_means
     with_text = data.places >= 0
 
     def zero_shot(features: Tensor) -> Tensor:  # by all sentences: anchors were selected by the images
         if not data.has_text:
             return torch.zeros(len(features), data.classes)
-        logits = (data.logit_scale * unit_rows(features) @ unit_rows(texts).T).cpu()
+        logits = (data.logit_scale * unit_rows(features) @ unit_rows(data.sentence_means).T).cpu()
         return torch.where(with_text, logits, logits[:, with_text].mean(1, keepdim=True))
 
     drawn = torch.randperm(data.classes, generator=torch.Generator().manual_seed(0))
@@ -224,6 +225,7 @@ def _left_out(data: StageTwoData, folds: list[Fold], chosen: Covariances, trust:
         rest = ~fold.out & ~late[data.labels]
         if bool(rest.any()) and bool(late.any()):
             model = chosen.noisy(fold.data.model(fold.data.moments(rest), chosen.shrinkage))
+            texts = fold.data.whole_prototypes[:, : model.prototypes.shape[1]]
             prototypes = torch.where(late[:, None].to(texts.device), texts, model.prototypes)
             found.append(_LeftOut(fold, late, replace(model, prototypes=prototypes), zero_shot))
     return found

@@ -98,7 +98,7 @@ def fit_stage_two(
     moments = data.moments(everything)
     steps = 0
     model = data.model(moments)
-    parts = Parts(model.shared, _BY_DEFAULT)
+    parts = _usual(data, model)
     notes = [_NOTHING_TO_SPARE]
     if fitted:
         steps = round(sum(fold.steps for fold in fitted) / len(fitted))
@@ -137,10 +137,17 @@ def weigh(data: StageTwoData, head: LGRHead) -> tuple[Parts, list[str]]:
     folds = [_judged(data, out, _models(data, _rest(data, out)), head=head, steps=0) for out in held_out]
     head.cpu()
     if not folds:
-        return Parts(data.model(moments).shared.to("cpu"), _BY_DEFAULT), [_NOTHING_TO_SPARE]
+        parts = _usual(data, data.model(moments))
+        return replace(parts, shared=parts.shared.to("cpu")), [_NOTHING_TO_SPARE]
     branches = ["visual", "text"] if data.has_text else ["visual"]
     parts, notes = weigh_parts(data, folds, moments, branches, matches=matches)
     return replace(parts, shared=parts.shared.to("cpu")), notes
+
+
+def _usual(data: StageTwoData, model: PLDA) -> Parts:
+    """Return the parts where no image can be held out."""
+    shifts = None if model.shifts is None else model.shifts[data.rows].cpu()
+    return Parts(model.shared, _BY_DEFAULT, shifts=shifts)
 
 
 def without_images(bank: AnchorBank, config: LGRConfig, logit_scale: float) -> StageTwoResult:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vlltr_index.heads.plda import PLDA, Moments, class_sums, fit_shared
+from vlltr_index.heads.plda import PLDA, Moments, class_sums, fit_model
+from vlltr_index.heads.text_prior import TextKernel, class_texts
 from vlltr_index.heads.units import number_observations
 from vlltr_index.heads.weighing import SHRINKAGES
 from vlltr_index.tensors import unit_rows, work_device
@@ -36,8 +37,7 @@ class StageTwoData:
         unseen_classes: Bool [C], classes that stage 1 did not see.
         visual_init: Rows [C, D] and biases [C] of stage 1's visual classifier, NaN biases for classes it did not see.
         logit_scale: The multiplier of the cosine.
-        sentence_means: Float [C, D], mean of all normalised sentences of each class, selected or not; zeros without
-            one. None: `prototypes` takes its place.
+        sentences: All sentences of the classes in the bank, selected or not; None: the bank has all.
         anchors_without: Selects anchors without the images bool [N], and returns their bank; None: `bank` is used.
     """
 
@@ -50,7 +50,7 @@ class StageTwoData:
     unseen_classes: Tensor
     visual_init: tuple[Tensor, Tensor] | None
     logit_scale: float
-    sentence_means: Tensor | None = None
+    sentences: AnchorBank | None = None
     anchors_without: Callable[[Tensor], AnchorBank] | None = None
 
     @property
@@ -77,18 +77,38 @@ class StageTwoData:
     def placed(self) -> StageTwoData:
         """Return the data with its vectors on the device of `work_device`; labels and masks stay on the CPU."""
         device = work_device(self.features)
-        means = self.sentence_means if self.sentence_means is None else self.sentence_means.to(device)
+        sentences = self.sentences if self.sentences is None else self.sentences.to(device)
         bank = self.bank.to(device)
         features = self.features.to(device)
-        return replace(self, features=features, bank=bank, sentence_means=means)
+        return replace(self, features=features, bank=bank, sentences=sentences)
 
-    @property
+    @cached_property
+    def kernel(self) -> TextKernel | None:
+        """How alike texts are to those of the classes, see there; None where there are few, or their words unknown."""
+        return TextKernel.of(self.bank) if self.has_text else None
+
+    @cached_property
     def prototypes(self) -> Tensor:
-        """Mean of each class's normalised anchors, float32 [C, D]; zeros for a class without a sentence."""
-        rows = torch.zeros(self.classes, self.features.shape[2], device=self.features.device)
+        """Texts of the classes by their anchors, float32 [C, T], see `class_texts`; zeros for one without."""
+        return self._texts(self.bank, self.kernel)
+
+    @cached_property
+    def whole_prototypes(self) -> Tensor:
+        """The same by all their sentences, selected or not."""
+        return self._texts(self.bank if self.sentences is None else self.sentences, self.kernel)
+
+    @cached_property
+    def sentence_means(self) -> Tensor:
+        """Mean of all normalised sentences of each class, selected or not, float32 [C, D]; zeros for one without."""
+        return self._texts(self.bank if self.sentences is None else self.sentences, None)
+
+    def _texts(self, bank: AnchorBank, kernel: TextKernel | None) -> Tensor:
         told = self.places >= 0
-        if bool(told.any()):
-            rows[told] = self.bank.prototypes(True).float()[self.places[told]]
+        if not bool(told.any()):
+            return torch.zeros(self.classes, self.features.shape[2], device=self.features.device)
+        found = class_texts(bank, kernel)
+        rows = found.new_zeros(self.classes, found.shape[1])
+        rows[told] = found[self.places[told]]
         return rows
 
     def moments(self, rest: Tensor) -> Moments:
@@ -98,8 +118,7 @@ class StageTwoData:
 
     def model(self, moments: Moments, shrinkage: float | None = SHRINKAGES[0]) -> PLDA:
         """Fit the generative model by moments of images and the classes' prototypes."""
-        shared = fit_shared(moments, self.prototypes, shrinkage)
-        return PLDA(shared, moments.counts, moments.sums, self.prototypes)
+        return fit_model(moments, self.prototypes, shrinkage, self.kernel)
 
 
 def text_matches(data: StageTwoData) -> bool | None:
@@ -110,7 +129,7 @@ def text_matches(data: StageTwoData) -> bool | None:
     were selected by the images.
     """
     images = unit_rows(data.features[0])
-    text = data.prototypes if data.sentence_means is None else data.sentence_means
+    text = data.sentence_means
     counts, sums = class_sums(images, data.labels, data.classes)
     both = (counts > 0).cpu() & (data.places >= 0)
     if int(both.sum()) < _FEWEST_TO_MATCH:

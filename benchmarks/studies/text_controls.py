@@ -172,6 +172,8 @@ def _rules(workspace: Workspace, image_ids: list[str]) -> Iterator[tuple[str, Te
 class _Untold(StageTwoData):
     """Stage 2's data whose generative model learns nothing from text."""
 
+    kernel = None
+
     @property
     def prototypes(self) -> Tensor:
         return torch.zeros(self.classes, self.features.shape[2])

@@ -114,7 +114,7 @@ def test_shares_of_the_prior_are_shapley_values(
     def likelihood(model: PLDA) -> float:
         return float(model.log_likelihoods(F.normalize(image.double(), dim=0)[None]))
 
-    shares, effects = explain_prior(plda, 0, plda.map_sentences(0, sentences.double()), image)
+    shares, effects = explain_prior(plda, 0, plda.map_sentences(0, each), image)
     whole = likelihood(plda)
     assert float(shares.sum()) == pytest.approx(whole - likelihood(plda.without_text), abs=1e-8)
     for m in range(count):

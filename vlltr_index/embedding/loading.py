@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from vlltr_index.data.decoding import THUMBNAIL
+from vlltr_index.data.words import number_words
 from vlltr_index.errors import (
     EncoderError,
     FingerprintMismatch,
     MissingStepError,
     write_error,
 )
+from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.bursts import folder_of
 from vlltr_index.heads.plda import unit_sums
 from vlltr_index.heads.units import join_copies, number_observations, units_of
@@ -285,6 +287,14 @@ def sentence_means(snapshot: Snapshot, class_ids: Tensor) -> Tensor:
         sums.index_add_(0, at[part], unit_rows(vectors))
     counts = torch.bincount(at[at >= 0], minlength=len(class_ids))
     return sums / counts.clamp(min=1)[:, None]
+
+
+def sentence_bank(snapshot: Snapshot, class_ids: Tensor) -> AnchorBank:
+    """Read all sentences of some classes, each of which has one, with their vectors and words."""
+    rows = snapshot.table("sentences", ["text", "text_hash", "class_id"])
+    rows = rows.filter(pc.is_in(rows["class_id"], pa.array(class_ids.tolist(), pa.int32())))
+    vectors = text_vectors_of(snapshot, rows["text_hash"].to_pylist())
+    return AnchorBank.build(vectors, numbers(rows, "class_id"), class_ids, words=number_words(rows["text"]))
 
 
 def run_folder(workspace: Workspace, key: str = "") -> Path:

@@ -66,6 +66,7 @@ class AnchorBank:
         rows: Int64 [A], the position of each row in the input of `build`.
         losses: Float [A], L_lin of each anchor, float32 at least; zeros where it is unknown. Only differences within a
             class matter.
+        words: Int16 [A, K], the words of each sentence, see `data.words.number_words`; None: not known.
     """
 
     vectors: Tensor
@@ -73,6 +74,7 @@ class AnchorBank:
     class_ids: Tensor
     rows: Tensor
     losses: Tensor
+    words: Tensor | None = None
 
     @classmethod
     def build(
@@ -81,6 +83,7 @@ class AnchorBank:
         class_of_anchor: Tensor,
         class_ids: Tensor | Sequence[int],
         losses: Tensor | None = None,
+        words: Tensor | None = None,
     ) -> AnchorBank:
         """Sort anchors by class.
 
@@ -89,6 +92,7 @@ class AnchorBank:
             class_of_anchor: Integers [A], the class *id* of each anchor.
             class_ids: Integers [C], distinct; their order is the bank's class order.
             losses: Float [A], L_lin of each anchor; None: unknown.
+            words: Int16 [A, K], see the attribute.
 
         Returns:
             The bank; within a class the anchors keep their order.
@@ -123,6 +127,7 @@ class AnchorBank:
             class_ids=ids,
             rows=order,
             losses=losses.to(order.device, dtype)[order],
+            words=None if words is None else words.to(order.device)[order],
         )
 
     @property
@@ -240,13 +245,16 @@ class AnchorBank:
             class_ids=ids,
             rows=self.rows[rows],
             losses=self.losses[rows],
+            words=None if self.words is None else self.words[rows],
         )
 
     def to(self, device: torch.device | str) -> AnchorBank:
         """Return the bank on another device."""
         if torch.device(device) == self.vectors.device:
             return self
-        return AnchorBank(*(getattr(self, f.name).to(device) for f in fields(self)))
+        there = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "words"}
+        words = None if self.words is None else self.words.to(device)
+        return AnchorBank(**{name: value.to(device) for name, value in there.items()}, words=words)
 
     def _mean_values(self, normalise_values: bool, beta: float) -> Tensor:
         """Compute the weighted mean of each class's anchors, [C, D]."""

@@ -19,12 +19,15 @@ from vlltr_index.heads.fusion import PartWeights
 from vlltr_index.heads.gating import LaterFigures
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.heads.plda import SharedGaussian
+from vlltr_index.heads.text_prior import TextKernel
 from vlltr_index.heads.tree import HeldOutAnswers
 from vlltr_index.schemas.manifests import Manifest
 
 _TIMES = ("seconds", "images_per_s")  # left out of the log, so that the same training gives the same digest
 SHARED = ("centre", "basis", "spread", "blank", "text_centre", "text_map")
 """Names of the generative model's tensors in a head's file, after the prefix `generative.`."""
+KERNEL = ("centre", "scale", "landmarks")
+"""Names of the tensors of its kernel in that file, after `kernel.`; missing where it reads the vectors alone."""
 HELD_OUT = ("labels", "probabilities")
 """Names of the tensors of held-out answers in that file, after `held_out.`; missing without held-out images."""
 
@@ -44,6 +47,7 @@ class Parts:
         correlation: How alike the images of a unit are, see `pooling.together`.
         later: What later classes get and cost; empty where no class could play one.
         text_trust: How far the generative model trusts the texts of later classes, see `PLDA`.
+        shifts: Float64 [C_v, D], see `PLDA`, of the classes of the visual rows; None: nothing.
     """
 
     shared: SharedGaussian
@@ -54,6 +58,7 @@ class Parts:
     correlation: float = 1.0
     later: tuple[LaterFigures, ...] = ()
     text_trust: float = 1.0
+    shifts: Tensor | None = None
 
     @property
     def texts_are_mute(self) -> bool:
@@ -143,6 +148,10 @@ def save_head(
             text_trust=parts.text_trust,
         )
         tensors |= {f"generative.{n}": getattr(parts.shared, n).float().contiguous() for n in SHARED}
+        if parts.shared.kernel is not None:
+            tensors |= {f"kernel.{n}": getattr(parts.shared.kernel, n).contiguous() for n in KERNEL}
+        if parts.shifts is not None:
+            tensors["generative.shifts"] = parts.shifts.float().contiguous()
         if parts.held_out is not None:
             tensors |= {f"held_out.{n}": getattr(parts.held_out, n).contiguous() for n in HELD_OUT}
     save_file(tensors, folder / "head.safetensors")
@@ -201,7 +210,11 @@ def _parts(facts: PartFacts, tensors: dict[str, Tensor]) -> Parts:
     held = None
     if "held_out.labels" in tensors:
         held = HeldOutAnswers(*(tensors.pop(f"held_out.{name}") for name in HELD_OUT))
-    gaussian = SharedGaussian(**shared, noise=facts.noise, text_r2=facts.text_r2)
+    kernel = None
+    if "kernel.landmarks" in tensors:
+        kernel = TextKernel(*(tensors.pop(f"kernel.{name}") for name in KERNEL))
+    shifts = tensors.pop("generative.shifts", None)
+    gaussian = SharedGaussian(**shared, noise=facts.noise, text_r2=facts.text_r2, kernel=kernel)
     return Parts(
         gaussian,
         facts.weights,
@@ -211,4 +224,5 @@ def _parts(facts: PartFacts, tensors: dict[str, Tensor]) -> Parts:
         correlation=facts.correlation,
         later=tuple(facts.later),
         text_trust=facts.text_trust,
+        shifts=None if shifts is None else shifts.double(),
     )

@@ -18,13 +18,11 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from vlltr_index.errors import InputError
+from vlltr_index.heads.text_prior import TextKernel, fit_text
 from vlltr_index.tensors import full_precision
 
-_FOLDS = 5
-_RIDGES = tuple(10.0**n for n in range(-2, 5))
 _LEAST_SPREAD = 0.02
 _ROWS_AT_ONCE = 1024
 _NO_SCATTER = 1e-12  # share of the mean squared length: the scatter that rounding gives to identical images
@@ -42,6 +40,7 @@ class SharedGaussian:
         text_centre: [T], tbar.
         text_map: [T, D]; (t - text_centre) @ text_map is a class's prior mean in the basis. Zero where texts do not
             predict the class means.
+        kernel: Makes the last T - D numbers of a text, see `text_prior.class_texts`; None: T is D.
         noise: s, the covariance of images within a class, in units of Sigma, for images that were not fitted.
         text_r2: Share of the class means' variance that texts predict for classes left out of the fit, 0 to 1.
     """
@@ -54,11 +53,13 @@ class SharedGaussian:
     text_map: Tensor
     noise: float = 1.0
     text_r2: float = 0.0
+    kernel: TextKernel | None = None
 
     def to(self, device: torch.device | str) -> SharedGaussian:
         """Return the parameters on another device."""
         names = ("centre", "basis", "spread", "blank", "text_centre", "text_map")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+        kernel = self.kernel if self.kernel is None else self.kernel.to(device)
+        return replace(self, kernel=kernel, **{name: getattr(self, name).to(device) for name in names})
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,9 +70,12 @@ class PLDA:
         shared: The parameters.
         counts: Int64 [C], units of each class; may be 0. A unit is an image, or several that are one observation.
         sums: Float64 [C, D], the sum of the units' features; that of a unit of several images is their mean.
-        prototypes: Float [C, T], mean of each class's normalised anchors; a row of zeros is a class without text.
+        prototypes: Float [C, T], `text_prior.class_texts` of each class's anchors; a row of zeros is a class without
+            text.
         trust: Float64 [C], 0 to 1: how far the prior of each class's text lies from the blank prior, at 0, to the one
             that `shared` tells, at 1; None: 1 for all.
+        shifts: Float64 [C, D], what is added to the prior mean that `shared` tells of each class: it was fitted on the
+            class's own images too, and a fit without it tells another one. None: nothing.
     """
 
     shared: SharedGaussian
@@ -79,6 +83,7 @@ class PLDA:
     sums: Tensor
     prototypes: Tensor
     trust: Tensor | None = None
+    shifts: Tensor | None = None
 
     @cached_property
     def prior(self) -> tuple[Tensor, Tensor]:
@@ -91,6 +96,7 @@ class PLDA:
         """Mean and variance of the prior that each class's text gives, both float64 [C, D]."""
         trust = self._trust[:, None]
         predicted = (self.prototypes.double() - self.shared.text_centre) @ self.shared.text_map
+        predicted = predicted if self.shifts is None else predicted + self.shifts
         return trust * predicted, trust * self.shared.spread + (1.0 - trust) * self.shared.blank
 
     @property
@@ -125,12 +131,14 @@ class PLDA:
 
         Args:
             position: The class.
-            sentences: Float [M, T], unnormalised. The prior mean of a class is the mean of these of its anchors.
+            sentences: Float [M, T], see `text_prior.sentence_texts`. The prior mean of a class is the mean of these of
+                its anchors.
         """
         shared = self.shared
         dtype = torch.promote_types(sentences.dtype, torch.float32)
-        centred = F.normalize(sentences.to(dtype), dim=1) - shared.text_centre.to(dtype)
-        return float(self._trust[position]) * (centred @ shared.text_map.to(dtype))
+        told = (sentences.to(dtype) - shared.text_centre.to(dtype)) @ shared.text_map.to(dtype)
+        told = told if self.shifts is None else told + self.shifts[position].to(told)
+        return float(self._trust[position]) * told
 
     def likelihoods_if(self, position: int, predicted: Tensor, has_text: Tensor, z: Tensor) -> Tensor:
         """Compute a class's log-likelihood for one image if its text were another, up to a constant: float64 [K].
@@ -192,7 +200,9 @@ class PLDA:
         """Return the model of the classes at the positions int64 [C'] alone."""
         classes = classes.to(self.sums.device)
         trust = None if self.trust is None else self.trust[classes]
-        return PLDA(self.shared, self.counts[classes], self.sums[classes], self.prototypes[classes], trust)
+        shifts = None if self.shifts is None else self.shifts[classes]
+        rows = self.counts[classes], self.sums[classes], self.prototypes[classes]
+        return PLDA(self.shared, *rows, trust, shifts)
 
 
 def class_sums(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
@@ -278,16 +288,24 @@ class Moments:
 
 
 def fit_shared(moments: Moments, prototypes: Tensor, shrinkage: float | None = 1.0) -> SharedGaussian:
-    """Fit the parameters that all classes share.
+    """Fit the parameters that all classes share, without a kernel; see `fit_model`."""
+    return fit_model(moments, prototypes, shrinkage).shared
+
+
+def fit_model(
+    moments: Moments, prototypes: Tensor, shrinkage: float | None = 1.0, kernel: TextKernel | None = None
+) -> PLDA:
+    """Fit the parameters that all classes share; return the model of the classes by these.
 
     Sigma is the within-class covariance S, shrunk. T is a multiple of the identity plus a ridge regression on the rest,
-    chosen on classes left out (5 folds, means taken inside each fold); zero where it predicts nothing. Lambda is the
-    covariance of the residuals on classes left out, less what sampling adds to class means, shrunk.
+    chosen on classes left out, see `text_prior.fit_text`; zero where it predicts nothing. Lambda is the covariance of
+    the residuals on classes left out, less what sampling adds to class means, shrunk.
 
     Args:
         moments: Statistics of the images.
-        prototypes: Float [C, T], as for `PLDA`; T is D.
+        prototypes: Float [C, T], as for `PLDA`; T is D without a kernel.
         shrinkage: How much both covariances are shrunk, see `shrunk`.
+        kernel: That of the prototypes. The parameters have it if it tells more than the vectors.
 
     Raises:
         InputError: Prototypes are not finite.
@@ -297,6 +315,7 @@ def fit_shared(moments: Moments, prototypes: Tensor, shrinkage: float | None = 1
     there = moments.counts > 0
     n = moments.counts[there].double()
     means = moments.sums[there] / n[:, None]
+    dim = means.shape[1]
     weights = n / (n + 2.0)
     centre = _mean(means, weights)
     whitening = _inverse_root(shrunk(moments.within, moments.freedom, shrinkage))
@@ -308,26 +327,39 @@ def fit_shared(moments: Moments, prototypes: Tensor, shrinkage: float | None = 1
     )
     seen = (means - centre) @ whitening
     known = torch.where(has_text[:, None], text - text_centre, 0.0)
-    text_map, residuals, r2 = _fit_text(known @ whitening, seen, weights * has_text)
-    with_residual = has_text if r2 else torch.ones_like(has_text)
+    alike = known[:, dim:] if kernel is None else known[:, dim:] @ kernel.root
+    fit = fit_text(known[:, :dim] @ whitening, alike, seen, weights * has_text)
+    with_residual = has_text if fit.r2 else torch.ones_like(has_text)
     about_texts = _between(
-        residuals[with_residual], n[with_residual], weights[with_residual], noise=noise, shrinkage=shrinkage
+        fit.residuals[with_residual],
+        n[with_residual],
+        weights[with_residual],
+        noise=noise,
+        shrinkage=shrinkage,
     )
     spread, rotation = torch.linalg.eigh(about_texts)
     spread = spread.clamp(min=_LEAST_SPREAD)
     about_centre = _between(seen, n, weights, noise=noise, shrinkage=shrinkage)
-    blank = torch.maximum((rotation.T @ about_centre @ rotation).diagonal(), spread) if r2 else spread
-    basis = whitening @ rotation
-    text_map = whitening @ text_map @ rotation
-    return SharedGaussian(
+    blank = torch.maximum((rotation.T @ about_centre @ rotation).diagonal(), spread) if fit.r2 else spread
+    text_map = whitening @ fit.text_map[:dim]
+    if kernel is not None:
+        text_map = torch.cat([text_map, kernel.root @ fit.text_map[dim:]])
+    kernel = kernel if bool(text_map[dim:].any()) else None
+    width = dim if kernel is None else len(text_map)
+    shifts = torch.zeros_like(moments.sums)
+    shifts[there] = fit.shifts @ rotation
+    shared = SharedGaussian(
         centre=centre,
-        basis=basis,
+        basis=whitening @ rotation,
         spread=spread,
         blank=blank,
-        text_centre=text_centre,
-        text_map=text_map,
-        text_r2=r2,
+        text_centre=text_centre[:width],
+        text_map=text_map[:width] @ rotation,
+        text_r2=fit.r2,
+        kernel=kernel,
     )
+    rows = moments.counts, moments.sums, prototypes[:, :width]
+    return PLDA(shared, *rows, shifts=None if kernel is None else shifts)
 
 
 def shrunk(covariance: Tensor, observations: float, shrinkage: float | None = 1.0) -> Tensor:
@@ -452,61 +484,6 @@ def _inverse_root(covariance: Tensor) -> Tensor:
     least = torch.finfo(values.dtype).eps * values.amax().clamp(min=1e-20)
     root: Tensor = vectors * values.clamp(min=least).rsqrt() @ vectors.T
     return root
-
-
-def _fit_text(text: Tensor, seen: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Fit T, the map from text prototypes to class means, by cross-validation over classes.
-
-    Args:
-        text: Float64 [C, D], prototypes less their mean, whitened.
-        seen: Float64 [C, D], class means less their mean, whitened.
-        weights: Float64 [C]; 0 for a class without text.
-
-    Returns:
-        T [D, D]; the residuals [C, D] of class means that were left out of the fit; and the R^2 of these predictions
-        against the mean of the other classes, which T = 0 predicts. Residuals of classes without text are meaningless
-        unless T = 0.
-    """
-    nothing = seen.new_zeros(text.shape[1], seen.shape[1])
-    has_text = weights > 0
-    if int(has_text.sum()) < 3:
-        return nothing, seen, 0.0
-    folds = (has_text.cumsum(0) - 1).clamp(min=0)  # with few classes each is a fold
-    if int(has_text.sum()) >= 2 * _FOLDS:
-        folds = folds % _FOLDS
-    alone = torch.zeros_like(seen)
-    predicted = [torch.zeros_like(seen) for _ in (0.0, *_RIDGES)]
-    for fold in folds.unique():
-        out = folds == fold
-        w = torch.where(out, 0.0, weights)
-        x0 = _mean(text, w)
-        y0 = _mean(seen, w)
-        alone[out] = seen[out] - y0
-        for which, mapped in enumerate(_maps(text - x0, seen - y0, w)):
-            predicted[which][out] = (text[out] - x0) @ mapped
-    total = (weights[:, None] * alone.square()).sum()
-    left = torch.stack([(weights[:, None] * (alone - f).square()).sum() for f in predicted])
-    best = int(left.argmin())
-    r2 = float(1.0 - left[best] / total) if float(total) else 0.0
-    if not r2 > 0.0:
-        return nothing, seen, 0.0
-    residuals = alone - predicted[best]
-    chosen = _maps(text - _mean(text, weights), seen - _mean(seen, weights), weights)[best]
-    return chosen, residuals, r2
-
-
-def _maps(text: Tensor, seen: Tensor, weights: Tensor) -> list[Tensor]:
-    """Fit a I, and a I + R for each ridge of `_RIDGES`; text and class means [C, D] are centred."""
-    w = weights[:, None]
-    scale = (w * text * seen).sum() / (w * text.square()).sum().clamp(min=1e-300)
-    identity = torch.eye(text.shape[1]).to(text) * scale
-    values, vectors = torch.linalg.eigh((w * text).T @ text)
-    toward = vectors.T @ ((w * text).T @ (seen - scale * text))
-    level = values.mean().clamp(min=1e-300)
-    return [
-        identity,
-        *(identity + vectors @ (toward / (values + ridge * level)[:, None]) for ridge in _RIDGES),
-    ]
 
 
 def _between(

@@ -215,7 +215,7 @@ def stage_two_data(
     unseen, unseen_classes = _unseen(held, images.image_ids, class_ids)
     places = class_positions(loaded.bank.class_ids, class_ids)
     there = places[places >= 0]
-    bank = loaded.bank.select(there) if len(there) else loaded.bank
+    bank = loaded.with_words.select(there) if len(there) else loaded.bank
     again: Callable[[Tensor], AnchorBank] | None = None
     selected = commit.info.select
     if selected and selected.split == "train" and held == HeldOut():
@@ -228,7 +228,7 @@ def stage_two_data(
         units=units,
         visual_init=init,
         logit_scale=commit.logit_scale,
-        sentence_means=loading.sentence_means(snapshot, class_ids),
+        sentences=loading.sentence_bank(snapshot, bank.class_ids) if len(there) else None,
         unseen=unseen,
         unseen_classes=unseen_classes,
         anchors_without=again,

@@ -266,7 +266,7 @@ def _model_without(model: Model, struck: frozenset[str]) -> tuple[Model, dict[st
     texts = texts_of(every.filter(of_touched))
     found = replace(
         model,
-        anchors=model.anchors.exchanged(touched, bank, ids),
+        anchors=model.anchors.exchanged(touched, bank, ids, [texts[one][0] for one in ids]),
         state=state.apart(class_images=state.class_images, read_texts=lambda: {**state.texts, **texts}),
     )
     if model.log_prior is not None:

@@ -236,7 +236,7 @@ class Folds:
         snapshot = model.state.snapshot
         path = self._folder / str(number) / "anchors.arrow"
         stored = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        sentences = snapshot.table("sentences", ["sentence_id", "text_hash", "class_id"])
+        sentences = snapshot.table("sentences", ["sentence_id", "text", "text_hash", "class_id"])
         at = pc.index_in(
             stored["sentence_id"].combine_chunks(), value_set=sentences["sentence_id"].combine_chunks()
         )
@@ -264,6 +264,7 @@ class Folds:
         at = pc.index_in(
             rows["sentence_id"].combine_chunks(), value_set=sentences["sentence_id"].combine_chunks()
         )
+        rows = rows.append_column("text", sentences["text"].take(at))
         vectors = text_vectors_of(snapshot, sentences["text_hash"].take(at).to_pylist())
         losses = torch.from_numpy(rows["loss"].to_numpy().copy())
         return Anchors.of(rows, vectors, losses, own.selection_id)

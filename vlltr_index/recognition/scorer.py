@@ -24,6 +24,7 @@ from vlltr_index.heads.fusion import (
     with_prior,
 )
 from vlltr_index.heads.plda import PLDA
+from vlltr_index.heads.text_prior import class_texts
 from vlltr_index.tensors import class_positions, unit_rows
 
 if TYPE_CHECKING:
@@ -78,15 +79,33 @@ class Scorer:
         """The generative model of the C classes; None for a head without parts of the rule `ours`."""
         if self.saved.parts is None:
             return None
-        counts = torch.zeros(len(self.class_ids), dtype=torch.int64)
-        sums = torch.zeros(len(self.class_ids), self.saved.head.dim, dtype=torch.float64)
-        prototypes = torch.zeros(len(self.class_ids), self.saved.head.dim)
+        parts = self.saved.parts
+        classes = len(self.class_ids)
+        counts = torch.zeros(classes, dtype=torch.int64)
+        sums = torch.zeros(classes, self.saved.head.dim, dtype=torch.float64)
+        prototypes = torch.zeros(classes, len(parts.shared.text_map))
         at = class_positions(self.class_ids, self.stats.class_ids)
         counts[at] = self.stats.counts
         sums[at] = self.stats.sums
-        prototypes[class_positions(self.class_ids, self.bank.class_ids)] = self.bank.prototypes(True).float()
-        trust = torch.where(self.trained, 1.0, self.saved.parts.text_trust).double()
-        return PLDA(self.saved.parts.shared, counts, sums, prototypes, trust)
+        if self.bank.num_classes:
+            told = class_positions(self.class_ids, self.bank.class_ids)
+            prototypes[told] = class_texts(self.told, parts.shared.kernel)
+        trust = torch.where(self.trained, 1.0, parts.text_trust).double()
+        return PLDA(parts.shared, counts, sums, prototypes, trust, self._shifts(parts))
+
+    @property
+    def told(self) -> AnchorBank:
+        """The anchors, with their words if the generative model reads them."""
+        parts = self.saved.parts
+        reads = parts is not None and parts.shared.kernel is not None
+        return self.anchors.with_words if reads else self.bank
+
+    def _shifts(self, parts: Parts) -> Tensor | None:
+        """Return `PLDA.shifts`, zero for classes that the model was not fitted on."""
+        if parts.shifts is None:
+            return None
+        at = class_positions(self.saved.class_ids, self.class_ids)
+        return torch.where(at[:, None] >= 0, parts.shifts[at], 0.0)
 
     @property
     def row_owners(self) -> Tensor:

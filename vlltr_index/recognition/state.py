@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlltr_index.anchors.index import FaissIndex, TorchIndex, load_index
+from vlltr_index.data.words import number_words
 from vlltr_index.embedding.loading import content_ids, content_vectors, numbers, open_encoder
 from vlltr_index.embedding.vectors import embedded
 from vlltr_index.errors import FingerprintMismatch, MissingStepError, UsageError
@@ -49,17 +50,27 @@ class Anchors:
         bank: Their vectors and classes.
         keys: Int64 [A], in the bank's order.
         sentence_ids: In the same order.
+        texts: In the same order, strings.
         selection_id: Of the selection that they come from.
     """
 
     bank: AnchorBank
     keys: Tensor
     sentence_ids: list[str]
+    texts: pa.Array
     selection_id: str
+
+    @cached_property
+    def with_words(self) -> AnchorBank:
+        """The bank with the words of its sentences."""
+        return replace(self.bank, words=number_words(self.texts))
 
     @classmethod
     def of(cls, rows: pa.Table, vectors: Tensor, losses: Tensor, selection_id: str) -> Anchors:
-        """Make it from rows of `anchors` sorted by class and rank, vectors float [A, D] and losses [A]; A may be 0."""
+        """Make it from rows of anchors with their texts, sorted by class and rank, vectors float [A, D] and losses [A].
+
+        A may be 0.
+        """
         owner = numbers(rows, "class_id")
         keys = numbers(rows, "anchor_key")
         if len(owner):
@@ -68,15 +79,19 @@ class Anchors:
             bank = AnchorBank(
                 vectors=vectors, offsets=owner.new_zeros(1), class_ids=owner, rows=owner, losses=losses
             )
-        return cls(bank, keys, rows["sentence_id"].to_pylist(), selection_id)
+        texts = rows["text"].combine_chunks()
+        return cls(bank, keys, rows["sentence_id"].to_pylist(), texts, selection_id)
 
-    def exchanged(self, class_ids: Tensor, other: AnchorBank | None, sentence_ids: Sequence[str]) -> Anchors:
+    def exchanged(
+        self, class_ids: Tensor, other: AnchorBank | None, sentence_ids: Sequence[str], texts: Sequence[str]
+    ) -> Anchors:
         """Return the anchors where the classes `class_ids` have those of another bank, or none; no index knows them.
 
         Args:
             class_ids: Int64 [K].
             other: Anchors of these classes; None: there is none.
             sentence_ids: The sentence of each, in the bank's order.
+            texts: The text of each.
         """
         banks = [self.bank] if other is None else [self.bank, other]
         owner = torch.cat([bank.class_ids[bank.class_of_row] for bank in banks])
@@ -93,7 +108,8 @@ class Anchors:
             losses=torch.cat([bank.losses for bank in banks])[at],
         )
         ids = [*self.sentence_ids, *sentence_ids]
-        return Anchors(bank, torch.arange(len(at)), [ids[i] for i in at.tolist()], self.selection_id)
+        every = pa.concat_arrays([self.texts, pa.array(texts, self.texts.type)]).take(pa.array(at.numpy()))
+        return Anchors(bank, torch.arange(len(at)), [ids[i] for i in at.tolist()], every, self.selection_id)
 
 
 @dataclass(frozen=True, eq=False)
@@ -316,7 +332,7 @@ def texts_of(rows: pa.Table) -> Texts:
 def _anchors_of(anchors: pa.Table, ranks: pa.Table, selection_id: str) -> Anchors:
     """Make the anchors of the rows `anchors` and `ranks`, see `store.parts`."""
     at = pc.index_in(ranks["anchor_key"].combine_chunks(), value_set=anchors["anchor_key"].combine_chunks())
-    rows = anchors.select(["anchor_key", "class_id", "sentence_id"]).take(at)
+    rows = anchors.select(["anchor_key", "class_id", "sentence_id", "text"]).take(at)
     for name in ("rank", "loss"):
         rows = rows.append_column(name, ranks[name])
     rows = rows.append_column("row", at)

@@ -25,6 +25,7 @@ from vlltr_index.encoders.openclip import GENERIC, SAVED_KEYS
 from vlltr_index.errors import InputError, PretrainedError, VlltrError
 from vlltr_index.heads.checkpoint import SHARED, HeadManifest
 from vlltr_index.heads.lgr import LGRHead
+from vlltr_index.heads.text_prior import NUMBERS
 from vlltr_index.recognition.exported.arrow_file import check_plain
 from vlltr_index.schemas.exported import ExportedConfig, sentences_schema
 from vlltr_index.schemas.manifests import EncoderManifest, Manifest
@@ -210,9 +211,10 @@ def check_head(folder: Path, config: ExportedConfig) -> None:
         head = LGRHead(config.dim, rows, facts.visual, loss_bias=facts.loss_bias)
     expected = {f"head.{name}": tuple(value.shape) for name, value in head.state_dict().items()}
     if facts.parts is not None:
-        for name in SHARED:
-            square = name in ("basis", "text_map")
-            expected[f"generative.{name}"] = (config.dim, config.dim) if square else (config.dim,)
+        marks = tensors.get("kernel.landmarks")
+        expected |= _part_shapes(config.dim, 0 if marks is None else len(marks))
+        if "generative.shifts" in tensors:
+            expected["generative.shifts"] = (rows, config.dim)
         if held:
             expected |= {"held_out.labels": (held,), "held_out.probabilities": (held, rows)}
     _check_shapes(weights, tensors, expected | {"class_ids": (rows,)})
@@ -256,6 +258,22 @@ def _check_shapes(path: Path, found: Mapping[str, Tensor], expected: Mapping[str
             damaged(path, f"{name} has shape {list(found[name].shape)}, expected {list(shape)}")
     for name in sorted(found.keys() - expected.keys()):
         damaged(path, f"{name[:80]!r} is not part of the model")
+
+
+def _part_shapes(dim: int, landmarks: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the generative model's tensors, with that many landmarks; 0: without a kernel."""
+    told = dim + landmarks
+    shapes: dict[str, tuple[int, ...]] = {f"generative.{name}": (dim,) for name in SHARED}
+    shapes |= {"generative.basis": (dim, dim), "generative.text_centre": (told,)}
+    shapes["generative.text_map"] = (told, dim)
+    if landmarks:
+        width = dim + NUMBERS
+        shapes |= {
+            "kernel.centre": (width,),
+            "kernel.scale": (width,),
+            "kernel.landmarks": (landmarks, width),
+        }
+    return shapes
 
 
 def read_sentences(path: Path, number: int) -> pa.Table:

@@ -1,0 +1,145 @@
+"""A generative model that reads likeness to other texts: stored, explained by sentences, struck out, exported."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from torch.nn import functional as F
+
+from vlltr_index.classes import add_class
+from vlltr_index.heads.checkpoint import load_head, save_head
+from vlltr_index.heads.text_prior import TextKernel, class_texts
+from vlltr_index.pipelines.fit import fit
+from vlltr_index.recognition.answering import predict
+from vlltr_index.recognition.counterfactual import Examination
+from vlltr_index.recognition.model import Model
+from vlltr_index.recognizer import Recognizer
+from vlltr_index.schemas.options import PredictOptions
+
+
+@pytest.fixture(scope="module")
+def model(recognizer: Recognizer) -> Model:
+    """The trained model with a kernel, a map from it, and a shift of each class, all drawn at random."""
+    found = recognizer.current()
+    parts = found.saved.parts
+    assert parts is not None
+    kernel = TextKernel.of(found.anchors.with_words)
+    assert kernel is not None
+    g = torch.Generator().manual_seed(0)
+    marks, dim = len(kernel.landmarks), found.saved.head.dim
+    centre = class_texts(found.anchors.with_words, kernel).double().mean(0)[dim:]
+    shared = replace(
+        parts.shared,
+        kernel=kernel,
+        text_centre=torch.cat([parts.shared.text_centre[:dim], centre]),
+        text_map=torch.cat([parts.shared.text_map[:dim], torch.randn(marks, dim, generator=g).double()]),
+    )
+    shifts = torch.randn(len(found.saved.class_ids), dim, generator=g).double()
+    weights = replace(parts.weights, generative=0.03, text=0.05)
+    parts = replace(parts, shared=shared, shifts=shifts, weights=weights)
+    return replace(found, saved=replace(found.saved, parts=parts))
+
+
+def test_a_head_keeps_its_kernel(model: Model, pictures: Path, tmp_path: Path) -> None:
+    """What is saved and read again answers alike."""
+    save_head(model.saved, tmp_path)
+    again = replace(model, saved=load_head(tmp_path))
+    features = model.features([pictures / "known-0.png", pictures / "known-1.png"])[0]
+    expected = model.exhaustive(features).probabilities
+    torch.testing.assert_close(again.exhaustive(features).probabilities, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_sentences_explain_it_exactly(model: Model, pictures: Path) -> None:
+    """The shares of a class's anchors add up to what its text adds by both parts that read it."""
+    features = model.features([pictures / "known-0.png"])[0]
+    assert model.plda is not None
+    unit = F.normalize(features.double(), dim=1)
+    shifts = (model.plda.log_likelihoods(unit) - model.plda.without_text.log_likelihoods(unit))[0]
+    with torch.no_grad():
+        logits = model.saved.head.text_logits(features, model.bank)[0]
+    for position in (0, 7, 31):
+        score = model.explain(pictures / "known-0.png", model.names[int(model.bank.class_ids[position])])
+        expected = 0.05 * float(logits[position]) + 0.03 * float(shifts[position])
+        assert sum(s.share for s in score.sentences) == pytest.approx(expected, abs=1e-3)
+        assert score.text_score == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_struck_sentence_is_gone_from_the_prior(model: Model, pictures: Path) -> None:
+    """The class's texts are those of the anchors that are left; the other classes' are as they were."""
+    best = predict(model, [pictures / "known-0.png"], PredictOptions(top=1))[0].classes[0]
+    place = model.explainer.places[best.class_id]
+    struck = model.anchors.sentence_ids[model.bank.bounds[place]]
+    looked = Examination.of(model, pictures / "known-0.png")
+    left = looked._left([struck]).model
+    assert struck not in left.anchors.sentence_ids
+    assert left.plda is not None
+    assert model.plda is not None
+    moved = (left.plda.prototypes - model.plda.prototypes).abs().amax(1)
+    column = int((model.class_ids == best.class_id).nonzero()[0])
+    assert float(moved[column]) > 1e-3
+    moved[column] = 0.0
+    assert float(moved.max()) < 1e-5
+
+
+SHAPES = ("disc", "ring", "square", "bar", "triangle")
+MANNERS = ("small", "large", "doubled", "framed", "crossed")
+HELD = ("small bar", "large ring", "doubled square", "framed disc", "crossed triangle")
+
+
+def shaped(name: str, seed: int) -> Image.Image:
+    """A black shape on white in some manner, a little moved."""
+    manner, shape = name.split()
+    image = Image.new("L", (96, 96), 255)
+    draw = ImageDraw.Draw(image)
+    move = random.Random(f"{name}{seed}")
+    size = {"small": 12, "large": 38}.get(manner, 20) + move.randint(-2, 2)
+    middle = move.randint(44, 52), move.randint(44, 52)
+    centres = [middle] if manner != "doubled" else [(middle[0] - 24, middle[1]), (middle[0] + 24, middle[1])]
+    for x, y in centres:
+        box = (x - size, y - size, x + size, y + size)
+        if shape == "disc":
+            draw.ellipse(box, fill=0)
+        elif shape == "ring":
+            draw.ellipse(box, outline=0, width=5)
+        elif shape == "square":
+            draw.rectangle(box, fill=0)
+        elif shape == "bar":
+            draw.rectangle((x - size, y - 4, x + size, y + 4), fill=0)
+        else:
+            draw.polygon([(x, y - size), (x - size, y + size), (x + size, y + size)], fill=0)
+    if manner == "framed":
+        draw.rectangle((6, 6, 90, 90), outline=0, width=4)
+    if manner == "crossed":
+        draw.line((6, 90, 90, 6), fill=128, width=6)
+    return image
+
+
+@pytest.mark.slow
+def test_new_combinations_of_known_words_are_found(tmp_path: Path) -> None:
+    """Of shapes in some manner, five are added by their names alone; an export answers as the workspace does."""
+    for name in (f"{manner} {shape}" for manner in MANNERS for shape in SHAPES):
+        place = tmp_path / ("new" if name in HELD else "photos") / name
+        place.mkdir(parents=True)
+        for number in range(6):
+            shaped(name, number).save(place / f"{number}.png")
+    made = fit(tmp_path / "photos", encoder="vlltr-tiny:glyphs")
+    recognizer = Recognizer.open(made.workspace)
+    parts = recognizer.current().saved.parts
+    assert parts is not None
+    assert parts.shared.kernel is not None
+    for name in HELD:
+        add_class(made.workspace, name, [f"a {name}."])
+    pictures = sorted((tmp_path / "new").rglob("*.png"))
+    answers = recognizer.predict(pictures, PredictOptions(only=HELD))
+    right = [
+        answer.classes[0].name == path.parent.name for answer, path in zip(answers, pictures, strict=True)
+    ]
+    assert sum(right) >= 0.6 * len(right)  # by chance a fifth
+    recognizer.export(tmp_path / "export")
+    again = Recognizer.from_pretrained(tmp_path / "export").predict_proba(pictures)
+    assert abs(again - recognizer.predict_proba(pictures)).max() < 1e-4

@@ -1,0 +1,287 @@
+"""What a class's text tells of its mean image: a linear map of its vector, and likeness to the texts of other classes.
+
+The prior mean of a class is the mean over its sentences of
+
+    T (e - tbar) + K (k(s) - kbar),        k_l(s) = exp((cos(b(s), b_l) - 1) / 0.5)
+
+where e is a sentence's normalised vector, and b(s) that vector beside the sentence's words, each less its mean over the
+classes and scaled alike; b_l is the mean of b over the sentences of class l. So each sentence has its own exact part,
+and a word that the encoder did not read, or an encoder whose towers were never trained together, still tells something.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from vlltr_index.heads.anchor_bank import AnchorBank
+from vlltr_index.tensors import full_precision, unit_rows
+
+NUMBERS = 512
+"""Numbers that words are hashed to, see `data.words.number_words`."""
+_FOLDS = 5
+_RIDGES = tuple(10.0**n for n in range(-2, 5))
+_WIDTH = 0.5
+_LANDMARKS = 2048  # classes at most
+_FEWEST = 10  # classes with a text, for others to be compared with
+_AT_ONCE = 4096
+_LEAST = 1e-6  # share of the largest: smaller eigenvalues are rounding
+
+
+@dataclass(frozen=True, eq=False)
+class TextKernel:
+    """How alike a sentence is to the texts of L classes, by its vector and by its words.
+
+    Attributes:
+        centre: Float [D + 512], the mean over the classes of the unit vectors, and of the words.
+        scale: Float [D + 512], by what both are multiplied, so that they count alike.
+        landmarks: Float [L, D + 512], the texts of L classes in these coordinates, normalised.
+    """
+
+    centre: Tensor
+    scale: Tensor
+    landmarks: Tensor
+
+    @classmethod
+    def of(cls, bank: AnchorBank) -> TextKernel | None:
+        """Make it of the texts of a bank's classes; None if their words are not known, or there are few classes."""
+        if bank.words is None or bank.num_classes < _FEWEST:
+            return None
+        means = _class_means(bank, _sentences)
+        centre = means.mean(0)
+        apart = means - centre
+        sizes = [part.square().sum(1).mean().sqrt() for part in (apart[:, : bank.dim], apart[:, bank.dim :])]
+        scale = torch.ones_like(centre)
+        scale[: bank.dim] = 1.0 / sizes[0].clamp(min=1e-12)
+        scale[bank.dim :] = 1.0 / sizes[1].clamp(min=1e-12)
+        some = apart[:: -(-bank.num_classes // _LANDMARKS)]
+        return cls(centre=centre, scale=scale, landmarks=unit_rows(some * scale))
+
+    def alike(self, vectors: Tensor, words: Tensor) -> Tensor:
+        """Compute k(s) of sentences, [M, L] in float32.
+
+        Args:
+            vectors: Float [M, D], unnormalised as the encoder gives them.
+            words: Int16 [M, K], of `data.words.number_words`.
+        """
+        with full_precision(vectors.device):
+            told = unit_rows((_sentences(vectors, words) - self.centre) * self.scale)
+            return ((told @ self.landmarks.T - 1.0) / _WIDTH).exp()
+
+    @cached_property
+    def root(self) -> Tensor:
+        """An inverse root of the likeness of the landmarks to each other, float64 [L, R]: ridge is taken after it."""
+        marks = self.landmarks.double()
+        values, vectors = torch.linalg.eigh(((marks @ marks.T - 1.0) / _WIDTH).exp())
+        kept = values > _LEAST * values[-1]
+        found: Tensor = vectors[:, kept] * values[kept].rsqrt()
+        return found
+
+    def to(self, device: torch.device | str) -> TextKernel:
+        """Return it on another device."""
+        return TextKernel(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+
+def class_texts(bank: AnchorBank, kernel: TextKernel | None) -> Tensor:
+    """Compute the mean over the sentences of each class of their normalised vectors, beside those of `alike`.
+
+    Args:
+        bank: The sentences of C classes, with their words if there is a kernel.
+        kernel: None: vectors alone.
+
+    Returns:
+        Float32 [C, D + L]; [C, D] without a kernel.
+    """
+    vectors = bank.prototypes(True).float()
+    return vectors if kernel is None else torch.cat([vectors, _class_means(bank, kernel.alike)], 1)
+
+
+def sentence_texts(bank: AnchorBank, rows: slice, kernel: TextKernel | None) -> Tensor:
+    """Return the terms of the means of `class_texts` for some rows of a bank: float32 [M, D + L]."""
+    vectors = bank.vectors[rows]
+    unit = unit_rows(vectors).float()
+    if kernel is None:
+        return unit
+    assert bank.words is not None
+    return torch.cat([unit, kernel.alike(vectors, bank.words[rows])], 1)
+
+
+def _sentences(vectors: Tensor, words: Tensor) -> Tensor:
+    """Return the unit vectors of sentences beside their words, float32 [M, D + 512]."""
+    sizes = words.abs().long()
+    hashed = vectors.new_zeros(len(words), NUMBERS + 1, dtype=torch.float32)
+    hashed.scatter_add_(1, sizes, words.sign().float())
+    return torch.cat([unit_rows(vectors).float(), unit_rows(hashed[:, 1:])], 1)
+
+
+def _class_means(bank: AnchorBank, of: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Compute the mean over the sentences of each class of what `of` makes of vectors and words: float32 [C, X]."""
+    assert bank.words is not None
+    parts = zip(
+        bank.vectors.split(_AT_ONCE),
+        bank.words.split(_AT_ONCE),
+        bank.class_of_row.split(_AT_ONCE),
+        strict=True,
+    )
+    sums: Tensor | None = None
+    for vectors, words, owners in parts:
+        found = of(vectors, words)
+        sums = found.new_zeros(bank.num_classes, found.shape[1]) if sums is None else sums
+        sums.index_add_(0, owners, found)
+    assert sums is not None
+    return sums / bank.offsets.diff()[:, None]
+
+
+@dataclass(frozen=True, eq=False)
+class TextFit:
+    """What texts tell of class means, fitted on classes.
+
+    Attributes:
+        text_map: Float64 [T, D], from centred texts to class means less their mean; zero where they predict nothing.
+        residuals: Float64 [C, D], what class means that were left out of the fit differ from what it told of them;
+            meaningless for classes without text unless the map is zero.
+        shifts: Float64 [C, D], by how much a fit without a class tells another mean of it.
+        r2: Share of the class means' variance that texts predict for classes left out, 0 to 1.
+    """
+
+    text_map: Tensor
+    residuals: Tensor
+    shifts: Tensor
+    r2: float
+
+
+def fit_text(vectors: Tensor, alike: Tensor, seen: Tensor, weights: Tensor) -> TextFit:
+    """Fit the map from texts to class means by predictions for classes that are left out.
+
+    It is zero, or that of `_fit_vectors`, unless likeness to other classes' texts leaves less, by one standard error
+    over the classes, of what a multiple of the identity leaves.
+
+    Args:
+        vectors: Float64 [C, D], vectors less their mean, whitened.
+        alike: Float64 [C, L], likeness less its mean, where the ridge is to be taken; L may be 0.
+        seen: Float64 [C, D], class means less their mean, whitened.
+        weights: Float64 [C]; 0 for a class without text.
+    """
+    mapped, residuals, r2 = _fit_vectors(vectors, seen, weights)
+    dim = vectors.shape[1]
+    nothing = seen.new_zeros(alike.shape[1], dim)
+    first = TextFit(torch.cat([mapped, nothing]), residuals, torch.zeros_like(seen), r2)
+    told = weights > 0
+    if not alike.shape[1] or int(told.sum()) < _FEWEST:
+        return first
+    identity = _multiple(vectors, seen, weights)
+    found, left, shifts = _fit_alike(alike, seen - vectors @ identity, weights)
+    apart = seen - _mean(seen, weights)
+    apart = apart / (1.0 - weights / weights.sum())[:, None]
+    before = residuals if r2 else apart
+    gained = (before.square() - left.square()).sum(1)[told]
+    w = weights[told] / weights[told].sum()
+    mean = (w * gained).sum()
+    error = (w.square() * (gained - mean).square()).sum().sqrt()
+    if not bool(mean > error):
+        return first
+    total = (weights[:, None] * apart.square()).sum()
+    r2 = float(1.0 - (weights[:, None] * left.square()).sum() / total)
+    return TextFit(torch.cat([identity, found]), left, shifts, r2)
+
+
+def _fit_alike(alike: Tensor, apart: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Fit a ridge regression whose strength leaves the least of classes left out, each by itself, in closed form.
+
+    Args:
+        alike: Float64 [C, L], centred.
+        apart: Float64 [C, D], what is to be predicted.
+        weights: Float64 [C].
+
+    Returns:
+        The map [L, D]; the residuals [C, D] of the classes left out; and by how much their predictions differ from
+        those of the fit, [C, D].
+    """
+    share = weights / weights.sum()
+    apart = apart - _mean(apart, weights)
+    values, vectors = torch.linalg.eigh((weights[:, None] * alike).T @ alike)
+    turned = alike @ vectors
+    toward = (weights[:, None] * turned).T @ apart
+    level = values.sum() / len(values)
+    best: tuple[float, Tensor, Tensor, Tensor] | None = None
+    for ridge in _RIDGES:
+        shrink = 1.0 / (values.clamp(min=0.0) + ridge * level)
+        mapped = shrink[:, None] * toward
+        missed = apart - turned @ mapped
+        leverage = weights * (turned.square() @ shrink) + share
+        left = missed / (1.0 - leverage)[:, None]
+        cost = float((weights[:, None] * left.square()).sum())
+        if best is None or cost < best[0]:
+            best = cost, vectors @ mapped, left, torch.where(weights[:, None] > 0, missed - left, 0.0)
+    assert best is not None
+    return best[1:]
+
+
+def _mean(rows: Tensor, weights: Tensor) -> Tensor:
+    """Compute the weighted mean [D] of rows [C, D]."""
+    return (weights[:, None] * rows).sum(0) / weights.sum()
+
+
+def _fit_vectors(text: Tensor, seen: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Fit T, the map from text vectors to class means, by cross-validation over classes.
+
+    Args:
+        text: Float64 [C, D], prototypes less their mean, whitened.
+        seen: Float64 [C, D], class means less their mean, whitened.
+        weights: Float64 [C]; 0 for a class without text.
+
+    Returns:
+        T [D, D]; the residuals [C, D] of class means that were left out of the fit; and the R^2 of these predictions
+        against the mean of the other classes, which T = 0 predicts. Residuals of classes without text are meaningless
+        unless T = 0.
+    """
+    nothing = seen.new_zeros(text.shape[1], seen.shape[1])
+    has_text = weights > 0
+    if int(has_text.sum()) < 3:
+        return nothing, seen, 0.0
+    folds = (has_text.cumsum(0) - 1).clamp(min=0)  # with few classes each is a fold
+    if int(has_text.sum()) >= 2 * _FOLDS:
+        folds = folds % _FOLDS
+    alone = torch.zeros_like(seen)
+    predicted = [torch.zeros_like(seen) for _ in (0.0, *_RIDGES)]
+    for fold in folds.unique():
+        out = folds == fold
+        w = torch.where(out, 0.0, weights)
+        x0 = _mean(text, w)
+        y0 = _mean(seen, w)
+        alone[out] = seen[out] - y0
+        for which, mapped in enumerate(_maps(text - x0, seen - y0, w)):
+            predicted[which][out] = (text[out] - x0) @ mapped
+    total = (weights[:, None] * alone.square()).sum()
+    left = torch.stack([(weights[:, None] * (alone - f).square()).sum() for f in predicted])
+    best = int(left.argmin())
+    r2 = float(1.0 - left[best] / total) if float(total) else 0.0
+    if not r2 > 0.0:
+        return nothing, seen, 0.0
+    residuals = alone - predicted[best]
+    chosen = _maps(text - _mean(text, weights), seen - _mean(seen, weights), weights)[best]
+    return chosen, residuals, r2
+
+
+def _maps(text: Tensor, seen: Tensor, weights: Tensor) -> list[Tensor]:
+    """Fit a I, and a I + R for each ridge of `_RIDGES`; text and class means [C, D] are centred."""
+    w = weights[:, None]
+    identity = _multiple(text, seen, weights)
+    values, vectors = torch.linalg.eigh((w * text).T @ text)
+    toward = vectors.T @ ((w * text).T @ (seen - text @ identity))
+    level = values.mean().clamp(min=1e-300)
+    return [
+        identity,
+        *(identity + vectors @ (toward / (values + ridge * level)[:, None]) for ridge in _RIDGES),
+    ]
+
+
+def _multiple(text: Tensor, seen: Tensor, weights: Tensor) -> Tensor:
+    """Fit the multiple of the identity, [D, D], that maps centred texts [C, D] to class means [C, D]."""
+    w = weights[:, None]
+    scale = (w * text * seen).sum() / (w * text.square()).sum().clamp(min=1e-300)
+    return torch.eye(text.shape[1]).to(text) * scale
