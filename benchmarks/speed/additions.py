@@ -35,7 +35,7 @@ from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.heads.checkpoint import Parts, SavedHead, save_head
 from vlltr_index.heads.fusion import Gate, PartWeights
 from vlltr_index.heads.lgr import LGRHead
-from vlltr_index.heads.plda import Moments, fit_shared
+from vlltr_index.heads.plda import Moments, fit_model
 from vlltr_index.pipelines.build_index import index_anchors
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.recipes import load_recipe, override
@@ -193,7 +193,7 @@ def _workspace(folder: Path, classes: int, sentences: int = SENTENCES_EACH) -> W
     images = image_set(workspace.snapshot(), "train")
     each = torch.arange(len(images.class_ids))
     moments = Moments.of(unit_rows(images.features)[None], images.class_ids, each, classes)
-    shared = fit_shared(moments, unit_rows(centres))
+    shared = fit_model(moments, unit_rows(centres)).shared
     later = Gate(0.1, 0.1)
     parts = Parts(shared, PartWeights(1.0, 0.1, 0.1, later, later))
     saved = SavedHead(head, torch.arange(classes), encoder.text_fp, encoder.image_fp, parts)

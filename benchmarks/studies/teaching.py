@@ -38,7 +38,7 @@ from benchmarks.studies.rejections import SHIPPED, features_of_kinds, fitted
 from benchmarks.study import Command, Study
 from vlltr_index.embedding.loading import recipe_encoder
 from vlltr_index.encoders.encoder import Encoder
-from vlltr_index.heads.plda import PLDA, Moments, fit_shared
+from vlltr_index.heads.plda import PLDA, Moments, fit_model
 from vlltr_index.heads.teaching import alike_groups, most_teaching
 from vlltr_index.heads.weighing import TEMPERED, balanced_accuracy
 from vlltr_index.tensors import unit_rows
@@ -96,7 +96,7 @@ class Pool:
         units = torch.tensor([numbers[self.units[n]] for n in labelled.tolist()])
         moments = Moments.of(self.features[None, labelled], self.labels[labelled], units, self.classes)
         none = torch.zeros(self.classes, self.features.shape[1])
-        return PLDA(fit_shared(moments, none), moments.counts, moments.sums, none)
+        return fit_model(moments, none)
 
     def accuracy(self, model: PLDA) -> float:
         """Return the top-1 accuracy on the pictures for testing, each class counted alike."""

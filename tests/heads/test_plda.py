@@ -15,7 +15,7 @@ from vlltr_index.heads.plda import (
     Moments,
     SharedGaussian,
     class_sums,
-    fit_shared,
+    fit_model,
     shrunk,
 )
 from vlltr_index.heads.units import number_observations
@@ -98,7 +98,7 @@ def test_the_fit_equals_its_twin(
     features, labels, texts = drawn(counts, told, dim, views, alike, seed)
     units = number_observations(labels, [str(n // size) for n in range(len(labels))])
     expected = twins.shared_gaussian(features, labels.tolist(), units.tolist(), texts, shrinkage)
-    found = fit_shared(Moments.of(features, labels, units, len(counts)), texts, shrinkage)
+    found = fit_model(Moments.of(features, labels, units, len(counts)), texts, shrinkage).shared
     blank = (found.basis.T @ expected.pop("seen") @ found.basis).diagonal().maximum(found.spread)
     torch.testing.assert_close(found.blank, blank, rtol=1e-6, atol=1e-7)
     for name, value in expected.items():
@@ -159,7 +159,7 @@ def test_texts_predict_classes_that_have_no_image() -> None:
     features = (2.0 * texts @ turned)[labels] + 0.3 * torch.randn(200, 6, generator=g)
     seen = labels < 30
     moments = Moments.of(features[None, seen], labels[seen], torch.arange(150), 40)
-    shared = fit_shared(moments, texts)
+    shared = fit_model(moments, texts).shared
     assert shared.text_r2 > 0.9
     counts, sums = moments.counts, moments.sums
     model = PLDA(shared, counts, sums, texts)
@@ -177,7 +177,7 @@ def test_a_text_that_its_images_contradict_counts_for_nothing() -> None:
     texts, labels = 3.0 * torch.randn(40, 6, generator=g), torch.arange(40).repeat_interleave(3)
     features = texts[labels] + torch.randn(120, 6, generator=g)
     moments = Moments.of(features[None], labels, torch.arange(120), 40)
-    shared, counts, sums = fit_shared(moments, texts), moments.counts, moments.sums
+    shared, counts, sums = fit_model(moments, texts).shared, moments.counts, moments.sums
     swapped, none = texts.clone(), texts.clone()
     swapped[:2], none[:2] = texts[[1, 0]], 0.0
     own, others, blank = (PLDA(shared, counts, sums, t).posterior[0] for t in (texts, swapped, none))
@@ -193,7 +193,7 @@ def test_texts_of_few_classes_that_say_nothing_predict_nothing() -> None:
         labels = torch.arange(10).repeat_interleave(20)
         features = torch.randn(10, 64, generator=g)[labels] + torch.randn(200, 64, generator=g)
         moments = Moments.of(features[None], labels, torch.arange(200), 10)
-        shared = fit_shared(moments, torch.randn(10, 64, generator=g))
+        shared = fit_model(moments, torch.randn(10, 64, generator=g)).shared
         found.append(shared.text_r2)
         assert bool((shared.text_map == 0).all()) is (shared.text_r2 == 0.0)
     assert sum(r2 == 0.0 for r2 in found) >= 6
@@ -210,7 +210,10 @@ def test_units_are_the_observations() -> None:
     for moments, same in ((grouped, True), (alone, False)):
         assert torch.equal(moments.counts, once.counts) is same
         assert torch.allclose(moments.within, once.within) is same
-        assert torch.allclose(fit_shared(moments, texts).spread, fit_shared(once, texts).spread) is same
+        assert (
+            torch.allclose(fit_model(moments, texts).shared.spread, fit_model(once, texts).shared.spread)
+            is same
+        )
 
 
 @pytest.mark.parametrize("views", [1, 3])
@@ -226,7 +229,7 @@ def test_class_means_keep_their_distances_where_images_are_few(views: int) -> No
     features = torch.cat([images[None], images + others])
     moments = Moments.of(features, labels, torch.arange(180), 60)
     for shrinkage in (1.0, 3.0, None):
-        shared = fit_shared(moments, torch.zeros(60, 24), shrinkage)
+        shared = fit_model(moments, torch.zeros(60, 24), shrinkage).shared
         back = torch.linalg.inv(shared.basis)
         between = (back.T @ shared.spread.diag() @ back).trace()
         assert float(between) == pytest.approx(float((2.0 * scale).square().sum()), rel=0.2)
@@ -256,7 +259,7 @@ def test_likelihoods_are_finite_where_nothing_can_be_estimated(counts: list[int]
     if same and len(set(counts)) == 1 and counts[0] == 1:
         features = features[:, :1].expand_as(features)
     moments = Moments.of(features.float(), labels, torch.arange(len(labels)), len(counts))
-    model = PLDA(fit_shared(moments, texts), moments.counts, moments.sums, texts)
+    model = fit_model(moments, texts)
     other = features[0].float() + torch.randn(1, 4, generator=torch.Generator().manual_seed(0))
     for images in (features[0].float(), other):
         assert float(model.log_likelihoods(images).abs().max()) < 1e3
@@ -269,4 +272,4 @@ def test_the_fit_refuses_values_that_are_not_finite() -> None:
     with pytest.raises(InputError, match="features must be finite"):
         Moments.of(features * torch.tensor([1.0, torch.nan, 1.0]), labels, units, 2)
     with pytest.raises(InputError, match="prototypes must be finite"):
-        fit_shared(Moments.of(features, labels, units, 2), texts * torch.tensor([1.0, torch.nan, 1.0]))
+        fit_model(Moments.of(features, labels, units, 2), texts * torch.tensor([1.0, torch.nan, 1.0]))

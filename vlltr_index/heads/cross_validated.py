@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vlltr_index.heads.dealing import answerable, deal_units
-from vlltr_index.heads.plda import PLDA, Moments, fit_shared
+from vlltr_index.heads.plda import PLDA, Moments, fit_model
 from vlltr_index.heads.units import number_observations
 from vlltr_index.heads.weighing import (
     SHRINKAGES,
@@ -108,7 +108,4 @@ def _likelihoods(fitted: _Fitted, images: Tensor, covariances: Covariances) -> T
 
 def _models(moments: Moments, prototypes: Tensor) -> dict[float | None, PLDA]:
     """Fit one generative model for each shrinkage."""
-    return {
-        shrinkage: PLDA(fit_shared(moments, prototypes, shrinkage), moments.counts, moments.sums, prototypes)
-        for shrinkage in SHRINKAGES
-    }
+    return {shrinkage: fit_model(moments, prototypes, shrinkage) for shrinkage in SHRINKAGES}

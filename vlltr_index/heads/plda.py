@@ -287,11 +287,6 @@ class Moments:
         return cls(counts=counts, sums=sums, within=within, sampling=sampling, freedom=freedom)
 
 
-def fit_shared(moments: Moments, prototypes: Tensor, shrinkage: float | None = 1.0) -> SharedGaussian:
-    """Fit the parameters that all classes share, without a kernel; see `fit_model`."""
-    return fit_model(moments, prototypes, shrinkage).shared
-
-
 def fit_model(
     moments: Moments, prototypes: Tensor, shrinkage: float | None = 1.0, kernel: TextKernel | None = None
 ) -> PLDA:
