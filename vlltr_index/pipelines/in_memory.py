@@ -9,14 +9,16 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 
-from vlltr_index.anchors.anss import class_means, ranks_in_runs, score_sentences
+from vlltr_index.anchors.anss import ranks_in_runs, score_sentences
 from vlltr_index.anchors.selection import choose_anchors
 from vlltr_index.data.decoding import UNREADABLE, ImageSource, open_image
 from vlltr_index.data.text import class_prompts, normalise_text, sentence_id, split_sentences, text_hash
 from vlltr_index.data.text_readers import read_text
+from vlltr_index.data.words import number_words
 from vlltr_index.embedding.loading import thumbnail_tensor
 from vlltr_index.embedding.pixels import ReadAhead, Reader, image_features, in_batches
 from vlltr_index.embedding.vectors import LocalEngine, StoredImage
@@ -154,6 +156,7 @@ class Sentences:
         owner: Int64 [N_t], the class of each.
         prompts: Bool [N_t], which are prompts.
         ids: By which ties are broken.
+        texts: What they say; empty texts where that is not known.
         logit_scale: The multiplier of the cosine.
     """
 
@@ -161,6 +164,7 @@ class Sentences:
     owner: Tensor
     prompts: Tensor
     ids: list[str]
+    texts: list[str]
     logit_scale: float
 
     @classmethod
@@ -183,6 +187,7 @@ class Sentences:
             torch.tensor([number for number, _ in told], dtype=torch.int64),
             torch.tensor([prompt for _, prompt in told.values()], dtype=torch.bool),
             [sentence_id(number, hashed) for number, hashed in told],
+            [text for text, _ in told.values()],
             encoder.logit_scale,
         )
 
@@ -192,10 +197,11 @@ class Sentences:
         whole = torch.cat([torch.empty(0, dim), *vectors.values()])
         owner = torch.tensor([n for n, rows in vectors.items() for _ in rows], dtype=torch.int64)
         ids = [digest_bytes(row.numpy().tobytes()) for row in whole]
-        return cls(whole, owner, torch.zeros(len(owner), dtype=torch.bool), ids, logit_scale)
+        prompts = torch.zeros(len(owner), dtype=torch.bool)
+        return cls(whole, owner, prompts, ids, [""] * len(ids), logit_scale)
 
-    def anchors(self, images: Images, out: Tensor, config: SelectConfig) -> tuple[AnchorBank, list[str]]:
-        """Select the anchors by all images but `out`, bool [N]; return them and their ids."""
+    def anchors(self, images: Images, out: Tensor, config: SelectConfig) -> tuple[AnchorBank, list[int]]:
+        """Select the anchors by all images but `out`, bool [N]; return them and their positions among the sentences."""
         if not self.ids:
             none = torch.empty(0, dtype=torch.int64)
             return AnchorBank(self.vectors, none.new_zeros(1), none, none, self.vectors.new_empty(0)), []
@@ -208,16 +214,21 @@ class Sentences:
         ranked = torch.isin(self.owner, labels)
         chosen = choose_anchors(losses, self.owner, self.ids, self.prompts, ranked, config).positions
         chosen = chosen[self.owner[chosen].argsort(stable=True)]
-        owner = self.owner[chosen]
-        bank = AnchorBank.build(self.vectors[chosen], owner, owner.unique(), losses[chosen].float())
-        return bank, [self.ids[n] for n in chosen.tolist()]
+        return self._bank(chosen, losses[chosen].float()), chosen.tolist()
 
-    def means(self, classes: int) -> Tensor:
-        """Return the mean of all normalised sentences of each of C classes, float32 [C, D]; zeros without any."""
-        owners, means = class_means(self.vectors, self.owner)
-        whole = torch.zeros(classes, self.vectors.shape[1])
-        whole[owners] = means.float()
-        return whole
+    def whole(self) -> AnchorBank | None:
+        """Return all sentences of the classes that have one; None without any."""
+        return self._bank(torch.arange(len(self.ids))) if self.ids else None
+
+    def named(self, at: Sequence[int]) -> tuple[list[str], pa.Array]:
+        """Return the ids and the texts of the sentences at some positions."""
+        return [self.ids[n] for n in at], pa.array([self.texts[n] for n in at], pa.string())
+
+    def _bank(self, at: Tensor, losses: Tensor | None = None) -> AnchorBank:
+        """Return the bank of the sentences at the positions int64 [A]."""
+        owner = self.owner[at]
+        words = number_words([self.texts[n] for n in at.tolist()])
+        return AnchorBank.build(self.vectors[at], owner, owner.unique(), losses, words)
 
 
 def texts_by_class(texts: Texts, labels: Sequence[Hashable]) -> dict[int, Any]:
@@ -280,7 +291,7 @@ def fit_in_memory(
             "stage 2, or sentences are selected by other pictures than the plain ones of split train",
             "Take the recipe ours, or a workspace: vlltr init DIR --recipe NAME",
         )
-    bank, names = sentences.anchors(images, torch.zeros_like(images.labels, dtype=torch.bool), select)
+    bank, chosen = sentences.anchors(images, torch.zeros_like(images.labels, dtype=torch.bool), select)
     places = torch.full((classes,), -1)
     places[bank.class_ids] = torch.arange(bank.num_classes)
     data = StageTwoData(
@@ -293,7 +304,7 @@ def fit_in_memory(
         unseen_classes=torch.zeros(classes, dtype=torch.bool),
         visual_init=None,
         logit_scale=sentences.logit_scale,
-        sentence_means=sentences.means(classes),
+        sentences=sentences.whole(),
         anchors_without=lambda out: sentences.anchors(images, out, select)[0],
     )
     decision = fit_stage_two(data, recipe.lgr)
@@ -302,7 +313,7 @@ def fit_in_memory(
     observations = number_observations(images.labels, images.units)
     counts, sums = unit_sums(unit_rows(images.features[0]), images.labels, observations, classes)
     scorer = Scorer(
-        anchors=Anchors(bank, torch.arange(len(names)), names, ""),
+        anchors=Anchors(bank, torch.arange(len(chosen)), *sentences.named(chosen), ""),
         saved=SavedHead(decision.head, every[decision.rows], text_fp="", image_fp="", parts=decision.parts),
         stats=ClassStats(every, counts, sums),
         fusion=recipe.fusion,
