@@ -199,7 +199,7 @@ def test_texts_count_by_every_rule(graphed: Graphed, tmp_path: Path, rule: str) 
             "training"
         )
     elif rule == "no text":
-        other = replace(model, anchors=model.anchors.exchanged(model.bank.class_ids, None, []))
+        other = replace(model, anchors=model.anchors.exchanged(model.bank.class_ids, None, [], []))
     else:
         other = model.with_rule(model.fusion.model_copy(update={"rule": rule}))
     graph.write_graph(other, tmp_path / "model.onnx")
