@@ -253,7 +253,7 @@ def _summary(found: dict[str, Any], together: int) -> dict[str, Any]:
         "clients_cores": found["cpu"] / found["elapsed"],
     }
     if "server_cpu" in found:
-        figures["server_ms"] = 1000 * found["server_cpu"] / (len(found["rows"]) * together)
+        figures["server_ms"] = 1000 * found["server_cpu"] / (len(took) * together)
     return figures
 
 

@@ -50,7 +50,8 @@ def composed(colours: int, things: int, dim: int, seed: int) -> Tensor:
 
 
 def left_out(alike: Tensor, apart: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The plain twin: the regression fitted again without each class; residuals, shifts and the map of all."""
+    """The plain twin: the regression fitted again without each class; residuals, shifts about the mean of all, and the
+    map of all."""
     w = weights[:, None]
     own = (w * alike).T @ alike
     level = own.trace() / len(own)
@@ -69,7 +70,8 @@ def left_out(alike: Tensor, apart: Tensor, weights: Tensor) -> tuple[Tensor, Ten
             found = torch.linalg.solve((v * centred).T @ centred + penalty, (v * centred).T @ (apart - y0))
             foretold = y0 + (alike[c] - x0) @ found
             missed[c] = apart[c] - foretold
-            shifts[c] = foretold - mean - alike[c] @ whole
+            about_all = torch.linalg.solve((v * alike).T @ alike + penalty, (v * alike).T @ (apart - mean))
+            shifts[c] = alike[c] @ (about_all - whole)
         cost = float((w * missed.square()).sum())
         if best is None or cost < best[0]:
             best = cost, missed, shifts, whole

@@ -144,7 +144,7 @@ class TextFit:
         text_map: Float64 [T, D], from centred texts to class means less their mean; zero where they predict nothing.
         residuals: Float64 [C, D], what class means that were left out of the fit differ from what it told of them;
             meaningless for classes without text unless the map is zero.
-        shifts: Float64 [C, D], by how much a fit without a class tells another mean of it.
+        shifts: Float64 [C, D], by how much a fit without a class, about the same mean of all, tells another mean of it.
         r2: Share of the class means' variance that texts predict for classes left out, 0 to 1.
     """
 
@@ -157,8 +157,8 @@ class TextFit:
 def fit_text(vectors: Tensor, alike: Tensor, seen: Tensor, weights: Tensor) -> TextFit:
     """Fit the map from texts to class means by predictions for classes that are left out.
 
-    It is zero, or that of `_fit_vectors`, unless likeness to other classes' texts leaves less, by one standard error
-    over the classes, of what a multiple of the identity leaves.
+    It is zero, or that of `_fit_vectors`, unless likeness to other classes' texts, beside a multiple of the identity,
+    leaves less of classes left out than either that or the multiple alone, by one standard error over the classes.
 
     Args:
         vectors: Float64 [C, D], vectors less their mean, whitened.
@@ -174,15 +174,12 @@ def fit_text(vectors: Tensor, alike: Tensor, seen: Tensor, weights: Tensor) -> T
     if not alike.shape[1] or int(told.sum()) < _FEWEST:
         return first
     identity = _multiple(vectors, seen, weights)
-    found, left, shifts = _fit_alike(alike, seen - vectors @ identity, weights)
-    apart = seen - _mean(seen, weights)
-    apart = apart / (1.0 - weights / weights.sum())[:, None]
-    before = residuals if r2 else apart
-    gained = (before.square() - left.square()).sum(1)[told]
-    w = weights[told] / weights[told].sum()
-    mean = (w * gained).sum()
-    error = (w.square() * (gained - mean).square()).sum().sqrt()
-    if not bool(mean > error):
+    rest = seen - vectors @ identity
+    found, left, shifts = _fit_alike(alike, rest, weights)
+    apart = _about_others(seen, weights)
+    if not all(
+        _is_less(left, other, weights) for other in (residuals if r2 else apart, _about_others(rest, weights))
+    ):
         return first
     total = (weights[:, None] * apart.square()).sum()
     r2 = float(1.0 - (weights[:, None] * left.square()).sum() / total)
@@ -198,8 +195,7 @@ def _fit_alike(alike: Tensor, apart: Tensor, weights: Tensor) -> tuple[Tensor, T
         weights: Float64 [C].
 
     Returns:
-        The map [L, D]; the residuals [C, D] of the classes left out; and by how much their predictions differ from
-        those of the fit, [C, D].
+        The map [L, D]; the residuals [C, D] of the classes left out; and `TextFit.shifts`.
     """
     share = weights / weights.sum()
     apart = apart - _mean(apart, weights)
@@ -212,13 +208,28 @@ def _fit_alike(alike: Tensor, apart: Tensor, weights: Tensor) -> tuple[Tensor, T
         shrink = 1.0 / (values.clamp(min=0.0) + ridge * level)
         mapped = shrink[:, None] * toward
         missed = apart - turned @ mapped
-        leverage = weights * (turned.square() @ shrink) + share
-        left = missed / (1.0 - leverage)[:, None]
+        leverage = weights * (turned.square() @ shrink)
+        left = missed / (1.0 - leverage - share)[:, None]
         cost = float((weights[:, None] * left.square()).sum())
         if best is None or cost < best[0]:
-            best = cost, vectors @ mapped, left, torch.where(weights[:, None] > 0, missed - left, 0.0)
+            # The mean of all stays as it is: of few classes each would be told to lie opposite to itself.
+            best = cost, vectors @ mapped, left, missed * (1.0 - 1.0 / (1.0 - leverage))[:, None]
     assert best is not None
     return best[1:]
+
+
+def _about_others(rows: Tensor, weights: Tensor) -> Tensor:
+    """Return rows [C, D] less the weighted mean of the others."""
+    return (rows - _mean(rows, weights)) / (1.0 - weights / weights.sum())[:, None]
+
+
+def _is_less(residuals: Tensor, others: Tensor, weights: Tensor) -> bool:
+    """Say whether residuals [C, D] are smaller than others, in the weighted mean of squares, by one standard error."""
+    share = weights / weights.sum()
+    gained = (others.square() - residuals.square()).sum(1)
+    mean = (share * gained).sum()
+    error = (share.square() * (gained - mean).square()).sum().sqrt()
+    return bool(mean > error)
 
 
 def _mean(rows: Tensor, weights: Tensor) -> Tensor:
