@@ -26,7 +26,7 @@ _LAZY = {
     "fit": "vlltr_index.pipelines.fit",
 }
 
-__all__ = ["PredictOptions", "Recognizer", "VLLTRClassifier", "Workspace", "__version__", "add_class", "fit"]
+__all__ = ["PredictOptions", "Recognizer", "Workspace", "__version__", "add_class", "fit"]
 
 
 def __getattr__(name: str) -> Any:
