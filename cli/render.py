@@ -269,7 +269,9 @@ def difference_lines(report: EvaluationReport) -> list[str]:
     """Return the paired difference to another row, one line a bin; none if there is no such row."""
     if not report.differences:
         return []
-    lines = [f"vl-ltr less {report.against}, in points [95 % of the paired bootstrap]"]
+    few = all(d.few for d in report.differences.values())
+    unit = "in pictures that are right" if few else "in points [95 % of the paired bootstrap]"
+    lines = [f"vl-ltr less {report.against}, {unit}"]
     for name, d in report.differences.items():
         ends = f"{100 * d.value:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
         lines.append(f"  {name:<8} " + (f"{d.count:+d} of {d.images}" if d.few else ends))

@@ -225,7 +225,7 @@ def _left_out(data: StageTwoData, folds: list[Fold], chosen: Covariances, trust:
         rest = ~fold.out & ~late[data.labels]
         if bool(rest.any()) and bool(late.any()):
             model = chosen.noisy(fold.data.model(fold.data.moments(rest), chosen.shrinkage))
-            texts = fold.data.whole_prototypes[:, : model.prototypes.shape[1]]
+            texts = fold.data.whole_prototypes(model.shared.kernel)
             prototypes = torch.where(late[:, None].to(texts.device), texts, model.prototypes)
             found.append(_LeftOut(fold, late, replace(model, prototypes=prototypes), zero_shot))
     return found

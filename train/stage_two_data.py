@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vlltr_index.heads.plda import PLDA, Moments, class_sums, fit_model
-from vlltr_index.heads.text_prior import TextKernel, class_texts
+from vlltr_index.heads.text_prior import TextKernel, class_features
 from vlltr_index.heads.units import number_observations
 from vlltr_index.heads.weighing import SHRINKAGES
 from vlltr_index.tensors import unit_rows, work_device
@@ -37,7 +37,8 @@ class StageTwoData:
         unseen_classes: Bool [C], classes that stage 1 did not see.
         visual_init: Rows [C, D] and biases [C] of stage 1's visual classifier, NaN biases for classes it did not see.
         logit_scale: The multiplier of the cosine.
-        sentences: All sentences of the classes in the bank, selected or not; None: the bank has all.
+        whole_texts: Returns `class_features` of all sentences of each class, selected or not, for a kernel or none,
+            float32 [C, T]; None: the bank has all.
         anchors_without: Selects anchors without the images bool [N], and returns their bank; None: `bank` is used.
     """
 
@@ -50,7 +51,7 @@ class StageTwoData:
     unseen_classes: Tensor
     visual_init: tuple[Tensor, Tensor] | None
     logit_scale: float
-    sentences: AnchorBank | None = None
+    whole_texts: Callable[[TextKernel | None], Tensor] | None = None
     anchors_without: Callable[[Tensor], AnchorBank] | None = None
 
     @property
@@ -77,10 +78,7 @@ class StageTwoData:
     def placed(self) -> StageTwoData:
         """Return the data with its vectors on the device of `work_device`; labels and masks stay on the CPU."""
         device = work_device(self.features)
-        sentences = self.sentences if self.sentences is None else self.sentences.to(device)
-        bank = self.bank.to(device)
-        features = self.features.to(device)
-        return replace(self, features=features, bank=bank, sentences=sentences)
+        return replace(self, features=self.features.to(device), bank=self.bank.to(device))
 
     @cached_property
     def kernel(self) -> TextKernel | None:
@@ -89,24 +87,26 @@ class StageTwoData:
 
     @cached_property
     def prototypes(self) -> Tensor:
-        """Texts of the classes by their anchors, float32 [C, T], see `class_texts`; zeros for one without."""
-        return self._texts(self.bank, self.kernel)
-
-    @cached_property
-    def whole_prototypes(self) -> Tensor:
-        """The same by all their sentences, selected or not."""
-        return self._texts(self.bank if self.sentences is None else self.sentences, self.kernel)
+        """Texts of the classes by their anchors, float32 [C, T], see `class_features`; zeros for one without."""
+        return self._anchored(self.kernel)
 
     @cached_property
     def sentence_means(self) -> Tensor:
         """Mean of all normalised sentences of each class, selected or not, float32 [C, D]; zeros for one without."""
-        return self._texts(self.bank if self.sentences is None else self.sentences, None)
+        return self.whole_prototypes(None)
 
-    def _texts(self, bank: AnchorBank, kernel: TextKernel | None) -> Tensor:
+    def whole_prototypes(self, kernel: TextKernel | None) -> Tensor:
+        """Compute `class_features` of all sentences of each class, selected or not, float32 [C, T]."""
+        if self.whole_texts is None:
+            return self._anchored(kernel)
+        found = self.whole_texts(kernel if kernel is None else kernel.to("cpu")).to(self.features.device)
+        return torch.where((self.places >= 0)[:, None].to(found.device), found, 0.0)
+
+    def _anchored(self, kernel: TextKernel | None) -> Tensor:
         told = self.places >= 0
         if not bool(told.any()):
             return torch.zeros(self.classes, self.features.shape[2], device=self.features.device)
-        found = class_texts(bank, kernel)
+        found = class_features(self.bank, kernel)
         rows = found.new_zeros(self.classes, found.shape[1])
         rows[told] = found[self.places[told]]
         return rows
@@ -118,7 +118,10 @@ class StageTwoData:
 
     def model(self, moments: Moments, shrinkage: float | None = SHRINKAGES[0]) -> PLDA:
         """Fit the generative model by moments of images and the classes' prototypes."""
-        return fit_model(moments, self.prototypes, shrinkage, self.kernel)
+        # Texts that stage 1 did not see are not fitted: they are what tells how far later ones are to be trusted.
+        seen = torch.where(self.unseen_classes[:, None].to(self.prototypes.device), 0.0, self.prototypes)
+        fitted = fit_model(moments, seen, shrinkage, self.kernel)
+        return replace(fitted, prototypes=self.prototypes[:, : fitted.prototypes.shape[1]])
 
 
 def text_matches(data: StageTwoData) -> bool | None:

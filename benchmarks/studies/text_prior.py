@@ -37,12 +37,17 @@ from vlltr_index.embedding.loading import recipe_encoder
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.plda import PLDA, Moments, fit_model
-from vlltr_index.heads.text_prior import TextKernel, class_texts
+from vlltr_index.heads.text_prior import TextKernel, class_features
 from vlltr_index.tensors import unit_rows
 
 DATA = (GLYPHS, ICONS)
 GROUPS = ("dev", "final")
-LINEAR, KERNEL, PERMUTED, NONE = "vectors", "vectors and likeness", "likeness, permuted texts", "no text"
+LINEAR, KERNEL, PERMUTED, NONE = (
+    "vectors",
+    "vectors and likeness",
+    "likeness, texts of other classes",
+    "no text",
+)
 READINGS = (LINEAR, KERNEL, PERMUTED, NONE)
 SHOTS = (0, 1, 5)
 LOST = 0.01
@@ -83,7 +88,7 @@ def measured(old: Old, new: Group, encoder: Encoder) -> dict[str, Any]:
     found: dict[str, Any] = {"rows": {}, "old": {}, "r2": {}}
     for reading in READINGS:
         by = kernel if reading in (KERNEL, PERMUTED) else None
-        texts, told = class_texts(old.bank, by), class_texts(late, by)
+        texts, told = class_features(old.bank, by), class_features(late, by)
         if reading == NONE:
             texts, told = torch.zeros_like(texts), torch.zeros_like(told)
         if reading == PERMUTED:

@@ -74,7 +74,7 @@ class ClassList:
 
 @dataclass(frozen=True)
 class Health:
-    """Whether requests are answered, and by which commit."""
+    """Whether requests are answered, and by which commit; answers name the older one that it equals."""
 
     status: str
     commit: int
@@ -165,6 +165,10 @@ class Reading:
         self._batching = batching
         self._forms = forms
         self._list: tuple[Model, bytes] | None = None
+
+    async def root(self) -> dict[str, str]:
+        """Name what can be asked."""
+        return {"predict": "POST /predict", "classes": "GET /classes", "all": "GET /openapi.json"}
 
     async def health(self) -> Health:
         """Say that requests are answered; needs no token."""
@@ -278,6 +282,7 @@ def build_app(
     )
     reading = Reading(following, batching, forms)
     example = {"content": {"application/json": {"example": [to_jsonable_python(_PREDICTION)]}}}
+    app.add_api_route("/", reading.root, include_in_schema=False)
     app.add_api_route("/health", reading.health, response_model=Health)
     app.add_api_route("/classes", reading.classes, responses={200: {"model": ClassList}, 401: _REFUSALS[401]})
     app.add_api_route(

@@ -90,12 +90,15 @@ class Batching:
         """Answer the pictures of a request, all from one commit; those that cannot be read have a `problem`.
 
         Raises:
-            HTTPException: 429 where too many pictures wait, 503 where the answer takes too long.
+            HTTPException: 413 for more crops than may wait, 429 where too many pictures wait, 503 where the answer
+                takes too long.
             VlltrError: As for `Recognizer.predict`.
         """
         model = self._following.model
         reader = Reader(model.encoder, options.crops)
         crops = len(pictures) * options.crops
+        if crops > MOST_WAITING:
+            raise HTTPException(413, f"{crops} crops of pictures; {MOST_WAITING} are allowed in one request.")
         if self._waiting + crops > MOST_WAITING:
             raise HTTPException(429, "Too many pictures wait for an answer.", {"Retry-After": "1"})
         self._waiting += crops

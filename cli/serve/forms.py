@@ -22,7 +22,7 @@ MOST_TOGETHER = 512 * 2**20
 MOST_PICTURES = 64
 """Most pictures of a form."""
 MOST_TEXT = 200_000
-"""Most bytes of a field that is no picture."""
+"""Most characters of the sentences of a form; a field may have as many, of four bytes each."""
 READING = 30.0
 """Seconds that a form may take to arrive."""
 _MOST_PARTS = 1000
@@ -53,7 +53,7 @@ class _Parser(MultiPartParser):
     spool_max_size = sys.maxsize
 
     def __init__(self, headers: Headers, stream: AsyncGenerator[bytes, None], most: int) -> None:
-        super().__init__(headers, stream, max_files=most, max_fields=most, max_part_size=MOST_TEXT)
+        super().__init__(headers, stream, max_files=most, max_fields=most, max_part_size=4 * MOST_TEXT)
         self._left = most
         self.ended = False
 
@@ -132,7 +132,10 @@ async def _form(parts: FormData, texts: Collection[str], files: str | None) -> F
             elif not isinstance(value, str) and name == files:
                 form.files.append((value.filename or "", await value.read()))
             else:
-                raise HTTPException(422, f"There is no field {name[:100]!r} of this kind here.")
+                known = ", ".join([*([f"{files} (files)"] if files else []), *texts])
+                raise HTTPException(
+                    422, f"There is no field {name[:100]!r} of this kind here. There are: {known}"
+                )
     finally:
         await parts.close()
     if len(form.files) > MOST_PICTURES:

@@ -39,7 +39,7 @@ pytestmark = pytest.mark.slow  # FastAPI is of [test-all]
 
 ROOT = Path(__file__).parents[2]
 TEXT = "It has a long tail."
-TOLERANCE = {"rel": 1e-4, "abs": 2e-4}  # products of a batch of another size round otherwise, in float32
+TOLERANCE = {"rel": 1e-4, "abs": 1e-3}  # products of a batch of another size round otherwise, in float32
 
 
 @pytest.fixture(scope="module")

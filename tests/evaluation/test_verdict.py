@@ -65,7 +65,7 @@ def test_few_pictures_are_counted() -> None:
     assert found == (
         "20 pictures say little.",
         "Of 20 pictures that it had not seen, the model named 10 rightly; the most frequent class every time, 8;"
-        " the best simple rule, ncm, 8. The difference may be chance.",
+        " the best simple rule, ncm, 8. Too few to tell which is better.",
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from vlltr_index.data.words import number_words
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.plda import PLDA, Moments, fit_model
-from vlltr_index.heads.text_prior import TextKernel, class_texts, fit_text, sentence_texts
+from vlltr_index.heads.text_prior import TextKernel, class_features, fit_text, sentence_features
 
 RIDGES = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0)
 TEMPLATES = ("a {}.", "the {} of a class.")
@@ -68,10 +68,8 @@ def left_out(alike: Tensor, apart: Tensor, weights: Tensor) -> tuple[Tensor, Ten
             x0, y0 = (v * alike).sum(0) / v.sum(), (v * apart).sum(0) / v.sum()
             centred = alike - x0
             found = torch.linalg.solve((v * centred).T @ centred + penalty, (v * centred).T @ (apart - y0))
-            foretold = y0 + (alike[c] - x0) @ found
-            missed[c] = apart[c] - foretold
-            about_all = torch.linalg.solve((v * alike).T @ alike + penalty, (v * alike).T @ (apart - mean))
-            shifts[c] = alike[c] @ (about_all - whole)
+            missed[c] = apart[c] - y0 - (alike[c] - x0) @ found
+            shifts[c] = (alike[c] - x0) @ found - alike[c] @ whole
         cost = float((w * missed.square()).sum())
         if best is None or cost < best[0]:
             best = cost, missed, shifts, whole
@@ -89,7 +87,7 @@ def test_classes_are_left_out_exactly(seed: int, some: bool) -> None:
     bank = told(pairs(5, 4), 3, seed)
     kernel = TextKernel.of(bank)
     assert kernel is not None
-    texts = class_texts(bank, kernel).double()[:, 3:]
+    texts = class_features(bank, kernel).double()[:, 3:]
     if some:
         weights[::6] = 0.0
     share = weights[:, None] / weights.sum()
@@ -111,7 +109,7 @@ def test_words_tell_what_no_encoder_read() -> None:
     old[::8] = False
     bank = told(names, 6, 0)
     kernel = TextKernel.of(bank.select(old.nonzero()[:, 0]))
-    texts = class_texts(bank, kernel)
+    texts = class_features(bank, kernel)
     moments = moments_of(means[old], 5, 2)
     model = fit_model(moments, texts[old], kernel=kernel)
     assert model.shared.text_r2 > 0.5
@@ -132,7 +130,7 @@ def test_a_class_is_told_of_as_if_it_were_left_out() -> None:
     names, means = pairs(9, 9), composed(9, 9, 6, 1)
     bank = told(names, 6, 0)
     kernel = TextKernel.of(bank)
-    texts = class_texts(bank, kernel)
+    texts = class_features(bank, kernel)
     model = fit_model(moments_of(means, 5, 2), texts, kernel=kernel)
     own = replace_images(moments_of(means, 5, 2), 7)
     without = fit_model(own, texts, kernel=kernel)
@@ -162,8 +160,8 @@ def test_a_class_s_text_is_the_mean_of_its_sentences(seed: int) -> None:
     """In one piece or sentence by sentence, with a kernel and without; a bank without words has none."""
     bank = told(pairs(3, 5), 4, seed, unread=False)
     for kernel in (None, TextKernel.of(bank)):
-        rows = [sentence_texts(bank, slice(a, b), kernel).mean(0) for a, b in pairwise(bank.bounds)]
-        torch.testing.assert_close(class_texts(bank, kernel), torch.stack(rows))
+        rows = [sentence_features(bank, slice(a, b), kernel).mean(0) for a, b in pairwise(bank.bounds)]
+        torch.testing.assert_close(class_features(bank, kernel), torch.stack(rows))
     assert TextKernel.of(told(pairs(3, 3), 4, seed)) is None
     plain = AnchorBank.build(bank.vectors, bank.class_ids[bank.class_of_row], bank.class_ids)
     assert TextKernel.of(plain) is None
@@ -177,7 +175,7 @@ def test_both_blocks_count_alike() -> None:
     )
     kernels = [TextKernel.of(one) for one in (bank, long)]
     assert kernels[0] is not None
-    torch.testing.assert_close(class_texts(bank, kernels[0]), class_texts(long, kernels[1]))
+    torch.testing.assert_close(class_features(bank, kernels[0]), class_features(long, kernels[1]))
     sizes = [
         part.square().sum(1).mean()
         for part in ((class_means(bank) - kernels[0].centre) * kernels[0].scale).split([4, 512], 1)

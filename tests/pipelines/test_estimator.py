@@ -177,6 +177,7 @@ def test_texts_as_vectors() -> None:
             {"class 0": np.zeros((2, 3))},
             r"the vectors of the sentences of class 'class 0' must .* got \[2, 3\]",
         ),
+        (["It has wings."], "texts is a list"),
         ({"klass 0": np.zeros((2, 16))}, "the texts are of 'klass 0', the labels are 'class 0', 'class 1'"),
     ],
 )
@@ -199,6 +200,22 @@ def test_what_cannot_be_fitted() -> None:
     fitted = VLLTRClassifier().fit(rows, labels)
     with pytest.raises(InputError, match="this model was fitted on features, and no encoder is named"):
         fitted.predict(["a.png"])
+
+
+def test_missing_groups_are_none() -> None:
+    """None, NaN, and what a table has in its place: each such picture is by itself."""
+    rows, labels, _ = bursts()
+    alone = VLLTRClassifier().fit(rows, labels).predict_proba(rows)
+    for missing in ([None] * len(rows), np.full(len(rows), np.nan)):
+        assert np.array_equal(VLLTRClassifier().fit(rows, labels, groups=missing).predict_proba(rows), alone)
+
+
+@pytest.mark.parametrize("one", ["a.png", Path("a.png"), b"a", Image.new("L", (8, 8)), iter(["a.png"])])
+def test_one_picture_is_no_list(one: Any) -> None:
+    """Nor is what can be read once only: the error names the way out."""
+    with pytest.raises(InputError, match="one picture, or can be read once only") as caught:
+        VLLTRClassifier().fit(one, ["a"])
+    assert caught.value.hint == "Give a list: [picture], list(pictures)"
 
 
 def test_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:

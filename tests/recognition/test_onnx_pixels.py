@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from vlltr_index.data.decoding import open_image
 from vlltr_index.encoders.openclip import Preprocessing
@@ -113,3 +113,13 @@ def test_javascript_gives_the_same_bytes(tmp_path: Path) -> None:
         expected = resized_pixels(image, case["how"])
         found = np.frombuffer((tmp_path / f"{number}.out").read_bytes(), np.uint8).reshape(expected.shape)
         np.testing.assert_array_equal(found, expected, err_msg=str(case))
+
+
+def test_pictures_that_could_do_harm_are_refused(tmp_path: Path) -> None:
+    """Kinds of files that run programs are no pictures, and a side is at most a thousand times as long as the other."""
+    (tmp_path / "a.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    with pytest.raises(UnidentifiedImageError):
+        read_picture(tmp_path / "a.eps")
+    Image.new("L", (1, 1001)).save(tmp_path / "thin.png")
+    with pytest.raises(ValueError, match="1 x 1001 pixels are too thin"):
+        read_picture(tmp_path / "thin.png")

@@ -13,10 +13,11 @@ from torch.nn import functional as F
 
 from vlltr_index.classes import add_class
 from vlltr_index.heads.checkpoint import load_head, save_head
-from vlltr_index.heads.text_prior import TextKernel, class_texts
+from vlltr_index.heads.text_prior import TextKernel, class_features
 from vlltr_index.pipelines.fit import fit
 from vlltr_index.recognition.answering import predict
 from vlltr_index.recognition.counterfactual import Examination
+from vlltr_index.recognition.exported.onnx_folder import export_onnx
 from vlltr_index.recognition.model import Model
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.options import PredictOptions
@@ -32,7 +33,7 @@ def model(recognizer: Recognizer) -> Model:
     assert kernel is not None
     g = torch.Generator().manual_seed(0)
     marks, dim = len(kernel.landmarks), found.saved.head.dim
-    centre = class_texts(found.anchors.with_words, kernel).double().mean(0)[dim:]
+    centre = class_features(found.anchors.with_words, kernel).double().mean(0)[dim:]
     shared = replace(
         parts.shared,
         kernel=kernel,
@@ -121,7 +122,7 @@ def shaped(name: str, seed: int) -> Image.Image:
 
 @pytest.mark.slow
 def test_new_combinations_of_known_words_are_found(tmp_path: Path) -> None:
-    """Of shapes in some manner, five are added by their names alone; an export answers as the workspace does."""
+    """Of shapes in some manner, five are added by their names alone; exports answer as the workspace does."""
     for name in (f"{manner} {shape}" for manner in MANNERS for shape in SHAPES):
         place = tmp_path / ("new" if name in HELD else "photos") / name
         place.mkdir(parents=True)
@@ -143,3 +144,5 @@ def test_new_combinations_of_known_words_are_found(tmp_path: Path) -> None:
     recognizer.export(tmp_path / "export")
     again = Recognizer.from_pretrained(tmp_path / "export").predict_proba(pictures)
     assert abs(again - recognizer.predict_proba(pictures)).max() < 1e-4
+    (note,) = export_onnx(made.workspace, tmp_path / "graph").notes
+    assert "for 64 of 64 pictures" in note

@@ -24,7 +24,6 @@ from vlltr_index.anchors.anss import (
     select_anchors,
     shift_images,
 )
-from vlltr_index.data.words import number_words
 from vlltr_index.embedding.loading import augmented_view, content_vectors, numbers, text_vectors_of
 from vlltr_index.errors import MissingStepError
 from vlltr_index.heads.anchor_bank import AnchorBank
@@ -325,8 +324,7 @@ def anchors_without(
     at = mine[rows.chosen(losses[mine], mine, config).positions]
     at = at[rows.owner[at].argsort(stable=True)]
     known = torch.where(rows.ranked[at], losses[at], 0.0).float()
-    words = number_words(rows.texts.take(pa.array(at.numpy())))
-    bank = AnchorBank.build(rows.text(at), rows.owner[at], class_ids, known, words)
+    bank = AnchorBank.build(rows.text(at), rows.owner[at], class_ids, known)
     return bank, [rows.ids[i] for i in at.tolist()]
 
 
@@ -353,14 +351,13 @@ class _Rows:
         if not commit.text_fp or not commit.image_fp:
             raise MissingStepError("nothing has been embedded yet", "Run: vlltr embed")
         self.facts = commit.text_fp, commit.image_fp, commit.logit_scale
-        rows = tx.table("sentences", ["sentence_id", "text", "text_hash", "class_id", "source", "position"])
+        rows = tx.table("sentences", ["sentence_id", "text_hash", "class_id", "source", "position"])
         rows = rows.filter(pc.is_in(rows["class_id"], pa.array(classes, pa.int32())))
         rows = rows.filter(pc.invert(pc.is_in(rows["sentence_id"], pa.array(sorted(without), pa.string()))))
         order = ["class_id", "position", "sentence_id"] if mode == "cutoff" else ["class_id", "sentence_id"]
         rows = rows.sort_by([(column, "ascending") for column in order])
         self.ids: list[str] = rows["sentence_id"].to_pylist()
         self.owner = numbers(rows, "class_id")
-        self.texts = rows["text"]
         self._hashes = rows["text_hash"]
         self.prompts = torch.from_numpy(pc.equal(rows["source"], "prompt").to_numpy())
         self.ranked = torch.isin(self.owner, now.class_ids)

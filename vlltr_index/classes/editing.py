@@ -177,7 +177,7 @@ def checked_classes(tx: Transaction, wanted: Sequence[NewClass]) -> list[NewClas
         if folded(name) in seen:
             raise InputError(f"class {name!r} is given twice", "Give it once, with all that is known of it.")
         seen.add(folded(name))
-        aliases = tuple(clean_name(alias, f"an alias of {name!r}") for alias in one.aliases)
+        aliases = tuple(dict.fromkeys(clean_name(alias, f"an alias of {name!r}") for alias in one.aliases))
         for alias in aliases:
             if folded(alias) == folded(name):
                 continue

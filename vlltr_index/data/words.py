@@ -28,9 +28,8 @@ def number_words(texts: pa.ChunkedArray | pa.Array | Sequence[str]) -> Tensor:
     Args:
         texts: N texts.
     """
-    lower = pc.utf8_lower(
-        texts if isinstance(texts, pa.Array | pa.ChunkedArray) else pa.array(texts, pa.string())
-    )
+    strings = texts if isinstance(texts, pa.Array | pa.ChunkedArray) else pa.array(texts, pa.string())
+    lower = pc.utf8_lower(pc.utf8_normalize(strings, form="NFC"))
     if isinstance(lower, pa.ChunkedArray):
         lower = lower.combine_chunks()
     split = pc.split_pattern_regex(lower, _BETWEEN)
@@ -38,8 +37,10 @@ def number_words(texts: pa.ChunkedArray | pa.Array | Sequence[str]) -> Tensor:
     word = pc.list_flatten(split).dictionary_encode()
     numbers = np.array([_number(one) for one in word.dictionary.to_pylist()], dtype=np.int64)
     found = numbers[word.indices.to_numpy()]
-    distinct = np.unique(np.stack([row, abs(found), found], 1)[found != 0], axis=0)
-    row, _, found = distinct.T
+    keys = ((row * (NUMBERS + 1) + abs(found)) * 2 + (found > 0))[found != 0]
+    distinct = np.unique(keys)
+    row, size = np.divmod(distinct // 2, NUMBERS + 1)
+    found = np.where(distinct % 2, size, -size)
     first = np.searchsorted(row, row)
     place = np.arange(len(row)) - first
     kept = place < _MOST

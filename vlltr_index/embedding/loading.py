@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ from vlltr_index.errors import (
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.bursts import folder_of
 from vlltr_index.heads.plda import unit_sums
+from vlltr_index.heads.text_prior import TextKernel
 from vlltr_index.heads.units import join_copies, number_observations, units_of
 from vlltr_index.schemas.config import AugmentConfig, EncoderConfig
 from vlltr_index.schemas.fingerprint import digest_json
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from vlltr_index.store.snapshot import Snapshot, Source
     from vlltr_index.store.workspace import Workspace
 
-_SENTENCES_AT_ONCE = 100_000
+_SENTENCES_AT_ONCE = 10_000
 _EVIDENCE = ("group", "taken", "uri", "thumbnail", "content_hash")
 _NO_THUMBNAIL = bytes(THUMBNAIL**2)
 _FEW = 1000  # images that are looked up by a condition instead of a scan
@@ -277,24 +278,38 @@ def stats_rows(features: Tensor, class_ids: Tensor, units: Sequence[str], image_
 
 def sentence_means(snapshot: Snapshot, class_ids: Tensor) -> Tensor:
     """Compute the mean of all normalised sentences of each class, float32 [C, D]; zeros for a class without any."""
-    rows = snapshot.table("sentences", ["text_hash", "class_id"])
+    return sentence_features(snapshot, class_ids, None)
+
+
+def sentence_features(snapshot: Snapshot, class_ids: Tensor, kernel: TextKernel | None) -> Tensor:
+    """Compute `class_features` of all sentences of each class, float32 [C, T]; zeros for a class without any.
+
+    Args:
+        snapshot: Has the sentences.
+        class_ids: Int64 [C].
+        kernel: Of the features; None: vectors alone.
+    """
+    rows = snapshot.table("sentences", ["text_hash", "class_id", *(["text"] if kernel else [])])
     at = class_positions(class_ids, numbers(rows, "class_id"))
-    hashes = rows["text_hash"]
-    sums = torch.zeros(len(class_ids), snapshot.commit.info.dim)
+    width = snapshot.commit.info.dim + (0 if kernel is None else len(kernel.landmarks))
+    sums = torch.zeros(len(class_ids), width)
     told = (at >= 0).nonzero()[:, 0]
     for part in told.split(_SENTENCES_AT_ONCE) if len(told) else ():
-        vectors = text_vectors_of(snapshot, hashes.take(pa.array(part.numpy())).to_pylist())
-        sums.index_add_(0, at[part], unit_rows(vectors))
+        some = rows.take(pa.array(part.numpy()))
+        vectors = text_vectors_of(snapshot, some["text_hash"].to_pylist())
+        found = unit_rows(vectors)
+        if kernel is not None:
+            found = torch.cat([found, kernel.alike(vectors, number_words(some["text"]))], 1)
+        sums.index_add_(0, at[part], found)
     counts = torch.bincount(at[at >= 0], minlength=len(class_ids))
     return sums / counts.clamp(min=1)[:, None]
 
 
-def sentence_bank(snapshot: Snapshot, class_ids: Tensor) -> AnchorBank:
-    """Read all sentences of some classes, each of which has one, with their vectors and words."""
-    rows = snapshot.table("sentences", ["text", "text_hash", "class_id"])
-    rows = rows.filter(pc.is_in(rows["class_id"], pa.array(class_ids.tolist(), pa.int32())))
-    vectors = text_vectors_of(snapshot, rows["text_hash"].to_pylist())
-    return AnchorBank.build(vectors, numbers(rows, "class_id"), class_ids, words=number_words(rows["text"]))
+def with_words(snapshot: Snapshot, bank: AnchorBank, sentence_ids: Sequence[str]) -> AnchorBank:
+    """Return a bank with the words of its sentences, whose ids are in its order."""
+    rows = snapshot.table("sentences", ["sentence_id", "text"])
+    at = pc.index_in(pa.array(sentence_ids, pa.string()), value_set=rows["sentence_id"].combine_chunks())
+    return replace(bank, words=number_words(rows["text"].take(at)))
 
 
 def run_folder(workspace: Workspace, key: str = "") -> Path:

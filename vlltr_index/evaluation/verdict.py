@@ -76,6 +76,8 @@ def _accuracy(report: EvaluationReport, mine: Interval) -> str:
     theirs = report.rows[other].top1["overall"].value
     said += f"; {rule}{other}, {_share(theirs, mine)}."
     less = report.differences["overall"]
+    if less.few:
+        return f"{said} Too few to tell which is better." if less.value else said
     if less.low > 0:
         return f"{said} The model is better."
     if less.high < 0:

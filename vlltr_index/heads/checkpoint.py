@@ -212,7 +212,7 @@ def _parts(facts: PartFacts, tensors: dict[str, Tensor]) -> Parts:
         held = HeldOutAnswers(*(tensors.pop(f"held_out.{name}") for name in HELD_OUT))
     kernel = None
     if "kernel.landmarks" in tensors:
-        kernel = TextKernel(*(tensors.pop(f"kernel.{name}") for name in KERNEL))
+        kernel = TextKernel(*(tensors.pop(f"kernel.{name}").float() for name in KERNEL))
     shifts = tensors.pop("generative.shifts", None)
     gaussian = SharedGaussian(**shared, noise=facts.noise, text_r2=facts.text_r2, kernel=kernel)
     return Parts(

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from vlltr_index.errors import InputError
-from vlltr_index.heads.text_prior import TextKernel, fit_text
+from vlltr_index.heads.text_prior import TextKernel, fit_text, weighted_mean
 from vlltr_index.tensors import full_precision
 
 _LEAST_SPREAD = 0.02
@@ -40,7 +40,7 @@ class SharedGaussian:
         text_centre: [T], tbar.
         text_map: [T, D]; (t - text_centre) @ text_map is a class's prior mean in the basis. Zero where texts do not
             predict the class means.
-        kernel: Makes the last T - D numbers of a text, see `text_prior.class_texts`; None: T is D.
+        kernel: Makes the last T - D numbers of a text, see `text_prior.class_features`; None: T is D.
         noise: s, the covariance of images within a class, in units of Sigma, for images that were not fitted.
         text_r2: Share of the class means' variance that texts predict for classes left out of the fit, 0 to 1.
     """
@@ -70,7 +70,7 @@ class PLDA:
         shared: The parameters.
         counts: Int64 [C], units of each class; may be 0. A unit is an image, or several that are one observation.
         sums: Float64 [C, D], the sum of the units' features; that of a unit of several images is their mean.
-        prototypes: Float [C, T], `text_prior.class_texts` of each class's anchors; a row of zeros is a class without
+        prototypes: Float [C, T], `text_prior.class_features` of each class's anchors; a row of zeros is a class without
             text.
         trust: Float64 [C], 0 to 1: how far the prior of each class's text lies from the blank prior, at 0, to the one
             that `shared` tells, at 1; None: 1 for all.
@@ -131,8 +131,8 @@ class PLDA:
 
         Args:
             position: The class.
-            sentences: Float [M, T], see `text_prior.sentence_texts`. The prior mean of a class is the mean of these of
-                its anchors.
+            sentences: Float [M, T], see `text_prior.sentence_features`. The prior mean of a class is the mean of these
+                of its anchors.
         """
         shared = self.shared
         dtype = torch.promote_types(sentences.dtype, torch.float32)
@@ -292,9 +292,10 @@ def fit_model(
 ) -> PLDA:
     """Fit the parameters that all classes share; return the model of the classes by these.
 
-    Sigma is the within-class covariance S, shrunk. T is a multiple of the identity plus a ridge regression on the rest,
-    chosen on classes left out, see `text_prior.fit_text`; zero where it predicts nothing. Lambda is the covariance of
-    the residuals on classes left out, less what sampling adds to class means, shrunk.
+    Sigma is the within-class covariance S, shrunk. T is a multiple of the identity, plus a ridge regression of the rest
+    on the vectors or on likeness, chosen on classes left out, see `text_prior.fit_text`; zero where it predicts
+    nothing. Lambda is the covariance of the residuals on classes left out, less what sampling adds to class means,
+    shrunk.
 
     Args:
         moments: Statistics of the images.
@@ -312,13 +313,15 @@ def fit_model(
     means = moments.sums[there] / n[:, None]
     dim = means.shape[1]
     weights = n / (n + 2.0)
-    centre = _mean(means, weights)
+    centre = weighted_mean(means, weights)
     whitening = _inverse_root(shrunk(moments.within, moments.freedom, shrinkage))
     noise = whitening @ moments.sampling @ whitening  # not the identity: S was shrunk before the root
     text = prototypes.to(means.device)[there].double()
     has_text = (text != 0).any(1)
     text_centre = (
-        _mean(text[has_text], weights[has_text]) if bool(has_text.any()) else text.new_zeros(text.shape[1])
+        weighted_mean(text[has_text], weights[has_text])
+        if bool(has_text.any())
+        else text.new_zeros(text.shape[1])
     )
     seen = (means - centre) @ whitening
     known = torch.where(has_text[:, None], text - text_centre, 0.0)
@@ -416,11 +419,6 @@ def _posterior(
 def _log_density(apart: Tensor, variance: Tensor) -> Tensor:
     """Compute log N(apart; 0, variance) of rows [C, D], up to a constant: [C, 1]."""
     return -0.5 * (apart.square() / variance + variance.log()).sum(1, keepdim=True)
-
-
-def _mean(rows: Tensor, weights: Tensor) -> Tensor:
-    """Compute the weighted mean [D] of rows [C, D]."""
-    return (weights[:, None] * rows).sum(0) / weights.sum()
 
 
 def _within(

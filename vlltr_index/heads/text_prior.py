@@ -29,6 +29,7 @@ _WIDTH = 0.5
 _LANDMARKS = 2048  # classes at most
 _FEWEST = 10  # classes with a text, for others to be compared with
 _AT_ONCE = 4096
+_NOTHING = 1e-5  # spread of unit rows that is rounding
 _LEAST = 1e-6  # share of the largest: smaller eigenvalues are rounding
 
 
@@ -39,7 +40,7 @@ class TextKernel:
     Attributes:
         centre: Float [D + 512], the mean over the classes of the unit vectors, and of the words.
         scale: Float [D + 512], by what both are multiplied, so that they count alike.
-        landmarks: Float [L, D + 512], the texts of L classes in these coordinates, normalised.
+        landmarks: Float [L, D + 512], the texts of L classes, spread evenly over all, in these coordinates, normalised.
     """
 
     centre: Tensor
@@ -56,9 +57,10 @@ class TextKernel:
         apart = means - centre
         sizes = [part.square().sum(1).mean().sqrt() for part in (apart[:, : bank.dim], apart[:, bank.dim :])]
         scale = torch.ones_like(centre)
-        scale[: bank.dim] = 1.0 / sizes[0].clamp(min=1e-12)
-        scale[bank.dim :] = 1.0 / sizes[1].clamp(min=1e-12)
-        some = apart[:: -(-bank.num_classes // _LANDMARKS)]
+        scale[: bank.dim] = torch.where(sizes[0] > _NOTHING, 1.0 / sizes[0], 0.0)
+        scale[bank.dim :] = torch.where(sizes[1] > _NOTHING, 1.0 / sizes[1], 0.0)
+        count = bank.num_classes
+        some = apart[torch.linspace(0, count - 1, min(count, _LANDMARKS)).long()]
         return cls(centre=centre, scale=scale, landmarks=unit_rows(some * scale))
 
     def alike(self, vectors: Tensor, words: Tensor) -> Tensor:
@@ -86,7 +88,7 @@ class TextKernel:
         return TextKernel(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
-def class_texts(bank: AnchorBank, kernel: TextKernel | None) -> Tensor:
+def class_features(bank: AnchorBank, kernel: TextKernel | None) -> Tensor:
     """Compute the mean over the sentences of each class of their normalised vectors, beside those of `alike`.
 
     Args:
@@ -100,8 +102,8 @@ def class_texts(bank: AnchorBank, kernel: TextKernel | None) -> Tensor:
     return vectors if kernel is None else torch.cat([vectors, _class_means(bank, kernel.alike)], 1)
 
 
-def sentence_texts(bank: AnchorBank, rows: slice, kernel: TextKernel | None) -> Tensor:
-    """Return the terms of the means of `class_texts` for some rows of a bank: float32 [M, D + L]."""
+def sentence_features(bank: AnchorBank, rows: slice, kernel: TextKernel | None) -> Tensor:
+    """Return the terms of the means of `class_features` for some rows of a bank: float32 [M, D + L]."""
     vectors = bank.vectors[rows]
     unit = unit_rows(vectors).float()
     if kernel is None:
@@ -144,7 +146,8 @@ class TextFit:
         text_map: Float64 [T, D], from centred texts to class means less their mean; zero where they predict nothing.
         residuals: Float64 [C, D], what class means that were left out of the fit differ from what it told of them;
             meaningless for classes without text unless the map is zero.
-        shifts: Float64 [C, D], by how much a fit without a class, about the same mean of all, tells another mean of it.
+        shifts: Float64 [C, D], by how much a fit without a class, about the same mean of the class means, tells another
+            mean of it.
         r2: Share of the class means' variance that texts predict for classes left out, 0 to 1.
     """
 
@@ -198,7 +201,8 @@ def _fit_alike(alike: Tensor, apart: Tensor, weights: Tensor) -> tuple[Tensor, T
         The map [L, D]; the residuals [C, D] of the classes left out; and `TextFit.shifts`.
     """
     share = weights / weights.sum()
-    apart = apart - _mean(apart, weights)
+    has_text = weights[:, None] > 0
+    apart = apart - weighted_mean(apart, weights)
     values, vectors = torch.linalg.eigh((weights[:, None] * alike).T @ alike)
     turned = alike @ vectors
     toward = (weights[:, None] * turned).T @ apart
@@ -208,19 +212,21 @@ def _fit_alike(alike: Tensor, apart: Tensor, weights: Tensor) -> tuple[Tensor, T
         shrink = 1.0 / (values.clamp(min=0.0) + ridge * level)
         mapped = shrink[:, None] * toward
         missed = apart - turned @ mapped
-        leverage = weights * (turned.square() @ shrink)
-        left = missed / (1.0 - leverage - share)[:, None]
+        leverage = weights * (turned.square() @ shrink) + share
+        left = missed / (1.0 - leverage)[:, None]
         cost = float((weights[:, None] * left.square()).sum())
         if best is None or cost < best[0]:
             # The mean of all stays as it is: of few classes each would be told to lie opposite to itself.
-            best = cost, vectors @ mapped, left, missed * (1.0 - 1.0 / (1.0 - leverage))[:, None]
+            about_others = (share / (1.0 - share))[:, None] * apart
+            shifts = torch.where(has_text, missed - left + about_others, 0.0)
+            best = cost, vectors @ mapped, left, shifts
     assert best is not None
     return best[1:]
 
 
 def _about_others(rows: Tensor, weights: Tensor) -> Tensor:
     """Return rows [C, D] less the weighted mean of the others."""
-    return (rows - _mean(rows, weights)) / (1.0 - weights / weights.sum())[:, None]
+    return (rows - weighted_mean(rows, weights)) / (1.0 - weights / weights.sum())[:, None]
 
 
 def _is_less(residuals: Tensor, others: Tensor, weights: Tensor) -> bool:
@@ -232,7 +238,7 @@ def _is_less(residuals: Tensor, others: Tensor, weights: Tensor) -> bool:
     return bool(mean > error)
 
 
-def _mean(rows: Tensor, weights: Tensor) -> Tensor:
+def weighted_mean(rows: Tensor, weights: Tensor) -> Tensor:
     """Compute the weighted mean [D] of rows [C, D]."""
     return (weights[:, None] * rows).sum(0) / weights.sum()
 
@@ -262,8 +268,8 @@ def _fit_vectors(text: Tensor, seen: Tensor, weights: Tensor) -> tuple[Tensor, T
     for fold in folds.unique():
         out = folds == fold
         w = torch.where(out, 0.0, weights)
-        x0 = _mean(text, w)
-        y0 = _mean(seen, w)
+        x0 = weighted_mean(text, w)
+        y0 = weighted_mean(seen, w)
         alone[out] = seen[out] - y0
         for which, mapped in enumerate(_maps(text - x0, seen - y0, w)):
             predicted[which][out] = (text[out] - x0) @ mapped
@@ -274,7 +280,7 @@ def _fit_vectors(text: Tensor, seen: Tensor, weights: Tensor) -> tuple[Tensor, T
     if not r2 > 0.0:
         return nothing, seen, 0.0
     residuals = alone - predicted[best]
-    chosen = _maps(text - _mean(text, weights), seen - _mean(seen, weights), weights)[best]
+    chosen = _maps(text - weighted_mean(text, weights), seen - weighted_mean(seen, weights), weights)[best]
     return chosen, residuals, r2
 
 

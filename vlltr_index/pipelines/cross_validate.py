@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vlltr_index.anchors.selection import anchors_without
 from vlltr_index.data.writing import scratch_folder, settle
-from vlltr_index.embedding.loading import ImageSet, usable_images
+from vlltr_index.embedding.loading import ImageSet, usable_images, with_words
 from vlltr_index.errors import MissingStepError
 from vlltr_index.heads.checkpoint import SavedHead
 from vlltr_index.heads.dealing import answerable, deal_units
@@ -143,7 +143,8 @@ class _Deal:
         """Select the anchors of some classes without a fold's images, and without those `out` of its training data."""
         gone = self.fold == fold
         gone[self.trained & ~gone] = out
-        return _of_classes(self.anchors_without(gone)[0], classes)
+        bank, names = self.anchors_without(gone)
+        return _of_classes(with_words(self.head.state.snapshot, bank, names), classes)
 
 
 def _of_classes(bank: AnchorBank, class_ids: Tensor) -> AnchorBank:
@@ -246,6 +247,7 @@ def _fit(deal: _Deal, fold: int, folder: Path, progress: Progress | None) -> Non
     # Else no image that can be held out took part in the selection.
     if data.anchors_without is not None:
         bank, names = deal.anchors_without(deal.fold == fold)
+        bank = with_words(state.snapshot, bank, names)
         again = partial(deal.anchors_too, fold, data.bank.class_ids)
         data = replace(data, bank=_of_classes(bank, data.bank.class_ids), anchors_without=again)
     step = None if progress is None else partial(_told, progress, f"fold {fold + 1} of {deal.folds}")

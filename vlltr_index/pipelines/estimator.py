@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from vlltr_index.encoders.encoder import Encoder
     from vlltr_index.schemas.config import Recipe
 
+_MISSING = ("None", "nan", "<NA>")
 _SCALE = 100.0  # multiplier of the cosine of published CLIPs, for vectors of an encoder that is not named
 
 
@@ -116,7 +117,7 @@ class VLLTRClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         self.classes_, numbers = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError("VLLTRClassifier tells classes apart, and there is 1 class")
-        together = [None] * len(y) if groups is None else [None if g is None else str(g) for g in groups]
+        together = _groups_of(groups, len(y))
         check_consistent_length(y, together)
         recipe = _seeded(self._recipe(), self.random_state)
         labels = torch.from_numpy(numbers).long()
@@ -235,12 +236,24 @@ def _pictures_of(X: Any) -> Sequence[ImageSource] | None:
     """Return X as a sequence of pictures; None if it is a table of features."""
     if is_ready_made(X):
         return ready_made_pictures(X)
+    if isinstance(X, str | os.PathLike | bytes | Image.Image | Iterator):
+        raise InputError(
+            "X is one picture, or can be read once only", "Give a list: [picture], list(pictures)"
+        )
     dimensions = getattr(X, "ndim", None)
     if dimensions in (None, 1) and hasattr(X, "__iter__"):
         first = next(iter(X), None)
         one = isinstance(first, str | os.PathLike | bytes | Image.Image) or getattr(first, "ndim", 0) == 3
         return list(X) if one else None
     return list(X) if dimensions == 4 else None
+
+
+def _groups_of(groups: Any, number: int) -> list[str | None]:
+    """Return the group of each picture as text; None, and what a table has in its place, are none."""
+    if groups is None:
+        return [None] * number
+    given = column_or_1d(groups, dtype=object).tolist()
+    return [None if not isinstance(g, str) and str(g) in _MISSING else str(g) for g in given]
 
 
 def _labels_of(X: Any, y: Any) -> Any:

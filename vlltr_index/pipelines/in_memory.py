@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.bursts import folder_of
 from vlltr_index.heads.checkpoint import SavedHead
 from vlltr_index.heads.plda import unit_sums
+from vlltr_index.heads.text_prior import TextKernel, class_features
 from vlltr_index.heads.units import join_copies, number_observations, units_of
 from vlltr_index.recognition.scorer import Scorer
 from vlltr_index.recognition.state import Anchors, ClassStats
@@ -216,19 +218,25 @@ class Sentences:
         chosen = chosen[self.owner[chosen].argsort(stable=True)]
         return self._bank(chosen, losses[chosen].float()), chosen.tolist()
 
-    def whole(self) -> AnchorBank | None:
-        """Return all sentences of the classes that have one; None without any."""
-        return self._bank(torch.arange(len(self.ids))) if self.ids else None
+    @cached_property
+    def words(self) -> Tensor:
+        """The words of each, int16 [N_t, K], see `number_words`."""
+        return number_words(self.texts)
 
-    def named(self, at: Sequence[int]) -> tuple[list[str], pa.Array]:
-        """Return the ids and the texts of the sentences at some positions."""
-        return [self.ids[n] for n in at], pa.array([self.texts[n] for n in at], pa.string())
+    def features(self, classes: int, kernel: TextKernel | None) -> Tensor:
+        """Return `class_features` of all sentences of each of C classes, float32 [C, T]; zeros without any."""
+        if not self.ids:
+            return torch.zeros(classes, self.vectors.shape[1])
+        bank = self._bank(torch.arange(len(self.ids)))
+        found = class_features(bank, kernel)
+        whole = found.new_zeros(classes, found.shape[1])
+        whole[bank.class_ids] = found
+        return whole
 
     def _bank(self, at: Tensor, losses: Tensor | None = None) -> AnchorBank:
         """Return the bank of the sentences at the positions int64 [A]."""
         owner = self.owner[at]
-        words = number_words([self.texts[n] for n in at.tolist()])
-        return AnchorBank.build(self.vectors[at], owner, owner.unique(), losses, words)
+        return AnchorBank.build(self.vectors[at], owner, owner.unique(), losses, self.words[at])
 
 
 def texts_by_class(texts: Texts, labels: Sequence[Hashable]) -> dict[int, Any]:
@@ -249,9 +257,13 @@ def texts_by_class(texts: Texts, labels: Sequence[Hashable]) -> dict[int, Any]:
         for one in read_text(Path(texts)):
             if isinstance(one, SentenceRecord):
                 told.setdefault(one.class_name, []).append(one.text)
-    else:
+    elif isinstance(texts, Mapping):
         numbers = {label: number for number, label in enumerate(labels)}
         told = dict(texts)
+    else:
+        raise InputError(
+            f"texts is a {type(texts).__name__}", "Give the sentences by class: {label: [sentence, ...]}"
+        )
     found = {numbers[name]: said for name, said in told.items() if name in numbers}
     if not found:
         raise InputError(
@@ -263,8 +275,19 @@ def texts_by_class(texts: Texts, labels: Sequence[Hashable]) -> dict[int, Any]:
 
 
 def sentences_in(said: Any) -> list[str]:
-    """Return the sentences of a text, or of a list of them."""
-    return split_sentences(said) if isinstance(said, str) else list(said)
+    """Return the sentences of a text, or of a list of them.
+
+    Raises:
+        InputError: It holds something else.
+    """
+    if isinstance(said, str):
+        return split_sentences(said)
+    found = list(said)
+    if not all(isinstance(one, str) for one in found):
+        raise InputError(
+            "the texts of a class are no sentences", "Give vectors with features alone, and name no encoder."
+        )
+    return found
 
 
 def fit_in_memory(
@@ -304,7 +327,7 @@ def fit_in_memory(
         unseen_classes=torch.zeros(classes, dtype=torch.bool),
         visual_init=None,
         logit_scale=sentences.logit_scale,
-        sentences=sentences.whole(),
+        whole_texts=partial(sentences.features, classes),
         anchors_without=lambda out: sentences.anchors(images, out, select)[0],
     )
     decision = fit_stage_two(data, recipe.lgr)
@@ -313,7 +336,13 @@ def fit_in_memory(
     observations = number_observations(images.labels, images.units)
     counts, sums = unit_sums(unit_rows(images.features[0]), images.labels, observations, classes)
     scorer = Scorer(
-        anchors=Anchors(bank, torch.arange(len(chosen)), *sentences.named(chosen), ""),
+        anchors=Anchors(
+            bank=bank,
+            keys=torch.arange(len(chosen)),
+            sentence_ids=[sentences.ids[n] for n in chosen],
+            read_texts=partial(pa.array, [sentences.texts[n] for n in chosen], pa.string()),
+            selection_id="",
+        ),
         saved=SavedHead(decision.head, every[decision.rows], text_fp="", image_fp="", parts=decision.parts),
         stats=ClassStats(every, counts, sums),
         fusion=recipe.fusion,

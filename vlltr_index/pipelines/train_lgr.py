@@ -228,7 +228,7 @@ def stage_two_data(
         units=units,
         visual_init=init,
         logit_scale=commit.logit_scale,
-        sentences=loading.sentence_bank(snapshot, bank.class_ids) if len(there) else None,
+        whole_texts=partial(loading.sentence_features, snapshot, class_ids),
         unseen=unseen,
         unseen_classes=unseen_classes,
         anchors_without=again,
@@ -240,7 +240,7 @@ def _anchors_without(
     snapshot: Snapshot, config: SelectConfig, class_ids: Tensor, image_ids: list[str], out: Tensor
 ) -> AnchorBank:
     left_out = frozenset(compress(image_ids, out.tolist()))
-    return anchors_without(snapshot, config, class_ids, images=left_out)[0]
+    return loading.with_words(snapshot, *anchors_without(snapshot, config, class_ids, images=left_out))
 
 
 def _unseen(held: HeldOut, image_ids: list[str], class_ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlltr_index.heads.explanation import ClassExplanation, explain_class, explain_prior, mean_explanation
-from vlltr_index.heads.text_prior import sentence_texts
+from vlltr_index.heads.text_prior import sentence_features
 from vlltr_index.recognition.in_words import numbered, template_groups
 from vlltr_index.schemas.records import ClassScore, Neighbour, SentenceShare
 from vlltr_index.tensors import class_positions
@@ -73,9 +73,9 @@ class Explainer:
     def _map(self, place: int) -> Tensor:
         plda = self._scorer.plda
         assert plda is not None
-        bank = self._scorer.told
+        bank = self._scorer.text_bank
         rows = slice(bank.bounds[place], bank.bounds[place + 1])
-        return plda.map_sentences(self._columns[place], sentence_texts(bank, rows, plda.shared.kernel))
+        return plda.map_sentences(self._columns[place], sentence_features(bank, rows, plda.shared.kernel))
 
     @cached_property
     def _columns(self) -> list[int]:

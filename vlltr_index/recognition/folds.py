@@ -264,10 +264,10 @@ class Folds:
         at = pc.index_in(
             rows["sentence_id"].combine_chunks(), value_set=sentences["sentence_id"].combine_chunks()
         )
-        rows = rows.append_column("text", sentences["text"].take(at))
         vectors = text_vectors_of(snapshot, sentences["text_hash"].take(at).to_pylist())
         losses = torch.from_numpy(rows["loss"].to_numpy().copy())
-        return Anchors.of(rows, vectors, losses, own.selection_id)
+        texts = sentences["text"].take(at).combine_chunks()
+        return Anchors.of(rows, vectors, losses, lambda: texts, own.selection_id)
 
 
 def _contents_by_class(rows: pa.Table) -> dict[int, set[str]]:

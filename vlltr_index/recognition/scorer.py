@@ -24,7 +24,7 @@ from vlltr_index.heads.fusion import (
     with_prior,
 )
 from vlltr_index.heads.plda import PLDA
-from vlltr_index.heads.text_prior import class_texts
+from vlltr_index.heads.text_prior import class_features
 from vlltr_index.tensors import class_positions, unit_rows
 
 if TYPE_CHECKING:
@@ -89,12 +89,12 @@ class Scorer:
         sums[at] = self.stats.sums
         if self.bank.num_classes:
             told = class_positions(self.class_ids, self.bank.class_ids)
-            prototypes[told] = class_texts(self.told, parts.shared.kernel)
+            prototypes[told] = class_features(self.text_bank, parts.shared.kernel)
         trust = torch.where(self.trained, 1.0, parts.text_trust).double()
         return PLDA(parts.shared, counts, sums, prototypes, trust, self._shifts(parts))
 
     @property
-    def told(self) -> AnchorBank:
+    def text_bank(self) -> AnchorBank:
         """The anchors, with their words if the generative model reads them."""
         parts = self.saved.parts
         reads = parts is not None and parts.shared.kernel is not None
@@ -102,7 +102,7 @@ class Scorer:
 
     def _shifts(self, parts: Parts) -> Tensor | None:
         """Return `PLDA.shifts`, zero for classes that the model was not fitted on."""
-        if parts.shifts is None:
+        if parts.shifts is None or not len(parts.shifts):
             return None
         at = class_positions(self.saved.class_ids, self.class_ids)
         return torch.where(at[:, None] >= 0, parts.shifts[at], 0.0)

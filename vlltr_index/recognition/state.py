@@ -50,27 +50,31 @@ class Anchors:
         bank: Their vectors and classes.
         keys: Int64 [A], in the bank's order.
         sentence_ids: In the same order.
-        texts: In the same order, strings.
+        read_texts: Reads the texts in the same order, strings.
         selection_id: Of the selection that they come from.
     """
 
     bank: AnchorBank
     keys: Tensor
     sentence_ids: list[str]
-    texts: pa.Array
+    read_texts: Callable[[], pa.Array]
     selection_id: str
 
     @cached_property
     def with_words(self) -> AnchorBank:
         """The bank with the words of its sentences."""
-        return replace(self.bank, words=number_words(self.texts))
+        return replace(self.bank, words=number_words(self.read_texts()))
 
     @classmethod
-    def of(cls, rows: pa.Table, vectors: Tensor, losses: Tensor, selection_id: str) -> Anchors:
-        """Make it from rows of anchors with their texts, sorted by class and rank, vectors float [A, D] and losses [A].
-
-        A may be 0.
-        """
+    def of(
+        cls,
+        rows: pa.Table,
+        vectors: Tensor,
+        losses: Tensor,
+        read_texts: Callable[[], pa.Array],
+        selection_id: str,
+    ) -> Anchors:
+        """Make it from rows of `anchors` sorted by class and rank, vectors float [A, D] and losses [A]; A may be 0."""
         owner = numbers(rows, "class_id")
         keys = numbers(rows, "anchor_key")
         if len(owner):
@@ -79,8 +83,7 @@ class Anchors:
             bank = AnchorBank(
                 vectors=vectors, offsets=owner.new_zeros(1), class_ids=owner, rows=owner, losses=losses
             )
-        texts = rows["text"].combine_chunks()
-        return cls(bank, keys, rows["sentence_id"].to_pylist(), texts, selection_id)
+        return cls(bank, keys, rows["sentence_id"].to_pylist(), read_texts, selection_id)
 
     def exchanged(
         self, class_ids: Tensor, other: AnchorBank | None, sentence_ids: Sequence[str], texts: Sequence[str]
@@ -108,8 +111,14 @@ class Anchors:
             losses=torch.cat([bank.losses for bank in banks])[at],
         )
         ids = [*self.sentence_ids, *sentence_ids]
-        every = pa.concat_arrays([self.texts, pa.array(texts, self.texts.type)]).take(pa.array(at.numpy()))
-        return Anchors(bank, torch.arange(len(at)), [ids[i] for i in at.tolist()], every, self.selection_id)
+
+        def read_texts() -> pa.Array:
+            return pa.concat_arrays([self.read_texts(), pa.array(texts, pa.string())]).take(
+                pa.array(at.numpy())
+            )
+
+        sentence_ids = [ids[i] for i in at.tolist()]
+        return Anchors(bank, torch.arange(len(at)), sentence_ids, read_texts, self.selection_id)
 
 
 @dataclass(frozen=True, eq=False)
@@ -332,7 +341,7 @@ def texts_of(rows: pa.Table) -> Texts:
 def _anchors_of(anchors: pa.Table, ranks: pa.Table, selection_id: str) -> Anchors:
     """Make the anchors of the rows `anchors` and `ranks`, see `store.parts`."""
     at = pc.index_in(ranks["anchor_key"].combine_chunks(), value_set=anchors["anchor_key"].combine_chunks())
-    rows = anchors.select(["anchor_key", "class_id", "sentence_id", "text"]).take(at)
+    rows = anchors.select(["anchor_key", "class_id", "sentence_id"]).take(at)
     for name in ("rank", "loss"):
         rows = rows.append_column(name, ranks[name])
     rows = rows.append_column("row", at)
@@ -346,4 +355,8 @@ def _anchors_of(anchors: pa.Table, ranks: pa.Table, selection_id: str) -> Anchor
         vectors[place[start : start + len(chunk)]] = stored
         start += len(chunk)
     losses = pc.fill_null(rows["loss"], 0.0).to_numpy().astype("float32")
-    return Anchors.of(rows, vectors, torch.from_numpy(losses), selection_id)
+
+    def read_texts() -> pa.Array:
+        return anchors["text"].take(rows["row"]).combine_chunks()
+
+    return Anchors.of(rows, vectors, torch.from_numpy(losses), read_texts, selection_id)

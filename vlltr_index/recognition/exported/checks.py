@@ -212,7 +212,7 @@ def check_head(folder: Path, config: ExportedConfig) -> None:
     expected = {f"head.{name}": tuple(value.shape) for name, value in head.state_dict().items()}
     if facts.parts is not None:
         marks = tensors.get("kernel.landmarks")
-        expected |= _part_shapes(config.dim, 0 if marks is None else len(marks))
+        expected |= _part_shapes(config.dim, 0 if marks is None or not marks.ndim else len(marks))
         if "generative.shifts" in tensors:
             expected["generative.shifts"] = (rows, config.dim)
         if held:

@@ -292,7 +292,8 @@ def _labels(model: Model, prior: Prior, files: dict[str, Comparison]) -> dict[st
         "commit": model.first_commit,
         "encoder": model.encoder.name,
         "digests": {
-            "encoder": record.encoder,
+            "text_tower": record.text_fp,
+            "image_tower": record.image_fp,
             "head": record.head,
             "parts": [part.digest for part in record.parts],
         },

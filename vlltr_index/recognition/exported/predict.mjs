@@ -1,5 +1,6 @@
 // Recognise pictures with model.onnx in Node: npm install onnxruntime-node && node predict.mjs photo.ppm
-// Pictures are PPM files (P6), which any program for pictures writes: magick photo.jpg -auto-orient photo.ppm
+// Pictures are PPM files (P6), which any program for pictures writes:
+// magick photo.png -auto-orient -background white -flatten photo.ppm
 
 import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
@@ -12,8 +13,13 @@ const beside = (name) => fileURLToPath(new URL(name, import.meta.url));
 const labels = JSON.parse(readFileSync(beside("labels.json"), "utf8"));
 const session = await ort.InferenceSession.create(beside("model.onnx"));
 const { size } = labels.preprocess;
+const paths = process.argv.slice(2);
+if (paths.length === 0) {
+  console.error("Usage: node predict.mjs PICTURE.ppm...");
+  process.exitCode = 1;
+}
 
-for (const path of process.argv.slice(2)) { // one by one; the model takes any number at once
+for (const path of paths) { // one by one; the model takes any number at once
   const pixels = new ort.Tensor("uint8", resizedPixels(readPPM(path), labels.preprocess), [1, size, size, 3]);
   const { probabilities, likelihood } = await session.run({ pixels });
   const classes = Array.from(probabilities.data, (probability, c) => ({ name: labels.classes[c].name, probability }))

@@ -17,12 +17,16 @@ TOP = 5
 
 
 def main(paths: list[str], model: str = "model.onnx") -> None:
-    """Write one line of JSON a picture: the likeliest classes, and whether it is of any of them."""
+    """Write one line of JSON a picture: the likeliest classes and whether it is of any of them, or its problem."""
     folder = Path(__file__).parent
     labels = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
     session = onnxruntime.InferenceSession(folder / model)
     for path in paths:  # one by one; the model takes any number at once
-        pixels = resized_pixels(read_picture(path), labels["preprocess"])
+        try:
+            pixels = resized_pixels(read_picture(path), labels["preprocess"])
+        except (OSError, ValueError) as error:
+            sys.stdout.write(json.dumps({"image": path, "problem": str(error)}, ensure_ascii=False) + "\n")
+            continue
         probabilities, *likelihood = session.run(None, {"pixels": pixels[None]})
         best = np.argsort(-probabilities[0], kind="stable")[:TOP]
         answer: dict[str, object] = {"image": path}
@@ -35,4 +39,6 @@ def main(paths: list[str], model: str = "model.onnx") -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit("Usage: python predict.py PICTURE...")
     main(sys.argv[1:])

@@ -25,6 +25,7 @@ const FILTERS = {
 export function resizedPixels(picture, how) {
   const side = how.resize;
   const { width, height } = picture;
+  if (Math.max(width, height) > 1000 * Math.min(width, height)) throw new RangeError(`${width} x ${height} pixels are too thin`);
   let to = [side, side];
   if (how.resize_mode === "shortest") {
     if (width <= height) to = [side, Math.trunc((side * height) / width)];

@@ -13,13 +13,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Kinds of files that are read; Pillow has others, some of which run programs."""
+THINNEST = 1000
+"""How many times as long as the other a picture's side may be."""
+
+
 def read_picture(path: str | Path) -> Image.Image:
     """Read a picture as RGB, upright, with transparent parts in white.
 
     Raises:
-        ValueError: If it has more than 8 bits a channel.
+        OSError: If it is missing, damaged, or not one of `FORMATS`.
+        ValueError: If it has more than 8 bits a channel, or a side is more than 1,000 times as long as the other.
     """
-    image: Image.Image = Image.open(BytesIO(Path(path).read_bytes()))
+    image: Image.Image = Image.open(BytesIO(Path(path).read_bytes()), formats=FORMATS)
+    if max(image.size) > THINNEST * min(image.size):
+        raise ValueError(f"{path}: {image.width} x {image.height} pixels are too thin for a picture")
     image.load()  # turns a TIFF by itself
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode[0] in "IF":

@@ -251,6 +251,11 @@ def verify(folder: Path) -> dict[str, str]:
     """
     digests = read_sums(folder)
     strange = digests.keys() - set(MODEL_FILES)
+    if "labels.json" in strange:
+        raise PretrainedError(
+            f"{folder} holds a graph for onnxruntime",
+            "Ask it: python predict.py PICTURE; or export without --onnx.",
+        )
     if strange:
         damaged(folder / SUMS, f"it names {min(strange)!r}, which is no file of an exported model")
     for name in MODEL_FILES:

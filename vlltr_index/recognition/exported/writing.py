@@ -186,7 +186,7 @@ def _check_target(folder: Path, force: bool) -> None:
         )
     if there and not force:
         raise PretrainedError(
-            f"{folder} holds an export already", f"Replace it: vlltr export --force {folder}"
+            f"{folder} holds an export already", "Replace it: the same command with --force"
         )
 
 
