@@ -1,4 +1,5 @@
-// Turn pictures into the pixels that model.onnx takes, by the arithmetic of Pillow: the same bytes as preprocess.py.
+// Turn pictures into the pixels that model.onnx takes, by the arithmetic of Pillow: the same bytes as preprocess.py. (Pillow 13
+// begins with the columns of some pictures, which rounds single pixels otherwise.)
 // It needs no package, and runs in a browser too.
 
 const PRECISION = 22; // bits behind the point of a weight
