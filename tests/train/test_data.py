@@ -119,4 +119,4 @@ def test_word_dropout_strikes_words_out(seed: int, share: float) -> None:
         assert words[-1] == max(source)
         left = iter(source)
         assert all(word in left for word in words)
-    assert share < 0.95 or lengths.sum() < texts.lengths[rows].sum()
+    assert share != 0.5 or lengths.sum() < texts.lengths[rows].sum()
