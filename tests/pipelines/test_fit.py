@@ -288,7 +288,7 @@ def test_what_the_readme_shows(
 ) -> None:
     """Its example makes a model of a folder, on the pictures and the encoder that ship."""
     page = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    (example,) = [text for text in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "fit(" in text]
+    (example,) = [text for text in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "= fit(" in text]
     shots.rename(tmp_path / "pictures")
     (tmp_path / "descriptions").mkdir()
     (tmp_path / "descriptions" / "kestrel.txt").write_text("It hovers. Its tail is long.")

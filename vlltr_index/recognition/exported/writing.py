@@ -51,7 +51,11 @@ if TYPE_CHECKING:
 
 _ROWS = 128  # images in memory at once
 _SPLIT = re.compile(r"\W+", re.ASCII)
-_HUBS_OWN = {".gitattributes", ".cache"}  # files that the hub's tools add to a folder
+_ADDED = {
+    ".gitattributes",
+    ".cache",
+    "__pycache__",
+}  # what the hub's tools, and the examples in it, add to a folder
 _COLUMNS = ["image_id", "content_hash", "uri", "data", "class_id", "split", "width", "height"]
 
 
@@ -177,8 +181,8 @@ def _check_target(folder: Path, force: bool) -> None:
         raise PretrainedError(f"{folder} is not a folder", "Choose another: vlltr export DIR")
     there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()}
     own = {SUMS, *read_sums(folder)} if {SUMS, CARD} <= there else set[str]()
-    hubs = {name for name in there if own and name.split("/")[0] in _HUBS_OWN}
-    others = sorted(there - own - hubs)
+    added = {name for name in there if own and name.split("/")[0] in _ADDED}
+    others = sorted(there - own - added)
     if others:
         raise PretrainedError(
             f"{folder} holds other things than an export, and is left as it is: {preview(others)}",
