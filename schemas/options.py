@@ -77,9 +77,9 @@ class PredictOptions:
         prior: How common the classes are; with one other than `balanced` all classes are scored.
 
     Raises:
-        UsageError: If `retrieval` or `prior` is none of these, `faiss` is asked for under a prior, `min_accuracy` or
-            `min_probability` does not lie between 0 and 1, or `reject`, which looks at all classes, is asked for
-            together with `only` or `parent`.
+        UsageError: If `top` is below 1, `explain` or `neighbours` below 0, `retrieval` or `prior` none of these,
+            `faiss` is asked for under a prior, `min_accuracy` or `min_probability` does not lie between 0 and 1, or
+            `reject`, which looks at all classes, is asked for together with `only` or `parent`.
     """
 
     top: int = 5
@@ -96,6 +96,9 @@ class PredictOptions:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prior", checked_prior(self.prior))
+        for name, least in (("top", 1), ("explain", 0), ("neighbours", 0)):
+            if getattr(self, name) < least:
+                raise UsageError(f"{name} is {least} at least, got {getattr(self, name)}")
         if self.retrieval not in RETRIEVALS:
             raise UsageError(f"retrieval is 'auto', 'faiss' or 'exhaustive', got {self.retrieval!r}")
         if not 0.0 <= self.min_probability <= 1.0:

@@ -192,9 +192,6 @@ class Reading:
             options = PredictOptions() if told is None else _OPTIONS.validate_json(told)
         except ValidationError as error:
             raise HTTPException(422, _told(error.errors(), "options")) from None
-        for name, least in (("top", 1), ("explain", 0), ("neighbours", 0)):
-            if getattr(options, name) < least:
-                raise HTTPException(422, f"options.{name}: it is {least} at least")
         if options.prior == "folder":
             raise UsageError(
                 "the prior 'folder' needs many pictures at once, and a request has few",

@@ -5,8 +5,9 @@ The prior mean of a class is the mean over its sentences of
     T (e - tbar) + K (k(s) - kbar),        k_l(s) = exp((cos(b(s), b_l) - 1) / 0.5)
 
 where e is a sentence's normalised vector, and b(s) that vector beside the sentence's words, each less its mean over the
-classes and scaled alike; b_l is the mean of b over the sentences of class l. So each sentence has its own exact part,
-and a word that the encoder did not read, or an encoder whose towers were never trained together, still tells something.
+classes and scaled alike; b_l is the mean of b over the sentences of class l. T is a multiple of the identity, beside a
+ridge regression where K is zero. So each sentence has its own exact part, and a word that the encoder did not read, or
+an encoder whose towers were never trained together, still tells something.
 """
 
 from __future__ import annotations
