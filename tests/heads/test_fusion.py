@@ -37,7 +37,7 @@ EVEN = PartWeights(1.0, 1.0, 1.0, Gate(1.0, 1.0), Gate(1.0, 1.0))
 
 factors = st.sampled_from([0.0, 0.05, 1.0, 3.0])
 meetings = st.builds(
-    Gate, factors, factors, st.sampled_from([-2.0, 0.0, 1.5]), limit=st.sampled_from([0.5, 1e6])
+    Gate, factors, factors, st.sampled_from([-2.0, 0.0, 1.5]), st.sampled_from([0.5, 1e6]), factors
 )
 weights_of = st.builds(PartWeights, factors, factors, factors, meetings, meetings)
 sizes = st.sampled_from([0.0, 1.0, 30.0, 1e4])
@@ -152,8 +152,9 @@ def test_what_the_trained_classes_have_together_their_classifier_does_not_say() 
     """Their share is that of the generative model and the text by the later classes' weights."""
     likelihoods, text = drawn(4, 1.0, 2, 1, 4)
     trained = torch.tensor([True, True, False, False])
-    weights = PartWeights(1.0, 0.5, 0.7, Gate(0.8, 0.3), Gate(2.0, 2.0))
-    expected = (0.8 * likelihoods + 0.3 * text).softmax(1)[:, :2].sum()
+    weights = PartWeights(1.0, 0.5, 0.7, Gate(0.8, 0.3, fit=0.2), Gate(2.0, 2.0))
+    fits = 0.2 * likelihoods * ~trained
+    expected = (0.8 * likelihoods + 0.3 * text + fits).softmax(1)[:, :2].sum()
     for visual in ([0.0, 0.0, 0.0, 0.0], [9.0, 0.0, 50.0, 50.0]):
         logits = torch.tensor([visual], dtype=torch.float64)
         side = visual_scores(logits, likelihoods, Kinds.of(trained, torch.ones_like(trained)), weights)

@@ -82,7 +82,7 @@ def test_the_weights_are_the_most_probable(old: int, new: int, reach: float) -> 
         found = minimize(lambda x: loss(replace(gate, offset=float(x[0]))), [0.0], method="Nelder-Mead")
         return float(found.fun)
 
-    found = replace(fit_gate(PLAIN, designs), limit=1e6)
+    found = replace(fit_gate(PLAIN, designs), limit=1e6, fit=0.0)
     for name in ("generative", "text"):
         for near in (0.03, -0.03):
             assert (
@@ -93,30 +93,76 @@ def test_the_weights_are_the_most_probable(old: int, new: int, reach: float) -> 
 
 
 @pytest.mark.parametrize(("old", "new"), [(40, 4), (5, 10)])
-def test_the_offset_is_where_a_logistic_regression_is_even(old: int, new: int) -> None:
+def test_offset_and_fit_are_those_of_a_logistic_regression(old: int, new: int) -> None:
     """Of all images, those of old classes that are right and those of newcomers, on the lead of the best newcomer."""
     designs = [design(seed, old, new, 60)[0] for seed in range(2)]
-    leads, new_ones, weights = list[float](), list[bool](), list[float]()
-    for one in designs:
-        for likelihoods, text, best, is_new in (
-            (one.likelihoods, one.text, one.best, False),
-            (one.new_likelihoods, one.new_text, one.new_best, True),
-        ):
-            scores = 0.7 * likelihoods + 0.3 * text
-            later = scores[:, old:] - scores[:, :old].logsumexp(1, keepdim=True)
-            own = later.gather(1, one.new_labels[:, None] - old)[:, 0] if is_new else later.amax(1)
-            leads += (own - best).tolist()
-            new_ones += [is_new] * len(best)
-        weights += (old * one.weights).tolist() + (new * one.new_weights).tolist()
-    lead, weight = torch.tensor(leads), torch.tensor(weights)
-    sign = torch.tensor(new_ones).double() * 2 - 1
+    usual = torch.cat([one.new_likelihoods.gather(1, one.new_labels[:, None]) for one in designs]).median()
 
     def loss(x: Tensor) -> float:
-        odds = sign * torch.exp(torch.tensor(x[0])) * (lead + x[1])
-        return float(-(weight * odds.sigmoid().log()).sum() + 0.5 * (x[0] / 0.5) ** 2 + 0.5 * x[1] ** 2)
+        total = 0.5 * ((x[0] / 0.5) ** 2 + x[1] ** 2 + x[2] ** 4)
+        for one in designs:
+            for likelihoods, text, best, is_new in (
+                (one.likelihoods, one.text, one.best, False),
+                (one.new_likelihoods, one.new_text, one.new_best, True),
+            ):
+                scores = 0.7 * likelihoods + 0.3 * text
+                fits = likelihoods[:, old:] - usual
+                later = (
+                    scores[:, old:]
+                    - scores[:, :old].logsumexp(1, keepdim=True)
+                    + 0.25 * 0.7 * x[2] ** 2 * fits
+                )
+                own = later.gather(1, one.new_labels[:, None] - old)[:, 0] if is_new else later.amax(1)
+                odds = torch.exp(torch.tensor(x[0])) * (own - best + x[1])
+                chances = odds.sigmoid() if is_new else (-odds).sigmoid()
+                weights = new * one.new_weights if is_new else old * one.weights
+                total -= float((weights * chances.log()).sum())
+        return total
 
-    expected = minimize(loss, [0.0, 0.0], method="Nelder-Mead", options={"xatol": 1e-6, "fatol": 1e-9}).x[1]
-    assert fit_gate(PLAIN, designs, weights=False).offset == pytest.approx(expected, abs=1e-3)
+    options = {"xatol": 1e-6, "fatol": 1e-10, "maxiter": 4000}
+    x = minimize(loss, [0.0, 0.0, 1.0], method="Nelder-Mead", options=options).x
+    found = fit_gate(PLAIN, designs, weights=False)
+    fit = 0.25 * 0.7 * x[2] ** 2
+    assert found.fit == pytest.approx(fit, abs=1e-3)
+    assert found.offset == pytest.approx(x[1] - fit * float(usual), abs=2e-3)
+
+
+def test_an_image_that_fits_no_class_is_not_taken_for_a_later_one() -> None:
+    """A tenth of the old classes' images lies far from all; of newcomers less is known, so their densities are wide."""
+    g = torch.Generator().manual_seed(0)
+    centres = 3.0 * torch.randn(30, 8, generator=g)
+    width = torch.ones(30)
+    width[20:] = 2.0
+
+    def said(owners: Tensor, far: Tensor) -> Tensor:
+        points = centres[owners] + far[:, None] * torch.randn(len(owners), 8, generator=g)
+        return (-0.5 * torch.cdist(points, centres).square() / width - 4.0 * width.log()).double()
+
+    def drawn() -> HeldOutClasses:
+        labels, new_labels = torch.arange(400) % 20, 20 + torch.arange(200) % 10
+        far = torch.where(torch.rand(400, generator=g) < 0.1, 3.0, 1.0)
+        likelihoods, new_likelihoods = said(labels, far), said(new_labels, torch.ones(200))
+        among, new_among = (scores[:, :20].log_softmax(1) for scores in (likelihoods, new_likelihoods))
+        return HeldOutClasses(
+            images=1, likelihoods=likelihoods, text=0.0 * likelihoods, best=among.amax(1),
+            weights=balanced_shares(labels) * (among.argmax(1) == labels), new_likelihoods=new_likelihoods,
+            new_text=0.0 * new_likelihoods, new_best=new_among.amax(1), new_labels=new_labels, trained=20,
+        )  # fmt: skip
+
+    fitted_on, others = [drawn() for _ in range(3)], drawn()
+    gate = fit_gate(Gate(0.3, 0.0), fitted_on, weights=False)
+
+    def shares(gate: Gate) -> tuple[float, float]:
+        offset = gate.offset_among(10)
+        lost = float(others.weights @ (others.lead_lost(gate) <= offset).double())
+        return float(others.new_weights @ (others.lead_lacking(gate)[0] < offset).double()), lost
+
+    plain = replace(gate, fit=0.0)
+    level = others.lead_lost(plain)[others.weights > 0].sort().values[len(others.best) // 100]
+    found, lost = shares(gate)
+    assert gate.fit > 0.02
+    assert lost < 0.03
+    assert found > shares(replace(plain, offset=float(level), limit=1e6))[0] + 0.1
 
 
 @cache

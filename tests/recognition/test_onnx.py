@@ -193,7 +193,10 @@ def test_texts_count_by_every_rule(graphed: Graphed, tmp_path: Path, rule: str) 
         parts = model.saved.parts
         assert parts is not None
         weights = replace(
-            parts.weights, text=0.3, few_shot=Gate(0.2, 0.3), text_only=Gate(0.1, 0.6, 0.5, 2.0)
+            parts.weights,
+            text=0.3,
+            few_shot=Gate(0.2, 0.3, fit=0.05),
+            text_only=Gate(0.1, 0.6, 0.5, 2.0, 0.02),
         )
         other = replace(model, saved=replace(model.saved, parts=replace(parts, weights=weights))).under(
             "training"

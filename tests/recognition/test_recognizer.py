@@ -106,7 +106,7 @@ def test_text_scores_of_later_classes_are_by_the_weights_of_their_kind(
         add_class(trained, name, heldout[name], images=images[place] if place > 1 else None)
     plain = Recognizer.open(trained).current()
     assert plain.saved.parts is not None
-    gates = {"few_shot": Gate(0.3, 0.2), "text_only": Gate(0.05, 0.4)}
+    gates = {"few_shot": Gate(0.3, 0.2, fit=0.1), "text_only": Gate(0.05, 0.4, fit=0.02)}
     weights = replace(plain.saved.parts.weights, text=0.1, **gates)
     plain = replace(plain, saved=replace(plain.saved, parts=replace(plain.saved.parts, weights=weights)))
     for found in (plain, plain.under("training")):

@@ -161,7 +161,7 @@ def ours(
             later = weights["few_shot" if with_images[c] else "text_only"]
             g, w = later["generative"], later["text"]
             offset = min(later["offset"], later["limit"] - math.log(trained.count(False)))
-            own, beside = g * likelihoods[c], [g * likelihoods[k] for k in known]
+            own, beside = (g + later["fit"]) * likelihoods[c], [g * likelihoods[k] for k in known]
         images.append(own - level(beside) + offset)
         both = level([b + w * text[k] for b, k in zip(beside, known, strict=True)])
         texts.append(w * text[c] - both + level(beside))

@@ -44,12 +44,15 @@ class Gate:
         text: Factor of the text logits, likewise.
         offset: Added to the scores of the later classes.
         limit: The largest offset where there is one later class; it falls with their number.
+        fit: Factor of a later class's own log-likelihood, added to `generative`: an image that fits no class is not
+            taken for one of a class of which little is known.
     """
 
     generative: Weight
     text: Weight
     offset: Offset = 0.0
     limit: Offset = 1e6
+    fit: Weight = 0.0
 
     def offset_among(self, number: int) -> float:
         """Return the offset where there are that many later classes, at least 1."""
@@ -202,7 +205,8 @@ def visual_scores(
     """Compute the visual scores of the rule `ours`.
 
     The score of a trained class is log P(c | trained, x). That of a later class is the offset of its kind, plus g_c,
-    less the logsumexp of g over the trained classes, where g is multiplied by the kind's weight.
+    less the logsumexp of g over the trained classes, where g is multiplied by the kind's weight, and that of the later
+    class by its `fit` too.
 
     Args:
         visual_logits: Float [B, C]; only the trained classes' columns are used, and none if their weight is 0.
@@ -221,9 +225,9 @@ def visual_scores(
             known = known + weights.image * visual_logits[:, own]
         found[:, own] = known.log_softmax(1)
         for columns, gate in kinds.later(weights):
-            gated = gate.generative * of
             at = _there(columns, of)
-            found[:, at] = gated[:, at] + gate.offset_among(number) - _level(gated[:, own])
+            level = _level(gate.generative * of[:, own])
+            found[:, at] = (gate.generative + gate.fit) * of[:, at] + gate.offset_among(number) - level
         return found
 
     whole = scores(likelihoods)

@@ -20,6 +20,8 @@ _MOST_LOST = 0.01  # what later classes may cost the trained ones: accuracy, eac
 _TAIL = 0.1  # share of the images of trained classes, those nearest to a newcomer, that tell of the rest
 _FEWEST_IN_TAIL = 5
 _SLOPE_SPREAD = 0.5  # standard deviation of the logarithm of the slope, under its prior
+_FIT_SPREAD = 0.25  # the same of `Gate.fit`, in units of `Gate.generative`
+_LEAST_SHARE = 1e-6  # a root comes near 0 but never reaches it
 _NUMBERS = (1, 10, 100)
 _TRUSTS = (1.0, 0.75, 0.5, 0.25, 0.0)
 _FEWEST_TO_TRUST = 3
@@ -105,7 +107,8 @@ class HeldOutClasses:
 def _later_scores(gate: Gate, likelihoods: Tensor, text: Tensor, trained: int) -> Tensor:
     """Score newcomers as later classes are scored, but for the offset: [N, K], of scores [N, C + K]."""
     scores = gate.generative * likelihoods + gate.text * text
-    return scores[:, trained:] - scores[:, :trained].logsumexp(1, keepdim=True)
+    later = scores[:, trained:] + gate.fit * likelihoods[:, trained:]
+    return later - scores[:, :trained].logsumexp(1, keepdim=True)
 
 
 def _usable(designs: Sequence[HeldOutClasses]) -> list[HeldOutClasses]:
@@ -120,9 +123,10 @@ def fit_gate(start: Gate, designs: Sequence[HeldOutClasses], weights: bool = Tru
     their share of all classes. The prior has its mean at `start`, and as standard deviation the spread that both parts
     have there over the classes.
 
-    The offset is the one with which an image is as often given to a newcomer wrongly as kept from it wrongly, each
-    class counted alike: where a logistic regression on the lead of the best newcomer is even. Its limit is the offset
-    with which later classes are estimated to cost the trained ones one point of accuracy.
+    With the offset an image is as often given to a newcomer wrongly as kept from it wrongly, each class counted alike:
+    there a logistic regression on the lead of the best newcomer is even, fitted together with how well an image must
+    fit a newcomer. The limit is the offset with which later classes are estimated to cost the trained ones one point of
+    accuracy.
 
     Args:
         start: The weights before the fit.
@@ -134,9 +138,9 @@ def fit_gate(start: Gate, designs: Sequence[HeldOutClasses], weights: bool = Tru
     if not designs:
         return start
     gate = _fit_weights(start, designs) if weights else start
-    return replace(
-        gate, offset=_even_offset(gate, designs), limit=_Losses.of(gate, designs).offset_at(_MOST_LOST)
-    )
+    fit, offset = _even(gate, designs)
+    gate = replace(gate, fit=fit, offset=offset)
+    return replace(gate, limit=_Losses.of(gate, designs).offset_at(_MOST_LOST))
 
 
 def fit_trust(model: PLDA) -> float:
@@ -183,37 +187,41 @@ def later_figures(gate: Gate, designs: Sequence[HeldOutClasses]) -> tuple[LaterF
     return tuple(figures)
 
 
-def _even_offset(gate: Gate, designs: Sequence[HeldOutClasses]) -> float:
-    """Fit a logistic regression, newcomer or not, on the lead of the best newcomer; return where it is even, negated.
+def _even(gate: Gate, designs: Sequence[HeldOutClasses]) -> tuple[float, float]:
+    """Fit a logistic regression, newcomer or not, on the lead of the best newcomer; return `fit`, and the even offset.
 
     In a design each class weighs one, the trained ones times their accuracy, however many images are asked about, for
-    those of a class stand and fall together. The offset has a standard normal prior.
+    those of a class stand and fall together. The offset has a standard normal prior where images fit a newcomer as well
+    as half of its own do; that of `fit` is half a normal distribution.
     """
     kinds = len({one.images for one in designs})  # a newcomer plays in so many designs
-    leads = []
-    newcomer = []
-    weights = []
+    # Sign, weights [N], and of newcomers the leads and the log-likelihoods [N, K].
+    parts = list[tuple[float, Tensor, Tensor, Tensor]]()
     for one in designs:
-        leads += [-one.lead_lost(gate), -one.lead_lacking(gate)[0]]
-        newcomer += [torch.zeros(len(one.best)), torch.ones(len(one.new_best))]
-        weights += [one.trained / kinds * one.weights, one.newcomers / kinds * one.new_weights]
-    lead = torch.cat(leads)
-    is_new = torch.cat(newcomer).double()
-    weight = torch.cat(weights)
-    log_slope = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    offset = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    search = torch.optim.LBFGS([log_slope, offset], max_iter=100, line_search_fn="strong_wolfe")
+        ahead = _later_scores(gate, one.likelihoods, one.text, one.trained) - one.best[:, None]
+        parts.append((-1.0, one.trained / kinds * one.weights, ahead, one.likelihoods[:, one.trained :]))
+        own = one.new_likelihoods.gather(1, one.new_labels[:, None])
+        parts.append((1.0, one.newcomers / kinds * one.new_weights, -one.lead_lacking(gate)[0][:, None], own))
+    usual = torch.cat([fits for sign, _, _, fits in parts if sign > 0]).median()
+    log_slope, offset = (torch.zeros((), dtype=torch.float64, requires_grad=True) for _ in range(2))
+    # The search is over the root, which keeps `fit` positive; at 0 its gradient vanishes.
+    root = torch.ones((), dtype=torch.float64, requires_grad=True)
+    search = torch.optim.LBFGS([log_slope, offset, root], max_iter=100, line_search_fn="strong_wolfe")
+    unit = _FIT_SPREAD * gate.generative
 
     def loss() -> Tensor:
         search.zero_grad()
-        odds = log_slope.exp() * (lead + offset)
-        value = F.binary_cross_entropy_with_logits(odds, is_new, weight, reduction="sum")
-        value = value + 0.5 * ((log_slope / _SLOPE_SPREAD).square() + offset.square())
+        value = 0.5 * ((log_slope / _SLOPE_SPREAD).square() + offset.square() + root**4)
+        for sign, weights, ahead, fits in parts:
+            lead = (ahead + unit * root.square() * (fits - usual)).amax(1)
+            value = value + weights @ F.softplus(-sign * log_slope.exp() * (lead + offset))
         value.backward()
         return value
 
     search.step(loss)
-    return float(offset.detach())
+    share = float(root.detach().square())
+    fit = unit * share if share > _LEAST_SHARE else 0.0
+    return fit, float(offset.detach()) - fit * float(usual)
 
 
 @dataclass(frozen=True)
@@ -291,7 +299,7 @@ def _fit_weights(start: Gate, designs: Sequence[HeldOutClasses]) -> Gate:
 
     search.step(loss)
     shares = roots.detach().square()
-    shares[shares < 1e-6] = 0.0  # a root comes near 0 but never reaches it
+    shares[shares < _LEAST_SHARE] = 0.0
     generative, text = (shares * factors).tolist()
     return Gate(generative, text)
 

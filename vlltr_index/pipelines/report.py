@@ -390,8 +390,8 @@ def _fusion(parts: Parts | None, fusion: FusionConfig) -> str:
     w = parts.weights
     return (
         f"rule ours: visual classifier {w.image:.3g}, generative model {w.generative:.3g}, text {w.text:.3g};"
-        f" between old and new classes {w.few_shot.generative:.3g}, text {w.few_shot.text:.3g}, offset"
-        f" {w.few_shot.offset_among(1):.2f}; texts predict"
+        f" between old and new classes {w.few_shot.generative:.3g}, text {w.few_shot.text:.3g}, fit"
+        f" {w.few_shot.fit:.3g}, offset {w.few_shot.offset_among(1):.2f}; texts predict"
         f" {100 * parts.shared.text_r2:.0f} % of the class means"
     )
 

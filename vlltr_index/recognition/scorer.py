@@ -205,7 +205,9 @@ class Scorer:
             return None
         weights = self.saved.parts.weights
         trained = weights.text, weights.generative
-        later = [(gate.text, gate.generative) for gate in (weights.text_only, weights.few_shot)]
+        later = [
+            (gate.text, gate.generative + gate.fit) for gate in (weights.text_only, weights.few_shot)
+        ]
         kinds = zip(self.trained.tolist(), (self.plda.counts > 0).tolist(), strict=True)
         return [trained if is_trained else later[with_images] for is_trained, with_images in kinds]
 

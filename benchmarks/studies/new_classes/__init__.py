@@ -1,13 +1,15 @@
 """New classes: recognised among all, from text, from images, from both; and what old classes lose by it.
 
     python -m benchmarks new_classes run --workspace DIR --seed 0 --group dev
+    python -m benchmarks new_classes frozen --dir runs --group dev              with --data icons_lt too
     python -m benchmarks new_classes oracle --dir runs --seed 0 --images 1      with --data icons_lt too
 
-DIR is a finished workspace of the study long_tailed; it is copied, and not written to. All classes of a group are
-added at once. The oracle is a workspace of old and new classes together, both stages trained on all of them; a step of
-it that is done is not done again. The final group is for figures, the development group for choosing.
+DIR is a finished workspace of the study long_tailed; it is copied, and not written to. `frozen` makes one without
+stage 1: the shipped encoder, which saw neither old nor new classes. All classes of a group are added at once. The
+oracle is a workspace of old and new classes together, both stages trained on all of them; a step of a workspace that is
+done is not done again. The final group is for figures, the development group for choosing.
 
-Rows of the method before (commit 710832f) in an earlier result of the same seed and group stay in the new one, and
+Rows of a method before in an earlier result of the same seed and group stay in the new one with their commit, and
 beside them which images are right now if the offset is moved until the old classes lose as many as then.
 """
 
@@ -34,9 +36,10 @@ from torch import Tensor
 
 from benchmarks.kept import keep, read, surroundings
 from benchmarks.studies.heldout import Group, drawn, read_group
-from benchmarks.studies.new_classes.table import parts
+from benchmarks.studies.new_classes.table import frozen_name, parts
 from benchmarks.studies.paired import pack, share
 from benchmarks.studies.random_words import waffle_noise, waffle_text
+from benchmarks.studies.rejections import SHIPPED
 from benchmarks.studies.workspaces import (
     SPLITS,
     StepSeconds,
@@ -63,6 +66,7 @@ from vlltr_index.evaluation.rules import (
 )
 from vlltr_index.pipelines.train_lgr import refit
 from vlltr_index.recognition.model import Model
+from vlltr_index.schemas.config import Recipe
 from vlltr_index.schemas.tables import sentence_vectors_name
 from vlltr_index.store.workspace import Workspace
 from vlltr_index.tensors import class_positions, cosine_logits
@@ -98,12 +102,28 @@ class Old:
 
 def run(workspace: Path, seed: int, group: str) -> None:
     """Measure all rows for one group."""
+    data = about(Workspace.open(workspace))
+    _measure(workspace, data, f"{data}/{group}/{seed}", {"seed": seed, "group": group})
+
+
+def frozen(data: str, folder: Path, group: str) -> None:
+    """Measure all rows for one group beside the shipped encoder as it is."""
+    files = files_of(data)
+    path = folder / f"frozen-{data}"
+    recipe = Recipe(name=f"{data}/frozen", encoder=SHIPPED)
+    seconds = StepSeconds(folder / f"seconds-frozen-{data}.json")
+    made(path, recipe, files.texts, files.images, seconds, left_out=["train cvlp"])
+    _measure(path, data, f"{frozen_name(data)}/{group}/0", {"seed": 0, "group": group})
+
+
+def _measure(workspace: Path, name: str, unit: str, facts: Mapping[str, Any]) -> None:
+    """Measure all rows for a group of a data set, and keep them."""
     started = time.monotonic()
+    group = facts["group"]
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         base = _copy(workspace, folder / "base")
-        data = files_of(about(base))
-        unit = f"{about(base)}/{group}/{seed}"
+        data = files_of(name)
         earlier = _earlier(unit)
         old = Old.load(base)
         encoder = open_encoder(base.snapshot())
@@ -117,8 +137,7 @@ def run(workspace: Path, seed: int, group: str) -> None:
             rows[label] = row
             _log.info("%6.0f s  %s: %s", time.monotonic() - started, label, _percent(row))
         result = {
-            "seed": seed,
-            "group": group,
+            **facts,
             "recipe": base.recipe.name,
             "dataset": dataset(data),
             **surroundings(),
@@ -357,6 +376,12 @@ def _run_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--group", choices=("dev", "final"), required=True)
 
 
+def _frozen_arguments(parser: ArgumentParser) -> None:
+    add_folder(parser)
+    parser.add_argument("--group", choices=("dev", "final"), required=True)
+    add_data(parser)
+
+
 def _oracle_arguments(parser: ArgumentParser) -> None:
     add_folder(parser)
     parser.add_argument("--seed", type=int, default=0)
@@ -366,6 +391,10 @@ def _oracle_arguments(parser: ArgumentParser) -> None:
 
 
 STUDY = Study(
-    {"run": Command(run, _run_arguments), "oracle": Command(oracle, _oracle_arguments)},
+    {
+        "run": Command(run, _run_arguments),
+        "frozen": Command(frozen, _frozen_arguments),
+        "oracle": Command(oracle, _oracle_arguments),
+    },
     parts,
 )

@@ -41,7 +41,16 @@ def parts() -> dict[str, str]:
         runs = [result for result in found if "rows" in result]
         if runs:
             tables[data] = generated(runs, [result for result in found if "row" in result])
+        frozen = [result for unit, result in kept.items() if unit.startswith(f"{frozen_name(data)}/")]
+        if frozen:
+            told = f"### The shipped encoder as it is, no stage 1\n\n{generated(frozen)}"
+            tables[data] = "\n".join([tables[data], told] if data in tables else [told])
     return {"results/new_classes.md": by_data(tables)} if tables else {}
+
+
+def frozen_name(data: str) -> str:
+    """Return the first part of the names of results beside an encoder that no stage 1 trained."""
+    return f"{data}-frozen"
 
 
 def generated(runs: Sequence[Result], oracles: Sequence[Result] = ()) -> str:
@@ -130,9 +139,10 @@ def _gains(runs: Sequence[Result]) -> list[str]:
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
     if not lines:
         return []
+    commit = runs[0]["before"].get("commit", "710832f")
     return [
         "",
-        "Beside the method before (commit 710832f), the old classes losing as much; top-1 of the new classes, and the"
+        f"Beside the method before (commit {commit}), the old classes losing as much; top-1 of the new classes, and the"
         " paired gain with its 95 % interval:",
         "",
         "| known of each class | old classes lose | before | now | gain |",
