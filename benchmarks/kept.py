@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-__all__ = ["RESULTS", "cleared", "keep", "keep_draws", "read", "surroundings"]
+__all__ = ["RESULTS", "cleared", "commit", "keep", "keep_draws", "read", "surroundings"]
 
 RESULTS = Path(__file__).parent / "results"
 _log = logging.getLogger(__name__)
@@ -63,6 +64,17 @@ def cleared(place: Path) -> Iterator[None]:
     shutil.rmtree(place, ignore_errors=True)
     yield
     shutil.rmtree(place)
+
+
+def commit(tree: Path = RESULTS.parents[1]) -> str:
+    """Return the last commit of a tree that changed more than results and pages; with a + if the tree differs."""
+
+    def git(*words: str) -> str:
+        told = subprocess.run(["git", "-C", tree, *words], check=True, capture_output=True, text=True)
+        return told.stdout.strip()
+
+    program = "--", ".", ":(exclude)benchmarks/results", ":(exclude)docs"
+    return git("log", "-1", "--format=%h", *program) + "+" * bool(git("status", "--porcelain", *program))
 
 
 def surroundings() -> dict[str, Any]:

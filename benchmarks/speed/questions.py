@@ -1,6 +1,7 @@
 """How long each part takes, beside other programs that do the same: a question is a folder beside this file.
 
-python -m benchmarks speed run NAME [--case CASE]    measures one question
+python -m benchmarks speed run                       measures all questions; stopped, it goes on
+python -m benchmarks speed run NAME [--case CASE]    measures one question anew
 python -m benchmarks speed peak                      the rates behind the bounds
 """
 
@@ -13,10 +14,10 @@ from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
-from benchmarks.kept import keep, read
+from benchmarks.kept import commit, keep, read
 from benchmarks.speed.harness import Disagreement, machine, run_case
 from benchmarks.speed.peak import keep_rates
-from benchmarks.speed.table import page, plot
+from benchmarks.speed.table import beside_reference, page, plot
 from benchmarks.study import DOCS, Command, Study, no_arguments
 
 QUESTIONS = (
@@ -35,20 +36,50 @@ QUESTIONS = (
 _log = logging.getLogger(__name__)
 
 
-def run(question: str, case: str | None = None) -> None:
-    """Measure every case of a question, or one."""
-    module = importlib.import_module(f"benchmarks.speed.{question}")
-    for one in module.CASES:
-        if case not in (None, one.name):
-            continue
-        here = machine()
-        try:
-            result = run_case(question, one, _log.info)
-        except Disagreement as error:
-            raise SystemExit(f"{question}, {one.name}: the competitors disagree: {error}") from None
-        cases = read("speed").get(question, {})
-        keep("speed", question, cases | {one.name: {**result, "machine": here}})
-        _log.info("\n".join(summary(module, result)))
+def run(question: str | None = None, case: str | None = None) -> None:
+    """Measure every case of a question, or one; without a question those of all that this commit does not have yet.
+
+    Raises:
+        SystemExit: In the end, if competitors disagreed.
+    """
+    wrong = []
+    for name in QUESTIONS if question is None else (question,):
+        module = importlib.import_module(f"benchmarks.speed.{name}")
+        for one in module.CASES:
+            if case not in (None, one.name):
+                continue
+            here = {"machine": machine(), "commit": commit()}
+            if question is None and _is_same(read("speed").get(name, {}).get(one.name), here):
+                continue
+            try:
+                result = run_case(name, one, _log.info)
+            except Disagreement as error:
+                wrong.append(f"{name}, {one.name}: the competitors disagree: {error}")
+                _log.error(wrong[-1])
+                continue
+            cases = read("speed").get(name, {})
+            before = _before(module, cases.get(one.name), here)
+            keep("speed", name, cases | {one.name: {**result, **here, **before}})
+            _log.info("\n".join(summary(module, result)))
+    if wrong:
+        raise SystemExit("\n".join(wrong))
+
+
+def _is_same(kept: dict[str, Any] | None, here: dict[str, Any]) -> bool:
+    """Say whether a case was measured on this very commit and kind of machine."""
+    if kept is None or kept["commit"] != here["commit"] or here["commit"].endswith("+"):
+        return False
+    return all(kept["machine"][part] == here["machine"][part] for part in ("cpu", "gpu"))
+
+
+def _before(module: Any, kept: dict[str, Any] | None, here: dict[str, Any]) -> dict[str, Any]:
+    """Return what is kept of the figure of an earlier commit: its share of the reference program's time."""
+    if kept is None or kept["machine"]["gpu"] != here["machine"]["gpu"]:
+        return {}
+    if kept["commit"] == here["commit"]:
+        return {"before": kept["before"]} if "before" in kept else {}
+    share = beside_reference(module, kept)
+    return {} if share is None else {"before": {"commit": kept["commit"], "share": share}}
 
 
 def summary(module: Any, result: dict[str, Any]) -> list[str]:
@@ -80,7 +111,7 @@ def plots() -> None:
 
 
 def _arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("question", choices=QUESTIONS)
+    parser.add_argument("question", nargs="?", choices=QUESTIONS, help="default: all")
     parser.add_argument("--case")
 
 

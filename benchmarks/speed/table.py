@@ -17,9 +17,10 @@ Cases = Mapping[str, Any]
 
 
 def page(found: Mapping[str, Cases]) -> str:
-    """Return the machines, then all questions, as Markdown."""
+    """Return the machines and commits, then all questions, as Markdown."""
     machines = list(dict.fromkeys(_machine(case) for cases in found.values() for case in cases.values()))
     lines = ["Machines:", "", *(f"{n}. {machine}" for n, machine in enumerate(machines, 1)), ""]
+    lines += [_commits(found), ""]
     for question, kept in found.items():
         module = importlib.import_module(f"benchmarks.speed.{question}")
         title, _, about = (module.__doc__ or "").strip().partition("\n")
@@ -29,8 +30,52 @@ def page(found: Mapping[str, Cases]) -> str:
         lines += (
             module.part(kept) if hasattr(module, "part") else [*table(cases, module), *goals(cases, module)]
         )
+        lines += _changes(cases, module)
         lines += [f"`{question}`: {_where(cases, machines)}", ""]
     return "\n".join(lines)
+
+
+def _commits(found: Mapping[str, Cases]) -> str:
+    """Return the commits that figures are of, each with its questions."""
+    questions: dict[str, list[str]] = {}
+    for question, cases in found.items():
+        for commit in dict.fromkeys(case["commit"] for case in cases.values()):
+            questions.setdefault(commit, []).append(f"`{question}`")
+    note = " A +: with changes that are in no commit." * any(one.endswith("+") for one in questions)
+    if len(questions) == 1:
+        return f"All figures are of commit {next(iter(questions))}.{note}"
+    told = (f"{commit} ({', '.join(names)})" for commit, names in questions.items())
+    return f"Figures are of several commits: {', '.join(told)}.{note}"
+
+
+_NOTICED = 1.1  # times slower or faster
+
+
+def beside_reference(module: ModuleType, case: dict[str, Any]) -> float | None:
+    """Return the product's time over that of the question's first program; None where that was not measured."""
+    first = module.COMPETITORS[0]
+    ours = module.COMPETITORS[-1]
+    if first == ours or first not in case["rows"]:
+        return None
+    key = "cpu_median" if _by_processor(case) else "median"
+    return float(case["rows"][ours][key] / case["rows"][first][key])
+
+
+def _changes(cases: list[dict[str, Any]], module: ModuleType) -> list[str]:
+    """A line for each size at which the product has become slower or faster, beside the question's first program."""
+    lines = []
+    for case in cases:
+        share = beside_reference(module, case)
+        if share is None or "before" not in case:
+            continue
+        times = share / case["before"]["share"]
+        if max(times, 1 / times) > _NOTICED:
+            how = f"slower by {times - 1:.0%}" if times > 1 else f"faster by {1 / times - 1:.0%}"
+            beside = module.COMPETITORS[0].replace("_", " ")
+            lines.append(
+                f"- {how} than on commit {case['before']['commit']}, beside {beside}: {case['case']}"
+            )
+    return [*lines, ""] if lines else []
 
 
 _USUAL = "seconds of each program"
@@ -130,16 +175,14 @@ def _machine(case: dict[str, Any]) -> str:
 
 
 def _where(cases: list[dict[str, Any]], machines: list[str]) -> str:
-    """The machine of each size, with the least and the largest load."""
+    """The machine and the commit of each size, with the least and the largest load."""
     parts = []
-    for number, machine in enumerate(machines, 1):
-        here = [case for case in cases if _machine(case) == machine]
-        if here:
-            sizes = f" ({', '.join(case['case'] for case in here)})" if len(here) < len(cases) else ""
-            loads = sorted({case["machine"]["load"] for case in here})
-            parts.append(
-                f"machine {number}{sizes}, load {' to '.join(f'{x:g}' for x in (loads[0], loads[-1])[: len(loads)])}"
-            )
+    for machine, commit in dict.fromkeys((_machine(case), case["commit"]) for case in cases):
+        here = [case for case in cases if (_machine(case), case["commit"]) == (machine, commit)]
+        sizes = f" ({', '.join(case['case'] for case in here)})" if len(here) < len(cases) else ""
+        loads = sorted({case["machine"]["load"] for case in here})
+        load = " to ".join(f"{x:g}" for x in (loads[0], loads[-1])[: len(loads)])
+        parts.append(f"machine {machines.index(machine) + 1}{sizes}, commit {commit}, load {load}")
     return f"{'; '.join(parts)}."
 
 

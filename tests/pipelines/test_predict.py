@@ -182,8 +182,7 @@ def test_answers_in_a_file(recognizer: Recognizer, shots: Path, tmp_path: Path, 
         predict_to_file(answers, paths, out, PredictOptions(top=2), progress=stop)
     assert not out.exists()
     expected = list(stream(answers, unlabelled_images([str(shots)]), PredictOptions(top=2)))
-    first = json.dumps(asdict(expected[0]), ensure_ascii=False) + "\n"
-    head = part.read_text(encoding="utf-8").splitlines(keepends=True)[0]
+    head, first = part.read_text(encoding="utf-8").splitlines(keepends=True)
     part.write_text(head + first + first[:20], encoding="utf-8")  # killed while it wrote the second
     with pytest.raises(UsageError, match="asked for otherwise"):
         predict_to_file(answers, paths, out, PredictOptions(top=3))
@@ -469,7 +468,9 @@ def test_the_command(
     code, out, err = run(capsys, *answer, "--explain", "1")
     assert code == 1
     assert out.count(".png") + out.count(".PNG") >= 2
-    assert "1 of 3 images cannot be read." in err
+    assert "1 of 3 images cannot be read. Give JPEG" in err
+    code, _, err = run(capsys, "-w", trained_once, "predict", tmp_path / "nowhere.png")
+    assert (code, "Check the path: there is no such file." in err) == (1, True)
     code, out, _ = run(capsys, "--json", *answer)
     names = [score["name"] for score in json.loads(out)[0]["classes"]]
     (tmp_path / "only.txt").write_text("\n".join(names), encoding="utf-8")

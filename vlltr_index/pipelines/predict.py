@@ -8,7 +8,7 @@ import os
 import shlex
 import socket
 from collections import defaultdict
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
+from pydantic_core import to_json
 
 from vlltr_index.data.frequencies import Situation
 from vlltr_index.data.unlabelled import Pictures, unlabelled_images
@@ -172,6 +173,7 @@ def predict_to_file(
         )
     check_target(out)
     part = out.with_name(out.name + ".part")
+    as_rows = out.suffix.lower() != ".jsonl"
     with _alone(out):
         check_target(out)  # another process may have finished it before the lock was free
         groups = {} if group is None else groups_of(paths, group, progress)
@@ -189,13 +191,20 @@ def predict_to_file(
             for name, source in unlabelled_images(paths, with_data=ray is None and situated is None)
             if name not in done and not done.setdefault(name, False)
         )
+        lines: Generator[tuple[bytes, bool], None, None]
         try:
-            with (
-                open(part, "a", encoding="utf-8", opener=_unlinked) as file,
-                closing(_lines(model, todo, ray, answering, groups, situated, answered=answered)) as lines,
-            ):
+            if ray is not None:
+                lines = _by_ray(model, todo, ray, answering, as_rows=as_rows)
+            else:
+                found = (
+                    stream(model, todo, answering, groups)
+                    if situated is None
+                    else in_situations(model, todo, answering, groups, situated)
+                )
+                lines = (_line(one, as_rows) for one in found if one.image not in answered)
+            with open(part, "ab", opener=_unlinked) as file, closing(lines):
                 for written, (line, lost) in enumerate(lines, 1):
-                    file.write(line + "\n")
+                    file.write(line + b"\n")
                     unread += lost
                     if progress:
                         progress("predict", written, None)
@@ -267,29 +276,15 @@ def _alone(out: Path) -> Iterator[None]:
         raise write_error(out, error) from error
 
 
-def _lines(
-    model: Model,
-    named: Iterable[tuple[str, str | bytes]],
-    ray: OnRay | None,
-    options: PredictOptions,
-    groups: Mapping[str, str],
-    situated: Situated | None,
-    answered: Collection[str],
-) -> Generator[tuple[str, bool], None, None]:
-    """Yield the result of `_as_json` for each prediction that is not `answered`, computed here or by Ray actors."""
-    if ray is None:
-        found = (
-            stream(model, named, options, groups)
-            if situated is None
-            else in_situations(model, named, options, groups, situated)
-        )
-        yield from (_as_json(one) for one in found if one.image not in answered)
-        return
+def _by_ray(
+    model: Model, named: Iterable[tuple[str, str | bytes]], ray: OnRay, options: PredictOptions, as_rows: bool
+) -> Generator[tuple[bytes, bool], None, None]:
+    """Yield the result of `_line` for each prediction, computed by Ray actors."""
     from vlltr_index.embedding.pixels import Reader
     from vlltr_index.embedding.ray_engine import RayData, on_cpu
 
     reader = Reader(model.encoder, options.crops)
-    arguments = ray.address, model.commit, options, model.encoder.image_size, on_cpu()
+    arguments = ray.address, model.commit, options, model.encoder.image_size, on_cpu(), as_rows
     with RayData(ray.actors) as data:
         for table in data.run(Pictures(list(named)), reader, _RayAnswering, arguments):
             yield from zip(table["line"].to_pylist(), table["lost"].to_pylist(), strict=True)
@@ -299,12 +294,19 @@ class _RayAnswering:
     """Ray actor that opens a commit's model at its first call; errors name the machine."""
 
     def __init__(
-        self, address: str, commit: int, options: PredictOptions, size: tuple[int, int], on_cpu: bool
+        self,
+        address: str,
+        commit: int,
+        options: PredictOptions,
+        size: tuple[int, int],
+        on_cpu: bool,
+        as_rows: bool,
     ) -> None:
         self._address = address
         self._commit = commit
         self._options = options
         self._size = size
+        self._as_rows = as_rows
         os.environ["VLLTR_DEVICE"] = "cpu" if on_cpu else "auto"
 
     @cached_property
@@ -322,20 +324,14 @@ class _RayAnswering:
     def __call__(self, table: pa.Table) -> pa.Table:
         from vlltr_index.embedding.ray_engine import decoded
 
-        lines = map(_as_json, answer_read(self._model, [decoded(table, self._size)], self._options))
-        line, lost = zip(*lines, strict=True)
+        answers = answer_read(self._model, [decoded(table, self._size)], self._options)
+        line, lost = zip(*(_line(one, self._as_rows) for one in answers), strict=True)
         return pa.table({"place": table["place"], "line": line, "lost": lost})
 
 
-def _as_json(prediction: Prediction) -> tuple[str, bool]:
-    """Return a prediction as JSON, and whether the picture could not be read."""
-    return json.dumps(prediction, ensure_ascii=False, default=_values), prediction.problem is not None
-
-
-def _values(record: Any) -> dict[str, Any]:
-    """Return the fields of a record with slots, without the copies of `asdict`, which cost a tenth of a small model's
-    time."""
-    return {name: getattr(record, name) for name in record.__slots__}
+def _line(prediction: Prediction, as_row: bool) -> tuple[bytes, bool]:
+    """Return a prediction, or its row of the table, as JSON, and whether the picture could not be read."""
+    return to_json(_row(prediction) if as_row else prediction), prediction.problem is not None
 
 
 def _unlinked(path: str, flags: int) -> int:
@@ -381,7 +377,7 @@ def _finish(part: Path, out: Path, schema: pa.Schema) -> None:
         if kind == ".parquet":
             with pq.ParquetWriter(made, schema) as table:
                 while lines := list(islice(file, _ROWS)):
-                    rows = [_flat(json.loads(line)) for line in lines]
+                    rows = [json.loads(line) for line in lines]
                     table.write_table(pa.Table.from_pylist(rows, schema=schema))
         else:
             with made.open("w", encoding="utf-8", newline="") as target:
@@ -391,8 +387,7 @@ def _finish(part: Path, out: Path, schema: pa.Schema) -> None:
                     writer = csv.DictWriter(target, schema.names, extrasaction="ignore")
                     writer.writeheader()
                     for line in file:
-                        row = _flat(json.loads(line))
-                        writer.writerow({name: cell(value) for name, value in row.items()})
+                        writer.writerow({name: cell(value) for name, value in json.loads(line).items()})
     part.unlink()
 
 
@@ -417,16 +412,26 @@ def _schema(top: int, options: PredictOptions, grouped: bool) -> pa.Schema:
     return pa.schema(fields)
 
 
-def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row of the table from a prediction."""
-    values = {key: row[key] for key in ("image", "group", "known", "problem")}
-    for k, score in enumerate(row["classes"], 1):
-        values |= {f"class_{k}": score["name"], f"probability_{k}": score["probability"]}
-    answer = row["answer"]
+def _row(prediction: Prediction) -> dict[str, Any]:
+    """Return the row of a prediction in the table; `_schema` says which of its values are written."""
+    values: dict[str, Any] = {
+        "image": prediction.image,
+        "group": prediction.group,
+        "known": prediction.known,
+        "problem": prediction.problem,
+    }
+    for k, score in enumerate(prediction.classes, 1):
+        values[f"class_{k}"] = score.name
+        values[f"probability_{k}"] = score.probability
+    answer = prediction.answer
     if answer:
-        values |= {"answer": answer["node"], "answer_rank": answer["rank"]}
-        values["answer_probability"] = answer["probability"]
-    for best in row["classes"][:1]:
-        values |= {key: best[key] for key in ("image_part", "text_part", "prior_part")}
-        values["sentences"] = " | ".join(s["text"] for s in (answer or best)["sentences"]) or None
+        values |= {"answer": answer.node, "answer_rank": answer.rank}
+        values["answer_probability"] = answer.probability
+    for best in prediction.classes[:1]:
+        values |= {
+            "image_part": best.image_part,
+            "text_part": best.text_part,
+            "prior_part": best.prior_part,
+        }
+        values["sentences"] = " | ".join(s.text for s in (answer or best).sentences) or None
     return values

@@ -252,17 +252,19 @@ class _Answering:
             features = torch.cat(list(features)).cpu().split([len(rows) for rows in features])
         best = fused.probabilities.topk(min(options.top, len(self._columns))).indices
         scores = model.class_scores(fused, best, self._columns)
-        for row, seen in enumerate(features):
-            classes = [model.explainer.with_sentences(one, seen, options.explain) for one in scores[row]]
+        rows = zip(features, fused.probabilities, residual.tolist(), scores, strict=True)
+        for row, (seen, chances, left, classes) in enumerate(rows):
+            if options.explain:
+                classes = [model.explainer.with_sentences(one, seen, options.explain) for one in classes]
             if options.neighbours:
                 near = model.nearest(seen.mean(0), classes[0].class_id, options.neighbours)
                 classes[0] = replace(classes[0], neighbours=near)
-            ranks, answer = self._above(seen, fused.probabilities[row])
+            ranks, answer = self._above(seen, chances)
             likely = None if known is None else known[row]
             yield Prediction(
                 "",
                 tuple(one for one in classes if one.probability >= options.min_probability),
-                float(residual[row]),
+                left,
                 used,
                 commit=model.first_commit,
                 known=None if likely is None or self._level is None else likely >= self._level,
