@@ -33,11 +33,12 @@ from benchmarks.speed.clock import Clock
 from benchmarks.speed.clusters import around, centres
 from benchmarks.speed.harness import machine
 from benchmarks.study import Command, Study, no_arguments
-from vlltr_index.anchors.planning import features_of, plan_index
+from vlltr_index.anchors.planning import features_of, number_bytes, plan_index
 
 FITTED = Path(__file__).parents[2] / "vlltr_index" / "anchors" / "curves.json"
 CLASSES = 100_000
 ANCHORS = 16
+WIDTH = 192  # of vlltr-tiny
 BATCH = 128
 TRAIN_BATCH = 32
 STEPS = 20
@@ -68,6 +69,7 @@ def vectors(centre: Any, labels: Any, seed: int, spread: float) -> Iterator[tupl
 
 def make(folder: Path, classes: int) -> Facts:
     """Tables with 16 sentences a class, an image for each fifth class, and their vectors; nothing is embedded."""
+    from vlltr_index.data.text import sentence_id, text_hash
     from vlltr_index.embedding.loading import recipe_encoder
     from vlltr_index.embedding.vectors import image_vector_table, vector_table
     from vlltr_index.schemas import tables
@@ -81,13 +83,14 @@ def make(folder: Path, classes: int) -> Facts:
     owners = np.repeat(np.arange(classes, dtype=np.int32), ANCHORS)
     pictured = np.arange(0, classes, PICTURED, dtype=np.int32)
     with timed(facts, "make"), workspace.transaction("synthetic") as tx:
-        ids = [f"{n:032x}" for n in range(len(owners))]
         names = [f"class {c:06}" for c in range(classes)]
         rows = {"class_id": np.arange(classes, dtype=np.int32), "name": names, "aliases": [[]] * classes}
         fixed = {"origin": ["trained"] * classes, "created_at": ["2026-01-01T00:00:00+00:00"] * classes}
         tx.replace("classes", pa.table({**rows, **fixed}))
         texts = [f"Sentence {n} of class {c:06}." for c in range(classes) for n in range(ANCHORS)]
-        told = {"sentence_id": ids, "text_hash": ids, "class_id": owners, "text": texts}
+        hashes = [text_hash(text) for text in texts]
+        ids = [sentence_id(owner, hashed) for owner, hashed in zip(owners.tolist(), hashes, strict=True)]
+        told = {"sentence_id": ids, "text_hash": hashes, "class_id": owners, "text": texts}
         at = {
             "source": ["synthetic"] * len(ids),
             "position": np.tile(np.arange(ANCHORS, dtype=np.int32), classes),
@@ -97,19 +100,14 @@ def make(folder: Path, classes: int) -> Facts:
         seen = {"image_id": some, "content_hash": some, "uri": some}
         where = {"class_id": pictured, "split": ["train"] * len(pictured)}
         tx.replace("images", pa.table({**seen, **where}))
-        for name, schema, key in (
-            (tables.sentence_vectors_name(encoder.text_fp), tables.sentence_vectors, "text_hash"),
-            (tables.image_vectors_name(encoder.image_fp), tables.image_vectors, "vector_key"),
-        ):
-            tx.store.create(name, schema(encoder.dim), key)
-            for start, part in vectors(centre, owners if key == "text_hash" else pictured, 1, 1.2):
-                some = ids[start : start + len(part)]
-                made = (
-                    vector_table({"text_hash": some}, part)
-                    if key == "text_hash"
-                    else image_vector_table(some, "0", 0, part)
-                )
-                tx.store.append(name, made)
+        name = tables.sentence_vectors_name(encoder.text_fp)
+        tx.store.create(name, tables.sentence_vectors(encoder.dim), "text_hash")
+        for start, part in vectors(centre, owners, 1, 1.2):
+            tx.store.append(name, vector_table({"text_hash": hashes[start : start + len(part)]}, part))
+        name = tables.image_vectors_name(encoder.image_fp)
+        tx.store.create(name, tables.image_vectors(encoder.dim), "vector_key")
+        for start, part in vectors(centre, pictured, 1, 1.2):
+            tx.store.append(name, image_vector_table(some[start : start + len(part)], "0", 0, part))
         tx.set(text_fp=encoder.text_fp, image_fp=encoder.image_fp)
         tx.note(logit_scale=encoder.logit_scale, dim=encoder.dim, views=1)
     return {**facts, "classes": classes, "anchors": len(ids), "width": encoder.dim, "images": len(pictured)}
@@ -191,11 +189,10 @@ def predict(folder: Path, classes: int) -> Facts:
     from vlltr_index.recognizer import Recognizer
 
     facts: Facts = {}
+    labels = np.random.default_rng(7).integers(0, classes, BATCH)
+    images = _images(classes, labels)
     with timed(facts, "open the model"):
         recognizer = Recognizer.open(folder)
-    centre = centres(np.random.default_rng(0), classes, recognizer.current().saved.head.dim)
-    labels = np.random.default_rng(7).integers(0, classes, BATCH)
-    _, images = next(vectors(centre, labels, 7, 0.8))
     best = {}
     for way in ("exhaustive", "faiss"):
         recognizer.score(images[:1], way)  # the index is opened
@@ -204,11 +201,19 @@ def predict(folder: Path, classes: int) -> Facts:
         with timed(facts, f"{way}, one image"):
             recognizer.score(images[:1], way)
         best[way] = fused.probabilities.max(1)
+        del fused
     same = best["faiss"].indices == best["exhaustive"].indices
     facts["same best class"] = float(same.float().mean())
     facts["error of its probability"] = float((best["faiss"].values - best["exhaustive"].values).abs().mean())
+    facts["probabilities"] = [round(p, 6) for p in best["exhaustive"].values[:8].tolist()]
     facts["right"] = float((best["exhaustive"].indices == torch.from_numpy(labels)).float().mean())
     return facts
+
+
+def _images(classes: int, labels: Any) -> Tensor:
+    """Features of images of some classes, [B, D]."""
+    _, images = next(vectors(centres(np.random.default_rng(0), classes, WIDTH), labels, 7, 0.8))
+    return images
 
 
 def add(folder: Path, classes: int) -> Facts:
@@ -315,7 +320,8 @@ def fit() -> None:
                 facts["worst_error"][what] = round(float(np.maximum(ratios, 1 / ratios).max()), 2)
         if built:
             most = max(points, key=lambda point: int(point["anchors"]))
-            facts["bytes_an_anchor"] = round(most["disk_mib"] * 2**20 / most["anchors"] - 4 * most["width"])
+            vector = number_bytes(kind) * most["width"]
+            facts["bytes_an_anchor"] = round(most["disk_mib"] * 2**20 / most["anchors"] - vector)
         kinds[name] = facts
     here = found["machine"]
     machine_ = f"{here['cpu']}, {here['threads']} thread, faiss {here['versions']['faiss-cpu']}"
@@ -325,26 +331,33 @@ def fit() -> None:
 def parts() -> dict[str, str]:
     """Return the steps and the curves."""
     kept = read("scaling")
-    return {"scaling.md": generated(kept["steps"], kept["curves"])} if kept else {}
+    return {"scaling.md": generated(kept["steps"], kept["before"], kept["curves"])} if kept else {}
 
 
-def generated(found: Facts, points: Facts) -> str:
-    """Return the steps, and the measured points of the curves beside what was fitted, as Markdown."""
+def generated(found: Facts, before: Facts, points: Facts) -> str:
+    """Return the steps, and the measured points of the curves beside what was fitted, as Markdown.
+
+    Args:
+        found: The steps.
+        before: Those of an older version.
+        points: Of the curves.
+    """
     made = found["steps"]["make"]
     lines = [
         f"{made['classes']:,} classes, {made['anchors']:,} anchors of width {made['width']}, "
         f"{made['images']:,} images; {_machine(found['machine'])}.",
         "",
-        "| step | processor s | peak MiB | disk after it, MiB |",
+        "| step | processor s (before) | peak MiB (before) | disk after it, MiB |",
         "| --- | ---: | ---: | ---: |",
     ]
     for name, step in found["steps"].items():
+        old = before["steps"][name]
         for what, took in step.items():
             if isinstance(took, dict):
                 label = what if what.startswith(name) else f"{name}: {what}"
-                lines.append(
-                    f"| {label} | {took['cpu_seconds']:.3g} | {step['peak_mib']:,} | {step['disk_mib']:,} |"
-                )
+                seconds = f"{took['cpu_seconds']:.3g} ({old[what]['cpu_seconds']:.3g})"
+                memory = f"{step['peak_mib']:,} ({old['peak_mib']:,})"
+                lines.append(f"| {label} | {seconds} | {memory} | {step['disk_mib']:,} |")
     if missing := [name for name in STAGES if name not in found["steps"]]:
         lines += ["", f"**Not measured yet: {', '.join(missing)}.**"]
     if answers := found["steps"].get("predict"):
@@ -352,6 +365,15 @@ def generated(found: Facts, points: Facts) -> str:
             "",
             f"Retrieval named the class that scoring all of them names for {answers['same best class']:.1%} of {BATCH} "
             f"images; its probability was off by {answers['error of its probability']:.1g} on average.",
+            "",
+            "The probabilities of the first images' best classes, and those before: "
+            + ", ".join(
+                f"{now:.6f} ({was:.6f})"
+                for now, was in zip(
+                    answers["probabilities"][:4], before["steps"]["predict"]["probabilities"], strict=False
+                )
+            )
+            + ".",
         ]
     lines += [
         "",

@@ -115,7 +115,7 @@ def _write(tx: Any, classes: range) -> None:
 def read(folder: Path) -> dict[str, Any]:
     """Seconds of the digests and of the anchors, from the parts and from the tables."""
     from vlltr_index.recognition.state import ModelState
-    from vlltr_index.store.parts import table_rows
+    from vlltr_index.store.parts import TableReader
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.workspace import Workspace
 
@@ -125,7 +125,7 @@ def read(folder: Path) -> dict[str, Any]:
     found = {"digests": _seconds(lambda: workspace.parts.together(snapshot.commit.parts))}
     found["anchors_of_parts"] = _seconds(lambda: ModelState(snapshot).anchors)
     tables = Snapshot(
-        workspace.store, snapshot.commit, workspace.objects, recipe=workspace.recipe, reader=table_rows
+        workspace.store, snapshot.commit, workspace.objects, recipe=workspace.recipe, reader=TableReader()
     )
     found["anchors_of_tables"] = _seconds(lambda: ModelState(tables).anchors)
     return found

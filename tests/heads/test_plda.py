@@ -107,6 +107,22 @@ def test_the_fit_equals_its_twin(
     assert min(found.spread.tolist()) >= 0.02
 
 
+def test_many_classes_are_computed_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log-likelihoods are the same, with texts and without."""
+    counts = [0, 3, 1, 0, 2, 5, 1]
+    features, labels, texts = drawn(counts, [True, False, True, True, False, True, True], 4, seed=3)
+    found_counts, sums = class_sums(features[0], labels, len(counts))
+    shared = any_shared(4, 1.0, 5)
+    images = torch.randn(3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    whole_model = PLDA(shared, found_counts, sums, texts)
+    expected = [model.log_likelihoods(images) for model in (whole_model, whole_model.without_text)]
+    monkeypatch.setattr("vlltr_index.heads.plda._CLASSES_AT_ONCE", 3)
+    model = PLDA(shared, found_counts, sums, texts)
+    assert model.without_text is not model
+    found = [one.log_likelihoods(images) for one in (model, model.without_text)]
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
 @quick
 @given(
     classes=st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=6),

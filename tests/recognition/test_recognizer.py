@@ -187,6 +187,24 @@ def test_retrieval_is_taken_where_it_is_quicker(
     assert taken(paths) == {"faiss"}
 
 
+@pytest.mark.parametrize("way", ["exhaustive", "faiss"])
+def test_images_scored_apart_have_the_same_scores(
+    trained: Workspace, pictures: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """However few are scored at once."""
+    index_anchors(trained)
+    recognizer = Recognizer.open(trained)
+    features = recognizer.features(sorted(pictures.glob("known-*.png")))[0]
+    expected, left = recognizer.score(features, way)
+    monkeypatch.setattr(
+        "vlltr_index.recognition.scorer._SCORES_AT_ONCE", 2 * len(recognizer.current().class_ids)
+    )
+    found, residual = recognizer.score(features, way)
+    torch.testing.assert_close(found.tensors, expected.tensors, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found.probabilities, expected.probabilities, rtol=0, atol=1e-5)
+    torch.testing.assert_close(residual, left, rtol=1e-4, atol=1e-5)
+
+
 def test_features_of_another_width_are_refused(recognizer: Recognizer) -> None:
     """Before anything is computed with them."""
     for features in (torch.ones(2, 3), torch.ones(recognizer.current().saved.head.dim)):

@@ -29,7 +29,7 @@ from vlltr_index.recognition.state import ModelState
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.options import PredictOptions
 from vlltr_index.store import parts
-from vlltr_index.store.parts import TABLES, Change, table_rows
+from vlltr_index.store.parts import TABLES, Change, TableReader
 from vlltr_index.store.snapshot import Snapshot
 from vlltr_index.store.workspace import Workspace
 
@@ -48,7 +48,7 @@ def workspace(world: World, tmp_path: Path) -> Workspace:
 def tables_alone(workspace: Workspace) -> Snapshot:
     """The newest commit, read from its tables."""
     commit = workspace.history.last()
-    return Snapshot(workspace.store, commit, workspace.objects, recipe=workspace.recipe, reader=table_rows)
+    return Snapshot(workspace.store, commit, workspace.objects, recipe=workspace.recipe, reader=TableReader())
 
 
 def check_same(workspace: Workspace) -> None:

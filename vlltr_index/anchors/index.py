@@ -26,7 +26,8 @@ from vlltr_index.schemas.records import MANY_ANCHORS, IndexKind
 from vlltr_index.tensors import check_labels, check_matrix, full_precision
 
 KINDS = get_args(IndexKind)
-"""`torch` and `flat` are exact, `ivf` and `hnsw` approximate; `torch` does not need FAISS."""
+"""`torch` and `flat` are exact, `ivf` and `hnsw` approximate; `torch` does not need FAISS. `ivf` has the vectors in
+float16."""
 
 _SCORES_AT_ONCE = 2**24
 # Anchors per cell that k-means is fitted on; with 256 it takes four times as long and recall is no better.
@@ -64,7 +65,7 @@ class AnchorIndex(ABC):
 
         Returns:
             Cosines float32 [B, k] (padding: -inf) and keys int64 [B, k] (padding: -1), on the queries'
-            device. `hnsw` may return more padding, if its graph leads to fewer anchors.
+            device. `ivf` gives three digits; `hnsw` may return more padding, if its graph leads to fewer anchors.
 
         Raises:
             InputError: The shape or dtype does not fit, a query is not finite, or k is below 1.
@@ -266,8 +267,8 @@ def build_index(vectors: Tensor, keys: Tensor, kind: str = "auto") -> FaissIndex
 def plan(size: int) -> tuple[Literal["torch", "ivf"], str]:
     """Choose the kind of index for `size` anchors, and say why.
 
-    Small numbers of anchors are all scored at once, whatever the index is. Larger ones get cells (IVF) without
-    compression: compressed vectors lose too many neighbours. HNSW is built only on request, for building it takes long
+    Small numbers of anchors are all scored at once, whatever the index is. Larger ones get cells (IVF) of vectors in
+    float16: quantised further they lose too many neighbours. HNSW is built only on request, for building it takes long
     and it finds no more neighbours.
     """
     if size < MANY_ANCHORS:
@@ -380,7 +381,11 @@ def _build_faiss(faiss: Any, vectors: Tensor, kind: str) -> Any:
         index = faiss.IndexFlatIP(dim)
     elif kind == "ivf":
         cells = _cells(size)
-        index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, cells, faiss.METRIC_INNER_PRODUCT)
+        half = faiss.ScalarQuantizer.QT_fp16
+        cell_centres = faiss.IndexFlatIP(dim)
+        index = faiss.IndexIVFScalarQuantizer(
+            cell_centres, dim, cells, half, faiss.METRIC_INNER_PRODUCT, False
+        )
         index.cp.seed = 0
         index.cp.spherical = True
         index.cp.min_points_per_centroid = 1

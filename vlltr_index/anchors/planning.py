@@ -84,6 +84,11 @@ def features_of(what: str, kind: str, anchors: int, dim: int) -> tuple[float, ..
     return anchors, anchors * dim
 
 
+def number_bytes(kind: str) -> int:
+    """Return the bytes of a number of a vector in an index of a kind."""
+    return 2 if kind == "ivf" else 4
+
+
 def _cost(kind: str, curve: dict[str, Any], anchors: int, dim: int) -> KindCost:
     """Estimate the costs of one kind from its curve."""
 
@@ -92,7 +97,8 @@ def _cost(kind: str, curve: dict[str, Any], anchors: int, dim: int) -> KindCost:
         return float(sum(weight * value for weight, value in pairs))
 
     vectors = 4 * anchors * dim
-    disk = vectors + curve["bytes_an_anchor"] * anchors if kind != "none" else 0.0
+    held = number_bytes(kind) * anchors * dim
+    disk = held + curve["bytes_an_anchor"] * anchors if kind != "none" else 0.0
     return KindCost(
         kind=kind,
         memory_mib=(vectors + disk) / 2**20,

@@ -75,7 +75,7 @@ def select(workspace: Workspace, config: SelectConfig, progress: Progress | None
     with workspace.transaction("select") as tx:
         now = score_images(tx, config, held_images(tx))
         rows = _Rows(tx, before=None, now=now, mode=config.mode, classes=tx.class_table().ids)
-        if not rows.ids and not now.ids:
+        if not len(rows.ids) and not now.ids:
             raise MissingStepError(
                 "there is neither a sentence nor a training image to select by",
                 "Run: vlltr ingest text PATH, or vlltr ingest images PATH --split train",
@@ -88,7 +88,7 @@ def select(workspace: Workspace, config: SelectConfig, progress: Progress | None
         if progress:
             progress("score sentences", len(rows.ids), len(rows.ids))
         rule = [config.mode, config.max_anchors, config.max_share]
-        selection_id = short(digest_json([*rows.facts, rule, sorted(rows.ids), now.digest]))
+        selection_id = short(digest_json([*rows.facts, rule, sorted(rows.ids.to_pylist()), now.digest]))
         anchors = rows.write(tx, scores, config, classes=None, selection_id=selection_id)
         tx.note(select=config)
         with_text = set(rows.owner.tolist())
@@ -325,7 +325,7 @@ def anchors_without(
     at = at[rows.owner[at].argsort(stable=True)]
     known = torch.where(rows.ranked[at], losses[at], 0.0).float()
     bank = AnchorBank.build(rows.text(at), rows.owner[at], class_ids, known)
-    return bank, [rows.ids[i] for i in at.tolist()]
+    return bank, rows.names(at)
 
 
 class _Rows:
@@ -353,10 +353,12 @@ class _Rows:
         self.facts = commit.text_fp, commit.image_fp, commit.logit_scale
         rows = tx.table("sentences", ["sentence_id", "text_hash", "class_id", "source", "position"])
         rows = rows.filter(pc.is_in(rows["class_id"], pa.array(classes, pa.int32())))
-        rows = rows.filter(pc.invert(pc.is_in(rows["sentence_id"], pa.array(sorted(without), pa.string()))))
+        if without:
+            out = pc.is_in(rows["sentence_id"], pa.array(sorted(without), pa.string()))
+            rows = rows.filter(pc.invert(out))
         order = ["class_id", "position", "sentence_id"] if mode == "cutoff" else ["class_id", "sentence_id"]
         rows = rows.sort_by([(column, "ascending") for column in order])
-        self.ids: list[str] = rows["sentence_id"].to_pylist()
+        self.ids = rows["sentence_id"].combine_chunks()
         self.owner = numbers(rows, "class_id")
         self._hashes = rows["text_hash"]
         self.prompts = torch.from_numpy(pc.equal(rows["source"], "prompt").to_numpy())
@@ -367,9 +369,15 @@ class _Rows:
         theirs = SENTENCE_SCORES.empty_table() if self.stored is None else self.stored
         at = pc.index_in(rows["sentence_id"], value_set=theirs["sentence_id"].combine_chunks())
         self._at = torch.from_numpy(pc.fill_null(at, -1).to_numpy().astype(np.int64))
-        self._gone = sorted(set(theirs["sentence_id"].to_pylist()) - set(self.ids))
+        gone = theirs["sentence_id"].filter(pc.invert(pc.is_in(theirs["sentence_id"], value_set=self.ids)))
+        self._gone: list[str] = gone.to_pylist()
         moved = self.before.owner.items() ^ self.now.owner.items()
         self.came_or_went = {class_id for _, class_id in moved}  # classes whose own images changed
+
+    def names(self, at: Tensor) -> list[str]:
+        """Return the ids of the sentences `at`, int64 [S]."""
+        found: list[str] = self.ids.take(pa.array(at.numpy())).to_pylist()
+        return found
 
     def text(self, at: Tensor) -> Tensor:
         """Read the vectors of the sentences `at`, int64 [S]: float [S, D], unnormalised."""
@@ -420,7 +428,7 @@ class _Rows:
 
     def chosen(self, losses: Tensor, at: Tensor, config: SelectConfig) -> Selection:
         """Choose anchors among the sentences `at`, int64 [S], by their losses [S]; positions are in `at`."""
-        ids = [self.ids[i] for i in at.tolist()]
+        ids = self.names(at)
         return choose_anchors(
             losses, self.owner[at], ids, prompts=self.prompts[at], ranked=self.ranked[at], config=config
         )
@@ -435,7 +443,7 @@ class _Rows:
     ) -> int:
         """Write the scores and anchors of all classes, or of some; return their number of anchors."""
         scope = torch.arange(len(self.ids)) if classes is None else _of(classes, self.owner)
-        ids = [self.ids[i] for i in scope.tolist()]
+        ids = self.names(scope)
         owner = self.owner[scope]
         ranked = self.ranked[scope]
         loss = scores.loss[scope]

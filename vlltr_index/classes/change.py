@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from vlltr_index.anchors.selection import score_images, update
 from vlltr_index.classes.effect import Effect, measure
+from vlltr_index.classes.groups import with_groups
 from vlltr_index.data.image_readers import read_images
 from vlltr_index.embedding import loading
 from vlltr_index.embedding.vectors import Engine, embed_images, embed_sentences
@@ -154,28 +155,30 @@ def change(
     if options.recognizer is not None and not options.recognizer.is_of(workspace):
         raise UsageError("the recognizer is not of this workspace", "Open it: Recognizer.open(workspace)")
     with workspace.transaction(command, options.timeout, dry_run=options.dry_run) as tx:
-        before = _model(workspace.snapshot(tx.commit.id or None), options.recognizer)
+        before = _state(workspace.snapshot(tx.commit.id or None), options.recognizer)
+        _ = before.head  # without a trained one nothing is changed
+        after = None
         state = None
         select = tx.commit.info.select or workspace.recipe.select
         held = held_images(tx)
         images = score_images(tx, select, held)
         done = edit(tx)
-        after = before
         effect = Effect()
         if done.touched:
-            _embed(before.state, tx, done, options)
+            _embed(before, tx, done, options)
             try:
                 update(tx, select, images, touched=set(done.touched), held=held)
             except MissingStepError:  # images or texts came in that nothing embedded yet
-                _embed_rest(before.state, tx, options)
+                _embed_rest(before, tx, options)
                 update(tx, select, images, touched=set(done.touched), held=held)
             if done.images_changed:
                 _update_stats(tx, done.touched)
-            merged = before.merged if done.merged is None else done.merged
+            merged = before.record.merged if done.merged is None else done.merged
             tx.note(merged=merged)
-            state = ModelState(tx, before=before.state)
+            state = ModelState(tx, before=before)
             after = replace(Model.of(state), merged=merged)
             effect = measure(before, after, done.touched)
+        after = after or Model.of(before)
         classes = _states(tx, after, done.touched.union(done.shown))
         report = ChangeReport(
             command=command, dry_run=options.dry_run, notes=done.notes, classes=classes, effect=effect
@@ -189,17 +192,17 @@ def change(
         return report if options.dry_run else replace(report, changed=False)
     if options.recognizer is not None:
         made = workspace.snapshot(tx.result_commit.id)
-        kept = ModelState(made, before=before.state) if state is None else state.committed(made)
+        kept = ModelState(made, before=before) if state is None else state.committed(made)
         options.recognizer.adopt(Model.of(kept))
     return report
 
 
-def _model(snapshot: Snapshot, recognizer: Recognizer | None) -> Model:
-    """Return a commit's model, the recognizer's own if it has it; errors as for `Model.of`."""
+def _state(snapshot: Snapshot, recognizer: Recognizer | None) -> ModelState:
+    """Return a commit's state, the recognizer's own if it has it."""
     there = None if recognizer is None else recognizer.current()
     if there is not None and there.commit == snapshot.commit.id:
-        return there
-    return Model.of(ModelState(snapshot, before=None if there is None else there.state))
+        return there.state
+    return ModelState(snapshot, before=None if there is None else there.state)
 
 
 def _update_stats(tx: Transaction, touched: set[int]) -> None:
@@ -316,7 +319,7 @@ def new_image_rows(
     Raises:
         InputError: If a folder holds no image, or an image is another class's already.
     """
-    rows = image_rows({i: _records(some, names[i], skipped) for i, some in paths.items()})
+    rows = image_rows({i: with_groups(tx, _records(some, names[i], skipped)) for i, some in paths.items()})
     there = tx.table("images", ["image_id", "class_id"], one_of("image_id", rows["image_id"].to_pylist()))
     owner = dict(zip(there["image_id"].to_pylist(), there["class_id"].to_pylist(), strict=True))
     for row in rows.select(["image_id", "class_id", "uri", "problem"]).to_pylist():

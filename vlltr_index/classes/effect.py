@@ -16,12 +16,13 @@ from torch import Tensor
 from vlltr_index.embedding import loading
 from vlltr_index.errors import MissingStepError
 from vlltr_index.recognition.folds import open_folds
+from vlltr_index.recognition.model import Model
+from vlltr_index.tensors import class_positions
 
 if TYPE_CHECKING:
     from vlltr_index.heads.anchor_bank import AnchorBank
     from vlltr_index.recognition.folds import Folds
-    from vlltr_index.recognition.model import Model
-    from vlltr_index.recognition.state import Anchors
+    from vlltr_index.recognition.state import Anchors, ModelState
 
 # The effect is measured on as many validation images as keep images times classes below _SCORES, within these bounds.
 _SCORES = 4_000_000
@@ -29,8 +30,6 @@ _FEWEST = 300
 _MOST = 1000
 _BATCH = 256
 _STILL = 1e-3  # range of a class's loss changes below which its text logits are kept
-
-_AnchorsOfClass = tuple[tuple[str, ...], tuple[float, ...]]  # sentence ids and losses of a class's anchors
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,49 @@ class Effect:
 
 
 @dataclass(frozen=True, eq=False)
+class _Columns:
+    """What columns of text logits were computed from: the anchors of C_a classes.
+
+    Attributes:
+        class_ids: Int64 [C_a], ascending.
+        offsets: Int64 [C_a + 1]; class c has the anchors offsets[c] to offsets[c + 1].
+        keys: Int64 [A].
+        losses: Float [A].
+    """
+
+    class_ids: Tensor
+    offsets: Tensor
+    keys: Tensor
+    losses: Tensor
+
+    @classmethod
+    def of(cls, anchors: Anchors) -> _Columns:
+        """Take them from a model's anchors."""
+        bank = anchors.bank
+        return cls(bank.class_ids, bank.offsets, anchors.keys, bank.losses)
+
+    def after(self, older: _Columns) -> tuple[_Columns, Tensor]:
+        """Find the classes whose columns stay: those with the same anchors, whose losses moved almost equally.
+
+        Returns:
+            The anchors that the columns are of then, and the older place of each class, int64 [C_a], -1 for a new one.
+        """
+        places = class_positions(older.class_ids, self.class_ids)
+        counts = self.offsets.diff()
+        owner = torch.repeat_interleave(counts)
+        within = torch.arange(len(owner)) - self.offsets[owner]
+        there = (places >= 0) & (older.offsets.diff()[places] == counts)
+        rows = torch.where(there[owner], older.offsets[places[owner]] + within, 0)
+        moved = self.losses - older.losses[rows]
+        most = moved.new_zeros(len(counts)).scatter_reduce(0, owner, moved, "amax", include_self=False)
+        least = moved.new_zeros(len(counts)).scatter_reduce(0, owner, moved, "amin", include_self=False)
+        others = torch.zeros_like(counts).index_add_(0, owner, (self.keys != older.keys[rows]).long())
+        same = there & (others == 0) & (most - least < _STILL)
+        losses = torch.where(same[owner], older.losses[rows], self.losses)
+        return replace(self, losses=losses), torch.where(same, places, -1)
+
+
+@dataclass(frozen=True, eq=False)
 class _Validation:
     """A model's answers to validation images, and its text logits, which take most of the time.
 
@@ -55,7 +97,7 @@ class _Validation:
         folds: The cross-validation whose first part the images are, and whose model answers; None: split val.
         features: Float [V, D], stored vectors, unnormalised; V may be 0.
         image_ids: Their ids.
-        anchors_of: By class, in the anchor bank's order, the anchors that its column was computed from.
+        columns: What its text logits were computed from.
         text_logits: Float [V, C_a], one column for each class of the anchor bank.
         answers: Int64 [V], the ids of the classes with the highest probability.
     """
@@ -64,7 +106,7 @@ class _Validation:
     folds: Folds | None
     features: Tensor
     image_ids: list[str]
-    anchors_of: dict[int, _AnchorsOfClass]
+    columns: _Columns
     text_logits: Tensor
     answers: Tensor
 
@@ -73,21 +115,23 @@ _kept: WeakKeyDictionary[AnchorBank, _Validation] = WeakKeyDictionary()
 """What is known of models that are in use, so that of a further change only what differs is computed."""
 
 
-def measure(before: Model, after: Model, touched: set[int]) -> Effect:
+def measure(before: ModelState, after: Model, touched: set[int]) -> Effect:
     """Measure top-1 accuracy before and after a change on classes that are in both models and not in `touched`.
 
     Args:
-        before: The model before; its state has the validation images.
+        before: The state before, whose commit has the validation images; without any its anchors are not read.
         after: The model after.
         touched: Ids of the classes that changed.
     """
     was = _load(before)
-    same_head = after.saved is before.saved
+    if was is None:
+        return Effect(unmeasured=True)
+    same_head = after.saved is before.head
     if was.folds is not None and not same_head:
         return Effect(unmeasured=True)
     now = _changed(after, was, same_head)
     owners = _owners(after, was)
-    there = torch.isin(owners, before.class_ids) & torch.isin(owners, after.class_ids)
+    there = torch.isin(owners, Model.of(before).class_ids) & torch.isin(owners, after.class_ids)
     there &= ~torch.isin(owners, torch.tensor(sorted(touched), dtype=torch.int64))
     if not bool(there.any()):
         return Effect(unmeasured=True)
@@ -96,28 +140,30 @@ def measure(before: Model, after: Model, touched: set[int]) -> Effect:
     return Effect(accuracy_before, accuracy_after, int(there.sum()))
 
 
-def _load(model: Model) -> _Validation:
-    """Read the validation images of a model's commit, and answer them, unless the edit before has left that."""
-    snapshot = model.state.snapshot
-    known = _kept.get(model.bank)
-    if known is not None and known.commit != model.commit:  # commits may share a bank
-        known = None
-    most = max(_FEWEST, min(_MOST, _SCORES // len(model.class_ids)))
+def _load(state: ModelState) -> _Validation | None:
+    """Read the validation images of a commit, and answer them, unless the edit before has left that; None: no image."""
+    snapshot = state.snapshot
+    most = max(_FEWEST, min(_MOST, _SCORES // max(1, len(state.classes))))
     # Ordered by ids, which are hashes, so that the first ones are a random sample.
     ids: list[str] = loading.usable_images(snapshot, "val", []).slice(0, most)["image_id"].to_pylist()
-    if known is not None and ids and known.image_ids == ids:
-        return known
-    features = torch.empty(0, model.saved.head.dim)
+    features = torch.empty(0, state.head.head.dim)
     if ids:
+        known = _known(state)
+        if known is not None and known.image_ids == ids:
+            return known
         with suppress(MissingStepError):  # not embedded yet, so the effect is not measured
             features = loading.image_vectors_of(snapshot, ids)
-    judge = model
     folds = None if len(features) else open_folds(snapshot)
+    if folds is None and not len(features):
+        return None
+    model = Model.of(state)
+    judge = model
     if folds is not None:
         fold = folds.open(model, 0, own_anchors=False)
         judge = fold.model
         features = fold.features[:most]
         ids = fold.image_ids[:most]
+        known = _known(state)
         if known is not None and known.image_ids == ids:
             return replace(known, folds=folds)
     logits = _text_logits(judge, features, judge.bank)
@@ -126,12 +172,18 @@ def _load(model: Model) -> _Validation:
         folds=folds,
         features=features,
         image_ids=ids[: len(features)],
-        anchors_of=_anchors_of(model.anchors),
+        columns=_Columns.of(model.anchors),
         text_logits=logits,
         answers=_answers(judge, features, logits),
     )
     _kept[model.bank] = found
     return found
+
+
+def _known(state: ModelState) -> _Validation | None:
+    """Return what an edit before has left of this commit: others may share the bank."""
+    known = _kept.get(state.anchors.bank)
+    return known if known is not None and known.commit == state.record.commit else None
 
 
 def _owners(model: Model, known: _Validation) -> Tensor:
@@ -148,15 +200,10 @@ def _changed(model: Model, was: _Validation, same_head: bool) -> _Validation:
     New images change the loss of every sentence a little; a class whose losses moved almost equally keeps its column.
     """
     judge = model if was.folds is None else was.folds.open(model, 0, own_anchors=False).model
-    anchors_of = dict[int, _AnchorsOfClass]()
-    places = []
-    place = {class_id: n for n, class_id in enumerate(was.anchors_of)}
-    for class_id, one in _anchors_of(model.anchors).items():
-        old = was.anchors_of.get(class_id)
-        same = same_head and old is not None and _alike(old, one)
-        places.append(place[class_id] if same else -1)
-        anchors_of[class_id] = old if same and old is not None else one
-    at = torch.tensor(places, dtype=torch.int64)
+    columns = _Columns.of(model.anchors)
+    at = torch.full_like(columns.class_ids, -1)
+    if same_head and len(was.columns.class_ids):
+        columns, at = columns.after(was.columns)
     logits = was.features.new_empty(len(was.features), len(at))
     logits[:, at >= 0] = was.text_logits[:, at[at >= 0]]
     new = (at < 0).nonzero()[:, 0]
@@ -164,29 +211,9 @@ def _changed(model: Model, was: _Validation, same_head: bool) -> _Validation:
         bank = model.bank if len(new) == len(at) else model.bank.select(new)
         logits[:, new] = _text_logits(judge, was.features, bank)
     answers = _answers(judge, was.features, logits)
-    found = replace(was, commit=was.commit + 1, anchors_of=anchors_of, text_logits=logits, answers=answers)
+    found = replace(was, commit=was.commit + 1, columns=columns, text_logits=logits, answers=answers)
     _kept[model.bank] = found
     return found
-
-
-def _alike(old: _AnchorsOfClass, new: _AnchorsOfClass) -> bool:
-    """Say whether a class has the same anchors as before, whose losses moved almost equally, which changes nothing."""
-    if old[0] != new[0]:
-        return False
-    moves = [b - a for a, b in zip(old[1], new[1], strict=True)]
-    return max(moves) - min(moves) < _STILL
-
-
-def _anchors_of(anchors: Anchors) -> dict[int, _AnchorsOfClass]:
-    """Return the anchors of each class with their losses, in the bank's order."""
-    bounds = anchors.bank.bounds
-    losses = anchors.bank.losses.tolist()
-    return {
-        class_id: (tuple(anchors.sentence_ids[first:last]), tuple(losses[first:last]))
-        for class_id, first, last in zip(
-            anchors.bank.class_ids.tolist(), bounds[:-1], bounds[1:], strict=True
-        )
-    }
 
 
 @torch.inference_mode()

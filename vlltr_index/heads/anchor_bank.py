@@ -88,7 +88,7 @@ class AnchorBank:
         """Sort anchors by class.
 
         Args:
-            vectors: Float [A, D], unnormalised.
+            vectors: Float [A, D], unnormalised; not copied if they are sorted already.
             class_of_anchor: Integers [A], the class *id* of each anchor.
             class_ids: Integers [C], distinct; their order is the bank's class order.
             losses: Float [A], L_lin of each anchor; None: unknown.
@@ -111,18 +111,19 @@ class AnchorBank:
                 "vlltr embed, then vlltr select",
             )
         position = places[position]
-        finite = vectors.isfinite().all(1)
+        finite = torch.cat([part.isfinite().all(1) for part in vectors.split(_BLOCK_SLOTS)])
         if not bool(finite.all()):
             first = int(ids[position[~finite]][0])
             raise InputError(f"class {first} has an anchor that is not finite", "vlltr embed")
         counts = torch.bincount(position)
         order = torch.argsort(position, stable=True)
+        in_order = torch.equal(order, torch.arange(len(order), device=order.device))
         offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         dtype = working_dtype(vectors)
         if losses is None:
             losses = vectors.new_zeros(vectors.shape[0], dtype=dtype)
         return cls(
-            vectors=vectors.detach()[order].contiguous(),
+            vectors=(vectors.detach() if in_order else vectors.detach()[order]).contiguous(),
             offsets=offsets,
             class_ids=ids,
             rows=order,

@@ -28,8 +28,25 @@ SHARED = ("centre", "basis", "spread", "blank", "text_centre", "text_map")
 """Names of the generative model's tensors in a head's file, after the prefix `generative.`."""
 KERNEL = ("centre", "scale", "landmarks")
 """Names of the tensors of its kernel in that file, after `kernel.`; missing where it reads the vectors alone."""
+TOLD = ("class_ids", "digests", "means")
+"""Names of the tensors of prior means in that file, after `told.`; missing without a kernel."""
 HELD_OUT = ("labels", "probabilities")
 """Names of the tensors of held-out answers in that file, after `held_out.`; missing without held-out images."""
+
+
+@dataclass(frozen=True, eq=False)
+class ToldMeans:
+    """The prior means that the texts of K classes gave when the head was trained: with a kernel they take long.
+
+    Attributes:
+        class_ids: Int64 [K], ascending.
+        digests: Int64 [K], by which a class's anchors are known to be the same, see `recognition.state.Anchors`.
+        means: Float32 [K, D], see `plda.prior_means`.
+    """
+
+    class_ids: Tensor
+    digests: Tensor
+    means: Tensor
 
 
 @dataclass(frozen=True)
@@ -48,6 +65,7 @@ class Parts:
         later: What later classes get and cost; empty where no class could play one.
         text_trust: How far the generative model trusts the texts of later classes, see `PLDA`.
         shifts: Float64 [C_v, D], see `PLDA`, of the classes of the visual rows; None: nothing.
+        told: What the classes' texts told of them; None: it is computed when the model is opened.
     """
 
     shared: SharedGaussian
@@ -59,6 +77,7 @@ class Parts:
     later: tuple[LaterFigures, ...] = ()
     text_trust: float = 1.0
     shifts: Tensor | None = None
+    told: ToldMeans | None = None
 
     @property
     def texts_are_mute(self) -> bool:
@@ -152,6 +171,8 @@ def save_head(
             tensors |= {f"kernel.{n}": getattr(parts.shared.kernel, n).contiguous() for n in KERNEL}
         if parts.shifts is not None:
             tensors["generative.shifts"] = parts.shifts.float().contiguous()
+        if parts.told is not None:
+            tensors |= {f"told.{n}": getattr(parts.told, n).contiguous() for n in TOLD}
         if parts.held_out is not None:
             tensors |= {f"held_out.{n}": getattr(parts.held_out, n).contiguous() for n in HELD_OUT}
     save_file(tensors, folder / "head.safetensors")
@@ -185,14 +206,15 @@ def load_head(folder: Path) -> SavedHead:
         if class_ids.dtype != torch.int64:
             raise ValueError(f"class_ids are {class_ids.dtype}, expected int64")
         parts = None if facts.parts is None else _parts(facts.parts, tensors)
-        head = LGRHead(
-            facts.dim,
-            len(class_ids),
-            facts.visual,
-            normalise_values=facts.normalise_values,
-            loss_bias=facts.loss_bias,
-        )
-        head.load_state_dict({k.removeprefix("head."): v for k, v in tensors.items()})
+        with torch.device("meta"):  # the tensors that were read take its parameters' places
+            head = LGRHead(
+                facts.dim,
+                len(class_ids),
+                facts.visual,
+                normalise_values=facts.normalise_values,
+                loss_bias=facts.loss_bias,
+            )
+        head.load_state_dict({k.removeprefix("head."): v.float() for k, v in tensors.items()}, assign=True)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise WorkspaceError(
             f"the head in {folder} cannot be read: {error}", "Train it again: vlltr train lgr"
@@ -214,6 +236,9 @@ def _parts(facts: PartFacts, tensors: dict[str, Tensor]) -> Parts:
     if "kernel.landmarks" in tensors:
         kernel = TextKernel(*(tensors.pop(f"kernel.{name}").float() for name in KERNEL))
     shifts = tensors.pop("generative.shifts", None)
+    told = None
+    if "told.means" in tensors:
+        told = ToldMeans(*(tensors.pop(f"told.{name}") for name in TOLD))
     gaussian = SharedGaussian(**shared, noise=facts.noise, text_r2=facts.text_r2, kernel=kernel)
     return Parts(
         gaussian,
@@ -225,4 +250,5 @@ def _parts(facts: PartFacts, tensors: dict[str, Tensor]) -> Parts:
         later=tuple(facts.later),
         text_trust=facts.text_trust,
         shifts=None if shifts is None else shifts.double(),
+        told=told,
     )

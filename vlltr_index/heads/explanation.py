@@ -143,10 +143,11 @@ def explain_prior(
     likelihoods = plda.likelihoods_if(position, variants, has_text, z)
     gained = likelihoods[0] - likelihoods[1]
     effects = likelihoods[0] - likelihoods[2:]
-    prior, spread = (values[position] for values in plda.prior)
+    own = plda.select(slice(position, position + 1))
+    prior, spread = (values[0] for values in own.prior)
     if not bool(prior.any()) and torch.equal(spread, shared.blank):
         return torch.zeros_like(effects), effects
-    centre, variance = (values[position] for values in plda.posterior)
+    centre, variance = (values[0] for values in own.posterior)
     kept = (variance - shared.noise) / spread  # of a shift of the prior mean, by the posterior one
     shares = each @ (kept * (z - centre + kept * prior / 2.0) / variance) / count
     return shares + (gained - shares.sum()) / count, effects

@@ -16,6 +16,7 @@ All classes are taken to be equally common. Under `ours` a prior may say otherwi
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal, NamedTuple
 
@@ -181,6 +182,21 @@ class FusedScores(NamedTuple):
         """The sum of the parts, float [B, C]."""
         both = self.visual_part + self.text_part
         return both if self.prior_part is None else both + self.prior_part
+
+    @classmethod
+    def joined(cls, parts: Iterable[FusedScores], images: int) -> FusedScores:
+        """Join the scores of B images, given some images at a time; no part is kept."""
+        whole = list[Tensor]()
+        first = 0
+        for part in parts:
+            if len(part.probabilities) == images:
+                return part
+            whole = whole or [values.new_empty(images, values.shape[1]) for values in part.tensors]
+            last = first + len(part.probabilities)
+            for values, new in zip(whole, part.tensors, strict=True):
+                values[first:last] = new
+            first = last
+        return cls(*whole)
 
     def among(self, columns: Tensor, rule: Rule) -> FusedScores:
         """Return the scores among the classes `columns`, int64 [K], as if there were no others: float [B, K] each."""

@@ -13,6 +13,7 @@ diagonal is used there.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -20,11 +21,13 @@ import torch
 from torch import Tensor
 
 from vlltr_index.errors import InputError
-from vlltr_index.heads.text_prior import TextKernel, fit_text, weighted_mean
+from vlltr_index.heads.anchor_bank import AnchorBank
+from vlltr_index.heads.text_prior import TextKernel, fit_text, sentence_features, weighted_mean
 from vlltr_index.tensors import full_precision
 
 _LEAST_SPREAD = 0.02
 _ROWS_AT_ONCE = 1024
+_CLASSES_AT_ONCE = 4096
 _NO_SCATTER = 1e-12  # share of the mean squared length: the scatter that rounding gives to identical images
 
 
@@ -54,6 +57,17 @@ class SharedGaussian:
     noise: float = 1.0
     text_r2: float = 0.0
     kernel: TextKernel | None = None
+
+    def tell(self, texts: Tensor) -> Tensor:
+        """Compute the prior means in the basis, [M, D] in float32 at least, that texts float [M, T] give."""
+        dtype = torch.promote_types(texts.dtype, torch.float32)
+        return (texts.to(dtype) - self.text_centre.to(dtype)) @ self.text_map.to(dtype)
+
+    @property
+    def told(self) -> SharedGaussian:
+        """The parameters where the text of a class is given as the prior mean that `tell` makes of it, T = D."""
+        none = torch.zeros_like(self.centre)
+        return replace(self, text_centre=none, text_map=torch.eye(len(none)).to(none), kernel=None)
 
     def to(self, device: torch.device | str) -> SharedGaussian:
         """Return the parameters on another device."""
@@ -95,7 +109,7 @@ class PLDA:
     def _told(self) -> tuple[Tensor, Tensor]:
         """Mean and variance of the prior that each class's text gives, both float64 [C, D]."""
         trust = self._trust[:, None]
-        predicted = (self.prototypes.double() - self.shared.text_centre) @ self.shared.text_map
+        predicted = self.shared.tell(self.prototypes.double())
         predicted = predicted if self.shifts is None else predicted + self.shifts
         return trust * predicted, trust * self.shared.spread + (1.0 - trust) * self.shared.blank
 
@@ -121,8 +135,9 @@ class PLDA:
     @cached_property
     def without_text(self) -> PLDA:
         """The model as it is if no class has a text; itself where the texts make no difference."""
-        found = replace(self, prototypes=torch.zeros_like(self.prototypes))
-        pairs = zip(self.prior, found.prior, strict=True)
+        found = replace(self, prototypes=self.prototypes.new_zeros(()).expand_as(self.prototypes))
+        models = zip(self._in_parts(), found._in_parts(), strict=True)
+        pairs = (pair for (_, own), (_, other) in models for pair in zip(own.prior, other.prior, strict=True))
         same = all(torch.allclose(own, other, rtol=1e-9, atol=1e-12) for own, other in pairs)
         return self if same else found
 
@@ -134,9 +149,7 @@ class PLDA:
             sentences: Float [M, T], see `text_prior.sentence_features`. The prior mean of a class is the mean of these
                 of its anchors.
         """
-        shared = self.shared
-        dtype = torch.promote_types(sentences.dtype, torch.float32)
-        told = (sentences.to(dtype) - shared.text_centre.to(dtype)) @ shared.text_map.to(dtype)
+        told = self.shared.tell(sentences)
         told = told if self.shifts is None else told + self.shifts[position].to(told)
         return float(self._trust[position]) * told
 
@@ -149,11 +162,9 @@ class PLDA:
             has_text: Bool [K], whether it has a text at all.
             z: Float64 [D], the image in the basis.
         """
-        counts = self.counts[position : position + 1]
-        seen = self._means[position : position + 1]
-        spread = self._told[1][position : position + 1]
-        prior = _prior(self.shared, counts, seen, predicted, spread, has_text)
-        mean, variance = _posterior(self.shared, counts, seen, *prior)
+        own = self.select(slice(position, position + 1))
+        prior = _prior(self.shared, own.counts, own._means, predicted, own._told[1], has_text)
+        mean, variance = _posterior(self.shared, own.counts, own._means, *prior)
         return _log_density(z - mean, variance)[:, 0]
 
     @cached_property
@@ -180,7 +191,7 @@ class PLDA:
     def _on(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """Return weights, offset, centre and basis on a device in a dtype; the copies are cached."""
         if (device, dtype) not in self._placed:
-            parts = (*self._quadratic, self.shared.centre, self.shared.basis)
+            parts = (*self._quadratic(dtype), self.shared.centre, self.shared.basis)
             self._placed[device, dtype] = tuple(part.to(device, dtype) for part in parts)
         return self._placed[device, dtype]
 
@@ -189,20 +200,52 @@ class PLDA:
         """Copies of `_on` by device and dtype."""
         return {}
 
-    @cached_property
-    def _quadratic(self) -> tuple[Tensor, Tensor]:
-        """Weights [2 D, C] and offset [C], float64: the log-likelihood is [z^2, z] @ weights - offset."""
-        mean, variance = self.posterior
-        weights = torch.cat([-0.5 / variance, mean / variance], 1).T.contiguous()
-        return weights, 0.5 * (mean.square() / variance + variance.log()).sum(1)
+    def _quadratic(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Compute weights [2 D, C] and offset [C] in a dtype: the log-likelihood is [z^2, z] @ weights - offset."""
+        classes, dim = self.sums.shape
+        weights = self.sums.new_empty(2 * dim, classes, dtype=dtype)
+        offset = self.sums.new_empty(classes, dtype=dtype)
+        for at, part in self._in_parts():
+            mean, variance = part.posterior
+            weights[:, at] = torch.cat([-0.5 / variance, mean / variance], 1).T
+            offset[at] = (0.5 * (mean.square() / variance + variance.log()).sum(1)).to(dtype)
+        return weights, offset
 
-    def select(self, classes: Tensor) -> PLDA:
+    def _in_parts(self) -> Iterator[tuple[slice, PLDA]]:
+        """Yield the model some classes at a time: all cached numbers of many classes take much memory."""
+        classes = len(self.counts)
+        if classes <= _CLASSES_AT_ONCE:
+            yield slice(0, classes), self
+            return
+        for first in range(0, classes, _CLASSES_AT_ONCE):
+            at = slice(first, first + _CLASSES_AT_ONCE)
+            yield at, self.select(at)
+
+    def select(self, classes: Tensor | slice) -> PLDA:
         """Return the model of the classes at the positions int64 [C'] alone."""
-        classes = classes.to(self.sums.device)
+        classes = classes if isinstance(classes, slice) else classes.to(self.sums.device)
         trust = None if self.trust is None else self.trust[classes]
         shifts = None if self.shifts is None else self.shifts[classes]
         rows = self.counts[classes], self.sums[classes], self.prototypes[classes]
         return PLDA(self.shared, *rows, trust, shifts)
+
+
+def prior_means(bank: AnchorBank, shared: SharedGaussian) -> Tensor:
+    """Compute the prior mean in the basis that the anchors of each class give, float32 [C, D].
+
+    Args:
+        bank: The anchors of C classes, with their words if `shared` has a kernel.
+        shared: The parameters.
+    """
+    means = bank.vectors.new_empty(bank.num_classes, len(shared.centre), dtype=torch.float32)
+    counts = bank.offsets.diff()
+    for block in bank.blocks:  # of the features, which may be many numbers a class, only their means are kept
+        found = sentence_features(bank, slice(block.start, block.stop), shared.kernel)
+        sums = found.new_zeros(block.last - block.first, found.shape[1])
+        sums.index_add_(0, bank.class_of_row[block.start : block.stop] - block.first, found)
+        features = sums / counts[block.first : block.last, None]
+        means[block.first : block.last] = shared.tell(features.double()).float()
+    return means
 
 
 def class_sums(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:

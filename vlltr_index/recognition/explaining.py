@@ -73,9 +73,13 @@ class Explainer:
     def _map(self, place: int) -> Tensor:
         plda = self._scorer.plda
         assert plda is not None
-        bank = self._scorer.text_bank
-        rows = slice(bank.bounds[place], bank.bounds[place + 1])
-        return plda.map_sentences(self._columns[place], sentence_features(bank, rows, plda.shared.kernel))
+        parts = self._scorer.saved.parts
+        assert parts is not None
+        kernel = parts.shared.kernel
+        at = torch.tensor([place])
+        bank = self._anchors.bank.select(at) if kernel is None else self._anchors.of_classes(at)
+        told = parts.shared.tell(sentence_features(bank, slice(None), kernel))
+        return plda.map_sentences(self._columns[place], told)
 
     @cached_property
     def _columns(self) -> list[int]:

@@ -181,6 +181,12 @@ class Folds:
             torn=lost,
         )
 
+    def came_since(self, snapshot: Snapshot) -> int:
+        """Count the training images of a commit that came after the deal: no model was fitted without them."""
+        known = set(self._deal["content_hash"].to_pylist())
+        rows = usable_images(snapshot, "train", ["content_hash"])
+        return sum(content not in known for content in rows["content_hash"].to_pylist())
+
     def _torn(self, snapshot: Snapshot, rows: pa.Table) -> frozenset[str]:
         """Return the ids of those training images that belong together now, and are not all in one fold.
 
@@ -260,14 +266,15 @@ class Folds:
         )
         rows = pa.concat_tables([stored.cast(_ANCHORS), later.cast(_ANCHORS)])
         rows = rows.sort_by([("class_id", "ascending"), ("rank", "ascending")])
-        rows = rows.append_column("anchor_key", pa.array(range(len(rows)), pa.int64()))
         at = pc.index_in(
             rows["sentence_id"].combine_chunks(), value_set=sentences["sentence_id"].combine_chunks()
         )
         vectors = text_vectors_of(snapshot, sentences["text_hash"].take(at).to_pylist())
         losses = torch.from_numpy(rows["loss"].to_numpy().copy())
-        texts = sentences["text"].take(at).combine_chunks()
-        return Anchors.of(rows, vectors, losses, lambda: texts, own.selection_id)
+        columns = {"sentence_id": rows["sentence_id"], "text": sentences["text"].take(at)}
+        read = {name: column.combine_chunks() for name, column in columns.items()}.__getitem__
+        keys = torch.arange(len(rows))
+        return Anchors.of(numbers(rows, "class_id"), keys, vectors, losses, read, own.selection_id)
 
 
 def _contents_by_class(rows: pa.Table) -> dict[int, set[str]]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlltr_index.anchors.index import AnchorIndex, WithDelta
-from vlltr_index.anchors.retrieval import AnchorClasses, retrieve
+from vlltr_index.anchors.retrieval import AnchorClasses, Retrieved, retrieve
 from vlltr_index.data.decoding import UNREADABLE, ImageSource, image_label
 from vlltr_index.embedding.pixels import ReadAhead, Reader, image_features, in_batches, pool_crops
 from vlltr_index.errors import InputError, MissingStepError, UsageError, WorkspaceError
@@ -186,6 +186,19 @@ class Model(Scorer):
 
     def _retrieve(self, features: Tensor) -> tuple[FusedScores, Tensor]:
         """Return fused scores [B, C] and the residual probability [B], scoring only retrieved classes exactly."""
+        residuals = list[Tensor]()
+
+        def parts() -> Iterator[FusedScores]:
+            for part in features.split(self.images_at_once):
+                found = self._retrieved(part)
+                residuals.append(found.residual)
+                yield found.fused
+
+        fused = FusedScores.joined(parts(), len(features))
+        return fused, torch.cat(residuals)
+
+    def _retrieved(self, features: Tensor) -> Retrieved:
+        """Score some images by retrieval."""
         placed = self._placed
         index = self._index
         assert index is not None
@@ -196,10 +209,9 @@ class Model(Scorer):
 
         head = placed.saved.head
         classes = self._anchor_classes
-        found = retrieve(
+        return retrieve(
             features, head, placed.bank, index, anchor_classes=classes, visual_scores=image.scores, fuse=fuse
         )
-        return found.fused, found.residual
 
     @cached_property
     def _anchor_classes(self) -> AnchorClasses:
@@ -477,7 +489,8 @@ def _check_finite(features: Tensor, found: FusedScores) -> None:
         InputError: If the features are not finite.
         WorkspaceError: If the features are finite, so that the model's own values must be damaged.
     """
-    good = (found.probabilities + found.log_scores + found.text_logits).isfinite().all(1)
+    every = found.probabilities, found.log_scores, found.text_logits
+    good = torch.stack([values.isfinite().all(1) for values in every]).all(0)
     if bool(good.all()):
         return
     wrong = f"of {int((~good).sum())} of {len(good)} images"

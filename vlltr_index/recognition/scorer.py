@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Self
@@ -23,8 +23,7 @@ from vlltr_index.heads.fusion import (
     visual_scores,
     with_prior,
 )
-from vlltr_index.heads.plda import PLDA
-from vlltr_index.heads.text_prior import class_features
+from vlltr_index.heads.plda import PLDA, prior_means
 from vlltr_index.tensors import class_positions, unit_rows
 
 if TYPE_CHECKING:
@@ -36,6 +35,8 @@ if TYPE_CHECKING:
 
 OTHER_RULE = 'Put rule = "ours" under [recipe.fusion] in vlltr.toml, then run: vlltr train lgr'
 _BATCH = 512
+_SCORES_AT_ONCE = 2**21  # images times classes: dozens of tensors of 8 MiB
+_PASSES = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,24 +82,30 @@ class Scorer:
             return None
         parts = self.saved.parts
         classes = len(self.class_ids)
-        counts = torch.zeros(classes, dtype=torch.int64)
-        sums = torch.zeros(classes, self.saved.head.dim, dtype=torch.float64)
-        prototypes = torch.zeros(classes, len(parts.shared.text_map))
-        at = class_positions(self.class_ids, self.stats.class_ids)
-        counts[at] = self.stats.counts
-        sums[at] = self.stats.sums
+        told = torch.zeros(classes, self.saved.head.dim)
+        counts = self.stats.counts
+        sums = self.stats.sums
+        if not torch.equal(self.stats.class_ids, self.class_ids):
+            at = class_positions(self.class_ids, self.stats.class_ids)
+            counts = counts.new_zeros(classes).index_copy_(0, at, counts)
+            sums = sums.new_zeros(classes, sums.shape[1]).index_copy_(0, at, sums)
         if self.bank.num_classes:
-            told = class_positions(self.class_ids, self.bank.class_ids)
-            prototypes[told] = class_features(self.text_bank, parts.shared.kernel)
+            told[self._bank_columns] = self._told(parts)
         trust = torch.where(self.trained, 1.0, parts.text_trust).double()
-        return PLDA(parts.shared, counts, sums, prototypes, trust, self._shifts(parts))
+        return PLDA(parts.shared.told, counts, sums, told, trust, self._shifts(parts))
 
-    @property
-    def text_bank(self) -> AnchorBank:
-        """The anchors, with their words if the generative model reads them."""
-        parts = self.saved.parts
-        reads = parts is not None and parts.shared.kernel is not None
-        return self.anchors.with_words if reads else self.bank
+    def _told(self, parts: Parts) -> Tensor:
+        """Return the prior means that texts give, [C_a, D]: as the head has them, of classes with the same anchors."""
+        if parts.shared.kernel is None:
+            return prior_means(self.bank, parts.shared)
+        if parts.told is None:
+            return prior_means(self.anchors.with_words, parts.shared)
+        at = class_positions(parts.told.class_ids, self.bank.class_ids)
+        told = parts.told.means[at]
+        others = ((at < 0) | (parts.told.digests[at] != self.anchors.digests)).nonzero()[:, 0]
+        if len(others):
+            told[others] = prior_means(self.anchors.of_classes(others), parts.shared)
+        return told
 
     def _shifts(self, parts: Parts) -> Tensor | None:
         """Return `PLDA.shifts`, zero for classes that the model was not fitted on."""
@@ -205,9 +212,7 @@ class Scorer:
             return None
         weights = self.saved.parts.weights
         trained = weights.text, weights.generative
-        later = [
-            (gate.text, gate.generative + gate.fit) for gate in (weights.text_only, weights.few_shot)
-        ]
+        later = [(gate.text, gate.generative + gate.fit) for gate in (weights.text_only, weights.few_shot)]
         kinds = zip(self.trained.tolist(), (self.plda.counts > 0).tolist(), strict=True)
         return [trained if is_trained else later[with_images] for is_trained, with_images in kinds]
 
@@ -304,9 +309,18 @@ class Scorer:
 
     @torch.inference_mode()
     def exhaustive(self, features: Tensor) -> FusedScores:
-        """Score features [B, D] against every class, in batches."""
-        parts = [
-            self.fuse(self.visual_scores(part), self.text_logits(part)) for part in features.split(_BATCH)
-        ]
-        columns = zip(*(part.tensors for part in parts), strict=True)
-        return FusedScores(*(torch.cat(some) for some in columns))
+        """Score features [B, D] against every class."""
+        return FusedScores.joined(self._scores(features), len(features))
+
+    def _scores(self, features: Tensor) -> Iterator[FusedScores]:
+        """Score features, some at a time: of more at once by the anchors, which are read for each of these parts."""
+        at_once = self.images_at_once
+        for some in features.split(_PASSES * at_once):
+            texts = self.text_logits(some)
+            for part, text in zip(some.split(at_once), texts.split(at_once), strict=True):
+                yield self.fuse(self.visual_scores(part), text)
+
+    @property
+    def images_at_once(self) -> int:
+        """How many images are scored at once, for memory."""
+        return max(1, min(_BATCH, _SCORES_AT_ONCE // max(1, len(self.class_ids))))

@@ -8,6 +8,7 @@ from functools import cached_property, lru_cache, partial
 from itertools import compress
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -22,6 +23,7 @@ from vlltr_index.errors import FingerprintMismatch, MissingStepError, UsageError
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.checkpoint import SavedHead, load_head
 from vlltr_index.store.class_table import ClassTable
+from vlltr_index.store.parts import BESIDE_VECTORS
 from vlltr_index.store.snapshot import Snapshot
 from vlltr_index.store.taxonomy import taxonomy_of
 
@@ -49,41 +51,67 @@ class Anchors:
     Attributes:
         bank: Their vectors and classes.
         keys: Int64 [A], in the bank's order.
-        sentence_ids: In the same order.
-        read_texts: Reads the texts in the same order, strings.
+        read: Reads the strings `sentence_id` or `text` of all in the same order.
         selection_id: Of the selection that they come from.
     """
 
     bank: AnchorBank
     keys: Tensor
-    sentence_ids: list[str]
-    read_texts: Callable[[], pa.Array]
+    read: Callable[[str], pa.Array]
     selection_id: str
+
+    @cached_property
+    def sentence_ids(self) -> list[str]:
+        """The sentence of each anchor."""
+        found: list[str] = self.read("sentence_id").to_pylist()
+        return found
+
+    @cached_property
+    def digests(self) -> Tensor:
+        """A number for each class of the bank that other anchors change, int64 [C_a]: the sum of their mixed keys."""
+        # As in SplitMix64: odd factors, and the high bits among the low ones.
+        mixed = self.keys * -7046029254386353131
+        mixed = (mixed ^ (mixed >> 31)) * -4658895280553007687
+        mixed = mixed ^ (mixed >> 29)
+        return torch.zeros_like(self.bank.class_ids).index_add_(0, self.bank.class_of_row, mixed)
+
+    def of_classes(self, classes: Tensor) -> AnchorBank:
+        """Return the anchors of some classes, int64, positions in the bank, with the words of their sentences."""
+        bank = self.bank.select(classes)
+        return replace(bank, words=number_words(self.read("text").take(pa.array(bank.rows.numpy()))))
 
     @cached_property
     def with_words(self) -> AnchorBank:
         """The bank with the words of its sentences."""
-        return replace(self.bank, words=number_words(self.read_texts()))
+        return replace(self.bank, words=number_words(self.read("text")))
 
     @classmethod
     def of(
         cls,
-        rows: pa.Table,
+        owner: Tensor,
+        keys: Tensor,
         vectors: Tensor,
         losses: Tensor,
-        read_texts: Callable[[], pa.Array],
+        read: Callable[[str], pa.Array],
         selection_id: str,
     ) -> Anchors:
-        """Make it from rows of `anchors` sorted by class and rank, vectors float [A, D] and losses [A]; A may be 0."""
-        owner = numbers(rows, "class_id")
-        keys = numbers(rows, "anchor_key")
+        """Make it of anchors in the order of their classes and ranks; A may be 0.
+
+        Args:
+            owner: Int64 [A], their classes.
+            keys: Int64 [A].
+            vectors: Float [A, D], unnormalised.
+            losses: Float [A].
+            read: See the attribute.
+            selection_id: See the attribute.
+        """
         if len(owner):
             bank = AnchorBank.build(vectors, owner, torch.unique(owner), losses)
         else:
             bank = AnchorBank(
                 vectors=vectors, offsets=owner.new_zeros(1), class_ids=owner, rows=owner, losses=losses
             )
-        return cls(bank, keys, rows["sentence_id"].to_pylist(), read_texts, selection_id)
+        return cls(bank, keys, read, selection_id)
 
     def exchanged(
         self, class_ids: Tensor, other: AnchorBank | None, sentence_ids: Sequence[str], texts: Sequence[str]
@@ -110,15 +138,14 @@ class Anchors:
             rows=torch.arange(len(at)),
             losses=torch.cat([bank.losses for bank in banks])[at],
         )
-        ids = [*self.sentence_ids, *sentence_ids]
+        others = {"sentence_id": sentence_ids, "text": texts}
 
-        def read_texts() -> pa.Array:
-            return pa.concat_arrays([self.read_texts(), pa.array(texts, pa.string())]).take(
-                pa.array(at.numpy())
-            )
+        def read(column: str) -> pa.Array:
+            both = pa.concat_arrays([self.read(column), pa.array(others[column], pa.string())])
+            return both.take(pa.array(at.numpy()))
 
-        sentence_ids = [ids[i] for i in at.tolist()]
-        return Anchors(bank, torch.arange(len(at)), sentence_ids, read_texts, self.selection_id)
+        others_keys = -1 - torch.arange(len(owner) - len(self.keys))  # which no anchor has
+        return Anchors(bank, torch.cat([self.keys, others_keys])[at], read, self.selection_id)
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,18 +264,15 @@ class ModelState:
         selection_id = self.record.selection_id
         if not self.record.text_fp or not selection_id:
             raise MissingStepError("no anchor sentences have been selected yet", "Run: vlltr select")
-        return _anchors_of(self.source.rows("anchors"), self.source.rows("ranks"), selection_id)
+        return _anchors_of(self.source, selection_id)
 
     @cached_property
     def class_stats(self) -> ClassStats:
-        """Counts and sums of the classes' units, of rows whose column `images` counts units.
-
-        The width comes from the head, so errors are as for `head`.
-        """
-        rows = self.source.rows("class_stats")
+        """Counts and sums of the classes' units, of rows whose column `images` counts units."""
+        rows = self.source.rows("class_stats", BESIDE_VECTORS["class_stats"])
         rows = rows.filter(pc.equal(rows["image_fp"], self.record.image_fp or "")).sort_by("class_id")
-        sums = torch.from_numpy(pc.list_flatten(rows["sum"]).to_numpy().copy()).view(-1, self.head.head.dim)
-        return ClassStats(numbers(rows, "class_id"), numbers(rows, "images"), sums)
+        class_ids = numbers(rows, "class_id")
+        return ClassStats(class_ids, numbers(rows, "images"), self.source.vectors("class_stats", class_ids))
 
     @property
     def fusion(self) -> FusionConfig:
@@ -319,7 +343,7 @@ def _snapshot(source: Source) -> Snapshot:
 
 
 def _read_texts(source: Source) -> Texts:
-    return texts_of(source.rows("anchors"))
+    return texts_of(source.rows("anchors", BESIDE_VECTORS["anchors"]))
 
 
 def _read_class_images(source: Source, class_id: int) -> tuple[pa.Table, Tensor]:
@@ -338,25 +362,20 @@ def texts_of(rows: pa.Table) -> Texts:
     return dict(zip(ids, zip(*columns, strict=True), strict=True))
 
 
-def _anchors_of(anchors: pa.Table, ranks: pa.Table, selection_id: str) -> Anchors:
-    """Make the anchors of the rows `anchors` and `ranks`, see `store.parts`."""
+def _anchors_of(source: Source, selection_id: str) -> Anchors:
+    """Read the anchors, in the order of their classes and ranks."""
+    anchors = source.rows("anchors", BESIDE_VECTORS["anchors"])
+    ranks = source.rows("ranks")
     at = pc.index_in(ranks["anchor_key"].combine_chunks(), value_set=anchors["anchor_key"].combine_chunks())
-    rows = anchors.select(["anchor_key", "class_id", "sentence_id"]).take(at)
-    for name in ("rank", "loss"):
-        rows = rows.append_column(name, ranks[name])
-    rows = rows.append_column("row", at)
-    rows = rows.sort_by([("class_id", "ascending"), ("rank", "ascending")])
-    place = torch.empty(len(anchors), dtype=torch.int64)
-    start = 0
-    place[numbers(rows, "row")] = torch.arange(len(rows))
-    vectors = torch.empty(len(rows), anchors.schema.field("vector").type.list_size)
-    for chunk in anchors["vector"].chunks:
-        stored = torch.from_numpy(chunk.flatten().to_numpy().copy()).view(len(chunk), vectors.shape[1])
-        vectors[place[start : start + len(chunk)]] = stored
-        start += len(chunk)
-    losses = pc.fill_null(rows["loss"], 0.0).to_numpy().astype("float32")
+    rows = torch.from_numpy(at.to_numpy().astype("int64"))
+    owner = numbers(anchors, "class_id")[rows]
+    order = torch.from_numpy(np.lexsort((ranks["rank"].to_numpy(), owner.numpy())))
+    rows = rows[order]
+    keys = numbers(anchors, "anchor_key")[rows]
+    losses = pc.fill_null(ranks["loss"], 0.0).to_numpy().astype("float32")
 
-    def read_texts() -> pa.Array:
-        return anchors["text"].take(rows["row"]).combine_chunks()
+    def read(column: str) -> pa.Array:
+        return anchors[column].take(pa.array(rows.numpy())).combine_chunks()
 
-    return Anchors.of(rows, vectors, torch.from_numpy(losses), read_texts, selection_id)
+    vectors = source.vectors("anchors", keys)
+    return Anchors.of(owner[order], keys, vectors, torch.from_numpy(losses)[order], read, selection_id)

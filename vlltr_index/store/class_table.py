@@ -6,7 +6,7 @@ import unicodedata
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vlltr_index.errors import UnknownClassError
 
@@ -36,11 +36,13 @@ class ClassTable:
     @classmethod
     def from_arrow(cls, table: pa.Table) -> ClassTable:
         """Build from rows of the table `classes`."""
-        rows: list[dict[str, Any]] = table.select(["class_id", "name", "aliases", "retired_at"]).to_pylist()
+        ids = table["class_id"].to_pylist()
+        aliases = map(tuple, table["aliases"].to_pylist())
+        retired = zip(ids, table["retired_at"].to_pylist(), strict=True)
         return cls(
-            {row["class_id"]: row["name"] for row in rows},
-            {row["class_id"]: tuple(row["aliases"]) for row in rows},
-            frozenset(row["class_id"] for row in rows if row["retired_at"] is not None),
+            dict(zip(ids, table["name"].to_pylist(), strict=True)),
+            dict(zip(ids, aliases, strict=True)),
+            frozenset(class_id for class_id, at in retired if at is not None),
         )
 
     @cached_property

@@ -7,11 +7,13 @@ database, and the digests show whether the files are unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import ConfigDict, Field
@@ -34,6 +36,8 @@ from vlltr_index.store.tables import one_of
 from vlltr_index.store.transaction import Transaction
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vlltr_index.store.snapshot import Snapshot
 
 TABLES = {
@@ -67,6 +71,12 @@ _LINKS = (
     ("anchors", "classes", "class_id"),
     ("class_stats", "classes", "class_id"),
 )
+BESIDE_VECTORS = {
+    "anchors": ("anchor_key", "class_id", "sentence_id", "text", "source", "source_ref", "licence"),
+    "class_stats": ("class_id", "image_fp", "images"),
+}
+"""Columns of tables with vectors, but those, which `PartReader.vectors` reads."""
+_VECTORS = {"anchors": ["anchor_key", "vector"], "class_stats": ["class_id", "sum"]}
 _COPIED = ("classes", "taxonomy", "class_stats")
 _EDITED = ("classes", "taxonomy")  # commands read rows of these, and write them back with a change
 _TEXT = ("text", "source", "source_ref", "licence")
@@ -109,6 +119,10 @@ class Change:
     gone: pa.Array
     whole: bool = False
 
+    def select(self, columns: Sequence[str] | None) -> Change:
+        """Return the change of some columns, with the key among them; None: all."""
+        return self if columns is None else replace(self, rows=self.rows.select(columns))
+
     def after(self, older: Change, key: str) -> Change:
         """Merge this change with an older one."""
         if self.whole:
@@ -126,7 +140,28 @@ def _without(rows: pa.Table, key: str, keys: pa.Array) -> pa.Table:
     return rows.filter(pc.invert(there)) if pc.any(there, min_count=0).as_py() else rows
 
 
-class PartReader:
+class TableReader:
+    """Reader of the rows that answers rest on, from the tables of a commit, whatever its parts say."""
+
+    def rows(self, snapshot: Snapshot, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return some columns of `table_rows`, with the key among them; default: all. Errors are the same."""
+        return table_rows(snapshot, name, columns)
+
+    def vectors(self, snapshot: Snapshot, name: str, keys: Tensor) -> Tensor:
+        """Return the vectors of rows of `anchors`, float32 [N, D], or `class_stats`, float64.
+
+        Args:
+            snapshot, name: Where the rows are.
+            keys: Int64 [N], the rows' keys, distinct; their order is that of the result.
+
+        Raises:
+            MissingStepError, WorkspaceError: As for `rows`.
+        """
+        rows = table_rows(snapshot, name, _VECTORS[name])
+        return _in_order(rows.to_batches(), keys, rows.schema)
+
+
+class PartReader(TableReader):
     """Reader of parts by digest; each part is checked once, when it is first read.
 
     Args:
@@ -135,33 +170,71 @@ class PartReader:
 
     def __init__(self, whole: Callable[[str], Path]) -> None:
         self._whole = whole
-        self._read: dict[str, dict[str, Change]] = {}
+        self._read: dict[str, tuple[Path, dict[str, Change]]] = {}
 
-    def rows(self, snapshot: Snapshot, name: str) -> pa.Table:
+    def rows(self, snapshot: Snapshot, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Return the rows of one of `TABLES` that answers of a snapshot rest on.
 
         Of a commit they are its parts', or, if it has none, made of its tables; of a transaction they are those that
         its commit would have by now.
+
+        With `columns` the key and others alone.
 
         Raises:
             MissingStepError: If a part is gone, or an anchor has no vector.
             WorkspaceError: If a part is damaged, or rows do not refer to each other.
         """
         parts = snapshot.commit.parts
-        before = self.change(parts, name) if parts else None
+        before = self.change(parts, name, columns) if parts else None
         if isinstance(snapshot, Transaction):
-            change = _change_of(snapshot, name, before)
+            change = _change_of(snapshot, name, before).select(columns)
             return change.rows if before is None else change.after(before, TABLES[name]).rows
-        return table_rows(snapshot, name) if before is None else before.rows
+        return table_rows(snapshot, name, columns) if before is None else before.rows
 
-    def change(self, parts: Sequence[Part], name: str) -> Change:
-        """Merge what some parts, oldest first, hold of one of `TABLES`.
+    def vectors(self, snapshot: Snapshot, name: str, keys: Tensor) -> Tensor:
+        """Return the vectors of rows as `TableReader` does, those that `rows` has."""
+        if not snapshot.commit.parts:  # as they are made of the tables
+            return super().vectors(snapshot, name, keys)
+        parts = snapshot.commit.parts
+        newer = list[pa.RecordBatch]()
+        if isinstance(snapshot, Transaction):
+            changed = _change_of(snapshot, name, self.change(parts, name, BESIDE_VECTORS[name])).rows
+            newer = changed.select(_VECTORS[name]).to_batches() if changed.num_rows else []
+        return self.stored_vectors(parts, name, keys, newer)
+
+    def stored_vectors(
+        self, parts: Sequence[Part], name: str, keys: Tensor, newer: Iterable[pa.RecordBatch] = ()
+    ) -> Tensor:
+        """Return the vectors of rows by their keys, see `vectors`, of some parts, oldest first, and newer rows.
+
+        The files are read some rows at a time and not mapped, so that the vectors are in memory once.
+        """
+        schema = self._changes(parts[0].digest)[name].select(_VECTORS[name]).rows.schema
+        stored = chain.from_iterable(self._vectors_in(part.digest, name) for part in parts)
+        return _in_order(chain(stored, newer), keys, schema)
+
+    def _vectors_in(self, digest: str, name: str) -> Iterator[pa.RecordBatch]:
+        """Yield the keys and vectors of a table that a part holds."""
+        path = self._part(digest)[0] / f"{name}.arrow"
+        schema = self._changes(digest)[name].rows.schema
+        places = [schema.get_field_index(column) for column in _VECTORS[name]]
+        wanted = pa.ipc.IpcReadOptions(included_fields=places)
+        try:
+            with pa.OSFile(str(path)) as file:
+                batches = pa.ipc.open_file(file, options=wanted)
+                for number in range(batches.num_record_batches):
+                    yield batches.get_batch(number)
+        except (OSError, pa.ArrowException) as error:
+            raise WorkspaceError(f"{path} cannot be read: {error}", _DOCTOR) from None
+
+    def change(self, parts: Sequence[Part], name: str, columns: Sequence[str] | None = None) -> Change:
+        """Merge what some parts, oldest first, hold of one of `TABLES`: of all columns, or some with the key.
 
         Raises:
             MissingStepError: If one of the parts is gone.
             WorkspaceError: If one is damaged.
         """
-        *older, newest = (self._changes(part.digest)[name] for part in parts)
+        *older, newest = (self._changes(part.digest)[name].select(columns) for part in parts)
         for part in reversed(older):  # newest first, so that the large base is merged only once
             newest = newest.after(part, TABLES[name])
         return newest
@@ -171,15 +244,38 @@ class PartReader:
         return {name: self.change(parts, name) for name in TABLES} if parts else {}
 
     def _changes(self, digest: str) -> dict[str, Change]:
+        return self._part(digest)[1]
+
+    def _part(self, digest: str) -> tuple[Path, dict[str, Change]]:
         found = self._read.get(digest)
         if found is None:
-            found = _read_part(self._whole(digest))
+            folder = self._whole(digest)
+            found = folder, _read_part(folder)
             # Replaced, not changed in place, since other threads read it.
             self._read = {**(self._read if len(self._read) < _KEPT else {}), digest: found}
         return found
 
 
+def _in_order(batches: Iterable[pa.RecordBatch], keys: Tensor, schema: pa.Schema) -> Tensor:
+    """Put vectors in the order of `keys`, [N, D]; the batches have keys and vectors, and later ones count."""
+    import torch
+
+    kind = schema.types[1]
+    vectors = np.empty((len(keys), kind.list_size), dtype=kind.value_type.to_pandas_dtype())
+    places = keys.numpy().argsort()
+    ordered = keys.numpy()[places]
+    for batch in batches if len(keys) else ():
+        there = batch.column(0).to_numpy()
+        at = np.searchsorted(ordered, there).clip(max=len(ordered) - 1)
+        wanted = ordered[at] == there
+        rows = batch.column(1).flatten().to_numpy().reshape(len(there), -1)
+        vectors[places[at[wanted]]] = rows if wanted.all() else rows[wanted]
+    pa.default_memory_pool().release_unused()  # of the batches
+    return torch.from_numpy(vectors)
+
+
 def _read_part(folder: Path) -> dict[str, Change]:
+    """Map the tables of a part."""
     try:
         facts = PartManifest.load(folder / "part.json")
         found = {}
@@ -369,8 +465,10 @@ def _anchors_of(anchors: pa.Table, sentences: set[str] | None) -> set[int] | Non
     return set(_among(anchors, "sentence_id", sentences)["anchor_key"].to_pylist())
 
 
-def _anchor_rows(snapshot: Snapshot, anchors: pa.Table, text_fp: str) -> pa.Table:
-    """Return anchors with text and vector.
+def _anchor_rows(
+    snapshot: Snapshot, anchors: pa.Table, text_fp: str, columns: Sequence[str] = ("text", "vector")
+) -> pa.Table:
+    """Return anchors with text, which is checked if it is among the `columns`, and vector if that is.
 
     Raises:
         MissingStepError: If one has no vector.
@@ -388,19 +486,21 @@ def _anchor_rows(snapshot: Snapshot, anchors: pa.Table, text_fp: str) -> pa.Tabl
     texts = zip(
         ids.to_pylist(), rows["class_id"].to_pylist(), hashes, sentences["text"].to_pylist(), strict=True
     )
-    for key, class_id, hashed, text in texts:
+    for key, class_id, hashed, text in texts if "text" in columns else ():
         if text_hash(text) != hashed or sentence_id(class_id, hashed) != key:
             raise WorkspaceError(
                 f"sentence {key!r} of class {class_id} is not the one that was written: {text!r}", _DOCTOR
             )
     for name in _TEXT:
         rows = rows.append_column(sentences.schema.field(name), sentences[name])
+    if "vector" not in columns:
+        return rows
     table = sentence_vectors_name(text_fp)
-    vectors = snapshot.store.vectors(table, "text_hash", hashes)
-    dim = vectors.shape[1]
+    found = snapshot.store.vectors(table, "text_hash", hashes)
+    dim = found.shape[1]
     if not dim and snapshot.store.exists(table):
         dim = snapshot.store.schema(table).field("vector").type.list_size
-    flat = pa.array(vectors.contiguous().view(-1).numpy())
+    flat = pa.array(found.contiguous().view(-1).numpy())
     return rows.append_column("vector", pa.FixedSizeListArray.from_arrays(flat, dim))
 
 
@@ -413,19 +513,21 @@ def _rank_rows(snapshot: Snapshot, anchors: pa.Table) -> pa.Table:
     return anchors.select(["anchor_key", "rank"]).append_column("loss", scores["loss"].take(at))
 
 
-def table_rows(snapshot: Snapshot, name: str) -> pa.Table:
-    """Make the rows of one of `TABLES` of the tables of a commit, whatever its parts say.
+def table_rows(snapshot: Snapshot, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Make the rows of one of `TABLES`, or some columns of it, of the tables of a commit, whatever its parts say.
 
     Raises:
         MissingStepError: If an anchor has no vector.
         WorkspaceError: If one has no sentence, or its sentence is not the one that was written.
     """
     if name in _COPIED:
-        return snapshot.table(name)
+        return snapshot.table(name, columns)
     rows = snapshot.table("anchors", [*_ANCHOR, "rank"])
     if name == "ranks":
-        return _rank_rows(snapshot, rows)
-    return _anchor_rows(snapshot, rows, snapshot.commit.text_fp or "")
+        rows = _rank_rows(snapshot, rows)
+    else:
+        rows = _anchor_rows(snapshot, rows, snapshot.commit.text_fp or "", columns or ("text", "vector"))
+    return rows if columns is None else rows.select(list(columns))
 
 
 def _check_edited(tx: Transaction, name: str, before: pa.Table, keys: set[Any]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from pydantic import Field, ValidationError
@@ -22,6 +22,7 @@ from vlltr_index.store.storage import Storage
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from torch import Tensor
 
     from vlltr_index.schemas.config import Recipe
     from vlltr_index.store.objects import Kept, Objects
@@ -407,7 +408,7 @@ class Snapshot:
         objects: Objects,
         *,
         recipe: Recipe,
-        reader: RowsOf,
+        reader: Reader,
     ) -> None:
         self.store = store
         self.commit = commit
@@ -504,9 +505,13 @@ class Snapshot:
 
     # What a model is opened from.
 
-    def rows(self, name: str) -> pa.Table:
+    def rows(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Return the rows of one of `parts.TABLES` that answers rest on, see `PartReader.rows`."""
-        return self._reader(self, name)
+        return self._reader.rows(self, name, columns)
+
+    def vectors(self, name: str, keys: Tensor) -> Tensor:
+        """Return the vectors of rows of `anchors` or `class_stats`, see `PartReader.vectors`."""
+        return self._reader.vectors(self, name, keys)
 
     @property
     def record(self) -> ModelRecord:
@@ -527,8 +532,14 @@ class Snapshot:
         )
 
 
-RowsOf = Callable[[Snapshot, str], "pa.Table"]
-"""Gives the rows of one of `parts.TABLES` that answers of a snapshot rest on."""
+class Reader(Protocol):
+    """What answers of a snapshot rest on; `parts.PartReader` says what each call returns and raises."""
+
+    def rows(self, snapshot: Snapshot, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return the rows of one of `parts.TABLES`."""
+
+    def vectors(self, snapshot: Snapshot, name: str, keys: Tensor) -> Tensor:
+        """Return the vectors of some rows."""
 
 
 class Source(Protocol):
@@ -542,5 +553,8 @@ class Source(Protocol):
     def objects(self) -> Kept:
         """The objects that the record names."""
 
-    def rows(self, name: str) -> pa.Table:
-        """Return the rows of one of `parts.TABLES`."""
+    def rows(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return the rows of one of `parts.TABLES`: the key and other columns, default all."""
+
+    def vectors(self, name: str, keys: Tensor) -> Tensor:
+        """Return the vectors of rows of `anchors`, float32, or `class_stats`, float64, by their keys, int64 [N]."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from vlltr_index.schemas.config import Recipe
     from vlltr_index.schemas.model import ModelRecord
     from vlltr_index.store.objects import Objects
-    from vlltr_index.store.snapshot import RowsOf
+    from vlltr_index.store.snapshot import Reader
     from vlltr_index.store.tables import Store
 
 _NUMBERED = frozenset({"classes", "anchors"})  # tables whose key is a number that is never reused
 _ALL = "true"  # a condition that holds for all rows
 _PART = 1000  # rows that are compared with the stored ones, or deleted, at once
+_ASKED = 8  # number of writes to a table from which its keys are read
 _COMPACT_FROM = 32  # number of writes to a table from which it is compacted before the commit
 
 
@@ -136,7 +137,7 @@ class Transaction(Snapshot):
         *,
         objects: Objects,
         recipe: Recipe,
-        reader: RowsOf,
+        reader: Reader,
         number: int | None = None,
     ) -> None:
         super().__init__(store, base, objects, recipe=recipe, reader=reader)
@@ -150,7 +151,7 @@ class Transaction(Snapshot):
         self._state = _state(base)
         self._next = Counter(base.info.next)
         self._known: dict[str, set[Any]] = {}
-        self._following: dict[int, int] | None = None  # class -> the next sentence's position
+        self._following: dict[int, int] = {}  # class -> the next sentence's position
         self._state_of: int | None = None
 
     @property
@@ -185,7 +186,7 @@ class Transaction(Snapshot):
         self._classes = None
         if all_new:
             self._known.pop(name, None)
-            self._following = None
+            self._following = {}
 
     def _ready(self, name: str, schema: pa.Schema) -> None:
         """Make the table if it does not exist yet, or make it again if its schema changed."""
@@ -224,7 +225,7 @@ class Transaction(Snapshot):
             return 0
         self._check(name)
         self._ready(name, rows.schema)
-        known = self._known.setdefault(name, self._known.get(name) or self.store.keys(name, key))
+        known = self._keys_among(name, rows[key].to_pylist())
         is_known = pa.array([k in known for k in rows[key].to_pylist()], pa.bool_())
         new = rows.filter(pc.invert(is_known))
         old = rows.filter(is_known)
@@ -240,6 +241,12 @@ class Transaction(Snapshot):
             self._append(name, self._numbered(new) if name == "sentences" else new)
         return int(count)
 
+    def _keys_among(self, name: str, keys: Sequence[Any]) -> set[Any]:
+        """Return at least those of some keys that the table has; a command that writes much reads all of them once."""
+        if len(keys) <= _PART and self._writes[name] < _ASKED:
+            return set(self.table(name, [KEYS[name]], one_of(KEYS[name], keys))[KEYS[name]].to_pylist())
+        return self._known.setdefault(name, self._known.get(name) or self.store.keys(name, KEYS[name]))
+
     def _changed(self, name: str, rows: pa.Table) -> pa.Table:
         """Return those of `rows`, whose keys all exist, that differ from the stored rows."""
         key = KEYS[name]
@@ -251,14 +258,17 @@ class Transaction(Snapshot):
 
     def _numbered(self, rows: pa.Table) -> pa.Table:
         """Number new sentences within their class, after the stored ones."""
-        if self._following is None:
-            last = self.table("sentences", ["class_id", "position"]).group_by("class_id")
+        owners = rows["class_id"].to_pylist()
+        if missing := set(owners) - self._following.keys():
+            where = one_of("class_id", missing) if len(missing) <= _PART else None
+            last = self.table("sentences", ["class_id", "position"], where).group_by("class_id")
             last = last.aggregate([("position", "max")]).to_pylist()
-            self._following = {row["class_id"]: row["position_max"] + 1 for row in last}
+            self._following |= dict.fromkeys(missing, 0)
+            self._following |= {row["class_id"]: row["position_max"] + 1 for row in last}
         positions = []
-        for owner in rows["class_id"].to_pylist():
-            positions.append(self._following.get(owner, 0))
-            self._following[owner] = positions[-1] + 1
+        for owner in owners:
+            positions.append(self._following[owner])
+            self._following[owner] += 1
         return _with_positions(rows, positions)
 
     def _append(self, name: str, rows: pa.Table) -> None:

@@ -195,7 +195,7 @@ class Workspace:
         from vlltr_index.store.snapshot import Snapshot
 
         commit = self.history.last() if at is None else self.history.read(at)
-        return Snapshot(self.store, commit, self.objects, recipe=self.recipe, reader=self.parts.rows)
+        return Snapshot(self.store, commit, self.objects, recipe=self.recipe, reader=self.parts)
 
     def table(self, name: str, at: int | None = None, columns: Sequence[str] | None = None) -> pa.Table:
         """Read a table as Arrow, as of the newest commit or `at`; for pandas `.to_pandas()`, for polars `from_arrow`.
@@ -262,7 +262,7 @@ class Workspace:
                 last,
                 objects=self.objects,
                 recipe=self.recipe,
-                reader=self.parts.rows,
+                reader=self.parts,
                 number=number,
             )
             try:

@@ -50,7 +50,7 @@ class State:
         saved = SavedHead(head.eval(), ids, "text", "image", parts(dim))
         means = F.normalize(visual.double(), dim=1)
         stats = ClassStats(ids, torch.full((classes,), IMAGES_EACH), IMAGES_EACH * means)
-        anchors = Anchors(bank, rows, [], "one")
+        anchors = Anchors(bank, rows, {}.__getitem__, "one")
         self.model = Model(anchors, saved, stats, FusionConfig(), {}, *[None] * 3)  # type: ignore[arg-type] # it only scores
         self.images = torch.from_numpy(inputs["images"])
         self.keys = rows

@@ -215,9 +215,15 @@ def check_head(folder: Path, config: ExportedConfig) -> None:
         expected |= _part_shapes(config.dim, 0 if marks is None or not marks.ndim else len(marks))
         if "generative.shifts" in tensors:
             expected["generative.shifts"] = (rows, config.dim)
+        told = _length(tensors, "told.class_ids")
+        if told:
+            expected |= {"told.class_ids": (told,), "told.digests": (told,), "told.means": (told, config.dim)}
         if held:
             expected |= {"held_out.labels": (held,), "held_out.probabilities": (held, rows)}
     _check_shapes(weights, tensors, expected | {"class_ids": (rows,)})
+    for name in ("told.class_ids", "told.digests"):
+        if name in tensors and tensors[name].dtype != torch.int64:
+            damaged(weights, f"{name} must be integers")
     if "held_out.labels" in tensors:
         labels = tensors["held_out.labels"]
         chances = tensors["held_out.probabilities"]

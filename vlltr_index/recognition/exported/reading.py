@@ -8,11 +8,12 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from vlltr_index.anchors.index import TorchIndex
@@ -144,9 +145,13 @@ class Exported:
         """Return the folder of the object of a kind."""
         return self.path(kind, digest)
 
-    def rows(self, name: str) -> pa.Table:
-        """Return the rows of one of `parts.TABLES`."""
-        return self._parts.change(self.record.parts, name).rows
+    def rows(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return the rows of one of `parts.TABLES`: the key and other columns, default all."""
+        return self._parts.change(self.record.parts, name, columns).rows
+
+    def vectors(self, name: str, keys: Tensor) -> Tensor:
+        """Return the vectors of rows of `anchors`, float32, or `class_stats`, float64, by their keys, int64 [N]."""
+        return self._parts.stored_vectors(self.record.parts, name, keys)
 
 
 def read_model(folder: Path, device: str | torch.device | None = None, trust_index: bool = False) -> Model:
