@@ -52,8 +52,9 @@ def cross_validate_command(context: Context, resume: bool) -> None:
 def evaluate_command(context: Context, /, split: str | None, prior: str, **how: Any) -> None:
     """Measure accuracy: overall, many, medium, few (the release's bounds), with 95 % intervals.
 
-    Rows: both branches fused, each branch alone, and every baseline that was trained. ECE is the expected calibration
-    error, for rows that give probabilities. Where classes have parents, accuracy by rank follows.
+    Rows: both branches fused, each branch alone, and every baseline that was trained. By --prior balanced each class
+    counts alike in what is said below the table, else each picture. ECE is the expected calibration error, for rows
+    that give probabilities. Where classes have parents, accuracy by rank follows.
     """
     from vlltr_index.data.text import check_split
     from vlltr_index.pipelines.evaluate import evaluate
@@ -69,9 +70,12 @@ def evaluate_command(context: Context, /, split: str | None, prior: str, **how: 
 @click.option("--out", type=FILE, help="Where to; default: reports/ in the workspace.")
 @_split_option
 @_against_option
+@prior_option
 @device_option
 @pass_context
-def report_command(context: Context, out: Path | None, split: str | None, against: str | None) -> None:
+def report_command(
+    context: Context, out: Path | None, split: str | None, against: str | None, prior: str
+) -> None:
     """Write the report of the newest commit as one HTML file, to be opened in any browser, without network.
 
     Accuracy by class size, gain over the baseline, loss curves, reliability, confusions and explained predictions with
@@ -80,4 +84,6 @@ def report_command(context: Context, out: Path | None, split: str | None, agains
     """
     from vlltr_index.pipelines.report import write_report
 
-    context.show(write_report(context.open(), out, split, against, progress=context.progress), always=True)
+    known = read_prior(prior)
+    made = write_report(context.open(), out, split, against, prior=known, progress=context.progress)
+    context.show(made, always=True)

@@ -21,6 +21,15 @@ from vlltr_index.cli.options import (
 
 if TYPE_CHECKING:
     from vlltr_index.pipelines.quickstart import Size
+    from vlltr_index.schemas.options import Measurable
+
+
+_MEASURED = {
+    "balanced": "Measured and compared with each class counted alike. Where pictures to come are as common as these,"
+    " `fit --prior training` counts each picture alike.",
+    "training": "Measured and compared with each picture counted alike, classes being as common as in training. Ask"
+    " with --prior training, too: without it rare classes count as much as common ones.",
+}
 
 
 @click.command("fit")
@@ -34,6 +43,13 @@ if TYPE_CHECKING:
 @click.option("--to", type=DIR, help="The workspace; default: DIR-model beside DIR.")
 @click.option(
     "--measure/--no-measure", default=True, help="Measure the model, which takes longer than training it."
+)
+@click.option(
+    "--prior",
+    default="balanced",
+    metavar="balanced|training",
+    help="By what it is measured and compared: each class counting alike, or each picture, with classes as common as in"
+    " training. The report has both.",
 )
 @group_option
 @dry_run_option
@@ -49,6 +65,7 @@ def fit_command(
     overrides: tuple[str, ...],
     to: Path | None,
     measure: bool,
+    prior: Measurable,
     group: str | None,
     dry_run: bool,
     yes: bool,
@@ -70,6 +87,7 @@ def fit_command(
         overrides=overrides,
         to=to,
         measure=measure,
+        prior=prior,
         group=group,
         dry_run=dry_run,
         device=device,
@@ -81,18 +99,27 @@ def fit_command(
         return
     if made.unmeasured is not None:
         context.say(f"\n{made.unmeasured}")
-    folder = made.workspace.path if to is None else to
+    folder = _from_here(made.workspace.path) if to is None else to
     evaluation = None if made.report is None else made.report.evaluation
     shown = {"workspace": str(folder), "evaluation": evaluation, "unmeasured": made.unmeasured}
     context.show(shown, ())
     typed = f"vlltr -w {shlex.quote(str(folder))}"
     context.say("\nWhat to do with it:")
-    context.say(f"  {typed} predict PICTURE.jpg            what is it, and why")
+    under = "" if prior == "balanced" else f"--prior {prior} "
+    context.say(f"  {typed} predict {under}PICTURE.jpg            what is it, and why")
     context.say(f'  {typed} classes add NAME --sentence "..."   a class more, without training')
     context.say(f"  {typed} review                         labels that may be wrong, and near duplicates")
     context.say(f"  {typed} status                         what is there")
     if made.report is not None:
         context.say(f"The report: {made.report.path}")
+    if evaluation is not None:
+        context.say(_MEASURED[prior])
+
+
+def _from_here(place: Path) -> Path:
+    """Return a path as it is typed in the current folder."""
+    here = Path.cwd()
+    return place.relative_to(here) if place.is_relative_to(here) else place
 
 
 @click.command("quickstart")

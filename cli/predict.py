@@ -137,7 +137,9 @@ def predict_command(
             context, predict(workspace, images, options, at, group, by_situation), options
         )
     if unread:
-        echo(f"{unread} of {answered} images cannot be read. {UNREADABLE}", err=True)
+        missing = [image for image in images if not os.path.exists(image)]
+        hint = UNREADABLE if len(missing) < unread else "Check the path: there is no such file."
+        echo(f"{unread} of {answered} images cannot be read. {hint}", err=True)
         raise click.exceptions.Exit(1)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vlltr_index.cli.answers import prediction_lines
 from vlltr_index.cli.terminal import percent, table, terminal_width
 from vlltr_index.schemas.fingerprint import short
-from vlltr_index.wording import plural, preview
+from vlltr_index.wording import plural, preview, units_of_pictures
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -45,6 +45,7 @@ _CHANGES = 10  # pictures with another class that are listed
 _LEFT_OUT = 20  # entries of a file of corrections that are named
 _LISTED = 20  # pictures to look at that are listed
 _SHOWN = 3  # classes of a change that are reported one by one
+_UNCHOSEN = {"scale", "text_fp", "parts", "frequency"}  # settings of baselines that are not one of several
 _HARM = 0.01  # loss of the other classes' accuracy from which a warning is shown
 
 
@@ -214,6 +215,7 @@ def baseline_line(row: BaselineRow) -> str:
     chosen = ", ".join(
         f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
         for key, value in row.settings.items()
+        if key not in _UNCHOSEN
     )
     facts = "; ".join(filter(None, (chosen, row.note)))
     return f"{row.label}: {facts}" if facts else row.label
@@ -293,9 +295,9 @@ def _prediction(prediction: Prediction) -> list[str]:
 
 
 def _cross_validation(report: CrossValidation) -> list[str]:
-    apart = "" if report.units == report.images else f" ({plural(report.units, 'unit')})"
+    apart = "" if report.units == report.images else f" ({units_of_pictures(report.units)})"
     lines = [
-        f"Fitted {plural(report.folds, 'model')}, each without its part of {plural(report.images, 'image')}{apart}"
+        f"Fitted {plural(report.folds, 'model')}, each without its part of {plural(report.images, 'picture')}{apart}"
         f" of {report.classes:,} of {plural(report.all_classes, 'class', 'classes')}: {report.digest[:16]}"
     ]
     if report.classes < report.all_classes:
@@ -310,7 +312,12 @@ def _refit(report: RefitReport) -> list[str]:
         f" {report.digest[:16]}",
         f"New in it: {more or 'none'}. Known by text alone: {plural(report.text_only, 'class', 'classes')}.",
     ]
-    return lines + list(report.notes) + effect_lines(report.effect)
+    effect = effect_lines(report.effect)
+    if report.effect.unmeasured:
+        effect = [
+            "The new head has not been measured: vlltr evaluate (without a split test: vlltr cross-validate)."
+        ]
+    return [*lines, *report.notes, *effect]
 
 
 def _predict(report: PredictReport) -> list[str]:
@@ -343,7 +350,7 @@ def effect_lines(report: Effect) -> list[str]:
 
 def _class(one: AddedClass, verb: str) -> str:
     how = {
-        "trained": "the classifier was trained on them",
+        "trained": "known since training",
         "images": "known by text and images" if one.sentences else "known by its images alone",
         "none": "its images wait for vlltr train lgr" if one.images else "known by text alone",
     }[one.visual]
@@ -417,7 +424,7 @@ def _entry(one: Entry) -> str:
         said += f" -> {one.suggested}?" if said else f"{one.suggested}?"
     if one.wrong is not None:
         said += f" ({100 * one.wrong:.0f} % wrong)"
-    beside = f", beside {plural(len(one.beside), 'picture')}" if one.beside else ""
+    beside = f", with {plural(len(one.beside), 'picture')} that belong to it" if one.beside else ""
     return f"{one.reason}: {one.picture}{': ' if said else ''}{said}{beside}"
 
 
@@ -459,7 +466,7 @@ def _units(report: StatusReport) -> list[tuple[str, str]]:
     images = report.images.get("train", 0)
     if report.units is None or report.units >= images:
         return []
-    return [("units", f"{plural(images, 'picture')} to learn from, {plural(report.units, 'unit')}")]
+    return [("to learn from", f"{plural(images, 'picture')} ({units_of_pictures(report.units)})")]
 
 
 def status_rows(report: StatusReport) -> list[tuple[str, str]]:

@@ -17,6 +17,9 @@ Prior = Literal["balanced", "training", "folder"] | Mapping[str, float]
 """How common the classes are: all equally; as in training; as among the images asked about, which are looked at once
 more for it; or a weight above 0 for each class by name."""
 
+Measurable = Literal["balanced", "training"]
+"""Priors that are known before any picture is asked about."""
+
 
 def checked_prior(prior: Prior) -> Prior:
     """Return a prior, with weights as a dict of numbers.

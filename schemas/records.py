@@ -16,6 +16,9 @@ BASELINES = ("ncm", "crt", "tau-norm", "lws", "discriminant", "zero-shot", "knn"
 """The baselines on stored vectors, in the order of the table; each takes seconds to minutes."""
 
 
+FEW_UNITS = 30
+"""Below so many units a share says too little: counts are given instead."""
+
 MANY_ANCHORS = 64_000
 """Number of anchors from which retrieval is quicker than scoring all classes: four times for clustered anchors."""
 

@@ -337,10 +337,11 @@ def _notes(
     weights = parts.weights
     right = balanced_accuracy(scores.fused(weights), scores.labels, units)
     shares = {"linear layer": weights.image, "generative model": weights.generative, "text": weights.text}
-    used = ", ".join(f"{name} {weight:.3g}" for name, weight in shares.items() if weight)
+    used = ", ".join(name for name, weight in shares.items() if weight)
+    images = f"{plural(len(units), 'training image')} ({plural(len(units.unique()), 'unit')})"
     return [
-        f"{100 * right:.1f} % of {plural(len(units), 'training image')} right, each held out from what was fitted, and"
-        f" each class counted alike. Weights: {used or 'no part counts'}.",
+        f"{100 * right:.1f} % of {images} held out from what was fitted are right, each class counted alike."
+        f" Parts that count: {used or 'none'}.",
         _of_texts(data, weights, parts.shared, matches),
     ]
 

@@ -24,6 +24,11 @@ def plural(count: int, one: str, several: str | None = None) -> str:
     return f"{count:,} {one if count == 1 else several or one + 's'}"
 
 
+def units_of_pictures(units: int) -> str:
+    """Say how many observations some pictures are, of which some belong together."""
+    return f"{plural(units, 'unit')}: what belongs together counts once"
+
+
 def preview(names: Iterable[str], most: int = 3) -> str:
     """List the first few of `names`, and say how many more there are."""
     quoted = [repr(name) for name in names]

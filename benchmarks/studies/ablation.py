@@ -26,11 +26,12 @@ from vlltr_index.data.glyphs import GlyphFiles, glyph_files
 from vlltr_index.embedding.loading import image_set
 from vlltr_index.evaluation.metrics import AccuracyReport, accuracy_report
 from vlltr_index.evaluation.rules import HeadTraining, best_setting, fc_head, linear_logits
+from vlltr_index.pipelines.baseline_scores import score_baselines
 from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.evaluate import evaluate, training_counts
 from vlltr_index.pipelines.ingest import ingest_images, ingest_text
 from vlltr_index.pipelines.train_all import train_all
-from vlltr_index.pipelines.train_baseline import score_baselines, train_baseline
+from vlltr_index.pipelines.train_baseline import train_baseline
 from vlltr_index.pipelines.train_cvlp import train_cvlp_stage
 from vlltr_index.schemas.config import Recipe, WorkspaceConfig
 from vlltr_index.schemas.recipes import load_recipe, override

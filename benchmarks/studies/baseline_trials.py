@@ -26,9 +26,10 @@ from benchmarks.studies.workspaces import DATA, GLYPHS, StepSeconds, add_data, b
 from benchmarks.study import Command, Study, add_folder
 from vlltr_index.embedding.loading import usable_images
 from vlltr_index.heads.weighing import balanced_accuracy
+from vlltr_index.pipelines.baseline_scores import score_baselines
 from vlltr_index.pipelines.evaluate import training_counts
 from vlltr_index.pipelines.ingest import ingest_images
-from vlltr_index.pipelines.train_baseline import score_baselines, train_baseline_stage
+from vlltr_index.pipelines.train_baseline import train_baseline_stage
 from vlltr_index.schemas.recipes import load_recipe, override
 from vlltr_index.store.workspace import Workspace
 from vlltr_index.tensors import class_positions

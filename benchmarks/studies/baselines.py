@@ -33,9 +33,11 @@ from benchmarks.studies.workspaces import StepSeconds, bits, dataset
 from benchmarks.study import Command, Study, add_folder
 from vlltr_index.data.glyphs import glyph_files
 from vlltr_index.embedding.loading import image_set
+from vlltr_index.evaluation.compared import ADJUSTED
 from vlltr_index.evaluation.metrics import expected_calibration_error
+from vlltr_index.pipelines.baseline_scores import FC, score_baselines
 from vlltr_index.pipelines.evaluate import training_counts
-from vlltr_index.pipelines.train_baseline import ADJUSTED, FC, score_baselines, train_baseline
+from vlltr_index.pipelines.train_baseline import train_baseline
 from vlltr_index.recognition.model import Model
 from vlltr_index.schemas.records import BASELINES
 from vlltr_index.store.workspace import Workspace

@@ -5,7 +5,8 @@
 
 Long tails: 60 or 20 classes of `draws` with all their pictures, a quarter of which, drawn at random, is for testing, so
 that these come as the training pictures do. Vectors of the shipped encoder; the generative model is fitted by `train
-lgr`'s own function, without texts. The discriminant with the logarithm of the frequencies added stands beside.
+lgr`'s own function, without texts. Beside it stand the simple rules of `vlltr fit`, also under the prior: a factor of
+their scores and one of the logarithm of the frequencies are fitted on held-out training pictures.
 
 `--prior folder`: collections of `draws` whose test pictures are of 5, of 20 or of all classes, all equally common.
 """
@@ -26,21 +27,24 @@ from torch import Tensor
 from benchmarks.kept import keep_draws, read
 from benchmarks.studies.draws.sources import Kind, Setting, draw
 from benchmarks.studies.rejections import SHIPPED, features_of_kinds, fitted
-from benchmarks.studies.without_text import discriminant
 from benchmarks.study import Command, Study
 from vlltr_index.embedding.loading import recipe_encoder
 from vlltr_index.encoders.encoder import Encoder
-from vlltr_index.evaluation.metrics import expected_calibration_error
+from vlltr_index.evaluation.baselines import BY_NAME, FitData
+from vlltr_index.evaluation.metrics import expected_calibration_error, under
 from vlltr_index.heads.frequencies import BEST, choose_strength, estimate
 from vlltr_index.heads.fusion import Kinds, VisualScores, fuse, log_frequencies, visual_scores, with_prior
 from vlltr_index.heads.weighing import balanced_accuracy, item_nll
+from vlltr_index.schemas.config import BaselinesConfig
 from vlltr_index.tensors import unit_rows
 
 COLLECTIONS = (("icons", "60xall"), ("icons", "20xall"), ("train", "60xall"))
 FOLDERS = (("heldout", "40x8"), ("train", "200x3"), ("icons", "40x8"), ("icons", "60xall"))
 PRESENT = ("5", "20", "all")
+_CONFIG = BaselinesConfig()
 _TESTED = 0.25
-ROWS = ("balanced", "training", "discriminant", "discriminant + log n")
+_RULES = ("ncm", "discriminant")
+ROWS = ("balanced", "training", *(name for rule in _RULES for name in (rule, under(rule, "training"))))
 
 
 def run(draws: int) -> None:
@@ -95,21 +99,38 @@ def measured(encoder: Encoder, source: str, size: str, number: int) -> dict[str,
     def side(of: Any) -> VisualScores:
         return visual_scores(nothing, likelihoods, Kinds.of(every, every), of)
 
-    under = weights.under_prior()
+    weighed = weights.under_prior()
     plain = fuse(side(weights), nothing, weights)
     common = with_prior(
-        fuse(side(under), nothing, under), side(under), under, weights.prior.frequency * known
+        fuse(side(weighed), nothing, weighed), side(weighed), weighed, weights.prior.frequency * known
     )
-    rule = discriminant(model, unit_rows(test))
-    rows = dict(
-        zip(
-            ROWS,
-            (plain.probabilities, common.probabilities, rule.softmax(1), (rule + known).softmax(1)),
-            strict=True,
-        )
-    )
+    rows = {"balanced": plain.probabilities, "training": common.probabilities}
+    data = _fit_data(train, labels, len(kinds))
+    for name in _RULES:
+        rule = BY_NAME[name].fit(data, _CONFIG, None).with_prior(data, _CONFIG)
+        scores = rule.scores(test)
+        again = rule.under_prior(scores, known)
+        assert again is not None
+        rows |= {name: scores.softmax(1), under(name, "training"): again.softmax(1)}
     found: dict[str, Any] = {name: _measures(shares, answers) for name, shares in rows.items()}
     return {"images": len(train), "frequency": weights.prior.frequency, "parts": weights.prior.parts, **found}
+
+
+def _fit_data(features: Tensor, labels: Tensor, classes: int) -> FitData:
+    """Return training pictures for the simple rules, each a unit."""
+    return FitData(
+        features=features,
+        labels=labels,
+        num_classes=classes,
+        fitted=torch.ones_like(labels, dtype=torch.bool),
+        seen=features[:0],
+        seen_labels=labels[:0],
+        chosen_on="",
+        logit_scale=1.0,
+        classifier=None,
+        texts=None,
+        units=[str(number) for number in range(len(labels))],
+    )
 
 
 def _divided(kind: Kind, number: int) -> Kind:

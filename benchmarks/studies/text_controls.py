@@ -45,9 +45,10 @@ from vlltr_index.anchors.selection import select
 from vlltr_index.embedding.loading import image_set, usable_images
 from vlltr_index.heads.fusion import Kinds, fuse, visual_scores
 from vlltr_index.heads.plda import PLDA, unit_sums
+from vlltr_index.pipelines.baseline_scores import score_baselines
 from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.evaluate import training_counts
-from vlltr_index.pipelines.train_baseline import score_baselines, train_baseline
+from vlltr_index.pipelines.train_baseline import train_baseline
 from vlltr_index.pipelines.train_lgr import train_lgr_stage
 from vlltr_index.recognition.model import Model
 from vlltr_index.schemas.records import SentenceRecord

@@ -177,6 +177,8 @@ def test_refusals_leave_the_workspace_as_it_was(trained: Workspace, tmp_path: Pa
         with pytest.raises(InputError) as caught:
             add_classes(trained, wanted)
         assert caught.value.message == message
+        if message.endswith("already"):
+            assert caught.value.hint.startswith(f"Give it more: vlltr images add {wanted[0].name!r} PATH")
     assert trained.history.last() == before
     added = add_class(trained, "okapi", ["An animal."], aliases=["Okapi", "  forest\ngiraffe "])
     assert added.classes[0].name == "okapi"

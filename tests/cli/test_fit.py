@@ -70,6 +70,7 @@ def test_from_a_folder_to_a_model(capsys: pytest.CaptureFixture[str], shots: Pat
         "each shown to a model that was trained without it",
         "2 of 3 classes tested.",
         "What to do with it:",
+        "Measured and compared with each class counted alike.",
     ):
         assert words in out
     workspace = Workspace.open(tmp_path / "shots-model")

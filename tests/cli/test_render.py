@@ -8,9 +8,11 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
+from vlltr_index.classes.effect import Effect
 from vlltr_index.cli.answers import explanation_lines, prediction_lines
-from vlltr_index.cli.render import difference_lines, evaluation_table
+from vlltr_index.cli.render import difference_lines, evaluation_table, report_lines
 from vlltr_index.evaluation.metrics import AccuracyReport, EvaluationReport, Interval
+from vlltr_index.pipelines.train_lgr import RefitReport
 from vlltr_index.schemas.records import ClassScore, Neighbour, Prediction, SentenceShare
 
 LONG = "A very large and heavy bird with a grey head, a chestnut breast and a back that is barred in black and gold."
@@ -134,3 +136,13 @@ def test_the_table_fits_a_terminal(width: int) -> None:
     assert lines[0] == "vl-ltr less image-only + logit adjustment, in points [95 % of the paired bootstrap]"
     assert lines[1] == "  overall  +1.8 [+1.0, +2.5]"
     assert len(lines) == 6
+
+
+def test_a_refit_is_measured_anew() -> None:
+    """The folds of the head before say nothing of it."""
+    report = RefitReport("d" * 64, 2, [], 0, images=9, notes=(), effect=Effect(unmeasured=True))
+    assert report_lines(report)[-1] == (
+        "The new head has not been measured: vlltr evaluate (without a split test: vlltr cross-validate)."
+    )
+    measured = replace(report, effect=Effect(0.9, 0.8, 50))
+    assert report_lines(measured)[-2] == "Old classes on 50 held-out images: 90.0 % before, 80.0 % after."

@@ -61,3 +61,47 @@ def test_without_images_to_choose_on_the_middle_setting_is_taken(
     settings = BY_NAME[name].fit(drawn(0), CONFIG, None).settings
     assert settings[setting] == middle
     assert "accuracy" not in settings
+
+
+@pytest.mark.parametrize("name", ["ncm", "discriminant", "zero-shot"])
+def test_a_rule_under_a_prior_is_fitted_on_images_that_it_was_not_fitted_on(name: str) -> None:
+    """Where classes cannot be told apart the common one is named; stored with it, and none without two units."""
+    g = torch.Generator().manual_seed(0)
+    labels = torch.tensor([0] * 40 + [1] * 8)
+    alike = replace(
+        drawn(0),
+        features=torch.randn(48, 5, generator=g),
+        labels=labels,
+        num_classes=2,
+        units=[str(number) for number in range(48)],
+        texts=Texts(torch.randn(4, 5, generator=g), torch.tensor([0, 0, 1, 1]), 2, "fp"),
+    )
+    fitted = BY_NAME[name].fit(alike, CONFIG, None)
+    weighed = fitted.with_prior(alike, CONFIG)
+    again = BY_NAME[name].of(weighed.tensors, weighed.settings)
+    features = torch.randn(200, 5, generator=g)
+    scores = again.scores(features)
+    assert torch.equal(scores, fitted.scores(features)), "the answers without a prior are as before"
+    common = again.under_prior(scores, torch.tensor([40.5, 8.5]).log())
+    assert common is not None
+    assert (
+        float((common.argmax(1) == 0).double().mean()) > 0.9 > float((scores.argmax(1) == 0).double().mean())
+    )
+    assert fitted.under_prior(scores, torch.zeros(2)) is None
+    together = replace(alike, units=["one"] * 48)
+    assert fitted.with_prior(together, CONFIG).parts is None
+
+
+def test_of_many_images_a_tenth_is_held_out_once() -> None:
+    """Units stay whole, and every class keeps an image."""
+    labels = torch.arange(6000) % 7
+    many = replace(
+        drawn(0),
+        features=torch.zeros(6000, 2),
+        labels=labels,
+        num_classes=7,
+        units=[str(number // 14) for number in range(6000)],
+    )
+    ((rest, held),) = many.held_out()
+    assert len(held) <= 1000 < len(rest.labels)
+    assert len(rest.labels.unique()) == 7

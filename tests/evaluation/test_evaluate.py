@@ -12,7 +12,7 @@ from tests.support.commands import run
 from vlltr_index.classes import add_class
 from vlltr_index.embedding.loading import image_set
 from vlltr_index.errors import MissingStepError, UsageError
-from vlltr_index.evaluation.metrics import COMMON
+from vlltr_index.evaluation.metrics import under
 from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.evaluate import evaluate
 from vlltr_index.pipelines.ingest import ingest_images
@@ -72,7 +72,8 @@ def test_the_method_is_compared_with_any_row(trained: Workspace) -> None:
     train_baseline(trained, "knn", trained.recipe.baselines)
     train_baseline(trained, "zero-shot", trained.recipe.baselines)
     report = evaluate(trained, against="knn")
-    assert list(report.rows) == ["vl-ltr", "image branch", "text branch", COMMON, "zero-shot", "knn"]
+    own = ["vl-ltr", "image branch", "text branch", "vl-ltr, --prior training"]
+    assert list(report.rows) == [*own, "zero-shot", "zero-shot, --prior training", "knn"]
     assert report.against == "knn"
     gain = report.rows["vl-ltr"].top1["overall"].value - report.rows["knn"].top1["overall"].value
     assert report.differences["overall"].value == pytest.approx(gain)
@@ -87,17 +88,41 @@ def test_the_method_is_compared_with_any_row(trained: Workspace) -> None:
     )
 
 
-def test_the_prior_of_training_stands_beside_the_method(trained: Workspace) -> None:
-    """As if it had been asked for; not where another prior was, and not beside other rules or an index."""
+def test_each_prior_is_measured_beside_the_other(trained: Workspace) -> None:
+    """As if the other had been asked for; not where another prior was, and not beside other rules or an index."""
     report = evaluate(trained)
     asked = evaluate(trained, prior="training")
-    assert report.rows[COMMON] == asked.rows["vl-ltr"]
-    gain = report.rows[COMMON].top1["overall"].value - report.rows["vl-ltr"].top1["overall"].value
-    assert report.common_gain is not None
-    assert report.common_gain.value == pytest.approx(gain)
-    for other in (asked, evaluate(trained, rule="paper"), evaluate(trained, retrieval="faiss")):
-        assert COMMON not in other.rows
-        assert other.common_gain is None
+    common = under("vl-ltr", "training")
+    assert report.rows[common] == asked.rows["vl-ltr"]
+    assert asked.rows[under("vl-ltr", "balanced")] == report.rows["vl-ltr"]
+    assert [one.prior for one in report.measures] == ["balanced", "training"]
+    assert [one.prior for one in asked.measures] == ["training", "balanced"]
+    assert [one.row for one in report.measures] == ["vl-ltr", common]
+    for other in (evaluate(trained, rule="paper"), evaluate(trained, retrieval="faiss")):
+        assert common not in other.rows
+        assert [one.prior for one in other.measures] == ["balanced"]
+
+
+def test_simple_rules_know_the_prior_as_the_method_does(trained: Workspace) -> None:
+    """By each measure the method is beside the rule that is best by it; one that is named knows the prior, too."""
+    for name in ("ncm", "discriminant", "zero-shot", "knn"):
+        train_baseline(trained, name, trained.recipe.baselines)
+    report = evaluate(trained)
+    rules = {
+        "balanced": ["ncm", "discriminant", "zero-shot", "knn"],
+    }
+    rules["training"] = [*rules["balanced"], *(under(name, "training") for name in rules["balanced"][:3])]
+    for one in report.measures:
+        right = {name: report.rows[name].measured(one.prior).value for name in rules[one.prior]}
+        assert one.against in right
+        assert right[one.against] == max(right.values())
+        assert one.difference is not None
+        mine = report.rows[one.row].measured(one.prior).value
+        assert one.difference.value == pytest.approx(mine - right[one.against])
+    assert report.against == report.measures[0].against
+    assert report.differences["balanced"] == report.measures[0].difference
+    named = evaluate(trained, against="discriminant", prior="training")
+    assert [one.against for one in named.measures] == ["discriminant, --prior training", "discriminant"]
 
 
 @pytest.mark.slow

@@ -77,6 +77,11 @@ def test_paired_difference_equals_naive_resampling() -> None:
         assert found.value == pytest.approx(difference.mean())
         assert (found.images, found.units) == (400, len(sums))
         np.testing.assert_allclose([found.low, found.high], naive, atol=0.01)
+    labels = torch.from_numpy(rng.integers(0, 5, 400) ** 2)
+    balanced = paired_difference(*map(torch.from_numpy, (first, second)), labels=labels)
+    of_class = [difference[labels.numpy() == c].mean() for c in labels.unique()]
+    assert balanced.value == pytest.approx(np.mean(of_class))
+    assert balanced.low < balanced.value < balanced.high
     better = paired_difference(torch.ones(5).bool(), torch.zeros(5).bool())
     assert (better.low, better.value, better.high) == (1.0, 1.0, 1.0)
 

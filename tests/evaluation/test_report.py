@@ -100,7 +100,8 @@ def test_its_figures_agree_with_each_other(full: Workspace) -> None:
     assert sum(one.right_by_text for one in classes) / found.evaluation.images == pytest.approx(
         found.evaluation.rows["text branch"].top1["overall"].value
     )
-    assert found.evaluation.chance == max(one.images for one in classes) / found.evaluation.images
+    assert found.evaluation.chance("training") == max(one.images for one in classes) / found.evaluation.images
+    assert found.evaluation.chance("balanced") == 1 / found.evaluation.tested
     assert [one.train for one in found.classes] == sorted(one.train for one in classes)
 
 

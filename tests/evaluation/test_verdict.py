@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from vlltr_index.evaluation.metrics import COMMON, AccuracyReport, ClassFigures, EvaluationReport, Interval
+from vlltr_index.evaluation.metrics import AccuracyReport, ClassFigures, EvaluationReport, Interval, Measure
 from vlltr_index.evaluation.verdict import verdict
 
 
@@ -17,7 +17,12 @@ def row(value: float, low: float, high: float, images: int) -> AccuracyReport:
 
 
 def report(
-    value: float = 0.5, low: float = 0.45, high: float = 0.55, images: int = 100, against: str | None = None
+    value: float = 0.5,
+    low: float = 0.45,
+    high: float = 0.55,
+    images: int = 100,
+    against: str | None = None,
+    less: Interval | None = None,
 ) -> EvaluationReport:
     """An evaluation of three classes, the most frequent of 0.4 of the images; class means are right in 0.4."""
     rows = {"vl-ltr": row(value, low, high, images), "ncm": row(0.4, 0.0, 0.5, images)}
@@ -25,8 +30,10 @@ def report(
         ClassFigures(f"class {share}", 9, images=int(share * images), right=99, answered=99, right_by_text=9)
         for share in (0.4, 0.3, 0.3)
     )
-    return EvaluationReport(
-        "test", 1, "release", images, 3, "exhaustive", rows, {}, {}, against, by_class=by_class, encoder="a:b"
+    return replace(
+        EvaluationReport("test", 1, "release", images, 3, "exhaustive", rows, {}, by_class=by_class),
+        encoder="a:b",
+        measures=(Measure("balanced", "vl-ltr", against, less),),
     )
 
 
@@ -36,21 +43,25 @@ def report(
      ((-0.1, -0.2, 0.1), " The difference may be chance."), ((0.0, -0.1, 0.1), "")],
 )  # fmt: skip
 def test_the_model_beside_the_best_simple_rule(less: tuple[float, float, float], said: str) -> None:
-    """Whether the difference is more than chance; per class too, with intervals."""
-    found = replace(report(against="ncm"), differences={"overall": Interval(*less, 100, 100)})
+    """Whether the difference is more than chance, by what is measured; the other accuracy too, with intervals."""
+    found = report(against="ncm", less=Interval(*less, 100, 100))
     alone = (
-        "Of 100 pictures that it had not seen, the model named 50.0 % rightly (95 %: 45.0 to 55.0); each class counted"
-        " alike, 25.0 % (45.0 to 55.0); the most frequent class every time, 40.0 %"
+        "Of 100 pictures that it had not seen, the model named 25.0 % rightly, each class counted alike (95 %: 45.0 to"
+        " 55.0); each picture counted alike, 50.0 % (95 %: 45.0 to 55.0); naming the same class every time, 33.3 %"
     )
-    assert verdict(found) == (f"{alone}; the best simple rule, ncm, 40.0 %.{said}",)
-    assert verdict(replace(found, against=None)) == (f"{alone}.",)
+    assert verdict(found) == (f"{alone}; the best simple rule, ncm, 20.0 %.{said}",)
+    assert verdict(report()) == (f"{alone}.",)
 
 
 def test_near_chance_is_said_first_and_the_encoder_is_named_where_no_rule_is_better() -> None:
     """Near chance: what naming the most frequent class gives lies in the interval."""
     near = report(low=0.3)
     assert verdict(near)[0] == (
-        "Near chance: naming the most frequent class every time would be right for 40.0 %."
+        "Near chance: naming the same class every time would be right for 33.3 %, each class counted alike."
+    )
+    common = replace(near, prior="training", measures=(Measure("training", "vl-ltr", None, None),))
+    assert verdict(common)[0] == (
+        "Near chance: naming the most frequent class every time would be right for 40.0 %, each picture counted alike."
     )
     assert "the encoder (a:b) does not suit these pictures" in verdict(near)[1]
     better = replace(near, rows={**near.rows, "ncm": row(0.6, 0.5, 0.7, 100)})
@@ -60,8 +71,7 @@ def test_near_chance_is_said_first_and_the_encoder_is_named_where_no_rule_is_bet
 
 def test_few_pictures_are_counted() -> None:
     """Below thirty a share of them says too little."""
-    few = report(images=20, against="ncm")
-    found = verdict(replace(few, differences={"overall": Interval(0.1, -0.1, 0.3, 20, 20)}))
+    found = verdict(report(images=20, against="ncm", less=Interval(0.1, -0.1, 0.3, 20, 20)))
     assert found == (
         "20 pictures say little.",
         "Of 20 pictures that it had not seen, the model named 10 rightly; the most frequent class every time, 8;"
@@ -73,14 +83,14 @@ def test_a_cross_validation_says_who_answered_and_counts_units() -> None:
     """Below thirty units pictures are counted, however many they are."""
     crossed = replace(report(), folds=5)
     assert verdict(crossed)[0].startswith(
-        "Of 100 pictures, each shown to a model that was trained without it, 50.0 % were named rightly"
+        "Of 100 pictures, each shown to a model that was trained without it, 25.0 % were named rightly"
     )
     method = crossed.rows["vl-ltr"]
     bursts = replace(method, top1={"overall": replace(method.top1["overall"], units=12)})
     assert verdict(replace(crossed, rows={**crossed.rows, "vl-ltr": bursts})) == (
-        "100 pictures (12 units of near duplicates or groups) say little.",
-        "Of 100 pictures (12 units of near duplicates or groups), each shown to a model that was trained without it, 50"
-        " were named rightly; the most frequent class every time, 40.",
+        "100 pictures (12 units: what belongs together counts once) say little.",
+        "Of 100 pictures (12 units: what belongs together counts once), each shown to a model that was trained without"
+        " it, 50 were named rightly; the most frequent class every time, 40.",
     )
 
 
@@ -90,7 +100,7 @@ def test_pictures_that_were_trained_on_are_not_called_unseen() -> None:
     assert verdict(seen)[0] == (
         "40 of 100 pictures were trained on: of new pictures these figures say too much."
     )
-    assert verdict(seen)[1].startswith("Of 100 pictures, the model named 50.0 % rightly")
+    assert verdict(seen)[1].startswith("Of 100 pictures, the model named 25.0 % rightly")
 
 
 def test_it_names_classes_that_suffer_and_texts_that_tell_nothing() -> None:
@@ -116,14 +126,28 @@ def test_it_names_classes_that_suffer_and_texts_that_tell_nothing() -> None:
     )
 
 
-def test_the_prior_of_training_is_named_where_it_is_right_more_often() -> None:
-    """With both accuracies; not where the gain may be chance, or there are few units."""
-    found = report()
-    found = replace(found, rows={**found.rows, COMMON: row(0.6, 0.5, 0.7, 100)})
-    said = (
-        "With --prior training, for pictures in which classes are as common as in training: 60.0 %; each class counted"
-        " alike, 30.0 %."
+def test_both_measures_are_said_and_the_one_asked_for_first() -> None:
+    """Each with its rule, under the same prior, and whether the model is better by it; of few units one alone."""
+    balanced = Measure("balanced", "vl-ltr", "ncm", Interval(0.1, 0.01, 0.2, 100, 100))
+    common = Measure(
+        "training",
+        "vl-ltr, --prior training",
+        "ncm, --prior training",
+        Interval(-0.1, -0.2, -0.01, 100, 100),
     )
-    for low, units, told in ((0.01, 100, True), (-0.01, 100, False), (0.01, 12, False)):
-        gain = Interval(0.1, low, 0.2, 100, units)
-        assert (said in verdict(replace(found, common_gain=gain))) == told
+    rows = {
+        "vl-ltr, --prior training": row(0.6, 0.5, 0.7, 100),
+        "ncm, --prior training": row(0.7, 0.6, 0.8, 100),
+    }
+    found = replace(report(), measures=(balanced, common))
+    found = replace(found, rows={**found.rows, **rows})
+    assert verdict(found) == (
+        "Of 100 pictures that it had not seen, the model named 25.0 % rightly, each class counted alike (95 %: 45.0 to"
+        " 55.0); naming the same class every time, 33.3 %; the best simple rule, ncm, 20.0 %. The model is better.",
+        "With --prior training, each picture counted alike: 60.0 % (95 %: 50.0 to 70.0); naming the most frequent class"
+        " every time, 40.0 %; the best simple rule, ncm, 70.0 %. ncm is better than the model.",
+    )
+    plain = replace(found, measures=(balanced, replace(common, against="ncm")))
+    assert "the best simple rule, ncm with classes equally common, 40.0 %. ncm is better" in verdict(plain)[1]
+    few = replace(report(images=20), measures=(balanced, replace(common, row="vl-ltr")))
+    assert len(verdict(few)) == 2

@@ -23,6 +23,7 @@ from vlltr_index.classes import (
 )
 from vlltr_index.errors import MissingStepError, UsageError, WorkspaceError
 from vlltr_index.evaluation.metrics import CROSS_VALIDATION, METHOD
+from vlltr_index.evaluation.verdict import verdict
 from vlltr_index.pipelines import cross_validate as crossing
 from vlltr_index.pipelines.cross_validate import cross_validate
 from vlltr_index.pipelines.embed import embed
@@ -88,7 +89,7 @@ def test_copies_are_not_recognised(fitted: Workspace) -> None:
     assert len(set(found.measured.data.image_ids)) == report.images == 3 * UNITS * CLASSES
     overall = report.rows[METHOD].top1["overall"]
     assert overall.units == UNITS * CLASSES
-    assert overall.low < report.chance
+    assert overall.low < report.chance("training")
     assert overall.value < 0.5
     assert {"ncm", "discriminant"} <= report.rows.keys()
     assert report.rows["discriminant"].top1["overall"].value < 0.5
@@ -184,10 +185,15 @@ def test_pictures_whose_like_a_model_has_learned_are_left_out(
     add_images(fitted, "class-0", [tmp_path / "again.png"])
     after = evaluate(fitted)
     assert after.images == before.images - 3
-    assert after.notes[METHOD].startswith(
-        "3 images are left out, as images that belong to them came or moved"
+    assert after.left_out == (
+        "Not measured on: 1 picture that came after the cross-validation. To measure on all: vlltr cross-validate",
+        "Not measured on: 3 pictures that belong together with others that came or moved after it, which its model may"
+        " know. To measure on all: vlltr cross-validate",
     )
-    assert after.notes[METHOD].endswith("vlltr cross-validate")
+    assert set(after.left_out) < set(verdict(after))
+    assert before.left_out == ()
+    cross_validate(fitted)
+    assert evaluate(fitted).left_out == ()
 
 
 def test_folds_that_are_damaged_are_made_again(fitted: Workspace) -> None:
@@ -271,7 +277,7 @@ def test_a_later_class_is_tested_but_not_trained(fitted: Workspace, noise: Path)
 
 def test_a_new_head_needs_new_folds(fitted: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     """The old ones say nothing of it; `evaluate` names the command."""
-    assert status(fitted).next == "vlltr evaluate"
+    assert status(fitted).next == "vlltr predict IMAGE --explain 3", "fit measured it"
     train_lgr_stage(fitted, fitted.recipe.lgr.model_copy(update={"seed": 5}))
     assert status(fitted).next != "vlltr evaluate"
     with pytest.raises(MissingStepError, match="has not been cross-validated") as caught:
@@ -280,7 +286,9 @@ def test_a_new_head_needs_new_folds(fitted: Workspace, capsys: pytest.CaptureFix
     code, out, _ = run(capsys, "--json", "-w", fitted.path, "cross-validate")
     assert code == 0
     assert '"folds": 5' in out
+    assert status(fitted).next == "vlltr evaluate"
     assert evaluate(fitted).folds == 5
+    assert status(fitted).next == "vlltr predict IMAGE --explain 3"
 
 
 def test_the_report_shows_who_answered(fitted: Workspace) -> None:

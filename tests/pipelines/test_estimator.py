@@ -202,6 +202,19 @@ def test_what_cannot_be_fitted() -> None:
         fitted.predict(["a.png"])
 
 
+def test_under_the_prior_of_training_common_classes_are_named_more_often() -> None:
+    """Where pictures hardly tell; as a workspace under `--prior training`, by the counts of `fit`."""
+    draw = np.random.default_rng(0)
+    labels = np.array(["common"] * 60 + ["rare"] * 12)
+    X = (draw.normal(size=(72, 8)) + 0.3 * (labels == "rare")[:, None]).astype(np.float32)
+    alike = VLLTRClassifier(overrides=WORDLESS).fit(X, labels)
+    common = VLLTRClassifier(overrides=WORDLESS, prior="training").fit(X, labels)
+    column = list(common.classes_).index("common")
+    assert common.predict_proba(X)[:, column].mean() > alike.predict_proba(X)[:, column].mean() + 0.1
+    with pytest.raises(UsageError, match="the prior is 'balanced' or 'training', got 'folder'"):
+        VLLTRClassifier(prior="folder").fit(X, labels)
+
+
 def test_missing_groups_are_none() -> None:
     """None, NaN, and what a table has in its place: each such picture is by itself."""
     rows, labels, _ = bursts()

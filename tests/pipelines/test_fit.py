@@ -7,6 +7,7 @@ import re
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,11 +65,11 @@ def test_pictures_are_held_out_and_taken_back(workspace: Workspace, shots: Path)
 
 
 def words(
-    workspace: Workspace, folder: Path, texts: Path | None, measure: bool = True
+    workspace: Workspace, folder: Path, texts: Path | None, measure: bool = True, **how: Any
 ) -> list[tuple[str, ...]]:
     """The commands of a plan, without the workspace."""
     maker = StepMaker(workspace, "somewhere", None, None)
-    return [step.argv[2:] for step in plan_fit(maker, find_sources(folder, texts), measure).steps]
+    return [step.argv[2:] for step in plan_fit(maker, find_sources(folder, texts), measure, **how).steps]
 
 
 def test_the_plan_follows_the_folder(workspace: Workspace, shots: Path, tmp_path: Path) -> None:
@@ -77,6 +78,8 @@ def test_the_plan_follows_the_folder(workspace: Workspace, shots: Path, tmp_path
     assert crossed[0] == ("ingest", "images", str(shots), "--split", "train", "--sync")
     assert ("cross-validate",) in crossed
     assert crossed[-1] == ("report", "--split", "cross-validation")
+    common = words(workspace, shots, None, prior="training")
+    assert common == [*crossed[:-1], (*crossed[-1], "--prior", "training")]
     assert ("train", "baseline", "zero-shot") not in crossed
     unmeasured = words(workspace, shots, None, measure=False)
     assert [args[0] for args in unmeasured] == ["ingest", "embed", "select", "train", "index"]
@@ -185,6 +188,16 @@ def test_folders_that_are_no_classes(tmp_path: Path, folders: list[str] | None, 
     assert not (tmp_path / "data-model").exists()
 
 
+@pytest.mark.parametrize("prior", ["folder", "often.csv", "even"])
+def test_a_prior_that_is_not_known_yet(shots: Path, prior: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Refused before a workspace is made, with the command that takes it."""
+    code, out, err = run(capsys, "fit", shots, "--encoder", "vlltr-tiny:glyphs", "--prior", prior)
+    assert (code, out) == (2, "")
+    assert f"fit measures by the prior 'balanced' or 'training', got {prior!r}" in err
+    assert "vlltr predict --prior folder, or --prior FILE" in err
+    assert not shots.with_name("shots-model").exists()
+
+
 def test_a_device_that_nobody_knows(shots: Path) -> None:
     """Refused before a workspace is made."""
     with pytest.raises(UsageError, match="the device is auto, cpu, cuda or cuda:N, got 'tpu'"):
@@ -264,12 +277,20 @@ def test_each_command_does_what_its_step_did(
     (shots / "texts.json").write_text(json.dumps({"kestrel": ["It hovers."], "merlin": ["It is small."]}))
     events: list[StepEvent] = []
     made = fit(
-        shots, encoder="vlltr-tiny:glyphs", to=tmp_path / "called", device="cpu", on_step=events.append
+        shots,
+        encoder="vlltr-tiny:glyphs",
+        to=tmp_path / "called",
+        prior="training",
+        device="cpu",
+        on_step=events.append,
     )
     ended = [event for event in events if event.state == "ended"]
     assert [event.state for event in events] == ["begins", "ended"] * len(ended)
     assert [event.number for event in ended] == list(range(len(ended)))
     assert made.report == ended[-1].report
+    assert made.report is not None
+    assert made.report.evaluation is not None
+    assert [one.prior for one in made.report.evaluation.measures] == ["training", "balanced"]
     for event in ended:
         vlltr(*(word.replace(str(tmp_path / "called"), str(tmp_path / "typed")) for word in event.step.argv))
     typed = Workspace.open(tmp_path / "typed")

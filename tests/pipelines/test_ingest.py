@@ -337,6 +337,28 @@ def test_images_bring_prompts_to_classes_that_have_no_sentence(workspace: Worksp
     )
 
 
+def test_a_misspelt_text_is_noticed_whichever_comes_first(workspace: Workspace, tmp_path: Path) -> None:
+    """Not a name that is like one with texts of its own, nor one that is like none; with a head it can be merged."""
+    put(tmp_path / "data/kestrel/1.png", 1)
+    put(tmp_path / "data/owls/1.png", 2)
+    told = {"kestral": ["It hovers."], "owl": ["It hoots."], "owls": ["They hoot."], "wren": ["It is small."]}
+    path = texts(tmp_path / "t.json", told)
+    warning = (
+        "Warning: class 'kestral' has texts and no picture, 'kestrel' pictures and no text. If they are one: "
+    )
+    expected = warning + "name it so in the texts, and bring them in again with --sync"
+    ingest_text(workspace, path)
+    report = ingest_images(workspace, tmp_path / "data", "train")
+    assert [note for note in report.notes if "Warning" in note] == [expected]
+    assert [note for note in ingest_text(workspace, path).notes if "Warning" in note] == [expected]
+    with workspace.transaction("test") as tx:
+        tx.set(head="h")
+    again = ingest_images(workspace, tmp_path / "data", "train")
+    assert f"{warning}vlltr classes merge kestrel kestral" in again.notes
+    texts(path, {"kestrel": told.pop("kestral"), **told})
+    assert not any("Warning" in note for note in ingest_text(workspace, path, sync=True).notes)
+
+
 def test_names_meet_without_regard_to_case_unless_it_decides(workspace: Workspace, tmp_path: Path) -> None:
     """`Owl` finds `owl`; where a source has both spellings, they are two classes."""
     ingest_text(workspace, texts(tmp_path / "t.json", {"owl": ["It hoots."]}), prompts=False)

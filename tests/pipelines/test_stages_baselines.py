@@ -15,16 +15,14 @@ from tests.support import drawings
 from vlltr_index.embedding.loading import image_set, usable_images
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import FingerprintMismatch, MissingStepError, UsageError, WorkspaceError
+from vlltr_index.evaluation.compared import ADJUSTED
 from vlltr_index.evaluation.rules import linear_logits, tau_normalised
 from vlltr_index.pipelines import train_baseline as pipeline
+from vlltr_index.pipelines.baseline_scores import FC, baseline_labels, score_baselines
 from vlltr_index.pipelines.ingest import ingest_images, ingest_text
 from vlltr_index.pipelines.train_baseline import (
-    ADJUSTED,
-    FC,
     BaselineRow,
-    baseline_labels,
     fc_checkpoint,
-    score_baselines,
     train_baseline,
     train_baseline_stage,
 )

@@ -152,6 +152,19 @@ def test_a_finished_workspace(finished: Workspace) -> None:
     assert lines["next"] == report.next
 
 
+def test_what_was_evaluated_is_asked_next(finished: Workspace) -> None:
+    """Whatever evaluation of this commit is kept; not one of an earlier commit, nor after the next one."""
+    for name, following in (
+        ("evaluate-test-5.json", "vlltr evaluate"),
+        ("evaluate-test-16.json", "vlltr evaluate"),
+        ("evaluate-cross-validation-6-prior-training.json", "vlltr predict IMAGE --explain 3"),
+    ):
+        finished.storage.write(f"reports/{name}", b"{}")
+        assert status(finished).next == following
+    commit(finished, more_images)
+    assert status(finished).next != "vlltr predict IMAGE --explain 3"
+
+
 def more_text(workspace: Workspace, tx: Transaction) -> None:
     """A sentence that nothing knows yet, and a class without any."""
     tx.upsert("sentences", sentence_rows([7]))

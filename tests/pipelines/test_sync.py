@@ -663,13 +663,13 @@ def test_a_workspace_among_the_pictures_is_left_out(tmp_path: Path) -> None:
 
 
 def test_copies_in_two_classes_or_splits_are_named(workspace: Workspace, tmp_path: Path) -> None:
-    """Both paths, with split and class."""
+    """Both files, below the source or by their paths, with split and class."""
     data = tmp_path / "data"
     put(data / "owl" / "0.png", 0)
     put(data / "tit" / "1.png", 0)
     report = ingest_images(workspace, data, "train")
     assert (report.in_two_classes, report.duplicates_across_splits) == (1, 0)
-    named = f"one picture, byte for byte: {data}/owl/0.png (train, 'owl'), {data}/tit/1.png (train, 'tit')"
+    named = "one picture, byte for byte: owl/0.png (train, 'owl'), tit/1.png (train, 'tit')"
     assert named in report.notes
     assert any(
         line.startswith("Warning: in two classes, byte for byte: 1 image.") for line in report_lines(report)
@@ -684,23 +684,25 @@ def test_copies_in_two_classes_or_splits_are_named(workspace: Workspace, tmp_pat
         ["test", "train"],
     )
     assert report.notes == [
-        f"one picture, byte for byte: {data}/wren/3.png (train, 'wren'), "
-        f"{tmp_path}/test/wren/2.png (test, 'wren')"
+        f"one picture, byte for byte: {data}/wren/3.png (train, 'wren'), wren/2.png (test, 'wren')"
     ]
 
 
-def test_copies_in_one_class_are_named_after_the_others(workspace: Workspace, tmp_path: Path) -> None:
-    """Only the first, with how many more there are."""
+def test_copies_in_one_class_are_counted(workspace: Workspace, tmp_path: Path) -> None:
+    """Those in several classes are named, the first of their files."""
     data = tmp_path / "data"
     for number in range(12):
         put(data / "owl" / f"{number}.png", number)
         put(data / "owl" / f"copy-{number}.png", number)
     put(data / "tit" / "0.png", 11)
+    put(data / "tit" / "1.png", 11)
     report = ingest_images(workspace, data, "train")
     assert report.in_two_classes == 1
-    assert f"{data}/tit/0.png (train, 'tit')" in report.notes[0]
-    assert f"one picture, byte for byte: {data}/owl/0.png (train, 'owl'), " in report.notes[1]
-    assert report.notes[-1] == "and 2 pictures more that are there several times"
+    assert report.notes == [
+        "one picture, byte for byte: owl/11.png (train, 'owl'), owl/copy-11.png (train, 'owl'), tit/0.png (train,"
+        " 'tit') and 1 more",
+        "several times in one class, byte for byte: 11 pictures, each counts once",
+    ]
 
 
 def test_another_picture_at_the_place_of_a_corrected_one_is_not_corrected(

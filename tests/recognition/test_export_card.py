@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from vlltr_index.recognition.exported.card import licence_id, plain, write_card
+from vlltr_index.recognition.exported.card import Results, licence_id, plain, write_card
 from vlltr_index.schemas.config import FusionConfig
 from vlltr_index.schemas.exported import ExportedConfig
 from vlltr_index.schemas.model import ModelRecord
@@ -54,10 +55,10 @@ def sentences(*pairs: tuple[str, str | None]) -> pa.Table:
 
 
 def card(
-    folder: Path, names: Sequence[str], sentences: pa.Table, **values: Any
+    folder: Path, names: Sequence[str], sentences: pa.Table, results: Results | None = None, **values: Any
 ) -> tuple[dict[str, Any], str]:
     """Front matter and body."""
-    write_card(folder, config(len(names), **values), names, sentences=sentences, results=None)
+    write_card(folder, config(len(names), **values), names, sentences=sentences, results=results)
     _, front, body = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
     return yaml.safe_load(front), body
 
@@ -101,6 +102,32 @@ def test_what_the_card_says(tmp_path: Path) -> None:
     assert "1 class that" in body
     many = [f"class {i}" for i in range(60)]
     assert "and 10 more: see `parts/classes.arrow`." in card(tmp_path, many, sentences(("s", "MIT")))[1]
+
+
+def test_of_few_units_pictures_are_counted(tmp_path: Path) -> None:
+    """As in the evaluation there is no interval, and no share for the hub; a prior asked for is not the card's."""
+    few = {"value": 0.7, "low": 0.4, "high": 0.9, "images": 40, "units": 10}
+    shares = {"overall": {**few, "units": 40}, "few": few}
+    common = {name: {**share, "value": 0.9} for name, share in shares.items()}
+    facts = {
+        "commit": 3,
+        "split": "cross-validation",
+        "crops": 1,
+        "images": 40,
+        "classes": 2,
+        "convention": "release",
+        "retrieval": "exhaustive",
+        "rule": "ours",
+        "prior": "training",
+        "rows": {"vl-ltr": {"top1": common}, "vl-ltr, --prior balanced": {"top1": shares}},
+        "same": True,
+    }
+    found = Results.parse(json.dumps(facts).encode(), "evaluate.json")
+    front, body = card(tmp_path, ["tench", "crane"], sentences(("s", "MIT")), found)
+    assert "| overall | 70.0 | 40.0 to 90.0 | 40 |" in body
+    assert "| few | 28 of 40 | - | 40 |" in body
+    (result,) = front["model-index"][0]["results"]
+    assert [metric["value"] for metric in result["metrics"]] == [0.7]
 
 
 def test_the_hubs_name_of_a_licence() -> None:

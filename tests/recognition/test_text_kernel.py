@@ -12,7 +12,8 @@ from PIL import Image, ImageDraw
 from torch.nn import functional as F
 
 from vlltr_index.classes import add_class
-from vlltr_index.heads.checkpoint import load_head, save_head
+from vlltr_index.heads.checkpoint import ToldMeans, load_head, save_head
+from vlltr_index.heads.plda import prior_means
 from vlltr_index.heads.text_prior import TextKernel, class_features
 from vlltr_index.pipelines.fit import fit
 from vlltr_index.recognition.answering import predict
@@ -53,6 +54,36 @@ def test_a_head_keeps_its_kernel(model: Model, pictures: Path, tmp_path: Path) -
     features = model.features([pictures / "known-0.png", pictures / "known-1.png"])[0]
     expected = model.exhaustive(features).probabilities
     torch.testing.assert_close(again.exhaustive(features).probabilities, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_head_keeps_what_texts_told(model: Model, pictures: Path, tmp_path: Path) -> None:
+    """Prior means that the head has are taken for classes with the same anchors; of others they are computed."""
+    anchors = model.anchors
+    parts = model.saved.parts
+    assert parts is not None
+    means = prior_means(anchors.with_words, parts.shared)
+    digests = anchors.digests.clone()
+    digests[3] += 1
+    wrong = means.clone()
+    wrong[3] = 7.0
+    told = ToldMeans(anchors.bank.class_ids[1:], digests[1:], wrong[1:])
+    save_head(replace(model.saved, parts=replace(parts, told=told)), tmp_path)
+    again = replace(model, saved=load_head(tmp_path))
+    features = model.features([pictures / "known-0.png", pictures / "known-1.png"])[0]
+    for one in (again, replace(again, anchors=replace(anchors, keys=anchors.keys + 1))):
+        assert one.plda is not None
+        torch.testing.assert_close(one.plda.prototypes, means, rtol=1e-4, atol=1e-5)
+        found = one.exhaustive(features).probabilities
+        torch.testing.assert_close(found, model.exhaustive(features).probabilities, rtol=1e-4, atol=1e-5)
+
+
+def test_prior_means_are_those_of_all_sentences(model: Model) -> None:
+    """Block by block they are what the mean of all features of a class tells."""
+    parts = model.saved.parts
+    assert parts is not None
+    bank = model.anchors.with_words
+    expected = parts.shared.tell(class_features(bank, parts.shared.kernel).double())
+    torch.testing.assert_close(prior_means(bank, parts.shared).double(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_sentences_explain_it_exactly(model: Model, pictures: Path) -> None:

@@ -198,10 +198,11 @@ def test_classes_of_all_kinds_are_answered(data: StageTwoData) -> None:
     assert decision.head.num_visual_classes == data.classes
     assert not decision.head.training
     assert right(decision, data) > 0.9
+    assert f" % of {held_out(decision)} training images (" in decision.notes[0]
     assert (
-        f" % of {held_out(decision)} training images right, each held out from what was fitted, and each class counted"
-        " alike. Weights: "
-    ) in decision.notes[0]
+        "held out from what was fitted are right, each class counted alike. Parts that count: "
+        in decision.notes[0]
+    )
     if not data.bank.num_classes:
         assert decision.notes[1] == "There is no sentence: the images alone count."
         assert parts_of(decision).weights.text == parts_of(decision).shared.text_r2 == 0.0
@@ -376,7 +377,7 @@ def test_a_head_that_is_trained_already_is_weighed_as_it_is() -> None:
     before = {name: value.clone() for name, value in head.state_dict().items()}
     parts, notes = weigh(data, head)
     assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())
-    assert "% of 40 training images right, each held out from what was fitted" in notes[0]
+    assert "% of 40 training images (40 units) held out from what was fitted are right" in notes[0]
     assert parts.weights.image > 0.0
     parts, notes = weigh(replace(data, unseen=torch.zeros_like(data.unseen)), head)
     assert notes == [

@@ -172,7 +172,8 @@ def checked_classes(tx: Transaction, wanted: Sequence[NewClass]) -> list[NewClas
         name = clean_name(one.name, "the new class")
         if table.find(name) is not None:
             raise InputError(
-                f"there is a class {name!r} already", f"See what it holds: vlltr classes show {name!r}"
+                f"there is a class {name!r} already",
+                f"Give it more: vlltr images add {name!r} PATH, vlltr sentences add {name!r} --text FILE",
             )
         if folded(name) in seen:
             raise InputError(f"class {name!r} is given twice", "Give it once, with all that is known of it.")
@@ -507,12 +508,12 @@ def delete_images(tx: Transaction, image_ids: Sequence[str]) -> set[int]:
 
 
 def with_trained_note(report: ChangeReport) -> ChangeReport:
-    """Add to a report which visual rows are trained ones, and stay as they are."""
+    """Add to a report which classes' rows in the linear classifier are trained ones, and stay as they are."""
     kept = [one.name for one in report.classes if one.visual == "trained"]
     if kept and report.changed:
         report.notes.append(
-            f"The visual row of {', '.join(map(repr, kept))} is a trained one and stays as it is;"
-            " to train all rows again: vlltr refit"
+            f"The linear classifier knows {', '.join(map(repr, kept))} by what it was trained on; all else takes the"
+            " change into account. To train it again: vlltr refit"
         )
     return report
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
@@ -24,6 +24,10 @@ from vlltr_index.evaluation.rules import (
     tau_normalised,
     tip_logits,
 )
+from vlltr_index.heads.dealing import deal_units
+from vlltr_index.heads.fusion import log_frequencies
+from vlltr_index.heads.units import number_names
+from vlltr_index.heads.weighing import fit_prior, fit_temperature, image_weights
 from vlltr_index.tensors import cosine_logits
 
 if TYPE_CHECKING:
@@ -33,6 +37,10 @@ if TYPE_CHECKING:
 Tower = Literal["fc", "own"]
 """The image-only baseline's, or the workspace's own."""
 
+_FOLDS = 5
+_MANY = 5000  # images from which on one part is held out
+_ONE_PART = 10
+_MOST_SCORED = 1000
 _Setting = TypeVar("_Setting")
 _Fitted = TypeVar("_Fitted", bound="Baseline")
 
@@ -70,6 +78,7 @@ class FitData:
         logit_scale: The encoder's multiplier of the cosine.
         classifier: Weight [C, D] and bias [C] of the fc baseline, for a baseline that takes its tower alone.
         texts: The sentences, for a baseline with `sentences`.
+        units: The unit of each training image, for a baseline that `knows_prior`.
     """
 
     features: Tensor
@@ -82,6 +91,23 @@ class FitData:
     logit_scale: float
     classifier: tuple[Tensor, Tensor] | None
     texts: Texts | None
+    units: Sequence[str] = ()
+
+    def held_out(self) -> Iterator[tuple[FitData, Tensor]]:
+        """Yield data to fit on, with the positions, int64 [M], of training images held out of it.
+
+        There are five folds; from 5,000 images on a tenth is held out, and a thousand of it given. Units stay whole.
+        """
+        labels = self.labels.cpu()
+        many = len(labels) >= _MANY
+        folds = deal_units(labels, self.units, _ONE_PART if many else _FOLDS)
+        for fold in range(1 if many else _FOLDS):
+            out = folds == fold
+            out &= torch.bincount(labels[~out], minlength=self.num_classes)[labels] > 0
+            if bool(out.any()):
+                rest = (~out).to(self.features.device)
+                data = replace(self, features=self.features[rest], labels=self.labels[rest])
+                yield data, out.nonzero()[:_MOST_SCORED, 0]
 
     def choose(
         self, settings: Sequence[_Setting], fit: Callable[[_Setting, Tensor, Tensor], _Fitted]
@@ -112,8 +138,11 @@ class Baseline:
             of a class without any; None: it needs no text.
         reads_texts: Whether it scores by `texts`, which are not stored with it.
         probabilities: Whether the softmax of its scores is a probability.
+        knows_prior: Whether `with_prior` fits how it answers where classes are not equally common.
         choice: How a setting was chosen; None without settings.
         texts: The sentences that it scores by.
+        parts: Factor of its scores in an answer under a prior; None: it knows none.
+        frequency: Factor of the logarithm of a class's frequency there.
     """
 
     name: ClassVar[str]
@@ -121,8 +150,11 @@ class Baseline:
     sentences: ClassVar[Literal["prompts", "all"] | None] = None
     reads_texts: ClassVar[bool] = False
     probabilities: ClassVar[bool] = True
+    knows_prior: ClassVar[bool] = False
     choice: Choice | None = None
     texts: Texts | None = None
+    parts: float | None = None
+    frequency: float | None = None
 
     @classmethod
     def fit(cls, data: FitData, config: BaselinesConfig, progress: Progress | None) -> Baseline:
@@ -132,6 +164,32 @@ class Baseline:
     def scores(self, features: Tensor) -> Tensor:
         """Return scores [N, C] for unnormalised features [N, D] of its tower."""
         raise NotImplementedError
+
+    def with_prior(self, data: FitData, config: BaselinesConfig) -> Self:
+        """Fit on held-out training images, as for the method, how much scores and frequencies count under a prior."""
+        scores = []
+        places = []
+        for rest, held in data.held_out():
+            features = data.features[held.to(data.features.device)]
+            scores.append(self.fit(rest, config, None).scores(features).cpu())
+            places.append(held)
+        if not places:
+            return self
+        at = torch.cat(places)
+        labels = data.labels.cpu()
+        units = number_names(data.units)
+        counts = torch.bincount(labels, minlength=data.num_classes)
+        weights = image_weights(labels[at], counts, units[at])
+        whole = torch.cat(scores)
+        level = fit_temperature(whole, labels[at], weights)
+        found = fit_prior(level * whole, log_frequencies(counts), labels[at], units[at])
+        return replace(self, parts=level * found.parts, frequency=found.frequency)
+
+    def under_prior(self, scores: Tensor, log_frequency: Tensor) -> Tensor | None:
+        """Return scores [N, C] where classes are as common as [C] says; None if the baseline knows no prior."""
+        if self.parts is None or self.frequency is None:
+            return None
+        return self.parts * scores + self.frequency * log_frequency.to(scores)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -199,6 +257,7 @@ class NearestMean(Cosine):
     name = "ncm"
     towers = ("fc", "own")
     probabilities = False
+    knows_prior = True
 
     @classmethod
     def fit(cls, data: FitData, config: BaselinesConfig, progress: Progress | None) -> NearestMean:
@@ -284,6 +343,7 @@ class Discriminant(Linear):
     """A linear discriminant with a shrunk covariance."""
 
     name = "discriminant"
+    knows_prior = True
 
     @classmethod
     def fit(cls, data: FitData, config: BaselinesConfig, progress: Progress | None) -> Discriminant:
@@ -297,6 +357,7 @@ class ZeroShot(Cosine):
 
     name = "zero-shot"
     sentences = "prompts"
+    knows_prior = True
 
     @classmethod
     def fit(cls, data: FitData, config: BaselinesConfig, progress: Progress | None) -> ZeroShot:

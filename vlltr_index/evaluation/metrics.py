@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vlltr_index.errors import InputError, MissingPackageError
 from vlltr_index.heads.fusion import Rule
+from vlltr_index.schemas.records import FEW_UNITS
 from vlltr_index.tensors import check_labels, check_vector
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ Convention = Literal["release", "lift"]
 """`release`: many >= 100 training images, medium 21-99, few <= 20. `lift`: > 100, 20-100, < 20."""
 
 METHOD = "vl-ltr"
-COMMON = "vl-ltr, --prior training"
 """The method's row of an evaluation."""
 
 CROSS_VALIDATION = "cross-validation"
@@ -32,7 +32,6 @@ _CONFIDENCE_BINS = 15
 _LIKE_ALL = 4.0  # classes that are assumed to be as accurate as all, beside those measured
 _EQUAL_UNITS = 20.0  # units that are assumed to have equal answers, beside those measured
 _ROUNDING = 1e-12  # share of a mean square that rounding gives to equal values
-_FEW_UNITS = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +55,7 @@ class Interval:
     @property
     def few(self) -> bool:
         """Whether these are so few units that a share says too little: counts are given instead."""
-        return self.units < _FEW_UNITS
+        return self.units < FEW_UNITS
 
     @property
     def count(self) -> int:
@@ -112,6 +111,27 @@ class AccuracyReport:
     top5: dict[str, Interval]
     balanced: Interval
 
+    def measured(self, prior: str) -> Interval:
+        """Return the accuracy that answers under a prior are measured by, see `Measure`."""
+        return self.balanced if prior == "balanced" else self.top1["overall"]
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """The method beside another row: under the prior `balanced` each class counts alike, under others each image.
+
+    Attributes:
+        prior: How common the classes are taken to be, see `named_prior`.
+        row: The method's row under this prior.
+        against: The row that it is compared with, under the prior as well if it can be; None: there is no other.
+        difference: Accuracy of the method less that of `against`; None without one.
+    """
+
+    prior: str
+    row: str
+    against: str | None
+    difference: Interval | None
+
 
 @dataclass(frozen=True)
 class EvaluationReport:
@@ -126,7 +146,8 @@ class EvaluationReport:
         retrieval: `faiss` or `exhaustive`.
         rows: Accuracy of each row.
         calibration_error: Expected calibration error of the rows that have probabilities; none below 30 units.
-        differences: Accuracy of the method less that of `against`, by bin, on the same images.
+        differences: Accuracy of the method less that of `against`, by bin, on the same images; `balanced`: of all, each
+            class counting alike.
         against: The row that the method is compared with.
         notes: A remark for the reader about a row.
         crops: Number of crops of each image.
@@ -139,7 +160,9 @@ class EvaluationReport:
         in_training: How many of the images are training images too, byte for byte.
         texts_count: Whether texts have a weight in the answers.
         folds: How many models answered, each for images that it was fitted without; 0: the commit's own.
-        common_gain: Accuracy of the row `COMMON` less that of the method; None where there is no such row.
+        left_out: Sentences that say how many training images a cross-validation does not measure on, and why.
+        measures: The accuracy by the prior that was asked for, and where classes differ in training images that by the
+            other of `balanced` and `training`.
     """
 
     split: str
@@ -162,16 +185,18 @@ class EvaluationReport:
     in_training: int = 0
     texts_count: bool = True
     folds: int = 0
-    common_gain: Interval | None = None
+    left_out: tuple[str, ...] = ()
+    measures: tuple[Measure, ...] = ()
 
     @property
     def tested(self) -> int:
         """Number of classes that have images to measure on."""
         return sum(one.images > 0 for one in self.by_class)
 
-    @property
-    def chance(self) -> float:
-        """Share of the images that are of the most frequent class: what naming it every time would give."""
+    def chance(self, prior: str) -> float:
+        """Return the accuracy of naming the most frequent class every time, by the measure of a prior."""
+        if prior == "balanced":
+            return 1.0 / max(self.tested, 1)
         return max((one.images for one in self.by_class), default=0) / self.images
 
     def to_pandas(self) -> DataFrame:
@@ -203,6 +228,11 @@ class EvaluationReport:
                     }
                 )
         return pandas.DataFrame(lines)
+
+
+def under(row: str, prior: str) -> str:
+    """Name the row of the answers of `row` under a prior that was not asked for, or that it has beside its own."""
+    return f"{row}, --prior {prior}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -416,7 +446,11 @@ def _wilson(share: float, images: float) -> tuple[float, float]:
 
 
 def paired_difference(
-    first_correct: Tensor, second_correct: Tensor, units: Tensor | None = None, resamples: int = 2000
+    first_correct: Tensor,
+    second_correct: Tensor,
+    units: Tensor | None = None,
+    resamples: int = 2000,
+    labels: Tensor | None = None,
 ) -> Interval:
     """Compute the accuracy of the first less that of the second on the same images, with a paired 95 % interval.
 
@@ -425,6 +459,7 @@ def paired_difference(
         second_correct: Bool [N], of the same images in the same order.
         units: Int64 [N], the unit of each image, which are resampled; None: each image is one.
         resamples: Bootstrap resamples.
+        labels: Int64 [N], class positions: each class counts alike. None: each image does.
 
     Raises:
         InputError: Lengths differ, or there is no image.
@@ -433,18 +468,20 @@ def paired_difference(
     check_vector("second_correct", second_correct, first_correct.shape[0])
     if first_correct.numel() == 0:
         raise InputError("there is no image to compare on")
-    difference = first_correct.bool().long().cpu() - second_correct.bool().long().cpu()
+    difference = first_correct.bool().double().cpu() - second_correct.bool().double().cpu()
     units = torch.arange(len(difference)) if units is None else units
     of = units.unique(return_inverse=True)[1]
-    sizes = torch.bincount(of)
-    gains = torch.zeros_like(sizes).index_add(0, of, difference)
+    weights = torch.ones_like(difference) if labels is None else 1.0 / torch.bincount(labels)[labels].double()
+    number = int(of.max()) + 1
+    sizes = _sums(weights, of, number)
+    gains = _sums(weights * difference, of, number)
     # Units of one size and gain are alike: how often each kind is drawn is multinomial.
-    kinds, number = torch.stack([gains, sizes]).unique(dim=1, return_counts=True)
-    shares = number.double().numpy() / len(sizes)
+    kinds, times = torch.stack([gains, sizes]).unique(dim=1, return_counts=True)
+    shares = times.double().numpy() / len(sizes)
     drawn = np.random.default_rng(0).multinomial(len(sizes), shares, size=resamples)
     sums = drawn @ kinds.numpy().T
     low, high = np.quantile(sums[:, 0] / sums[:, 1], [0.025, 0.975])
-    value = float(difference.double().mean())
+    value = float(weights @ difference / weights.sum())
     return Interval(value=value, low=float(low), high=float(high), images=len(difference), units=len(sizes))
 
 

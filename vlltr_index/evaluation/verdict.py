@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from vlltr_index.evaluation.metrics import COMMON, METHOD, ClassFigures, EvaluationReport, Interval
-from vlltr_index.wording import plural
+from vlltr_index.evaluation.metrics import METHOD, ClassFigures, EvaluationReport, Interval, Measure
+from vlltr_index.wording import plural, units_of_pictures
 
 _NAMED = 5
 _SIMPLE = ("ncm", "discriminant", "zero-shot", "knn", "tip-adapter")
 _HALF = 0.5
+_SAME = 1e-9
 
 
 def verdict(report: EvaluationReport) -> tuple[str, ...]:
     """Say what an evaluation means, the worst first; each sentence stands by itself."""
-    mine = report.rows[METHOD].top1["overall"]
-    said = [*caveats(report), _accuracy(report, mine), *_common(report)]
+    asked, *others = report.measures
+    said = [*caveats(report), _accuracy(report, asked, alone=not others)]
+    said += [_other_accuracy(report, one) for one in others if not report.rows[one.row].balanced.few]
     if report.tested < len(report.by_class):
         classes = plural(len(report.by_class), "class", "classes")
         said.append(f"{report.tested} of {classes} tested.")
@@ -23,12 +25,12 @@ def verdict(report: EvaluationReport) -> tuple[str, ...]:
 
 def caveats(report: EvaluationReport) -> tuple[str, ...]:
     """Say what is to be known before any figure; the first sentences of the verdict."""
-    mine = report.rows[METHOD].top1["overall"]
-    return (*_near_chance(report, mine), *_doubts(report, mine))
+    return (*_near_chance(report), *_doubts(report))
 
 
-def _doubts(report: EvaluationReport, mine: Interval) -> list[str]:
+def _doubts(report: EvaluationReport) -> list[str]:
     """Say what the figures cannot tell: of pictures that were trained on, or of few pictures."""
+    mine = report.rows[METHOD].top1["overall"]
     said = []
     if report.in_training:
         seen = f"{report.in_training:,} of {plural(mine.images, 'picture')}"
@@ -36,17 +38,21 @@ def _doubts(report: EvaluationReport, mine: Interval) -> list[str]:
         said.append(f"{seen} {verb} trained on: of new pictures these figures say too much.")
     if mine.few:
         said.append(f"{_pictures(mine, 'says', 'say')} little.")
-    return said
+    return [*said, *report.left_out]
 
 
-def _near_chance(report: EvaluationReport, mine: Interval) -> list[str]:
+def _near_chance(report: EvaluationReport) -> list[str]:
     """Say that answers are near chance, and whether the encoder is to blame, if so."""
-    if mine.few or mine.low > report.chance:
+    prior = report.prior
+    chance = report.chance(prior)
+    mine = report.rows[METHOD].measured(prior)
+    if mine.few or mine.low > chance:
         return []
-    frequent = _share(report.chance, mine)
-    said = [f"Near chance: naming the most frequent class every time would be right for {frequent}."]
-    best = max(row.top1["overall"].low for row in report.rows.values())
-    if best <= report.chance and report.encoder:
+    said = [
+        f"Near chance: {_one_answer(prior)} every time would be right for {100 * chance:.1f} %{_alike(prior)}."
+    ]
+    best = max(row.measured(prior).low for row in report.rows.values())
+    if best <= chance and report.encoder:
         said.append(
             f"No rule does better on these vectors: the encoder ({report.encoder}) does not suit these pictures, or the"
             " classes of many are wrong. Try another encoder: vlltr fit DIR --encoder ViT-B-32-quickgelu:openai"
@@ -54,58 +60,92 @@ def _near_chance(report: EvaluationReport, mine: Interval) -> list[str]:
     return said
 
 
-def _accuracy(report: EvaluationReport, mine: Interval) -> str:
-    """Give the method's accuracy, by picture and by class, beside the row that it is compared with."""
-    balanced = report.rows[METHOD].balanced
-    right = _share(mine.value, mine)
+def _one_answer(prior: str) -> str:
+    return "naming the same class" if prior == "balanced" else "naming the most frequent class"
+
+
+def _alike(prior: str) -> str:
+    """Say what counts alike in the measure of a prior."""
+    return ", each class counted alike" if prior == "balanced" else ", each picture counted alike"
+
+
+def _accuracy(report: EvaluationReport, asked: Measure, alone: bool) -> str:
+    """Give the method's accuracy by the measure that was asked for; with the other one if it is the only one."""
+    row = report.rows[asked.row]
+    mine = row.top1["overall"]
+    right = f"{mine.count}" if mine.few else f"{100 * row.measured(asked.prior).value:.1f} %"
     if report.folds:
         said = f"Of {_pictures(mine)}, each shown to a model that was trained without it, {right} were named rightly"
     else:
         unseen = "" if report.in_training else " that it had not seen"
         said = f"Of {_pictures(mine)}{unseen}, the model named {right} rightly"
-    if not mine.few:
-        said += (
-            f" (95 %: {100 * mine.low:.1f} to {100 * mine.high:.1f}); each class counted alike,"
-            f" {100 * balanced.value:.1f} % ({100 * balanced.low:.1f} to {100 * balanced.high:.1f})"
-        )
-    said += f"; the most frequent class every time, {_share(report.chance, mine)}"
-    other = report.against
-    if other is None:
+    if mine.few:
+        frequent = round(report.chance("training") * mine.images)
+        return f"{said}; the most frequent class every time, {frequent}{_beside_few(report, asked)}"
+    said += f"{_alike(asked.prior)}{_interval(row.measured(asked.prior))}"
+    if alone:
+        other = "training" if asked.prior == "balanced" else "balanced"
+        found = row.measured(other)
+        if abs(found.value - row.measured(asked.prior).value) > _SAME:
+            said += f";{_alike(other)[1:]}, {100 * found.value:.1f} %{_interval(found)}"
+    return said + _beside(report, asked)
+
+
+def _other_accuracy(report: EvaluationReport, measure: Measure) -> str:
+    """Give the method's accuracy by the measure that was not asked for."""
+    found = report.rows[measure.row].measured(measure.prior)
+    return (
+        f"With --prior {measure.prior}{_alike(measure.prior)}: {100 * found.value:.1f} %{_interval(found)}"
+        + _beside(report, measure)
+    )
+
+
+def _interval(of: Interval) -> str:
+    return f" (95 %: {100 * of.low:.1f} to {100 * of.high:.1f})"
+
+
+def _beside(report: EvaluationReport, measure: Measure) -> str:
+    """End a sentence with what one answer for all and the row that is compared with give, and which is better."""
+    said = f"; {_one_answer(measure.prior)} every time, {100 * report.chance(measure.prior):.1f} %"
+    less = measure.difference
+    if measure.against is None or less is None:
         return f"{said}."
-    rule = "the best simple rule, " if other in _SIMPLE else ""
-    theirs = report.rows[other].top1["overall"].value
-    said += f"; {rule}{other}, {_share(theirs, mine)}."
-    less = report.differences["overall"]
-    if less.few:
-        return f"{said} Too few to tell which is better." if less.value else said
+    theirs = report.rows[measure.against].measured(measure.prior).value
+    said += f"; {_named(measure)}, {100 * theirs:.1f} %."
     if less.low > 0:
         return f"{said} The model is better."
     if less.high < 0:
-        return f"{said} {other} is better than the model."
+        return f"{said} {_rule(measure.against)} is better than the model."
     return f"{said} The difference may be chance." if less.value else said
 
 
-def _common(report: EvaluationReport) -> list[str]:
-    """Say what the prior `training` gives, if it is right for more pictures."""
-    if report.common_gain is None or report.common_gain.few or report.common_gain.low <= 0:
-        return []
-    row = report.rows[COMMON]
-    return [
-        f"With --prior training, for pictures in which classes are as common as in training:"
-        f" {100 * row.top1['overall'].value:.1f} %; each class counted alike, {100 * row.balanced.value:.1f} %."
-    ]
+def _beside_few(report: EvaluationReport, measure: Measure) -> str:
+    """End a sentence of few units with how many images the row that is compared with has right."""
+    if measure.against is None:
+        return "."
+    theirs = report.rows[measure.against].top1["overall"]
+    same = theirs.count == report.rows[measure.row].top1["overall"].count
+    return f"; {_named(measure)}, {theirs.count}." + ("" if same else " Too few to tell which is better.")
 
 
-def _share(value: float, of: Interval) -> str:
-    """Write a share of images in per cent, or, of a few units, as the number of images."""
-    return f"{round(value * of.images)}" if of.few else f"{100 * value:.1f} %"
+def _rule(row: str) -> str:
+    """Return a row's name without its prior."""
+    return row.partition(", --prior")[0]
+
+
+def _named(measure: Measure) -> str:
+    """Name the row that the method is compared with."""
+    row = measure.against or ""
+    name = _rule(row)
+    said = f"the best simple rule, {name}" if name in _SIMPLE else name
+    return f"{said} with classes equally common" if measure.prior == "training" and name == row else said
 
 
 def _pictures(of: Interval, one: str = "", more: str = "") -> str:
     """Count pictures, and the units that they are, with a verb."""
     said = plural(of.images, "picture")
     if of.units < of.images:
-        said += f" ({plural(of.units, 'unit')} of near duplicates or groups)"
+        said += f" ({units_of_pictures(of.units)})"
     verb = one if of.images == 1 else more
     return f"{said} {verb}".strip()
 

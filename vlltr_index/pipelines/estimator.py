@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from vlltr_index.data.decoding import ImageSource
 from vlltr_index.data.ready_made import is_ready_made, ready_made_labels, ready_made_pictures
 from vlltr_index.embedding.loading import recipe_encoder
-from vlltr_index.errors import FingerprintMismatch, InputError, MissingPackageError
+from vlltr_index.errors import FingerprintMismatch, InputError, MissingPackageError, UsageError
 from vlltr_index.pipelines.in_memory import (
     Images,
     Sentences,
@@ -24,6 +24,7 @@ from vlltr_index.pipelines.in_memory import (
     sentences_in,
     texts_by_class,
 )
+from vlltr_index.schemas.options import Measurable
 from vlltr_index.schemas.recipes import load_recipe
 from vlltr_index.tensors import check_matrix, computing_on
 
@@ -61,6 +62,8 @@ class VLLTRClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         encoder: `MODEL`, `MODEL:TAG` or `MODEL:FILE`. None: for pictures the recipe's; for features there is none.
         recipe: Name of a recipe that ships with the package, or path of a TOML file; None: `ours`.
         overrides: `section.key=value` strings that change values of the recipe.
+        prior: How common the classes are: `balanced`, all equally, so that each class counts alike; `training`, as
+            among the pictures of `fit`, so that each picture does, as `score` measures.
         device: `auto`, `cpu`, `cuda` or `cuda:N`; None: the value of VLLTR_DEVICE, else the recipe's.
         random_state: A number is the seed of the head's training; None: the recipe's seed, so that a fit can be
             repeated.
@@ -79,6 +82,7 @@ class VLLTRClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         encoder: str | None = None,
         recipe: str | None = None,
         overrides: Sequence[str] = (),
+        prior: str = "balanced",
         device: str | None = None,
         random_state: Any = None,
     ) -> None:
@@ -86,6 +90,7 @@ class VLLTRClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         self.encoder = encoder
         self.recipe = recipe
         self.overrides = overrides
+        self.prior = prior
         self.device = device
         self.random_state = random_state
 
@@ -102,8 +107,11 @@ class VLLTRClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         Raises:
             ValueError: Features or labels are of a wrong shape or not finite, or there is one class alone.
             InputError: A picture cannot be read or has no label, or there are no texts of these classes.
+            UsageError: The prior is neither `balanced` nor `training`.
             EncoderError: The encoder's weights are not there, and cannot be downloaded.
         """
+        if self.prior not in get_args(Measurable):
+            raise UsageError(f"the prior is 'balanced' or 'training', got {self.prior!r}")
         pictures = _pictures_of(X)
         y = _labels_of(X, y)
         if pictures is None:
@@ -130,7 +138,9 @@ class VLLTRClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
                 images = Images.of_pictures(pictures, labels, together, encoder, recipe)
                 self.n_features_in_ = encoder.dim
             sentences = self._sentences(encoder, recipe)
-            self.scorer_, self.notes_ = fit_in_memory(images, sentences, len(self.classes_), recipe)
+            scorer, self.notes_ = fit_in_memory(images, sentences, len(self.classes_), recipe)
+        common = self.prior == "training"
+        self.scorer_ = scorer.under_prior(scorer.training_frequencies) if common else scorer
         self._encoder = encoder
         self._image_fp = None if encoder is None else encoder.image_fp
         return self

@@ -17,11 +17,13 @@ from vlltr_index.embedding.loading import ImageSet, image_set, image_units, usab
 from vlltr_index.embedding.vectors import embed_crops
 from vlltr_index.errors import MissingStepError, UsageError, WorkspaceError, reason
 from vlltr_index.evaluation import metrics
-from vlltr_index.evaluation.metrics import COMMON, CROSS_VALIDATION, METHOD
+from vlltr_index.evaluation.compared import BRANCHES, Asked, RowAnswers, compared
+from vlltr_index.evaluation.metrics import CROSS_VALIDATION, METHOD, under
 from vlltr_index.heads.fusion import Rule
 from vlltr_index.heads.units import number_names
-from vlltr_index.pipelines.train_baseline import (
-    ADJUSTED,
+from vlltr_index.pipelines.baseline_scores import (
+    ClassFrequencies,
+    ScoredRow,
     baseline_labels,
     cross_validated_baselines,
     score_baselines,
@@ -29,13 +31,12 @@ from vlltr_index.pipelines.train_baseline import (
 from vlltr_index.recognition.folds import open_folds
 from vlltr_index.recognition.model import Model
 from vlltr_index.schemas.config import FusionConfig
-from vlltr_index.schemas.options import Prior, named_prior
+from vlltr_index.schemas.options import Measurable, Prior, named_prior
 from vlltr_index.tensors import class_positions
 from vlltr_index.wording import plural
 
 if TYPE_CHECKING:
     from vlltr_index.heads.tree import ClassTree
-    from vlltr_index.pipelines.train_baseline import BaselineRow
     from vlltr_index.schemas.records import Progress
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.workspace import Workspace
@@ -44,7 +45,6 @@ _log = logging.getLogger(__name__)
 
 _BATCH = 512
 _NO_INDEX = "in cross-validation, and under a prior, all classes are scored, not those that an index finds"
-_BRANCHES = (METHOD, "image branch", "text branch")
 _PRIOR_NOTES = {
     "balanced": "",
     "training": "classes as common as in training",
@@ -53,31 +53,18 @@ _PRIOR_NOTES = {
 
 
 @dataclass(frozen=True, eq=False)
-class RowAnswers:
-    """Answers of one row of the table.
-
-    Attributes:
-        best: int64 [N, K], K at most 5: columns of the best classes, best first; -1 for a class that is gone.
-        right: bool [N], whether the best is right.
-        confidence: float [N], the best's probability; None for a row without probabilities.
-    """
-
-    best: Tensor
-    right: Tensor
-    confidence: Tensor | None
-
-
-@dataclass(frozen=True, eq=False)
 class Answering:
     """A model, and the images that it answers.
 
     Attributes:
         model: The model.
+        plain: The model that takes all classes to be equally common.
         places: Int64 [M], positions in the evaluated images.
         without: The ids of the training images that it was fitted without.
     """
 
     model: Model
+    plain: Model
     places: Tensor
     without: frozenset[str] = frozenset()
 
@@ -92,6 +79,7 @@ class Measured:
         units: Int64 [N], the unit of each image, from 0.
         answering: The commit's model for all of them, or the folds' models, each for its own.
         torn: How many images of the folds are left out, see `Fold.torn`.
+        came: How many training images came after the folds were dealt, and are left out.
     """
 
     split: str
@@ -99,6 +87,7 @@ class Measured:
     units: Tensor
     answering: tuple[Answering, ...]
     torn: int = 0
+    came: int = 0
 
     @property
     def folds(self) -> int:
@@ -186,10 +175,11 @@ def evaluation(
         at: Which commit; default the newest.
         progress: Called while scoring and embedding.
         against: The row whose paired difference to the method is reported; default: image-only with logit
-            adjustment, where it is there, else the baseline that is right most often.
+            adjustment, where it is there, else the baseline that is best by the same measure.
         crops: Test-time crops of each image, 1 or 5; they are embedded first, and kept. Baselines see the plain view.
         rule: Fuse the branches by this rule instead of the workspace's.
-        prior: How common the classes are. Branches and baselines know no prior.
+        prior: How common the classes are, which says what is measured, too: see `Measure`. Branches know no prior, and
+            baselines that of training alone.
 
     Raises:
         MissingStepError: If the split is empty or not embedded, there is no head, or it was not cross-validated.
@@ -199,24 +189,23 @@ def evaluation(
     model = Model.open(snapshot)
     measured = _measured(model, snapshot, split)
     folds = measured.folds
-    if retrieval != "exhaustive" and (folds or prior != "balanced"):
-        raise UsageError(_NO_INDEX, "Leave out: --retrieval faiss")
-    _check_row(against, [*_BRANCHES[1:], *baseline_labels(snapshot, of_folds=folds > 0)])
+    _check_index(retrieval, folds, prior)
+    _check_row(against, [*BRANCHES[1:], *baseline_labels(snapshot, of_folds=folds > 0)])
     class_ids = model.class_ids
     labels = _labels(snapshot, class_ids, measured.data, measured.split)
     measured = _seen_as(workspace, measured, crops, rule=rule, prior=prior, progress=progress)
     tree = model.tree() if model.taxonomy else None
     fusion = measured.answering[0].model.fusion
     counts = _trained_with(snapshot, model)
-    plainly = fusion.rule == "ours" and prior == "balanced" and retrieval == "exhaustive"
-    common = plainly and _uneven(counts[model.trained])
-    answers, summed = _own_answers(measured, class_ids, labels, retrieval, tree, common, progress)
+    plainly = fusion.rule == "ours" and retrieval == "exhaustive" and _uneven(counts[model.trained])
+    other = _other_prior(prior) if plainly else None
+    answers, summed = _own_answers(measured, class_ids, labels, retrieval, tree, other, progress)
     seen = f"{crops} crops an image" if crops != 1 else ""
-    own = "; ".join(filter(None, (_rule_note(fusion, prior), seen, _torn_note(measured.torn))))
+    own = "; ".join(filter(None, (_rule_note(fusion, prior), seen)))
     notes = dict.fromkeys(answers, seen) | {METHOD: own}
-    for row, scores in _baselines(workspace, snapshot, measured, progress):
-        answers[row.label] = _row_answers(row, scores, class_ids, labels)
-        notes[row.label] = row.note
+    for scored in _baselines(workspace, snapshot, measured, progress):
+        answers |= _row_answers(scored, class_ids, labels, common=other is not None)
+        notes[scored.row.label] = scored.row.note
     best = answers[METHOD].best[:, 0]
     ranks = _by_rank(tree, best, summed, labels, counts=counts, units=measured.units) if tree else {}
     report = metrics.EvaluationReport(
@@ -231,16 +220,26 @@ def evaluation(
         rule=fusion.rule,
         prior=named_prior(prior),
         ranks=ranks,
-        by_class=_by_class(
-            snapshot, class_ids, answers, labels=labels, counts=training_counts(snapshot, class_ids)
-        ),
+        by_class=_by_class(snapshot, class_ids, answers, labels=labels),
         encoder=_encoder_name(snapshot),
         in_training=0 if folds else _in_training(snapshot, measured.split),
         folds=folds,
+        left_out=_left_out(measured),
         texts_count=model.saved.parts is None or not model.saved.parts.texts_are_mute,
-        **_figures(answers, labels, counts, measured=measured, against=against),
+        **compared(
+            answers,
+            Asked(labels, counts, units=measured.units, models=measured.models),
+            against,
+            [named_prior(prior), *([other] if other else [])],
+        ),
     )
     return Evaluation(report, answers, measured, class_ids=class_ids, labels=labels, counts=counts)
+
+
+def _check_index(retrieval: str, folds: int, prior: Prior) -> None:
+    """Refuse retrieval by the index where all classes are scored."""
+    if retrieval != "exhaustive" and (folds or prior != "balanced"):
+        raise UsageError(_NO_INDEX, "Leave out: --retrieval faiss")
 
 
 def _check_row(against: str | None, rows: Sequence[str]) -> None:
@@ -262,12 +261,12 @@ def _measured(model: Model, snapshot: Snapshot, split: str | None) -> Measured:
         split = "test" if usable_images(snapshot, "test", []).num_rows else CROSS_VALIDATION
     if split != CROSS_VALIDATION:
         data = image_set(snapshot, split)
-        everything = Answering(model, torch.arange(len(data.image_ids)))
+        everything = Answering(model, model, torch.arange(len(data.image_ids)))
         units = image_units(snapshot, data.image_ids, data.class_ids, data.features)
         return Measured(split, data, number_names(units), (everything,))
     stored = open_folds(snapshot)
     folds = [] if stored is None else [fold for fold in stored.opened(model) if fold.image_ids]
-    if not folds:
+    if stored is None or not folds:
         raise MissingStepError(
             "there is nothing to measure on: no image is in split test, and the head has not been cross-validated",
             "Run: vlltr cross-validate, or bring images: vlltr ingest images PATH --split test",
@@ -279,17 +278,30 @@ def _measured(model: Model, snapshot: Snapshot, split: str | None) -> Measured:
         torch.cat([fold.class_ids for fold in folds]),
         torch.cat([fold.features for fold in folds]),
     )
-    answering = (Answering(fold.model, mine, fold.without) for fold, mine in zip(folds, places, strict=True))
+    answering = (
+        Answering(fold.model, fold.model, mine, fold.without)
+        for fold, mine in zip(folds, places, strict=True)
+    )
     named = [unit for fold in folds for unit in fold.units]
-    return Measured(split, data, number_names(named), tuple(answering), sum(fold.torn for fold in folds))
+    return Measured(
+        split,
+        data,
+        number_names(named),
+        tuple(answering),
+        torn=sum(fold.torn for fold in folds),
+        came=stored.came_since(snapshot),
+    )
 
 
-def _torn_note(images: int) -> str:
-    """Say that images were left out, if some were."""
-    if not images:
-        return ""
-    left = plural(images, "image is", "images are")
-    return f"{left} left out, as images that belong to them came or moved since: vlltr cross-validate"
+def _left_out(measured: Measured) -> tuple[str, ...]:
+    """Say how many training images are not measured on, and why."""
+    said = []
+    if measured.came:
+        said.append(f"{plural(measured.came, 'picture')} that came after the cross-validation")
+    if measured.torn:
+        torn = plural(measured.torn, "picture that belongs", "pictures that belong")
+        said.append(f"{torn} together with others that came or moved after it, which its model may know")
+    return tuple(f"Not measured on: {one}. To measure on all: vlltr cross-validate" for one in said)
 
 
 def _seen_as(
@@ -303,9 +315,9 @@ def _seen_as(
     """Return the images as crops show them, answered by another rule and under a prior where they are asked for."""
     answering = measured.answering
     if rule is not None:
+        ruled = (one.model.with_rule(one.model.fusion.model_copy(update={"rule": rule})) for one in answering)
         answering = tuple(
-            replace(one, model=one.model.with_rule(one.model.fusion.model_copy(update={"rule": rule})))
-            for one in answering
+            replace(one, model=model, plain=model) for one, model in zip(answering, ruled, strict=True)
         )
     data = measured.data
     if crops != 1:
@@ -314,35 +326,56 @@ def _seen_as(
         data = replace(data, features=features)
 
     def under_prior(one: Answering) -> Answering:
-        asked = one.model.frequencies_among(data.features[one.places]) if prior == "folder" else prior
-        return replace(one, model=one.model.under(asked))
+        asked = one.plain.frequencies_among(data.features[one.places]) if prior == "folder" else prior
+        return replace(one, model=one.plain.under(asked))
 
     return replace(measured, data=data, answering=tuple(map(under_prior, answering)))
 
 
 def _baselines(
     workspace: Workspace, snapshot: Snapshot, measured: Measured, progress: Progress | None
-) -> Iterator[tuple[BaselineRow, Tensor]]:
-    """Yield each baseline with its scores [N, C]; those of folds are fitted without each fold's images."""
+) -> Iterator[ScoredRow]:
+    """Yield each baseline with its scores; those of folds are fitted without each fold's images."""
     ids = measured.data.image_ids
     if measured.split != CROSS_VALIDATION:
-        yield from score_baselines(workspace, snapshot, measured.split, ids, progress=progress)
+        common = _frequencies(measured.answering[0].plain)
+        for row, scores in score_baselines(workspace, snapshot, measured.split, ids, progress=progress):
+            yield ScoredRow(row, scores, row.baseline.under_prior(scores, common.of(row.class_ids)))
         return
-    parts = [([ids[place] for place in one.places.tolist()], one.without) for one in measured.answering]
+    parts = [
+        ([ids[place] for place in one.places.tolist()], one.without, _frequencies(one.plain))
+        for one in measured.answering
+    ]
     yield from cross_validated_baselines(workspace, snapshot, parts, progress)
 
 
-def _row_answers(row: BaselineRow, scores: Tensor, class_ids: Tensor, labels: Tensor) -> RowAnswers:
-    """Return a baseline's answers by its scores [N, C], in the columns of `class_ids`."""
-    best, confidence = _top(scores.softmax(1) if row.probabilities else scores)
-    places = class_positions(class_ids, row.class_ids[best].reshape(-1)).reshape(best.shape)
-    return RowAnswers(places, places[:, 0] == labels, confidence if row.probabilities else None)
+def _frequencies(model: Model) -> ClassFrequencies:
+    """Return how common classes are in training, by the counts that the method has them by; equally if it has none."""
+    known = model.saved.parts is not None and model.fusion.rule == "ours"
+    alike = torch.zeros(len(model.class_ids), dtype=torch.float64)
+    return ClassFrequencies(model.class_ids, model.training_frequencies if known else alike)
+
+
+def _row_answers(scored: ScoredRow, class_ids: Tensor, labels: Tensor, common: bool) -> dict[str, RowAnswers]:
+    """Return a baseline's answers in the columns of `class_ids`; if `common`, those under the prior `training` too."""
+    row = scored.row
+    scores = {row.label: scored.scores}
+    if common and scored.common is not None:
+        scores[under(row.label, "training")] = scored.common
+    found = {}
+    for name, some in scores.items():
+        best, confidence = _top(some.softmax(1) if row.probabilities else some)
+        places = class_positions(class_ids, row.class_ids[best].reshape(-1)).reshape(best.shape)
+        right = places[:, 0] == labels
+        found[name] = RowAnswers(places, right, confidence if row.probabilities else None)
+    return found
 
 
 def _by_class(
-    snapshot: Snapshot, class_ids: Tensor, answers: dict[str, RowAnswers], labels: Tensor, counts: Tensor
+    snapshot: Snapshot, class_ids: Tensor, answers: dict[str, RowAnswers], labels: Tensor
 ) -> tuple[metrics.ClassFigures, ...]:
     """Count for each class its images, those that the method and the text branch recognised, and its answers."""
+    counts = training_counts(snapshot, class_ids)
     classes = len(class_ids)
     best = answers[METHOD].best[:, 0]
     names = snapshot.class_table().names
@@ -425,10 +458,10 @@ def _own_answers(
     labels: Tensor,
     retrieval: str,
     tree: ClassTree | None,
-    common: bool,
+    other: Measurable | None,
     progress: Progress | None,
 ) -> tuple[dict[str, RowAnswers], list[Tensor]]:
-    """Return the answers of the method, of each branch and, if `common`, of the method under the prior `training`, in
+    """Return the answers of the method, of each branch and, if there is one, of the method under the prior `other`, in
     the columns of `class_ids`; and for each of `tree.levels` the most probable node, int64 [N]."""
     tops: list[list[Tensor]] = []
     nodes: list[list[Tensor]] = []
@@ -438,9 +471,9 @@ def _own_answers(
         for places in one.places.split(_BATCH):
             fused, _ = one.model.score(measured.data.features[places], retrieval)
             scores = [_whole(part, columns) for part in (fused.probabilities, fused.by_image, fused.by_text)]
-            if common:
-                under, _ = one.model.under("training").score(measured.data.features[places], retrieval)
-                scores.append(_whole(under.probabilities, columns))
+            if other is not None:
+                again, _ = one.plain.under(other).score(measured.data.features[places], retrieval)
+                scores.append(_whole(again.probabilities, columns))
             tops.append([part for each in scores for part in _top(each)])
             nodes.append([tree.best_at(rank, scores[0]) for rank in tree.levels] if tree else [])
             done += len(places)
@@ -448,9 +481,16 @@ def _own_answers(
                 progress("evaluate", done, len(labels))
     whole = [torch.cat(parts) for parts in zip(*tops, strict=True)]
     summed = [torch.cat(parts) for parts in zip(*nodes, strict=True)]
-    names = (*_BRANCHES, COMMON) if common else _BRANCHES
+    names = BRANCHES if other is None else (*BRANCHES, under(METHOD, other))
     rows = zip(names, whole[::2], whole[1::2], strict=True)  # best classes and confidence alternate
     return {name: RowAnswers(best, best[:, 0] == labels, sure) for name, best, sure in rows}, summed
+
+
+def _other_prior(prior: Prior) -> Measurable | None:
+    """Return the other one of `balanced` and `training`; None for another prior."""
+    if prior == "balanced":
+        return "training"
+    return "balanced" if prior == "training" else None
 
 
 def _uneven(counts: Tensor) -> bool:
@@ -492,36 +532,3 @@ def _by_rank(
 def _top(scores: Tensor) -> tuple[Tensor, Tensor]:
     best = scores.topk(min(5, scores.shape[1]), dim=1)
     return best.indices, best.values[:, 0]
-
-
-def _figures(
-    answers: dict[str, RowAnswers], labels: Tensor, counts: Tensor, measured: Measured, against: str | None
-) -> dict[str, Any]:
-    """Return accuracy and calibration error of each row, and by bin the method less the row `against` (or the
-    default)."""
-    own = (*_BRANCHES, COMMON)
-    found = {name: float(row.right.double().mean()) for name, row in answers.items() if name not in own}
-    other = against or (ADJUSTED if ADJUSTED in found else max(found, key=found.__getitem__, default=None))
-    right = answers[METHOD].right
-    masks = metrics.bin_masks(labels, counts, "release") if other is not None else {}
-    units = measured.units
-    rows = {
-        name: metrics.accuracy_report(row.best, labels, counts, units=units, models=measured.models)
-        for name, row in answers.items()
-    }
-    return {
-        "rows": rows,
-        "calibration_error": {
-            name: metrics.expected_calibration_error(row.confidence, row.right)
-            for name, row in answers.items()
-            if row.confidence is not None and not rows[name].top1["overall"].few
-        },
-        "differences": {
-            name: metrics.paired_difference(right[mask], answers[other or ""].right[mask], units=units[mask])
-            for name, mask in masks.items()
-        },
-        "against": other,
-        "common_gain": metrics.paired_difference(answers[COMMON].right, right, units=units)
-        if COMMON in answers
-        else None,
-    }

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from vlltr_index.data.grouping import Grouping
 from vlltr_index.errors import InputError, MissingStepError, UsageError
@@ -21,6 +21,7 @@ from vlltr_index.pipelines.report import write_report
 from vlltr_index.pipelines.train_all import plan_training
 from vlltr_index.pipelines.train_baseline import train_baseline
 from vlltr_index.schemas.config import CONFIG_NAME
+from vlltr_index.schemas.options import Measurable
 from vlltr_index.store.origins import gave, places
 from vlltr_index.store.workspace import Workspace
 from vlltr_index.tensors import choose_device, computing_on
@@ -36,6 +37,11 @@ if TYPE_CHECKING:
 
 _TEXTS = ("texts", "texts.json", "texts.jsonl", "texts.csv", "texts.parquet")
 _TESTS = ("test", "val", "validation", "valid")
+_RULES = {
+    "ncm": "nearest class mean",
+    "discriminant": "linear discriminant",
+    "zero-shot": "prompts alone, without training",
+}
 _READABLE = "problem IS NULL"
 _TEST = "split = 'test' AND class_id IS NOT NULL AND problem IS NULL"
 _ENOUGH = 30  # test pictures that came another way, from which on the model is measured on them
@@ -129,6 +135,7 @@ def fit(
     overrides: Sequence[str] = (),
     to: str | os.PathLike[str] | None = None,
     measure: bool = True,
+    prior: Measurable = "balanced",
     group: str | None = None,
     dry_run: bool = False,
     device: str | None = None,
@@ -151,6 +158,8 @@ def fit(
         overrides: `section.key=value` strings that change values of the recipe.
         to: The workspace; default: `FOLDER-model` beside the folder.
         measure: Whether it is measured.
+        prior: By what it is measured and compared: `balanced`, each class counting alike, or `training`, each picture
+            counting alike and classes being as common as in training. The report has both.
         group: Which pictures belong together, and are held out together, see `ingest_images`.
         dry_run: Say what is new, moved or gone; nothing is committed, trained or measured.
         device: `auto`, `cpu`, `cuda` or `cuda:N`; default: the value of VLLTR_DEVICE, else the recipe's.
@@ -161,13 +170,14 @@ def fit(
 
     Raises:
         InputError: If the folder is not of that kind, there are no such texts, or none of the pictures can be read.
-        UsageError: If there is no such recipe, encoder or device, or much is gone from the folder and nobody agreed, or
-            a dry run has no workspace to compare with.
+        UsageError: If there is no such recipe, encoder, device or prior, or much is gone from the folder and nobody
+            agreed, or a dry run has no workspace to compare with.
         EncoderError: If the encoder's weights are not there, and cannot be downloaded.
         ConfigError: If a value does not fit the recipe.
         WorkspaceError: If the workspace is there with another recipe, or cannot be written.
     """
     choose_device(device)
+    _check_prior(prior)
     if group is not None:
         Grouping.parse(group)
     sources = find_sources(Path(folder), None if text is None else Path(text))
@@ -186,8 +196,17 @@ def fit(
         require_encoder(workspace)  # before anything is brought in
     with computing_on(device, workspace.recipe.device):
         maker = StepMaker(workspace, str(at), device, progress)
-        plan = plan_fit(maker, sources, measure, agree, group=group, dry_run=dry_run)
+        plan = plan_fit(maker, sources, measure, agree, prior=prior, group=group, dry_run=dry_run)
         return _run(plan, workspace, Runner(on_step, len(plan.steps)))
+
+
+def _check_prior(prior: str) -> None:
+    """Refuse a prior that a model cannot be measured by before it is asked about any picture."""
+    if prior not in get_args(Measurable):
+        raise UsageError(
+            f"fit measures by the prior 'balanced' or 'training', got {prior!r}",
+            "By what the pictures asked about or a file tell, ask: vlltr predict --prior folder, or --prior FILE",
+        )
 
 
 def _run(plan: FitPlan, workspace: Workspace, runner: Runner) -> FitResult:
@@ -220,6 +239,7 @@ def plan_fit(
     measure: bool,
     agree: Callable[[str], None] | None = None,
     *,
+    prior: Measurable = "balanced",
     group: str | None = None,
     dry_run: bool = False,
 ) -> FitPlan:
@@ -250,7 +270,9 @@ def plan_fit(
         pictures=tuple(sync.pictures(title, path, split=split, group=group) for title, split, path in asked),
         gone=(*gone_texts, *gone_tests),
         train=() if dry_run else tuple(plan_training(maker, stage_one=False).values()),
-        measure=_measurement(maker, has_test, bool(sources.texts)) if measure and not dry_run else None,
+        measure=_measurement(maker, has_test, bool(sources.texts), prior)
+        if measure and not dry_run
+        else None,
         remarks=tuple(remarks),
     )
 
@@ -308,7 +330,7 @@ def _gone_tests(sync: _Sync, sources: Sources) -> list[Step[IngestReport]]:
     return [sync.pictures("Pictures that are no more", path, split="test") for path in gone]
 
 
-def _measurement(maker: StepMaker, has_test: bool, has_texts: bool) -> Measurement:
+def _measurement(maker: StepMaker, has_test: bool, has_texts: bool, prior: Measurable) -> Measurement:
     """Return the steps that measure the model on split `test` or by cross-validation, beside simple rules."""
     device = maker.on_device
     split = "test" if has_test else CROSS_VALIDATION
@@ -323,19 +345,21 @@ def _measurement(maker: StepMaker, has_test: bool, has_texts: bool) -> Measureme
         cross_validate=cross,
         rules=tuple(
             maker.step(
-                f"A simple rule on the same vectors: {name}",
+                f"A simple rule on the same vectors: {what}",
                 ("train", "baseline", name, *device),
                 train_baseline,
                 name=name,
                 config=maker.workspace.recipe.baselines,
             )
-            for name in ("ncm", "discriminant", *(["zero-shot"] if has_texts else []))
+            for name, what in _RULES.items()
+            if has_texts or name != "zero-shot"
         ),
         report=maker.step(
             "Accuracy on pictures that it has not seen, and the report",
-            ("report", "--split", split, *device),
+            ("report", "--split", split, *(("--prior", "training") if prior == "training" else ()), *device),
             write_report,
             split=split,
+            prior=prior,
         ),
     )
 
@@ -398,4 +422,6 @@ def _check(pictures: Path, inside: dict[str, Path], test: str | None) -> None:
 def _beside(folder: Path) -> Path:
     """Return the usual place of the workspace of a folder of pictures."""
     whole = folder.resolve()
-    return whole.with_name(f"{whole.name}-model")
+    place = whole.with_name(f"{whole.name}-model")
+    here = Path.cwd()
+    return place.relative_to(here) if place.is_relative_to(here) else place

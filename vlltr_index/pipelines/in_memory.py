@@ -339,8 +339,10 @@ def fit_in_memory(
         anchors=Anchors(
             bank=bank,
             keys=torch.arange(len(chosen)),
-            sentence_ids=[sentences.ids[n] for n in chosen],
-            read_texts=partial(pa.array, [sentences.texts[n] for n in chosen], pa.string()),
+            read={
+                "sentence_id": pa.array([sentences.ids[n] for n in chosen], pa.string()),
+                "text": pa.array([sentences.texts[n] for n in chosen], pa.string()),
+            }.__getitem__,
             selection_id="",
         ),
         saved=SavedHead(decision.head, every[decision.rows], text_fp="", image_fp="", parts=decision.parts),

@@ -9,6 +9,7 @@ import shlex
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from vlltr_index.pipelines.image_run import EXAMPLES, ImageRun, Listing, Notes, 
 from vlltr_index.pipelines.removal import Agreed, remove_sentences, retire
 from vlltr_index.schemas.records import SentenceRecord, Skipped
 from vlltr_index.store import ingestion
+from vlltr_index.store.class_table import folded
 from vlltr_index.store.origins import Origin, Source
 from vlltr_index.wording import plural, preview
 
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from vlltr_index.store.transaction import Transaction
     from vlltr_index.store.workspace import Workspace
 
+_NAMED = 3  # copies of one picture
+_CLOSE = 0.8  # how alike names of one class may be spelt, by `difflib`
 _TOLD = ["sentence_id", "text_hash", "class_id", "source", "source_ref"]
 
 
@@ -201,6 +205,7 @@ def _image_report(
     run: ImageRun, source: str, classes_before: int, *, prompts: int, retired: list[str], dry_run: bool
 ) -> IngestReport:
     """Return the report of the ingestion."""
+    _tell_of_misspelt_classes(run.tx, run.notes)
     if retired:
         run.notes.lines.append(f"retired, as nothing is left of it: {preview(retired)}")
     if run.unknown:
@@ -257,20 +262,24 @@ def _several(rows: list[dict[str, Any]], column: str) -> set[Any]:
 
 
 def _name_copies(run: ImageRun, copies: list[list[dict[str, Any]]]) -> None:
-    """Name pictures of one content, those that several splits or classes have first."""
+    """Name pictures of one content that several splits or classes have; count those that one class has twice."""
     names = run.tx.class_table().names
-    for copy in sorted(copies, key=lambda copy: -len({(row["split"], row["class_id"]) for row in copy})):
+    apart = [copy for copy in copies if len({(row["split"], row["class_id"]) for row in copy}) > 1]
+    for copy in sorted(apart, key=len):
         told = [
-            f"{row['uri']} ({row['split']}"
+            f"{row['uri'].removeprefix(f'{run.source.address}/')} ({row['split']}"
             + (f", {names[row['class_id']]!r})" if row["class_id"] is not None else ")")
             for row in sorted(copy, key=lambda row: row["uri"])
         ]
-        more = f" and {len(told) - EXAMPLES:,} more" if len(told) > EXAMPLES else ""
-        listed = ", ".join(told[:EXAMPLES]) + more
-        run.notes.add("copies", f"one picture, byte for byte: {listed}")
-    unnamed = len(copies) - EXAMPLES
-    if unnamed > 0:
-        run.notes.lines.append(f"and {plural(unnamed, 'picture')} more that are there several times")
+        more = f" and {len(told) - _NAMED:,} more" if len(told) > _NAMED else ""
+        run.notes.add("copies", f"one picture, byte for byte: {', '.join(told[:_NAMED])}{more}")
+    if len(apart) > EXAMPLES:
+        run.notes.lines.append(f"and {plural(len(apart) - EXAMPLES, 'picture')} more of that kind")
+    same = len(copies) - len(apart)
+    if same:
+        run.notes.lines.append(
+            f"several times in one class, byte for byte: {plural(same, 'picture')}, each counts once"
+        )
 
 
 def _next_step(tx: Transaction) -> str | None:
@@ -360,6 +369,7 @@ def ingest_text(
         wanted = prompts is not False
         made = write_prompts(tx, table.ids) if wanted else 0
         _tell_of_bare_classes(tx, notes, wanted)
+        _tell_of_misspelt_classes(tx, notes)
     if lost.retired:
         notes.lines.append(f"retired, as nothing is left of it: {preview(lost.retired)}")
     return IngestReport(
@@ -377,6 +387,24 @@ def ingest_text(
         removed=len(struck),
         dry_run=dry_run,
     )
+
+
+def _tell_of_misspelt_classes(tx: Transaction, notes: Notes) -> None:
+    """Note classes with texts and no image whose names are close to one with images and no text but prompts."""
+    table = tx.class_table()
+    bare = _classes_without_text(tx)[1]
+    pictured = set(tx.table("images", ["class_id"])["class_id"].drop_null().to_pylist())
+    lacking = {folded(table.names[i]): table.names[i] for i in sorted(bare & pictured)}
+    phantoms = sorted(set(table.ids) - bare - pictured) if lacking else []
+    for phantom in phantoms:
+        name = table.names[phantom]
+        for close in get_close_matches(folded(name), list(lacking), n=1, cutoff=_CLOSE):
+            meant = lacking[close]
+            mend = "name it so in the texts, and bring them in again with --sync"
+            if tx.commit.head:
+                mend = f"vlltr classes merge {shlex.quote(meant)} {shlex.quote(name)}"
+            told = f"class {name!r} has texts and no picture, {meant!r} pictures and no text"
+            notes.add("misspelt", f"Warning: {told}. If they are one: {mend}")
 
 
 def _tell_of_bare_classes(tx: Transaction, notes: Notes, prompted: bool) -> None:

@@ -30,6 +30,7 @@ from vlltr_index.pipelines.evaluate import Evaluation, evaluation, keep
 from vlltr_index.pipelines.status import status
 from vlltr_index.schemas.fingerprint import short
 from vlltr_index.schemas.manifests import TrainingLog
+from vlltr_index.schemas.options import Prior, named_prior
 from vlltr_index.store.tables import one_of
 from vlltr_index.wording import plural
 
@@ -83,15 +84,18 @@ def write_report(
     out: Path | None = None,
     split: str | None = None,
     against: str | None = None,
+    prior: Prior = "balanced",
     progress: Progress | None = None,
 ) -> ReportFile:
     """Write the report of the newest commit as one HTML file, whole or not at all; its figures as `evaluate` does.
 
     Args:
         workspace: What to report on.
-        out: The file; default `reports/report-<split>-<commit>.html` in the workspace.
+        out: The file; default `reports/report-<split>-<commit>.html` in the workspace, under a prior one whose name
+            says so.
         split: Which images to evaluate, see `evaluation`.
         against: The baseline's row; default: image-only with logit adjustment, else the best.
+        prior: How common the classes are, see `evaluation`.
         progress: Called while scoring and embedding.
 
     Raises:
@@ -111,9 +115,10 @@ def write_report(
             "nothing has been committed yet: there is nothing to report on",
             "Run: vlltr ingest images PATH --split train",
         )
-    report = gather_report(workspace, commit.id, split=split, against=against, progress=progress)
+    report = gather_report(workspace, commit.id, split, against, prior, progress)
     data = render(report).encode("utf-8", "replace")
-    path = out or workspace.path / "reports" / f"report-{report.split}-{commit.id}.html"
+    under = "" if prior == "balanced" else f"-prior-{named_prior(prior)}"
+    path = out or workspace.path / "reports" / f"report-{report.split}-{commit.id}{under}.html"
     try:
         write_file(path, data)
     except OSError as error:
@@ -139,6 +144,7 @@ def gather_report(
     at: int,
     split: str | None = None,
     against: str | None = None,
+    prior: Prior = "balanced",
     progress: Progress | None = None,
 ) -> records.Report:
     """Gather the content of the report on commit `at`; a missing part names the command that makes it.
@@ -148,7 +154,7 @@ def gather_report(
     """
     snapshot = workspace.snapshot(at)
     state = status(workspace, at)
-    measured = _measure(workspace, snapshot, split, against=against, progress=progress)
+    measured = _measure(workspace, snapshot, split, against=against, prior=prior, progress=progress)
     of_folds = isinstance(measured, Evaluation) and measured.report.folds > 0
     shown = measured.report.split if isinstance(measured, Evaluation) else split or "test"
     notes = [f"To do: {what}." for what in state.stale] if isinstance(measured, Evaluation) else []
@@ -174,11 +180,14 @@ def _measure(
     snapshot: Snapshot,
     split: str | None,
     against: str | None,
+    prior: Prior,
     progress: Progress | None,
 ) -> Evaluation | records.Missing:
     """Return the evaluation, or what it lacks."""
     try:
-        return evaluation(workspace, split, at=snapshot.commit.id, progress=progress, against=against)
+        return evaluation(
+            workspace, split, at=snapshot.commit.id, progress=progress, against=against, prior=prior
+        )
     except WorkspaceError as error:  # something is missing, damaged, or made with another encoder
         return records.Missing(error.message, error.hint or "See: vlltr status")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -107,7 +108,8 @@ def status(workspace: Workspace, at: int | None = None) -> StatusReport:
     todo = list(_todo(workspace, snapshot, images, lacking))
     folds = commit.info.folds
     measurable = images.get("test") or (folds is not None and folds.head == commit.head)
-    use = "vlltr evaluate" if measurable else "vlltr predict IMAGE --explain 3"
+    unmeasured = measurable and not _is_measured(workspace, commit)
+    use = "vlltr evaluate" if unmeasured else "vlltr predict IMAGE --explain 3"
     return StatusReport(
         workspace=workspace.address,
         recipe=workspace.recipe.name,
@@ -128,6 +130,12 @@ def status(workspace: Workspace, at: int | None = None) -> StatusReport:
         stale=tuple(what for what, _ in todo),
         next=todo[0][1] if todo else use,
     )
+
+
+def _is_measured(workspace: Workspace, commit: Commit) -> bool:
+    """Say whether an evaluation of a commit is kept, whatever was asked for."""
+    kept = re.compile(rf"evaluate-.+-{commit.id}(-.+)?\.json")
+    return any(kept.fullmatch(name) for name in workspace.storage.names("reports"))
 
 
 def _there(snapshot: Snapshot, name: str, column: str, keys: Iterable[str]) -> int:

@@ -5,7 +5,6 @@ What can be chosen is chosen on split val, or on held-back training images where
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import compress
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from pydantic import AliasPath, Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -21,23 +19,22 @@ from vlltr_index.embedding.loading import (
     ImageSet,
     content_ids,
     content_vectors,
-    image_vectors_of,
+    image_units,
     numbers,
     open_encoder,
     saved_encoder,
     usable_images,
 )
 from vlltr_index.embedding.vectors import embed_images, embed_sentences, embedded
-from vlltr_index.errors import FingerprintMismatch, MissingStepError, UsageError, WorkspaceError
+from vlltr_index.errors import MissingStepError, UsageError, WorkspaceError
 from vlltr_index.evaluation.baselines import (
     BY_NAME,
     Baseline,
     FitData,
-    Linear,
     Texts,
     Tower,
 )
-from vlltr_index.evaluation.rules import adjusted_logits, hold_back
+from vlltr_index.evaluation.rules import hold_back
 from vlltr_index.pipelines import training
 from vlltr_index.schemas.manifests import Manifest
 from vlltr_index.schemas.records import BASELINES
@@ -56,10 +53,6 @@ if TYPE_CHECKING:
     from vlltr_index.store.transaction import Transaction
     from vlltr_index.store.workspace import Workspace
 
-FC = "image-only"
-ADJUSTED = "image-only + logit adjustment"
-"""The strongest image-only row: what the method is compared with unless another row is named."""
-
 
 class BaselineManifest(Manifest):
     """Content of `baseline.json`: what `BaselineRow` holds beside tensors."""
@@ -71,13 +64,6 @@ class BaselineManifest(Manifest):
     image_fp: str | None
     settings: dict[str, int | float | str]
     note: str
-
-
-class ImageOnlySettings(Manifest):
-    """The part of `train.json` that says how the image-only baseline was trained; see `BaselineConfig`."""
-
-    logit_adjustment: float = Field(validation_alias=AliasPath("config", "logit_adjustment"))
-    sampler_power: float = Field(validation_alias=AliasPath("config", "sampler_power"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,7 +180,7 @@ def train_baseline(
         lambda _: (None, f"baseline-{name}"),
         facts=training.vector_facts,
     ) as run:
-        row = _Making(workspace, run.snapshot, config, progress).row(BY_NAME[name])
+        row = Making(workspace, run.snapshot, config, progress).row(BY_NAME[name])
 
         def keep(tx: Transaction) -> None:
             digest = tx.objects.put("heads", lambda path: _save(row, path))
@@ -220,33 +206,7 @@ def _save(row: BaselineRow, folder: Path) -> None:
     facts.save(folder / "baseline.json")
 
 
-def _load(snapshot: Snapshot, name: str, digest: str) -> BaselineRow:
-    """Read a committed baseline.
-
-    Raises:
-        MissingStepError: If its files are gone.
-        WorkspaceError: If they are damaged, or of another format.
-    """
-    folder = _kept(snapshot, "heads", digest, name)
-    try:
-        facts = BaselineManifest.load(folder / "baseline.json")
-    except ValueError as error:
-        mend = f"Make it again: vlltr train baseline {name}"
-        raise WorkspaceError(f"the baseline in {folder} cannot be read: {error}", mend) from None
-    tensors = load_file(folder / "baseline.safetensors")
-    class_ids = tensors.pop("class_ids")
-    return BaselineRow(
-        label=facts.label,
-        baseline=BY_NAME[name].of(tensors, facts.settings),
-        tower=facts.tower,
-        checkpoint=facts.checkpoint,
-        image_fp=facts.image_fp,
-        class_ids=class_ids,
-        note=facts.note,
-    )
-
-
-def _texts(snapshot: Snapshot, sentences: Sentences, text_fp: str) -> Texts:
+def stored_texts(snapshot: Snapshot, sentences: Sentences, text_fp: str) -> Texts:
     """Read the stored vectors of sentences.
 
     Raises:
@@ -256,7 +216,7 @@ def _texts(snapshot: Snapshot, sentences: Sentences, text_fp: str) -> Texts:
     return Texts(vectors, sentences.labels, len(sentences.class_ids), text_fp)
 
 
-def _kept(snapshot: Snapshot, kind: Kind, digest: str, name: str) -> Path:
+def kept_folder(snapshot: Snapshot, kind: Kind, digest: str, name: str) -> Path:
     """Return the folder of a committed baseline, whose files must be those that were written."""
     try:
         return snapshot.objects.whole(kind, digest)
@@ -276,145 +236,16 @@ def fc_checkpoint(snapshot: Snapshot) -> Path:
         raise MissingStepError(
             "the image-only baseline has not been trained yet", "Run: vlltr train baseline fc"
         )
-    return _kept(snapshot, "checkpoints", digest, "fc")
+    return kept_folder(snapshot, "checkpoints", digest, "fc")
 
 
-def _rows(snapshot: Snapshot) -> Iterator[tuple[str, BaselineRow]]:
-    """Yield name and row of each committed baseline, in the order of the table."""
-    info = snapshot.commit.info
-    if info.baseline_fc:
-        folder = fc_checkpoint(snapshot)
-        settings = ImageOnlySettings.load(folder / "train.json")
-        visual = load_file(folder / "visual.safetensors")
-        linear = Linear(weight=visual["weight"], bias=visual["bias"])
-        ids = visual["class_ids"]
-        row = BaselineRow(FC, linear, "fc", info.baseline_fc, image_fp=None, class_ids=ids)
-        yield "fc", row
-        if settings.logit_adjustment == 0:
-            bias = adjusted_logits(visual["bias"], visual["counts"], settings.sampler_power)
-            yield "fc", replace(row, label=ADJUSTED, baseline=replace(linear, bias=bias))
-    for name in BASELINES:
-        if name in info.baselines:
-            yield name, _load(snapshot, name, info.baselines[name])
-
-
-def baseline_labels(snapshot: Snapshot, of_folds: bool = False) -> list[str]:
-    """Return the names of the rows that `score_baselines` gives, or `cross_validated_baselines`, in their order.
-
-    Raises:
-        MissingStepError: If a baseline's files are gone.
-        WorkspaceError: If they are damaged.
-    """
-    return [row.label for _, row in _rows(snapshot) if not of_folds or row.tower == "own"]
-
-
-def score_baselines(
-    workspace: Workspace,
-    snapshot: Snapshot,
-    split: str,
-    image_ids: list[str],
-    progress: Progress | None = None,
-) -> Iterator[tuple[BaselineRow, Tensor]]:
-    """Yield each baseline row of the commit with its scores float [N, C] for `image_ids` of `split`, in their order.
-
-    The image-only baseline has a row as trained and, if it was trained without logit adjustment, one with logit
-    adjustment after training. Images without vectors are embedded first (resumable), with `progress`.
-
-    Raises:
-        MissingStepError: If a baseline's files are gone.
-        WorkspaceError: If they are damaged.
-        FingerprintMismatch: If the encoder a baseline was made with is not there any more.
-    """
-    known: dict[tuple[str | None, str | None], Tensor] = {}  # of the last row's tower
-    for name, row in _rows(snapshot):
-        tower = row.checkpoint, row.image_fp
-        if tower not in known:
-            image_fp = row.image_fp
-            contents = content_ids(snapshot, image_ids)
-            if image_fp is None or not all(embedded(snapshot, image_fp, contents)):
-                encoder = _encoder_of(snapshot, row, name)
-                image_fp = encoder.image_fp
-                _embed(workspace, encoder, split, contents=contents, progress=progress)
-            features = image_vectors_of(snapshot, image_ids, image_fp=image_fp)
-            known = {tower: features.to(choose_device())}
-        note = "; ".join(filter(None, (row.note, _age(row, snapshot, name))))
-        features = known[tower]
-        yield replace(row, note=note), _scores(snapshot, row, features)
-
-
-def _scores(snapshot: Snapshot, row: BaselineRow, features: Tensor) -> Tensor:
-    """Score features [N, D], by the sentences as they are now if it reads them; the scores [N, C] lie on the CPU."""
-    baseline = row.baseline.to(features.device)
-    if baseline.reads_texts:
-        sentences = sentences_of(snapshot, row.class_ids)
-        texts = _texts(snapshot, sentences, str(row.settings["text_fp"]))
-        baseline = replace(baseline, texts=texts)
-    return baseline.scores(features).cpu()
-
-
-def cross_validated_baselines(
-    workspace: Workspace,
-    snapshot: Snapshot,
-    parts: Sequence[tuple[Sequence[str], frozenset[str]]],
-    progress: Progress | None = None,
-) -> Iterator[tuple[BaselineRow, Tensor]]:
-    """Yield each baseline of the commit with its scores float [N, C] for the training images of all parts, in order.
-
-    It is fitted anew for each part. Baselines over the image-only baseline's tower, which was
-    trained on all images, are left out.
-
-    Args:
-        workspace: Where vectors are.
-        snapshot: The commit.
-        parts: Ids of the images that are scored, and of those that it is fitted without.
-        progress: Called while vectors are made.
-
-    Raises:
-        MissingStepError: If a baseline's files are gone.
-        WorkspaceError: If they are damaged.
-    """
-    making = _Making(workspace, snapshot, workspace.recipe.baselines, progress)
-    for name, row in _rows(snapshot):
-        if row.tower != "own":
-            continue
-        scores = []
-        for part, without in parts:
-            fitted = making.row(BY_NAME[name], without)
-            features = image_vectors_of(snapshot, part, image_fp=fitted.image_fp).to(choose_device())
-            found = _scores(snapshot, fitted, features)
-            columns = class_positions(fitted.class_ids, row.class_ids)
-            lowest = found.new_full((len(found), 1), -torch.inf)
-            scores.append(torch.cat([found, lowest], 1)[:, columns])
-        yield row, torch.cat(scores)
-
-
-def _encoder_of(snapshot: Snapshot, row: BaselineRow, name: str) -> Encoder:
-    """Open the encoder that a row was made with."""
-    if row.checkpoint is not None:
-        encoder = saved_encoder(snapshot.objects.path("checkpoints", row.checkpoint))
-    else:
-        encoder = training.starting_encoder(snapshot.recipe)
-    if row.image_fp not in (None, encoder.image_fp):
-        raise FingerprintMismatch(
-            f"baseline {name!r} was made with encoder {row.image_fp}, the one that loads now is {encoder.image_fp}",
-            f"Make it again: vlltr train baseline {name}",
-        )
-    return encoder
-
-
-def _embed(
+def embed_missing(
     workspace: Workspace, encoder: Encoder, split: str, contents: list[str], progress: Progress | None
 ) -> None:
     """Embed the images that have no vector yet; a commit is made only if some of them cannot be read."""
     if not all(embedded(workspace.snapshot(), encoder.image_fp, contents)):
         with workspace.transaction("embed for a baseline") as tx:
             embed_images(tx, encoder.eval(), split, progress=progress)
-
-
-def _age(row: BaselineRow, snapshot: Snapshot, name: str) -> str:
-    """Return a note if the row was fitted with a tower that is no longer the commit's, else an empty string."""
-    now = snapshot.commit.info.baseline_fc if row.tower == "fc" else snapshot.commit.checkpoint
-    return "" if now == row.checkpoint else f"made with an earlier tower: vlltr train baseline {name}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -437,7 +268,7 @@ class _Tower:
 
 
 @dataclass(frozen=True)
-class _Making:
+class Making:
     """The making of baselines: what it reads, and the vectors that are embedded for it.
 
     Attributes:
@@ -446,6 +277,7 @@ class _Making:
         config: What the baselines may choose from.
         progress: Called while vectors are made.
         known: The images that were read, by split and the encoder's fingerprint.
+        known_units: The units of the training images, by the encoder's fingerprint.
     """
 
     workspace: Workspace
@@ -453,6 +285,7 @@ class _Making:
     config: BaselinesConfig
     progress: Progress | None
     known: dict[tuple[str, str], ImageSet] = field(default_factory=dict)
+    known_units: dict[str, list[str]] = field(default_factory=dict)
 
     def row(self, kind: type[Baseline], without: frozenset[str] = frozenset()) -> BaselineRow:
         """Fit a baseline without the images of some ids."""
@@ -465,6 +298,9 @@ class _Making:
                 sentences, note = _prompts(sentences)
             data = replace(data, texts=self.texts(tower.encoder, sentences))
         fitted = kind.fit(data, self.config, self.progress)
+        if kind.knows_prior:
+            units = self.units(tower, without)
+            fitted = fitted.with_prior(replace(data, units=units), self.config)
         return BaselineRow(
             label=kind.name,
             baseline=fitted.to(torch.device("cpu")),
@@ -523,14 +359,24 @@ class _Making:
             texts=None,
         )
 
+    def units(self, tower: _Tower, without: frozenset[str]) -> list[str]:
+        """Return the unit of each training image of `data`."""
+        found = self.images(tower.encoder, "train")
+        if tower.encoder.image_fp not in self.known_units:
+            named = image_units(self.snapshot, found.image_ids, found.class_ids, found.features)
+            self.known_units[tower.encoder.image_fp] = named
+        owned = (class_positions(tower.class_ids, found.class_ids) >= 0).tolist()
+        there = zip(found.image_ids, owned, self.known_units[tower.encoder.image_fp], strict=True)
+        return [unit for image_id, own, unit in there if own and image_id not in without]
+
     def texts(self, encoder: Encoder, sentences: Sentences) -> Texts:
         """Read the vectors of sentences; missing ones are embedded first."""
         try:
-            found = _texts(self.snapshot, sentences, encoder.text_fp)
+            found = stored_texts(self.snapshot, sentences, encoder.text_fp)
         except MissingStepError:
             with self.workspace.transaction("embed for a baseline") as tx:  # only the cache grows: no commit
                 embed_sentences(tx, encoder, sentences.hashes, sentences.texts, progress=self.progress)
-            found = _texts(self.snapshot, sentences, encoder.text_fp)
+            found = stored_texts(self.snapshot, sentences, encoder.text_fp)
         return replace(found, vectors=found.vectors.to(choose_device()))
 
     def split(
@@ -559,7 +405,7 @@ class _Making:
                     f"Run: vlltr ingest images PATH --split {split}",
                 )
             contents = content_ids(self.snapshot, ids)
-            _embed(self.workspace, encoder, split, contents=contents, progress=self.progress)
+            embed_missing(self.workspace, encoder, split, contents=contents, progress=self.progress)
             newest = self.workspace.snapshot()
             there = embedded(newest, encoder.image_fp, contents)
             vectors = content_vectors(newest, list(compress(contents, there)), image_fp=encoder.image_fp)

@@ -19,7 +19,8 @@ from vlltr_index.classes.effect import Effect, measure
 from vlltr_index.embedding import loading
 from vlltr_index.embedding.vectors import embed_images
 from vlltr_index.errors import MissingStepError
-from vlltr_index.heads.checkpoint import SavedHead, save_head
+from vlltr_index.heads.checkpoint import SavedHead, ToldMeans, save_head
+from vlltr_index.heads.plda import prior_means
 from vlltr_index.pipelines import training
 from vlltr_index.recognition.model import Model
 from vlltr_index.recognition.state import ModelState
@@ -371,6 +372,11 @@ def _keep_head(tx: Transaction, saved: SavedHead, config: LGRConfig, log: Log) -
     """Commit the head with the settings it was trained by, those of its selection too, and the log of its losses."""
     settings = config.model_dump(mode="json")
     recipe = tx.recipe
+    if saved.parts is not None and saved.parts.shared.kernel is not None:
+        anchors = ModelState(tx).anchors
+        means = prior_means(anchors.with_words, saved.parts.shared)
+        told = ToldMeans(anchors.bank.class_ids, anchors.digests, means)
+        saved = replace(saved, parts=replace(saved.parts, told=told))
     record = {**settings, "select": tx.commit.info.model_dump(mode="json")["select"]}
     digest = tx.objects.put("heads", lambda path: save_head(saved, path, log, record))
     tx.set(head=digest, fusion=recipe.fusion)
@@ -455,7 +461,7 @@ def refit(workspace: Workspace, config: LGRConfig, progress: Progress | None = N
     after = Model.open(trained)
     names = trained.class_table().names
     known = set(before.row_owners.tolist())
-    effect = measure(before, after, set(before.class_ids.tolist()) - known)
+    effect = measure(before.state, after, set(before.class_ids.tolist()) - known)
     text_only = len(after.class_ids) - len(after.visual_sides())
     return RefitReport(
         digest=report.digest,

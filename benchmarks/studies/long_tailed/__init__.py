@@ -39,11 +39,13 @@ from benchmarks.studies.workspaces import (
 )
 from benchmarks.study import Command, Study, add_folder
 from vlltr_index.embedding.loading import image_set, usable_images
+from vlltr_index.evaluation.compared import ADJUSTED
 from vlltr_index.evaluation.metrics import expected_calibration_error
 from vlltr_index.heads.fusion import PartWeights
 from vlltr_index.heads.weighing import HeldOutScores, fit_temperature, fit_weights, image_weights
+from vlltr_index.pipelines.baseline_scores import FC, score_baselines
 from vlltr_index.pipelines.evaluate import training_counts
-from vlltr_index.pipelines.train_baseline import ADJUSTED, FC, score_baselines, train_baseline_stage
+from vlltr_index.pipelines.train_baseline import train_baseline_stage
 from vlltr_index.recognition.model import Model
 from vlltr_index.store.workspace import Workspace
 from vlltr_index.tensors import class_positions

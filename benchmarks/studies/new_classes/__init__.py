@@ -66,7 +66,7 @@ from vlltr_index.evaluation.rules import (
 )
 from vlltr_index.pipelines.train_lgr import refit
 from vlltr_index.recognition.model import Model
-from vlltr_index.schemas.config import Recipe
+from vlltr_index.schemas.recipes import load_recipe
 from vlltr_index.schemas.tables import sentence_vectors_name
 from vlltr_index.store.workspace import Workspace
 from vlltr_index.tensors import class_positions, cosine_logits
@@ -110,7 +110,7 @@ def frozen(data: str, folder: Path, group: str) -> None:
     """Measure all rows for one group beside the shipped encoder as it is."""
     files = files_of(data)
     path = folder / f"frozen-{data}"
-    recipe = Recipe(name=f"{data}/frozen", encoder=SHIPPED)
+    recipe = load_recipe("ours").model_copy(update={"name": f"{data}/frozen", "encoder": SHIPPED})
     seconds = StepSeconds(folder / f"seconds-frozen-{data}.json")
     made(path, recipe, files.texts, files.images, seconds, left_out=["train cvlp"])
     _measure(path, data, f"{frozen_name(data)}/{group}/0", {"seed": 0, "group": group})

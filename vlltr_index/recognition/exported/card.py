@@ -11,12 +11,13 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import AliasPath, Field
+from pydantic import Field
 
 from vlltr_index.errors import WorkspaceError
 from vlltr_index.recognition.exported.checks import CARD
 from vlltr_index.schemas.exported import LIBRARY
 from vlltr_index.schemas.manifests import Manifest
+from vlltr_index.schemas.records import FEW_UNITS
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -108,7 +109,7 @@ def write_card(
             metric_value=round(share.value, 4),
         )
         for name, share in top1.items()
-        if results is not None and results.same
+        if results is not None and results.same and not share.few
     ]
     licence = licence_id(sentences["licence"].unique().to_pylist())
     data = ModelCardData(
@@ -125,19 +126,32 @@ def write_card(
 
 
 class Share(Manifest):
-    """A share of images, with its 95 % interval and the number of images."""
+    """A share of images, with its 95 % interval, the number of images and of the units that these are."""
 
     value: float
     low: float
     high: float
     images: int
+    units: int
+
+    @property
+    def few(self) -> bool:
+        """Whether a share of so few units says too little."""
+        return self.units < FEW_UNITS
+
+
+class Row(Manifest):
+    """Top-1 accuracy of one row by bin."""
+
+    top1: dict[str, Share] = Field(min_length=1)
 
 
 class Results(Manifest):
     """The part of an evaluation's report that a card quotes.
 
     Attributes:
-        top1: Top-1 accuracy of the method by bin.
+        prior: How common the classes were taken to be.
+        rows: The rows of the table.
         same: Whether the exported commit predicts as the evaluated one does.
     """
 
@@ -149,8 +163,14 @@ class Results(Manifest):
     convention: str
     retrieval: str
     rule: str
-    top1: dict[str, Share] = Field(min_length=1, validation_alias=AliasPath("rows", "vl-ltr", "top1"))
+    prior: str
+    rows: dict[str, Row]
     same: bool = False
+
+    @property
+    def top1(self) -> dict[str, Share]:
+        """Accuracy of the method by bin, all classes being taken to be equally common."""
+        return (self.rows.get("vl-ltr, --prior balanced") or self.rows["vl-ltr"]).top1
 
 
 def newest_results(workspace: Workspace, commit: Commit) -> Results | None:
@@ -161,13 +181,14 @@ def newest_results(workspace: Workspace, commit: Commit) -> Results | None:
     """
     found = []
     for name in workspace.storage.names("reports"):
-        if fnmatch(name, "evaluate-*[0-9].json"):
+        if fnmatch(name, "evaluate-*[0-9].json") or fnmatch(name, "evaluate-*[0-9]-prior-training.json"):
             try:
                 results = Results.parse(workspace.storage.read(f"reports/{name}"), name)
             except (ValueError, OSError) as error:
                 _log.warning("reports/%s is left out of the model card: %s", name, error)
             else:
-                if results.crops == 1 and results.commit <= commit.id:
+                plain = results.crops == 1 and results.prior in ("balanced", "training")
+                if plain and results.commit <= commit.id:
                     found.append(results)
     if not found:
         return None

@@ -1,0 +1,241 @@
+"""Scores of the baselines on images (`vlltr evaluate`): as they were committed, or fitted anew for each fold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from pydantic import AliasPath, Field
+from safetensors.torch import load_file
+from torch import Tensor
+
+from vlltr_index.embedding.loading import content_ids, image_vectors_of, saved_encoder
+from vlltr_index.embedding.vectors import embedded
+from vlltr_index.errors import FingerprintMismatch, WorkspaceError
+from vlltr_index.evaluation.baselines import BY_NAME, Linear
+from vlltr_index.evaluation.compared import ADJUSTED
+from vlltr_index.evaluation.rules import adjusted_logits
+from vlltr_index.pipelines import training
+from vlltr_index.pipelines.train_baseline import (
+    BaselineManifest,
+    BaselineRow,
+    Making,
+    embed_missing,
+    fc_checkpoint,
+    kept_folder,
+    sentences_of,
+    stored_texts,
+)
+from vlltr_index.schemas.manifests import Manifest
+from vlltr_index.schemas.records import BASELINES
+from vlltr_index.tensors import choose_device, class_positions
+
+if TYPE_CHECKING:
+    from vlltr_index.encoders.encoder import Encoder
+    from vlltr_index.schemas.records import Progress
+    from vlltr_index.store.snapshot import Snapshot
+    from vlltr_index.store.workspace import Workspace
+
+FC = "image-only"
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredRow:
+    """A baseline with its scores of N images.
+
+    Attributes:
+        row: The baseline.
+        scores: Float [N, C].
+        common: The same where classes are as common as in training; None if it knows no prior.
+    """
+
+    row: BaselineRow
+    scores: Tensor
+    common: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class ClassFrequencies:
+    """How common classes are, float [C] as logarithms, by their ids, int64 [C]."""
+
+    class_ids: Tensor
+    logarithms: Tensor
+
+    def of(self, class_ids: Tensor) -> Tensor:
+        """Return the logarithm for each of some classes; minus infinity for one that is gone."""
+        at = class_positions(self.class_ids, class_ids)
+        return torch.where(at >= 0, self.logarithms[at.clamp(min=0)], -torch.inf)
+
+
+class ImageOnlySettings(Manifest):
+    """The part of `train.json` that says how the image-only baseline was trained; see `BaselineConfig`."""
+
+    logit_adjustment: float = Field(validation_alias=AliasPath("config", "logit_adjustment"))
+    sampler_power: float = Field(validation_alias=AliasPath("config", "sampler_power"))
+
+
+def _load(snapshot: Snapshot, name: str, digest: str) -> BaselineRow:
+    """Read a committed baseline.
+
+    Raises:
+        MissingStepError: If its files are gone.
+        WorkspaceError: If they are damaged, or of another format.
+    """
+    folder = kept_folder(snapshot, "heads", digest, name)
+    try:
+        facts = BaselineManifest.load(folder / "baseline.json")
+    except ValueError as error:
+        mend = f"Make it again: vlltr train baseline {name}"
+        raise WorkspaceError(f"the baseline in {folder} cannot be read: {error}", mend) from None
+    tensors = load_file(folder / "baseline.safetensors")
+    class_ids = tensors.pop("class_ids")
+    return BaselineRow(
+        label=facts.label,
+        baseline=BY_NAME[name].of(tensors, facts.settings),
+        tower=facts.tower,
+        checkpoint=facts.checkpoint,
+        image_fp=facts.image_fp,
+        class_ids=class_ids,
+        note=facts.note,
+    )
+
+
+def _rows(snapshot: Snapshot) -> Iterator[tuple[str, BaselineRow]]:
+    """Yield name and row of each committed baseline, in the order of the table."""
+    info = snapshot.commit.info
+    if info.baseline_fc:
+        folder = fc_checkpoint(snapshot)
+        settings = ImageOnlySettings.load(folder / "train.json")
+        visual = load_file(folder / "visual.safetensors")
+        linear = Linear(weight=visual["weight"], bias=visual["bias"])
+        adjusted = replace(linear, parts=1.0, frequency=1.0)  # knows the prior by Bayes' rule
+        ids = visual["class_ids"]
+        row = BaselineRow(FC, linear, "fc", info.baseline_fc, image_fp=None, class_ids=ids)
+        if settings.logit_adjustment == 0:
+            yield "fc", row
+            bias = adjusted_logits(visual["bias"], visual["counts"], settings.sampler_power)
+            yield "fc", replace(row, label=ADJUSTED, baseline=replace(adjusted, bias=bias))
+        else:
+            yield "fc", replace(row, baseline=adjusted)
+    for name in BASELINES:
+        if name in info.baselines:
+            yield name, _load(snapshot, name, info.baselines[name])
+
+
+def baseline_labels(snapshot: Snapshot, of_folds: bool = False) -> list[str]:
+    """Return the names of the rows that `score_baselines` gives, or `cross_validated_baselines`, in their order.
+
+    Raises:
+        MissingStepError: If a baseline's files are gone.
+        WorkspaceError: If they are damaged.
+    """
+    return [row.label for _, row in _rows(snapshot) if not of_folds or row.tower == "own"]
+
+
+def score_baselines(
+    workspace: Workspace,
+    snapshot: Snapshot,
+    split: str,
+    image_ids: list[str],
+    progress: Progress | None = None,
+) -> Iterator[tuple[BaselineRow, Tensor]]:
+    """Yield each baseline row of the commit with its scores float [N, C] for `image_ids` of `split`, in their order.
+
+    The image-only baseline has a row as trained and, if it was trained without logit adjustment, one with logit
+    adjustment after training. Images without vectors are embedded first (resumable), with `progress`.
+
+    Raises:
+        MissingStepError: If a baseline's files are gone.
+        WorkspaceError: If they are damaged.
+        FingerprintMismatch: If the encoder a baseline was made with is not there any more.
+    """
+    known: dict[tuple[str | None, str | None], Tensor] = {}  # of the last row's tower
+    for name, row in _rows(snapshot):
+        tower = row.checkpoint, row.image_fp
+        if tower not in known:
+            image_fp = row.image_fp
+            contents = content_ids(snapshot, image_ids)
+            if image_fp is None or not all(embedded(snapshot, image_fp, contents)):
+                encoder = _encoder_of(snapshot, row, name)
+                image_fp = encoder.image_fp
+                embed_missing(workspace, encoder, split, contents=contents, progress=progress)
+            features = image_vectors_of(snapshot, image_ids, image_fp=image_fp)
+            known = {tower: features.to(choose_device())}
+        note = "; ".join(filter(None, (row.note, _age(row, snapshot, name))))
+        yield replace(row, note=note), _scores(snapshot, row, known[tower])
+
+
+def _scores(snapshot: Snapshot, row: BaselineRow, features: Tensor) -> Tensor:
+    """Score features [N, D], by the sentences as they are now if it reads them; the scores [N, C] lie on the CPU."""
+    baseline = row.baseline.to(features.device)
+    if baseline.reads_texts:
+        sentences = sentences_of(snapshot, row.class_ids)
+        texts = stored_texts(snapshot, sentences, str(row.settings["text_fp"]))
+        baseline = replace(baseline, texts=texts)
+    return baseline.scores(features).cpu()
+
+
+def cross_validated_baselines(
+    workspace: Workspace,
+    snapshot: Snapshot,
+    parts: Sequence[tuple[Sequence[str], frozenset[str], ClassFrequencies]],
+    progress: Progress | None = None,
+) -> Iterator[ScoredRow]:
+    """Yield each baseline of the commit with its scores for the training images of all parts, in order.
+
+    It is fitted anew for each part. Baselines over the image-only baseline's tower, which was
+    trained on all images, are left out.
+
+    Args:
+        workspace: Where vectors are.
+        snapshot: The commit.
+        parts: Ids of the images that are scored, and of those that it is fitted without; how common classes are in the
+            rest.
+        progress: Called while vectors are made.
+
+    Raises:
+        MissingStepError: If a baseline's files are gone.
+        WorkspaceError: If they are damaged.
+    """
+    making = Making(workspace, snapshot, workspace.recipe.baselines, progress)
+    for name, row in _rows(snapshot):
+        if row.tower != "own":
+            continue
+        scores = []
+        common = []
+        for part, without, frequencies in parts:
+            fitted = making.row(BY_NAME[name], without)
+            features = image_vectors_of(snapshot, part, image_fp=fitted.image_fp).to(choose_device())
+            found = _scores(snapshot, fitted, features)
+            columns = class_positions(fitted.class_ids, row.class_ids)
+            scores.append(_in_columns(found, columns))
+            under = fitted.baseline.under_prior(found, frequencies.of(fitted.class_ids))
+            common += [] if under is None else [_in_columns(under, columns)]
+        yield ScoredRow(row, torch.cat(scores), torch.cat(common) if len(common) == len(parts) else None)
+
+
+def _in_columns(scores: Tensor, columns: Tensor) -> Tensor:
+    """Return scores [N, C] in the columns int64 [K], minus infinity where one is -1."""
+    return torch.cat([scores, scores.new_full((len(scores), 1), -torch.inf)], 1)[:, columns]
+
+
+def _encoder_of(snapshot: Snapshot, row: BaselineRow, name: str) -> Encoder:
+    """Open the encoder that a row was made with."""
+    if row.checkpoint is not None:
+        encoder = saved_encoder(snapshot.objects.path("checkpoints", row.checkpoint))
+    else:
+        encoder = training.starting_encoder(snapshot.recipe)
+    if row.image_fp not in (None, encoder.image_fp):
+        raise FingerprintMismatch(
+            f"baseline {name!r} was made with encoder {row.image_fp}, the one that loads now is {encoder.image_fp}",
+            f"Make it again: vlltr train baseline {name}",
+        )
+    return encoder
+
+
+def _age(row: BaselineRow, snapshot: Snapshot, name: str) -> str:
+    """Return a note if the row was fitted with a tower that is no longer the commit's, else an empty string."""
+    now = snapshot.commit.info.baseline_fc if row.tower == "fc" else snapshot.commit.checkpoint
+    return "" if now == row.checkpoint else f"made with an earlier tower: vlltr train baseline {name}"
