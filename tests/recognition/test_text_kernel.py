@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from torch.nn import functional as F
 
 from vlltr_index.classes import add_class
+from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.checkpoint import ToldMeans, load_head, save_head
 from vlltr_index.heads.plda import prior_means
 from vlltr_index.heads.text_prior import TextKernel, class_features
@@ -64,17 +65,36 @@ def test_a_head_keeps_what_texts_told(model: Model, pictures: Path, tmp_path: Pa
     means = prior_means(anchors.with_words, parts.shared)
     digests = anchors.digests.clone()
     digests[3] += 1
-    wrong = means.clone()
-    wrong[3] = 7.0
-    told = ToldMeans(anchors.bank.class_ids[1:], digests[1:], wrong[1:])
+    kept = means.clone()
+    kept[3:5] = 7.0
+    told = ToldMeans(anchors.bank.class_ids[1:], digests[1:], kept[1:].half())
     save_head(replace(model.saved, parts=replace(parts, told=told)), tmp_path)
     again = replace(model, saved=load_head(tmp_path))
+    assert again.plda is not None
+    assert bool((again.plda.prototypes[4] == 7.0).all()), "the kept one is taken"
+    torch.testing.assert_close(again.plda.prototypes[:4], means[:4], rtol=1e-2, atol=1e-2)
+    kept[4] = means[4]
+    told = ToldMeans(anchors.bank.class_ids[1:], digests[1:], kept[1:])
+    again = replace(model, saved=replace(model.saved, parts=replace(parts, told=told)))
     features = model.features([pictures / "known-0.png", pictures / "known-1.png"])[0]
     for one in (again, replace(again, anchors=replace(anchors, keys=anchors.keys + 1))):
         assert one.plda is not None
         torch.testing.assert_close(one.plda.prototypes, means, rtol=1e-4, atol=1e-5)
         found = one.exhaustive(features).probabilities
         torch.testing.assert_close(found, model.exhaustive(features).probabilities, rtol=1e-4, atol=1e-5)
+
+
+def test_any_other_anchors_have_another_digest(model: Model) -> None:
+    """Also without the first anchor of all, whose key is 0."""
+
+    def digest(keys: list[int]) -> int:
+        count = len(keys)
+        bank = AnchorBank.build(torch.ones(count, 2), torch.zeros(count).long(), torch.tensor([0]))
+        return int(replace(model.anchors, bank=bank, keys=torch.tensor(keys)).digests[0])
+
+    sets = ([0], [1], [0, 1], [-1], [-1, 1], [0, 2], [2])
+    assert len({digest(keys) for keys in sets}) == len(sets)
+    assert digest([1, 0]) == digest([0, 1])
 
 
 def test_prior_means_are_those_of_all_sentences(model: Model) -> None:

@@ -215,3 +215,20 @@ def test_a_table_that_somebody_deleted_is_named(workspace: Workspace) -> None:
         error.value.message
         == f"commit 1 names the table 'classes', which is gone from {workspace.store.uri} or does not open"
     )
+
+
+def test_no_key_is_written_twice(workspace: Workspace) -> None:
+    """However many rows a table is asked for at a time."""
+    with workspace.transaction("ingest") as tx:
+        for ids_ in (
+            range(1500),
+            [5000, 5001],
+            range(1400, 2600),
+            [5001, 5002],
+            [*range(2500, 3600), 5000, 5002],
+        ):
+            tx.upsert("classes", class_rows(ids_))
+        for number in range(6000, 6012):
+            tx.upsert("classes", class_rows([number, 5000]))
+    found = ids(workspace)
+    assert found == sorted({*range(3600), 5000, 5001, 5002, *range(6000, 6012)})

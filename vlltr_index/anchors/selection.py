@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -31,7 +30,7 @@ from vlltr_index.schemas.config import SelectConfig
 from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.schemas.tables import ANCHORS, SENTENCE_SCORES, content_id
 from vlltr_index.store.holdout import digest_images, held_images, score_image_rows
-from vlltr_index.store.tables import one_of
+from vlltr_index.store.tables import one_of, quote
 from vlltr_index.tensors import choose_device, device_name, memory_mended_by
 
 if TYPE_CHECKING:
@@ -44,6 +43,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _FACTS = ("text_fp", "image_fp", "scale", "image_set")
+_TERMS = ("lse", "last_exact_lse", "positive")
+_FEW = 2000  # classes that are worth a filter instead of a scan
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,8 @@ def write_anchors(
         ranks: Int64 [A], their ranks, from 0 within each class.
         classes: The classes whose anchors these are; None: all.
     """
-    rows = tx.table("anchors", ["sentence_id", "class_id", "rank", "anchor_key"])
+    where = None if classes is None or len(classes) > _FEW else one_of("class_id", sorted(classes))
+    rows = tx.table("anchors", ["sentence_id", "class_id", "rank", "anchor_key"], where)
     if classes is not None:
         rows = rows.filter(pc.is_in(rows["class_id"], pa.array(sorted(classes), pa.int32())))
     columns = [column.to_pylist() for column in rows.columns]
@@ -277,6 +279,7 @@ def update(
         now=score_images(tx, config, held),
         mode=config.mode,
         classes=tx.class_table().ids,
+        touched=touched,
     )
     scores = rows.rescored(touched)
     every = bool(rows.came_or_went) or rows.stored is None
@@ -332,7 +335,8 @@ class _Rows:
     """The sentences of some classes, with their stored scores and the images that were added or removed since `before`.
 
     Sentences are ordered by class and id; for `cutoff` by class and position in their source. Without `before` stored
-    scores are ignored. Those in `without` are left out.
+    scores are ignored. Those in `without` are left out. With `touched`, where the scores of other classes stay, these
+    are the sentences of the touched ones, and of those that have a sentence without a score.
     """
 
     def __init__(
@@ -343,6 +347,7 @@ class _Rows:
         mode: str,
         classes: Sequence[int],
         without: frozenset[str] = frozenset(),
+        touched: set[int] | None = None,
     ) -> None:
         self.tx = tx
         self.before = before or now
@@ -352,10 +357,26 @@ class _Rows:
             raise MissingStepError("nothing has been embedded yet", "Run: vlltr embed")
         self.facts = commit.text_fp, commit.image_fp, commit.logit_scale
         rows = tx.table("sentences", ["sentence_id", "text_hash", "class_id", "source", "position"])
-        rows = rows.filter(pc.is_in(rows["class_id"], pa.array(classes, pa.int32())))
+        mine = pc.is_in(rows["class_id"], pa.array(classes, pa.int32()))
+        rows = rows if pc.all(mine).as_py() else rows.filter(mine)
         if without:
             out = pc.is_in(rows["sentence_id"], pa.array(sorted(without), pa.string()))
             rows = rows.filter(pc.invert(out))
+        moved = self.before.owner.items() ^ self.now.owner.items()
+        self.came_or_went = {class_id for _, class_id in moved}  # classes whose own images changed
+        # Without images the mean sentences take their place, so that every sentence's terms depend on all others.
+        usable = before is not None and before.ids and now.ids
+        self.stored = _stored_scores(tx, (*self.facts, self.before.digest)) if usable else None
+        theirs = SENTENCE_SCORES.empty_table() if self.stored is None else self.stored
+        at = pc.index_in(rows["sentence_id"], value_set=theirs["sentence_id"].combine_chunks())
+        self._gone: list[str] = []
+        if len(at) - at.null_count < theirs.num_rows:
+            there = pc.is_in(theirs["sentence_id"], value_set=rows["sentence_id"].combine_chunks())
+            self._gone = theirs["sentence_id"].filter(pc.invert(there)).to_pylist()
+        rows = rows.append_column("scores", pc.fill_null(at, -1).cast(pa.int64()))
+        if touched is not None and self.stored is not None and not moved:
+            new = rows["class_id"].filter(at.is_null()).unique().to_pylist()
+            rows = rows.filter(pc.is_in(rows["class_id"], pa.array(touched.union(new), pa.int32())))
         order = ["class_id", "position", "sentence_id"] if mode == "cutoff" else ["class_id", "sentence_id"]
         rows = rows.sort_by([(column, "ascending") for column in order])
         self.ids = rows["sentence_id"].combine_chunks()
@@ -363,16 +384,7 @@ class _Rows:
         self._hashes = rows["text_hash"]
         self.prompts = torch.from_numpy(pc.equal(rows["source"], "prompt").to_numpy())
         self.ranked = torch.isin(self.owner, now.class_ids)
-        # Without images the mean sentences take their place, so that every sentence's terms depend on all others.
-        usable = before is not None and before.ids and now.ids
-        self.stored = _stored_scores(tx, (*self.facts, self.before.digest)) if usable else None
-        theirs = SENTENCE_SCORES.empty_table() if self.stored is None else self.stored
-        at = pc.index_in(rows["sentence_id"], value_set=theirs["sentence_id"].combine_chunks())
-        self._at = torch.from_numpy(pc.fill_null(at, -1).to_numpy().astype(np.int64))
-        gone = theirs["sentence_id"].filter(pc.invert(pc.is_in(theirs["sentence_id"], value_set=self.ids)))
-        self._gone: list[str] = gone.to_pylist()
-        moved = self.before.owner.items() ^ self.now.owner.items()
-        self.came_or_went = {class_id for _, class_id in moved}  # classes whose own images changed
+        self._at = numbers(rows, "scores")
 
     def names(self, at: Tensor) -> list[str]:
         """Return the ids of the sentences `at`, int64 [S]."""
@@ -394,7 +406,7 @@ class _Rows:
         columns = torch.zeros(3, len(self.ids), dtype=torch.float64)
         lse, last, positive = columns
         if self.stored is not None:
-            for column, name in zip(columns, ("lse", "last_exact_lse", "positive"), strict=True):
+            for column, name in zip(columns, _TERMS, strict=True):
                 column[known] = torch.from_numpy(self.stored[name].to_numpy().copy())[self._at[known]]
         again = ~known
         if self.came_or_went and bool(known.any()):
@@ -476,7 +488,9 @@ def _of(classes: set[int], owner: Tensor) -> Tensor:
 
 
 def _stored_scores(tx: Snapshot, facts: tuple[str, str, float, str]) -> pa.Table | None:
-    """Read all stored scores; None if the encoder, scale or images of any differ from `facts`."""
-    rows = tx.table("sentence_scores")
-    same = all(pc.unique(rows[n]).to_pylist() == [value] for n, value in zip(_FACTS, facts, strict=True))
-    return rows if same else None
+    """Read the terms of all stored scores; None if the encoder, scale or images of any differ from `facts`."""
+    values = (quote(fact) if isinstance(fact, str) else repr(fact) for fact in facts)
+    same = " AND ".join(f"{name} = {value}" for name, value in zip(_FACTS, values, strict=True))
+    if not 0 < tx.count("sentence_scores") == tx.count("sentence_scores", same):
+        return None
+    return tx.table("sentence_scores", ["sentence_id", *_TERMS])

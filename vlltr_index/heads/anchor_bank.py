@@ -111,9 +111,8 @@ class AnchorBank:
                 "vlltr embed, then vlltr select",
             )
         position = places[position]
-        finite = torch.cat([part.isfinite().all(1) for part in vectors.split(_BLOCK_SLOTS)])
-        if not bool(finite.all()):
-            first = int(ids[position[~finite]][0])
+        if not bool(torch.stack(vectors.aminmax()).isfinite().all()):
+            first = int(ids[position[~vectors.isfinite().all(1)]][0])
             raise InputError(f"class {first} has an anchor that is not finite", "vlltr embed")
         counts = torch.bincount(position)
         order = torch.argsort(position, stable=True)

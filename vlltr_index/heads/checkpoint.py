@@ -238,7 +238,8 @@ def _parts(facts: PartFacts, tensors: dict[str, Tensor]) -> Parts:
     shifts = tensors.pop("generative.shifts", None)
     told = None
     if "told.means" in tensors:
-        told = ToldMeans(*(tensors.pop(f"told.{name}") for name in TOLD))
+        class_ids, digests, means = (tensors.pop(f"told.{name}") for name in TOLD)
+        told = ToldMeans(class_ids, digests, means.float())
     gaussian = SharedGaussian(**shared, noise=facts.noise, text_r2=facts.text_r2, kernel=kernel)
     return Parts(
         gaussian,

@@ -94,8 +94,9 @@ class LGRHead(nn.Module):
         self.key_norm = KeyNorm(dim)
         self.query_proj = nn.Linear(dim, dim, bias=False)
         self.key_proj = nn.Linear(dim, dim, bias=False)
-        nn.init.eye_(self.query_proj.weight)
-        nn.init.eye_(self.key_proj.weight)
+        for projection in (self.query_proj, self.key_proj):
+            nn.init.zeros_(projection.weight)  # `eye_` on the device meta imports torch._dynamo, a second
+            projection.weight.detach().fill_diagonal_(1.0)
         self.visual_head = _visual_head(visual, dim, num_visual_classes)
         self.log_logit_scale = nn.Parameter(torch.tensor(math.log(logit_scale)), requires_grad=learn_scale)
         self.log_beta = nn.Parameter(torch.zeros(())) if loss_bias else None

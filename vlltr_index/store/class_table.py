@@ -36,13 +36,18 @@ class ClassTable:
     @classmethod
     def from_arrow(cls, table: pa.Table) -> ClassTable:
         """Build from rows of the table `classes`."""
+        import pyarrow.compute as pc
+
         ids = table["class_id"].to_pylist()
-        aliases = map(tuple, table["aliases"].to_pylist())
-        retired = zip(ids, table["retired_at"].to_pylist(), strict=True)
+        aliased = table.filter(pc.greater(pc.list_value_length(table["aliases"]), 0))
+        aliases: dict[int, tuple[str, ...]] = dict.fromkeys(ids, ())
+        aliases |= zip(
+            aliased["class_id"].to_pylist(), map(tuple, aliased["aliases"].to_pylist()), strict=True
+        )
         return cls(
             dict(zip(ids, table["name"].to_pylist(), strict=True)),
-            dict(zip(ids, aliases, strict=True)),
-            frozenset(class_id for class_id, at in retired if at is not None),
+            aliases,
+            frozenset(table["class_id"].filter(table["retired_at"].is_valid()).to_pylist()),
         )
 
     @cached_property
@@ -62,9 +67,11 @@ class ClassTable:
         found: dict[tuple[int, str], list[int]] = {}
         for i in self.ids:
             name = self.names[i]
+            found.setdefault((0, name), []).append(i)
+            found.setdefault((2, folded(name)), []).append(i)
             aliases = self.aliases.get(i, ())
-            for level, keys in enumerate(([name], aliases, [folded(name)], map(folded, aliases))):
-                for key in set(keys):
+            for level, keys in ((1, set(aliases)), (3, set(map(folded, aliases)))):
+                for key in keys:
                     found.setdefault((level, key), []).append(i)
         return found
 

@@ -173,12 +173,9 @@ class PartReader(TableReader):
         self._read: dict[str, tuple[Path, dict[str, Change]]] = {}
 
     def rows(self, snapshot: Snapshot, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """Return the rows of one of `TABLES` that answers of a snapshot rest on.
+        """Return the rows of one of `TABLES` that answers of a snapshot rest on, or some columns with the key.
 
-        Of a commit they are its parts', or, if it has none, made of its tables; of a transaction they are those that
-        its commit would have by now.
-
-        With `columns` the key and others alone.
+        Of a commit they are its parts', or, if it has none, made of its tables; of a transaction its commit's by now.
 
         Raises:
             MissingStepError: If a part is gone, or an anchor has no vector.
@@ -386,13 +383,16 @@ def _change_of(tx: Transaction, name: str, before: Change | None) -> Change:
     anew = before is None or (name == "anchors" and tx.state.text_fp != tx.commit.text_fp)
     if before is not None and not anew and tx.touched.keys().isdisjoint(_SOURCES):
         return _unchanged(before)
-    rows = tx.table("anchors", [*_ANCHOR, "rank"])
     moved = None if before is None else tx.touched.get("anchors", set())
+    sentences = None if anew else tx.touched.get("sentence_scores" if name == "ranks" else "sentences", set())
+    where = None
+    if moved is not None and sentences is not None and len(moved) + len(sentences) <= _FEW:
+        where = f"{one_of('anchor_key', sorted(moved))} OR {one_of('sentence_id', sorted(sentences))}"
+    rows = tx.table("anchors", [*_ANCHOR, "rank"], where)
+    retold = _anchors_of(rows, sentences)
     if name == "ranks":
-        weighed = _anchors_of(rows, tx.touched.get("sentence_scores", set()))
-        ranked = None if moved is None or weighed is None else moved | weighed
+        ranked = None if moved is None or retold is None else moved | retold
         return _change(_rank_rows(tx, _among(rows, "anchor_key", ranked)), name, ranked)
-    retold = None if anew else _anchors_of(rows, tx.touched.get("sentences", set()))
     told = None
     if before is not None and moved is not None and retold is not None:
         told = retold | _came_or_went(_among(rows, "anchor_key", moved), before.rows, moved)

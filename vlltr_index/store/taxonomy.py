@@ -33,6 +33,8 @@ def taxonomy_of(table: pa.Table, classes: ClassTable) -> Taxonomy:
     """
     rows = {taxon.name: taxon for taxon in (Taxon(**row) for row in table.to_pylist())}
     nodes = {t.parent: Taxon(t.parent, None) for t in rows.values() if t.parent is not None} | rows
+    if not nodes:
+        return {}
     spelled = {folded(name): name for name in nodes}
     shown = dict[str, str]()
     taken = set[str]()

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _NUMBERED = frozenset({"classes", "anchors"})  # tables whose key is a number that is never reused
 _ALL = "true"  # a condition that holds for all rows
 _PART = 1000  # rows that are compared with the stored ones, or deleted, at once
-_ASKED = 8  # number of writes to a table from which its keys are read
+_ASKED = 8  # how often a table is asked for a few keys before all are read
 _COMPACT_FROM = 32  # number of writes to a table from which it is compacted before the commit
 
 
@@ -150,6 +150,7 @@ class Transaction(Snapshot):
         self.touched: dict[str, set[Any] | None] = {}
         self._state = _state(base)
         self._next = Counter(base.info.next)
+        self._asked = Counter[str]()
         self._known: dict[str, set[Any]] = {}
         self._following: dict[int, int] = {}  # class -> the next sentence's position
         self._state_of: int | None = None
@@ -243,9 +244,12 @@ class Transaction(Snapshot):
 
     def _keys_among(self, name: str, keys: Sequence[Any]) -> set[Any]:
         """Return at least those of some keys that the table has; a command that writes much reads all of them once."""
-        if len(keys) <= _PART and self._writes[name] < _ASKED:
-            return set(self.table(name, [KEYS[name]], one_of(KEYS[name], keys))[KEYS[name]].to_pylist())
-        return self._known.setdefault(name, self._known.get(name) or self.store.keys(name, KEYS[name]))
+        self._asked[name] += 1
+        if name not in self._known:
+            if len(keys) <= _PART and self._asked[name] <= _ASKED:
+                return set(self.table(name, [KEYS[name]], one_of(KEYS[name], keys))[KEYS[name]].to_pylist())
+            self._known[name] = self.store.keys(name, KEYS[name])
+        return self._known[name]
 
     def _changed(self, name: str, rows: pa.Table) -> pa.Table:
         """Return those of `rows`, whose keys all exist, that differ from the stored rows."""
