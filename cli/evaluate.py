@@ -52,9 +52,9 @@ def cross_validate_command(context: Context, resume: bool) -> None:
 def evaluate_command(context: Context, /, split: str | None, prior: str, **how: Any) -> None:
     """Measure accuracy: overall, many, medium, few (the release's bounds), with 95 % intervals.
 
-    Rows: both branches fused, each branch alone, and every baseline that was trained. By --prior balanced each class
-    counts alike in what is said below the table, else each picture. ECE is the expected calibration error, for rows
-    that give probabilities. Where classes have parents, accuracy by rank follows.
+    Rows: both branches fused, each branch alone, and every baseline that was trained. What is said below the table
+    counts each class alike; with another --prior, each picture. ECE is the expected calibration error, for rows that
+    give probabilities. Where classes have parents, accuracy by rank follows.
     """
     from vlltr_index.data.text import check_split
     from vlltr_index.pipelines.evaluate import evaluate

@@ -23,13 +23,11 @@ if TYPE_CHECKING:
     from vlltr_index.pipelines.quickstart import Size
     from vlltr_index.schemas.options import Measurable
 
-
-_MEASURED = {
-    "balanced": "Measured and compared with each class counted alike. Where pictures to come are as common as these,"
-    " `fit --prior training` counts each picture alike.",
-    "training": "Measured and compared with each picture counted alike, classes being as common as in training. Ask"
-    " with --prior training, too: without it rare classes count as much as common ones.",
-}
+_BY_CLASSES = "Measured and compared with each class counted alike. Where classes will be as common as in"
+_BY_PICTURES = (
+    "Measured and compared with each picture counted alike, classes being as common as in training. Ask with --prior"
+    " training, too: without it rare classes count as much as common ones."
+)
 
 
 @click.command("fit")
@@ -77,7 +75,7 @@ def fit_command(
     and a report is written. Run it again when pictures or texts came, moved or went: the model is of what DIR is then,
     and vectors are kept.
     """
-    from vlltr_index.pipelines.fit import fit
+    from vlltr_index.pipelines.fit import fit, from_here
 
     made = fit(
         pictures,
@@ -99,7 +97,7 @@ def fit_command(
         return
     if made.unmeasured is not None:
         context.say(f"\n{made.unmeasured}")
-    folder = _from_here(made.workspace.path) if to is None else to
+    folder = from_here(made.workspace.path) if to is None else to
     evaluation = None if made.report is None else made.report.evaluation
     shown = {"workspace": str(folder), "evaluation": evaluation, "unmeasured": made.unmeasured}
     context.show(shown, ())
@@ -112,14 +110,10 @@ def fit_command(
     context.say(f"  {typed} status                         what is there")
     if made.report is not None:
         context.say(f"The report: {made.report.path}")
-    if evaluation is not None:
-        context.say(_MEASURED[prior])
-
-
-def _from_here(place: Path) -> Path:
-    """Return a path as it is typed in the current folder."""
-    here = Path.cwd()
-    return place.relative_to(here) if place.is_relative_to(here) else place
+    if evaluation is not None and prior == "training":
+        context.say(_BY_PICTURES)
+    elif evaluation is not None and not evaluation.rows["vl-ltr"].balanced.few:  # of few pictures are counted
+        context.say(f"{_BY_CLASSES} {pictures}: {typed} report --prior training")
 
 
 @click.command("quickstart")

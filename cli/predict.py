@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import replace
+from glob import has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,7 +138,8 @@ def predict_command(
             context, predict(workspace, images, options, at, group, by_situation), options
         )
     if unread:
-        missing = [image for image in images if not os.path.exists(image)]
+        files = {image for image in images if "://" not in image and not has_magic(image)}
+        missing = [image for image in files if not os.path.exists(image)]
         hint = UNREADABLE if len(missing) < unread else "Check the path: there is no such file."
         echo(f"{unread} of {answered} images cannot be read. {hint}", err=True)
         raise click.exceptions.Exit(1)

@@ -275,6 +275,8 @@ def difference_lines(report: EvaluationReport) -> list[str]:
     unit = "in pictures that are right" if few else "in points [95 % of the paired bootstrap]"
     lines = [f"vl-ltr less {report.against}, {unit}"]
     for name, d in report.differences.items():
+        if d.few and name == "balanced":
+            continue  # no count of pictures
         ends = f"{100 * d.value:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
         lines.append(f"  {name:<8} " + (f"{d.count:+d} of {d.images}" if d.few else ends))
     return lines

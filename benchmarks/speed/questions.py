@@ -69,12 +69,17 @@ def _is_same(kept: dict[str, Any] | None, here: dict[str, Any]) -> bool:
     """Say whether a case was measured on this very commit and kind of machine."""
     if kept is None or kept["commit"] != here["commit"] or here["commit"].endswith("+"):
         return False
+    return _is_alike(kept, here)
+
+
+def _is_alike(kept: dict[str, Any], here: dict[str, Any]) -> bool:
+    """Say whether a case was measured on this kind of machine."""
     return all(kept["machine"][part] == here["machine"][part] for part in ("cpu", "gpu"))
 
 
 def _before(module: Any, kept: dict[str, Any] | None, here: dict[str, Any]) -> dict[str, Any]:
     """Return what is kept of the figure of an earlier commit: its share of the reference program's time."""
-    if kept is None or kept["machine"]["gpu"] != here["machine"]["gpu"]:
+    if kept is None or not _is_alike(kept, here):
         return {}
     if kept["commit"] == here["commit"]:
         return {"before": kept["before"]} if "before" in kept else {}

@@ -53,10 +53,22 @@ def test_by_the_rule_that_was_last_said(trained: Workspace, okapi: Path) -> None
     note(trained, birds="folder")
     zebra = Path(shutil.copytree(okapi, okapi.with_name("zebra")))
     add_classes(trained, [NewClass("zebra", images=(zebra,))])
-    assert groups(trained, "zebra") == [None, None, "zebra/night", "zebra/night"]
+    assert groups(trained, "zebra") == [None, None, str(zebra / "night"), str(zebra / "night")]
     alone = Path(shutil.copy(zebra / "a_3.png", okapi.with_name("z.png")))
     add_images(trained, "zebra", [alone])
     assert groups(trained, "zebra")[0] is None, "a file by itself is in no folder of the source"
+
+
+def test_folders_of_one_name_are_not_one(trained: Workspace, okapi: Path, tmp_path: Path) -> None:
+    """Neither is a name with a slash a folder, nor are folders of one name in two folders that were given."""
+    note(trained, birds="folder")
+    add_class(trained, "Laridae/Larus", images=okapi)
+    assert groups(trained, "Laridae/Larus") == [None, None, *[str(okapi / "night")] * 2]
+    another = Path(shutil.copytree(okapi, tmp_path / "another"))
+    for number, path in enumerate(sorted(another.rglob("*.png"))):
+        path.write_bytes(path.read_bytes() + bytes([number]))  # another content
+    add_images(trained, "Laridae/Larus", [another])
+    assert set(groups(trained, "Laridae/Larus")) == {None, str(okapi / "night"), str(another / "night")}
 
 
 def test_by_time(trained: Workspace, pictures: Path, tmp_path: Path) -> None:

@@ -12,8 +12,11 @@ from tests.support import drawings
 from tests.support.commands import run, vlltr
 from tests.support.commits import work
 from vlltr_index.cli.context import Context
+from vlltr_index.evaluation.metrics import AccuracyReport, EvaluationReport, Interval, Measure
+from vlltr_index.pipelines.fit import FitResult
 from vlltr_index.pipelines.ingest import IngestReport
 from vlltr_index.pipelines.plan import Runner, Step
+from vlltr_index.pipelines.report import ReportFile
 from vlltr_index.store.workspace import Workspace
 
 INGESTED = IngestReport(
@@ -70,9 +73,9 @@ def test_from_a_folder_to_a_model(capsys: pytest.CaptureFixture[str], shots: Pat
         "each shown to a model that was trained without it",
         "2 of 3 classes tested.",
         "What to do with it:",
-        "Measured and compared with each class counted alike.",
     ):
         assert words in out
+    assert "with each class counted alike" not in out  # so few are counted by pictures
     workspace = Workspace.open(tmp_path / "shots-model")
     assert (
         workspace.snapshot().count("images"),
@@ -84,6 +87,26 @@ def test_from_a_folder_to_a_model(capsys: pytest.CaptureFixture[str], shots: Pat
     made = {"workspace": str(tmp_path / "shots-model"), "evaluation": None, "unmeasured": None}
     assert json.loads(out) == made
     assert workspace.snapshot().count("images", "split = 'train'") == 16
+
+
+@pytest.mark.parametrize("units", [29, 30])
+def test_by_what_it_was_measured_is_said_where_classes_count_alike(
+    trained: Workspace, units: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the command that counts pictures; of few units pictures are counted anyway."""
+    share = Interval(0.5, 0.4, 0.6, 40, units)
+    rows = {"vl-ltr": AccuracyReport("release", {"overall": share}, {}, share)}
+    measures = (Measure("balanced", "vl-ltr", None, None, None),)
+    figures = EvaluationReport("test", 1, "release", 40, 3, "exhaustive", rows, measures, {})
+    made = FitResult(trained, ReportFile("report.html", 1, 1, figures, ()))
+    monkeypatch.setattr("vlltr_index.pipelines.fit.fit", lambda *_, **__: made)
+    code, out, err = run(capsys, "fit", "birds", "--to", "w")
+    assert code == 0, err
+    said = (
+        "Measured and compared with each class counted alike. Where classes will be as common as in birds:"
+        " vlltr -w w report --prior training\n"
+    )
+    assert (said in out) == (units == 30)
 
 
 @pytest.mark.slow

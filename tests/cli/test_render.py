@@ -11,7 +11,7 @@ from rich.console import Console
 from vlltr_index.classes.effect import Effect
 from vlltr_index.cli.answers import explanation_lines, prediction_lines
 from vlltr_index.cli.render import difference_lines, evaluation_table, report_lines
-from vlltr_index.evaluation.metrics import AccuracyReport, EvaluationReport, Interval
+from vlltr_index.evaluation.metrics import AccuracyReport, EvaluationReport, Interval, Measure
 from vlltr_index.pipelines.train_lgr import RefitReport
 from vlltr_index.schemas.records import ClassScore, Neighbour, Prediction, SentenceShare
 
@@ -118,8 +118,10 @@ def report() -> EvaluationReport:
         for name in ("vl-ltr", "image branch", "image-only + logit adjustment")
     }
     gain = dict.fromkeys(bins, Interval(0.018, 0.01, 0.025, 100, 100))
+    adjusted = "image-only + logit adjustment"
+    measures = (Measure("balanced", "vl-ltr", adjusted, adjusted, gain["overall"]),)
     return EvaluationReport(
-        "test", 1, "release", 100, 20, "exhaustive", rows, {"vl-ltr": 0.05}, gain, next(reversed(rows))
+        "test", 1, "release", 100, 20, "exhaustive", rows, measures, {"vl-ltr": 0.05}, gain
     )
 
 
@@ -136,6 +138,13 @@ def test_the_table_fits_a_terminal(width: int) -> None:
     assert lines[0] == "vl-ltr less image-only + logit adjustment, in points [95 % of the paired bootstrap]"
     assert lines[1] == "  overall  +1.8 [+1.0, +2.5]"
     assert len(lines) == 6
+
+
+def test_of_few_units_a_difference_is_a_count_of_pictures() -> None:
+    """With each class counted alike it is none."""
+    few = Interval(0.05, -0.1, 0.2, 20, 20)
+    lines = difference_lines(replace(report(), differences={"overall": few, "balanced": few, "many": few}))
+    assert lines[1:] == ["  overall  +1 of 20", "  many     +1 of 20"]
 
 
 def test_a_refit_is_measured_anew() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vlltr_index.evaluation.baselines import BY_NAME, FitData, Texts
+from vlltr_index.evaluation.baselines import BY_NAME, FitData, Linear, Texts
 from vlltr_index.schemas.config import BaselinesConfig
 from vlltr_index.schemas.records import BASELINES
 
@@ -92,16 +92,53 @@ def test_a_rule_under_a_prior_is_fitted_on_images_that_it_was_not_fitted_on(name
     assert fitted.with_prior(together, CONFIG).parts is None
 
 
+def test_a_burst_tells_no_more_of_how_common_a_class_is_than_one_image() -> None:
+    """A class's pictures taken many times over give the same factors."""
+    g = torch.Generator().manual_seed(0)
+    labels = torch.tensor([0] * 40 + [1] * 8)
+    single = replace(
+        drawn(0),
+        features=torch.randn(48, 5, generator=g) + 0.5 * labels[:, None],
+        labels=labels,
+        num_classes=2,
+        units=[str(number) for number in range(48)],
+    )
+    places = torch.cat([torch.arange(40), torch.arange(40, 48).repeat(20)])
+    bursts = replace(
+        single,
+        features=single.features[places],
+        labels=labels[places],
+        units=[str(number) for number in places.tolist()],
+    )
+    once, often = (
+        BY_NAME["ncm"].fit(data, CONFIG, None).with_prior(data, CONFIG) for data in (single, bursts)
+    )
+    assert once.parts is not None
+    assert (often.parts, often.frequency) == pytest.approx((once.parts, once.frequency), rel=1e-2)
+
+
+def test_a_class_that_is_gone_is_never_named_under_a_prior() -> None:
+    """Not even where frequencies have no weight."""
+    rule = Linear(weight=torch.eye(3), bias=torch.zeros(3), parts=1.0, frequency=0.0)
+    found = rule.under_prior(torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([0.0, -1.0, -torch.inf]))
+    assert found is not None
+    assert found.tolist() == [[0.0, 1.0, -torch.inf]]
+
+
 def test_of_many_images_a_tenth_is_held_out_once() -> None:
-    """Units stay whole, and every class keeps an image."""
-    labels = torch.arange(6000) % 7
+    """Units stay whole, every class keeps an image, and a thousand are scored."""
+    labels = torch.arange(12600) % 7
     many = replace(
         drawn(0),
-        features=torch.zeros(6000, 2),
+        features=torch.arange(12600.0)[:, None],
         labels=labels,
         num_classes=7,
-        units=[str(number // 14) for number in range(6000)],
+        units=[str(number // 14) for number in range(12600)],
     )
     ((rest, held),) = many.held_out()
-    assert len(held) <= 1000 < len(rest.labels)
+    assert len(held) == 1000
+    assert 1000 < 12600 - len(rest.labels) <= 1300
+    fitted = {number // 14 for number in rest.features[:, 0].long().tolist()}
+    assert not fitted & {number // 14 for number in held.tolist()}
+    assert len(fitted) == len(rest.labels) / 14, "what is held out is whole units"
     assert len(rest.labels.unique()) == 7

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import run
-from vlltr_index.classes import add_class
+from vlltr_index.classes import add_class, add_images
 from vlltr_index.embedding.loading import image_set
 from vlltr_index.errors import MissingStepError, UsageError
 from vlltr_index.evaluation.metrics import under
@@ -88,6 +88,23 @@ def test_the_method_is_compared_with_any_row(trained: Workspace) -> None:
     )
 
 
+def test_a_rule_that_was_made_before_a_class_came_is_not_compared(
+    trained: Workspace, pictures: Path, tmp_path: Path
+) -> None:
+    """It could not be right there; it is shown, with a note. A class without a training image it need not know."""
+    train_baseline(trained, "ncm", trained.recipe.baselines)
+    add_class(trained, "okapi", ["A striped leg."])
+    shutil.copytree(pictures / "unseen", tmp_path / "more" / "okapi")
+    ingest_images(trained, tmp_path / "more", "test")
+    embed(trained)
+    assert evaluate(trained).against == "ncm"
+    add_images(trained, "okapi", [pictures / "known-0.png"])
+    report = evaluate(trained)
+    assert report.against is None
+    assert report.notes["ncm"] == "made before 1 class of these came, and not compared"
+    assert evaluate(trained, against="ncm").against == "ncm"
+
+
 def test_each_prior_is_measured_beside_the_other(trained: Workspace) -> None:
     """As if the other had been asked for; not where another prior was, and not beside other rules or an index."""
     report = evaluate(trained)
@@ -111,7 +128,7 @@ def test_simple_rules_know_the_prior_as_the_method_does(trained: Workspace) -> N
     rules = {
         "balanced": ["ncm", "discriminant", "zero-shot", "knn"],
     }
-    rules["training"] = [*rules["balanced"], *(under(name, "training") for name in rules["balanced"][:3])]
+    rules["training"] = [*(under(name, "training") for name in rules["balanced"][:3]), "knn"]
     for one in report.measures:
         right = {name: report.rows[name].measured(one.prior).value for name in rules[one.prior]}
         assert one.against in right

@@ -14,6 +14,7 @@ from vlltr_index.errors import InputError
 from vlltr_index.evaluation.metrics import (
     ClassFigures,
     EvaluationReport,
+    Measure,
     accuracy_report,
     bins,
     expected_calibration_error,
@@ -244,7 +245,8 @@ def test_an_evaluation_is_a_flat_data_frame() -> None:
 
     labels = torch.tensor([0, 0, 1])
     rows = {"vl-ltr": accuracy_report(torch.tensor([0, 1, 1]), labels, torch.tensor([4, 30]))}
-    report = EvaluationReport("test", 1, "release", 3, 2, "exhaustive", rows, {})
+    measures = (Measure("balanced", "vl-ltr", None, None, None),)
+    report = EvaluationReport("test", 1, "release", 3, 2, "exhaustive", rows, measures, {})
     frame = report.to_pandas()
     assert isinstance(frame, pandas.DataFrame)
     assert list(frame.columns) == ["row", "bin", "top1", "low", "high", "images", "units", "top5"]

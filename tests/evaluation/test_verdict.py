@@ -30,10 +30,12 @@ def report(
         ClassFigures(f"class {share}", 9, images=int(share * images), right=99, answered=99, right_by_text=9)
         for share in (0.4, 0.3, 0.3)
     )
+    measures = (Measure("balanced", "vl-ltr", against, against, less),)
     return replace(
-        EvaluationReport("test", 1, "release", images, 3, "exhaustive", rows, {}, by_class=by_class),
+        EvaluationReport(
+            "test", 1, "release", images, 3, "exhaustive", rows, measures, {}, by_class=by_class
+        ),
         encoder="a:b",
-        measures=(Measure("balanced", "vl-ltr", against, less),),
     )
 
 
@@ -59,7 +61,7 @@ def test_near_chance_is_said_first_and_the_encoder_is_named_where_no_rule_is_bet
     assert verdict(near)[0] == (
         "Near chance: naming the same class every time would be right for 33.3 %, each class counted alike."
     )
-    common = replace(near, prior="training", measures=(Measure("training", "vl-ltr", None, None),))
+    common = replace(near, prior="training", measures=(Measure("training", "vl-ltr", None, None, None),))
     assert verdict(common)[0] == (
         "Near chance: naming the most frequent class every time would be right for 40.0 %, each picture counted alike."
     )
@@ -88,9 +90,13 @@ def test_a_cross_validation_says_who_answered_and_counts_units() -> None:
     method = crossed.rows["vl-ltr"]
     bursts = replace(method, top1={"overall": replace(method.top1["overall"], units=12)})
     assert verdict(replace(crossed, rows={**crossed.rows, "vl-ltr": bursts})) == (
-        "100 pictures (12 units: what belongs together counts once) say little.",
-        "Of 100 pictures (12 units: what belongs together counts once), each shown to a model that was trained without"
+        "100 pictures (in 12 units) say little.",
+        "Of 100 pictures (in 12 units), each shown to a model that was trained without"
         " it, 50 were named rightly; the most frequent class every time, 40.",
+    )
+    more = replace(method, top1={"overall": replace(method.top1["overall"], units=60)})
+    assert verdict(replace(crossed, rows={**crossed.rows, "vl-ltr": more}))[0].startswith(
+        "Of 100 pictures (in 60 units, by which the interval goes), each shown to a model"
     )
 
 
@@ -128,10 +134,11 @@ def test_it_names_classes_that_suffer_and_texts_that_tell_nothing() -> None:
 
 def test_both_measures_are_said_and_the_one_asked_for_first() -> None:
     """Each with its rule, under the same prior, and whether the model is better by it; of few units one alone."""
-    balanced = Measure("balanced", "vl-ltr", "ncm", Interval(0.1, 0.01, 0.2, 100, 100))
+    balanced = Measure("balanced", "vl-ltr", "ncm", "ncm", Interval(0.1, 0.01, 0.2, 100, 100))
     common = Measure(
         "training",
         "vl-ltr, --prior training",
+        "ncm",
         "ncm, --prior training",
         Interval(-0.1, -0.2, -0.01, 100, 100),
     )
@@ -140,7 +147,8 @@ def test_both_measures_are_said_and_the_one_asked_for_first() -> None:
         "ncm, --prior training": row(0.7, 0.6, 0.8, 100),
     }
     found = replace(report(), measures=(balanced, common))
-    found = replace(found, rows={**found.rows, **rows})
+    uneven = tuple(replace(one, train=one.images) for one in found.by_class)
+    found = replace(found, rows={**found.rows, **rows}, by_class=uneven)
     assert verdict(found) == (
         "Of 100 pictures that it had not seen, the model named 25.0 % rightly, each class counted alike (95 %: 45.0 to"
         " 55.0); naming the same class every time, 33.3 %; the best simple rule, ncm, 20.0 %. The model is better.",
@@ -148,6 +156,16 @@ def test_both_measures_are_said_and_the_one_asked_for_first() -> None:
         " every time, 40.0 %; the best simple rule, ncm, 70.0 %. ncm is better than the model.",
     )
     plain = replace(found, measures=(balanced, replace(common, against="ncm")))
-    assert "the best simple rule, ncm with classes equally common, 40.0 %. ncm is better" in verdict(plain)[1]
+    assert "the best simple rule, ncm, 40.0 %. ncm is better" in verdict(plain)[1]
+    even = replace(
+        found,
+        by_class=tuple(
+            replace(one, images=30, train=train) for one, train in zip(uneven, (90, 9, 3), strict=True)
+        ),
+    )
+    assert not any("--prior training" in said for said in verdict(even))
+    asked = verdict(replace(even, prior="training", measures=(common, balanced)))
+    assert "each picture counted alike" in asked[0]
+    assert asked[1].startswith("With --prior balanced, each class counted alike: ")
     few = replace(report(images=20), measures=(balanced, replace(common, row="vl-ltr")))
     assert len(verdict(few)) == 2

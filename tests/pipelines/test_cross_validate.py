@@ -186,9 +186,9 @@ def test_pictures_whose_like_a_model_has_learned_are_left_out(
     after = evaluate(fitted)
     assert after.images == before.images - 3
     assert after.left_out == (
-        "Not measured on: 1 picture that came after the cross-validation. To measure on all: vlltr cross-validate",
-        "Not measured on: 3 pictures that belong together with others that came or moved after it, which its model may"
-        " know. To measure on all: vlltr cross-validate",
+        "Not measured on: 1 picture that came after the cross-validation.",
+        "Not measured on: 3 pictures that belong together with others that came or moved after the cross-validation,"
+        " which its model may know. To measure on all: vlltr cross-validate",
     )
     assert set(after.left_out) < set(verdict(after))
     assert before.left_out == ()

@@ -188,6 +188,15 @@ def test_folders_that_are_no_classes(tmp_path: Path, folders: list[str] | None, 
     assert not (tmp_path / "data-model").exists()
 
 
+def test_a_recipe_that_knows_no_prior(shots: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Refused before anything is brought in or trained."""
+    asked = ("--encoder", "vlltr-tiny:glyphs", "--prior", "training", "--set", "fusion.rule=paper")
+    code, _, err = run(capsys, "fit", shots, *asked)
+    assert code == 2
+    assert "the rule 'paper', which this recipe combines by, knows no prior" in err
+    assert not Workspace.open(shots.with_name("shots-model")).snapshot().count("images")
+
+
 @pytest.mark.parametrize("prior", ["folder", "often.csv", "even"])
 def test_a_prior_that_is_not_known_yet(shots: Path, prior: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Refused before a workspace is made, with the command that takes it."""

@@ -346,7 +346,7 @@ def test_a_misspelt_text_is_noticed_whichever_comes_first(workspace: Workspace, 
     warning = (
         "Warning: class 'kestral' has texts and no picture, 'kestrel' pictures and no text. If they are one: "
     )
-    expected = warning + "name it so in the texts, and bring them in again with --sync"
+    expected = warning + "call it 'kestrel' in the texts, and bring them in again with --sync"
     ingest_text(workspace, path)
     report = ingest_images(workspace, tmp_path / "data", "train")
     assert [note for note in report.notes if "Warning" in note] == [expected]
@@ -357,6 +357,14 @@ def test_a_misspelt_text_is_noticed_whichever_comes_first(workspace: Workspace, 
     assert f"{warning}vlltr classes merge kestrel kestral" in again.notes
     texts(path, {"kestrel": told.pop("kestral"), **told})
     assert not any("Warning" in note for note in ingest_text(workspace, path, sync=True).notes)
+
+
+def test_a_copy_in_another_class_is_named_first(workspace: Workspace, tmp_path: Path) -> None:
+    """However many copies one class has."""
+    for place in ("owl/1", "owl/2", "owl/3", "tit/1"):
+        put(tmp_path / f"data/{place}.png", 1)
+    notes = ingest_images(workspace, tmp_path / "data", "train").notes
+    assert any("owl/1.png (train, 'owl'), tit/1.png (train, 'tit'), owl/2.png" in note for note in notes)
 
 
 def test_names_meet_without_regard_to_case_unless_it_decides(workspace: Workspace, tmp_path: Path) -> None:

@@ -699,8 +699,8 @@ def test_copies_in_one_class_are_counted(workspace: Workspace, tmp_path: Path) -
     report = ingest_images(workspace, data, "train")
     assert report.in_two_classes == 1
     assert report.notes == [
-        "one picture, byte for byte: owl/11.png (train, 'owl'), owl/copy-11.png (train, 'owl'), tit/0.png (train,"
-        " 'tit') and 1 more",
+        "one picture, byte for byte: owl/11.png (train, 'owl'), tit/0.png (train, 'tit'), owl/copy-11.png (train,"
+        " 'owl') and 1 more",
         "several times in one class, byte for byte: 11 pictures, each counts once",
     ]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pytest
 import yaml
 
 from vlltr_index.recognition.exported.card import Results, licence_id, plain, write_card
@@ -119,6 +120,10 @@ def test_of_few_units_pictures_are_counted(tmp_path: Path) -> None:
         "retrieval": "exhaustive",
         "rule": "ours",
         "prior": "training",
+        "measures": [
+            {"prior": "training", "row": "vl-ltr"},
+            {"prior": "balanced", "row": "vl-ltr, --prior balanced"},
+        ],
         "rows": {"vl-ltr": {"top1": common}, "vl-ltr, --prior balanced": {"top1": shares}},
         "same": True,
     }
@@ -128,6 +133,11 @@ def test_of_few_units_pictures_are_counted(tmp_path: Path) -> None:
     assert "| few | 28 of 40 | - | 40 |" in body
     (result,) = front["model-index"][0]["results"]
     assert [metric["value"] for metric in result["metrics"]] == [0.7]
+    lacking = json.dumps({**facts, "rows": {"other": {"top1": shares}}}).encode()
+    with pytest.raises(ValueError, match=r"rows in evaluate.json: .* no row 'vl-ltr, --prior balanced'"):
+        Results.parse(lacking, "evaluate.json")
+    with pytest.raises(ValueError, match="no row 'vl-ltr'"):
+        Results.parse(json.dumps({**facts, "rows": {}, "measures": []}).encode(), "evaluate.json")
 
 
 def test_the_hubs_name_of_a_licence() -> None:

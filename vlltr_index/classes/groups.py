@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from vlltr_index.data.grouping import AUTO, Grouping
@@ -16,18 +15,20 @@ if TYPE_CHECKING:
 
 
 def with_groups(tx: Transaction, records: Sequence[ImageRecord]) -> list[ImageRecord]:
-    """Return images of one class with their groups, if all sources with a rule (`--group`) have the same.
-
-    A file by itself is in no folder of a source.
-    """
+    """Return images of one class with their groups, if all sources with a rule (`--group`) have the same."""
     rules = {Grouping.parse(told) for told in tx.commit.info.groupings.values()} - {AUTO}
     if len(rules) != 1:
         return list(records)
     (rule,) = rules
     taken = times_taken(records) if rule.how == "seconds" else [None] * len(records)
-    placed = [
-        replace(one, source=f"{one.class_name}/{PurePath(one.source).name}") if one.source == one.uri else one
-        for one in records
-    ]
-    groups = rule.groups(placed, taken, class_folders=True)
+    if rule.how == "folder":
+        groups = [_folder(one) for one in records]
+    else:
+        groups = rule.groups([replace(one, source=one.uri) for one in records], taken, class_folders=True)
     return [replace(one, group=group) for one, group in zip(records, groups, strict=True)]
+
+
+def _folder(record: ImageRecord) -> str | None:
+    """Return the folder of a picture below the one that was given; None for one in it, and for a file by itself."""
+    below = record.source.removeprefix(f"{record.class_name}/")
+    return record.uri.rpartition("/")[0] if record.source != record.uri and "/" in below else None

@@ -138,7 +138,8 @@ class Baseline:
             of a class without any; None: it needs no text.
         reads_texts: Whether it scores by `texts`, which are not stored with it.
         probabilities: Whether the softmax of its scores is a probability.
-        knows_prior: Whether `with_prior` fits how it answers where classes are not equally common.
+        knows_prior: Whether `with_prior` fits how it answers where classes are not equally common. It is for a baseline
+            without settings, for none are chosen in its folds.
         choice: How a setting was chosen; None without settings.
         texts: The sentences that it scores by.
         parts: Factor of its scores in an answer under a prior; None: it knows none.
@@ -178,7 +179,8 @@ class Baseline:
         at = torch.cat(places)
         labels = data.labels.cpu()
         units = number_names(data.units)
-        counts = torch.bincount(labels, minlength=data.num_classes)
+        owners, _ = torch.stack([labels, units]).unique(dim=1)  # once for each class and unit of it
+        counts = torch.bincount(owners, minlength=data.num_classes)
         weights = image_weights(labels[at], counts, units[at])
         whole = torch.cat(scores)
         level = fit_temperature(whole, labels[at], weights)
@@ -189,7 +191,9 @@ class Baseline:
         """Return scores [N, C] where classes are as common as [C] says; None if the baseline knows no prior."""
         if self.parts is None or self.frequency is None:
             return None
-        return self.parts * scores + self.frequency * log_frequency.to(scores)
+        known = log_frequency.to(scores)
+        gone = known == -torch.inf  # 0 times it is no number
+        return torch.where(gone, -torch.inf, self.parts * scores + self.frequency * known)
 
     @property
     def tensors(self) -> dict[str, Tensor]:

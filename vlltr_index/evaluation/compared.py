@@ -20,7 +20,7 @@ from vlltr_index.evaluation.metrics import (
     under,
 )
 
-BRANCHES = (METHOD, "image branch", "text branch")
+OWN_ROWS = (METHOD, "image branch", "text branch")
 ADJUSTED = "image-only + logit adjustment"
 """The strongest image-only row: what the method is compared with unless another row is named."""
 
@@ -58,7 +58,11 @@ class Asked:
 
 
 def compared(
-    answers: Mapping[str, RowAnswers], asked: Asked, against: str | None, priors: Sequence[str]
+    answers: Mapping[str, RowAnswers],
+    asked: Asked,
+    against: str | None,
+    priors: Sequence[str],
+    rules: Sequence[str],
 ) -> dict[str, Any]:
     """Return accuracy and calibration error of each row, and the method less another row, as fields of the report.
 
@@ -67,6 +71,7 @@ def compared(
         asked: What was asked.
         against: A baseline or a branch that the method is compared with; None: see `pipelines.evaluate.evaluation`.
         priors: Names of the priors that there are answers of the method under, that of its own row first.
+        rules: The baselines, each of which has a row.
     """
     labels = asked.labels
     units = asked.units
@@ -77,13 +82,14 @@ def compared(
     measures = []
     for prior in priors:
         row = METHOD if prior == priors[0] else under(METHOD, prior)
-        beside = _beside(rows, prior, against)
-        less = None
-        if beside is not None:
-            whole = labels if prior == "balanced" else None
+        rule = _beside(rows, prior, against, rules)
+        beside = less = None
+        if rule is not None:
+            beside = _row_under(rows, rule, prior)
+            alike = prior == "balanced" and not rows[row].balanced.few
             right = answers[row].right, answers[beside].right
-            less = paired_difference(*right, units=units, labels=whole)
-        measures.append(Measure(prior, row, beside, less))
+            less = paired_difference(*right, units=units, labels=labels if alike else None)
+        measures.append(Measure(prior, row, rule, beside, less))
     shown = measures[0].against
     return {
         "rows": rows,
@@ -93,23 +99,26 @@ def compared(
             if row.confidence is not None and not rows[name].top1["overall"].few
         },
         "differences": {} if shown is None else _differences(answers, shown, asked),
-        "against": shown,
         "measures": tuple(measures),
     }
 
 
-def _beside(rows: dict[str, AccuracyReport], prior: str, against: str | None) -> str | None:
-    """Return the row that the method is compared with under a prior, by default the best baseline.
+def _beside(
+    rows: Mapping[str, AccuracyReport], prior: str, against: str | None, rules: Sequence[str]
+) -> str | None:
+    """Return what the method is compared with under a prior, by default the baseline whose answers are best there."""
+    if against is not None:
+        return against
+    if ADJUSTED in rules:
+        return ADJUSTED
+    return max(
+        rules, key=lambda rule: rows[_row_under(rows, rule, prior)].measured(prior).value, default=None
+    )
 
-    A baseline that was named is taken under the same prior, if it knows it; of the others, some may be better without.
-    """
-    for named in (against, ADJUSTED):
-        if named is not None and named in rows:
-            return under(named, prior) if under(named, prior) in rows else named
-    own = (*BRANCHES, *(under(METHOD, prior) for prior in ("balanced", "training")))
-    ends = under("", "training")
-    found = [name for name in rows if name not in own and (prior == "training" or not name.endswith(ends))]
-    return max(found, key=lambda name: rows[name].measured(prior).value, default=None)
+
+def _row_under(rows: Mapping[str, AccuracyReport], rule: str, prior: str) -> str:
+    """Return the row of a rule's answers under a prior; if it knows none, its only row."""
+    return under(rule, prior) if under(rule, prior) in rows else rule
 
 
 def _differences(answers: Mapping[str, RowAnswers], against: str, asked: Asked) -> dict[str, Interval]:

@@ -113,22 +113,26 @@ class AccuracyReport:
 
     def measured(self, prior: str) -> Interval:
         """Return the accuracy that answers under a prior are measured by, see `Measure`."""
-        return self.balanced if prior == "balanced" else self.top1["overall"]
+        return self.top1["overall"] if prior != "balanced" or self.balanced.few else self.balanced
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
     """The method beside another row: under the prior `balanced` each class counts alike, under others each image.
 
+    Of fewer than 30 units each image counts alike under all.
+
     Attributes:
         prior: How common the classes are taken to be, see `named_prior`.
         row: The method's row under this prior.
-        against: The row that it is compared with, under the prior as well if it can be; None: there is no other.
+        rule: What it is compared with: a baseline or a branch; None: there is no other.
+        against: The row of `rule`, under the prior if it knows it.
         difference: Accuracy of the method less that of `against`; None without one.
     """
 
     prior: str
     row: str
+    rule: str | None
     against: str | None
     difference: Interval | None
 
@@ -145,10 +149,12 @@ class EvaluationReport:
         classes: Number of classes that answers were chosen from.
         retrieval: `faiss` or `exhaustive`.
         rows: Accuracy of each row.
+        measures: The accuracy by the prior that was asked for, and where classes differ in training images that by the
+            other of `balanced` and `training`.
         calibration_error: Expected calibration error of the rows that have probabilities; none below 30 units.
         differences: Accuracy of the method less that of `against`, by bin, on the same images; `balanced`: of all, each
             class counting alike.
-        against: The row that the method is compared with.
+        against: The row that the method is compared with, of the first measure.
         notes: A remark for the reader about a row.
         crops: Number of crops of each image.
         rule: The fusion rule.
@@ -161,8 +167,6 @@ class EvaluationReport:
         texts_count: Whether texts have a weight in the answers.
         folds: How many models answered, each for images that it was fitted without; 0: the commit's own.
         left_out: Sentences that say how many training images a cross-validation does not measure on, and why.
-        measures: The accuracy by the prior that was asked for, and where classes differ in training images that by the
-            other of `balanced` and `training`.
     """
 
     split: str
@@ -172,9 +176,10 @@ class EvaluationReport:
     classes: int
     retrieval: str
     rows: dict[str, AccuracyReport]
+    measures: tuple[Measure, ...]
     calibration_error: dict[str, float]
     differences: dict[str, Interval] = field(default_factory=dict)
-    against: str | None = None
+    against: str | None = field(init=False)  # no property: JSON has the fields
     notes: dict[str, str] = field(default_factory=dict)
     crops: int = 1
     rule: Rule = "ours"
@@ -186,7 +191,10 @@ class EvaluationReport:
     texts_count: bool = True
     folds: int = 0
     left_out: tuple[str, ...] = ()
-    measures: tuple[Measure, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Set `against`."""
+        object.__setattr__(self, "against", self.measures[0].against)
 
     @property
     def tested(self) -> int:

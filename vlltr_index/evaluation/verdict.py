@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from math import log
+
 from vlltr_index.evaluation.metrics import METHOD, ClassFigures, EvaluationReport, Interval, Measure
-from vlltr_index.wording import plural, units_of_pictures
+from vlltr_index.wording import plural
 
 _NAMED = 5
 _SIMPLE = ("ncm", "discriminant", "zero-shot", "knn", "tip-adapter")
@@ -14,6 +16,8 @@ _SAME = 1e-9
 def verdict(report: EvaluationReport) -> tuple[str, ...]:
     """Say what an evaluation means, the worst first; each sentence stands by itself."""
     asked, *others = report.measures
+    if not _as_in_training(report):
+        others = [one for one in others if one.prior != "training"]
     said = [*caveats(report), _accuracy(report, asked, alone=not others)]
     said += [_other_accuracy(report, one) for one in others if not report.rows[one.row].balanced.few]
     if report.tested < len(report.by_class):
@@ -21,6 +25,16 @@ def verdict(report: EvaluationReport) -> tuple[str, ...]:
         said.append(f"{report.tested} of {classes} tested.")
     said += _sufferers(report.by_class, report.texts_count)
     return tuple(said)
+
+
+def _as_in_training(report: EvaluationReport) -> bool:
+    """Say whether classes as common as in training give these pictures' classes more likely than equally common ones.
+
+    Otherwise, as in a test folder with as many pictures of each class, they say nothing of `--prior training`.
+    """
+    classes = report.by_class
+    whole = sum(one.train + 0.5 for one in classes)
+    return sum(one.images * log(len(classes) * (one.train + 0.5) / whole) for one in classes) >= 0
 
 
 def caveats(report: EvaluationReport) -> tuple[str, ...]:
@@ -108,44 +122,38 @@ def _beside(report: EvaluationReport, measure: Measure) -> str:
     """End a sentence with what one answer for all and the row that is compared with give, and which is better."""
     said = f"; {_one_answer(measure.prior)} every time, {100 * report.chance(measure.prior):.1f} %"
     less = measure.difference
-    if measure.against is None or less is None:
+    if measure.rule is None or measure.against is None or less is None:
         return f"{said}."
     theirs = report.rows[measure.against].measured(measure.prior).value
-    said += f"; {_named(measure)}, {100 * theirs:.1f} %."
+    said += f"; {_named(measure.rule)}, {100 * theirs:.1f} %."
     if less.low > 0:
         return f"{said} The model is better."
     if less.high < 0:
-        return f"{said} {_rule(measure.against)} is better than the model."
+        return f"{said} {measure.rule} is better than the model."
     return f"{said} The difference may be chance." if less.value else said
 
 
 def _beside_few(report: EvaluationReport, measure: Measure) -> str:
     """End a sentence of few units with how many images the row that is compared with has right."""
-    if measure.against is None:
+    if measure.rule is None or measure.against is None:
         return "."
     theirs = report.rows[measure.against].top1["overall"]
     same = theirs.count == report.rows[measure.row].top1["overall"].count
-    return f"; {_named(measure)}, {theirs.count}." + ("" if same else " Too few to tell which is better.")
+    return f"; {_named(measure.rule)}, {theirs.count}." + (
+        "" if same else " Too few to tell which is better."
+    )
 
 
-def _rule(row: str) -> str:
-    """Return a row's name without its prior."""
-    return row.partition(", --prior")[0]
-
-
-def _named(measure: Measure) -> str:
-    """Name the row that the method is compared with."""
-    row = measure.against or ""
-    name = _rule(row)
-    said = f"the best simple rule, {name}" if name in _SIMPLE else name
-    return f"{said} with classes equally common" if measure.prior == "training" and name == row else said
+def _named(rule: str) -> str:
+    """Name what the method is compared with."""
+    return f"the best simple rule, {rule}" if rule in _SIMPLE else rule
 
 
 def _pictures(of: Interval, one: str = "", more: str = "") -> str:
-    """Count pictures, and the units that they are, with a verb."""
+    """Count pictures, and the units that they are in, with a verb."""
     said = plural(of.images, "picture")
     if of.units < of.images:
-        said += f" ({units_of_pictures(of.units)})"
+        said += f" (in {plural(of.units, 'unit')}{'' if of.few else ', by which the interval goes'})"
     verb = one if of.images == 1 else more
     return f"{said} {verb}".strip()
 

@@ -17,7 +17,7 @@ from vlltr_index.embedding.loading import ImageSet, image_set, image_units, usab
 from vlltr_index.embedding.vectors import embed_crops
 from vlltr_index.errors import MissingStepError, UsageError, WorkspaceError, reason
 from vlltr_index.evaluation import metrics
-from vlltr_index.evaluation.compared import BRANCHES, Asked, RowAnswers, compared
+from vlltr_index.evaluation.compared import OWN_ROWS, Asked, RowAnswers, compared
 from vlltr_index.evaluation.metrics import CROSS_VALIDATION, METHOD, under
 from vlltr_index.heads.fusion import Rule
 from vlltr_index.heads.units import number_names
@@ -37,6 +37,7 @@ from vlltr_index.wording import plural
 
 if TYPE_CHECKING:
     from vlltr_index.heads.tree import ClassTree
+    from vlltr_index.pipelines.train_baseline import BaselineRow
     from vlltr_index.schemas.records import Progress
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.workspace import Workspace
@@ -190,7 +191,7 @@ def evaluation(
     measured = _measured(model, snapshot, split)
     folds = measured.folds
     _check_index(retrieval, folds, prior)
-    _check_row(against, [*BRANCHES[1:], *baseline_labels(snapshot, of_folds=folds > 0)])
+    _check_row(against, [*OWN_ROWS[1:], *baseline_labels(snapshot, of_folds=folds > 0)])
     class_ids = model.class_ids
     labels = _labels(snapshot, class_ids, measured.data, measured.split)
     measured = _seen_as(workspace, measured, crops, rule=rule, prior=prior, progress=progress)
@@ -203,11 +204,16 @@ def evaluation(
     seen = f"{crops} crops an image" if crops != 1 else ""
     own = "; ".join(filter(None, (_rule_note(fusion, prior), seen)))
     notes = dict.fromkeys(answers, seen) | {METHOD: own}
+    rules = []
     for scored in _baselines(workspace, snapshot, measured, progress):
         answers |= _row_answers(scored, class_ids, labels, common=other is not None)
-        notes[scored.row.label] = scored.row.note
+        older = _lacking(snapshot, scored.row, class_ids[labels.unique()])
+        notes[scored.row.label] = "; ".join(filter(None, [scored.row.note, older]))
+        rules += [] if older else [scored.row.label]
     best = answers[METHOD].best[:, 0]
     ranks = _by_rank(tree, best, summed, labels, counts=counts, units=measured.units) if tree else {}
+    asked = Asked(labels, counts, units=measured.units, models=measured.models)
+    priors = [named_prior(prior), *filter(None, [other])]
     report = metrics.EvaluationReport(
         split=measured.split,
         commit=snapshot.commit.id,
@@ -226,12 +232,7 @@ def evaluation(
         folds=folds,
         left_out=_left_out(measured),
         texts_count=model.saved.parts is None or not model.saved.parts.texts_are_mute,
-        **compared(
-            answers,
-            Asked(labels, counts, units=measured.units, models=measured.models),
-            against,
-            [named_prior(prior), *([other] if other else [])],
-        ),
+        **compared(answers, asked, against, priors, rules),
     )
     return Evaluation(report, answers, measured, class_ids=class_ids, labels=labels, counts=counts)
 
@@ -300,8 +301,12 @@ def _left_out(measured: Measured) -> tuple[str, ...]:
         said.append(f"{plural(measured.came, 'picture')} that came after the cross-validation")
     if measured.torn:
         torn = plural(measured.torn, "picture that belongs", "pictures that belong")
-        said.append(f"{torn} together with others that came or moved after it, which its model may know")
-    return tuple(f"Not measured on: {one}. To measure on all: vlltr cross-validate" for one in said)
+        why = "together with others that came or moved after the cross-validation, which its model may know"
+        said.append(f"{torn} {why}")
+    sentences = [f"Not measured on: {one}." for one in said]
+    if sentences:
+        sentences[-1] += " To measure on all: vlltr cross-validate"
+    return tuple(sentences)
 
 
 def _seen_as(
@@ -369,6 +374,15 @@ def _row_answers(scored: ScoredRow, class_ids: Tensor, labels: Tensor, common: b
         right = places[:, 0] == labels
         found[name] = RowAnswers(places, right, confidence if row.probabilities else None)
     return found
+
+
+def _lacking(snapshot: Snapshot, row: BaselineRow, asked: Tensor) -> str:
+    """Say how many of some classes that have training images a baseline does not know: it was made before they came."""
+    unknown = asked[~torch.isin(asked, row.class_ids)]
+    number = int((training_counts(snapshot, unknown) > 0).sum())
+    return (
+        f"made before {plural(number, 'class', 'classes')} of these came, and not compared" if number else ""
+    )
 
 
 def _by_class(
@@ -470,10 +484,14 @@ def _own_answers(
         columns = class_positions(one.model.class_ids, class_ids)
         for places in one.places.split(_BATCH):
             fused, _ = one.model.score(measured.data.features[places], retrieval)
-            scores = [_whole(part, columns) for part in (fused.probabilities, fused.by_image, fused.by_text)]
+            parts = [fused.probabilities]
+            branches = fused
             if other is not None:
                 again, _ = one.plain.under(other).score(measured.data.features[places], retrieval)
-                scores.append(_whole(again.probabilities, columns))
+                parts.append(again.probabilities)
+                branches = again if other == "balanced" else fused  # they know no prior
+            parts[1:1] = [branches.by_image, branches.by_text]
+            scores = [_whole(part, columns) for part in parts]
             tops.append([part for each in scores for part in _top(each)])
             nodes.append([tree.best_at(rank, scores[0]) for rank in tree.levels] if tree else [])
             done += len(places)
@@ -481,7 +499,7 @@ def _own_answers(
                 progress("evaluate", done, len(labels))
     whole = [torch.cat(parts) for parts in zip(*tops, strict=True)]
     summed = [torch.cat(parts) for parts in zip(*nodes, strict=True)]
-    names = BRANCHES if other is None else (*BRANCHES, under(METHOD, other))
+    names = OWN_ROWS if other is None else (*OWN_ROWS, under(METHOD, other))
     rows = zip(names, whole[::2], whole[1::2], strict=True)  # best classes and confidence alternate
     return {name: RowAnswers(best, best[:, 0] == labels, sure) for name, best, sure in rows}, summed
 

@@ -192,6 +192,8 @@ def fit(
         workspace = Runner(on_step, 0, number=0).run(made)
     else:
         workspace = Workspace.open(at)
+    if prior != "balanced":
+        _check_rule(workspace)
     if not dry_run:
         require_encoder(workspace)  # before anything is brought in
     with computing_on(device, workspace.recipe.device):
@@ -206,6 +208,16 @@ def _check_prior(prior: str) -> None:
         raise UsageError(
             f"fit measures by the prior 'balanced' or 'training', got {prior!r}",
             "By what the pictures asked about or a file tell, ask: vlltr predict --prior folder, or --prior FILE",
+        )
+
+
+def _check_rule(workspace: Workspace) -> None:
+    """Refuse a recipe whose answers know no prior before anything is trained by it."""
+    rule = workspace.recipe.fusion.rule
+    if rule != "ours":
+        raise UsageError(
+            f"the rule {rule!r}, which this recipe combines by, knows no prior",
+            'Leave out --prior, or take a recipe with rule = "ours" under [recipe.fusion].',
         )
 
 
@@ -422,6 +434,10 @@ def _check(pictures: Path, inside: dict[str, Path], test: str | None) -> None:
 def _beside(folder: Path) -> Path:
     """Return the usual place of the workspace of a folder of pictures."""
     whole = folder.resolve()
-    place = whole.with_name(f"{whole.name}-model")
+    return from_here(whole.with_name(f"{whole.name}-model"))
+
+
+def from_here(place: Path) -> Path:
+    """Return a path as it is typed in the current folder."""
     here = Path.cwd()
     return place.relative_to(here) if place.is_relative_to(here) else place

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from vlltr_index.store.workspace import Workspace
 
 _NAMED = 3  # copies of one picture
+_PAIRS = 100_000  # of names that are compared, at most
 _CLOSE = 0.8  # how alike names of one class may be spelt, by `difflib`
 _TOLD = ["sentence_id", "text_hash", "class_id", "source", "source_ref"]
 
@@ -266,10 +267,14 @@ def _name_copies(run: ImageRun, copies: list[list[dict[str, Any]]]) -> None:
     names = run.tx.class_table().names
     apart = [copy for copy in copies if len({(row["split"], row["class_id"]) for row in copy}) > 1]
     for copy in sorted(apart, key=len):
+        rows = sorted(copy, key=lambda row: row["uri"])
+        places = [(row["split"], row["class_id"]) for row in rows]
         told = [
-            f"{row['uri'].removeprefix(f'{run.source.address}/')} ({row['split']}"
-            + (f", {names[row['class_id']]!r})" if row["class_id"] is not None else ")")
-            for row in sorted(copy, key=lambda row: row["uri"])
+            f"{rows[n]['uri'].removeprefix(f'{run.source.address}/')} ({rows[n]['split']}"
+            + (f", {names[rows[n]['class_id']]!r})" if rows[n]["class_id"] is not None else ")")
+            for n in sorted(
+                range(len(rows)), key=lambda n: places[n] in places[:n]
+            )  # one of each place first
         ]
         more = f" and {len(told) - _NAMED:,} more" if len(told) > _NAMED else ""
         run.notes.add("copies", f"one picture, byte for byte: {', '.join(told[:_NAMED])}{more}")
@@ -393,14 +398,18 @@ def _tell_of_misspelt_classes(tx: Transaction, notes: Notes) -> None:
     """Note classes with texts and no image whose names are close to one with images and no text but prompts."""
     table = tx.class_table()
     bare = _classes_without_text(tx)[1]
+    if not bare:
+        return
     pictured = set(tx.table("images", ["class_id"])["class_id"].drop_null().to_pylist())
     lacking = {folded(table.names[i]): table.names[i] for i in sorted(bare & pictured)}
-    phantoms = sorted(set(table.ids) - bare - pictured) if lacking else []
+    phantoms = sorted(set(table.ids) - bare - pictured)
+    if len(phantoms) * len(lacking) > _PAIRS:
+        return
     for phantom in phantoms:
         name = table.names[phantom]
         for close in get_close_matches(folded(name), list(lacking), n=1, cutoff=_CLOSE):
             meant = lacking[close]
-            mend = "name it so in the texts, and bring them in again with --sync"
+            mend = f"call it {meant!r} in the texts, and bring them in again with --sync"
             if tx.commit.head:
                 mend = f"vlltr classes merge {shlex.quote(meant)} {shlex.quote(name)}"
             told = f"class {name!r} has texts and no picture, {meant!r} pictures and no text"

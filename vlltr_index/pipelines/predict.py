@@ -177,7 +177,7 @@ def predict_to_file(
     with _alone(out):
         check_target(out)  # another process may have finished it before the lock was free
         groups = {} if group is None else groups_of(paths, group, progress)
-        done = _begun(part, _asked(model, paths, options, groups, situated))
+        done = _begun(part, _asked(model, paths, options, groups, situated, as_rows))
         answered = frozenset(done)
         begun = {named for name, named in groups.items() if name not in answered}
         answering = with_frequencies(model, lambda: unlabelled_images(paths), options, groups, progress)
@@ -223,8 +223,9 @@ def _asked(
     options: PredictOptions,
     groups: Mapping[str, str],
     situated: Situated | None,
+    as_rows: bool,
 ) -> bytes:
-    """Return the first line of `OUT.part`: what was asked for."""
+    """Return the first line of `OUT.part`: what was asked for, and what the others hold."""
     facts = {
         "program": VERSION,
         "commit": model.commit,
@@ -232,6 +233,8 @@ def _asked(
         "images": list(paths),
         **asdict(options),
     }
+    if as_rows:
+        facts["lines"] = "rows"
     if groups:  # a group that has grown has another answer
         facts["groups"] = digest_bytes(json.dumps(groups, sort_keys=True).encode())
     if situated is not None:

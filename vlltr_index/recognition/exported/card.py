@@ -11,7 +11,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from vlltr_index.errors import WorkspaceError
 from vlltr_index.recognition.exported.checks import CARD
@@ -146,11 +146,24 @@ class Row(Manifest):
     top1: dict[str, Share] = Field(min_length=1)
 
 
+class MeasuredRow(Manifest):
+    """The method's row under a prior."""
+
+    prior: str
+    row: str
+
+
+def _balanced(measures: Sequence[MeasuredRow]) -> str:
+    """Return the method's row where all classes are taken to be equally common."""
+    return next((one.row for one in measures if one.prior == "balanced"), "vl-ltr")
+
+
 class Results(Manifest):
     """The part of an evaluation's report that a card quotes.
 
     Attributes:
         prior: How common the classes were taken to be.
+        measures: The method's rows, that under `prior` first.
         rows: The rows of the table.
         same: Whether the exported commit predicts as the evaluated one does.
     """
@@ -164,13 +177,23 @@ class Results(Manifest):
     retrieval: str
     rule: str
     prior: str
+    measures: tuple[MeasuredRow, ...] = ()
     rows: dict[str, Row]
     same: bool = False
+
+    @field_validator("rows")
+    @classmethod
+    def _has_the_methods(cls, rows: dict[str, Row], info: ValidationInfo) -> dict[str, Row]:
+        """Refuse rows without the one that a card quotes."""
+        row = _balanced(info.data.get("measures", ()))
+        if row not in rows:
+            raise ValueError(f"there is no row {row!r}")
+        return rows
 
     @property
     def top1(self) -> dict[str, Share]:
         """Accuracy of the method by bin, all classes being taken to be equally common."""
-        return (self.rows.get("vl-ltr, --prior balanced") or self.rows["vl-ltr"]).top1
+        return self.rows[_balanced(self.measures)].top1
 
 
 def newest_results(workspace: Workspace, commit: Commit) -> Results | None:
