@@ -68,9 +68,14 @@ class Anchors:
 
     @cached_property
     def digests(self) -> Tensor:
-        """A number for each class of the bank that other anchors change, int64 [C_a]: the sum of their mixed keys."""
+        """A number for each class of the bank that other anchors change, int64 [C_a].
+
+        It is a sum over the anchors, of keys and of the first numbers of vectors: a head may be brought to another
+        workspace, where keys are others'.
+        """
+        begun = self.bank.vectors[:, :2].float().contiguous().view(torch.int64)[:, 0]
         # Much as in SplitMix64: a start that no key meets, odd factors, and the high bits among the low ones.
-        mixed = (self.keys + 0x1E3779B97F4A7C15) * -7046029254386353131
+        mixed = (self.keys + 0x1E3779B97F4A7C15) * -7046029254386353131 + begun * 0x5851F42D4C957F2D
         mixed = (mixed ^ (mixed >> 31)) * -4658895280553007687
         mixed = mixed ^ (mixed >> 29)
         return torch.zeros_like(self.bank.class_ids).index_add_(0, self.bank.class_of_row, mixed)
