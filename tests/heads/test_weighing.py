@@ -214,7 +214,7 @@ def test_weights_are_the_most_probable(
     )
     mine = found.image * units[0], found.generative * units[1], found.text * units[2]
     if three < 0.019 * (one + two + three):
-        assert mine[2] == 0.0
+        assert mine[2] < 1e-9  # where all factors vanish, so does that of the text
     elif three > 0.021 * (one + two + three):
         assert loss(mine) <= best + 1e-5 * (1.0 + abs(best))
     assert found.few_shot == found.text_only
