@@ -71,7 +71,7 @@ def compared(
         asked: What was asked.
         against: A baseline or a branch that the method is compared with; None: see `pipelines.evaluate.evaluation`.
         priors: Names of the priors that there are answers of the method under, that of its own row first.
-        rules: The baselines, each of which has a row.
+        rules: The baselines that the method may be compared with by default; each has a row.
     """
     labels = asked.labels
     units = asked.units

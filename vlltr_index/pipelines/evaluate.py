@@ -176,7 +176,8 @@ def evaluation(
         at: Which commit; default the newest.
         progress: Called while scoring and embedding.
         against: The row whose paired difference to the method is reported; default: image-only with logit
-            adjustment, where it is there, else the baseline that is best by the same measure.
+            adjustment, where it is there, else the baseline that is best by the same measure; none that was made
+            before a class came.
         crops: Test-time crops of each image, 1 or 5; they are embedded first, and kept. Baselines see the plain view.
         rule: Fuse the branches by this rule instead of the workspace's.
         prior: How common the classes are, which says what is measured, too: see `Measure`. Branches know no prior, and
@@ -484,13 +485,13 @@ def _own_answers(
         columns = class_positions(one.model.class_ids, class_ids)
         for places in one.places.split(_BATCH):
             fused, _ = one.model.score(measured.data.features[places], retrieval)
-            parts = [fused.probabilities]
-            branches = fused
+            again = fused
             if other is not None:
                 again, _ = one.plain.under(other).score(measured.data.features[places], retrieval)
+            branches = again if other == "balanced" else fused  # they know no prior
+            parts = [fused.probabilities, branches.by_image, branches.by_text]
+            if other is not None:
                 parts.append(again.probabilities)
-                branches = again if other == "balanced" else fused  # they know no prior
-            parts[1:1] = [branches.by_image, branches.by_text]
             scores = [_whole(part, columns) for part in parts]
             tops.append([part for each in scores for part in _top(each)])
             nodes.append([tree.best_at(rank, scores[0]) for rank in tree.levels] if tree else [])

@@ -120,7 +120,7 @@ def _train_head(
             if run.data.images is not None:
                 _keep_stats(tx, run.data.images, run.data.units, saved.image_fp)
             tx.note(merged={})
-            return _keep_head(tx, saved, config, decision.log)
+            return _keep_head(tx, run.data.state, saved, config, decision.log)
 
         digest = run.commit(keep)
     images = run.data.images
@@ -341,14 +341,15 @@ def _keep_tuned(
     images = loading.image_set(tx, "train", image_fp=encoder.image_fp)
     units = loading.image_units(tx, images.image_ids, images.class_ids, images.features)
     parts = None
+    state = ModelState(tx)
     if tx.recipe.fusion.rule == "ours":
-        whole, class_ids = stage_two_data(ModelState(tx), images, images.features[None], units)
+        whole, class_ids = stage_two_data(state, images, images.features[None], units)
         unseen, apart = _unseen(held, images.image_ids, class_ids)
         whole = replace(whole, unseen=unseen, unseen_classes=apart, visual_init=None)
         parts, notes = weigh(whole, head)
     saved = SavedHead(head, data.class_ids, text_fp=encoder.text_fp, image_fp=encoder.image_fp, parts=parts)
     _keep_stats(tx, images, units, saved.image_fp)
-    return _keep_head(tx, saved, config, stage.log), notes
+    return _keep_head(tx, state, saved, config, stage.log), notes
 
 
 def _parted(
@@ -368,12 +369,15 @@ def _keep_stats(tx: Transaction, images: loading.ImageSet, units: list[str], ima
     tx.replace("class_stats", loading.stats_rows(images.features, images.class_ids, units, image_fp))
 
 
-def _keep_head(tx: Transaction, saved: SavedHead, config: LGRConfig, log: Log) -> str:
-    """Commit the head with the settings it was trained by, those of its selection too, and the log of its losses."""
+def _keep_head(tx: Transaction, state: ModelState, saved: SavedHead, config: LGRConfig, log: Log) -> str:
+    """Commit the head with the settings it was trained by, those of its selection too, and the log of its losses.
+
+    What the texts told of the classes is kept with it, by the anchors of `state`.
+    """
     settings = config.model_dump(mode="json")
     recipe = tx.recipe
     if saved.parts is not None and saved.parts.shared.kernel is not None:
-        anchors = ModelState(tx).anchors
+        anchors = state.anchors
         means = prior_means(anchors.with_words, saved.parts.shared)
         told = ToldMeans(anchors.bank.class_ids, anchors.digests, means)
         saved = replace(saved, parts=replace(saved.parts, told=told))
