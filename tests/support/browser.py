@@ -56,6 +56,15 @@ class Browser:
         self.requests()
         self.console()
         self.driver.get(address)
+        self.wait(
+            "return document.readyState == 'complete'"
+        )  # `get` may come back before, in a fresh browser
+
+    def wait(self, script: str) -> None:
+        """Wait until a script returns something true."""
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        WebDriverWait(self.driver, PATIENCE).until(lambda driver: driver.execute_script(script))
 
     def console(self) -> list[str]:
         """Warnings and errors since the last call."""
