@@ -26,6 +26,7 @@ from PIL import Image
 from timm.models import register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
 from torchvision.transforms.functional import center_crop
 
@@ -442,11 +443,23 @@ class HubTokenizer(Tokenizer):
         }
 
 
-def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    """Make a 3x3 convolution with BatchNorm."""
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(outputs)
-    )
+class ConvNorm(nn.Sequential):
+    """3x3 convolution with BatchNorm, one convolution where neither training nor a gradient asks for two steps."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__(
+            nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(outputs)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply both to [B, inputs, H, W]."""
+        if self.training or torch.is_grad_enabled():
+            both: Tensor = super().forward(x)
+            return both
+        conv, norm = cast(nn.Conv2d, self[0]), cast(nn.BatchNorm2d, self[1])
+        told = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, *told)
+        return F.conv2d(x, weight, bias, conv.stride, conv.padding)
 
 
 class _Residual(nn.Module):
@@ -454,8 +467,8 @@ class _Residual(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.first = _conv(width, width)
-        self.second = _conv(width, width)
+        self.first = ConvNorm(width, width)
+        self.second = ConvNorm(width, width)
         nn.init.zeros_(cast(nn.BatchNorm2d, self.second[1]).weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -478,7 +491,7 @@ class TinyTower(nn.Module):
         inputs = 4  # one grey channel, unshuffled by 2
         for width in _WIDTHS:
             stages += [
-                _conv(inputs, width, stride=1 if inputs == 4 else 2),
+                ConvNorm(inputs, width, stride=1 if inputs == 4 else 2),
                 nn.ReLU(inplace=True),
                 _Residual(width),
             ]
