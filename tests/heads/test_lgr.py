@@ -90,6 +90,21 @@ def test_head_equals_the_release(monkeypatch: pytest.MonkeyPatch, slots: int) ->
         torch.testing.assert_close(parameters[name].grad, data[f"grad_{name}"], atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("images", [2, 9])
+def test_anchors_in_float16_are_computed_with_in_full(images: int) -> None:
+    """The logits are those of the same numbers in float64, of all classes and of pairs."""
+    head, classes, losses = _draw(0, [3, 1, 4], 8)
+    half = [vectors.half() for vectors in classes]
+    whole = _bank([vectors.double() for vectors in half], losses)
+    features = torch.randn(images, 8, dtype=torch.float64)
+    expected = head.text_logits(features, whole).detach()
+    bank = _bank(half, losses)
+    torch.testing.assert_close(head.text_logits(features, bank).detach(), expected, rtol=0, atol=1e-4)
+    at, of = torch.tensor([1, 0, 1]), torch.tensor([2, 2, 0])
+    found = head.pair_text_logits(features, bank, at, of)
+    torch.testing.assert_close(found, expected[at, of], rtol=0, atol=1e-4)
+
+
 @quick
 @given(
     lengths=st.lists(st.integers(1, 6), min_size=1, max_size=6),

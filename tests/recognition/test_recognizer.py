@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from tests.support.parts import check_parts
-from vlltr_index.classes import add_class
+from vlltr_index.classes import ChangeOptions, add_class
 from vlltr_index.embedding.loading import image_set
 from vlltr_index.errors import (
     FingerprintMismatch,
@@ -203,6 +203,28 @@ def test_images_scored_apart_have_the_same_scores(
     torch.testing.assert_close(found.tensors, expected.tensors, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(found.probabilities, expected.probabilities, rtol=0, atol=1e-5)
     torch.testing.assert_close(residual, left, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["exhaustive", "faiss"])
+def test_anchors_that_take_much_memory_are_kept_in_float16(
+    trained: Workspace, pictures: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Probabilities hold to a thousandth, and a class is added as to any workspace."""
+    index_anchors(trained)
+    images = sorted(pictures.glob("known-*.png"))
+    recognizer = Recognizer.open(trained)
+    features = recognizer.features(images)[0]
+    expected, _ = recognizer.score(features, way)
+    monkeypatch.setattr("vlltr_index.recognition.state._HALVED", 1)
+    halved = Recognizer.open(trained)
+    assert halved.current().bank.vectors.dtype == torch.float16
+    for some in (features, features[:1]):
+        found, _ = halved.score(some, way)
+        torch.testing.assert_close(
+            found.probabilities, expected.probabilities[: len(some)], rtol=0, atol=1e-3
+        )
+    add_class(trained, "one more", ["It has corners."], options=ChangeOptions(recognizer=halved))
+    assert "one more" in halved.current().names.values()
 
 
 def test_features_of_another_width_are_refused(recognizer: Recognizer) -> None:

@@ -158,15 +158,17 @@ class AnchorBank:
     def sigma(self) -> Tensor:
         """Divisor of LayerNorm for each anchor, sqrt(variance + eps): [A], float32 at least."""
         with _kept():
-            vectors = self.vectors.to(working_dtype(self.vectors))
-            return (vectors.var(1, unbiased=False) + LAYER_NORM_EPS).sqrt()
+            dtype = working_dtype(self.vectors)
+            parts = [part.to(dtype).var(1, unbiased=False) for part in self.vectors.split(_BLOCK_SLOTS)]
+            return (torch.cat(parts) + LAYER_NORM_EPS).sqrt()
 
     @cached_property
     def norms(self) -> Tensor:
         """Length of each anchor, [A], float32 at least."""
         with _kept():
-            norms: Tensor = torch.linalg.vector_norm(self.vectors, dim=1, dtype=working_dtype(self.vectors))
-            return norms
+            dtype = working_dtype(self.vectors)
+            parts = self.vectors.split(_BLOCK_SLOTS)
+            return torch.cat([torch.linalg.vector_norm(part, dim=1, dtype=dtype) for part in parts])
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:

@@ -144,12 +144,11 @@ def pair_cosines(
         normalise_values: As for `attended_cosine`.
         bias: As for `attended_cosine`.
     """
-    vectors = bank.vectors.to(query.dtype)
     parts = [query.new_empty(0)]
     with full_precision(query.device):
         for at, of in zip(images.split(_PAIRS_AT_ONCE), classes.split(_PAIRS_AT_ONCE), strict=True):
             part = _pair_cosines(
-                query[at], image[at], bank, vectors, classes=of, normalise_values=normalise_values, bias=bias
+                query[at], image[at], bank, classes=of, normalise_values=normalise_values, bias=bias
             )
             parts.append(part)
     return torch.cat(parts)
@@ -159,7 +158,6 @@ def _pair_cosines(
     query: Tensor,
     image: Tensor,
     bank: AnchorBank,
-    vectors: Tensor,
     classes: Tensor,
     normalise_values: bool,
     bias: Tensor | None,
@@ -169,8 +167,15 @@ def _pair_cosines(
     starts = F.pad(lengths.cumsum(0), (1, 0))
     pair = torch.repeat_interleave(lengths)
     rows = torch.arange(len(pair), device=pair.device) + (bank.offsets[classes] - starts[:-1])[pair]
+    vectors = bank.vectors
+    columns = rows
+    if vectors.dtype != query.dtype:  # a copy of all in another dtype would take much memory
+        some, at = classes.unique_consecutive(return_inverse=True)
+        part = bank.select(some)
+        vectors = part.vectors.to(query.dtype)
+        columns = rows + (part.offsets[at] - bank.offsets[classes])[pair]
     pattern = torch.sparse_csr_tensor(
-        starts, rows, query.new_zeros(len(rows)), (len(classes), len(vectors)), check_invariants=False
+        starts, columns, query.new_zeros(len(rows)), (len(classes), len(vectors)), check_invariants=False
     )
     logits = torch.sparse.sampled_addmm(pattern, query, vectors.T, beta=0.0).values()
     logits = logits / bank.sigma[rows].to(query.dtype)
@@ -182,7 +187,7 @@ def _pair_cosines(
     norms = bank.norms[rows].to(query.dtype)
     if normalise_values:
         weights = weights / norms.clamp(min=1e-12)
-    attended = F.embedding_bag(rows, vectors, starts[:-1], mode="sum", per_sample_weights=weights)
+    attended = F.embedding_bag(columns, vectors, starts[:-1], mode="sum", per_sample_weights=weights)
     length = torch.linalg.vector_norm(attended, dim=1)
     floor = torch.finfo(query.dtype).eps * torch.zeros_like(most).index_add(0, pair, weights * norms)
     cosine = (attended * image).sum(1) / length.clamp(min=torch.finfo(query.dtype).tiny)

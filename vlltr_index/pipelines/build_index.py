@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch.nn.functional as F
-
 from vlltr_index.anchors.index import build_index, plan, save_index
 from vlltr_index.anchors.planning import IndexPlan, plan_index
 from vlltr_index.recognition.state import ModelState
+from vlltr_index.tensors import unit_rows
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
@@ -62,7 +61,7 @@ def index_anchors(workspace: Workspace, kind: str = "auto", progress: Progress |
             reason = f"asked for; {size:,} anchors"
         if progress:
             progress("build index", 0, size)
-        index = build_index(F.normalize(loaded.bank.vectors, dim=1), loaded.keys, kind=chosen)
+        index = build_index(unit_rows(loaded.bank.vectors.float()), loaded.keys, kind=chosen)
         digest = workspace.objects.put("index", lambda folder: save_index(index, folder))
         if progress:
             progress("build index", size, size)

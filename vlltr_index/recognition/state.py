@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 TEXT_COLUMNS = ("sentence_id", "text", "source", "source_ref", "licence")
 
 _CLASSES = 32  # whose training vectors are kept
+_HALVED = (
+    2**28
+)  # numbers, a GiB in float32: from here on anchors are kept in float16, which gives three digits
 
 Texts = Mapping[str, tuple[str, str, str | None, str | None]]
 """Sentence id to text, source, its reference there, and licence."""
@@ -137,7 +140,7 @@ class Anchors:
         at = at[owner[at].argsort(stable=True)]
         present, counts = owner[at].unique_consecutive(return_counts=True)
         bank = AnchorBank(
-            vectors=torch.cat([bank.vectors for bank in banks])[at],
+            vectors=torch.cat([bank.vectors.to(self.bank.vectors) for bank in banks])[at],
             offsets=torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
             class_ids=present,
             rows=torch.arange(len(at)),
@@ -383,4 +386,6 @@ def _anchors_of(source: Source, selection_id: str) -> Anchors:
         return anchors[column].take(pa.array(rows.numpy())).combine_chunks()
 
     vectors = source.vectors("anchors", keys)
+    if vectors.numel() >= _HALVED:
+        vectors = vectors.half()
     return Anchors.of(owner[order], keys, vectors, torch.from_numpy(losses)[order], read, selection_id)

@@ -62,17 +62,16 @@ class ClassTable:
         return self.find(name) is not None
 
     @cached_property
-    def _spelled(self) -> dict[tuple[int, str], list[int]]:
+    def _spelled(self) -> dict[tuple[int, str], tuple[int, ...]]:
         """Class ids by exact name (0), exact alias (1), folded name (2), folded alias (3)."""
-        found: dict[tuple[int, str], list[int]] = {}
+        found: dict[tuple[int, str], tuple[int, ...]] = {}
         for i in self.ids:
             name = self.names[i]
-            found.setdefault((0, name), []).append(i)
-            found.setdefault((2, folded(name)), []).append(i)
             aliases = self.aliases.get(i, ())
-            for level, keys in ((1, set(aliases)), (3, set(map(folded, aliases)))):
-                for key in keys:
-                    found.setdefault((level, key), []).append(i)
+            spelled = {(0, name), (2, folded(name))}
+            spelled |= {(level, key) for alias in aliases for level, key in ((1, alias), (3, folded(alias)))}
+            for key in spelled:
+                found[key] = (*found.get(key, ()), i)
         return found
 
     def find(self, name: str) -> int | None:
@@ -82,7 +81,7 @@ class ClassTable:
             UnknownClassError: If two classes fit equally well.
         """
         for key in enumerate((name, name, folded(name), folded(name))):
-            found = self._spelled.get(key, [])
+            found = self._spelled.get(key, ())
             if len(found) > 1:
                 these = " or ".join(f"{self.names[i]!r} (class {i})" for i in found)
                 raise UnknownClassError(
