@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from vlltr_index.anchors.index import AnchorIndex, WithDelta
 from vlltr_index.anchors.retrieval import AnchorClasses, Retrieved, retrieve
@@ -32,7 +31,7 @@ from vlltr_index.schemas.records import (
     Neighbour,
 )
 from vlltr_index.store.class_table import ClassTable
-from vlltr_index.tensors import check_matrix, choose_device, class_positions
+from vlltr_index.tensors import check_matrix, choose_device, class_positions, unit_rows
 from vlltr_index.wording import plural
 
 if TYPE_CHECKING:
@@ -159,7 +158,7 @@ class Model(Scorer):
         gone = base.keys[~torch.isin(base.keys, keys)]
         if not bool(new.any()) and not len(gone):
             return base
-        return WithDelta(base, F.normalize(self.bank.vectors[new], dim=1), keys[new], gone)
+        return WithDelta(base, unit_rows(self.bank.vectors[new].float()), keys[new], gone)
 
     @property
     def _placed(self) -> Model:
