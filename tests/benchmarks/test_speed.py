@@ -13,6 +13,7 @@ import pytest
 from benchmarks import kept
 from benchmarks.speed import questions, table
 from benchmarks.speed.harness import Case, Disagreement
+from tests.support import small_clip
 
 _SECONDS = {"bare": 2.0, "ours": 3.0}
 
@@ -143,3 +144,16 @@ def test_the_commit_of_a_tree(tmp_path: Path) -> None:
     assert kept.commit(tmp_path) == clean
     (tmp_path / "new.py").write_text("2")
     assert kept.commit(tmp_path) == f"{clean}+"
+
+
+@pytest.mark.slow
+def test_an_epoch_from_memory_is_the_one_from_files() -> None:
+    """The competitors of the training loader train on the same pixels."""
+    from benchmarks.speed import training_loader
+    from benchmarks.speed.training_loader import bare, ours
+
+    values = {"number": 4, "model": small_clip.NAME, "batch": 2, "side": 64}
+    given = training_loader.inputs(values)
+    answers = {one.__name__.rpartition(".")[2]: one.run(one.prepare(given, values)) for one in (bare, ours)}
+    case = Case("small", values)
+    assert training_loader.agree(case, answers)["largest difference of a loss"] < 1e-6

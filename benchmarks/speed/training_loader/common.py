@@ -72,17 +72,12 @@ class Epoch:
         return {"loss": np.array([stage.log[-1]["loss"]]), "_extra": extra}  # type: ignore[dict-item] # the harness takes it out
 
 
-class _Recorded:
+class _Recorded(TrainImages):
     """The pixels of an epoch, held in memory."""
 
     def __init__(self, images: TrainImages, pixels: list[Tensor]) -> None:
-        self.labels = images.labels
-        self.num_classes = images.num_classes
-        self.class_counts = images.class_counts
+        vars(self).update(vars(images))
         self._pixels = pixels
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def epoch(self, batches: Tensor, part: slice, *seed: object) -> Iterator[Tensor]:
         """What the loader gave for this epoch."""
