@@ -186,13 +186,13 @@ def rename(context: Context, /, **how: Any) -> None:
 @dry_run_option
 @pass_context
 def merge(context: Context, into: str, other: str, yes: bool, dry_run: bool) -> None:
-    """Make two classes one: sentences and images of OTHER go to INTO, its name becomes an alias."""
+    """Make two classes one: sentences and images of OTHER go to INTO, its prompts do not, its name becomes an alias."""
     from vlltr_index.classes import merge_classes
 
     table = context.open().snapshot().class_table()
     known = [table.names[table.lookup(name)] for name in (into, other)]
     if not yes and not dry_run:
-        _ask("merging", f"Let {known[1]!r} be {known[0]!r} from now on, with all its sentences and images?")
+        _ask("merging", f"Let {known[1]!r} be {known[0]!r} from now on, with its sentences and images?")
     _change(context, merge_classes, *known, dry_run=dry_run)
 
 

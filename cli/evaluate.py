@@ -53,8 +53,8 @@ def evaluate_command(context: Context, /, split: str | None, prior: str, **how: 
     """Measure accuracy: overall, many, medium, few (the release's bounds), with 95 % intervals.
 
     Rows: both branches fused, each branch alone, and every baseline that was trained. What is said below the table
-    counts each class alike; with another --prior, each picture. ECE is the expected calibration error, for rows that
-    give probabilities. Where classes have parents, accuracy by rank follows.
+    counts each class alike; with another --prior, each picture. Where classes have parents, accuracy by rank follows.
+    `vlltr report` and --json also have top-5, few5 (at most 5 training images) and the expected calibration error.
     """
     from vlltr_index.data.text import check_split
     from vlltr_index.pipelines.evaluate import evaluate

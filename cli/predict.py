@@ -77,7 +77,7 @@ if TYPE_CHECKING:
 )
 @engine_option
 @actors_option
-@click.option("--reject", is_flag=True, help='Say "none of these" where 95 % of known images are likelier.')
+@click.option("--reject", is_flag=True, help='Say "none of these" where 95 % of known images fit better.')
 @crops_option
 @at_option
 @device_option

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from vlltr_index.schemas.records import Prediction
     from vlltr_index.store.workspace import Workspace
 
-_BINS = ("overall", "many", "medium", "few", "few5", "new")
+_BINS = ("overall", "each class", "many", "medium", "few", "new")  # more do not fit into 80 columns
 _RESULTS = ("EvaluationReport", "ReportFile", "Prediction")  # what their commands are run for
 _CHANGES = 10  # pictures with another class that are listed
 _LEFT_OUT = 20  # entries of a file of corrections that are named
@@ -234,19 +234,21 @@ def _evaluation_remarks(report: EvaluationReport) -> list[str]:
 
 
 def evaluation_table(report: EvaluationReport) -> Table:
-    """Return a table of rows by bin, with 95 % intervals."""
-    bins = [b for b in _BINS if b in report.rows["vl-ltr"].top1]
+    """Return a table of rows by bin, with 95 % intervals; of few units without each class counted alike."""
+    first = report.rows["vl-ltr"]
+    there = set(first.top1) if first.balanced.few else {*first.top1, "each class"}
+    columns = [b for b in _BINS if b in there]
     rows = []
     for name, row in report.rows.items():
-        values = [row.top1[b] for b in bins]
+        found = row.top1 | {"each class": row.balanced}
+        values = [found[b] for b in columns]
         cells = [_share(one) + ("" if one.few else f" ±{50 * (one.high - one.low):.1f}") for one in values]
-        top5 = _share(row.top5["overall"]) if "overall" in row.top5 else "-"
-        rows.append([name, *cells, top5, percent(report.calibration_error.get(name))])
+        rows.append([name, *cells])
     title = (
         f"Top-1 on {report.split}: {report.images:,} images, {report.classes:,} classes;"
         f" {report.convention} bounds (many >= 100, few <= 20)"
     )
-    return table(title, ["", *bins, "top-5", "ECE"], rows)
+    return table(title, ["", *columns], rows)
 
 
 def _share(one: Interval) -> str:
@@ -277,8 +279,9 @@ def difference_lines(report: EvaluationReport) -> list[str]:
     for name, d in report.differences.items():
         if d.few and name == "balanced":
             continue  # no count of pictures
+        shown = "each class" if name == "balanced" else name
         ends = f"{100 * d.value:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
-        lines.append(f"  {name:<8} " + (f"{d.count:+d} of {d.images}" if d.few else ends))
+        lines.append(f"  {shown:<10} " + (f"{d.count:+d} of {d.images}" if d.few else ends))
     return lines
 
 
@@ -351,10 +354,11 @@ def effect_lines(report: Effect) -> list[str]:
 
 
 def _class(one: AddedClass, verb: str) -> str:
+    text = "its name" if one.text == "name" else "text"
     how = {
         "trained": "known since training",
-        "images": "known by text and images" if one.sentences else "known by its images alone",
-        "none": "its images wait for vlltr train lgr" if one.images else "known by text alone",
+        "images": "known by its images alone" if one.text == "none" else f"known by {text} and images",
+        "none": "its images wait for vlltr train lgr" if one.images else f"known by {text} alone",
     }[one.visual]
     return (
         f"{verb} {one.name!r} (class {one.class_id}): {plural(one.sentences, 'sentence')},"
@@ -490,6 +494,8 @@ def status_rows(report: StatusReport) -> list[tuple[str, str]]:
         ("head", short(report.head) if report.head else "none"),
         ("index", short(report.index) if report.index else "none"),
     ]
+    if report.measured:
+        lines.append(("measured", report.measured))
     if report.writing:
         lines.append(("now", f"{report.writing} is writing"))
     return [*lines, *(("to do", what) for what in report.stale), ("next", report.next)]

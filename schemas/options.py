@@ -107,20 +107,20 @@ class PredictOptions:
         if not 0.0 <= self.min_probability <= 1.0:
             raise UsageError(
                 f"the least probability lies between 0 and 1, got {self.min_probability:g}",
-                "For example: --min-probability 0.8",
+                "For example: 0.8",
             )
         if self.min_accuracy is not None and not 0.0 < self.min_accuracy < 1.0:
             raise UsageError(
                 f"the least accuracy lies between 0 and 1, got {self.min_accuracy:g}",
-                "For example: --min-accuracy 0.95",
+                "For example: 0.95",
             )
         if self.retrieval == "faiss" and self.prior != "balanced":
             raise UsageError(
                 "an index finds classes that are equally common: all are scored under another prior",
-                "Leave out: --retrieval faiss",
+                "Leave out the retrieval 'faiss'.",
             )
         if self.reject and self.some:
-            what = "an answer among some classes (--only, --parent) with --reject, which looks at all classes"
+            what = "an answer among some classes (only, parent) with reject, which looks at all classes"
             raise UsageError(what, "Leave one of them out.")
 
     @property

@@ -185,7 +185,7 @@ class Prediction:
     commit: int  # the commit that answered; after a rollback the one that was restored
     problem: str | None = None  # why the image could not be read; then `classes` is empty
     known: bool | None = None  # whether the image is of any of the classes; None without `reject`
-    known_score: float | None = None  # the largest log-likelihood of any class, by which this was decided
+    known_score: float | None = None  # how well it fits the classes, by which this was decided
     ranks: tuple[RankScore, ...] = ()
     answer: RankScore | None = None
     group: str | None = None

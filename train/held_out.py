@@ -14,6 +14,7 @@ from vlltr_index.heads.fusion import PartWeights, log_frequencies
 from vlltr_index.heads.gating import HeldOutClasses, LaterFigures, fit_gate, fit_trust, later_figures
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.heads.plda import PLDA, Moments, SharedGaussian
+from vlltr_index.heads.rejection import FitWeights, Rejection, directions, fit_parts, representatives
 from vlltr_index.heads.tree import HeldOutAnswers
 from vlltr_index.heads.weighing import (
     PLAINEST,
@@ -29,11 +30,12 @@ from vlltr_index.heads.weighing import (
     item_nll,
     paired_mean,
     plainest_covariances,
+    share_range,
     usual_weights,
 )
 from vlltr_index.tensors import unit_rows
 from vlltr_index.train.stage_two_data import StageTwoData
-from vlltr_index.wording import plural
+from vlltr_index.wording import plural, share_within
 
 _ENOUGH = 30  # images that stage 1 did not see, for fitting weights
 _NEW_IMAGES = (1, 5)
@@ -91,8 +93,7 @@ def weigh_parts(
 ) -> tuple[Parts, list[str]]:
     """Choose covariances and weights on the held-out images; return the parts, and notes for the user."""
     known = data.rows
-    position = known.long().cumsum(0) - 1
-    labels = position[torch.cat([fold.labels for fold in folds])]
+    labels = (known.long().cumsum(0) - 1)[torch.cat([fold.labels for fold in folds])]
     units = torch.cat([data.observations[fold.out] for fold in folds])
     enough = len(units.unique()) >= _ENOUGH or not bool(data.unseen.any())
     counts = moments.counts.cpu()[known]
@@ -124,24 +125,25 @@ def weigh_parts(
         found, later = _gates(data, left_out, found)
         prior = fit_prior(scores.fused(found), log_frequencies(counts), labels, units)
         found = replace(found, prior=prior)
-    best = scores.likelihoods.amax(1).sort().values
-    accept = float(best[int((1.0 - _ACCEPTED) * len(best))])
     model = chosen.noisy(data.model(moments, chosen.shrinkage))
-    shared = model.shared
+    rejection, accept = _rejection(data, folds, chosen, model.shared)
     # Else a class that has text alone would win wherever the images say little.
-    if Parts(shared, found).texts_are_mute:
+    if Parts(model.shared, found).texts_are_mute:
         found = replace(found, text_only=replace(found.text_only, offset=_NOT_FOUND))
         later = tuple(one for one in later if one.images)
+    unknown_accepted, unknown_range = _let_in(data, left_out, accept, rejection.weights)
     parts = Parts(
-        shared,
+        model.shared,
         found,
         accept,
         HeldOutAnswers(labels, scores.fused(found).softmax(1).half()),
-        _let_in(data, left_out, accept),
+        unknown_accepted=unknown_accepted,
+        unknown_range=unknown_range,
         correlation=fit_correlation(scores.fused(found), labels, units, weights),
         later=later,
         text_trust=trust,
         shifts=None if model.shifts is None else model.shifts[known].cpu(),
+        rejection=rejection,
     )
     left = f"Stage 1 left {plural(len(labels), 'image')} out, too few to weigh by: the usual weights hold."
     first = near_chance(columns([fold.likelihoods(PLAINEST) for fold in folds]), labels, alike, units)
@@ -231,22 +233,57 @@ def _left_out(data: StageTwoData, folds: list[Fold], chosen: Covariances, trust:
     return found
 
 
-def _let_in(data: StageTwoData, left_out: list[_LeftOut], level: float) -> float | None:
-    """Measure the share of images of classes left out that fit another class so well; None below 30 units.
+def _compared(data: StageTwoData, shared: SharedGaussian, some: Tensor) -> tuple[Tensor, Tensor]:
+    """Choose those of the images `some`, bool [N], that others are compared with: int64 [K], and directions [K, D]."""
+    there = (some & data.rows[data.labels]).nonzero()[:, 0]
+    chosen = there[representatives(data.labels[there], data.observations[there])]
+    return chosen, directions(shared, unit_rows(data.features[0, chosen])).half()
+
+
+def _rejection(
+    data: StageTwoData, folds: list[Fold], chosen: Covariances, shared: SharedGaussian
+) -> tuple[Rejection, float]:
+    """Weigh what tells images of no class on the held-out images; return it, and how well 95 % of these fit."""
+    parts = []
+    for fold in folds:
+        model = fold.at(chosen).select(data.rows.nonzero()[:, 0])
+        _, compared = _compared(data, model.shared, ~fold.out)
+        parts += [fit_parts(model, some, compared).cpu() for some in fold.features.split(_AT_ONCE)]
+    own = torch.cat(parts)
+    weights = FitWeights.of(own)
+    images, compared = _compared(data, shared, torch.ones_like(data.unseen))
+    rows = data.rows.long().cumsum(0) - 1
+    fits = weights.sum(own).sort().values
+    level = float(fits[int((1.0 - _ACCEPTED) * len(fits))])
+    return Rejection(weights, rows[data.labels[images]], compared.cpu()), level
+
+
+def _let_in(
+    data: StageTwoData, left_out: list[_LeftOut], level: float, weights: FitWeights
+) -> tuple[float | None, tuple[float, float] | None]:
+    """Measure the share of images of classes left out that fit others so well, and its range over classes.
+
+    None below 30 units.
 
     Args:
         data: Training data.
         left_out: Where classes are left out.
-        level: The log-likelihood that counts as fitting.
+        level: How well an image has to fit.
+        weights: What makes up how well it fits.
     """
-    accepted = torch.zeros(0, dtype=torch.bool)
+    accepted = torch.zeros(0, dtype=torch.float64)
+    owners = torch.zeros(0, dtype=torch.int64)
     for one in left_out:
         images = torch.cat([_one_a_unit(data, place) for place in one.classes.nonzero()[:, 0].tolist()])
         others = one.model.select((~one.classes & data.rows).nonzero()[:, 0])
+        _, compared = _compared(data, others.shared, ~one.fold.out & ~one.classes[data.labels])
         for some in images.split(_AT_ONCE):
-            best = others.log_likelihoods(unit_rows(data.features[0, some])).amax(1).cpu()
-            accepted = torch.cat([accepted, best >= level])
-    return float(accepted.double().mean()) if len(accepted) >= _ENOUGH else None
+            fits = weights.sum(fit_parts(others, unit_rows(data.features[0, some]), compared)).cpu()
+            accepted = torch.cat([accepted, (fits >= level).double()])
+            owners = torch.cat([owners, data.labels[some]])
+    if len(accepted) < _ENOUGH:
+        return None, None
+    return float(accepted.mean()), share_range(accepted, torch.ones_like(accepted), owners)
 
 
 def _gates(
@@ -367,7 +404,8 @@ def _more_notes(parts: Parts) -> list[str]:
     if parts.unknown_accepted is not None:
         notes.append(
             f"'None of these' (--reject) lets {100 * _ACCEPTED:.0f} % of the held-out images in, and"
-            f" {100 * parts.unknown_accepted:.0f} % of images of classes that were left out of the fit."
+            f" {share_within(parts.unknown_accepted, parts.unknown_range)} of images of classes that were left out of"
+            " the fit."
         )
     if parts.text_trust < 1.0:
         notes.append(
@@ -388,7 +426,9 @@ def _of_later(later: Sequence[LaterFigures]) -> str:
     """Tell the user what classes get and cost that are added later."""
     alone = [one for one in later if one.number == 1]
     known_by = [f"by {plural(one.images, 'image')}" if one.images else "by its text alone" for one in alone]
-    found = [f"{100 * one.found:.0f} % {how}" for one, how in zip(alone, known_by, strict=True)]
+    found = [
+        f"{share_within(one.found, one.found_range)} {how}" for one, how in zip(alone, known_by, strict=True)
+    ]
     one_costs = max(one.lost for one in alone)
     many = max(one.number for one in later)
     many_cost = max(one.lost for one in later if one.number == many)

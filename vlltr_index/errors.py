@@ -69,6 +69,10 @@ class MissingStepError(WorkspaceError):
     """Another command must be run first; the hint names it."""
 
 
+class MissingFileError(MissingStepError):
+    """A file or a table of the workspace is gone."""
+
+
 class FingerprintMismatch(WorkspaceError):
     """Vectors, head and encoder do not belong together."""
 

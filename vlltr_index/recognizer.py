@@ -14,7 +14,7 @@ from vlltr_index.errors import UsageError, WorkspaceError
 from vlltr_index.recognition import answering
 from vlltr_index.recognition.model import Model, named
 from vlltr_index.recognition.state import ModelState
-from vlltr_index.schemas.options import USUAL, PredictOptions
+from vlltr_index.schemas.options import USUAL, PredictOptions, Prior
 from vlltr_index.schemas.records import ClassScore, Prediction
 
 if TYPE_CHECKING:
@@ -239,25 +239,30 @@ class Recognizer:
         model = self._model
         return np.array([model.names[i] for i in model.class_ids.tolist()], dtype=np.str_)
 
-    def predict_proba(self, images: Sequence[ImageSource], crops: int = 1) -> NDArray[np.float64]:
+    def predict_proba(
+        self, images: Sequence[ImageSource], crops: int = 1, prior: Prior = "balanced"
+    ) -> NDArray[np.float64]:
         """Predict the probability of every class for each image, float64 [B, C]; columns as `classes_`, rows sum to 1.
 
         Every class is scored exactly, as by `predict` with `retrieval="exhaustive"`.
 
         Args:
             images: Paths, encoded bytes, PIL images, or arrays uint8 [H, W, 3] of red, green and blue.
-            crops: As in `predict`.
+            crops, prior: As in `PredictOptions`.
 
         Raises:
             InputError: An image cannot be read; the message names it, and its position in `images`. (`predict` answers
                 the others.)
-            UsageError: The number of crops is not supported.
+            UsageError: The number of crops is not supported, or the prior is none.
+            MissingStepError, UnknownClassError: The head knows no prior, or the prior names no class.
         """
-        return self.current().probabilities(images, crops)
+        return _under(self.current(), images, crops, prior).probabilities(images, crops)
 
-    def predict_names(self, images: Sequence[ImageSource], crops: int = 1) -> list[str]:
+    def predict_names(
+        self, images: Sequence[ImageSource], crops: int = 1, prior: Prior = "balanced"
+    ) -> list[str]:
         """Predict the name of the most probable class of each image; arguments and errors as for `predict_proba`."""
-        model = self.current()
+        model = _under(self.current(), images, crops, prior)
         best = model.probabilities(images, crops).argmax(axis=1)
         return [model.names[int(model.class_ids[c])] for c in best]
 
@@ -285,3 +290,9 @@ class Recognizer:
             InputError: The features are not [B, D] of the head's width.
         """
         return self._model.score(features, retrieval)
+
+
+def _under(model: Model, images: Sequence[ImageSource], crops: int, prior: Prior) -> Model:
+    """Return the model for classes as common as `prior` says."""
+    options = PredictOptions(crops=crops, prior=prior)
+    return model.under(answering.with_frequencies(model, lambda: named(images), options).prior)

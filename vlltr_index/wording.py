@@ -29,6 +29,12 @@ def units_of_pictures(units: int) -> str:
     return f"{plural(units, 'unit')}: what belongs together counts once"
 
 
+def share_within(share: float, ends: tuple[float, float] | None) -> str:
+    """Give a share in per cent, with the ends of its 95 % interval if they are known: `81 % (95 %: 68 to 90)`."""
+    said = f"{100 * share:.0f} %"
+    return said if ends is None else f"{said} (95 %: {100 * ends[0]:.0f} to {100 * ends[1]:.0f})"
+
+
 def preview(names: Iterable[str], most: int = 3) -> str:
     """List the first few of `names`, and say how many more there are."""
     quoted = [repr(name) for name in names]

@@ -5,8 +5,8 @@
 The pictures are those of Glyphs-LT over and over, in one Parquet file. `bare` decodes and encodes the same pictures by
 the same encoder in batches, and drops the vectors: layer by layer as torch has them, and with BatchNorm folded into the
 convolutions as in the product. All are programs of their own, in turns, each in halves of the pictures; the product is
-killed (SIGKILL) in its second half and started again. Processor time is that of the whole program; by the clock each has
-what other programs leave.
+killed (SIGKILL) in its second half and started again. Processor time is that of the whole program; by the clock each
+has what other programs leave.
 """
 
 from __future__ import annotations

@@ -325,7 +325,7 @@ def _change(address: str, workspace: Path, ended: threading.Event, done: Counter
             ("added", lambda n=number: ask("POST", "classes", {"name": f"new {n}", "sentences": f"It is new, {n}."})),
             ("added", lambda n=number: ask("POST", "classes", {"name": f"more {n}", "sentences": f"It is more, {n}."})),
             ("index built", lambda: subprocess.run([*vlltr, "index"], check=True, env=_environment())),
-            ("removed", lambda n=number: ask("DELETE", f"classes/more%20{n}")),
+            ("removed", lambda n=number: ask("DELETE", f"classes?name=more%20{n}")),
             ("rolled back", lambda: subprocess.run(
                 [*vlltr, "rollback", str(_newest(workspace) - 1), "--yes"], check=True, env=_environment()
             )),

@@ -34,7 +34,8 @@ from benchmarks.kept import keep_draws, read
 from benchmarks.studies.draws.sources import UNITS, Setting, draw
 from benchmarks.studies.heldout import features_of
 from benchmarks.studies.honest_figure.collections import KINDS, drawn_units
-from benchmarks.studies.rejections import SHIPPED, features_of_kinds, fitted
+from benchmarks.studies.reject import SCORE
+from benchmarks.studies.rejections import SHIPPED, features_of_kinds, fitted, scores
 from benchmarks.study import Command, Study
 from vlltr_index.embedding.loading import recipe_encoder
 from vlltr_index.encoders.encoder import Encoder
@@ -285,7 +286,7 @@ def measured_groups(encoder: Encoder, source: str, size: str, number: int) -> di
     of_class = torch.cat([answers, len(drawn.kinds) + torch.cat([learned_of, tested_of])])
     level = parts.ood_threshold
     assert level is not None
-    rejected = model.log_likelihoods(features.double()).amax(1) < level
+    rejected = scores(model, parts, features)[SCORE] < level
     names = of_class[rejected]
     sizes = Counter(name for name in names.tolist() if name >= len(drawn.kinds))
     pure, classes = list[float](), list[int]()

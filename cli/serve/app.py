@@ -21,6 +21,7 @@ from vlltr_index.cli.serve.forms import MOST_TEXT, Form
 from vlltr_index.cli.serve.writing import Changed
 from vlltr_index.errors import (
     InputError,
+    MissingFileError,
     MissingStepError,
     UnknownClassError,
     UsageError,
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
+# In the query: clients shorten a path with `..` before they send it.
+_Name = Annotated[str, Query(description="The class.")]
 
 _MOST_SAID = 20_000  # classes, sentences and neighbours in all answers of a request
 _ASKED_FOR: tuple[type[VlltrError], ...] = (UsageError, InputError, UnknownClassError, MissingStepError)
@@ -128,9 +131,9 @@ _CLASS_FORM = _form_of(
     {"name": "okapi", "sentences": ["Its legs are striped like a zebra's."], "aliases": ["forest giraffe"]},
 )
 _SENTENCES_FORM = _form_of(
-    {"sentences": _texts("The field may be there several times.")},
-    ["sentences"],
-    {"sentences": ["Its legs are striped like a zebra's."]},
+    {"name": {"type": "string"}, "sentences": _texts("The field may be there several times.")},
+    ["name", "sentences"],
+    {"name": "okapi", "sentences": ["Its legs are striped like a zebra's."]},
 )
 _PREDICTION = Prediction(
     "photo.jpg",
@@ -232,28 +235,27 @@ class Changing:
         from vlltr_index.cli.ui.service import file_name
 
         async with self._forms.read(request, ("name", "sentences", "aliases"), "images") as form:
-            name = form.one("name")
-            if name is None:
-                raise HTTPException(422, "The field 'name' is missing.")
+            name = _name(form)
             images = tuple((file_name(given), data) for given, data in form.files)
             aliases = tuple(form.texts.get("aliases", ()))
             wanted = NewClass(name, _sentences(form), images=images, aliases=aliases)
             return _json(await self._writing.make(lambda space, how: add_classes(space, [wanted], how)))
 
-    async def remove_class(self, name: str) -> Response:
+    async def remove_class(self, name: _Name) -> Response:
         """Remove a class with its sentences and images, as by `vlltr classes remove`."""
         return _json(await self._writing.make(lambda space, how: remove_classes(space, [name], how)))
 
-    async def add_sentences(self, request: Request, name: str) -> Response:
+    async def add_sentences(self, request: Request) -> Response:
         """Give a class more sentences, as by `vlltr sentences add`."""
-        async with self._forms.read(request, ("sentences",)) as form:
+        async with self._forms.read(request, ("name", "sentences")) as form:
+            name = _name(form)
             given = _sentences(form)
             return _json(
                 await self._writing.make(lambda space, how: add_sentences(space, name, given, options=how))
             )
 
     async def remove_sentences(
-        self, name: str, matching: Annotated[str, Query(description="Those that hold this text.")]
+        self, name: _Name, matching: Annotated[str, Query(description="Those that hold this text.")]
     ) -> Response:
         """Take sentences from a class, as by `vlltr sentences remove --matching`."""
         return _json(
@@ -293,9 +295,9 @@ def build_app(
         changing = Changing(writing, forms)
         for method, path, change, form in (
             ("POST", "/classes", changing.add_class, _CLASS_FORM),
-            ("DELETE", "/classes/{name:path}", changing.remove_class, None),
-            ("POST", "/sentences/{name:path}", changing.add_sentences, _SENTENCES_FORM),
-            ("DELETE", "/sentences/{name:path}", changing.remove_sentences, None),
+            ("DELETE", "/classes", changing.remove_class, None),
+            ("POST", "/sentences", changing.add_sentences, _SENTENCES_FORM),
+            ("DELETE", "/sentences", changing.remove_sentences, None),
         ):
             told = {200: {"model": Changed}, 404: {"model": Problem}, **_REFUSALS}
             app.add_api_route(path, change, methods=[method], responses=told, openapi_extra=form)
@@ -308,6 +310,14 @@ def build_app(
 
 def _json(record: Any) -> Response:
     return Response(to_json(record), media_type="application/json")
+
+
+def _name(form: Form) -> str:
+    """Return the class that a form names."""
+    name = form.one("name")
+    if name is None:
+        raise HTTPException(422, "The field 'name' is missing.")
+    return name
 
 
 def _sentences(form: Form) -> tuple[str, ...]:
@@ -358,10 +368,15 @@ def _told(errors: Any, place: str = "") -> str:
 async def _refuse(request: Request, error: Exception) -> Response:
     """Answer for an error that has a message for people; those that tell of this machine are logged instead."""
     assert isinstance(error, VlltrError)
-    if not isinstance(error, _ASKED_FOR):
+    if not isinstance(error, _ASKED_FOR) or isinstance(error, MissingFileError):
         return await _fail(request, error)
-    unknown = isinstance(error, UnknownClassError) and request.url.path != "/predict"
-    return _json_problem(404 if unknown else 422, error.message, error.hint)
+    if isinstance(error, UnknownClassError):
+        status = 422 if request.url.path == "/predict" else 404
+        return _json_problem(status, error.message, "GET /classes lists all.")
+    hint = error.hint
+    if hint is not None and ("vlltr " in hint or "--" in hint):  # a client has no commands and their options
+        hint = None
+    return _json_problem(422, error.message, hint)
 
 
 async def _refuse_query(request: Request, error: Exception) -> Response:

@@ -64,6 +64,16 @@ class _Parser(MultiPartParser):
             raise HTTPException(413, f"More than {self.max_files} parts in one form.")
         super().on_part_begin()
 
+    def on_part_end(self) -> None:
+        """Refuse a text that is not UTF-8, which starlette would take for Latin-1."""
+        part = self._current_part
+        if part.file is None:
+            try:
+                part.data.decode()
+            except UnicodeDecodeError:
+                raise HTTPException(422, f"The field {part.field_name[:100]!r} is not UTF-8.") from None
+        super().on_part_end()
+
     def on_end(self) -> None:
         """Note that the form is whole."""
         self.ended = True
@@ -88,7 +98,8 @@ class Forms:
 
         Raises:
             HTTPException: 415 if it is no form, 400 if it is damaged, 413 if something is too large or too many, 422 if
-                it has another field, 408 if it does not arrive in time, 503 if all forms together are too large.
+                it has another field or a text that is not UTF-8, 408 if it does not arrive in time, 503 if all forms
+                together are too large.
         """
         if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
             raise HTTPException(415, "Send a form: multipart/form-data.")

@@ -114,6 +114,21 @@ def test_merged_classes_add_their_rows(small: Workspace, names: list[str]) -> No
         merge_classes(small, names[1], names[7])
 
 
+def test_prompts_do_not_go_over_with_a_merged_class(small: Workspace, names: list[str]) -> None:
+    """They name the class that is no more; other sentences go over."""
+    kinds = {
+        i: small.snapshot().table("sentences", where=f"class_id = {i}")["source"].to_pylist() for i in (3, 7)
+    }
+    assert all(kinds[i].count("prompt") == 2 for i in kinds)
+    report = merge_classes(small, names[3], names[7])
+    after = small.snapshot().table("sentences", where="class_id = 3").to_pylist()
+    assert sum(row["source"] == "prompt" for row in after) == 2
+    assert all(names[3] in row["text"] for row in after if row["source"] == "prompt")
+    assert len(after) == len(kinds[3]) + len(kinds[7]) - 2
+    assert "6 sentences and " in report.notes[0]
+    assert "went over, prompts did not" in report.notes[0]
+
+
 def test_what_sources_gave_goes_over_with_a_merged_class(small: Workspace, names: list[str]) -> None:
     """So that the next reading of a source finds its rows, also once a refit has forgotten the merge."""
     before = class_of_origins(small)

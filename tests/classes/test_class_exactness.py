@@ -130,7 +130,8 @@ class Story:
         )
         gone = self.classes.pop(other)
         for text, source in gone.texts.values():
-            self.classes[into].tell(text, source)
+            if source != "prompt":
+                self.classes[into].tell(text, source)
         self.classes[into].pictures |= gone.pictures
         self.merged = {i: into if to == other else to for i, to in self.merged.items()} | {other: into}
 

@@ -15,6 +15,7 @@ from tests.support.engines import Halved
 from tests.support.exports import Shared
 from vlltr_index.anchors.selection import select
 from vlltr_index.classes import ChangeOptions, NewClass, add_class, add_classes, add_images, read_manifest
+from vlltr_index.cli.render import report_lines
 from vlltr_index.data.decoding import open_image
 from vlltr_index.data.glyphs import glyph_files, write_sample
 from vlltr_index.data.text import text_hash
@@ -86,6 +87,32 @@ def test_images_are_counted_and_recognised(
     score = Recognizer.open(trained).explain(picture, name)
     assert score.image_part > told.image_part
     assert score.probability > told.probability
+
+
+def test_pictures_that_the_model_names_otherwise_are_told(trained: Workspace, pictures: Path) -> None:
+    """As the model answers afterwards, for the pictures that came; nothing is said where all are named so."""
+    files = [*sorted(pictures.glob("known-*.png")), *sorted((pictures / "unseen").glob("*.png"))]
+    report = add_classes(trained, [NewClass("mixed", images=tuple(files))])
+    found = [p.classes[0].name for p in Recognizer.open(trained).predict(files)]
+    wrong = [name for name in found if name != "mixed"]
+    (told,) = [note for note in report.notes if "named otherwise" in note]
+    assert told.startswith(
+        f"{len(wrong)} of 10 pictures that came would be named otherwise, though the model knows"
+    )
+    assert f"{wrong[0]!r} {wrong.count(wrong[0])}" in told
+    alone = add_classes(trained, [NewClass("a sign", ("It is a sign.",))])
+    assert not any("named otherwise" in note for note in alone.notes)
+
+
+def test_what_a_class_is_known_by(trained: Workspace, heldout: dict[str, list[str]], pictures: Path) -> None:
+    """Prompts alone are its name; where a head has no weight for texts (`test_one_sided`) they are not named."""
+    bare = NewClass("five dots", images=(pictures / "unseen" / "0.png",))
+    told = NewClass("six dots", ("It has six dots.",), images=(pictures / "unseen" / "1.png",))
+    spoken = NewClass("seven dots", ("It has seven dots.",))
+    report = add_classes(trained, [bare, told, spoken])
+    assert [one.text for one in report.classes] == ["name", "own", "own"]
+    said = [line.partition(", known ")[2].partition(".")[0] for line in report_lines(report)[:3]]
+    assert said == ["by its name and images", "by text and images", "by text alone"]
 
 
 def test_old_classes_keep_their_order_among_themselves(

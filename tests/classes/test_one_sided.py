@@ -144,6 +144,7 @@ def test_classes_come_and_go_without_a_sentence(
     added = report.classes[0]
     assert (added.visual, added.images, added.sentences, added.anchors) == ("images", 4, 1, 1)
     assert report.effect.images == 14
+    assert "4 images, known by its images alone. Nearest: " in report_lines(report)[0]
     told = (
         "Texts have no weight in this head (vlltr train lgr says why): a class is not found by text alone, until it has"
         " images (vlltr images add)."

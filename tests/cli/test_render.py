@@ -108,13 +108,12 @@ def test_sentences_without_weight_are_said_to_decide_nothing() -> None:
 
 
 def report() -> EvaluationReport:
-    """Five bins, and a baseline with a long name."""
-    bins = ("overall", "many", "medium", "few", "few5")
+    """All bins, and a baseline with a long name."""
+    bins = ("overall", "many", "medium", "few", "few5", "new")
     interval = Interval(0.912, 0.9, 0.93, 100, 100)
+    alike = Interval(0.823, 0.81, 0.84, 100, 100)
     rows = {
-        name: AccuracyReport(
-            "release", dict.fromkeys(bins, interval), dict.fromkeys(bins, interval), interval
-        )
+        name: AccuracyReport("release", dict.fromkeys(bins, interval), dict.fromkeys(bins, interval), alike)
         for name in ("vl-ltr", "image branch", "image-only + logit adjustment")
     }
     gain = dict.fromkeys(bins, Interval(0.018, 0.01, 0.025, 100, 100))
@@ -133,18 +132,32 @@ def test_the_table_fits_a_terminal(width: int) -> None:
     shown = target.getvalue()
     assert max(map(len, shown.splitlines())) <= width
     assert shown.count("91.2 ±1.5") == 15
-    assert "vl-ltr" in shown
+    assert shown.count("82.3 ±1.5") == 3
+    assert "  overall  each class  " in shown
+    assert "image-only" in shown
     lines = difference_lines(report())
     assert lines[0] == "vl-ltr less image-only + logit adjustment, in points [95 % of the paired bootstrap]"
-    assert lines[1] == "  overall  +1.8 [+1.0, +2.5]"
-    assert len(lines) == 6
+    assert lines[1] == "  overall    +1.8 [+1.0, +2.5]"
+    assert len(lines) == 7
 
 
 def test_of_few_units_a_difference_is_a_count_of_pictures() -> None:
     """With each class counted alike it is none."""
     few = Interval(0.05, -0.1, 0.2, 20, 20)
     lines = difference_lines(replace(report(), differences={"overall": few, "balanced": few, "many": few}))
-    assert lines[1:] == ["  overall  +1 of 20", "  many     +1 of 20"]
+    assert lines[1:] == ["  overall    +1 of 20", "  many       +1 of 20"]
+    lines = difference_lines(replace(report(), differences={"balanced": replace(few, units=40)}))
+    assert lines[1:] == ["  each class +5.0 [-10.0, +20.0]"]
+
+
+def test_of_few_units_no_column_counts_each_class_alike() -> None:
+    """There is no count of pictures for it."""
+    few = Interval(0.9, 0.7, 1.0, 20, 20)
+    rows = {"vl-ltr": AccuracyReport("release", {"overall": few, "many": few}, {}, few)}
+    target = StringIO()
+    Console(file=target, width=80).print(evaluation_table(replace(report(), rows=rows)))
+    assert target.getvalue().count("18 of 20") == 2
+    assert "each class" not in target.getvalue()
 
 
 def test_a_refit_is_measured_anew() -> None:

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 from zlib import crc32
 
 import pytest
@@ -175,7 +176,7 @@ def test_large_pictures_are_read_too(site: Served, tmp_path: Path) -> None:
         ('{"retrieval": "quick"}', "retrieval is 'auto', 'faiss' or 'exhaustive', got 'quick'"),
         ('{"min_accuracy": 2}', "the least accuracy lies between 0 and 1, got 2"),
         ('{"only": ["nobody"]}', "no class 'nobody'"),
-        ('{"only": []}', "an answer among some classes (--only, --parent) that names no class"),
+        ('{"only": []}', "an answer among some classes (only, parent) that names no class"),
         ('{"only": "kestrel"}', "options.only: "),
         ('{"parent": "bird"}', "no class has a parent"),
         ('{"prior": "folder"}', "the prior 'folder' needs many pictures at once"),
@@ -240,23 +241,48 @@ def test_changes_are_those_of_the_commands(trained: Workspace, pictures: Path) -
         assert "a/b c" in [one["name"] for one in answer["classes"]]
         uris = trained.snapshot().table("images", ["uri"], "uri LIKE 'given#%'")["uri"].to_pylist()
         assert sorted(uris) == ["given#0.png", "given#1.png"]
-        report = server.change("POST", "/sentences/a/b c", {"sentences": ["It has ears."]}).json()
+        more = {"name": ["a/b c"], "sentences": ["It has ears."]}
+        report = server.change("POST", "/sentences", more).json()
         assert report["notes"] == ["1 sentence added."]
-        report = server.change("DELETE", "/sentences/okapi?matching=EARS").json()
+        report = server.change("DELETE", "/sentences?name=okapi&matching=EARS").json()
         assert report["notes"] == ["1 sentence removed:", "  It has ears."]
         again = server.change("POST", "/classes", {"name": ["okapi"]})
         assert again.status_code == 422
-        assert again.json()["detail"] == "there is a class 'okapi' already"
-        same_as_before = server.change("POST", "/sentences/okapi", {"sentences": [TEXT]}).json()
+        assert again.json() == {"detail": "there is a class 'okapi' already"}  # the hint is a command
+        same_as_before = server.change("POST", "/sentences", {"name": ["okapi"], "sentences": [TEXT]}).json()
         assert (same_as_before["changed"], same_as_before["commit"]) == (False, None)
-        assert server.change("DELETE", "/classes/a%2Fb%20c").json()["commit"] == first + 4
-        gone = server.change("DELETE", "/classes/okapi")
-        assert (gone.status_code, gone.json()["detail"]) == (404, "no class 'okapi'")
-        assert server.change("DELETE", "/sentences/okapi").json() == {
+        assert server.change("DELETE", "/classes?name=a%2Fb%20c").json()["commit"] == first + 4
+        gone = server.change("DELETE", "/classes?name=okapi")
+        assert gone.status_code == 404
+        assert gone.json() == {"detail": "no class 'okapi'", "hint": "GET /classes lists all."}
+        assert server.change("DELETE", "/sentences?name=okapi").json() == {
             "detail": "query.matching: Field required"
         }
         assert server.client.get("/health").json() == {"status": "ok", "commit": first + 4}
     assert trained.history.ids()[-1] == first + 4
+
+
+@pytest.mark.parametrize("name", ["..", ".", "a/../b", "%2e%2e", "a?b#c"])
+def test_a_class_of_any_name_can_be_removed(trained: Workspace, name: str) -> None:
+    """Also one that would be shortened in a path."""
+    with served(trained, write=True) as server:
+        assert server.change("POST", "/classes", {"name": [name], "sentences": [TEXT]}).status_code == 200
+        more = {"name": [name], "sentences": ["It has ears."]}
+        assert server.change("POST", "/sentences", more).status_code == 200
+        query = urlencode({"name": name})
+        assert server.change("DELETE", f"/sentences?{query}&matching=ears").status_code == 200
+        assert server.change("DELETE", f"/classes?{query}").status_code == 200
+
+
+def test_a_file_that_is_gone_is_not_named(
+    trained: Workspace, pictures: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As after a prune beneath a running server: a client is not told where the workspace lies."""
+    with served(trained) as server:
+        shutil.rmtree(trained.path / "index")
+        failed = server.predict(pictures / "known-0.png", options='{"retrieval": "faiss"}')
+    assert (failed.status_code, failed.json()) == (500, {"detail": "The server failed; its log says why."})
+    assert "is gone: the workspace's newest commits need it" in caplog.text
 
 
 def test_another_process_that_writes_is_not_waited_for(
@@ -356,7 +382,7 @@ def test_an_export_is_served_without_its_workspace(shared: Shared, pictures: Pat
         refused = server.predict(known, options='{"neighbours": 1}')
         assert refused.status_code == 422
         assert "exported folder" in refused.json()["detail"]
-        for method, path in (("POST", "/classes"), ("DELETE", "/classes/a"), ("POST", "/sentences/a")):
+        for method, path in (("POST", "/classes"), ("DELETE", "/classes"), ("POST", "/sentences")):
             assert server.client.request(method, path).status_code in (404, 405)
 
 
@@ -373,9 +399,9 @@ def test_the_description(trained: Workspace) -> None:
         ("get", "/classes"),
         ("post", "/predict"),
         ("post", "/classes"),
-        ("delete", "/classes/{name}"),
-        ("post", "/sentences/{name}"),
-        ("delete", "/sentences/{name}"),
+        ("delete", "/classes"),
+        ("post", "/sentences"),
+        ("delete", "/sentences"),
     }
     predict = described["paths"]["/predict"]["post"]
     form = predict["requestBody"]["content"]["multipart/form-data"]

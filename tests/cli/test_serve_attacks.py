@@ -128,6 +128,25 @@ def test_a_form_is_read_however_it_comes(files: list[tuple[str, bytes]], cuts: l
         asyncio.run(read(body[: cuts[0] % (len(body) - 4)]))
 
 
+def test_texts_are_utf_8(site: Served, pictures: Path) -> None:
+    """Bytes of another encoding are refused, whatever encoding the form names, and not read as other letters."""
+    picture = part((pictures / "known-0.png").read_bytes())
+    for letter, status, said in (
+        ("é".encode("latin-1"), 422, "is not UTF-8"),
+        ("é".encode(), 422, "no class 'é'"),
+    ):
+        options = part(b'{"only": ["' + letter + b'"]}', name="options", filename=None)
+        for kind in (FORM, f"{FORM}; charset=utf-8"):
+            answer = post(site, picture + options + b"--b--\r\n", kind)
+            assert (answer.status_code, said in answer.json()["detail"]) == (status, True)
+    latin = post(
+        site,
+        picture + part(b"\xe9", name="options", filename=None) + b"--b--\r\n",
+        f"{FORM}; charset=latin-1",
+    )
+    assert latin.json() == {"detail": "The field 'options' is not UTF-8."}
+
+
 def test_names_are_no_paths(site: Served, pictures: Path) -> None:
     """A file's name is given back and opens nothing; a class's name is looked up and nothing else."""
     names = [
@@ -145,7 +164,7 @@ def test_names_are_no_paths(site: Served, pictures: Path) -> None:
         (answer,) = post(site, part(name.encode()) + b"--b--\r\n").json()
         assert "cannot read the image of" in answer["problem"]
     for name in ("..%2f..%2fetc%2fpasswd", "%2e%2e", "%00", "%ff", "a" * 5000, "' OR 1=1 --", "*"):
-        assert site.change("DELETE", f"/classes/{name}").status_code == 404, name
+        assert site.change("DELETE", f"/classes?name={name}").status_code == 404, name
     for path in ("/../etc/passwd", "//etc/passwd", "/static/x", "/docs", "/redoc", "/predict/x"):
         assert site.client.get(path).status_code == 404, path
 
@@ -206,9 +225,9 @@ def test_who_may_ask(trained_once: Path, pictures: Path) -> None:
         assert status("GET", "/health", None) == 200
         for method, path in (
             ("POST", "/classes"),
-            ("DELETE", "/classes/a"),
-            ("POST", "/sentences/a"),
-            ("DELETE", "/sentences/a?matching=b"),
+            ("DELETE", "/classes?name=a"),
+            ("POST", "/sentences"),
+            ("DELETE", "/sentences?name=a&matching=b"),
             ("PUT", "/health"),
             ("DELETE", "/health"),
         ):

@@ -52,6 +52,7 @@ def test_the_model_beside_the_best_simple_rule(less: tuple[float, float, float],
         " 55.0); each picture counted alike, 50.0 % (95 %: 45.0 to 55.0); naming the same class every time, 33.3 %"
     )
     assert verdict(found) == (f"{alone}; the best simple rule, ncm, 20.0 %.{said}",)
+    assert verdict(replace(found, against_asked=True)) == (f"{alone}; ncm, 20.0 %.{said}",)
     assert verdict(report()) == (f"{alone}.",)
 
 

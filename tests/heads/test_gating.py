@@ -270,4 +270,6 @@ def test_parts_that_tell_newcomers_nothing_keep_their_weights() -> None:
     assert (found.generative, found.text) == (0.7, 0.3)
     for figures in later_figures(found, [same]):
         assert isinstance(figures, LaterFigures)
+        assert figures.found_range is not None
+        assert figures.found_range[0] <= figures.found <= figures.found_range[1]
         assert figures.lost < 0.03

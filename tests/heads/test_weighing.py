@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize  # type: ignore[import-untyped]  # it has no types
+from scipy.stats import t as student
 from torch import Tensor
 
 from vlltr_index.heads.fusion import Gate, log_frequencies
@@ -26,6 +27,7 @@ from vlltr_index.heads.weighing import (
     level_with_best,
     paired_mean,
     plainest_covariances,
+    share_range,
     usual_weights,
 )
 
@@ -150,6 +152,32 @@ def test_the_error_of_a_mean_is_of_units(images: int, seed: int) -> None:
         squares = sum(total**2 for total in sums.values())
         error = math.sqrt(squares * len(sums) / (len(sums) - 1))
     assert float(errors) == pytest.approx(error, abs=1e-12)
+
+
+@pytest.mark.parametrize("classes", [4, 12, 40])
+@pytest.mark.parametrize(("a", "b"), [(2.0, 2.0), (8.0, 1.0), (0.5, 0.5)])
+def test_the_range_of_a_share_covers_that_of_all_classes(classes: int, a: float, b: float) -> None:
+    """In 95 of 100 draws of classes that differ, to within what 400 draws tell; of images alone it would not."""
+    rng = np.random.default_rng(0)
+    owners = torch.arange(classes).repeat_interleave(20)
+    inside = 0
+    for _ in range(400):
+        hits = torch.from_numpy(rng.random((classes, 20)) < rng.beta(a, b, (classes, 1))).double().flatten()
+        ends = share_range(hits, torch.ones_like(hits), owners)
+        assert ends is not None
+        inside += ends[0] <= a / (a + b) <= ends[1]
+    assert inside >= 0.92 * 400
+
+
+def test_the_range_of_a_share_at_its_ends() -> None:
+    """All right: Wilson's interval of the images, with Student's quantile; a single class says nothing."""
+    hits = torch.ones(30, dtype=torch.float64)
+    classes = torch.arange(30) // 3
+    ends = share_range(hits, hits, classes)
+    assert ends is not None
+    quantile = student.ppf(0.975, 9)
+    assert ends == (pytest.approx(30 / (30 + quantile**2), rel=1e-3), 1.0)
+    assert share_range(hits, hits, torch.zeros(30, dtype=torch.int64)) is None
 
 
 @quick

@@ -148,13 +148,24 @@ def test_what_is_not_done_is_said(
 def test_a_dry_run_says_what_would_change(
     workspace: Workspace, shots: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nothing is committed; where there is no workspace there is nothing to compare with."""
+    """Each step counts on what those before it would bring; without a workspace there is nothing to compare with."""
+    folders = len(list(shots.iterdir()))
+    code, out, _ = run(capsys, "fit", shots, "--to", workspace.path, "--dry-run")
+    assert (code, f"Classes: {folders}, {folders} of them new." in out) == (0, True)
     ingest_images(workspace, shots, "train", sync=True)
     before = workspace.history.last()
     (shots / "kestrel" / "0.png").rename(shots / "merlin" / "new.png")
+    shutil.copytree(shots / "merlin", shots / "saker")
+    shutil.copytree(shots / "merlin", shots / "lanner")
+    (shots / "texts.json").write_text('{"saker": ["It is large."]}')
     code, out, _ = run(capsys, "fit", shots, "--to", workspace.path, "--dry-run")
     assert (code, "1 moved" in out) == (0, True)
+    assert [line for line in out.splitlines() if line.startswith("Classes: ")] == [
+        f"Classes: {folders + 1}, 1 of them new.",
+        f"Classes: {folders + 2}, 1 of them new.",
+    ]
     assert workspace.history.last() == before
+    assert len(workspace.snapshot().class_table()) == folders
     assert "What to do with it" not in out
     code, _, err = run(capsys, "fit", shots, "--dry-run")
     assert code == 2

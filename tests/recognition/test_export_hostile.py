@@ -318,6 +318,22 @@ CASES: dict[str, tuple[Spoil, str]] = {
         parts("weights", "text_only", value={"generative": 1.0, "text": 0.0, "offset": -1e7}),
         r"text_only\.offset in head\.json: Input should be greater than or equal to -1000000",
     ),
+    "rejection: weights": (
+        parts("rejection", "likeness", value=-1.0),
+        r"rejection\.likeness in head\.json: Input should be greater than or equal to 0",
+    ),
+    "rejection: images": (
+        change_tensor("head/head.safetensors", "rejection.images", lambda t: t[:1]),
+        r"rejection\.images has shape \[1, 192\], expected \[\d+, 192\]",
+    ),
+    "rejection: rows": (
+        change_tensor("head/head.safetensors", "rejection.rows", lambda t: t + 10**6),
+        r"rejection\.rows must be integers from 0 to \d+",
+    ),
+    "rejection: of no head": (
+        parts("rejection", value=None),
+        r"'rejection\.images' is not part of the model",
+    ),
     "generative: spread": (
         change_tensor("head/head.safetensors", "generative.spread", lambda t: t.index_fill(0, FIRST, 0.0)),
         r"a variance in head\.safetensors is not above 0",

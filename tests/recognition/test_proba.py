@@ -13,7 +13,8 @@ from PIL import Image
 from tests.support.pictures import encoded
 from vlltr_index.errors import InputError, UsageError
 from vlltr_index.recognizer import Recognizer
-from vlltr_index.schemas.options import PredictOptions
+from vlltr_index.schemas.options import PredictOptions, Prior
+from vlltr_index.store.workspace import Workspace
 
 
 def test_columns_are_the_classes(exported: Recognizer, pictures: Path) -> None:
@@ -30,6 +31,20 @@ def test_columns_are_the_classes(exported: Recognizer, pictures: Path) -> None:
         assert exported.classes_[best].tolist() == [c.name for c in prediction.classes]
         assert row[best] == pytest.approx([c.probability for c in prediction.classes], abs=1e-6)
     assert exported.predict_names(images) == [p.classes[0].name for p in predicted]
+
+
+@pytest.mark.parametrize("prior", ["training", "folder"])
+def test_classes_as_common_as_a_prior_says(trained: Workspace, pictures: Path, prior: Prior) -> None:
+    """As `predict` has them; weights by name in `test_prior`."""
+    recognizer = Recognizer.open(trained)
+    images = sorted(pictures.glob("known-*.png"))
+    found = recognizer.predict_proba(images, prior=prior)
+    assert np.abs(found - recognizer.predict_proba(images)).max() > 1e-3
+    predicted = recognizer.predict(images, PredictOptions(top=1, prior=prior))
+    assert found.max(1) == pytest.approx([one.classes[0].probability for one in predicted], abs=1e-6)
+    assert recognizer.predict_names(images, prior=prior) == [one.classes[0].name for one in predicted]
+    with pytest.raises(UsageError, match="the prior is 'balanced', 'training', 'folder' or"):
+        recognizer.predict_proba(images, prior="common")  # type: ignore[arg-type]  # none of them
 
 
 def test_every_kind_of_image_gives_the_same(exported: Recognizer, pictures: Path) -> None:

@@ -149,7 +149,7 @@ def test_a_head_that_cannot_say(tree: Workspace, trained_once: Path, pictures: P
         recognizer.predict(images, PredictOptions(parent="frist"))
     with pytest.raises(UsageError, match="the least accuracy lies between 0 and 1, got 1\n"):
         recognizer.predict(images, PredictOptions(min_accuracy=1.0))
-    with pytest.raises(UsageError, match=r"an answer among some classes \(--only, --parent\) with --reject"):
+    with pytest.raises(UsageError, match=r"an answer among some classes \(only, parent\) with reject"):
         recognizer.predict(images, PredictOptions(parent="first", reject=True))
     answers = recognizer.current()
     saved = answers.saved

@@ -277,7 +277,7 @@ def test_rows_that_do_not_fit_are_refused(workspace: Workspace) -> None:
 
     refused("is not the one that was written: 'another'", "sentences", "text", "another")
     refused("anchor .* is of another sentence than it was", "anchors", "sentence_id", "0" * 32)
-    refused("not all finite numbers", "sentence_scores", "loss", float("nan"))
+    refused("not all numbers for the table", "sentence_scores", "loss", float("nan"))
 
 
 def test_an_export_of_damaged_sentences_is_refused(workspace: Workspace, tmp_path: Path) -> None:

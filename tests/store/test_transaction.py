@@ -54,6 +54,21 @@ def test_a_transaction_makes_one_commit(workspace: Workspace) -> None:
     assert list(workspace.history.list()) == [commit]
 
 
+def test_in_a_trial_each_command_finds_what_those_before_it_wrote(workspace: Workspace) -> None:
+    """Nothing is committed, after an error neither; then commands commit as before."""
+    write(workspace, classes=class_rows([0]))
+    with workspace.trial():
+        write(workspace, classes=class_rows([1]))
+        write(workspace, classes=class_rows([2]))
+        assert ids(workspace) == [0, 1, 2]
+    with suppress(KeyboardInterrupt), workspace.trial():
+        write(workspace, classes=class_rows([3]))
+        raise KeyboardInterrupt
+    assert (ids(workspace), workspace.history.last().id) == ([0], 1)
+    assert write(workspace, classes=class_rows([4])).id == 2
+    assert ids(workspace) == [0, 4]
+
+
 def test_what_a_command_does_not_touch_is_handed_on(workspace: Workspace) -> None:
     """Fields, facts and tables stay until they are set again; None takes a field or a fact away."""
     with workspace.transaction("embed") as tx:

@@ -14,12 +14,14 @@ from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.checkpoint import Parts
 from vlltr_index.heads.fusion import Kinds, fuse, visual_scores
 from vlltr_index.heads.plda import PLDA, Moments, class_sums
+from vlltr_index.heads.rejection import fit_parts
 from vlltr_index.heads.units import units_of
 from vlltr_index.schemas.config import LGRConfig
 from vlltr_index.tensors import unit_rows
 from vlltr_index.train.held_out import near_chance
 from vlltr_index.train.stage_two import StageTwoResult, fit_stage_two, weigh, without_images
 from vlltr_index.train.stage_two_data import StageTwoData, text_matches
+from vlltr_index.wording import share_within
 
 WIDTH = 8
 CONFIG = LGRConfig(batch_size=16, lr=1e-2, projection_lr=0.1, views=2)
@@ -206,12 +208,15 @@ def test_classes_of_all_kinds_are_answered(data: StageTwoData) -> None:
     if not data.bank.num_classes:
         assert decision.notes[1] == "There is no sentence: the images alone count."
         assert parts_of(decision).weights.text == parts_of(decision).shared.text_r2 == 0.0
-    level = parts_of(decision).ood_threshold
+    level, rejection = parts_of(decision).ood_threshold, parts_of(decision).rejection
     assert level is not None
-    counts, sums = class_sums(unit_rows(data.features[0]), data.labels, data.classes)
+    assert rejection is not None
+    images = unit_rows(data.features[0])
+    counts, sums = class_sums(images, data.labels, data.classes)
     model = PLDA(parts_of(decision).shared, counts, sums, data.prototypes)
-    best = model.log_likelihoods(unit_rows(data.features[0])).amax(1)
-    assert float((best >= level).double().mean()) > 0.8
+    fits = rejection.weights.sum(fit_parts(model, images, rejection.images))
+    assert float((fits >= level).double().mean()) > 0.8
+    assert rejection.rows.tolist() == data.labels.tolist()
 
 
 @pytest.mark.parametrize(("apart", "least", "most"), [(0.1, 0.0, 0.1), (5.0, 0.8, 1.0)])
@@ -223,7 +228,10 @@ def test_what_none_of_these_lets_in_is_measured_on_classes_left_out(
     share = parts_of(decision).unknown_accepted
     assert share is not None
     assert least <= share <= most
-    let_in = f"and {100 * share:.0f} % of images of classes that were left out"
+    ends = parts_of(decision).unknown_range
+    assert ends is not None
+    assert 0.0 <= ends[0] <= share <= ends[1] <= 1.0
+    let_in = f"and {share_within(share, ends)} of images of classes that were left out"
     assert any(let_in in note for note in decision.notes)
 
 
@@ -351,7 +359,11 @@ def test_classes_that_stage_one_did_not_see_set_how_new_ones_meet_the_others(ima
     assert (weights.few_shot.offset != 0.0) is (images > 1)  # with one each there is none left to ask about
     later = parts_of(decision).later
     assert [one.images for one in later] == [0] * 3 + ([1] * 3 + [5] * 3 if images > 1 else [])
-    assert "of a class added later" in decision.notes[-1]
+    assert all(one.found_range is not None for one in later)
+    assert (
+        f"of a class added later {share_within(later[0].found, later[0].found_range)} by"
+        in decision.notes[-1]
+    )
 
 
 @pytest.mark.parametrize("unseen", [0, 8])

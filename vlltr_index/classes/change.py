@@ -29,6 +29,7 @@ from vlltr_index.store.holdout import held_images
 from vlltr_index.store.ingestion import image_rows
 from vlltr_index.store.tables import one_of
 from vlltr_index.train.augment import ViewAugment
+from vlltr_index.wording import plural
 
 if TYPE_CHECKING:
     from vlltr_index.recognizer import Recognizer
@@ -45,6 +46,7 @@ _MUTE = (
 _TIDY = 32  # commits between two compactions of the tables
 _SMALL = 200_000  # rows of a table worth compacting; in larger ones small fragments hardly slow a scan
 _RIVALS = 3
+_FROM_NAME = pa.array(["prompt", "name"])  # sources of sentences that are made from a class's name
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class AddedClass:
     images: int  # usable ones of split train
     rivals: list[str]
     visual: str = "none"  # use of its images: "trained" on them | "images" added later | "none"
+    text: str = "none"  # sentences that count: "own" | "name": they are made from its name | "none"
 
 
 @dataclass(frozen=True)
@@ -179,13 +182,16 @@ def change(
             after = replace(Model.of(state), merged=merged)
             effect = measure(before, after, done.touched)
         after = after or Model.of(before)
-        classes = _states(tx, after, done.touched.union(done.shown))
+        parts = after.saved.parts
+        mute = parts is not None and parts.texts_are_mute
+        classes = _states(tx, after, done.touched.union(done.shown), mute=mute)
         report = ChangeReport(
             command=command, dry_run=options.dry_run, notes=done.notes, classes=classes, effect=effect
         )
-        parts = after.saved.parts
-        if parts is not None and parts.texts_are_mute and any(not one.images for one in classes):
+        if mute and any(not one.images for one in classes):
             report.notes.append(_MUTE)
+        if done.images is not None:
+            report.notes.extend(_named_otherwise(tx, after, usable(done.images)))
         if not options.dry_run:
             _tidy(tx)
     if tx.result_commit == tx.commit:
@@ -273,8 +279,8 @@ def usable(images: pa.Table) -> pa.Table:
     return images.filter(pc.is_null(images["problem"]))
 
 
-def _states(tx: Transaction, model: Model, class_ids: set[int]) -> list[AddedClass]:
-    """Return the current state of those of the classes that still exist."""
+def _states(tx: Transaction, model: Model, class_ids: set[int], mute: bool) -> list[AddedClass]:
+    """Return the current state of those of the classes that still exist; if `mute`, no text counts."""
     table = tx.class_table()
     bank = model.bank
     shown = sorted(class_ids.intersection(table.ids))
@@ -283,7 +289,10 @@ def _states(tx: Transaction, model: Model, class_ids: set[int]) -> list[AddedCla
     names = table.names
     near = rivals(bank, shown)
     where = one_of("class_id", shown)
-    sentences = Counter(tx.table("sentences", ["class_id"], where)["class_id"].to_pylist())
+    rows = tx.table("sentences", ["class_id", "source"], where)
+    sentences = Counter(rows["class_id"].to_pylist())
+    own = rows.filter(pc.invert(pc.is_in(rows["source"], _FROM_NAME)))
+    kinds = dict.fromkeys(sentences, "name") | dict.fromkeys(own["class_id"].to_pylist(), "own")
     good = f"split = 'train' AND problem IS NULL AND {where}"
     images = Counter(tx.table("images", ["class_id"], good)["class_id"].to_pylist())
     anchors = dict(zip(bank.class_ids.tolist(), bank.offsets.diff().tolist(), strict=True))
@@ -297,8 +306,27 @@ def _states(tx: Transaction, model: Model, class_ids: set[int]) -> list[AddedCla
             images=images[i],
             rivals=[names[r] for r in near[i]],
             visual=visual.get(i, "none"),
+            text="none" if mute else kinds.get(i, "none"),
         )
         for i in shown
+    ]
+
+
+def _named_otherwise(tx: Transaction, model: Model, images: pa.Table) -> list[str]:
+    """Say how many of the images that came are answered with another class, although the model knows them now."""
+    if not images.num_rows:
+        return []
+    features = loading.image_vectors_of(tx, images["image_id"].to_pylist())
+    best = model.score(features, "exhaustive")[0].probabilities.argmax(1)
+    pairs = zip(model.class_ids[best].tolist(), images["class_id"].to_pylist(), strict=True)
+    names = tx.class_table().names
+    others = Counter(names[found] for found, owner in pairs if found != owner)
+    if not others:
+        return []
+    listed = ", ".join(f"{name!r} {count}" for name, count in others.most_common(_RIVALS))
+    return [
+        f"{others.total()} of {plural(images.num_rows, 'picture')} that came would be named otherwise, though the model"
+        f" knows them now: {listed}{' and others' if len(others) > _RIVALS else ''}. They may be of these classes."
     ]
 
 

@@ -293,7 +293,7 @@ def merge_classes(
 ) -> ChangeReport:
     """Make two classes one: sentences and images of `other` go to `into`, its name becomes an alias.
 
-    Trained visual rows stay, their probabilities add up.
+    What was made from the name of `other` alone does not go over. Trained visual rows stay, their probabilities add up.
 
     Raises:
         UnknownClassError: If there is no class of one of the names.
@@ -322,7 +322,7 @@ def merge_classes(
         merged[gone] = kept
         note = (
             f"Merged {table.names[gone]!r} (class {gone}) into {name!r} (class {kept}):"
-            f" {plural(moved, 'sentence')} and {plural(images, 'image')} went over;"
+            f" {plural(moved, 'sentence')} and {plural(images, 'image')} went over, prompts did not;"
             " the name is an alias now."
         )
         return Edit({kept, gone}, images_changed=True, merged=merged, notes=[note])
@@ -340,8 +340,9 @@ def _move_rows(tx: Transaction, table: str, gone: int, kept: int) -> int:
 
 
 def _move_sentences(tx: Transaction, gone: int, kept: int) -> int:
-    """Move the sentences of a class to another, except those that it has; return how many were moved."""
-    rows: list[dict[str, Any]] = tx.table("sentences", where=f"class_id = {gone}").to_pylist()
+    """Move the sentences of a class to another, but for prompts and those that it has; return how many were moved."""
+    own = f"class_id = {gone} AND source NOT IN ('prompt', 'name')"
+    rows: list[dict[str, Any]] = tx.table("sentences", where=own).to_pylist()
     there = set(tx.table("sentences", ["sentence_id"], f"class_id = {kept}")["sentence_id"].to_pylist())
     moved = [{**row, "class_id": kept, "sentence_id": sentence_id(kept, row["text_hash"])} for row in rows]
     moved = [row for row in moved if row["sentence_id"] not in there]

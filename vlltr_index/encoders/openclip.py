@@ -454,11 +454,13 @@ class ConvNorm(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """Apply both to [B, inputs, H, W]."""
         if self.training or torch.is_grad_enabled():
-            both: Tensor = super().forward(x)
+            both: Tensor = self[1](self[0](x))
             return both
         conv, norm = cast(nn.Conv2d, self[0]), cast(nn.BatchNorm2d, self[1])
-        told = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-        weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, *told)
+        mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+        weight, bias = fuse_conv_bn_weights(
+            conv.weight, None, mean, variance, norm.eps, norm.weight, norm.bias
+        )
         return F.conv2d(x, weight, bias, conv.stride, conv.padding)
 
 

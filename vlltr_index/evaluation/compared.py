@@ -100,6 +100,7 @@ def compared(
         },
         "differences": {} if shown is None else _differences(answers, shown, asked),
         "measures": tuple(measures),
+        "against_asked": against is not None,
     }
 
 

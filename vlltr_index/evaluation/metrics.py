@@ -155,6 +155,7 @@ class EvaluationReport:
         differences: Accuracy of the method less that of `against`, by bin, on the same images; `balanced`: of all, each
             class counting alike.
         against: The row that the method is compared with, of the first measure.
+        against_asked: Whether it was asked for, instead of chosen as the best.
         notes: A remark for the reader about a row.
         crops: Number of crops of each image.
         rule: The fusion rule.
@@ -180,6 +181,7 @@ class EvaluationReport:
     calibration_error: dict[str, float]
     differences: dict[str, Interval] = field(default_factory=dict)
     against: str | None = field(init=False)  # no property: JSON has the fields
+    against_asked: bool = False
     notes: dict[str, str] = field(default_factory=dict)
     crops: int = 1
     rule: Rule = "ours"

@@ -125,7 +125,7 @@ def _beside(report: EvaluationReport, measure: Measure) -> str:
     if measure.rule is None or measure.against is None or less is None:
         return f"{said}."
     theirs = report.rows[measure.against].measured(measure.prior).value
-    said += f"; {_named(measure.rule)}, {100 * theirs:.1f} %."
+    said += f"; {_named(measure.rule, report.against_asked)}, {100 * theirs:.1f} %."
     if less.low > 0:
         return f"{said} The model is better."
     if less.high < 0:
@@ -139,14 +139,14 @@ def _beside_few(report: EvaluationReport, measure: Measure) -> str:
         return "."
     theirs = report.rows[measure.against].top1["overall"]
     same = theirs.count == report.rows[measure.row].top1["overall"].count
-    return f"; {_named(measure.rule)}, {theirs.count}." + (
+    return f"; {_named(measure.rule, report.against_asked)}, {theirs.count}." + (
         "" if same else " Too few to tell which is better."
     )
 
 
-def _named(rule: str) -> str:
-    """Name what the method is compared with."""
-    return f"the best simple rule, {rule}" if rule in _SIMPLE else rule
+def _named(rule: str, asked: bool) -> str:
+    """Name what the method is compared with, which was `asked` for or is the best."""
+    return f"the best simple rule, {rule}" if rule in _SIMPLE and not asked else rule
 
 
 def _pictures(of: Interval, one: str = "", more: str = "") -> str:

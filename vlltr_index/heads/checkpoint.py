@@ -16,9 +16,10 @@ from torch import Tensor
 
 from vlltr_index.errors import WorkspaceError
 from vlltr_index.heads.fusion import PartWeights
-from vlltr_index.heads.gating import LaterFigures
+from vlltr_index.heads.gating import LaterFigures, Share
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.heads.plda import SharedGaussian
+from vlltr_index.heads.rejection import FitWeights, Rejection
 from vlltr_index.heads.text_prior import TextKernel
 from vlltr_index.heads.tree import HeldOutAnswers
 from vlltr_index.schemas.manifests import Manifest
@@ -30,6 +31,8 @@ KERNEL = ("centre", "scale", "landmarks")
 """Names of the tensors of its kernel in that file, after `kernel.`; missing where it reads the vectors alone."""
 TOLD = ("class_ids", "digests", "means")
 """Names of the tensors of prior means in that file, after `told.`; missing without a kernel."""
+REJECTION = ("rows", "images")
+"""Names of the tensors of `Rejection` in that file, after `rejection.`; missing without held-out images."""
 HELD_OUT = ("labels", "probabilities")
 """Names of the tensors of held-out answers in that file, after `held_out.`; missing without held-out images."""
 
@@ -56,16 +59,18 @@ class Parts:
     Attributes:
         shared: The generative model's shared parameters.
         weights: Weights of the parts.
-        ood_threshold: The largest log-likelihood of 95 % of the held-out images is at least this; None without held-out
-            images.
+        ood_threshold: 95 % of the held-out images fit the classes at least so well, see `rejection`; None without
+            held-out images.
         held_out: Answers for the held-out images, with the classes in the order of the visual rows; None without any.
-        unknown_accepted: Share of images of classes left out of the fit whose largest log-likelihood is at least
-            `ood_threshold` too; None where no class, or too few images, could be left out.
+        unknown_accepted: Share of images of classes left out of the fit that fit the others so well, too; None where no
+            class, or too few images, could be left out.
+        unknown_range: Ends of its 95 % interval, over classes.
         correlation: How alike the images of a unit are, see `pooling.together`.
         later: What later classes get and cost; empty where no class could play one.
         text_trust: How far the generative model trusts the texts of later classes, see `PLDA`.
         shifts: Float64 [C_v, D], see `PLDA`, of the classes of the visual rows; None: nothing.
         told: What the classes' texts told of them; None: it is computed when the model is opened.
+        rejection: How well an image fits the classes; None: by its largest log-likelihood alone.
     """
 
     shared: SharedGaussian
@@ -73,11 +78,13 @@ class Parts:
     ood_threshold: float | None = None
     held_out: HeldOutAnswers | None = None
     unknown_accepted: float | None = None
+    unknown_range: tuple[float, float] | None = None
     correlation: float = 1.0
     later: tuple[LaterFigures, ...] = ()
     text_trust: float = 1.0
     shifts: Tensor | None = None
     told: ToldMeans | None = None
+    rejection: Rejection | None = None
 
     @property
     def texts_are_mute(self) -> bool:
@@ -117,9 +124,11 @@ class PartFacts(BaseModel):
     text_r2: float
     ood_threshold: float | None
     unknown_accepted: float | None = Field(default=None, ge=0.0, le=1.0)
+    unknown_range: tuple[Share, Share] | None = None
     correlation: float = Field(default=1.0, ge=0.0, le=1.0)
     later: list[LaterFigures] = []
     text_trust: float = Field(default=1.0, ge=0.0, le=1.0)
+    rejection: FitWeights | None = None
 
 
 class HeadManifest(Manifest):
@@ -162,9 +171,11 @@ def save_head(
             text_r2=parts.shared.text_r2,
             ood_threshold=parts.ood_threshold,
             unknown_accepted=parts.unknown_accepted,
+            unknown_range=parts.unknown_range,
             correlation=parts.correlation,
             later=list(parts.later),
             text_trust=parts.text_trust,
+            rejection=None if parts.rejection is None else parts.rejection.weights,
         )
         tensors |= {f"generative.{n}": getattr(parts.shared, n).float().contiguous() for n in SHARED}
         if parts.shared.kernel is not None:
@@ -173,6 +184,8 @@ def save_head(
             tensors["generative.shifts"] = parts.shifts.float().contiguous()
         if parts.told is not None:
             tensors |= {f"told.{n}": getattr(parts.told, n).contiguous() for n in TOLD}
+        if parts.rejection is not None:
+            tensors |= {f"rejection.{n}": getattr(parts.rejection, n).contiguous() for n in REJECTION}
         if parts.held_out is not None:
             tensors |= {f"held_out.{n}": getattr(parts.held_out, n).contiguous() for n in HELD_OUT}
     save_file(tensors, folder / "head.safetensors")
@@ -240,6 +253,9 @@ def _parts(facts: PartFacts, tensors: dict[str, Tensor]) -> Parts:
     if "told.means" in tensors:
         class_ids, digests, means = (tensors.pop(f"told.{name}") for name in TOLD)
         told = ToldMeans(class_ids, digests, means.float())
+    rejection = None
+    if facts.rejection is not None:
+        rejection = Rejection(facts.rejection, *(tensors.pop(f"rejection.{name}") for name in REJECTION))
     gaussian = SharedGaussian(**shared, noise=facts.noise, text_r2=facts.text_r2, kernel=kernel)
     return Parts(
         gaussian,
@@ -252,4 +268,6 @@ def _parts(facts: PartFacts, tensors: dict[str, Tensor]) -> Parts:
         text_trust=facts.text_trust,
         shifts=None if shifts is None else shifts.double(),
         told=told,
+        unknown_range=facts.unknown_range,
+        rejection=rejection,
     )

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from vlltr_index.heads.fusion import Gate
 from vlltr_index.heads.plda import PLDA
-from vlltr_index.heads.weighing import balanced_shares, level_with_best, mean_spread
+from vlltr_index.heads.weighing import balanced_shares, level_with_best, mean_spread, share_range
 
 _MOST_LOST = 0.01  # what later classes may cost the trained ones: accuracy, each class counted alike
 _TAIL = 0.1  # share of the images of trained classes, those nearest to a newcomer, that tell of the rest
@@ -38,12 +38,14 @@ class LaterFigures:
         number: Number of classes that are added.
         found: Share of their images that is recognised among all classes.
         lost: What the trained classes' accuracy falls by.
+        found_range: Ends of the 95 % interval of `found`, over classes; None with a single class.
     """
 
     images: Annotated[int, Field(ge=0)]
     number: Annotated[int, Field(ge=1)]
     found: Share
     lost: Share
+    found_range: tuple[Share, Share] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,12 +180,15 @@ def later_figures(gate: Gate, designs: Sequence[HeldOutClasses]) -> tuple[LaterF
     lacking = torch.cat([lead for lead, _ in leads])
     alone = torch.cat([1.0 - ahead for _, ahead in leads])
     weights = torch.cat([one.new_weights for one in designs]) / len(designs)
+    kinds = torch.cat([one.new_labels * len(designs) + number for number, one in enumerate(designs)])
     figures = []
     for number in _NUMBERS:
         offset = gate.offset_among(number)
-        found = float(weights @ ((lacking < offset) * alone ** (number - 1)))
-        lost = losses.at(offset + math.log(number))
-        figures.append(LaterFigures(designs[0].images, number, min(found, 1.0), min(lost, 1.0)))
+        hits = (lacking < offset) * alone ** (number - 1)
+        found = min(float(weights @ hits), 1.0)
+        lost = min(losses.at(offset + math.log(number)), 1.0)
+        ends = share_range(hits, weights, kinds)
+        figures.append(LaterFigures(designs[0].images, number, found, lost, ends))
     return tuple(figures)
 
 

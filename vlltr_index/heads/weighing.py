@@ -193,6 +193,38 @@ def paired_mean(differences: Tensor, weights: Tensor, units: Tensor) -> tuple[Te
     return means, (by_unit.square().sum(1) * count / (count - 1)).sqrt()
 
 
+def share_range(values: Tensor, weights: Tensor, units: Tensor) -> tuple[float, float] | None:
+    """Compute the 95 % interval of a share over units that are drawn; None with a single unit.
+
+    It is Wilson's (1927) for as many independent images as would have the variance of the mean, which is at least that
+    of the images, and with Student's quantile for the units.
+
+    Args:
+        values: Float64 [N], 0 to 1.
+        weights: Float64 [N], the weight of each image.
+        units: Int64 [N], the unit of each image: what is right or wrong together, such as a class.
+    """
+    means, errors = paired_mean(values[None], weights, units)
+    share = min(float(means), 1.0)
+    freedom = len(units.unique()) - 1
+    if not freedom:
+        return None
+    images = len(values)
+    shrunk = (share * images + 0.5) / (images + 1.0)
+    of_image = shrunk * (1.0 - shrunk)
+    variance = max(float(errors) ** 2, of_image / images)
+    spread = _student(freedom) ** 2 * variance / of_image
+    middle = (share + spread / 2) / (1 + spread)
+    half = math.sqrt(share * (1 - share) * spread + spread**2 / 4) / (1 + spread)
+    return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
+def _student(freedom: int) -> float:
+    """Approximate the 97.5 % quantile of Student's t by the expansion of Cornish and Fisher."""
+    z = 1.959964
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+
+
 def fit_temperature(logits: Tensor, labels: Tensor, weights: Tensor) -> float:
     """Fit 1 / temperature: the factor under which softmax(factor * logits) is likeliest; 1 if all logits are alike.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -199,7 +200,8 @@ def fit(
     with computing_on(device, workspace.recipe.device):
         maker = StepMaker(workspace, str(at), device, progress)
         plan = plan_fit(maker, sources, measure, agree, prior=prior, group=group, dry_run=dry_run)
-        return _run(plan, workspace, Runner(on_step, len(plan.steps)))
+        with workspace.trial() if dry_run else nullcontext():
+            return _run(plan, workspace, Runner(on_step, len(plan.steps)))
 
 
 def _check_prior(prior: str) -> None:

@@ -177,8 +177,8 @@ def ingest_images(
         run.bring_in(listing, items_again, Agreed(agree, dry_run) if sync else None)
         run.compare(names, labels)
         retired = retire(tx, run.left) if sync else []
-        mute = _classes_without_text(tx)[0].intersection(classes.values())
-        prompts = write_prompts(tx, mute)
+        prompts = write_prompts(tx, _classes_without_text(tx)[0].intersection(classes.values()))
+        _tell_of_misspelt_classes(tx, workspace.address, run.notes)
         return _image_report(run, str(path), before, prompts=prompts, retired=retired, dry_run=dry_run)
 
 
@@ -206,7 +206,6 @@ def _image_report(
     run: ImageRun, source: str, classes_before: int, *, prompts: int, retired: list[str], dry_run: bool
 ) -> IngestReport:
     """Return the report of the ingestion."""
-    _tell_of_misspelt_classes(run.tx, run.notes)
     if retired:
         run.notes.lines.append(f"retired, as nothing is left of it: {preview(retired)}")
     if run.unknown:
@@ -374,7 +373,7 @@ def ingest_text(
         wanted = prompts is not False
         made = write_prompts(tx, table.ids) if wanted else 0
         _tell_of_bare_classes(tx, notes, wanted)
-        _tell_of_misspelt_classes(tx, notes)
+        _tell_of_misspelt_classes(tx, workspace.address, notes)
     if lost.retired:
         notes.lines.append(f"retired, as nothing is left of it: {preview(lost.retired)}")
     return IngestReport(
@@ -394,8 +393,9 @@ def ingest_text(
     )
 
 
-def _tell_of_misspelt_classes(tx: Transaction, notes: Notes) -> None:
-    """Note classes with texts and no image whose names are close to one with images and no text but prompts."""
+def _tell_of_misspelt_classes(tx: Transaction, address: str, notes: Notes) -> None:
+    """Note classes of the workspace at `address` with texts and no image, named much like one with images and prompts
+    alone."""
     table = tx.class_table()
     bare = _classes_without_text(tx)[1]
     if not bare:
@@ -411,7 +411,7 @@ def _tell_of_misspelt_classes(tx: Transaction, notes: Notes) -> None:
             meant = lacking[close]
             mend = f"call it {meant!r} in the texts, and bring them in again with --sync"
             if tx.commit.head:
-                mend = f"vlltr classes merge {shlex.quote(meant)} {shlex.quote(name)}"
+                mend = shlex.join(["vlltr", "-w", address, "classes", "merge", meant, name])
             told = f"class {name!r} has texts and no picture, {meant!r} pictures and no text"
             notes.add("misspelt", f"Warning: {told}. If they are one: {mend}")
 

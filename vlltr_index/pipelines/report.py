@@ -32,7 +32,7 @@ from vlltr_index.schemas.fingerprint import short
 from vlltr_index.schemas.manifests import TrainingLog
 from vlltr_index.schemas.options import Prior, named_prior
 from vlltr_index.store.tables import one_of
-from vlltr_index.wording import plural
+from vlltr_index.wording import plural, share_within
 
 if TYPE_CHECKING:
     from vlltr_index.evaluation.metrics import EvaluationReport
@@ -409,7 +409,8 @@ def _later(parts: Parts | None) -> list[tuple[str, str]]:
     """Tell what classes that are added later get and cost, by an estimate: a row for each number of images."""
     rows = dict[int, list[str]]()
     for one in parts.later if parts is not None else ():
-        figures = f"{one.number}: {100 * one.found:.0f} % found, the others lose {100 * one.lost:.1f} points"
+        found = share_within(one.found, one.found_range)
+        figures = f"{one.number}: {found} found, the others lose {100 * one.lost:.1f} points"
         rows.setdefault(one.images, []).append(figures)
     return [
         (

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from vlltr_index.store.snapshot import Commit, Snapshot
     from vlltr_index.store.workspace import Workspace
 
+# Before the commit a split's name; after it crops, rule, prior and retrieval.
+_KEPT = re.compile(r"evaluate-.+?-(\d+)(?:-crops-\d+)?(?:-[a-z-]+)?\.json")
+
 
 @dataclass(frozen=True)
 class StatusReport:
@@ -51,6 +54,8 @@ class StatusReport:
         anchors: Selected sentences.
         head: Digest of the head.
         index: Digest of the index.
+        measured: At which commit the model was measured last, and what changed since, in words; if it never was, why.
+            Null before the head has been trained.
         stale: What is missing or no longer fits, in words, in the order to mend it.
         next: The command to run next.
     """
@@ -71,6 +76,7 @@ class StatusReport:
     anchors: int
     head: str | None
     index: str | None
+    measured: str | None
     stale: tuple[str, ...]
     next: str
 
@@ -107,9 +113,9 @@ def status(workspace: Workspace, at: int | None = None) -> StatusReport:
     lacking = {"sentence": len(hashes) - text_vectors, "image": len(keys) - image_vectors}
     todo = list(_todo(workspace, snapshot, images, lacking))
     folds = commit.info.folds
-    measurable = images.get("test") or (folds is not None and folds.head == commit.head)
-    unmeasured = measurable and not _is_measured(workspace, commit)
-    use = "vlltr evaluate" if unmeasured else "vlltr predict IMAGE --explain 3"
+    measurable = bool(images.get("test")) or (folds is not None and folds.head == commit.head)
+    kept = _kept_evaluations(workspace, commit)
+    use = "vlltr evaluate" if measurable and commit.id not in kept else "vlltr predict IMAGE --explain 3"
     return StatusReport(
         workspace=workspace.address,
         recipe=workspace.recipe.name,
@@ -127,15 +133,52 @@ def status(workspace: Workspace, at: int | None = None) -> StatusReport:
         anchors=snapshot.count("anchors"),
         head=commit.head,
         index=commit.index.digest if commit.index else None,
+        measured=_measured(workspace, snapshot, kept, measurable) if commit.head else None,
         stale=tuple(what for what, _ in todo),
         next=todo[0][1] if todo else use,
     )
 
 
-def _is_measured(workspace: Workspace, commit: Commit) -> bool:
-    """Say whether an evaluation of a commit is kept, whatever was asked for."""
-    kept = re.compile(rf"evaluate-.+-{commit.id}(-.+)?\.json")
-    return any(kept.fullmatch(name) for name in workspace.storage.names("reports"))
+def _kept_evaluations(workspace: Workspace, commit: Commit) -> set[int]:
+    """Return the commits, up to this one, that an evaluation is kept of, whatever was asked for."""
+    found = map(_KEPT.fullmatch, workspace.storage.names("reports"))
+    return {int(one[1]) for one in found if one and int(one[1]) <= commit.id}
+
+
+def _measured(workspace: Workspace, snapshot: Snapshot, kept: set[int], measurable: bool) -> str:
+    """Say when the model was measured last, and what changed since."""
+    way = "vlltr evaluate" if measurable else "vlltr cross-validate"
+    if not kept:
+        why = "not yet" if measurable else "no image is in split test, and nothing was cross-validated"
+        return f"{why}: {way}"
+    last = max(kept)
+    try:
+        changes = _changes(workspace.snapshot(last), snapshot)
+    except WorkspaceError:  # it was pruned
+        changes = "what changed since is not known"
+    return f"at commit {last}" + (f"; {changes}: {way}" if changes else "")
+
+
+def _changes(then: Snapshot, now: Snapshot) -> str:
+    """Say what changed between two commits that the model's accuracy depends on; nothing if it is the same."""
+    if then.commit.head != now.commit.head:
+        return "the head was trained since"
+    classes = len(set(then.class_table().ids) ^ set(now.class_table().ids))
+    images = len({image for image, _ in _labels(then) ^ _labels(now)})
+    sentences = len(_sentence_ids(then) ^ _sentence_ids(now))
+    kinds = ((classes, "class", "classes"), (images, "image", "images"), (sentences, "sentence", "sentences"))
+    told = [plural(*kind) for kind in kinds if kind[0]]
+    return f"{', '.join(told)} came, went or changed since" if told else ""
+
+
+def _labels(snapshot: Snapshot) -> set[tuple[str, int | None]]:
+    """Return the images with their classes."""
+    rows = snapshot.table("images", ["image_id", "class_id"])
+    return set(zip(rows["image_id"].to_pylist(), rows["class_id"].to_pylist(), strict=True))
+
+
+def _sentence_ids(snapshot: Snapshot) -> set[str]:
+    return set(snapshot.table("sentences", ["sentence_id"])["sentence_id"].to_pylist())
 
 
 def _there(snapshot: Snapshot, name: str, column: str, keys: Iterable[str]) -> int:

@@ -220,13 +220,13 @@ class _Answering:
         return Prediction(name, (), 0.0, used, commit=self._model.first_commit, problem=problem)
 
     def _known(self, features: Tensor, units: Tensor | None = None) -> list[float] | None:
-        """Return the largest log-likelihood of each image, in the mean over its unit; None if it is not asked for."""
+        """Return how well each image fits the classes, in the mean over its unit; None if it is not asked for."""
         if self._level is None:
             return None
-        likelihoods = self._model.largest_likelihoods(features)
+        fits = self._model.known_scores(features)
         if units is not None:
-            likelihoods = unit_means(likelihoods, units)
-        found: list[float] = likelihoods.tolist()
+            fits = unit_means(fits, units)
+        found: list[float] = fits.tolist()
         return found
 
     def _answers(
@@ -243,7 +243,7 @@ class _Answering:
             fused: The scores.
             residual: Float [U], the probability of the classes that were not scored exactly.
             features: Float [M, D] of each, of its M images.
-            known: Its largest log-likelihood, if that is asked for.
+            known: How well it fits the classes, if that is asked for.
             used: How they were scored.
         """
         model = self._model

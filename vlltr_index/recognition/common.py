@@ -45,7 +45,7 @@ def frequencies_among(scorer: Scorer, features: Tensor, groups: Sequence[str | N
         top = scaled.exhaustive(there).log_scores.topk(min(BEST, classes))
         scores.append(top.values.cpu())
         columns.append(top.indices.cpu())
-        known.append(scorer.log_likelihoods(there).amax(1).cpu() >= level)
+        known.append(scorer.fits(there).cpu() >= level)
     found = torch.cat(columns)
     best = found[:, 0]
     places = number_observations(best, units_of(features, best, groups or [None] * len(features)))

@@ -32,7 +32,7 @@ from vlltr_index.schemas.records import (
 )
 from vlltr_index.store.class_table import ClassTable
 from vlltr_index.tensors import check_matrix, choose_device, class_positions, unit_rows
-from vlltr_index.wording import plural
+from vlltr_index.wording import plural, share_within
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -179,9 +179,9 @@ class Model(Scorer):
         parts = self.saved.parts
         return 1.0 if parts is None or self.fusion.rule != "ours" else parts.correlation
 
-    def largest_likelihoods(self, features: Tensor) -> Tensor:
-        """Return the largest log-likelihood of each image under any class, float [B], on the CPU."""
-        return self._placed.log_likelihoods(features.to(self.device)).amax(1).cpu()
+    def known_scores(self, features: Tensor) -> Tensor:
+        """Return how well each image fits the classes, float [B], on the CPU, see `fits`."""
+        return self._placed.fits(features.to(self.device)).cpu()
 
     def _retrieve(self, features: Tensor) -> tuple[FusedScores, Tensor]:
         """Return fused scores [B, C] and the residual probability [B], scoring only retrieved classes exactly."""
@@ -275,9 +275,9 @@ class Model(Scorer):
     ) -> dict[str, float]:
         """Estimate how common each class is among images without labels, by name.
 
-        Images of a group, and near copies, that are of one class have one vote together, and an image that fits every
-        class worse than 95 % of the held-out images has none. How strongly the result is drawn to equal frequencies is
-        chosen on the head's held-out images; if every choice loses there, all classes are equally common, with a
+        Images of a group, and near copies, that are of one class have one vote together, and an image that fits the
+        classes worse than 95 % of the held-out images has none. How strongly the result is drawn to equal frequencies
+        is chosen on the head's held-out images; if every choice loses there, all classes are equally common, with a
         warning.
 
         Args:
@@ -305,16 +305,14 @@ class Model(Scorer):
             if column < 0:
                 continue  # a class of which nothing is known is no answer
             if weights[column]:
-                raise UsageError(
-                    f"the prior (--prior) names class {self.names[int(self.class_ids[column])]!r} twice"
-                )
+                raise UsageError(f"the prior names class {self.names[int(self.class_ids[column])]!r} twice")
             weights[column] = weight
         given = weights > 0.0
         lacking = [self.names[i] for i in self.class_ids[~given & self.trained].tolist()]
         if lacking:
-            what = f"the prior (--prior) has no weight for {plural(len(lacking), 'class', 'classes')}"
+            what = f"the prior has no weight for {plural(len(lacking), 'class', 'classes')}"
             what += f", such as {lacking[0]!r}"
-            raise UsageError(what, "Give each one, also those left out by --only.")
+            raise UsageError(what, "Give each one, also those that cannot be the answer.")
         known = weights.log()
         known[~given] = known[given].mean()  # classes that came later
         return known
@@ -329,7 +327,7 @@ class Model(Scorer):
         if only is not None:
             wanted &= {self.column(name) for name in only}
         if not wanted:
-            what = "an answer among some classes (--only, --parent) that names no class"
+            what = "an answer among some classes (only, parent) that names no class"
             raise UsageError(what, "Name others.")
         return torch.tensor(sorted(wanted))
 
@@ -376,13 +374,13 @@ class Model(Scorer):
 
     @cached_property
     def least_likely(self) -> float:
-        """The likelihood from which on an image is of a known class; what it lets in is logged, once a model."""
+        """The score from which on an image is of a known class; what it lets in is logged, once a model."""
         level, _ = self.held_out("'none of these'")
         parts = self.saved.parts
         if parts is not None and parts.unknown_accepted is not None:
             _log.info(
-                "none of these: in training it would have let in %.0f %% of images of classes that were left out",
-                100 * parts.unknown_accepted,
+                "none of these: in training it would have let in %s of images of classes that were left out",
+                share_within(parts.unknown_accepted, parts.unknown_range),
             )
         return level
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from vlltr_index.errors import MissingStepError, UsageError
 from vlltr_index.heads.fusion import (
@@ -24,6 +25,7 @@ from vlltr_index.heads.fusion import (
     with_prior,
 )
 from vlltr_index.heads.plda import PLDA, prior_means
+from vlltr_index.heads.rejection import FitWeights, fit_parts
 from vlltr_index.tensors import class_positions, unit_rows
 
 if TYPE_CHECKING:
@@ -254,6 +256,29 @@ class Scorer:
         """Return the generative model's log-likelihoods [B, C] of features [B, D], which are normalised first."""
         assert self.plda is not None
         return self.plda.log_likelihoods(unit_rows(features))
+
+    def fits(self, features: Tensor) -> Tensor:
+        """Return how well features [B, D] fit the classes, float [B], see `rejection.fit_parts`."""
+        assert self.plda is not None
+        assert self.saved.parts is not None
+        rejection = self.saved.parts.rejection
+        weights = FitWeights() if rejection is None else rejection.weights
+        return weights.sum(fit_parts(self.plda, unit_rows(features), self._compared))
+
+    @cached_property
+    def _compared(self) -> Tensor:
+        """Directions of the training images of classes that are still there, and of later classes' means, [K, D]."""
+        assert self.plda is not None
+        assert self.saved.parts is not None
+        rejection = self.saved.parts.rejection
+        device = self.bank.vectors.device
+        if rejection is None or not len(rejection.rows):
+            return torch.zeros(0, self.saved.head.dim, device=device)
+        owners = self.row_owners[rejection.rows]
+        there = torch.isin(owners, self.class_ids)
+        later = (~torch.isin(self.class_ids, owners)).nonzero()[:, 0]
+        means = [self.plda.select(some).posterior[0].float() for some in later.split(_BATCH)]
+        return torch.cat([rejection.images[there].float(), F.normalize(torch.cat(means), dim=1)]).to(device)
 
     def visual_scores(self, features: Tensor) -> VisualScores:
         """Score features by the visual side: log-scores under `ours`, else the visual classifier's logits."""

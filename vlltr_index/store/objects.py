@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from safetensors import SafetensorError
 
 from vlltr_index.data.writing import digest_folder, scratch_folder, settle
-from vlltr_index.errors import MissingStepError, WorkspaceError, reason, write_error
+from vlltr_index.errors import MissingFileError, WorkspaceError, reason, write_error
 
 if TYPE_CHECKING:
     from vlltr_index.store.storage import Storage
@@ -90,7 +90,7 @@ class Objects:
         """Return the local folder of an object; one in object storage is brought here first, and checked.
 
         Raises:
-            MissingStepError: If it is gone.
+            MissingFileError: If it is gone.
             WorkspaceError: If what object storage has is not what was put there.
         """
         path = self._root / kind / digest[:16]
@@ -103,7 +103,7 @@ class Objects:
         """Return the local folder of an object whose files are still those that were put there.
 
         Raises:
-            MissingStepError: If it is gone.
+            MissingFileError: If it is gone.
             WorkspaceError: If a file of it was changed, cut short or deleted.
         """
         path = self.path(kind, digest)
@@ -122,7 +122,7 @@ class Objects:
         """See whether an object is kept, without bringing it here.
 
         Raises:
-            MissingStepError: If it is gone.
+            MissingFileError: If it is gone.
         """
         if not digest.isalnum() or next(self._storage.names(f"{kind}/{digest[:16]}"), None) is None:
             raise self._gone(kind, digest)
@@ -132,14 +132,14 @@ class Objects:
 
         Raises:
             OSError: If there is no such file.
-            MissingStepError: If `digest` is no digest.
+            MissingFileError: If `digest` is no digest.
         """
         if not digest.isalnum():  # a commit's file may come from others
             raise self._gone(kind, digest)
         return self._storage.read(f"{kind}/{digest[:16]}/{name}")
 
-    def _gone(self, kind: Kind, digest: str) -> MissingStepError:
-        return MissingStepError(
+    def _gone(self, kind: Kind, digest: str) -> MissingFileError:
+        return MissingFileError(
             f"{self._storage.at(f'{kind}/{digest[:16]}')} is gone: the workspace's newest commits need it",
             f"Make it again: {_REMAKE[kind]}",
         )

@@ -267,10 +267,9 @@ def _in_order(batches: Iterable[pa.RecordBatch], keys: Tensor, schema: pa.Schema
         wanted = ordered[at] == there
         rows = batch.column(1).flatten().to_numpy().reshape(len(there), -1)
         into = places[at[wanted]]
-        if len(into) and (np.diff(into) == 1).all():  # side by side: four times as fast
-            vectors[into[0] : into[-1] + 1] = rows if wanted.all() else rows[wanted]
-        else:
-            vectors[into] = rows[wanted]
+        rows = rows if wanted.all() else rows[wanted]
+        in_a_row = len(into) and (np.diff(into) == 1).all()  # written in a quarter of the time
+        vectors[slice(into[0], into[-1] + 1) if in_a_row else into] = rows
     pa.default_memory_pool().release_unused()  # of the batches
     return torch.from_numpy(vectors)
 
@@ -365,8 +364,7 @@ def next_parts(
     if not kept or _SHARE * (sum(part.bytes for part in kept[1:]) + size) > kept[0].bytes:
         kept = []
         changes = after
-        size = _size(after)
-    return (*kept, Part(digest=put(lambda folder: _write_part(changes, folder)), bytes=size))
+    return (*kept, Part(digest=put(lambda folder: _write_part(changes, folder)), bytes=_size(changes)))
 
 
 def _size(changes: dict[str, Change]) -> int:
@@ -435,9 +433,7 @@ def _change(rows: pa.Table, name: str, keys: set[Any] | None) -> Change:
     for column in rows.columns:
         values = pc.list_flatten(column) if pa.types.is_fixed_size_list(column.type) else column
         if pa.types.is_floating(values.type) and not _all(pc.is_finite(values.drop_null())):
-            raise WorkspaceError(
-                f"what is to be written of the table {name!r} is not all finite numbers", _DOCTOR
-            )
+            raise WorkspaceError(f"not all numbers for the table {name!r} are finite", _DOCTOR)
     gone = () if keys is None else keys.difference(rows[key.name].to_pylist())
     return Change(rows, pa.array(sorted(gone), key.type), keys is None)
 

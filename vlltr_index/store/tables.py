@@ -22,6 +22,7 @@ import pyarrow as pa
 from vlltr_index.errors import (
     FREE_SPACE,
     InputError,
+    MissingFileError,
     MissingStepError,
     VlltrError,
     WorkspaceError,
@@ -128,7 +129,7 @@ class Store:
                     table = connection.open_table(name, version=version)
                 except ValueError:  # no such table, or no such version
                     if version is None or not self.exists(name):
-                        raise MissingStepError(
+                        raise MissingFileError(
                             f"there is no table {name!r} in {self.uri}", "See what there is: vlltr status"
                         ) from None
                     raise

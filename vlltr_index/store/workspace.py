@@ -70,6 +70,7 @@ class Workspace:
         self.config = config
         self.objects = Objects(self.storage)
         self.history = History(self.storage)
+        self._trial: Transaction | None = None
 
     @property
     def recipe(self) -> Recipe:
@@ -187,13 +188,15 @@ class Workspace:
         self.storage.write(CONFIG_NAME, text.encode("utf-8"))
 
     def snapshot(self, at: int | None = None) -> Snapshot:
-        """Return a snapshot of one commit: the newest, or number `at`.
+        """Return a snapshot of one commit: the newest, or number `at`; in a trial without `at` what was written there.
 
         Raises:
             WorkspaceError: If there is no such commit, or its file is damaged.
         """
         from vlltr_index.store.snapshot import Snapshot
 
+        if at is None and self._trial is not None:
+            return self._trial
         commit = self.history.last() if at is None else self.history.read(at)
         return Snapshot(self.store, commit, self.objects, recipe=self.recipe, reader=self.parts)
 
@@ -249,6 +252,9 @@ class Workspace:
         from vlltr_index.store.parts import next_parts
         from vlltr_index.store.transaction import Transaction, put_back
 
+        if self._trial is not None:
+            yield self._trial
+            return
         with self.storage.lock(command, timeout):
             last, number = self._base(mend)
             touched = put_back(self.store, last, force=mend)
@@ -281,6 +287,19 @@ class Workspace:
                 ) as error:  # for example a full disk; the next writer restores the tables
                     _log.debug("what the command wrote was not put back: %s", error.message)
                 raise
+
+    @contextmanager
+    def trial(self) -> Iterator[None]:
+        """Let commands run one after the other without a commit: each finds what those before it wrote.
+
+        Raises:
+            LockedError, WorkspaceError: As for `transaction`.
+        """
+        with self.transaction("trial", dry_run=True) as self._trial:
+            try:
+                yield
+            finally:
+                self._trial = None
 
     def _base(self, mend: bool) -> tuple[Commit, int | None]:
         """Return the commit that a writer continues from, and the number of a commit that must be made in any case."""

@@ -27,7 +27,7 @@ from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.records import ImageRecord
 from vlltr_index.schemas.tables import image_vectors, image_vectors_name
 from vlltr_index.store.ingestion import probe_all
-from vlltr_index.wording import plural, preview
+from vlltr_index.wording import plural, preview, share_within
 
 if TYPE_CHECKING:
     from vlltr_index.heads.plda import PLDA
@@ -107,7 +107,7 @@ def review_folder(
     notes = []
     parts = model.saved.parts
     if parts is not None and parts.unknown_accepted is not None:
-        share = f"{100 * parts.unknown_accepted:.0f} %"
+        share = share_within(parts.unknown_accepted, parts.unknown_range)
         notes.append(
             f"Of pictures of classes that training left out {share} looked like one that was there: where that is much,"
             " groups that no class stands for are missed."
@@ -229,8 +229,8 @@ def _unknown(model: Model, plda: PLDA, features: Tensor, units: Sequence[str]) -
         level = model.least_likely
     except MissingStepError:  # no picture was held out to tell by
         return []
-    likelihoods = torch.cat([model.largest_likelihoods(some) for some in features.split(_AT_ONCE)])
-    rejected = likelihoods.argsort()[:_MOST_REJECTED]
-    rejected = rejected[likelihoods[rejected] < level].sort().values
+    fits = torch.cat([model.known_scores(some) for some in features.split(_AT_ONCE)])
+    rejected = fits.argsort()[:_MOST_REJECTED]
+    rejected = rejected[fits[rejected] < level].sort().values
     groups = alike_groups(features[rejected], [units[place] for place in rejected.tolist()], plda.shared)
     return [rejected[group] for group in groups]

@@ -218,17 +218,21 @@ def check_head(folder: Path, config: ExportedConfig) -> None:
         told = _length(tensors, "told.class_ids")
         if told:
             expected |= {"told.class_ids": (told,), "told.digests": (told,), "told.means": (told, config.dim)}
+        if facts.parts.rejection is not None:
+            compared = _length(tensors, "rejection.rows")
+            expected |= {"rejection.rows": (compared,), "rejection.images": (compared, config.dim)}
         if held:
             expected |= {"held_out.labels": (held,), "held_out.probabilities": (held, rows)}
     _check_shapes(weights, tensors, expected | {"class_ids": (rows,)})
     for name in ("told.class_ids", "told.digests"):
         if name in tensors and tensors[name].dtype != torch.int64:
             damaged(weights, f"{name} must be integers")
-    if "held_out.labels" in tensors:
-        labels = tensors["held_out.labels"]
-        chances = tensors["held_out.probabilities"]
+    for name in ("held_out.labels", "rejection.rows"):
+        labels = tensors.get(name, torch.zeros(0, dtype=torch.int64))
         if labels.dtype != torch.int64 or not bool(((labels >= 0) & (labels < rows)).all()):
-            damaged(weights, f"held_out.labels must be integers from 0 to {rows - 1}")
+            damaged(weights, f"{name} must be integers from 0 to {rows - 1}")
+    if "held_out.labels" in tensors:
+        chances = tensors["held_out.probabilities"]
         if not bool((chances >= 0).all() and (chances <= 1).all()):
             damaged(weights, "held_out.probabilities must lie between 0 and 1")
     for name in ("log_logit_scale", "log_beta"):

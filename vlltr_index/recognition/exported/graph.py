@@ -35,10 +35,10 @@ _PRODUCTS = ("Conv", "Gemm", "MatMul")
 
 
 def output_names(model: Model) -> list[str]:
-    """Name a graph's outputs: `probabilities` [B, C] and, if the head has a level for it, `likelihood` [B]."""
+    """Name a graph's outputs: `probabilities` [B, C] and, if the head has a level for it, `known_score` [B]."""
     parts = model.saved.parts
     level = None if parts is None else parts.ood_threshold
-    return ["probabilities"] if level is None else ["probabilities", "likelihood"]
+    return ["probabilities"] if level is None else ["probabilities", "known_score"]
 
 
 def check_exportable(model: Model) -> None:
@@ -100,7 +100,7 @@ class _Graph(nn.Module):
         probabilities = model.fuse(model.visual_scores(features), text).probabilities
         if len(output_names(model)) == 1:
             return (probabilities,)
-        return probabilities, model.log_likelihoods(features).amax(1)
+        return probabilities, model.fits(features)
 
 
 def write_graph(model: Model, path: Path, *, half: bool = False) -> None:

@@ -284,7 +284,7 @@ def _labels(model: Model, prior: Prior, files: dict[str, Comparison]) -> dict[st
     if parts is not None and parts.ood_threshold is not None:
         reject = {
             "threshold": parts.ood_threshold,
-            "meaning": "a picture is of none of the classes if the output likelihood is below the threshold",
+            "meaning": "a picture is of none of the classes if the output known_score is below the threshold",
             "accepted_of_unknown_classes": parts.unknown_accepted,
         }
     return {

@@ -21,12 +21,12 @@ if (paths.length === 0) {
 
 for (const path of paths) { // one by one; the model takes any number at once
   const pixels = new ort.Tensor("uint8", resizedPixels(readPPM(path), labels.preprocess), [1, size, size, 3]);
-  const { probabilities, likelihood } = await session.run({ pixels });
+  const { probabilities, known_score: knownScore } = await session.run({ pixels });
   const classes = Array.from(probabilities.data, (probability, c) => ({ name: labels.classes[c].name, probability }))
     .sort((one, other) => other.probability - one.probability)
     .slice(0, TOP);
   const answer = { image: path, classes };
-  if (labels.reject !== null) answer.known = likelihood.data[0] >= labels.reject.threshold;
+  if (labels.reject !== null) answer.known = knownScore.data[0] >= labels.reject.threshold;
   console.log(JSON.stringify(answer));
 }
 

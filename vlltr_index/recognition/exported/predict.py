@@ -27,14 +27,14 @@ def main(paths: list[str], model: str = "model.onnx") -> None:
         except (OSError, ValueError) as error:
             sys.stdout.write(json.dumps({"image": path, "problem": str(error)}, ensure_ascii=False) + "\n")
             continue
-        probabilities, *likelihood = session.run(None, {"pixels": pixels[None]})
+        probabilities, *known_score = session.run(None, {"pixels": pixels[None]})
         best = np.argsort(-probabilities[0], kind="stable")[:TOP]
         answer: dict[str, object] = {"image": path}
         answer["classes"] = [
             {"name": labels["classes"][c]["name"], "probability": float(probabilities[0, c])} for c in best
         ]
         if labels["reject"] is not None:
-            answer["known"] = bool(likelihood[0][0] >= labels["reject"]["threshold"])
+            answer["known"] = bool(known_score[0][0] >= labels["reject"]["threshold"])
         sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")
 
 
