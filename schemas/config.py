@@ -139,6 +139,13 @@ class SelectConfig(_Config):
         return self
 
 
+class PriorConfig(_Config):
+    """How the generative model reads texts, beside the text tower's vectors and their words."""
+
+    # a sentence-embedding model of transformers: a folder, or OWNER/NAME@COMMIT of the Hugging Face hub
+    text: str | None = None
+
+
 class LGRConfig(_Training):
     """Stage 2: the language-guided recognition head.
 
@@ -224,6 +231,7 @@ class Recipe(_Config):
     encoder: EncoderConfig = EncoderConfig()
     cvlp: CVLPConfig = CVLPConfig()
     select: SelectConfig = SelectConfig()
+    prior: PriorConfig = PriorConfig()
     lgr: LGRConfig = LGRConfig()
     fusion: FusionConfig = FusionConfig()
     baseline: BaselineConfig = BaselineConfig()

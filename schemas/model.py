@@ -48,6 +48,8 @@ class ModelRecord(Record):
         index: The index over the anchors; None: none was built over this encoder's vectors.
         text_fp: Fingerprint of the text tower; None: nothing has been embedded yet.
         image_fp: Fingerprint of the visual tower.
+        reading: Width of the anchors' readings by a sentence-embedding model, which follow the text tower's numbers in
+            each anchor's vector; 0: there are none.
         selection_id: The selection that the anchors come from; None: none has been made yet.
         fusion: How both branches are fused.
         merged: For each class that was merged into another, the id of that one.
@@ -61,6 +63,7 @@ class ModelRecord(Record):
     index: Index | None
     text_fp: Fingerprint | None
     image_fp: Fingerprint | None
+    reading: int = Field(default=0, ge=0, le=2**14)
     selection_id: str | None
     fusion: FusionConfig
     merged: dict[Count, Count]

@@ -156,6 +156,13 @@ def sentence_vectors_name(text_fp: str) -> str:
     return f"sentence_vectors_{text_fp}"
 
 
+def sentence_readings_name(reading_fp: str) -> str:
+    """Return the name of the table of what the sentence-embedding model of a fingerprint makes of sentences; its schema
+    is `sentence_vectors`.
+    """
+    return f"sentence_readings_{reading_fp}"
+
+
 def image_vectors_name(image_fp: str) -> str:
     """Return the name of the table of image vectors of the fingerprint `image_fp`."""
     return f"content_vectors_{image_fp}"

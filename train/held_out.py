@@ -395,7 +395,11 @@ def _of_texts(data: StageTwoData, weights: PartWeights, shared: SharedGaussian, 
     beside = (
         ", and count beside the images." if weights.text else "; beside the images they say nothing more."
     )
-    return f"The texts predict {100 * shared.text_r2:.0f} % of how the class means differ{beside}"
+    told = f"The texts predict {100 * shared.text_r2:.0f} % of how the class means differ{beside}"
+    if data.bank.readings is None:
+        return told
+    known = shared.kernel is not None and shared.kernel.knows_readings(data.bank.dim)
+    return f"{told} The sentence-embedding model tells {'some of it' if known else 'no more'}."
 
 
 def _more_notes(parts: Parts) -> list[str]:

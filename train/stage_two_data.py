@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vlltr_index.heads.plda import PLDA, Moments, class_sums, fit_model
+from vlltr_index.heads.plda import PLDA, Moments, better_kernel, class_sums, fit_model
 from vlltr_index.heads.text_prior import TextKernel, class_features
 from vlltr_index.heads.units import number_observations
 from vlltr_index.heads.weighing import SHRINKAGES
@@ -82,8 +82,19 @@ class StageTwoData:
 
     @cached_property
     def kernel(self) -> TextKernel | None:
-        """How alike texts are to those of the classes, see there; None where there are few, or their words unknown."""
-        return TextKernel.of(self.bank) if self.has_text else None
+        """How alike texts are to those of the classes, see there; None where there are few, or their words unknown.
+
+        It knows the readings of the sentences where they tell more than vectors and words alone.
+        """
+        if not self.has_text:
+            return None
+        plain = TextKernel.of(self.bank, with_readings=False)
+        if plain is None or self.bank.readings is None:
+            return plain
+        reading = TextKernel.of(self.bank)
+        assert reading is not None
+        one, other = ((kernel, self._to_fit(self._anchored(kernel))) for kernel in (reading, plain))
+        return better_kernel(self.moments(torch.ones_like(self.unseen)), one, other)
 
     @cached_property
     def prototypes(self) -> Tensor:
@@ -111,6 +122,10 @@ class StageTwoData:
         rows[told] = found[self.places[told]]
         return rows
 
+    def _to_fit(self, texts: Tensor) -> Tensor:
+        """Return texts [C, T], zeros for classes that stage 1 did not see: they tell how far to trust later ones."""
+        return torch.where(self.unseen_classes[:, None].to(texts.device), 0.0, texts)
+
     def moments(self, rest: Tensor) -> Moments:
         """Measure the moments of the images `rest`, bool [N]."""
         units = self.observations[rest].unique(return_inverse=True)[1]
@@ -118,9 +133,7 @@ class StageTwoData:
 
     def model(self, moments: Moments, shrinkage: float | None = SHRINKAGES[0]) -> PLDA:
         """Fit the generative model by moments of images and the classes' prototypes."""
-        # Texts that stage 1 did not see are not fitted: they are what tells how far later ones are to be trusted.
-        seen = torch.where(self.unseen_classes[:, None].to(self.prototypes.device), 0.0, self.prototypes)
-        fitted = fit_model(moments, seen, shrinkage, self.kernel)
+        fitted = fit_model(moments, self._to_fit(self.prototypes), shrinkage, self.kernel)
         return replace(fitted, prototypes=self.prototypes[:, : fitted.prototypes.shape[1]])
 
 

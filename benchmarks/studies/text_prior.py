@@ -1,21 +1,22 @@
 """Later classes beside a tower that never saw them: what texts tell the generative model, by each way to read them.
 
-    python -m benchmarks text_prior run
+    python -m benchmarks text_prior run --text OWNER/NAME@COMMIT       or a folder; without it none is tried
     python -m benchmarks text_prior table
 
 The shipped encoder as it is, on all training images of Glyphs-LT and of Icons-LT; no head is trained. The classes of a
 group are added at once, each known by its text, by images, or both, and an offset on them, the same for all, lets the
 old classes lose one point. Texts are read by a linear map of their vectors alone, or also by their likeness to other
-classes' texts; permuted texts and no texts are the controls. The development group was used to choose, the final one
-for nothing.
+classes' texts, as vectors and words tell it, or a sentence-embedding model (`prior.text`) beside them; permuted texts
+and no texts are the controls. The development group was used to choose, the final one for nothing.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
+from argparse import ArgumentParser
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,12 @@ from benchmarks.studies.new_classes import at_equal_loss
 from benchmarks.studies.paired import clustered_interval
 from benchmarks.studies.rejections import SHIPPED
 from benchmarks.studies.workspaces import GLYPHS, ICONS, NAMES, dataset, files_of
-from benchmarks.study import Command, Study, no_arguments
+from benchmarks.study import Command, Study
 from vlltr_index.data.glyphs import GlyphFiles
 from vlltr_index.data.words import number_words
 from vlltr_index.embedding.loading import recipe_encoder
 from vlltr_index.encoders.encoder import Encoder
+from vlltr_index.encoders.sentence_model import SentenceModel
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.plda import PLDA, Moments, fit_model
 from vlltr_index.heads.text_prior import TextKernel, class_features
@@ -42,13 +44,14 @@ from vlltr_index.tensors import unit_rows
 
 DATA = (GLYPHS, ICONS)
 GROUPS = ("dev", "final")
-LINEAR, KERNEL, PERMUTED, NONE = (
+LINEAR, KERNEL, READ, PERMUTED, NONE = (
     "vectors",
     "vectors and likeness",
+    "the same and a sentence model",
     "likeness, texts of other classes",
     "no text",
 )
-READINGS = (LINEAR, KERNEL, PERMUTED, NONE)
+READINGS = (LINEAR, KERNEL, READ, PERMUTED, NONE)
 SHOTS = (0, 1, 5)
 LOST = 0.01
 _SENTENCES = 16  # a class: the first
@@ -64,30 +67,40 @@ class Old:
     owners: Tensor
 
 
-def run() -> None:
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add `--text`."""
+    parser.add_argument("--text", help="a sentence-embedding model, as prior.text names it")
+
+
+def run(text: str | None) -> None:
     """Measure the groups that are not measured yet."""
+    reader = SentenceModel(text) if text else None
     encoder = recipe_encoder(SHIPPED).eval()
     for data in DATA:
         files = files_of(data)
         units = [f"{data}-{group}" for group in GROUPS]
         if all(unit in read("text_prior") for unit in units):
             continue
-        old = _old(files, encoder)
+        old = _old(files, encoder, reader)
         for group, unit in zip(GROUPS, units, strict=True):
             with tempfile.TemporaryDirectory() as folder:
                 new = read_group(files, group, encoder, Path(folder))
             result = {"dataset": dataset(files), "labels": new.labels.tolist(), **surroundings()}
-            keep("text_prior", unit, result | measured(old, new, encoder))
+            result["reader"] = reader and reader.fingerprint
+            keep("text_prior", unit, result | measured(old, new, encoder, reader))
 
 
-def measured(old: Old, new: Group, encoder: Encoder) -> dict[str, Any]:
+def measured(old: Old, new: Group, encoder: Encoder, reader: SentenceModel | None) -> dict[str, Any]:
     """Which images of the new classes are right, by each reading and number of images; and old ones before."""
-    late = bank_of([new.texts[name] for name in new.names], encoder)
-    kernel = TextKernel.of(old.bank)
+    late = bank_of([new.texts[name] for name in new.names], encoder, reader)
+    kernels = {READ: TextKernel.of(old.bank)} if reader else {}
+    kernels[KERNEL] = kernels[PERMUTED] = TextKernel.of(old.bank, with_readings=False)
     order = torch.randperm(late.num_classes, generator=torch.Generator().manual_seed(0))
     found: dict[str, Any] = {"rows": {}, "old": {}, "r2": {}}
     for reading in READINGS:
-        by = kernel if reading in (KERNEL, PERMUTED) else None
+        if reading == READ and reader is None:
+            continue
+        by = kernels.get(reading)
         texts, told = class_features(old.bank, by), class_features(late, by)
         if reading == NONE:
             texts, told = torch.zeros_like(texts), torch.zeros_like(told)
@@ -121,16 +134,17 @@ def _added(old: Old, new: Group, fitted: PLDA, told: Tensor, shots: int) -> list
     return right.int().tolist()
 
 
-def bank_of(texts: list[list[str]], encoder: Encoder) -> AnchorBank:
+def bank_of(texts: list[list[str]], encoder: Encoder, reader: SentenceModel | None = None) -> AnchorBank:
     """Return the first sentences of each class as anchors."""
     told = [(number, text) for number, some in enumerate(texts) for text in some[:_SENTENCES]]
     vectors = encoder.encode_texts([text for _, text in told])
     words = number_words([text for _, text in told])
     owner = torch.tensor([number for number, _ in told])
-    return AnchorBank.build(vectors, owner, list(range(len(texts))), words=words)
+    bank = AnchorBank.build(vectors, owner, list(range(len(texts))), words=words)
+    return replace(bank, readings=reader and reader.encode([text for _, text in told]))
 
 
-def _old(files: GlyphFiles, encoder: Encoder) -> Old:
+def _old(files: GlyphFiles, encoder: Encoder, reader: SentenceModel | None) -> Old:
     """Read the classes that have training images."""
     rows = pq.read_table(files.images, columns=["image", "label", "split"]).to_pylist()
     train, test = ([row for row in rows if row["split"] == split] for split in ("train", "test"))
@@ -142,7 +156,7 @@ def _old(files: GlyphFiles, encoder: Encoder) -> Old:
     labels, owners = (torch.tensor([place[row["label"]] for row in some]) for some in (train, test))
     moments = Moments.of(features[None], labels, torch.arange(len(labels)), len(names))
     told = json.loads(files.texts.read_text(encoding="utf-8"))
-    return Old(moments, bank_of([told[name] for name in names], encoder), asked, owners)
+    return Old(moments, bank_of([told[name] for name in names], encoder, reader), asked, owners)
 
 
 def parts() -> Mapping[str, str]:
@@ -157,7 +171,7 @@ def parts() -> Mapping[str, str]:
 
 
 def _table(data: str, group: str, kept: Mapping[str, Any]) -> list[str]:
-    """Rows of the readings: right among all classes, and the paired gain over vectors alone."""
+    """Rows of the readings: right among all classes, and the paired gain over vectors, or over likeness."""
     labels = np.array(kept["labels"])
     lines = [
         f"## {NAMES[data]}, {'classes to choose by' if group == 'dev' else 'final classes'}",
@@ -167,10 +181,11 @@ def _table(data: str, group: str, kept: Mapping[str, Any]) -> list[str]:
         "| texts are read by | R^2 | old classes before | text | text + 1 image | text + 5 images |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for reading in READINGS:
+    for reading in (one for one in READINGS if one in kept["r2"]):
+        base = KERNEL if reading == READ else LINEAR
         cells = [reading, f"{100 * kept['r2'][reading]:.0f} %", f"{100 * kept['old'][reading]:.1f}"]
         for shots in SHOTS:
-            right, plain = (np.array(kept["rows"][f"{one}, {shots}"], float) for one in (reading, LINEAR))
+            right, plain = (np.array(kept["rows"][f"{one}, {shots}"], float) for one in (reading, base))
             cell = f"{100 * right.mean():.1f}"
             if reading != LINEAR:
                 low, high = clustered_interval(right - plain, labels)
@@ -180,4 +195,4 @@ def _table(data: str, group: str, kept: Mapping[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
-STUDY = Study({"run": Command(run, no_arguments)}, parts)
+STUDY = Study({"run": Command(run, add_arguments)}, parts)

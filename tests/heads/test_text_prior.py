@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from vlltr_index.data.words import number_words
 from vlltr_index.heads.anchor_bank import AnchorBank
-from vlltr_index.heads.plda import PLDA, Moments, fit_model
+from vlltr_index.heads.plda import PLDA, Moments, better_kernel, fit_model
 from vlltr_index.heads.text_prior import TextKernel, class_features, fit_text, sentence_features
 
 RIDGES = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0)
@@ -159,7 +160,9 @@ def replace_images(moments: Moments, place: int) -> Moments:
 def test_a_class_s_text_is_the_mean_of_its_sentences(seed: int) -> None:
     """In one piece or sentence by sentence, with a kernel and without; a bank without words has none."""
     bank = told(pairs(3, 5), 4, seed, unread=False)
-    for kernel in (None, TextKernel.of(bank)):
+    g = torch.Generator().manual_seed(seed)
+    bank = replace(bank, readings=torch.randn(len(bank.vectors), 3, generator=g))
+    for kernel in (None, TextKernel.of(bank), TextKernel.of(bank, with_readings=False)):
         rows = [sentence_features(bank, slice(a, b), kernel).mean(0) for a, b in pairwise(bank.bounds)]
         torch.testing.assert_close(class_features(bank, kernel), torch.stack(rows))
     assert TextKernel.of(told(pairs(3, 3), 4, seed)) is None
@@ -167,29 +170,53 @@ def test_a_class_s_text_is_the_mean_of_its_sentences(seed: int) -> None:
     assert TextKernel.of(plain) is None
 
 
-def test_both_blocks_count_alike() -> None:
-    """Vectors a thousand times as long change nothing, nor does a bank of the same sentences in another order."""
+@pytest.mark.parametrize("known", [True, False])
+def test_readings_are_taken_where_they_tell_more(known: bool) -> None:
+    """Where no two classes share a word, those of a model that knows what the words mean; not those of any other."""
+    means = composed(6, 6, 8, 1)
+    bank = told([f"word{number}" for number in range(36)], 8, 0)
+    g = torch.Generator().manual_seed(2)
+    meant = means + 0.1 * torch.randn(means.shape, generator=g) if known else torch.randn(36, 8, generator=g)
+    bank = replace(bank, readings=meant.repeat_interleave(len(TEMPLATES), 0))
+    plain, reading = (TextKernel.of(bank, with_readings=one) for one in (False, True))
+    assert plain is not None
+    assert reading is not None
+    moments = moments_of(means, 5, 3)
+    one, other = ((kernel, class_features(bank, kernel)) for kernel in (reading, plain))
+    assert better_kernel(moments, one, other) is (reading if known else plain)
+    assert bank.words is not None
+    assert plain.alike(bank.vectors, bank.words, bank.readings).equal(plain.alike(bank.vectors, bank.words))
+
+
+def test_all_blocks_count_alike() -> None:
+    """Vectors and readings a thousand times as long change nothing, nor do the same sentences in another order."""
     bank = told(pairs(4, 4), 4, 3, unread=False)
+    bank = replace(
+        bank, readings=torch.randn(len(bank.vectors), 3, generator=torch.Generator().manual_seed(0))
+    )
+    assert bank.readings is not None
     long = AnchorBank.build(
         1000.0 * bank.vectors, bank.class_ids[bank.class_of_row], bank.class_ids, words=bank.words
     )
+    long = replace(long, readings=1000.0 * bank.readings)
     kernels = [TextKernel.of(one) for one in (bank, long)]
     assert kernels[0] is not None
     torch.testing.assert_close(class_features(bank, kernels[0]), class_features(long, kernels[1]))
     sizes = [
         part.square().sum(1).mean()
-        for part in ((class_means(bank) - kernels[0].centre) * kernels[0].scale).split([4, 512], 1)
+        for part in ((class_means(bank) - kernels[0].centre) * kernels[0].scale).split([4, 512, 3], 1)
     ]
-    assert float(sizes[0]) == pytest.approx(1.0, rel=1e-4)
-    assert float(sizes[1]) == pytest.approx(1.0, rel=1e-4)
+    assert [float(size) for size in sizes] == pytest.approx([1.0, 1.0, 1.0], rel=1e-4)
 
 
 def class_means(bank: AnchorBank) -> Tensor:
-    """Mean unit vector and mean unit row of words of each class."""
+    """Mean unit vector, mean unit row of words and mean unit reading of each class."""
     assert bank.words is not None
+    assert bank.readings is not None
     rows = torch.zeros(len(bank.words), 513)
     for row, words in zip(rows, bank.words.tolist(), strict=True):
         for word in words:
             row[abs(word)] += (word > 0) - (word < 0)
-    both = [torch.nn.functional.normalize(part, dim=1) for part in (bank.vectors, rows[:, 1:])]
-    return torch.cat(both, 1).view(bank.num_classes, -1, 4 + 512).mean(1)
+    parts = (bank.vectors, rows[:, 1:], bank.readings)
+    unit = torch.cat([torch.nn.functional.normalize(part, dim=1) for part in parts], 1)
+    return unit.view(bank.num_classes, -1, 4 + 512 + 3).mean(1)

@@ -18,13 +18,13 @@ from vlltr_index.classes.effect import Effect, measure
 from vlltr_index.classes.groups import with_groups
 from vlltr_index.data.image_readers import read_images
 from vlltr_index.embedding import loading
-from vlltr_index.embedding.vectors import Engine, embed_images, embed_sentences
+from vlltr_index.embedding.vectors import Engine, embed_images, embed_readings, embed_sentences
 from vlltr_index.errors import InputError, MissingStepError, UsageError
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.recognition.model import Model
 from vlltr_index.recognition.state import ModelState
 from vlltr_index.schemas.records import ImageRecord
-from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
+from vlltr_index.schemas.tables import image_vectors_name, sentence_readings_name, sentence_vectors_name
 from vlltr_index.store.holdout import held_images
 from vlltr_index.store.ingestion import image_rows
 from vlltr_index.store.tables import one_of
@@ -232,7 +232,9 @@ def _tidy(tx: Transaction) -> None:
     commit = tx.commit
     if commit.id % _TIDY:
         return
-    vectors = sentence_vectors_name(commit.text_fp or ""), image_vectors_name(commit.image_fp or "")
+    vectors = [sentence_vectors_name(commit.text_fp or ""), image_vectors_name(commit.image_fp or "")]
+    if commit.info.reading:
+        vectors.append(sentence_readings_name(commit.info.reading.fp))
     for name in (*_NARROW, *vectors):
         # A table that holds image bytes is too large to rewrite.
         heavy = "data IS NOT NULL" if name == "images" else None
@@ -250,6 +252,9 @@ def _embed(state: ModelState, tx: Transaction, done: Edit, options: ChangeOption
         hashes = done.sentences["text_hash"].to_pylist()
         texts = done.sentences["text"].to_pylist()
         embed_sentences(tx, state.encoder, hashes, texts, progress=options.progress, engine=options.engine)
+        reader = loading.open_reader(tx)
+        if reader is not None:
+            embed_readings(tx, reader, hashes, texts, progress=options.progress)
     good = usable(done.images)["image_id"].to_pylist() if done.images is not None else []
     if good:
         config = tx.recipe.lgr.augment

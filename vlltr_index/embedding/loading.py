@@ -29,12 +29,18 @@ from vlltr_index.heads.units import join_copies, number_observations, units_of
 from vlltr_index.schemas.config import AugmentConfig, EncoderConfig
 from vlltr_index.schemas.fingerprint import digest_json
 from vlltr_index.schemas.tables import class_stats as class_stats_schema
-from vlltr_index.schemas.tables import content_id, image_vectors_name, sentence_vectors_name
+from vlltr_index.schemas.tables import (
+    content_id,
+    image_vectors_name,
+    sentence_readings_name,
+    sentence_vectors_name,
+)
 from vlltr_index.store.tables import one_of, quote
 from vlltr_index.tensors import class_positions, unit_rows
 
 if TYPE_CHECKING:
     from vlltr_index.encoders.encoder import Encoder
+    from vlltr_index.encoders.sentence_model import SentenceModel
     from vlltr_index.store.snapshot import Snapshot, Source
     from vlltr_index.store.workspace import Workspace
 
@@ -107,6 +113,26 @@ def recipe_encoder(config: EncoderConfig, device: str | torch.device | None = No
 
     how = config.model_dump(include={"image_size", "resize", "precision"})
     return Encoder.load(config.model, config.pretrained, device=device, **how)
+
+
+def open_reader(snapshot: Snapshot) -> SentenceModel | None:
+    """Open the sentence-embedding model that read the sentences of a commit; None if none did.
+
+    Raises:
+        FingerprintMismatch: It is another one by now.
+    """
+    from vlltr_index.encoders.sentence_model import SentenceModel
+
+    reading = snapshot.commit.info.reading
+    if reading is None:
+        return None
+    model = SentenceModel.open(reading.model)
+    if model.fingerprint != reading.fp:
+        raise FingerprintMismatch(
+            f"the sentences were read by {reading.fp}, the model {reading.model} is {model.fingerprint} now",
+            "Put the old model back, or run: vlltr embed, then train lgr, index",
+        )
+    return model
 
 
 def usable_images(snapshot: Snapshot, split: str, columns: list[str]) -> pa.Table:
@@ -296,20 +322,48 @@ def sentence_features(snapshot: Snapshot, class_ids: Tensor, kernel: TextKernel 
     told = (at >= 0).nonzero()[:, 0]
     for part in told.split(_SENTENCES_AT_ONCE) if len(told) else ():
         some = rows.take(pa.array(part.numpy()))
-        vectors = text_vectors_of(snapshot, some["text_hash"].to_pylist())
+        hashes = some["text_hash"].to_pylist()
+        vectors = text_vectors_of(snapshot, hashes)
         found = unit_rows(vectors)
         if kernel is not None:
-            found = torch.cat([found, kernel.alike(vectors, number_words(some["text"]))], 1)
+            readings = readings_of(snapshot, hashes) if kernel.knows_readings(vectors.shape[1]) else None
+            found = torch.cat([found, kernel.alike(vectors, number_words(some["text"]), readings)], 1)
         sums.index_add_(0, at[part], found)
     counts = torch.bincount(at[at >= 0], minlength=len(class_ids))
     return sums / counts.clamp(min=1)[:, None]
 
 
 def with_words(snapshot: Snapshot, bank: AnchorBank, sentence_ids: Sequence[str]) -> AnchorBank:
-    """Return a bank with the words of its sentences, whose ids are in its order."""
-    rows = snapshot.table("sentences", ["sentence_id", "text"])
+    """Return a bank with the words and readings of its sentences, whose ids are in its order."""
+    bank = with_readings(snapshot, bank, sentence_ids)
+    return replace(bank, words=number_words(_sentence_column(snapshot, "text", sentence_ids)))
+
+
+def with_readings(snapshot: Snapshot, bank: AnchorBank, sentence_ids: Sequence[str]) -> AnchorBank:
+    """Return a bank with the readings of its sentences, whose ids are in its order; as it is if there are none."""
+    if not snapshot.commit.info.reading:
+        return bank
+    hashes = _sentence_column(snapshot, "text_hash", sentence_ids).to_pylist()
+    return replace(bank, readings=readings_of(snapshot, hashes))
+
+
+def _sentence_column(snapshot: Snapshot, column: str, sentence_ids: Sequence[str]) -> pa.ChunkedArray:
+    """Read one column of some sentences, in their order."""
+    rows = snapshot.table("sentences", ["sentence_id", column])
     at = pc.index_in(pa.array(sentence_ids, pa.string()), value_set=rows["sentence_id"].combine_chunks())
-    return replace(bank, words=number_words(rows["text"].take(at)))
+    return rows[column].take(at)
+
+
+def readings_of(snapshot: Snapshot, hashes: Sequence[str]) -> Tensor | None:
+    """Read what the sentence-embedding model made of texts, float32 [N, P] by their hashes; None if there is none.
+
+    Raises:
+        MissingStepError: It has not read a text.
+    """
+    reading = snapshot.commit.info.reading
+    if reading is None:
+        return None
+    return snapshot.store.vectors(sentence_readings_name(reading.fp), "text_hash", hashes)
 
 
 def run_folder(workspace: Workspace, key: str = "") -> Path:

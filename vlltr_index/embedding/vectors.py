@@ -26,6 +26,7 @@ from vlltr_index.schemas.tables import (
     content_id,
     image_vectors,
     image_vectors_name,
+    sentence_readings_name,
     sentence_vectors,
     sentence_vectors_name,
 )
@@ -33,6 +34,7 @@ from vlltr_index.store.tables import one_of
 
 if TYPE_CHECKING:
     from vlltr_index.encoders.encoder import Encoder
+    from vlltr_index.encoders.sentence_model import SentenceModel
     from vlltr_index.schemas.records import Progress
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.tables import Store
@@ -142,6 +144,27 @@ def embed_sentences(
             if progress:
                 progress("embed sentences", done, len(todo))
     return len(todo), len(set(hashes)) - len(todo), truncated
+
+
+def embed_readings(
+    tx: Snapshot,
+    model: SentenceModel,
+    hashes: Sequence[str],
+    texts: Sequence[str],
+    progress: Progress | None = None,
+) -> None:
+    """Let a sentence-embedding model read the texts that are not in its cache, in this process."""
+    name = sentence_readings_name(model.fingerprint)
+    tx.store.create(name, sentence_vectors(model.dim), "text_hash")
+    have = _have(tx, name, "text_hash", hashes)
+    todo = list({h: t for h, t in zip(hashes, texts, strict=True) if h not in have}.items())
+    with tx.store.appending(name) as append:
+        for start in range(0, len(todo), _TEXT_BATCH):
+            part = todo[start : start + _TEXT_BATCH]
+            vectors = model.encode([text for _, text in part])
+            append(vector_table({"text_hash": [key for key, _ in part]}, vectors))
+            if progress:
+                progress("read sentences", start + len(part), len(todo))
 
 
 def embed_images(

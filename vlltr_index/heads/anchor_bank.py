@@ -67,6 +67,8 @@ class AnchorBank:
         losses: Float [A], L_lin of each anchor, float32 at least; zeros where it is unknown. Only differences within a
             class matter.
         words: Int16 [A, K], the words of each sentence, see `data.words.number_words`; None: not known.
+        readings: Float [A, P], what a sentence-embedding model makes of each sentence, see
+            `encoders.sentence_model`; None: there is none.
     """
 
     vectors: Tensor
@@ -75,6 +77,7 @@ class AnchorBank:
     rows: Tensor
     losses: Tensor
     words: Tensor | None = None
+    readings: Tensor | None = None
 
     @classmethod
     def build(
@@ -248,15 +251,17 @@ class AnchorBank:
             rows=self.rows[rows],
             losses=self.losses[rows],
             words=None if self.words is None else self.words[rows],
+            readings=None if self.readings is None else self.readings[rows],
         )
 
     def to(self, device: torch.device | str) -> AnchorBank:
         """Return the bank on another device."""
         if torch.device(device) == self.vectors.device:
             return self
-        there = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "words"}
-        words = None if self.words is None else self.words.to(device)
-        return AnchorBank(**{name: value.to(device) for name, value in there.items()}, words=words)
+        optional = ("words", "readings")
+        there = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name not in optional}
+        words, readings = (None if part is None else part.to(device) for part in (self.words, self.readings))
+        return AnchorBank(**there, words=words, readings=readings)
 
     def _mean_values(self, normalise_values: bool, beta: float) -> Tensor:
         """Compute the weighted mean of each class's anchors, [C, D]."""

@@ -22,7 +22,14 @@ from torch import Tensor
 
 from vlltr_index.errors import InputError
 from vlltr_index.heads.anchor_bank import AnchorBank
-from vlltr_index.heads.text_prior import TextKernel, fit_text, sentence_features, weighted_mean
+from vlltr_index.heads.text_prior import (
+    TextFit,
+    TextKernel,
+    fit_text,
+    is_less,
+    sentence_features,
+    weighted_mean,
+)
 from vlltr_index.tensors import full_precision
 
 _LEAST_SPREAD = 0.02
@@ -351,25 +358,16 @@ def fit_model(
     """
     if not bool(prototypes.isfinite().all()):
         raise InputError("prototypes must be finite", "vlltr embed")
+    dim = moments.sums.shape[1]
     there = moments.counts > 0
     n = moments.counts[there].double()
-    means = moments.sums[there] / n[:, None]
-    dim = means.shape[1]
     weights = n / (n + 2.0)
-    centre = weighted_mean(means, weights)
-    whitening = _inverse_root(shrunk(moments.within, moments.freedom, shrinkage))
+    told = _told_by(moments, prototypes, shrinkage, kernel)
+    fit = told.fit
+    seen = told.seen
+    has_text = told.has_text
+    whitening = told.whitening
     noise = whitening @ moments.sampling @ whitening  # not the identity: S was shrunk before the root
-    text = prototypes.to(means.device)[there].double()
-    has_text = (text != 0).any(1)
-    text_centre = (
-        weighted_mean(text[has_text], weights[has_text])
-        if bool(has_text.any())
-        else text.new_zeros(text.shape[1])
-    )
-    seen = (means - centre) @ whitening
-    known = torch.where(has_text[:, None], text - text_centre, 0.0)
-    alike = known[:, dim:] if kernel is None else known[:, dim:] @ kernel.root
-    fit = fit_text(known[:, :dim] @ whitening, alike, seen, weights * has_text)
     with_residual = has_text if fit.r2 else torch.ones_like(has_text)
     about_texts = _between(
         fit.residuals[with_residual],
@@ -390,17 +388,79 @@ def fit_model(
     shifts = torch.zeros_like(moments.sums)
     shifts[there] = fit.shifts @ rotation
     shared = SharedGaussian(
-        centre=centre,
+        centre=told.centre,
         basis=whitening @ rotation,
         spread=spread,
         blank=blank,
-        text_centre=text_centre[:width],
+        text_centre=told.text_centre[:width],
         text_map=text_map[:width] @ rotation,
         text_r2=fit.r2,
         kernel=kernel,
     )
     rows = moments.counts, moments.sums, prototypes[:, :width]
     return PLDA(shared, *rows, shifts=None if kernel is None else shifts)
+
+
+@dataclass(frozen=True, eq=False)
+class _Told:
+    """What texts tell of the means of the C' classes that have images.
+
+    Attributes:
+        centre: Float64 [D], the mean of the class means.
+        whitening: Float64 [D, D], the inverse root of the covariance within classes.
+        seen: Float64 [C', D], class means less their mean, whitened.
+        has_text: Bool [C'].
+        text_centre: Float64 [T], the mean of the texts.
+        fit: By all of them.
+    """
+
+    centre: Tensor
+    whitening: Tensor
+    seen: Tensor
+    has_text: Tensor
+    text_centre: Tensor
+    fit: TextFit
+
+
+def _told_by(
+    moments: Moments, prototypes: Tensor, shrinkage: float | None, kernel: TextKernel | None
+) -> _Told:
+    """Fit what texts tell of class means; the arguments are those of `fit_model`."""
+    there = moments.counts > 0
+    n = moments.counts[there].double()
+    means = moments.sums[there] / n[:, None]
+    dim = means.shape[1]
+    weights = n / (n + 2.0)
+    centre = weighted_mean(means, weights)
+    whitening = _inverse_root(shrunk(moments.within, moments.freedom, shrinkage))
+    text = prototypes.to(means.device)[there].double()
+    has_text = (text != 0).any(1)
+    text_centre = (
+        weighted_mean(text[has_text], weights[has_text])
+        if bool(has_text.any())
+        else text.new_zeros(text.shape[1])
+    )
+    seen = (means - centre) @ whitening
+    known = torch.where(has_text[:, None], text - text_centre, 0.0)
+    alike = known[:, dim:] if kernel is None else known[:, dim:] @ kernel.root
+    fit = fit_text(known[:, :dim] @ whitening, alike, seen, weights * has_text)
+    return _Told(centre, whitening, seen, has_text, text_centre, fit)
+
+
+def better_kernel(
+    moments: Moments, one: tuple[TextKernel, Tensor], other: tuple[TextKernel, Tensor]
+) -> TextKernel:
+    """Return the first of two kernels if by it texts leave less of class means left out, by one standard error.
+
+    Args:
+        moments: Statistics of the images.
+        one, other: A kernel, and the texts of the C classes by it, see `text_prior.class_features`; they are alike but
+            for what they read.
+    """
+    by_one, by_other = (_told_by(moments, texts, 1.0, kernel) for kernel, texts in (one, other))
+    n = moments.counts[moments.counts > 0].double()
+    weights = n / (n + 2.0) * by_one.has_text
+    return one[0] if is_less(by_one.fit.residuals, by_other.fit.residuals, weights) else other[0]
 
 
 def shrunk(covariance: Tensor, observations: float, shrinkage: float | None = 1.0) -> Tensor:

@@ -4,10 +4,11 @@ The prior mean of a class is the mean over its sentences of
 
     T (e - tbar) + K (k(s) - kbar),        k_l(s) = exp((cos(b(s), b_l) - 1) / 0.5)
 
-where e is a sentence's normalised vector, and b(s) that vector beside the sentence's words, each less its mean over the
-classes and scaled alike; b_l is the mean of b over the sentences of class l. T is a multiple of the identity, beside a
-ridge regression where K is zero. So each sentence has its own exact part, and a word that the encoder did not read, or
-an encoder whose towers were never trained together, still tells something.
+where e is a sentence's normalised vector, and b(s) that vector beside the sentence's words and, if there is one, its
+reading by a sentence-embedding model, each less its mean over the classes and scaled alike; b_l is the mean of b over
+the sentences of class l. T is a multiple of the identity, beside a ridge regression where K is zero. So each sentence
+has its own exact part, and a word that the encoder did not read, or an encoder whose towers were never trained
+together, still tells something.
 """
 
 from __future__ import annotations
@@ -36,12 +37,13 @@ _LEAST = 1e-6  # share of the largest: smaller eigenvalues are rounding
 
 @dataclass(frozen=True, eq=False)
 class TextKernel:
-    """How alike a sentence is to the texts of L classes, by its vector and by its words.
+    """How alike a sentence is to the texts of L classes, by its vector, by its words, and by its reading.
 
     Attributes:
-        centre: Float [D + 512], the mean over the classes of the unit vectors, and of the words.
-        scale: Float [D + 512], by what both are multiplied, so that they count alike.
-        landmarks: Float [L, D + 512], the texts of L classes, spread evenly over all, in these coordinates, normalised.
+        centre: Float [X], the mean over the classes of the unit vectors, of the words, and of the unit readings; X is
+            D + 512 + P, or D + 512 for a kernel that does not know the readings.
+        scale: Float [X], by what these are multiplied, so that they count alike.
+        landmarks: Float [L, X], the texts of L classes, spread evenly over all, in these coordinates, normalised.
     """
 
     centre: Tensor
@@ -49,31 +51,45 @@ class TextKernel:
     landmarks: Tensor
 
     @classmethod
-    def of(cls, bank: AnchorBank) -> TextKernel | None:
-        """Make it of the texts of a bank's classes; None if their words are not known, or there are few classes."""
+    def of(cls, bank: AnchorBank, with_readings: bool = True) -> TextKernel | None:
+        """Make it of the texts of a bank's classes; None if their words are not known, or there are few classes.
+
+        Args:
+            bank: The texts.
+            with_readings: Whether their readings count, if the bank has them.
+        """
         if bank.words is None or bank.num_classes < _FEWEST:
             return None
-        means = _class_means(bank, _sentences)
+        means = _class_means(bank, _sentences, with_readings)
         centre = means.mean(0)
         apart = means - centre
-        sizes = [part.square().sum(1).mean().sqrt() for part in (apart[:, : bank.dim], apart[:, bank.dim :])]
-        scale = torch.ones_like(centre)
-        scale[: bank.dim] = torch.where(sizes[0] > _NOTHING, 1.0 / sizes[0], 0.0)
-        scale[bank.dim :] = torch.where(sizes[1] > _NOTHING, 1.0 / sizes[1], 0.0)
+        scale = torch.zeros_like(centre)
+        first = 0
+        for width in (bank.dim, NUMBERS, len(centre) - bank.dim - NUMBERS):
+            at = slice(first, first + width)
+            size = apart[:, at].square().sum(1).mean().sqrt()
+            scale[at] = torch.where(size > _NOTHING, 1.0 / size, 0.0)
+            first += width
         count = bank.num_classes
         some = apart[torch.linspace(0, count - 1, min(count, _LANDMARKS)).long()]
         return cls(centre=centre, scale=scale, landmarks=unit_rows(some * scale))
 
-    def alike(self, vectors: Tensor, words: Tensor) -> Tensor:
+    def alike(self, vectors: Tensor, words: Tensor, readings: Tensor | None = None) -> Tensor:
         """Compute k(s) of sentences, [M, L] in float32.
 
         Args:
             vectors: Float [M, D], unnormalised as the encoder gives them.
             words: Int16 [M, K], of `data.words.number_words`.
+            readings: Float [M, P], by the sentence-embedding model; unused by a kernel that does not know them.
         """
+        known = readings if self.knows_readings(vectors.shape[1]) else None
         with full_precision(vectors.device):
-            told = unit_rows((_sentences(vectors, words) - self.centre) * self.scale)
+            told = unit_rows((_sentences(vectors, words, known) - self.centre) * self.scale)
             return ((told @ self.landmarks.T - 1.0) / _WIDTH).exp()
+
+    def knows_readings(self, dim: int) -> bool:
+        """Say whether readings count, beside vectors of width `dim`."""
+        return len(self.centre) > dim + NUMBERS
 
     @cached_property
     def root(self) -> Tensor:
@@ -110,29 +126,32 @@ def sentence_features(bank: AnchorBank, rows: slice, kernel: TextKernel | None) 
     if kernel is None:
         return unit
     assert bank.words is not None
-    return torch.cat([unit, kernel.alike(vectors, bank.words[rows])], 1)
+    readings = None if bank.readings is None else bank.readings[rows]
+    return torch.cat([unit, kernel.alike(vectors, bank.words[rows], readings)], 1)
 
 
-def _sentences(vectors: Tensor, words: Tensor) -> Tensor:
-    """Return the unit vectors of sentences beside their words, float32 [M, D + 512]."""
+def _sentences(vectors: Tensor, words: Tensor, readings: Tensor | None) -> Tensor:
+    """Return the unit vectors of sentences beside their words and unit readings, float32 [M, D + 512 + P]."""
     sizes = words.abs().long()
     hashed = vectors.new_zeros(len(words), NUMBERS + 1, dtype=torch.float32)
     hashed.scatter_add_(1, sizes, words.sign().float())
-    return torch.cat([unit_rows(vectors).float(), unit_rows(hashed[:, 1:])], 1)
+    parts = [unit_rows(vectors).float(), unit_rows(hashed[:, 1:])]
+    if readings is not None:
+        parts.append(unit_rows(readings.float()))
+    return torch.cat(parts, 1)
 
 
-def _class_means(bank: AnchorBank, of: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Compute the mean over the sentences of each class of what `of` makes of vectors and words: float32 [C, X]."""
+def _class_means(
+    bank: AnchorBank, of: Callable[[Tensor, Tensor, Tensor | None], Tensor], with_readings: bool = True
+) -> Tensor:
+    """Compute the mean over the sentences of each class of what `of` makes of them: float32 [C, X]."""
     assert bank.words is not None
-    parts = zip(
-        bank.vectors.split(_AT_ONCE),
-        bank.words.split(_AT_ONCE),
-        bank.class_of_row.split(_AT_ONCE),
-        strict=True,
-    )
     sums: Tensor | None = None
-    for vectors, words, owners in parts:
-        found = of(vectors, words)
+    for start in range(0, len(bank.vectors), _AT_ONCE):
+        rows = slice(start, start + _AT_ONCE)
+        owners = bank.class_of_row[rows]
+        readings = bank.readings[rows] if with_readings and bank.readings is not None else None
+        found = of(bank.vectors[rows], bank.words[rows], readings)
         sums = found.new_zeros(bank.num_classes, found.shape[1]) if sums is None else sums
         sums.index_add_(0, owners, found)
     assert sums is not None
@@ -182,7 +201,7 @@ def fit_text(vectors: Tensor, alike: Tensor, seen: Tensor, weights: Tensor) -> T
     found, left, shifts = _fit_alike(alike, rest, weights)
     apart = _about_others(seen, weights)
     if not all(
-        _is_less(left, other, weights) for other in (residuals if r2 else apart, _about_others(rest, weights))
+        is_less(left, other, weights) for other in (residuals if r2 else apart, _about_others(rest, weights))
     ):
         return first
     total = (weights[:, None] * apart.square()).sum()
@@ -230,7 +249,7 @@ def _about_others(rows: Tensor, weights: Tensor) -> Tensor:
     return (rows - weighted_mean(rows, weights)) / (1.0 - weights / weights.sum())[:, None]
 
 
-def _is_less(residuals: Tensor, others: Tensor, weights: Tensor) -> bool:
+def is_less(residuals: Tensor, others: Tensor, weights: Tensor) -> bool:
     """Say whether residuals [C, D] are smaller than others, in the weighted mean of squares, by one standard error."""
     share = weights / weights.sum()
     gained = (others.square() - residuals.square()).sum(1)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Literal
 
 from vlltr_index.embedding.loading import open_encoder
 from vlltr_index.embedding.pixels import IMAGE_BATCH, Augment
-from vlltr_index.embedding.vectors import Engine, LocalEngine, embed_images, embed_sentences
+from vlltr_index.embedding.vectors import Engine, LocalEngine, embed_images, embed_readings, embed_sentences
 from vlltr_index.pipelines.status import encoder_change
+from vlltr_index.store.snapshot import Reading
 from vlltr_index.tensors import device_name
 from vlltr_index.train.augment import ViewAugment
 from vlltr_index.train.data import SMALL_SIDE
@@ -21,6 +22,7 @@ from vlltr_index.train.data import SMALL_SIDE
 if TYPE_CHECKING:
     from vlltr_index.encoders.encoder import Encoder
     from vlltr_index.schemas.records import Progress
+    from vlltr_index.store.transaction import Transaction
     from vlltr_index.store.workspace import Workspace
 
 _log = logging.getLogger(__name__)
@@ -90,6 +92,7 @@ def embed(
             new, before, truncated = embed_sentences(
                 tx, encoder, hashes, texts, progress=progress, engine=computes
             )
+            _read(tx, hashes, texts, progress)
             take = partial(embed_images, tx, encoder, config=drawn, progress=progress, engine=computes)
             splits = sorted(set(tx.table("images", ["split"])["split"].to_pylist()))
             counts = [
@@ -114,6 +117,20 @@ def embed(
         text_fp=fps[0],
         image_fp=fps[1],
     )
+
+
+def _read(tx: Transaction, hashes: list[str], texts: list[str], progress: Progress | None) -> None:
+    """Let the recipe's sentence-embedding model, if it names one, read the sentences; note what it is."""
+    reading = None
+    if tx.recipe.prior.text is not None:
+        from vlltr_index.encoders.sentence_model import SentenceModel
+
+        model = SentenceModel.open(tx.recipe.prior.text)
+        embed_readings(tx, model, hashes, texts, progress=progress)
+        reading = Reading(model=model.name, fp=model.fingerprint, dim=model.dim)
+    if reading != tx.commit.info.reading:  # the head knows the readings of another model
+        tx.set(head=None, fusion=None)
+    tx.note(reading=reading)
 
 
 def _workers(workspace: Workspace, encoder: Encoder, views: int, images: int) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
 from vlltr_index.errors import UsageError, WorkspaceError
-from vlltr_index.schemas.tables import KEYS, image_vectors_name, sentence_vectors_name
+from vlltr_index.schemas.tables import KEYS, image_vectors_name, sentence_readings_name, sentence_vectors_name
 from vlltr_index.store.objects import Kind
 
 if TYPE_CHECKING:
@@ -218,4 +218,5 @@ def prune(workspace: Workspace, keep: int, progress: Progress | None = None) -> 
 def _vectors(commits: Iterable[Commit]) -> set[str]:
     """Return the names of the vector tables that commits use."""
     texts = {sentence_vectors_name(c.text_fp) for c in commits if c.text_fp}
+    texts |= {sentence_readings_name(c.info.reading.fp) for c in commits if c.info.reading}
     return texts | {image_vectors_name(c.image_fp) for c in commits if c.image_fp}

@@ -97,6 +97,7 @@ def _train_head(
     workspace: Workspace, config: LGRConfig, progress: Progress | None, resume: bool, command: str
 ) -> training.TrainReport:
     def prepare(snapshot: Snapshot) -> tuple[HeadData, str]:
+        _check_reading(snapshot)
         data = head_data(snapshot, config)
         facts = [
             head_facts(snapshot),
@@ -104,7 +105,7 @@ def _train_head(
             snapshot.recipe.lgr.augment.model_dump(mode="json"),
             snapshot.commit.logit_scale,
             snapshot.recipe.fusion.rule,
-            snapshot.commit.info.model_dump(mode="json")["select"],
+            *(snapshot.commit.info.model_dump(mode="json")[name] for name in ("select", "reading")),
             snapshot.commit.tables.get("sentences"),
             [hashlib.sha256(view.contiguous().numpy().data).hexdigest() for view in data.features],
         ]
@@ -186,6 +187,22 @@ def _fit_head(
     start = new_head(bank, config, init, logit_scale)
     head, log = train_until(start, stored, config, None, run_dir=run.folder, progress=progress)
     return StageTwoResult(head, None, log), class_ids
+
+
+def _check_reading(snapshot: Snapshot) -> None:
+    """Check that the sentences were read by the recipe's `prior.text`, or by none if it names none.
+
+    Raises:
+        MissingStepError: They were not.
+    """
+    reading = snapshot.commit.info.reading
+    wanted = snapshot.recipe.prior.text
+    found = None if reading is None else reading.model
+    if wanted != found:
+        raise MissingStepError(
+            f"prior.text is {wanted or 'none'}, and the sentences were read by {found or 'none'}",
+            "Run: vlltr embed",
+        )
 
 
 def stage_two_data(

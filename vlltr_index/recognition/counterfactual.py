@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from vlltr_index.anchors.selection import anchors_without
-from vlltr_index.embedding.loading import numbers
+from vlltr_index.embedding.loading import numbers, with_readings
 from vlltr_index.errors import InputError, MissingStepError, UsageError
 from vlltr_index.recognition.state import TEXT_COLUMNS, Texts, texts_of
 from vlltr_index.schemas.records import ClassScore, SentenceShare
@@ -263,6 +263,7 @@ def _model_without(model: Model, struck: frozenset[str]) -> tuple[Model, dict[st
     if len(left):
         config = snapshot.commit.info.select or snapshot.recipe.select
         bank, ids = anchors_without(snapshot, config, left, sentences=frozenset(owners))
+        bank = with_readings(snapshot, bank, ids)
     texts = texts_of(every.filter(of_touched))
     found = replace(
         model,

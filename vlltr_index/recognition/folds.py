@@ -21,7 +21,6 @@ from vlltr_index.embedding.loading import (
     image_units,
     image_vectors_of,
     numbers,
-    text_vectors_of,
     usable_images,
 )
 from vlltr_index.embedding.vectors import embedded
@@ -32,6 +31,7 @@ from vlltr_index.heads.units import number_observations
 from vlltr_index.recognition.state import TEXT_COLUMNS, Anchors, ClassStats, texts_of
 from vlltr_index.schemas.manifests import Manifest
 from vlltr_index.schemas.tables import content_id
+from vlltr_index.store.snapshot import sentence_numbers
 from vlltr_index.tensors import class_positions, unit_rows
 
 if TYPE_CHECKING:
@@ -269,12 +269,15 @@ class Folds:
         at = pc.index_in(
             rows["sentence_id"].combine_chunks(), value_set=sentences["sentence_id"].combine_chunks()
         )
-        vectors = text_vectors_of(snapshot, sentences["text_hash"].take(at).to_pylist())
+        hashes = sentences["text_hash"].take(at).to_pylist()
+        vectors = sentence_numbers(snapshot, snapshot.commit, hashes)
         losses = torch.from_numpy(rows["loss"].to_numpy().copy())
         columns = {"sentence_id": rows["sentence_id"], "text": sentences["text"].take(at)}
         read = {name: column.combine_chunks() for name, column in columns.items()}.__getitem__
         keys = torch.arange(len(rows))
-        return Anchors.of(numbers(rows, "class_id"), keys, vectors, losses, read, own.selection_id)
+        owner = numbers(rows, "class_id")
+        reading = model.state.record.reading
+        return Anchors.of(owner, keys, vectors, losses, read, own.selection_id, reading)
 
 
 def _contents_by_class(rows: pa.Table) -> dict[int, set[str]]:

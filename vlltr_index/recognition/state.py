@@ -102,23 +102,28 @@ class Anchors:
         losses: Tensor,
         read: Callable[[str], pa.Array],
         selection_id: str,
+        reading: int = 0,
     ) -> Anchors:
         """Make it of anchors in the order of their classes and ranks; A may be 0.
 
         Args:
             owner: Int64 [A], their classes.
             keys: Int64 [A].
-            vectors: Float [A, D], unnormalised.
+            vectors: Float [A, D + P], unnormalised, each followed by its sentence's reading.
             losses: Float [A].
             read: See the attribute.
             selection_id: See the attribute.
+            reading: P.
         """
+        readings = vectors[:, vectors.shape[1] - reading :] if reading else None
+        vectors = vectors[:, : vectors.shape[1] - reading]
         if len(owner):
             bank = AnchorBank.build(vectors, owner, torch.unique(owner), losses)
         else:
             bank = AnchorBank(
                 vectors=vectors, offsets=owner.new_zeros(1), class_ids=owner, rows=owner, losses=losses
             )
+        bank = replace(bank, readings=readings)  # which are in the bank's order
         return cls(bank, keys, read, selection_id)
 
     def exchanged(
@@ -145,6 +150,7 @@ class Anchors:
             class_ids=present,
             rows=torch.arange(len(at)),
             losses=torch.cat([bank.losses for bank in banks])[at],
+            readings=_together([bank.readings for bank in banks], at),
         )
         others = {"sentence_id": sentence_ids, "text": texts}
 
@@ -154,6 +160,12 @@ class Anchors:
 
         others_keys = -1 - torch.arange(len(owner) - len(self.keys))  # which no anchor has
         return Anchors(bank, torch.cat([self.keys, others_keys])[at], read, self.selection_id)
+
+
+def _together(parts: list[Tensor | None], at: Tensor) -> Tensor | None:
+    """Return the rows `at` of tensors that are one above the other; None if there are none."""
+    there = [part for part in parts if part is not None]
+    return torch.cat(there)[at] if there else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -386,6 +398,9 @@ def _anchors_of(source: Source, selection_id: str) -> Anchors:
         return anchors[column].take(pa.array(rows.numpy())).combine_chunks()
 
     vectors = source.vectors("anchors", keys)
+    reading = source.record.reading
     if vectors.numel() >= _HALVED:
         vectors = vectors.half()
-    return Anchors.of(owner[order], keys, vectors, torch.from_numpy(losses)[order], read, selection_id)
+    return Anchors.of(
+        owner[order], keys, vectors, torch.from_numpy(losses)[order], read, selection_id, reading
+    )

@@ -30,15 +30,15 @@ from vlltr_index.schemas.tables import (
     SENTENCES,
     TAXONOMY,
     class_stats,
-    sentence_vectors_name,
 )
+from vlltr_index.store.snapshot import sentence_numbers
 from vlltr_index.store.tables import one_of
 from vlltr_index.store.transaction import Transaction
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vlltr_index.store.snapshot import Snapshot
+    from vlltr_index.store.snapshot import Snapshot, State
 
 TABLES = {
     "classes": "class_id",
@@ -48,13 +48,13 @@ TABLES = {
     "ranks": "anchor_key",
 }
 """The tables of a part and their keys. The first three are the workspace's. `anchors` has the columns of an anchor that
-never change, with its vector and text; `ranks` has its rank and loss, which new images change for all anchors."""
+never change, with its text and its numbers; `ranks` has its rank and loss, which new images change for all anchors."""
 
 
-def part_schemas(dim: int) -> dict[str, pa.Schema]:
-    """Return the schemas of `TABLES`; vectors have the width `dim`."""
+def part_schemas(dim: int, reading: int = 0) -> dict[str, pa.Schema]:
+    """Return the schemas of `TABLES`; vectors have the width `dim`, those of anchors are followed by their reading."""
     sentence = [SENTENCES.field(name) for name in _TEXT]
-    vector = pa.field("vector", pa.list_(pa.float32(), dim), nullable=False)
+    vector = pa.field("vector", pa.list_(pa.float32(), dim + reading), nullable=False)
     return {
         "classes": CLASSES,
         "taxonomy": TAXONOMY,
@@ -290,13 +290,13 @@ def _read_part(folder: Path) -> dict[str, Change]:
     return found
 
 
-def write_whole(tables: Mapping[str, pa.Table], dim: int, folder: Path) -> int:
+def write_whole(tables: Mapping[str, pa.Table], dim: int, folder: Path, reading: int = 0) -> int:
     """Write a part that holds all of `TABLES` whole into an empty folder; return its size, see `Part`.
 
     Raises:
         WorkspaceError: If rows do not refer to each other, or are not finite.
     """
-    schemas = part_schemas(dim)
+    schemas = part_schemas(dim, reading)
     changes = {name: _change(tables[name].cast(schemas[name]), name, None) for name in TABLES}
     _check_links({name: change.rows for name, change in changes.items()})
     _write_part(changes, folder)
@@ -398,7 +398,7 @@ def _change_of(tx: Transaction, name: str, before: Change | None) -> Change:
     told = None
     if before is not None and moved is not None and retold is not None:
         told = retold | _came_or_went(_among(rows, "anchor_key", moved), before.rows, moved)
-    anchors = _anchor_rows(tx, _among(rows, "anchor_key", told), tx.state.text_fp or "")
+    anchors = _anchor_rows(tx, _among(rows, "anchor_key", told), tx.state)
     return _change(anchors, name, told)
 
 
@@ -466,7 +466,7 @@ def _anchors_of(anchors: pa.Table, sentences: set[str] | None) -> set[int] | Non
 
 
 def _anchor_rows(
-    snapshot: Snapshot, anchors: pa.Table, text_fp: str, columns: Sequence[str] = ("text", "vector")
+    snapshot: Snapshot, anchors: pa.Table, state: State, columns: Sequence[str] = ("text", "vector")
 ) -> pa.Table:
     """Return anchors with text, which is checked if it is among the `columns`, and vector if that is.
 
@@ -495,13 +495,9 @@ def _anchor_rows(
         rows = rows.append_column(sentences.schema.field(name), sentences[name])
     if "vector" not in columns:
         return rows
-    table = sentence_vectors_name(text_fp)
-    found = snapshot.store.vectors(table, "text_hash", hashes)
-    dim = found.shape[1]
-    if not dim and snapshot.store.exists(table):
-        dim = snapshot.store.schema(table).field("vector").type.list_size
-    flat = pa.array(found.contiguous().view(-1).numpy())
-    return rows.append_column("vector", pa.FixedSizeListArray.from_arrays(flat, dim))
+    vectors = sentence_numbers(snapshot, state, hashes)
+    flat = pa.array(vectors.contiguous().view(-1).numpy())
+    return rows.append_column("vector", pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]))
 
 
 def _rank_rows(snapshot: Snapshot, anchors: pa.Table) -> pa.Table:
@@ -526,7 +522,7 @@ def table_rows(snapshot: Snapshot, name: str, columns: Sequence[str] | None = No
     if name == "ranks":
         rows = _rank_rows(snapshot, rows)
     else:
-        rows = _anchor_rows(snapshot, rows, snapshot.commit.text_fp or "", columns or ("text", "vector"))
+        rows = _anchor_rows(snapshot, rows, snapshot.commit, columns or ("text", "vector"))
     return rows if columns is None else rows.select(list(columns))
 
 

@@ -16,7 +16,14 @@ from vlltr_index.errors import UsageError, WorkspaceError
 from vlltr_index.schemas.config import FORMAT, AugmentConfig, FusionConfig, SelectConfig
 from vlltr_index.schemas.fingerprint import digest_json
 from vlltr_index.schemas.model import Count, Fingerprint, Index, ModelRecord, Part, Record
-from vlltr_index.schemas.tables import CLASS_STATS, COMMITTED, KEYS, class_stats
+from vlltr_index.schemas.tables import (
+    CLASS_STATS,
+    COMMITTED,
+    KEYS,
+    class_stats,
+    sentence_readings_name,
+    sentence_vectors_name,
+)
 from vlltr_index.store.class_table import ClassTable
 from vlltr_index.store.storage import Storage
 
@@ -46,6 +53,14 @@ class Tuned(Record):
     start: str | None
 
 
+class Reading(Record):
+    """The sentence-embedding model that the sentences were read by: its name, fingerprint, and the vectors' width."""
+
+    model: str
+    fp: Fingerprint
+    dim: int = Field(ge=1, le=2**14)
+
+
 class CrossValidated(Record):
     """Models of an outer cross-validation: their object below `heads/`, and the head whose accuracy they estimate."""
 
@@ -64,6 +79,7 @@ class Info(Record):
         augment: Augmentation of the views other than the plain one.
         cvlp: Settings of stage 1; None if it did not run here.
         select: Settings of the selection; None if the anchors were imported.
+        reading: What read the sentences for the prior, beside the text tower; None: nothing.
         lgr: Settings of the head; None if it was imported.
         recipe: Name of the recipe that the head was trained with.
         protocol: Protocol of that recipe.
@@ -83,6 +99,7 @@ class Info(Record):
     augment: AugmentConfig | None = None
     cvlp: dict[str, Any] | None = None
     select: SelectConfig | None = None
+    reading: Reading | None = None
     lgr: dict[str, Any] | None = None
     recipe: str | None = None
     protocol: str | None = None
@@ -526,10 +543,28 @@ class Snapshot:
             index=commit.own_index,
             text_fp=commit.text_fp,
             image_fp=commit.image_fp,
+            reading=commit.info.reading.dim if commit.info.reading else 0,
             selection_id=commit.selection_id,
             fusion=commit.fusion or self.recipe.fusion,
             merged=commit.info.merged,
         )
+
+
+def sentence_numbers(snapshot: Snapshot, state: State, hashes: Sequence[str]) -> Tensor:
+    """Read what a state's models make of texts, float32 [N, D + P]: the text tower's vectors and, if any, the readings.
+
+    Raises:
+        MissingStepError: A text has no vector.
+    """
+    names = [sentence_vectors_name(state.text_fp or "")]
+    if state.info.reading:
+        names.append(sentence_readings_name(state.info.reading.fp))
+    parts = [snapshot.store.vectors(name, "text_hash", hashes) for name in names]
+    if len(parts) == 1:
+        return parts[0]  # there may be many
+    import torch
+
+    return torch.cat(parts, 1)
 
 
 class Reader(Protocol):

@@ -437,7 +437,8 @@ class Store:
         import torch
 
         if not keys:
-            return torch.empty(0, 0)
+            width = self.schema(name).field("vector").type.list_size if self.exists(name) else 0
+            return torch.empty(0, width)
         place = {key: n for n, key in enumerate(dict.fromkeys(keys))}
         found = torch.zeros(len(place), dtype=torch.bool)
         if self.exists(name):
@@ -573,6 +574,7 @@ def _columns(name: str) -> list[str] | None:
     kinds = {
         CLASS_STATS: class_stats,
         "sentence_vectors_": sentence_vectors,
+        "sentence_readings_": sentence_vectors,
         "content_vectors_": image_vectors,
     }
     return next((list(schema(1).names) for start, schema in kinds.items() if name.startswith(start)), None)

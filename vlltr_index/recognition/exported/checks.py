@@ -212,7 +212,10 @@ def check_head(folder: Path, config: ExportedConfig) -> None:
     expected = {f"head.{name}": tuple(value.shape) for name, value in head.state_dict().items()}
     if facts.parts is not None:
         marks = tensors.get("kernel.landmarks")
-        expected |= _part_shapes(config.dim, 0 if marks is None or not marks.ndim else len(marks))
+        width = config.dim + NUMBERS
+        if _length(tensors, "kernel.centre") != width:
+            width += config.model.reading
+        expected |= _part_shapes(config.dim, 0 if marks is None or not marks.ndim else len(marks), width)
         if "generative.shifts" in tensors:
             expected["generative.shifts"] = (rows, config.dim)
         told = _length(tensors, "told.class_ids")
@@ -270,14 +273,13 @@ def _check_shapes(path: Path, found: Mapping[str, Tensor], expected: Mapping[str
         damaged(path, f"{name[:80]!r} is not part of the model")
 
 
-def _part_shapes(dim: int, landmarks: int) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the generative model's tensors, with that many landmarks; 0: without a kernel."""
+def _part_shapes(dim: int, landmarks: int, width: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the generative model's tensors, with so many landmarks of a width; 0: without a kernel."""
     told = dim + landmarks
     shapes: dict[str, tuple[int, ...]] = {f"generative.{name}": (dim,) for name in SHARED}
     shapes |= {"generative.basis": (dim, dim), "generative.text_centre": (told,)}
     shapes["generative.text_map"] = (told, dim)
     if landmarks:
-        width = dim + NUMBERS
         shapes |= {
             "kernel.centre": (width,),
             "kernel.scale": (width,),
@@ -337,7 +339,7 @@ def check_part(folder: Path, config: ExportedConfig, sentences: pa.Table) -> Non
         if facts.rows[name] != number:
             damaged(folder / "part.json", f"{facts.rows[name]:,} {name}, config.json says {number:,}")
     files = {name: folder / f"{name}.arrow" for name in TABLES}
-    schemas = part_schemas(config.dim)
+    schemas = part_schemas(config.dim, config.model.reading)
     rows = {name: _arrow(files[name], schemas[name], facts.rows[name]) for name in TABLES}
     _check_names(files, rows)
     _check_stats(files["class_stats"], rows["class_stats"], config, rows["classes"])

@@ -303,7 +303,7 @@ def _write_objects(snapshot: Snapshot, model: Model, folder: Path, with_index: b
     save_head(model.saved, folder / FOLDERS["heads"])
     part = folder / FOLDERS["parts"]
     part.mkdir()
-    size = write_whole(_answering_rows(snapshot), model.bank.dim, part)
+    size = write_whole(_answering_rows(snapshot), model.bank.dim, part, record.reading)
     if with_index and record.index is not None:
         kept = snapshot.objects.whole("index", record.index.digest)
         (folder / FOLDERS["index"]).mkdir()
