@@ -70,13 +70,18 @@ def attended_cosine(
         [B, C]; zero, without gradient, where the attended anchors cancel to zero.
     """
     with full_precision(query.device):
-        if query.device.type == "cuda" and bank.num_classes * bank.whole.width**2 <= GRAM_FLOATS:
+        learns = any(t is not None and t.requires_grad for t in (query, image, bias))
+        if query.device.type == "cuda":
+            at_once = bank.num_classes * bank.whole.width**2 <= GRAM_FLOATS
+        else:
+            at_once = len(bank.blocks) == 1 and not learns
+        if at_once:
             whole, cancelled = plain_cosine(
                 query, image, bank, normalise_values=normalise_values, detach_norm=detach_norm, bias=bias
             )
             if not bank.opposed or not bool(cancelled):
                 return whole
-        if len(query) <= _FEW and not any(t is not None and t.requires_grad for t in (query, image, bias)):
+        if len(query) <= _FEW and not learns:
             images = torch.arange(len(query), device=query.device).repeat(bank.num_classes)
             classes = torch.arange(bank.num_classes, device=query.device).repeat_interleave(len(query))
             found = pair_cosines(
