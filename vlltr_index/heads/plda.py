@@ -454,8 +454,8 @@ def better_kernel(
 
     Args:
         moments: Statistics of the images.
-        one, other: A kernel, and the texts of the C classes by it, see `text_prior.class_features`; they are alike but
-            for what they read.
+        one, other: A kernel, and the texts of the C classes by it, float [C, T], see `text_prior.class_features`; they
+            are alike but for what they read.
     """
     by_one, by_other = (_told_by(moments, texts, 1.0, kernel) for kernel, texts in (one, other))
     n = moments.counts[moments.counts > 0].double()
