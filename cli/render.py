@@ -430,7 +430,7 @@ def _entry(one: Entry) -> str:
         said += f" -> {one.suggested}?" if said else f"{one.suggested}?"
     if one.wrong is not None:
         said += f" ({100 * one.wrong:.0f} % wrong)"
-    beside = f", with {plural(len(one.beside), 'picture')} that belong to it" if one.beside else ""
+    beside = f", with {plural(len(one.beside), 'picture')} of its own" if one.beside else ""
     return f"{one.reason}: {one.picture}{': ' if said else ''}{said}{beside}"
 
 

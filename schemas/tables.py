@@ -38,6 +38,8 @@ SENTENCES = pa.schema(
         pa.field("position", pa.int32()),  # within its class, in the order of ingestion
     ]
 )
+FROM_NAME = ("prompt", "name")
+"""Sources of sentences that are made from a class's name."""
 
 IMAGES = pa.schema(
     [

@@ -372,7 +372,8 @@ async def _refuse(request: Request, error: Exception) -> Response:
         return await _fail(request, error)
     if isinstance(error, UnknownClassError):
         status = 422 if request.url.path == "/predict" else 404
-        return _json_problem(status, error.message, "GET /classes lists all.")
+        close = (error.hint or "").partition("List all")[0].strip()
+        return _json_problem(status, error.message, f"{close} GET /classes lists all.".strip())
     hint = error.hint
     if hint is not None and ("vlltr " in hint or "--" in hint):  # a client has no commands and their options
         hint = None

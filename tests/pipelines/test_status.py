@@ -153,12 +153,13 @@ def test_a_finished_workspace(finished: Workspace) -> None:
 
 
 def test_what_was_evaluated_is_asked_next(finished: Workspace) -> None:
-    """Whatever evaluation of this commit is kept; not one of an earlier commit, nor after the next one."""
+    """Whatever evaluation of this model is kept; not one of another head, nor after more images came."""
     for name, following in (
-        ("evaluate-test-5.json", "vlltr evaluate"),
+        ("evaluate-test-4.json", "vlltr evaluate"),
         ("evaluate-test-16.json", "vlltr evaluate"),
         ("evaluate-cross-validation-6-prior-training.json", "vlltr predict IMAGE --explain 3"),
         ("evaluate-val-4-7-crops-5-paper.json", "vlltr predict IMAGE --explain 3"),
+        ("evaluate-test-6-prior-given-1a2b3c4d.json", "vlltr predict IMAGE --explain 3"),
     ):
         finished.storage.write(f"reports/{name}", b"{}")
         assert status(finished).next == following

@@ -235,6 +235,15 @@ def test_what_none_of_these_lets_in_is_measured_on_classes_left_out(
     assert any(let_in in note for note in decision.notes)
 
 
+def test_held_out_images_do_not_meet_themselves() -> None:
+    """Their likeness to the images of the fit varies, as it would not to themselves; a unit is compared with once."""
+    data = drawn([9] * 10, [False] * 10, groups=[f"{n // 3}" for n in range(90)])
+    rejection = parts_of(fit_stage_two(data, CONFIG)).rejection
+    assert rejection is not None
+    assert rejection.weights.likeness > 0
+    assert len(rejection.rows) == 30
+
+
 def test_few_images_of_classes_left_out_say_nothing() -> None:
     decision = fit_stage_two(drawn([7] * 4, [False] * 4), CONFIG)
     assert parts_of(decision).unknown_accepted is None

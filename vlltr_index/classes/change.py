@@ -24,7 +24,12 @@ from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.recognition.model import Model
 from vlltr_index.recognition.state import ModelState
 from vlltr_index.schemas.records import ImageRecord
-from vlltr_index.schemas.tables import image_vectors_name, sentence_readings_name, sentence_vectors_name
+from vlltr_index.schemas.tables import (
+    FROM_NAME,
+    image_vectors_name,
+    sentence_readings_name,
+    sentence_vectors_name,
+)
 from vlltr_index.store.holdout import held_images
 from vlltr_index.store.ingestion import image_rows
 from vlltr_index.store.tables import one_of
@@ -46,7 +51,6 @@ _MUTE = (
 _TIDY = 32  # commits between two compactions of the tables
 _SMALL = 200_000  # rows of a table worth compacting; in larger ones small fragments hardly slow a scan
 _RIVALS = 3
-_FROM_NAME = pa.array(["prompt", "name"])  # sources of sentences that are made from a class's name
 
 
 @dataclass(frozen=True)
@@ -296,7 +300,7 @@ def _states(tx: Transaction, model: Model, class_ids: set[int], mute: bool) -> l
     where = one_of("class_id", shown)
     rows = tx.table("sentences", ["class_id", "source"], where)
     sentences = Counter(rows["class_id"].to_pylist())
-    own = rows.filter(pc.invert(pc.is_in(rows["source"], _FROM_NAME)))
+    own = rows.filter(pc.invert(pc.is_in(rows["source"], pa.array(FROM_NAME))))
     kinds = dict.fromkeys(sentences, "name") | dict.fromkeys(own["class_id"].to_pylist(), "own")
     good = f"split = 'train' AND problem IS NULL AND {where}"
     images = Counter(tx.table("images", ["class_id"], good)["class_id"].to_pylist())

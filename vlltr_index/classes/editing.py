@@ -29,7 +29,7 @@ from vlltr_index.data.text import class_prompts, clean_name, normalise_text, sen
 from vlltr_index.data.text_readers import class_sentences
 from vlltr_index.errors import InputError, UsageError
 from vlltr_index.schemas.records import SentenceRecord
-from vlltr_index.schemas.tables import CLASSES
+from vlltr_index.schemas.tables import CLASSES, FROM_NAME
 from vlltr_index.store.class_table import folded
 from vlltr_index.store.ingestion import sentence_rows
 from vlltr_index.store.tables import one_of
@@ -341,7 +341,7 @@ def _move_rows(tx: Transaction, table: str, gone: int, kept: int) -> int:
 
 def _move_sentences(tx: Transaction, gone: int, kept: int) -> int:
     """Move the sentences of a class to another, but for prompts and those that it has; return how many were moved."""
-    own = f"class_id = {gone} AND source NOT IN ('prompt', 'name')"
+    own = f"class_id = {gone} AND NOT ({one_of('source', FROM_NAME)})"
     rows: list[dict[str, Any]] = tx.table("sentences", where=own).to_pylist()
     there = set(tx.table("sentences", ["sentence_id"], f"class_id = {kept}")["sentence_id"].to_pylist())
     moved = [{**row, "class_id": kept, "sentence_id": sentence_id(kept, row["text_hash"])} for row in rows]

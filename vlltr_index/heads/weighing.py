@@ -216,7 +216,7 @@ def share_range(values: Tensor, weights: Tensor, units: Tensor) -> tuple[float, 
     spread = _student(freedom) ** 2 * variance / of_image
     middle = (share + spread / 2) / (1 + spread)
     half = math.sqrt(share * (1 - share) * spread + spread**2 / 4) / (1 + spread)
-    return max(middle - half, 0.0), min(middle + half, 1.0)
+    return max(min(middle - half, share), 0.0), min(max(middle + half, share), 1.0)  # whatever rounding does
 
 
 def _student(freedom: int) -> float:

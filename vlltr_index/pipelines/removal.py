@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from vlltr_index.errors import UsageError
 from vlltr_index.schemas.fingerprint import digest_json, short
-from vlltr_index.schemas.tables import CLASSES
+from vlltr_index.schemas.tables import CLASSES, FROM_NAME
 from vlltr_index.store.tables import one_of
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def retire(tx: Transaction, class_ids: set[int]) -> list[str]:
     table = tx.class_table()
     where = one_of("class_id", class_ids)
     rows = tx.table("sentences", ["sentence_id", "class_id", "source"], where).to_pylist()
-    with_text = {row["class_id"] for row in rows if row["source"] not in ("prompt", "name")}
+    with_text = {row["class_id"] for row in rows if row["source"] not in FROM_NAME}
     with_images = tx.table("images", ["class_id"], where)["class_id"].to_pylist()
     gone = class_ids.intersection(table.ids).difference(with_text, with_images)
     if gone:

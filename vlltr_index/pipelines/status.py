@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from vlltr_index.store.workspace import Workspace
 
 # Before the commit a split's name; after it crops, rule, prior and retrieval.
-_KEPT = re.compile(r"evaluate-.+?-(\d+)(?:-crops-\d+)?(?:-[a-z-]+)?\.json")
+_KEPT = re.compile(r"evaluate-.+?-(\d+)(?:-crops-\d+)?(?:-[a-z][a-z0-9-]*)?\.json")
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,9 @@ def status(workspace: Workspace, at: int | None = None) -> StatusReport:
     todo = list(_todo(workspace, snapshot, images, lacking))
     folds = commit.info.folds
     measurable = bool(images.get("test")) or (folds is not None and folds.head == commit.head)
-    kept = _kept_evaluations(workspace, commit)
-    use = "vlltr evaluate" if measurable and commit.id not in kept else "vlltr predict IMAGE --explain 3"
+    way = "vlltr evaluate" if measurable else "vlltr cross-validate"
+    measured, mend = _measured(workspace, snapshot, way) if commit.head else (None, False)
+    use = way if measurable and mend else "vlltr predict IMAGE --explain 3"
     return StatusReport(
         workspace=workspace.address,
         recipe=workspace.recipe.name,
@@ -133,30 +134,38 @@ def status(workspace: Workspace, at: int | None = None) -> StatusReport:
         anchors=snapshot.count("anchors"),
         head=commit.head,
         index=commit.index.digest if commit.index else None,
-        measured=_measured(workspace, snapshot, kept, measurable) if commit.head else None,
+        measured=measured,
         stale=tuple(what for what, _ in todo),
         next=todo[0][1] if todo else use,
     )
 
 
-def _kept_evaluations(workspace: Workspace, commit: Commit) -> set[int]:
-    """Return the commits, up to this one, that an evaluation is kept of, whatever was asked for."""
+def _measured(workspace: Workspace, snapshot: Snapshot, way: str) -> tuple[str, bool]:
+    """Say when the model was measured last, whatever was asked for, and what changed since; and whether to do it again.
+
+    Args:
+        workspace: The workspace.
+        snapshot: The commit.
+        way: The command that measures.
+    """
     found = map(_KEPT.fullmatch, workspace.storage.names("reports"))
-    return {int(one[1]) for one in found if one and int(one[1]) <= commit.id}
-
-
-def _measured(workspace: Workspace, snapshot: Snapshot, kept: set[int], measurable: bool) -> str:
-    """Say when the model was measured last, and what changed since."""
-    way = "vlltr evaluate" if measurable else "vlltr cross-validate"
+    kept = sorted({int(one[1]) for one in found if one and int(one[1]) <= snapshot.commit.id}, reverse=True)
     if not kept:
-        why = "not yet" if measurable else "no image is in split test, and nothing was cross-validated"
-        return f"{why}: {way}"
-    last = max(kept)
-    try:
-        changes = _changes(workspace.snapshot(last), snapshot)
-    except WorkspaceError:  # it was pruned
-        changes = "what changed since is not known"
-    return f"at commit {last}" + (f"; {changes}: {way}" if changes else "")
+        why = (
+            "not yet"
+            if way == "vlltr evaluate"
+            else "no image is in split test, and nothing was cross-validated"
+        )
+        return f"{why}: {way}", True
+    told = dict[int, str]()
+    for number in kept:
+        try:
+            told[number] = _changes(workspace.snapshot(number), snapshot)
+        except WorkspaceError:  # it was pruned
+            told[number] = "what changed since is not known"
+        if not told[number]:  # also after a rollback to it
+            return f"at commit {number}", False
+    return f"at commit {kept[0]}; {told[kept[0]]}: {way}", True
 
 
 def _changes(then: Snapshot, now: Snapshot) -> str:
@@ -164,11 +173,15 @@ def _changes(then: Snapshot, now: Snapshot) -> str:
     if then.commit.head != now.commit.head:
         return "the head was trained since"
     classes = len(set(then.class_table().ids) ^ set(now.class_table().ids))
-    images = len({image for image, _ in _labels(then) ^ _labels(now)})
-    sentences = len(_sentence_ids(then) ^ _sentence_ids(now))
+    tables = then.commit.tables, now.commit.tables
+    same = {name: tables[0].get(name) == tables[1].get(name) for name in ("images", "sentences")}
+    images = 0 if same["images"] else len({image for image, _ in _labels(then) ^ _labels(now)})
+    sentences = 0 if same["sentences"] else len(_sentence_ids(then) ^ _sentence_ids(now))
     kinds = ((classes, "class", "classes"), (images, "image", "images"), (sentences, "sentence", "sentences"))
     told = [plural(*kind) for kind in kinds if kind[0]]
-    return f"{', '.join(told)} came, went or changed since" if told else ""
+    if told:
+        return f"{', '.join(told)} came, went or changed since"
+    return "" if then.commit.selection_id == now.commit.selection_id else "anchors were selected since"
 
 
 def _labels(snapshot: Snapshot) -> set[tuple[str, int | None]]:

@@ -62,6 +62,9 @@ class FoldsManifest(Manifest):
 
 def save_fold(folder: Path, saved: SavedHead, bank: AnchorBank, sentence_ids: Sequence[str]) -> None:
     """Write what was fitted without one fold's images: the head, and the anchors in the bank's order."""
+    parts = saved.parts
+    if parts is not None:  # whether an image is of no class is not asked of these models
+        saved = replace(saved, parts=replace(parts, rejection=None))
     save_head(saved, folder)
     owners = bank.class_ids.repeat_interleave(bank.offsets.diff())
     columns = [owners.numpy(), ranks_in_runs(owners).numpy(), list(sentence_ids), bank.losses.float().numpy()]

@@ -194,6 +194,8 @@ class Scorer:
         saved = replace(self.saved, parts=replace(parts, weights=weights.under_prior(), held_out=held))
         found = replace(self, saved=saved, log_prior=log_prior)
         found.__dict__["plda"] = self.plda  # the same; it places itself
+        if "_compared" in self.__dict__:
+            found.__dict__["_compared"] = self._compared
         return found
 
     def _with_weights(self) -> Parts:
