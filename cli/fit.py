@@ -38,7 +38,7 @@ _BY_PICTURES = (
 @click.option("--encoder", metavar="MODEL[:PRETRAINED|:FILE]", help="As for `init`.")
 @click.option("--recipe", metavar="NAME", help="As for `init`.")
 @set_option
-@click.option("--to", type=DIR, help="The workspace; default: DIR-model beside DIR.")
+@click.option("--to", type=DIR, help="The workspace, as by -w; default: DIR-model beside DIR.")
 @click.option(
     "--measure/--no-measure", default=True, help="Measure the model, which takes longer than training it."
 )
@@ -77,6 +77,8 @@ def fit_command(
     """
     from vlltr_index.pipelines.fit import fit, from_here
 
+    if to is None and context.workspace is not None:
+        to = Path(context.workspace)
     made = fit(
         pictures,
         text,

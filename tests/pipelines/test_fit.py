@@ -170,6 +170,8 @@ def test_a_dry_run_says_what_would_change(
     code, _, err = run(capsys, "fit", shots, "--dry-run")
     assert code == 2
     assert f"{shots}-model is no workspace yet" in err
+    _, _, err = run(capsys, "-w", shots.parent / "other", "fit", shots, "--dry-run")
+    assert f"{shots.parent / 'other'} is no workspace yet" in err
 
 
 def test_a_tuned_tower_is_followed_by_its_vectors(workspace: Workspace, shots: Path) -> None:
