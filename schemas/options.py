@@ -37,7 +37,7 @@ def checked_prior(prior: Prior) -> Prior:
     wrong = [name for name, weight in found.items() if not (math.isfinite(weight) and weight > 0.0)]
     if wrong:
         raise UsageError(
-            f"the prior's weight of class {wrong[0]!r} is no number above 0", "Leave classes out by: only"
+            f"the prior's weight of class {wrong[0]!r} is no number above 0", "Leave classes out with `only`."
         )
     return found
 
@@ -46,7 +46,7 @@ def _number(value: object) -> float:
     """Return a value as a number, NaN for what is none."""
     try:
         return float(value)  # type: ignore[arg-type] # anything that converts will do
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return math.nan
 
 

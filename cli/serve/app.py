@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from urllib.parse import parse_qsl
 
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -300,7 +302,10 @@ def build_app(
             ("DELETE", "/sentences", changing.remove_sentences, None),
         ):
             told = {200: {"model": Changed}, 404: {"model": Problem}, **_REFUSALS}
-            app.add_api_route(path, change, methods=[method], responses=told, openapi_extra=form)
+            checks = [Depends(_check_query)]
+            app.add_api_route(
+                path, change, methods=[method], responses=told, openapi_extra=form, dependencies=checks
+            )
     app.add_exception_handler(VlltrError, _refuse)
     app.add_exception_handler(RequestValidationError, _refuse_query)
     app.add_exception_handler(ClientDisconnect, _gone)
@@ -310,6 +315,21 @@ def build_app(
 
 def _json(record: Any) -> Response:
     return Response(to_json(record), media_type="application/json")
+
+
+def _check_query(request: Request) -> None:
+    """Refuse a query as a form is refused: for a parameter that is unknown, is there twice, or is not UTF-8."""
+    try:
+        query = request.scope["query_string"].decode("ascii")
+        given = Counter(name for name, _ in parse_qsl(query, keep_blank_values=True, errors="strict"))
+    except UnicodeDecodeError:
+        raise HTTPException(422, "The query is not UTF-8.") from None
+    known = {one.name for one in request.scope["route"].dependant.query_params}
+    for name, times in given.items():
+        if name not in known:
+            raise HTTPException(422, f"There is no parameter {name[:100]!r}.")
+        if times > 1:
+            raise HTTPException(422, f"The parameter {name!r} is given {times} times.")
 
 
 def _name(form: Form) -> str:

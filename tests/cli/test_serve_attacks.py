@@ -163,8 +163,15 @@ def test_names_are_no_paths(site: Served, pictures: Path) -> None:
         assert (answer["image"], answer["problem"]) == (name, None)
         (answer,) = post(site, part(name.encode()) + b"--b--\r\n").json()
         assert "cannot read the image of" in answer["problem"]
-    for name in ("..%2f..%2fetc%2fpasswd", "%2e%2e", "%00", "%ff", "a" * 5000, "' OR 1=1 --", "*"):
+    for name in ("..%2f..%2fetc%2fpasswd", "%2e%2e", "%00", "a" * 5000, "' OR 1=1 --", "*"):
         assert site.change("DELETE", f"/classes?name={name}").status_code == 404, name
+    for query, said in (
+        ("name=a&name=b", "The parameter 'name' is given 2 times."),
+        ("name=a&dry_run=true", "There is no parameter 'dry_run'."),
+        ("name=caf%e9", "The query is not UTF-8."),
+    ):
+        answer = site.change("DELETE", f"/classes?{query}")
+        assert (answer.status_code, answer.json()) == (422, {"detail": said})
     for path in ("/../etc/passwd", "//etc/passwd", "/static/x", "/docs", "/redoc", "/predict/x"):
         assert site.client.get(path).status_code == 404, path
 

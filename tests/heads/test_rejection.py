@@ -56,6 +56,9 @@ def test_each_part_has_the_spread_of_the_first() -> None:
     torch.testing.assert_close(weights.sum(parts), torch.tensor(expected))
     parts[:, 2] = 1.0
     assert FitWeights.of(parts).likeness == 0.0
+    assert (
+        FitWeights.of(torch.tensor([[1e9, 0.0, 0.0], [-1e9, 0.01, 0.01]])).likeness == 1e9
+    )  # a head can be read
     assert torch.equal(FitWeights().sum(parts), parts[:, 0])
 
 

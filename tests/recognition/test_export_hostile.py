@@ -326,6 +326,10 @@ CASES: dict[str, tuple[Spoil, str]] = {
         change_tensor("head/head.safetensors", "rejection.images", lambda t: t[:1]),
         r"rejection\.images has shape \[1, 192\], expected \[\d+, 192\]",
     ),
+    "rejection: length": (
+        change_tensor("head/head.safetensors", "rejection.images", lambda t: t * 2),
+        r"rejection\.images must have rows of length one",
+    ),
     "rejection: rows": (
         change_tensor("head/head.safetensors", "rejection.rows", lambda t: t + 10**6),
         r"rejection\.rows must be integers from 0 to \d+",

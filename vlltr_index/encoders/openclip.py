@@ -453,10 +453,10 @@ class ConvNorm(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply both to [B, inputs, H, W]."""
-        if self.training or torch.is_grad_enabled():
-            both: Tensor = self[1](self[0](x))
+        conv, norm = self[0], cast(nn.BatchNorm2d, self[1])
+        if self.training or torch.is_grad_enabled() or type(conv) is not nn.Conv2d:  # an adapter's layer
+            both: Tensor = norm(conv(x))
             return both
-        conv, norm = cast(nn.Conv2d, self[0]), cast(nn.BatchNorm2d, self[1])
         mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
         weight, bias = fuse_conv_bn_weights(
             conv.weight, None, mean, variance, norm.eps, norm.weight, norm.bias

@@ -15,7 +15,8 @@ from vlltr_index.tensors import full_precision
 
 _MOST = 20_000
 _NO_SPREAD = 1e-3  # half precision rounds cosines by as much
-_Factor = Annotated[float, Field(ge=0.0, le=1e9)]
+_LARGEST = 1e9
+_Factor = Annotated[float, Field(ge=0.0, le=_LARGEST)]
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class FitWeights:
     def of(cls, parts: Tensor) -> FitWeights:
         """Let each of the parts, float [M, 3] of held-out images, have the same spread; one without spread has none."""
         spread = parts.std(0, correction=0)
-        weights = torch.where(spread > _NO_SPREAD, spread[0] / spread, 0.0).tolist()
+        weights = torch.where(spread > _NO_SPREAD, spread[0] / spread, 0.0).clamp(max=_LARGEST).tolist()
         return cls(ratio=weights[1], likeness=weights[2])
 
     def sum(self, parts: Tensor) -> Tensor:

@@ -295,7 +295,7 @@ class Workspace:
         Raises:
             LockedError, WorkspaceError: As for `transaction`.
         """
-        with self.transaction("trial", dry_run=True) as self._trial:
+        with self.transaction("fit --dry-run", dry_run=True) as self._trial:
             try:
                 yield
             finally:

@@ -64,6 +64,7 @@ _UNPACKED = 64  # times that a table may be larger in memory than in its file
 _SMALL_TABLE = 256 << 20  # bytes in memory that any table may have
 _BATCH = 1024
 _LARGEST = 1e6
+_UNIT = 1.01  # longest row of one that has length one, in float16
 _LARGEST_NUMBER = 1 << 21  # a vocabulary, the widest layer
 _DEEPEST = 512
 _LONGEST_TEXT = 4096  # tokens; the attention mask is the square of them
@@ -234,6 +235,9 @@ def check_head(folder: Path, config: ExportedConfig) -> None:
         labels = tensors.get(name, torch.zeros(0, dtype=torch.int64))
         if labels.dtype != torch.int64 or not bool(((labels >= 0) & (labels < rows)).all()):
             damaged(weights, f"{name} must be integers from 0 to {rows - 1}")
+    images = tensors.get("rejection.images", torch.zeros(0, config.dim))
+    if not images.is_floating_point() or not bool((images.double().norm(dim=1) < _UNIT).all()):
+        damaged(weights, "rejection.images must have rows of length one")
     if "held_out.labels" in tensors:
         chances = tensors["held_out.probabilities"]
         if not bool((chances >= 0).all() and (chances <= 1).all()):
