@@ -83,6 +83,7 @@ def test_what_is_not_safe_or_not_followed_is_refused(folder: Path) -> None:
         SentenceModel(str(folder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["nowhere", "owner/name", "owner/name@main", "a/b/c@" + "0" * 40])
 def test_a_repository_needs_its_commit(name: str) -> None:
     """Before anything is fetched."""
