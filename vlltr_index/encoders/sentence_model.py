@@ -21,11 +21,8 @@ from vlltr_index.tensors import choose_device, full_precision
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
-_MODULES = (
-    "Transformer",
-    "Pooling",
-    "Normalize",
-)  # of sentence-transformers; vectors are normalised where they count
+# Of sentence-transformers; vectors are normalised where they count.
+_MODULES = ("Transformer", "Pooling", "Normalize")
 _POOLING = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "first"}
 _HINT = "prior.text takes a folder, or OWNER/NAME@COMMIT with all 40 digits of the commit."
 _LONGEST = 512  # tokens of a text
@@ -81,9 +78,7 @@ class SentenceModel:
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Encode texts to float32 [N, P] on the CPU, unnormalised."""
         found = torch.empty(len(texts), self.dim)
-        order = sorted(
-            range(len(texts)), key=lambda n: len(texts[n])
-        )  # of like length, so that little is padded
+        order = sorted(range(len(texts)), key=lambda n: len(texts[n]))  # so that little is padded
         for start in range(0, len(order), _BATCH):
             at = order[start : start + _BATCH]
             found[at] = self._pooled([texts[n] for n in at]).cpu()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vlltr_index.errors import InputError, MissingPackageError
 from vlltr_index.heads.fusion import Rule
+from vlltr_index.heads.weighing import wilson
 from vlltr_index.schemas.records import FEW_UNITS
 from vlltr_index.tensors import check_labels, check_vector
 
@@ -375,7 +376,7 @@ def share_interval(
     if false_positive is not None:
         between = max(between, _explained(hits, false_positive, weights))
     variance = squared_weights * (of_unit - min(between, 0.9 * of_unit))
-    low, high = _wilson(share, of_image / variance)
+    low, high = wilson(share, of_image / variance)
     return Interval(value=share, low=low, high=high, images=len(labels), units=number)
 
 
@@ -443,16 +444,6 @@ def _between_classes(errors: Tensor, labels: Tensor, units: Tensor) -> float:
     number = number[several]
     found = float((products[several] / (number - 1.0)).sum() / (number.sum() + _LIKE_ALL * number.mean()))
     return max(found, 0.0)
-
-
-def _wilson(share: float, images: float) -> tuple[float, float]:
-    """Compute Wilson's 95 % interval of a share of so many images."""
-    normal = 1.959964
-    spread = normal**2 / images
-    middle = (share + spread / 2) / (1 + spread)
-    half = (share * (1 - share) * spread + spread**2 / 4) ** 0.5 / (1 + spread)
-    # Rounding must not leave the share outside.
-    return max(min(middle - half, share), 0.0), min(max(middle + half, share), 1.0)
 
 
 def paired_difference(

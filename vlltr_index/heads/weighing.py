@@ -17,6 +17,7 @@ from vlltr_index.heads.pooling import log_means, worths
 _PRIOR_SPREAD = 0.25  # standard deviation of the prior of a weight, as a share of the visual parts' sum
 TEMPERED = 1 / 12  # usual weight of the generative model's log-likelihoods, which are overconfident
 _USUAL_TEXT = 0.15
+_NORMAL = 1.959964  # 97.5 % quantile of the normal distribution
 _STEPS = 60
 _AT_RANDOM = 0.01  # share of labels that are taken to be random
 _ROUNDS = 100
@@ -213,15 +214,27 @@ def share_range(values: Tensor, weights: Tensor, units: Tensor) -> tuple[float, 
     shrunk = (share * images + 0.5) / (images + 1.0)
     of_image = shrunk * (1.0 - shrunk)
     variance = max(float(errors) ** 2, of_image / images)
-    spread = _student(freedom) ** 2 * variance / of_image
+    return wilson(share, of_image / variance, _student(freedom))
+
+
+def wilson(share: float, images: float, quantile: float = _NORMAL) -> tuple[float, float]:
+    """Compute Wilson's (1927) interval of a share of so many images; by default that of 95 %.
+
+    Args:
+        share: 0 to 1.
+        images: How many independent ones it counts for.
+        quantile: How many standard errors the interval reaches.
+    """
+    spread = quantile**2 / images
     middle = (share + spread / 2) / (1 + spread)
-    half = math.sqrt(share * (1 - share) * spread + spread**2 / 4) / (1 + spread)
-    return max(min(middle - half, share), 0.0), min(max(middle + half, share), 1.0)  # whatever rounding does
+    half = (share * (1 - share) * spread + spread**2 / 4) ** 0.5 / (1 + spread)
+    # Rounding must not leave the share outside.
+    return max(min(middle - half, share), 0.0), min(max(middle + half, share), 1.0)
 
 
 def _student(freedom: int) -> float:
     """Approximate the 97.5 % quantile of Student's t by the expansion of Cornish and Fisher."""
-    z = 1.959964
+    z = _NORMAL
     return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 

@@ -37,9 +37,8 @@ if TYPE_CHECKING:
 TEXT_COLUMNS = ("sentence_id", "text", "source", "source_ref", "licence")
 
 _CLASSES = 32  # whose training vectors are kept
-_HALVED = (
-    2**28
-)  # numbers, a GiB in float32: from here on anchors are kept in float16, which gives three digits
+# Numbers, a GiB in float32: from here on anchors are kept in float16, which gives three digits.
+_HALVED = 2**28
 
 Texts = Mapping[str, tuple[str, str, str | None, str | None]]
 """Sentence id to text, source, its reference there, and licence."""
