@@ -226,6 +226,8 @@ def _todo(
     elif any(lacking.values()):
         missing = [plural(n, kind) for kind, n in lacking.items() if n]
         yield f"without a vector: {' and '.join(missing)}", "vlltr embed"
+    elif other := reading_change(snapshot):
+        yield other, "vlltr embed"
     if commit.selection_id:
         yield from _selection_steps(snapshot)
         yield from _head_steps(workspace, commit)
@@ -259,6 +261,16 @@ def encoder_change(workspace: Workspace, checkpoint: str) -> str | None:
         return None
     wanted = _described(asked.model, asked.image_size, asked.resize)
     return f"the recipe's encoder is {wanted}, the trained one {_described(*trained)}"
+
+
+def reading_change(snapshot: Snapshot) -> str | None:
+    """Say what read the sentences if it was not the recipe's `prior.text`, or return None if it was."""
+    reading = snapshot.commit.info.reading
+    wanted = snapshot.recipe.prior.text
+    found = None if reading is None else reading.model
+    if wanted == found:
+        return None
+    return f"prior.text is {wanted or 'none'}, and the sentences were read by {found or 'none'}"
 
 
 def _described(model: str, size: int | None, resize: int | None) -> str:

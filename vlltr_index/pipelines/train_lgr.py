@@ -22,6 +22,7 @@ from vlltr_index.errors import MissingStepError
 from vlltr_index.heads.checkpoint import SavedHead, ToldMeans, save_head
 from vlltr_index.heads.plda import prior_means
 from vlltr_index.pipelines import training
+from vlltr_index.pipelines.status import reading_change
 from vlltr_index.recognition.model import Model
 from vlltr_index.recognition.state import ModelState
 from vlltr_index.schemas.config import LGRConfig, SelectConfig
@@ -195,14 +196,8 @@ def _check_reading(snapshot: Snapshot) -> None:
     Raises:
         MissingStepError: They were not.
     """
-    reading = snapshot.commit.info.reading
-    wanted = snapshot.recipe.prior.text
-    found = None if reading is None else reading.model
-    if wanted != found:
-        raise MissingStepError(
-            f"prior.text is {wanted or 'none'}, and the sentences were read by {found or 'none'}",
-            "Run: vlltr embed",
-        )
+    if change := reading_change(snapshot):
+        raise MissingStepError(change, "Run: vlltr embed")
 
 
 def stage_two_data(
