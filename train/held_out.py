@@ -35,7 +35,7 @@ from vlltr_index.heads.weighing import (
 )
 from vlltr_index.tensors import unit_rows
 from vlltr_index.train.stage_two_data import StageTwoData
-from vlltr_index.wording import plural, share_within
+from vlltr_index.wording import plural, points_within, share_within
 
 _ENOUGH = 30  # images that stage 1 did not see, for fitting weights
 _NEW_IMAGES = (1, 5)
@@ -433,10 +433,12 @@ def _of_later(later: Sequence[LaterFigures]) -> str:
     found = [
         f"{share_within(one.found, one.found_range)} {how}" for one, how in zip(alone, known_by, strict=True)
     ]
-    one_costs = max(one.lost for one in alone)
-    many = max(one.number for one in later)
-    many_cost = max(one.lost for one in later if one.number == many)
+    costs = dict[int, str]()
+    for number in sorted({one.number for one in later}):
+        dearest = max((one for one in later if one.number == number), key=lambda one: one.lost)
+        costs[number] = points_within(dearest.lost, dearest.lost_range)
+    many = max(costs)
     return (
         f"Estimated on classes left out: of the images of a class added later {', '.join(found)} would be found. The"
-        f" others would lose {100 * one_costs:.1f} points to one such class, {100 * many_cost:.1f} to {many}."
+        f" others would lose {costs[1]} to one such class, {costs[many]} to {many}."
     )

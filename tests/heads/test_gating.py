@@ -154,11 +154,11 @@ def test_an_image_that_fits_no_class_is_not_taken_for_a_later_one() -> None:
 
     def shares(gate: Gate) -> tuple[float, float]:
         offset = gate.offset_among(10)
-        lost = float(others.weights @ (others.lead_lost(gate) <= offset).double())
+        lost = float(others.weights @ (others.leads_lost(gate).amin(1) <= offset).double())
         return float(others.new_weights @ (others.lead_lacking(gate)[0] < offset).double()), lost
 
     plain = replace(gate, fit=0.0)
-    level = others.lead_lost(plain)[others.weights > 0].sort().values[len(others.best) // 100]
+    level = others.leads_lost(plain).amin(1)[others.weights > 0].sort().values[len(others.best) // 100]
     found, lost = shares(gate)
     assert gate.fit > 0.02
     assert lost < 0.03
@@ -181,9 +181,30 @@ def test_at_the_limit_newcomers_cost_about_a_point(reach: float, number: int) ->
         one, _, _ = design(seed, 40, number, 2000, reach)
         at_limit = replace(gate, offset=1e6)
         before = float(one.weights.sum())
-        right = one.lead_lost(gate) > at_limit.offset_among(number)
+        right = one.leads_lost(gate).amin(1) > at_limit.offset_among(number)
         lost.append(before - float(one.weights @ right.double()))
     assert 0.002 < sum(lost) / len(lost) < 0.03
+
+
+def test_newcomers_that_are_alike_cost_as_much_as_one() -> None:
+    """Whereas more of newcomers that lie apart take more."""
+    apart = [design(seed, 40, 10, 300, 1.5)[0] for seed in range(3)]
+    columns = torch.cat([torch.arange(40), torch.full((10,), 40)])
+    alike = [
+        replace(
+            one,
+            likelihoods=one.likelihoods[:, columns],
+            text=one.text[:, columns],
+            new_likelihoods=one.new_likelihoods[:, columns],
+            new_text=one.new_text[:, columns],
+        )
+        for one in apart
+    ]
+    assert fitted(1.5).crowding > 0.5
+    gate = fit_gate(PLAIN, alike)
+    assert gate.crowding == pytest.approx(0.0, abs=0.01)
+    one, ten, _ = later_figures(gate, alike)
+    assert (one.lost, one.lost_range) == (pytest.approx(ten.lost, rel=0.1), pytest.approx(ten.lost_range, rel=0.1))
 
 
 def test_new_classes_that_lie_apart_are_found_and_cost_little() -> None:
@@ -212,6 +233,8 @@ def test_the_figures_are_those_of_other_classes() -> None:
             found.append(float(balanced_shares(new_labels) @ (others.argmax(1) == new_labels).double()))
         assert said.found == pytest.approx(sum(found) / 12, abs=0.1)
         assert said.lost == pytest.approx(sum(lost) / 12, abs=0.02)
+        assert said.lost_range is not None
+        assert said.lost_range[0] <= sum(lost) / 12 <= said.lost_range[1]
 
 
 @pytest.mark.parametrize(("truth", "least", "most"), [(1.0, 1.0, 1.0), (0.4, 0.25, 0.5), (0.0, 0.0, 0.25)])

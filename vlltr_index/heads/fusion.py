@@ -45,9 +45,11 @@ class Gate:
         generative: Factor of the log-likelihoods, of the later classes and of the trained ones in the comparison.
         text: Factor of the text logits, likewise.
         offset: Added to the scores of the later classes.
-        limit: The largest offset where there is one later class; it falls with their number.
+        limit: The largest offset where there is one later class.
         fit: Factor of a later class's own log-likelihood, added to `generative`: an image that fits no class is not
             taken for one of a class of which little is known.
+        crowding: What the limit falls by where there are e times as many later classes: by how much the strongest of
+            them is then stronger.
     """
 
     generative: Weight
@@ -55,10 +57,11 @@ class Gate:
     offset: Offset = 0.0
     limit: Offset = 1e6
     fit: Weight = 0.0
+    crowding: Weight = 1.0
 
     def offset_among(self, number: int) -> float:
         """Return the offset where there are that many later classes, at least 1."""
-        return min(self.offset, self.limit - math.log(number))
+        return min(self.offset, self.limit - self.crowding * math.log(number))
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ class LaterFigures:
         found: Share of their images that is recognised among all classes.
         lost: What the trained classes' accuracy falls by.
         found_range: Ends of the 95 % interval of `found`, over classes; None with a single class.
+        lost_range: The same of `lost`.
     """
 
     images: Annotated[int, Field(ge=0)]
@@ -46,6 +47,7 @@ class LaterFigures:
     found: Share
     lost: Share
     found_range: tuple[Share, Share] | None = None
+    lost_range: tuple[Share, Share] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,10 +91,9 @@ class HeldOutClasses:
         """Share of each image of a newcomer in their recall, where newcomers count alike: float64 [M]."""
         return balanced_shares(self.new_labels)
 
-    def lead_lost(self, gate: Gate) -> Tensor:
-        """Measure how far the best newcomer is behind the best trained class, float64 [N], without the offset."""
-        later = _later_scores(gate, self.likelihoods, self.text, self.trained)
-        return self.best - later.amax(1)
+    def leads_lost(self, gate: Gate) -> Tensor:
+        """Measure how far each newcomer is behind the best trained class, float64 [N, K], without the offset."""
+        return self.best[:, None] - _later_scores(gate, self.likelihoods, self.text, self.trained)
 
     def lead_lacking(self, gate: Gate) -> tuple[Tensor, Tensor]:
         """Measure how far newcomers are behind the best trained class on their own images, without the offset.
@@ -142,7 +143,8 @@ def fit_gate(start: Gate, designs: Sequence[HeldOutClasses], weights: bool = Tru
     gate = _fit_weights(start, designs) if weights else start
     fit, offset = _even(gate, designs)
     gate = replace(gate, fit=fit, offset=offset)
-    return replace(gate, limit=_Losses.of(gate, designs).offset_at(_MOST_LOST))
+    gate = replace(gate, crowding=_crowding(gate, designs))
+    return replace(gate, limit=_Losses.strongest(gate, designs).offset_at(_MOST_LOST))
 
 
 def fit_trust(model: PLDA) -> float:
@@ -175,20 +177,22 @@ def later_figures(gate: Gate, designs: Sequence[HeldOutClasses]) -> tuple[LaterF
     designs = _usable(designs)
     if not designs:
         return ()
-    losses = _Losses.of(gate, designs)
+    losses = _Losses.strongest(gate, designs)
     leads = [one.lead_lacking(gate) for one in designs]
     lacking = torch.cat([lead for lead, _ in leads])
-    alone = torch.cat([1.0 - ahead for _, ahead in leads])
+    behind = torch.cat([1.0 - ahead for _, ahead in leads])
     weights = torch.cat([one.new_weights for one in designs]) / len(designs)
     kinds = torch.cat([one.new_labels * len(designs) + number for number, one in enumerate(designs)])
     figures = []
     for number in _NUMBERS:
         offset = gate.offset_among(number)
-        hits = (lacking < offset) * alone ** (number - 1)
+        hits = (lacking < offset) * behind ** (number - 1)
         found = min(float(weights @ hits), 1.0)
-        lost = min(losses.at(offset + math.log(number)), 1.0)
-        ends = share_range(hits, weights, kinds)
-        figures.append(LaterFigures(designs[0].images, number, found, lost, ends))
+        alone = offset + gate.crowding * math.log(number)  # of a single one that is as strong
+        lost = min(losses.at(alone), 1.0)
+        found_range = share_range(hits, weights, kinds)
+        lost_range = _lost_range(gate, designs, alone, lost)
+        figures.append(LaterFigures(designs[0].images, number, found, lost, found_range, lost_range))
     return tuple(figures)
 
 
@@ -229,11 +233,25 @@ def _even(gate: Gate, designs: Sequence[HeldOutClasses]) -> tuple[float, float]:
     return fit, float(offset.detach()) - fit * float(usual)
 
 
+def _crowding(gate: Gate, designs: Sequence[HeldOutClasses]) -> float:
+    """Find by how much the strongest of e times as many newcomers is stronger, where a tenth of the images is lost.
+
+    The offsets are compared that cost as much, of the strongest newcomer of each design and of each of them alone. At
+    most it is 1: of independent newcomers K times as many take K times as much. So it is if no design has two of them.
+    """
+    logarithm = sum(math.log(one.newcomers) for one in designs) / len(designs)
+    if not logarithm:
+        return 1.0
+    alone = _Losses.of(designs, [one.leads_lost(gate) for one in designs])
+    strongest = _Losses.strongest(replace(gate, crowding=0.0), designs)
+    apart = alone.offset_at(strongest.share) - strongest.threshold
+    return min(max(apart / logarithm, 0.0), 1.0)
+
+
 @dataclass(frozen=True)
 class _Losses:
-    """What a single newcomer costs the trained classes, by its offset.
+    """What a newcomer costs the trained classes, by its offset.
 
-    Of K newcomers the strongest counts; it is taken to be as strong as a single one with an offset greater by ln K.
     Below a threshold the share of margins is taken to fall exponentially, for few images lie there. It has a tenth of
     the images below it, or five.
 
@@ -252,19 +270,24 @@ class _Losses:
     length: float
 
     @classmethod
-    def of(cls, gate: Gate, designs: Sequence[HeldOutClasses]) -> _Losses:
-        """Measure the margins of the images that are right, of designs with newcomers and such images."""
-        right = [one.weights > 0 for one in designs]
-        pairs = list(zip(designs, right, strict=True))
-        margins = torch.cat([one.lead_lost(gate)[some] + math.log(one.newcomers) for one, some in pairs])
-        weights = torch.cat([one.weights[some] for one, some in pairs]) / len(designs)
+    def of(cls, designs: Sequence[HeldOutClasses], leads: Sequence[Tensor]) -> _Losses:
+        """Measure the margins of the images that are right, by what trained classes lead by, [N, K] of each design."""
+        margins, weights = _of_right(designs, leads)
         margins, order = margins.sort()
         lost = weights[order].cumsum(0)
         share = min(_TAIL, 0.5 * float(lost[-1]))
-        last = min(max(int(torch.searchsorted(lost, share)), _FEWEST_IN_TAIL - 1), len(lost) - 1)
+        fewest = _FEWEST_IN_TAIL * max(lead.shape[1] for lead in leads)
+        last = min(max(int(torch.searchsorted(lost, share)), fewest - 1), len(lost) - 1)
         threshold = float(margins[last])
         apart = (threshold - margins[: last + 1]) @ weights[order][: last + 1]
         return cls(margins, lost, threshold, float(lost[last]), float(apart / lost[last]) or 1.0)
+
+    @classmethod
+    def strongest(cls, gate: Gate, designs: Sequence[HeldOutClasses]) -> _Losses:
+        """Measure the margins of the strongest newcomer, put where those of a single one are, by `Gate.crowding`."""
+        leads = [one.leads_lost(gate).amin(1, keepdim=True) for one in designs]
+        shifts = [gate.crowding * math.log(one.newcomers) for one in designs]
+        return cls.of(designs, [lead + shift for lead, shift in zip(leads, shifts, strict=True)])
 
     def at(self, offset: float) -> float:
         """Return the accuracy that is lost with an offset."""
@@ -275,6 +298,35 @@ class _Losses:
     def offset_at(self, most: float) -> float:
         """Return the offset with which the accuracy `most` is lost, by the tail."""
         return self.threshold - self.length * math.log(self.share / most)
+
+
+def _of_right(designs: Sequence[HeldOutClasses], values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Join values [N, K] of the images that are right, and their weights, in which the K of a design count alike."""
+    found = list[Tensor]()
+    weights = list[Tensor]()
+    for one, of in zip(designs, values, strict=True):
+        some = one.weights > 0
+        found.append(of[some].flatten())
+        weights.append((one.weights[some] / len(designs) / of.shape[1]).repeat_interleave(of.shape[1]))
+    return torch.cat(found), torch.cat(weights)
+
+
+def _lost_range(
+    gate: Gate, designs: Sequence[HeldOutClasses], offset: float, lost: float
+) -> tuple[float, float] | None:
+    """Compute the 95 % interval, over newcomers, of what a single one costs with an offset; it includes `lost`."""
+    leads = [one.leads_lost(gate) for one in designs]
+    margins, weights = _of_right(designs, leads)
+    first = 0
+    owners = list[Tensor]()
+    for lead in leads:
+        owners.append(torch.arange(first, first + lead.shape[1]).expand_as(lead))
+        first += lead.shape[1]
+    ends = share_range((margins <= offset).double(), weights, _of_right(designs, owners)[0])
+    if ends is None:
+        return None
+    accuracy = float(weights.sum())
+    return min(accuracy * ends[0], lost), max(min(accuracy * ends[1], 1.0), lost)
 
 
 def _fit_weights(start: Gate, designs: Sequence[HeldOutClasses]) -> Gate:

@@ -32,7 +32,7 @@ from vlltr_index.schemas.fingerprint import short
 from vlltr_index.schemas.manifests import TrainingLog
 from vlltr_index.schemas.options import Prior, named_prior
 from vlltr_index.store.tables import one_of
-from vlltr_index.wording import plural, share_within
+from vlltr_index.wording import plural, points_within, share_within
 
 if TYPE_CHECKING:
     from vlltr_index.evaluation.metrics import EvaluationReport
@@ -410,7 +410,8 @@ def _later(parts: Parts | None) -> list[tuple[str, str]]:
     rows = dict[int, list[str]]()
     for one in parts.later if parts is not None else ():
         found = share_within(one.found, one.found_range)
-        figures = f"{one.number}: {found} found, the others lose {100 * one.lost:.1f} points"
+        lost = points_within(one.lost, one.lost_range)
+        figures = f"{one.number}: {found} found, the others lose {lost}"
         rows.setdefault(one.images, []).append(figures)
     return [
         (
