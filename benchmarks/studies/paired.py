@@ -14,6 +14,7 @@ from benchmarks.kept import keep, read
 __all__ = [
     "BINS",
     "METHOD",
+    "UNDER_TRAINING",
     "WITHOUT_BRANCH",
     "Bits",
     "Run",
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 METHOD = "vl-ltr"
+UNDER_TRAINING = "vl-ltr, --prior training"
 WITHOUT_BRANCH = "without text branch"  # texts still give prior means
 BINS = ("overall", "many", "medium", "few", "few5")
 TEST_IMAGES = (

@@ -34,6 +34,21 @@ def test_a_draw_depends_on_its_number_alone(source: str) -> None:
     assert not any(a.name == b.name for a, b in zip(swapped, drawn.kinds, strict=True))
 
 
+def test_a_folder_is_drawn_by_its_name(tmp_path: Path) -> None:
+    """Wherever it lies: all pictures of a class are dealt out, three for testing."""
+    drawn = []
+    for place in (tmp_path / "here" / "kinds", tmp_path / "there" / "kinds"):
+        for name in "abcde":
+            (place / name).mkdir(parents=True)
+            for number in range(6):
+                (place / name / f"{number}.png").write_bytes(f"{name}{number}".encode())
+        drawn.append(draw(str(place), Setting.of("4xall"), 3))
+    assert drawn[0] == drawn[1]
+    for kind in drawn[0].kinds:
+        assert (len(kind.train), len(kind.test)) == (3, 3)
+        assert len({*kind.train, *kind.test}) == 6
+
+
 def test_folds_leave_every_class_an_image() -> None:
     """Each image of a class of two or more is held out once; a class of one never; five folds, or one of many."""
     labels = torch.tensor([0, 1, 1, 2, 2, 2, *([3] * 11)])
@@ -63,7 +78,7 @@ def test_a_draw_goes_through_the_commands(tmp_path: Path, monkeypatch: pytest.Mo
     plan = Plan("2x3", "heldout", "true", "vlltr-tiny:glyphs", "", True, False)
     found = measured(plan, 0, tmp_path / "draw")
     assert (found["classes"], found["images"], found["tests"]) == (2, [3, 3], 12)
-    assert list(found["sides"]) == ["vl-ltr", "without text branch", "text side"]
+    assert list(found["sides"]) == ["vl-ltr", "without text branch", "text side", "vl-ltr, --prior training"]
     assert list(found["rules"]) == [
         "class means",
         "shrunk discriminant",
@@ -74,7 +89,7 @@ def test_a_draw_goes_through_the_commands(tmp_path: Path, monkeypatch: pytest.Mo
     assert found["trained"]["images"] == 6
     kept = compact(found)
     assert set(kept["accuracy"]) == {*found["sides"], *found["rules"]}
-    assert set(kept["calibration"]) == {"vl-ltr", found["best simple"]}
+    assert set(kept["calibration"]) == {"vl-ltr", "vl-ltr, --prior training", found["best simple"]}
     assert all(len(found["additions"]["1 image"][how]) == 2 for how in ("added", "joint"))
 
 

@@ -204,7 +204,10 @@ def test_newcomers_that_are_alike_cost_as_much_as_one() -> None:
     gate = fit_gate(PLAIN, alike)
     assert gate.crowding == pytest.approx(0.0, abs=0.01)
     one, ten, _ = later_figures(gate, alike)
-    assert (one.lost, one.lost_range) == (pytest.approx(ten.lost, rel=0.1), pytest.approx(ten.lost_range, rel=0.1))
+    assert (one.lost, one.lost_range) == (
+        pytest.approx(ten.lost, rel=0.1),
+        pytest.approx(ten.lost_range, rel=0.1),
+    )
 
 
 def test_new_classes_that_lie_apart_are_found_and_cost_little() -> None:

@@ -9,13 +9,14 @@ class is added, beside a collection that had it from the start. With K = 0 a col
 their texts alone; `60xall` is 60 classes of all their pictures, a long tail. Sources: `heldout` glyph classes that no
 encoder here has seen, `train` classes with test images in unseen fonts, `icons` of Icons-LT, which the shipped encoder
 does not suit, `families` the same with test pictures by other designers, `clip`: vectors of CLIP's geometry, and the
-collections of the study honest_figure (`--setting 9xall`), nine classes without texts, of bursts, series or copies. A
-draw that is done is not done again; all methods and texts have the same draws.
+collections of the study honest_figure (`--setting 9xall`), nine classes without texts, of bursts, series or copies; or
+any folder of class folders, without texts (`--setting 30xall`). A draw that is done is not done again; all methods and
+texts have the same draws.
 """
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, BooleanOptionalAction
+from argparse import ArgumentParser, ArgumentTypeError, BooleanOptionalAction
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from benchmarks.studies.draws.bench import Bench
 from benchmarks.studies.draws.clip import ClipGeometry, clip_encoder
 from benchmarks.studies.draws.sources import TEXTS, UNITS, Setting, draw, with_texts
 from benchmarks.studies.draws.table import parts
-from benchmarks.studies.paired import METHOD
+from benchmarks.studies.paired import METHOD, UNDER_TRAINING
 from benchmarks.study import Command, Study, add_folder
 
 SOURCES = ("heldout", "train", "icons", "families", "clip", *UNITS)
@@ -38,7 +39,7 @@ class Plan:
 
     Attributes:
         setting: `CxK`, `Cxall` or `all`.
-        source: One of `SOURCES`.
+        source: One of `SOURCES`, or a folder of class folders.
         texts: One of `TEXTS`.
         encoder: For `vlltr init --encoder`.
         label: Names an encoder other than the shipped one.
@@ -57,7 +58,7 @@ class Plan:
     @property
     def unit(self) -> str:
         """The name of its result."""
-        parts = (self.source, "final" if self.final else "", self.label, self.setting, self.texts)
+        parts = (Path(self.source).name, "final" if self.final else "", self.label, self.setting, self.texts)
         return "-".join(part for part in parts if part)
 
 
@@ -88,8 +89,8 @@ def measure(plan: Plan, draws: Sequence[int], folder: Path) -> None:
         with cleared(place):
             return compact(measured(plan, number, place))
 
-    facts = {n: getattr(plan, n) for n in ("setting", "source", "texts", "label", "final")}
-    keep_draws("draws", plan.unit, draws, one, facts)
+    facts = {n: getattr(plan, n) for n in ("setting", "texts", "label", "final")}
+    keep_draws("draws", plan.unit, draws, one, facts | {"source": Path(plan.source).name})
 
 
 def measured(plan: Plan, number: int, folder: Path) -> dict[str, Any]:
@@ -115,7 +116,7 @@ def compact(found: Mapping[str, Any]) -> dict[str, Any]:
     }
     for which in ("accuracy", "balanced"):
         kept[which] = {name: row[which] for name, row in rows.items() if which in row}
-    compared = (METHOD, found["best simple"])
+    compared = (METHOD, UNDER_TRAINING, found["best simple"])
     kept["calibration"] = {
         name: [rows[name]["ece"], rows[name]["nll"]] for name in compared if "nll" in rows.get(name, {})
     }
@@ -125,7 +126,9 @@ def compact(found: Mapping[str, Any]) -> dict[str, Any]:
 
 def _arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--setting", nargs="+", required=True, metavar="CxK", help="2x10, 10x20 ... or all")
-    parser.add_argument("--source", choices=SOURCES, required=True)
+    parser.add_argument(
+        "--source", type=_source, required=True, help=f"{', '.join(SOURCES)}, or a folder of class folders"
+    )
     parser.add_argument("--draws", type=int, default=20)
     parser.add_argument("--texts", nargs="+", choices=TEXTS, default=["true"])
     parser.add_argument(
@@ -139,6 +142,15 @@ def _arguments(parser: ArgumentParser) -> None:
         "--final", action="store_true", help="the held-out classes for final figures: once, at the end"
     )
     add_folder(parser)
+
+
+def _source(name: str) -> str:
+    """Return a source that there is; a folder by its whole path."""
+    if name in SOURCES:
+        return name
+    if not Path(name).is_dir():
+        raise ArgumentTypeError(f"{name} is neither a source nor a folder")
+    return str(Path(name).resolve())
 
 
 STUDY = Study({"run": Command(run, _arguments)}, parts)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.studies.draws.rules import choose, rules, text_means
 from benchmarks.studies.draws.sources import Draw, Kind, write_picture
-from benchmarks.studies.paired import METHOD, WITHOUT_BRANCH
+from benchmarks.studies.paired import METHOD, UNDER_TRAINING, WITHOUT_BRANCH
 from benchmarks.studies.without_text import without_branch
 from vlltr_index import Recognizer
 from vlltr_index.classes import ChangeOptions, NewClass, add_classes
@@ -78,7 +78,7 @@ class Bench:
         on_folds = {n: None if one.on_folds is None else round(one.on_folds, 5) for n, one in chosen.items()}
         return {
             **({"failed": problem} if problem else {}),
-            **self._report({} if problem else _scores(Recognizer.open(workspace), test), len(answers)),
+            **self._report({} if problem else _with_training(Recognizer.open(workspace), test), len(answers)),
             "rules": {n: _measured(one.scores.softmax(1), answers) for n, one in chosen.items()},
             "settings": {n: one.setting for n, one in chosen.items()},
             "on folds": on_folds,
@@ -102,8 +102,10 @@ class Bench:
         scores = (
             workspace.snapshot().commit.logit_scale * cosine_logits(test.features.double(), rows)
         ).softmax(1)
+        recognizer = Recognizer.open(workspace)
+        found = _scores(recognizer, sides(recognizer, test.features), test.class_ids, ids)
         return {
-            **self._report(_scores(Recognizer.open(workspace), test, ids), len(test.class_ids)),
+            **self._report(found, len(test.class_ids)),
             "rules": {"zero-shot": _measured(scores, torch.searchsorted(ids, test.class_ids))},
             "settings": {"zero-shot": setting},
             "best simple": "zero-shot",
@@ -252,16 +254,23 @@ def _columns(recognizer: Recognizer) -> Tensor:
     return torch.tensor([number[name] for name in recognizer.classes_.tolist()])
 
 
+def _with_training(recognizer: Recognizer, test: ImageSet) -> dict[str, dict[str, float]]:
+    """What `_measured` says of each side, and of the whole where classes are as common as in training."""
+    under = recognizer.current().under("training").exhaustive(test.features)
+    answers = sides(recognizer, test.features) | {UNDER_TRAINING: under.probabilities}
+    return _scores(recognizer, answers, test.class_ids)
+
+
 def _scores(
-    recognizer: Recognizer, test: ImageSet, only: Tensor | None = None
+    recognizer: Recognizer, answers: dict[str, Tensor], owners: Tensor, only: Tensor | None = None
 ) -> dict[str, dict[str, float]]:
-    """What `_measured` says of each side, among the classes `only` or all."""
+    """What `_measured` says of each side's answers, among the classes `only` or all; `owners`, int64 [N], is true."""
     ids = _columns(recognizer)
     kept = torch.ones(len(ids), dtype=torch.bool) if only is None else torch.isin(ids, only)
     place = {i: at for at, i in enumerate(ids[kept].tolist())}
-    labels = torch.tensor([place[i] for i in test.class_ids.tolist()])
+    labels = torch.tensor([place[i] for i in owners.tolist()])
     found = {}
-    for name, chances in sides(recognizer, test.features).items():
+    for name, chances in answers.items():
         shares = chances[:, kept].double().clamp(min=1e-12)
         found[name] = _measured(shares / shares.sum(1, keepdim=True), labels)
     return found

@@ -38,6 +38,7 @@ NEW_IMAGES = 5  # of the class that is added
 SENTENCES = 12  # of a class whose vectors have CLIP's geometry
 OTHERS = 10  # classes beside those of a draw
 ALL_SHARE = 0.25  # of each class's training images, at least one
+GLYPHS = ("heldout", "train")
 ICONS = ("icons", "families")
 UNITS = {name.split()[0].rstrip(","): name for name in KINDS if "times" not in name}
 """Collections of units by their names as a source: those of the study `honest_figure`."""
@@ -98,7 +99,7 @@ def draw(source: str, setting: Setting, number: int, final: bool = False) -> Dra
     """Collection `number` of a source; its classes and pictures depend on nothing else.
 
     Args:
-        source: `heldout`, `train`, `icons`, `families`, `clip` or one of `UNITS`.
+        source: `heldout`, `train`, `icons`, `families`, `clip`, one of `UNITS`, or a folder of class folders.
         setting: Its size; `UNITS_SETTING` for one of `UNITS`.
         number: Of the draw.
         final: Take the held-out classes that are for final figures.
@@ -109,7 +110,7 @@ def draw(source: str, setting: Setting, number: int, final: bool = False) -> Dra
         return _of_units(source, number)
     pools = _pools(source, number, final)
     fits = [p for p in pools if len(p.train) >= _least(source, setting)]
-    chance = random.Random(f"{source}:{setting.classes}:{number}")
+    chance = random.Random(f"{Path(source).name}:{setting.classes}:{number}")
     fits = chance.sample(fits, len(fits))
     new = next(p for p in fits if len(p.train) >= NEW_IMAGES)
     fits.remove(new)
@@ -136,14 +137,16 @@ def _of_units(source: str, number: int) -> Draw:
 def _pools(source: str, number: int, final: bool) -> list[_Pool]:
     if source == "clip":
         return _clip(number)
-    return _icons(source) if source in ICONS else _glyphs(source, final)
+    if source in ICONS:
+        return _icons(source)
+    return _glyphs(source, final) if source in GLYPHS else _folder(Path(source))
 
 
 def _least(source: str, setting: Setting) -> int:
     """How many pictures a class has to have for training; in a pool, for testing too."""
     if source == "heldout":  # there are few: a class has what it has
         return 0
-    if source != "icons":
+    if source in ("train", "families", "clip"):
         return setting.images or 1
     return LEAST_TEST + (1 if setting.images is None else max(setting.images, NEW_IMAGES))
 
@@ -193,6 +196,16 @@ def _icons(source: str) -> list[_Pool]:
         apart = source == "families" and row["split"] == "test"
         (pool.test if apart else pool.train).append((f"{at}.png", row["image"]))
     return list(pools.values())
+
+
+@cache
+def _folder(place: Path) -> list[_Pool]:
+    """Classes of a folder of class folders, without texts: all pictures in one pool."""
+    pools = []
+    for folder in sorted(path for path in place.iterdir() if path.is_dir()):
+        pictures = [(path.name, path.read_bytes()) for path in sorted(folder.iterdir())]
+        pools.append(_Pool(folder.name, (), pictures, []))
+    return pools
 
 
 def with_texts(drawn: Draw, texts: str, number: int) -> Draw:
