@@ -243,7 +243,10 @@ def _compared(data: StageTwoData, shared: SharedGaussian, some: Tensor) -> tuple
 def _rejection(
     data: StageTwoData, folds: list[Fold], chosen: Covariances, shared: SharedGaussian
 ) -> tuple[Rejection, float]:
-    """Weigh what tells images of no class on the held-out images; return it, and how well 95 % of these fit."""
+    """Weigh what tells images of no class on the held-out images; return it, and how well 95 % of their units fit.
+
+    Images are not compared with those that fit less: a foreign image under a wrong label would let its like in.
+    """
     parts = []
     for fold in folds:
         model = fold.at(chosen).select(data.rows.nonzero()[:, 0])
@@ -251,11 +254,23 @@ def _rejection(
         parts += [fit_parts(model, some, compared).cpu() for some in fold.features.split(_AT_ONCE)]
     own = torch.cat(parts)
     weights = FitWeights.of(own)
-    images, compared = _compared(data, shared, torch.ones_like(data.unseen))
+    fits = weights.sum(own)
+    held_out = torch.cat([fold.out.nonzero()[:, 0] for fold in folds])
+    level = _level(fits, data.observations[held_out])
+    fitting = torch.ones_like(data.unseen)
+    fitting[held_out[fits < level]] = False
+    images, compared = _compared(data, shared, fitting)
     rows = data.rows.long().cumsum(0) - 1
-    fits = weights.sum(own).sort().values
-    level = float(fits[int((1.0 - _ACCEPTED) * len(fits))])
     return Rejection(weights, rows[data.labels[images]], compared.cpu()), level
+
+
+def _level(fits: Tensor, units: Tensor) -> float:
+    """Return how well 95 % of the images fit at least, where the units, int64 [M], count alike."""
+    _, unit, sizes = units.unique(return_inverse=True, return_counts=True)
+    order = fits.argsort()
+    below = (1.0 / sizes[unit][order].double()).cumsum(0)
+    first = int(torch.searchsorted(below, (1.0 - _ACCEPTED) * len(sizes), right=True))
+    return float(fits[order[min(first, len(fits) - 1)]])
 
 
 def _let_in(
@@ -407,9 +422,9 @@ def _more_notes(parts: Parts) -> list[str]:
     notes = []
     if parts.unknown_accepted is not None:
         notes.append(
-            f"'None of these' (--reject) lets {100 * _ACCEPTED:.0f} % of the held-out images in, and"
-            f" {share_within(parts.unknown_accepted, parts.unknown_range)} of images of classes that were left out of"
-            " the fit."
+            f"'None of these' (--reject) lets {100 * _ACCEPTED:.0f} % of the held-out images in, units counted alike,"
+            f" and {share_within(parts.unknown_accepted, parts.unknown_range)} of images of classes that were left"
+            " out of the fit."
         )
     if parts.text_trust < 1.0:
         notes.append(

@@ -59,7 +59,7 @@ class Parts:
     Attributes:
         shared: The generative model's shared parameters.
         weights: Weights of the parts.
-        ood_threshold: 95 % of the held-out images fit the classes at least so well, see `rejection`; None without
+        ood_threshold: 95 % of the held-out units fit the classes at least so well, see `rejection`; None without
             held-out images.
         held_out: Answers for the held-out images, with the classes in the order of the visual rows; None without any.
         unknown_accepted: Share of images of classes left out of the fit that fit the others so well, too; None where no
