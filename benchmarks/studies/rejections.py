@@ -176,8 +176,8 @@ def generated(kept: dict[str, Any]) -> str:
     names = (SCORE, LIKELIHOOD, RATIO, LIKENESS, LARGEST)
     lines = [
         "AUROC / per cent of unknown pictures let in where 95 % of the known are, by score; then what `--reject`"
-        " lets in, beside strays too, and what it said of itself, of classes left out. Means over draws, which have their own"
-        " classes.",
+        " lets in, beside strays too, and what it said of itself, of classes left out. Means over draws, each with its"
+        " own classes.",
         "",
         f"| collection | draws | unknown | {' | '.join(names)} | known | unknown | beside strays | said of itself |",
         "| --- " * (7 + len(names)) + "|",
