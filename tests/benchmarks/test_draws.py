@@ -35,18 +35,18 @@ def test_a_draw_depends_on_its_number_alone(source: str) -> None:
 
 
 def test_a_folder_is_drawn_by_its_name(tmp_path: Path) -> None:
-    """Wherever it lies: all pictures of a class are dealt out, three for testing."""
+    """Wherever it lies: half of a class's pictures are for testing."""
     drawn = []
     for place in (tmp_path / "here" / "kinds", tmp_path / "there" / "kinds"):
         for name in "abcde":
             (place / name).mkdir(parents=True)
-            for number in range(6):
+            for number in range(7):
                 (place / name / f"{number}.png").write_bytes(f"{name}{number}".encode())
-        drawn.append(draw(str(place), Setting.of("4xall"), 3))
+        drawn.append(draw(str(place), Setting.of("4xhalf"), 3))
     assert drawn[0] == drawn[1]
     for kind in drawn[0].kinds:
-        assert (len(kind.train), len(kind.test)) == (3, 3)
-        assert len({*kind.train, *kind.test}) == 6
+        assert (len(kind.train), len(kind.test)) == (4, 3)
+        assert len({*kind.train, *kind.test}) == 7
 
 
 def test_folds_leave_every_class_an_image() -> None:

@@ -6,12 +6,12 @@ A draw takes C classes of K images each (`CxK`; `all`: every trained class, long
 the commands that the README shows, without any setting, and measures its answers on other images of the classes. The
 simple rules see the same stored vectors; the best of them is chosen on folds of the training images. Then one more
 class is added, beside a collection that had it from the start. With K = 0 a collection of others gets C classes from
-their texts alone; `60xall` is 60 classes of all their pictures, a long tail. Sources: `heldout` glyph classes that no
-encoder here has seen, `train` classes with test images in unseen fonts, `icons` of Icons-LT, which the shipped encoder
-does not suit, `families` the same with test pictures by other designers, `clip`: vectors of CLIP's geometry, and the
-collections of the study honest_figure (`--setting 9xall`), nine classes without texts, of bursts, series or copies; or
-any folder of class folders, without texts (`--setting 30xall`). A draw that is done is not done again; all methods and
-texts have the same draws.
+their texts alone; `60xall` is 60 classes of all their pictures, a long tail; `30xhalf` keeps half of each class's for
+testing. Sources: `heldout` glyph classes that no encoder here has seen, `train` classes with test images in unseen
+fonts, `icons` of Icons-LT, which the shipped encoder does not suit, `families` the same with test pictures by other
+designers, `clip`: vectors of CLIP's geometry, and the collections of the study honest_figure (`--setting 9xall`), nine
+classes without texts, of bursts, series or copies; or any folder of class folders, without texts. A draw that is done
+is not done again; all methods and texts have the same draws.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Plan:
     """One collection's size, source and texts, and what is measured of it.
 
     Attributes:
-        setting: `CxK`, `Cxall` or `all`.
+        setting: `CxK`, `Cxall`, `Cxhalf` or `all`.
         source: One of `SOURCES`, or a folder of class folders.
         texts: One of `TEXTS`.
         encoder: For `vlltr init --encoder`.

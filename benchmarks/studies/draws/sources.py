@@ -50,7 +50,7 @@ _WORD = re.compile(r"[\w-]+")
 
 @dataclass(frozen=True)
 class Setting:
-    """`CxK`: C classes of K images each; `Cxall`: of all their images; `all`: every class, of a share of them."""
+    """`CxK`: C classes of K images each; `Cxall`: of all images, `Cxhalf`: of half; `all`: every class, of a share."""
 
     classes: int | None
     images: int | None
@@ -62,6 +62,8 @@ class Setting:
         if name == "all":
             return cls(None, None, ALL_SHARE)
         classes, images = name.split("x")
+        if images == "half":
+            return cls(int(classes), None, 0.5)
         return cls(int(classes), None if images == "all" else int(images))
 
 
@@ -158,7 +160,8 @@ def _kind(pool: _Pool, setting: Setting, number: int) -> Kind:
     if pool.test:
         return Kind(pool.name, pool.sentences, tuple(order[:taken]), tuple(pool.test))
     if setting.images is None:
-        taken = min(taken, len(order) - max(LEAST_TEST, len(order) // 5))
+        if setting.share == 1.0:
+            taken = min(taken, len(order) - max(LEAST_TEST, len(order) // 5))
         return Kind(pool.name, pool.sentences, tuple(order[:taken]), tuple(order[taken:]))
     taken = min(taken, len(order) - LEAST_TEST)
     return Kind(pool.name, pool.sentences, tuple(order[:taken]), tuple(order[max(taken, NEW_IMAGES) :]))
