@@ -25,6 +25,7 @@ _LEAST_SHARE = 1e-6  # a root comes near 0 but never reaches it
 _NUMBERS = (1, 10, 100)
 _TRUSTS = (1.0, 0.75, 0.5, 0.25, 0.0)
 _FEWEST_TO_TRUST = 3
+_OTHERS = 4.0  # the share of newcomers that a class is ahead of is drawn to the mean as by so many others
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -181,12 +182,16 @@ def later_figures(gate: Gate, designs: Sequence[HeldOutClasses]) -> tuple[LaterF
     leads = [one.lead_lacking(gate) for one in designs]
     lacking = torch.cat([lead for lead, _ in leads])
     behind = torch.cat([1.0 - ahead for _, ahead in leads])
+    others = torch.cat(
+        [torch.full_like(lead, one.newcomers - 1) for (lead, _), one in zip(leads, designs, strict=True)]
+    )
     weights = torch.cat([one.new_weights for one in designs]) / len(designs)
     kinds = torch.cat([one.new_labels * len(designs) + number for number, one in enumerate(designs)])
     figures = []
     for number in _NUMBERS:
         offset = gate.offset_among(number)
-        hits = (lacking < offset) * behind ** (number - 1)
+        ahead = (lacking < offset).double()
+        hits = ahead * _before_all(number - 1, behind, others, weights * ahead)
         found = min(float(weights @ hits), 1.0)
         alone = offset + gate.crowding * math.log(number)  # of a single one that is as strong
         lost = min(losses.at(alone), 1.0)
@@ -194,6 +199,25 @@ def later_figures(gate: Gate, designs: Sequence[HeldOutClasses]) -> tuple[LaterF
         lost_range = _lost_range(gate, designs, alone, lost)
         figures.append(LaterFigures(designs[0].images, number, found, lost, found_range, lost_range))
     return tuple(figures)
+
+
+def _before_all(number: int, behind: Tensor, others: Tensor, weights: Tensor) -> Tensor:
+    """Estimate the chance that a class is before so many newcomers on its image, float64 [M].
+
+    The share of newcomers that are behind has a beta distribution: few others tell little of it, and its power would
+    be too large in the mean.
+
+    Args:
+        number: Of the newcomers.
+        behind: Float64 [M], the share of the image's other newcomers that are behind.
+        others: Float64 [M], how many these are.
+        weights: Float64 [M], the weight of each image in the mean share.
+    """
+    mean = float(weights @ behind) / max(float(weights.sum()), _LEAST_SHARE)
+    won = (_OTHERS * mean + others * behind).clamp(min=_LEAST_SHARE)
+    whole = _OTHERS + others
+    of_won = torch.lgamma(won + number) - torch.lgamma(won)
+    return (of_won - torch.lgamma(whole + number) + torch.lgamma(whole)).exp()
 
 
 def _even(gate: Gate, designs: Sequence[HeldOutClasses]) -> tuple[float, float]:
