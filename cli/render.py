@@ -281,7 +281,8 @@ def difference_lines(report: EvaluationReport) -> list[str]:
             continue  # no count of pictures
         shown = "each class" if name == "balanced" else name
         ends = f"{100 * d.value:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
-        lines.append(f"  {shown:<10} " + (f"{d.count:+d} of {d.images}" if d.few else ends))
+        means = " (classes of at most 5 training images)" if name == "few5" else ""
+        lines.append(f"  {shown:<10} " + (f"{d.count:+d} of {d.images}" if d.few else ends) + means)
     return lines
 
 

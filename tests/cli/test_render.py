@@ -138,6 +138,7 @@ def test_the_table_fits_a_terminal(width: int) -> None:
     lines = difference_lines(report())
     assert lines[0] == "vl-ltr less image-only + logit adjustment, in points [95 % of the paired bootstrap]"
     assert lines[1] == "  overall    +1.8 [+1.0, +2.5]"
+    assert lines[-2] == "  few5       +1.8 [+1.0, +2.5] (classes of at most 5 training images)"
     assert len(lines) == 7
 
 

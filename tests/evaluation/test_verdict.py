@@ -123,7 +123,7 @@ def test_it_names_classes_that_suffer_and_texts_that_tell_nothing() -> None:
     assert said[1:] == (
         "4 of 5 classes tested.",
         "Recognised least: toad (0 of 4; 2 training pictures), newt (1 of 4; 9 training pictures).",
-        "Text alone recognises no picture of frog. Sentences about how they look would help.",
+        "Text alone recognises no picture of frog, newt, toad. Sentences about how they look would help.",
     )
     silent = tuple(replace(one, right_by_text=0) for one in classes)
     assert len(verdict(replace(report(), by_class=silent))) == 3
@@ -131,6 +131,21 @@ def test_it_names_classes_that_suffer_and_texts_that_tell_nothing() -> None:
     assert verdict(replace(report(), by_class=many))[1].endswith(
         "c4 (0 of 1; 1 training picture) and 2 more."
     )
+
+
+def test_classes_without_pictures_that_take_answers_are_named() -> None:
+    """From a twentieth of the answers on; those that are right, on a split that has pictures of them, do not count."""
+    classes = (
+        ClassFigures("newt", 9, images=100, right=90, answered=90, right_by_text=90),
+        ClassFigures("olm", 0, images=0, right=0, answered=2, right_by_text=0),
+        ClassFigures("axolotl", 0, images=3, right=3, answered=6, right_by_text=3),
+    )
+    assert verdict(replace(report(), by_class=classes))[-1] == (
+        "Wrongly answered with a class that has no training picture: 5 of 100 pictures; axolotl (3), olm (2). Bring"
+        " pictures of it (vlltr images add CLASS PATH), or remove it (vlltr classes remove CLASS)."
+    )
+    seldom = replace(classes[1], answered=1)
+    assert "training picture:" not in verdict(replace(report(), by_class=(*classes[::2], seldom)))[-1]
 
 
 def test_both_measures_are_said_and_the_one_asked_for_first() -> None:

@@ -10,6 +10,7 @@ from vlltr_index.wording import plural
 _NAMED = 5
 _SIMPLE = ("ncm", "discriminant", "zero-shot", "knn", "tip-adapter")
 _HALF = 0.5
+_WORTH_SAYING = 0.05  # share of answers that wrongly name classes without training pictures
 _SAME = 1e-9
 
 
@@ -23,6 +24,7 @@ def verdict(report: EvaluationReport) -> tuple[str, ...]:
     if report.tested < len(report.by_class):
         classes = plural(len(report.by_class), "class", "classes")
         said.append(f"{report.tested} of {classes} tested.")
+    said += _takers(report)
     said += _sufferers(report.by_class, report.texts_count)
     return tuple(said)
 
@@ -158,6 +160,20 @@ def _pictures(of: Interval, one: str = "", more: str = "") -> str:
     return f"{said} {verb}".strip()
 
 
+def _takers(report: EvaluationReport) -> list[str]:
+    """Name the classes without training pictures that wrongly take a share of the answers, and say what mends it."""
+    taken = [(one.answered - one.right, one.name) for one in report.by_class if not one.train]
+    taken = sorted(((number, name) for number, name in taken if number), key=lambda one: (-one[0], one[1]))
+    wrong = sum(number for number, _ in taken)
+    if not wrong or wrong < _WORTH_SAYING * report.images:
+        return []
+    names = _first([f"{name} ({number:,})" for number, name in taken])
+    return [
+        f"Wrongly answered with a class that has no training picture: {wrong:,} of {plural(report.images, 'picture')};"
+        f" {names}. Bring pictures of it (vlltr images add CLASS PATH), or remove it (vlltr classes remove CLASS)."
+    ]
+
+
 def _sufferers(classes: tuple[ClassFigures, ...], texts_count: bool) -> list[str]:
     """Name the classes that are recognised least, and those that the text tells worse than the images do."""
     tested = [one for one in classes if one.images]
@@ -171,7 +187,7 @@ def _sufferers(classes: tuple[ClassFigures, ...], texts_count: bool) -> list[str
         ]
         said.append(f"Recognised least: {_first(words)}.")
     if texts_count and any(one.right_by_text for one in tested):  # else no text tells anything
-        vague = [one for one in tested if not one.right_by_text and one.right >= _HALF * one.images]
+        vague = [one for one in tested if not one.right_by_text]
         vague.sort(key=lambda one: (-one.images, one.name))
         if vague:
             names = _first([one.name for one in vague])
