@@ -33,6 +33,7 @@ from vlltr_index.pipelines.ingest import ingest_images
 from vlltr_index.pipelines.report import write_report
 from vlltr_index.pipelines.status import status
 from vlltr_index.pipelines.train_all import train_all
+from vlltr_index.pipelines.train_baseline import train_baseline_stage
 from vlltr_index.pipelines.train_lgr import train_lgr_stage
 from vlltr_index.recognition.folds import open_folds
 from vlltr_index.recognition.model import Model
@@ -297,6 +298,42 @@ def test_the_report_shows_who_answered(fitted: Workspace) -> None:
     assert made.evaluation is not None
     assert (made.evaluation.split, made.evaluation.images) == (CROSS_VALIDATION, 3 * UNITS * CLASSES)
     assert f"report-{CROSS_VALIDATION}-" in made.path
+
+
+def test_an_image_only_tower_has_no_part_in_it(fitted: Workspace) -> None:
+    """It was trained on all pictures, also if it came after the rows: these stay on the encoder's vectors."""
+    before = evaluate(fitted).rows
+    train_baseline_stage(fitted, fitted.recipe.baseline.model_copy(update={"epochs": 1}))
+    assert evaluate(fitted).rows == before
+
+
+def test_a_picture_that_an_image_only_tower_cannot_read(fitted: Workspace, noise: Path) -> None:
+    """It is kept aside, and the same command goes on without it."""
+    more = shutil.copytree(noise, fitted.path.parent / "more")
+    ingest_images(fitted, more, "test")
+    embed(fitted)
+    train_baseline_stage(fitted, fitted.recipe.baseline.model_copy(update={"epochs": 1}))
+    (more / "class-0" / "0-0.png").unlink()
+    with pytest.raises(MissingStepError) as caught:
+        evaluate(fitted)
+    assert caught.value.message == "1 image can no longer be read, and is kept aside now"
+    assert caught.value.hint == "Run the same command again: it goes on without."
+    assert evaluate(fitted).images == 3 * UNITS * CLASSES - 1
+
+
+def test_a_report_on_old_baselines_and_on_nothing(fitted: Workspace, noise: Path) -> None:
+    """It names the command that makes those again; without figures it is of what would have been measured."""
+    add_class(fitted, "more", ["A class more."], noise / "class-0" / "0-0.png")
+    add_images(fitted, "more", [noise / "class-0" / "1-0.png"])
+    cross_validate(fitted)
+    made = write_report(fitted)
+    assert [(part.why, part.mend) for part in made.missing] == [
+        ("the baselines were made before some classes came", "Run: vlltr train baseline ncm")
+    ]
+    digest = fitted.snapshot().commit.head
+    assert digest is not None
+    shutil.rmtree(fitted.objects.path("heads", digest))
+    assert f"report-{CROSS_VALIDATION}-" in write_report(fitted).path
 
 
 def test_what_cannot_be_measured(fitted: Workspace, trained: Workspace, tmp_path: Path) -> None:

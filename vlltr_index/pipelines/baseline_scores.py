@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vlltr_index.embedding.loading import content_ids, image_vectors_of, saved_encoder
 from vlltr_index.embedding.vectors import embedded
-from vlltr_index.errors import FingerprintMismatch, WorkspaceError
+from vlltr_index.errors import FingerprintMismatch, MissingStepError, WorkspaceError
 from vlltr_index.evaluation.baselines import BY_NAME, Linear
 from vlltr_index.evaluation.compared import ADJUSTED
 from vlltr_index.evaluation.rules import adjusted_logits
@@ -31,6 +31,7 @@ from vlltr_index.pipelines.train_baseline import (
 from vlltr_index.schemas.manifests import Manifest
 from vlltr_index.schemas.records import BASELINES
 from vlltr_index.tensors import choose_device, class_positions
+from vlltr_index.wording import plural
 
 if TYPE_CHECKING:
     from vlltr_index.encoders.encoder import Encoder
@@ -147,7 +148,7 @@ def score_baselines(
     adjustment after training. Images without vectors are embedded first (resumable), with `progress`.
 
     Raises:
-        MissingStepError: If a baseline's files are gone.
+        MissingStepError: If a baseline's files are gone, or an image cannot be read any more.
         WorkspaceError: If they are damaged.
         FingerprintMismatch: If the encoder a baseline was made with is not there any more.
     """
@@ -161,10 +162,18 @@ def score_baselines(
                 encoder = _encoder_of(snapshot, row, name)
                 image_fp = encoder.image_fp
                 embed_missing(workspace, encoder, split, contents=contents, progress=progress)
+                _check_read(workspace.snapshot(), contents, image_fp=image_fp)
             features = image_vectors_of(snapshot, image_ids, image_fp=image_fp)
             known = {tower: features.to(choose_device())}
         note = "; ".join(filter(None, (row.note, _age(row, snapshot, name))))
         yield replace(row, note=note), _scores(snapshot, row, known[tower])
+
+
+def _check_read(snapshot: Snapshot, contents: list[str], image_fp: str) -> None:
+    """Refuse images that could not be read when they were embedded, and are kept aside since."""
+    if unread := embedded(snapshot, image_fp, contents).count(False):
+        what = f"{plural(unread, 'image')} can no longer be read, and {'is' if unread == 1 else 'are'} kept aside now"
+        raise MissingStepError(what, "Run the same command again: it goes on without.")
 
 
 def _scores(snapshot: Snapshot, row: BaselineRow, features: Tensor) -> Tensor:
@@ -185,8 +194,8 @@ def cross_validated_baselines(
 ) -> Iterator[ScoredRow]:
     """Yield each baseline of the commit with its scores for the training images of all parts, in order.
 
-    It is fitted anew for each part. Baselines over the image-only baseline's tower, which was
-    trained on all images, are left out.
+    It is fitted anew for each part, on vectors of the commit's encoder. Baselines over the image-only baseline's tower,
+    which was trained on all images, are left out.
 
     Args:
         workspace: Where vectors are.
@@ -206,7 +215,7 @@ def cross_validated_baselines(
         scores = []
         common = []
         for part, without, frequencies in parts:
-            fitted = making.row(BY_NAME[name], without)
+            fitted = making.row(BY_NAME[name], without, own_tower=True)
             features = image_vectors_of(snapshot, part, image_fp=fitted.image_fp).to(choose_device())
             found = _scores(snapshot, fitted, features)
             columns = class_positions(fitted.class_ids, row.class_ids)

@@ -22,15 +22,17 @@ from vlltr_index.embedding.vectors import load_sources
 from vlltr_index.errors import InputError, MissingStepError, UsageError, WorkspaceError
 from vlltr_index.evaluation import records
 from vlltr_index.evaluation.figures import SHOTS, confused_pairs, gains, shots, spread, weakest
-from vlltr_index.evaluation.metrics import METHOD, reliability
+from vlltr_index.evaluation.metrics import CROSS_VALIDATION, METHOD, reliability
 from vlltr_index.evaluation.report import nearest_pictures, render, thumbnail
 from vlltr_index.evaluation.verdict import verdict
 from vlltr_index.heads.checkpoint import Parts, load_head
+from vlltr_index.pipelines.baseline_scores import baseline_labels
 from vlltr_index.pipelines.evaluate import Evaluation, evaluation, keep
 from vlltr_index.pipelines.status import status
 from vlltr_index.schemas.fingerprint import short
 from vlltr_index.schemas.manifests import TrainingLog
 from vlltr_index.schemas.options import Prior, named_prior
+from vlltr_index.schemas.records import BASELINES
 from vlltr_index.store.tables import one_of
 from vlltr_index.wording import plural, points_within, share_within
 
@@ -156,7 +158,7 @@ def gather_report(
     state = status(workspace, at)
     measured = _measure(workspace, snapshot, split, against=against, prior=prior, progress=progress)
     of_folds = isinstance(measured, Evaluation) and measured.report.folds > 0
-    shown = measured.report.split if isinstance(measured, Evaluation) else split or "test"
+    shown = measured.report.split if isinstance(measured, Evaluation) else split or _usual_split(snapshot)
     notes = [f"To do: {what}." for what in state.stale] if isinstance(measured, Evaluation) else []
     if "val" not in state.images and not of_folds:
         notes.append(
@@ -173,6 +175,12 @@ def gather_report(
         anchors=anchor_list(snapshot),
         quarantine=quarantine(snapshot),
     )
+
+
+def _usual_split(snapshot: Snapshot) -> str:
+    """Return what is evaluated by default: test, or where there is none a cross-validation, if there is one."""
+    tested = usable_images(snapshot, "test", []).num_rows or snapshot.commit.info.folds is None
+    return "test" if tested else CROSS_VALIDATION
 
 
 def _measure(
@@ -208,9 +216,7 @@ def _parts(measured: Evaluation, snapshot: Snapshot) -> records.Measured:
     best = method.best[:, 0]
     labels = measured.labels
     counts = measured.counts
-    gained: records.Gains | records.Missing = records.Missing(
-        "there is no baseline to compare with", "Run: vlltr train baseline fc"
-    )
+    gained: records.Gains | records.Missing = _no_baseline(snapshot, of_folds=report.folds > 0)
     if report.against is not None:
         other = measured.answers[report.against].right
         gained = gains(
@@ -232,6 +238,19 @@ def _parts(measured: Evaluation, snapshot: Snapshot) -> records.Measured:
         weakest=weakest(best, labels, counts, names=columns, limit=_WEAKEST),
         gallery=_gallery(measured, snapshot, columns),
     )
+
+
+def _no_baseline(snapshot: Snapshot, of_folds: bool) -> records.Missing:
+    """Say why nothing is compared with: there is no baseline, or each is older than some classes."""
+    labels = baseline_labels(snapshot, of_folds)
+    stale = next((name for name in labels if name in BASELINES), None)
+    name = stale or ("discriminant" if of_folds else "fc")
+    why = (
+        "the baselines were made before some classes came"
+        if labels
+        else "there is no baseline to compare with"
+    )
+    return records.Missing(why, f"Run: vlltr train baseline {name}")
 
 
 def _confusions(

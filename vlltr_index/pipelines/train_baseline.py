@@ -287,10 +287,12 @@ class Making:
     known: dict[tuple[str, str], ImageSet] = field(default_factory=dict)
     known_units: dict[str, list[str]] = field(default_factory=dict)
 
-    def row(self, kind: type[Baseline], without: frozenset[str] = frozenset()) -> BaselineRow:
-        """Fit a baseline without the images of some ids."""
+    def row(
+        self, kind: type[Baseline], without: frozenset[str] = frozenset(), own_tower: bool = False
+    ) -> BaselineRow:
+        """Fit a baseline without the images of some ids, and if `own_tower` not over the fc baseline's tower."""
         sentences = None if kind.sentences is None else sentences_of(self.snapshot)
-        tower = self.tower(kind, sentences, without)
+        tower = self.tower(kind, sentences, without, own_tower)
         data = self.data(tower, without)
         note = ""
         if sentences is not None:
@@ -311,10 +313,12 @@ class Making:
             note=note,
         )
 
-    def tower(self, kind: type[Baseline], sentences: Sentences | None, without: frozenset[str]) -> _Tower:
+    def tower(
+        self, kind: type[Baseline], sentences: Sentences | None, without: frozenset[str], own: bool
+    ) -> _Tower:
         """Open the tower whose features a baseline takes; its classes have training images, or the `sentences`."""
         commit = self.snapshot.commit
-        if "fc" in kind.towers and (commit.info.baseline_fc or "own" not in kind.towers):
+        if not own and "fc" in kind.towers and (commit.info.baseline_fc or "own" not in kind.towers):
             folder = fc_checkpoint(self.snapshot)
             visual = load_file(folder / "visual.safetensors")
             rows = torch.isin(visual["class_ids"], self.trained_classes(without))
