@@ -142,8 +142,8 @@ def test_changes_of_classes_are_measured_on_it(fitted: Workspace, noise: Path) -
     """A class that comes, one that is merged and images that go are seen in the figures, without a new fit."""
     added = add_class(fitted, "more", ["A class more."], noise / "class-0" / "0-0.png")
     assert not added.effect.unmeasured
-    assert added.effect.images > 0
     report = evaluate(fitted)
+    assert added.effect.images == report.images
     assert (report.split, report.classes, report.images) == (
         CROSS_VALIDATION,
         CLASSES + 1,

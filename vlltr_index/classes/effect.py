@@ -1,10 +1,11 @@
 """What a change of classes does to the others: their top-1 accuracy before and after, on images held out of training.
 
-These are those of split val, or the first part of a cross-validation, answered by the model that was fitted without it.
+These are those of split val, or of a cross-validation, each answered by the model that was fitted without it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ from vlltr_index.tensors import class_positions
 
 if TYPE_CHECKING:
     from vlltr_index.heads.anchor_bank import AnchorBank
-    from vlltr_index.recognition.folds import Folds
+    from vlltr_index.recognition.folds import Fold, Folds
     from vlltr_index.recognition.state import Anchors, ModelState
 
 # The effect is measured on as many validation images as keep images times classes below _SCORES, within these bounds.
@@ -94,7 +95,8 @@ class _Validation:
 
     Attributes:
         commit: The number of the model's commit.
-        folds: The cross-validation whose first part the images are, and whose model answers; None: split val.
+        folds: The cross-validation whose model of fold `number` answers; None: these are images of split val.
+        number: See `folds`.
         features: Float [V, D], stored vectors, unnormalised; V may be 0.
         image_ids: Their ids.
         columns: What its text logits were computed from.
@@ -104,14 +106,19 @@ class _Validation:
 
     commit: int
     folds: Folds | None
+    number: int
     features: Tensor
     image_ids: list[str]
     columns: _Columns
     text_logits: Tensor
     answers: Tensor
 
+    def judge(self, model: Model) -> Model:
+        """Return what answers these images for a model of the same head."""
+        return model if self.folds is None else _fold(self.folds, model, self.number).model
 
-_kept: WeakKeyDictionary[AnchorBank, _Validation] = WeakKeyDictionary()
+
+_kept: WeakKeyDictionary[AnchorBank, list[_Validation]] = WeakKeyDictionary()
 """What is known of models that are in use, so that of a further change only what differs is computed."""
 
 
@@ -123,75 +130,95 @@ def measure(before: ModelState, after: Model, touched: set[int]) -> Effect:
         after: The model after.
         touched: Ids of the classes that changed.
     """
-    was = _load(before)
-    if was is None:
-        return Effect(unmeasured=True)
     same_head = after.saved is before.head
-    if was.folds is not None and not same_head:
+    was = _load(before, same_head)
+    if not was:
         return Effect(unmeasured=True)
-    now = _changed(after, was, same_head)
+    now = [_changed(after, one, same_head) for one in was]
+    _kept[after.bank] = now
     owners = _owners(after, was)
     there = torch.isin(owners, Model.of(before).class_ids) & torch.isin(owners, after.class_ids)
     there &= ~torch.isin(owners, torch.tensor(sorted(touched), dtype=torch.int64))
     if not bool(there.any()):
         return Effect(unmeasured=True)
-    accuracy_before = float((was.answers == owners)[there].double().mean())
-    accuracy_after = float((now.answers == owners)[there].double().mean())
+    accuracy_before, accuracy_after = (
+        float((torch.cat([one.answers for one in answered]) == owners)[there].double().mean())
+        for answered in (was, now)
+    )
     return Effect(accuracy_before, accuracy_after, int(there.sum()))
 
 
-def _load(state: ModelState) -> _Validation | None:
-    """Read the validation images of a commit, and answer them, unless the edit before has left that; None: no image."""
+def _load(state: ModelState, same_head: bool) -> list[_Validation]:
+    """Read the validation images of a commit, and answer them, unless the edit before has left that.
+
+    Those of a cross-validation are in a part for each model; it says nothing of another head. None: no image.
+    """
     snapshot = state.snapshot
     most = max(_FEWEST, min(_MOST, _SCORES // max(1, len(state.classes))))
     # Ordered by ids, which are hashes, so that the first ones are a random sample.
     ids: list[str] = loading.usable_images(snapshot, "val", []).slice(0, most)["image_id"].to_pylist()
-    features = torch.empty(0, state.head.head.dim)
+    found = []
     if ids:
         known = _known(state)
-        if known is not None and known.image_ids == ids:
+        if [one.image_ids for one in known] == [ids]:
             return known
-        with suppress(MissingStepError):  # not embedded yet, so the effect is not measured
+        with suppress(MissingStepError):  # not embedded yet
             features = loading.image_vectors_of(snapshot, ids)
-    folds = None if len(features) else open_folds(snapshot)
-    if folds is None and not len(features):
-        return None
-    model = Model.of(state)
-    judge = model
+            model = Model.of(state)
+            found = [_answered(model, model, features, ids)]
+    folds = open_folds(snapshot) if same_head and not found else None
     if folds is not None:
-        fold = folds.open(model, 0, own_anchors=False)
-        judge = fold.model
-        features = fold.features[:most]
+        found = _of_folds(state, folds, -(-most // folds.number))
+    if found:
+        _kept[state.anchors.bank] = found
+    return found
+
+
+def _of_folds(state: ModelState, folds: Folds, most: int) -> list[_Validation]:
+    """Answer at most `most` images of each fold."""
+    model = Model.of(state)
+    known = {tuple(one.image_ids): one for one in _known(state)}
+    found = []
+    for number in range(folds.number):
+        fold = _fold(folds, model, number)
         ids = fold.image_ids[:most]
-        known = _known(state)
-        if known is not None and known.image_ids == ids:
-            return replace(known, folds=folds)
+        if not ids:
+            continue
+        one = known.get(tuple(ids)) or _answered(model, fold.model, fold.features[:most], ids)
+        found.append(replace(one, folds=folds, number=number))
+    return found
+
+
+def _fold(folds: Folds, model: Model, number: int) -> Fold:
+    return folds.open(model, number, own_anchors=False)
+
+
+def _answered(model: Model, judge: Model, features: Tensor, image_ids: list[str]) -> _Validation:
+    """Return what `judge`, which has the anchors of `model`, answers."""
     logits = _text_logits(judge, features, judge.bank)
-    found = _Validation(
+    return _Validation(
         commit=model.commit,
-        folds=folds,
+        folds=None,
+        number=0,
         features=features,
-        image_ids=ids[: len(features)],
+        image_ids=image_ids,
         columns=_Columns.of(model.anchors),
         text_logits=logits,
         answers=_answers(judge, features, logits),
     )
-    _kept[model.bank] = found
-    return found
 
 
-def _known(state: ModelState) -> _Validation | None:
+def _known(state: ModelState) -> list[_Validation]:
     """Return what an edit before has left of this commit: others may share the bank."""
-    known = _kept.get(state.anchors.bank)
-    return known if known is not None and known.commit == state.record.commit else None
+    return [one for one in _kept.get(state.anchors.bank, []) if one.commit == state.record.commit]
 
 
-def _owners(model: Model, known: _Validation) -> Tensor:
+def _owners(model: Model, known: Sequence[_Validation]) -> Tensor:
     """Return the class ids of the validation images in a model's commit, int64 [V]; -1 for one that is gone."""
-    split = "val" if known.folds is None else "train"
+    split = "val" if known[0].folds is None else "train"
     rows = loading.usable_images(model.state.snapshot, split, [])
     owner_of = dict(zip(rows["image_id"].to_pylist(), rows["class_id"].to_pylist(), strict=True))
-    return torch.tensor([owner_of.get(i, -1) for i in known.image_ids], dtype=torch.int64)
+    return torch.tensor([owner_of.get(i, -1) for one in known for i in one.image_ids], dtype=torch.int64)
 
 
 def _changed(model: Model, was: _Validation, same_head: bool) -> _Validation:
@@ -199,7 +226,7 @@ def _changed(model: Model, was: _Validation, same_head: bool) -> _Validation:
 
     New images change the loss of every sentence a little; a class whose losses moved almost equally keeps its column.
     """
-    judge = model if was.folds is None else was.folds.open(model, 0, own_anchors=False).model
+    judge = was.judge(model)
     columns = _Columns.of(model.anchors)
     at = torch.full_like(columns.class_ids, -1)
     if same_head and len(was.columns.class_ids):
@@ -211,9 +238,7 @@ def _changed(model: Model, was: _Validation, same_head: bool) -> _Validation:
         bank = model.bank if len(new) == len(at) else model.bank.select(new)
         logits[:, new] = _text_logits(judge, was.features, bank)
     answers = _answers(judge, was.features, logits)
-    found = replace(was, commit=was.commit + 1, columns=columns, text_logits=logits, answers=answers)
-    _kept[model.bank] = found
-    return found
+    return replace(was, commit=was.commit + 1, columns=columns, text_logits=logits, answers=answers)
 
 
 @torch.inference_mode()
