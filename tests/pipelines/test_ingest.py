@@ -359,6 +359,28 @@ def test_a_misspelt_text_is_noticed_whichever_comes_first(workspace: Workspace, 
     assert not any("Warning" in note for note in ingest_text(workspace, path, sync=True).notes)
 
 
+def test_classes_with_pictures_that_are_named_alike_are_told(workspace: Workspace, tmp_path: Path) -> None:
+    """Where one has no text and no other number in its name; what has no text is told once, as it comes."""
+    for number, name in enumerate(
+        ("Envelope", "Enveloppe", "Owl", "Owls", "Shape number 1", "Shape number 2")
+    ):
+        put(tmp_path / f"data/{name}/1.png", number)
+    told = {name: ["It is drawn."] for name in ("Envelope", "Owl", "Shape number 1")}
+    ingest_text(workspace, texts(tmp_path / "t.json", told))
+    notes = ingest_images(workspace, tmp_path / "data", "train").notes
+    assert notes == [
+        "3 of 6 classes have no text but prompts: 'Enveloppe', 'Owls', 'Shape number 2'",
+        "Warning: classes 'Envelope' and 'Enveloppe' both have pictures, and 'Enveloppe' has no text. If they are one:"
+        " put the pictures of both into the folder 'Envelope'",
+    ]
+    with workspace.transaction("test") as tx:
+        tx.set(head="h")
+    notes = ingest_images(workspace, tmp_path / "data", "train").notes
+    assert [note.rpartition("If they are one: ")[2] for note in notes] == [
+        f"vlltr -w {workspace.address} classes merge Envelope Enveloppe"
+    ]
+
+
 def test_a_copy_in_another_class_is_named_first(workspace: Workspace, tmp_path: Path) -> None:
     """However many copies one class has."""
     for place in ("owl/1", "owl/2", "owl/3", "tit/1"):

@@ -5,9 +5,10 @@ A second run adds what is new; with `sync` it makes the rows of that source what
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 _NAMED = 3  # copies of one picture
 _PAIRS = 100_000  # of names that are compared, at most
 _CLOSE = 0.8  # how alike names of one class may be spelt, by `difflib`
+_CLOSER = 0.9  # where both have pictures
+_NUMBER = re.compile(r"\d+")
 _TOLD = ["sentence_id", "text_hash", "class_id", "source", "source_ref"]
 
 
@@ -178,6 +181,9 @@ def ingest_images(
         run.compare(names, labels)
         retired = retire(tx, run.left) if sync else []
         prompts = write_prompts(tx, _classes_without_text(tx)[0].intersection(classes.values()))
+        table = tx.class_table()
+        if len(table) > before and len(_classes_without_text(tx)[1]) < len(table):
+            _tell_of_bare_classes(tx, run.notes, prompted=prompts > 0)
         _tell_of_misspelt_classes(tx, workspace.address, run.notes)
         return _image_report(run, str(path), before, prompts=prompts, retired=retired, dry_run=dry_run)
 
@@ -394,26 +400,40 @@ def ingest_text(
 
 
 def _tell_of_misspelt_classes(tx: Transaction, address: str, notes: Notes) -> None:
-    """Note classes of the workspace at `address` with texts and no image, named much like one with images and prompts
-    alone."""
+    """Note classes of the workspace at `address` with texts, named much like one with images and prompts alone.
+
+    Where both have images the names must be the more alike.
+    """
     table = tx.class_table()
     bare = _classes_without_text(tx)[1]
-    if not bare:
-        return
     pictured = set(tx.table("images", ["class_id"])["class_id"].drop_null().to_pylist())
-    lacking = {folded(table.names[i]): table.names[i] for i in sorted(bare & pictured)}
-    phantoms = sorted(set(table.ids) - bare - pictured)
-    if len(phantoms) * len(lacking) > _PAIRS:
+    told = set(table.ids) - bare
+    lacking = [table.names[i] for i in sorted(bare & pictured)]
+
+    def warn(what: str, mend: str, into: str, other: str) -> None:
+        if tx.commit.head:
+            mend = shlex.join(["vlltr", "-w", address, "classes", "merge", into, other])
+        notes.add("misspelt", f"Warning: {what}. If they are one: {mend}")
+
+    for name, meant in _alike([table.names[i] for i in sorted(told - pictured)], lacking, _CLOSE):
+        what = f"class {name!r} has texts and no picture, {meant!r} pictures and no text"
+        warn(what, f"call it {meant!r} in the texts, and bring them in again with --sync", meant, name)
+    for name, meant in _alike([table.names[i] for i in sorted(told & pictured)], lacking, _CLOSER):
+        what = f"classes {name!r} and {meant!r} both have pictures, and {meant!r} has no text"
+        warn(what, f"put the pictures of both into the folder {name!r}", name, meant)
+
+
+def _alike(names: list[str], others: list[str], cutoff: float) -> Iterator[tuple[str, str]]:
+    """Yield names with that of some others which is spelt most like them; not one with another number in it."""
+    if len(names) * len(others) > _PAIRS:
         return
-    for phantom in phantoms:
-        name = table.names[phantom]
-        for close in get_close_matches(folded(name), list(lacking), n=1, cutoff=_CLOSE):
-            meant = lacking[close]
-            mend = f"call it {meant!r} in the texts, and bring them in again with --sync"
-            if tx.commit.head:
-                mend = shlex.join(["vlltr", "-w", address, "classes", "merge", meant, name])
-            told = f"class {name!r} has texts and no picture, {meant!r} pictures and no text"
-            notes.add("misspelt", f"Warning: {told}. If they are one: {mend}")
+    numbered: dict[tuple[str, ...], dict[str, str]] = defaultdict(dict)
+    for other in others:
+        numbered[tuple(_NUMBER.findall(other))][folded(other)] = other
+    for name in names:
+        there = numbered[tuple(_NUMBER.findall(name))]
+        for close in get_close_matches(folded(name), list(there), n=1, cutoff=cutoff):
+            yield name, there[close]
 
 
 def _tell_of_bare_classes(tx: Transaction, notes: Notes, prompted: bool) -> None:
