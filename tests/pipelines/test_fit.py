@@ -148,7 +148,7 @@ def test_what_is_not_done_is_said(
 def test_a_dry_run_says_what_would_change(
     workspace: Workspace, shots: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each step counts on what those before it would bring; without a workspace there is nothing to compare with."""
+    """Each step counts on what those before it would bring; without a workspace all is new, and none is made."""
     folders = len(list(shots.iterdir()))
     code, out, _ = run(capsys, "fit", shots, "--to", workspace.path, "--dry-run")
     assert (code, f"Classes: {folders}, {folders} of them new." in out) == (0, True)
@@ -167,11 +167,12 @@ def test_a_dry_run_says_what_would_change(
     assert workspace.history.last() == before
     assert len(workspace.snapshot().class_table()) == folders
     assert "What to do with it" not in out
-    code, _, err = run(capsys, "fit", shots, "--dry-run")
-    assert code == 2
-    assert f"{shots}-model is no workspace yet" in err
-    _, _, err = run(capsys, "-w", shots.parent / "other", "fit", shots, "--dry-run")
-    assert f"{shots.parent / 'other'} is no workspace yet" in err
+    beside = sorted(shots.parent.iterdir())
+    code, out, err = run(capsys, "fit", shots, "--encoder", "vlltr-tiny:glyphs", "--dry-run")
+    assert (code, f"Classes: {folders + 2}, {folders + 1} of them new." in out) == (0, True), err
+    assert "$ vlltr init" not in out
+    assert f"$ vlltr -w {shots}-model ingest images {shots} --split train --sync --dry-run" in out
+    assert sorted(shots.parent.iterdir()) == beside
 
 
 def test_a_tuned_tower_is_followed_by_its_vectors(workspace: Workspace, shots: Path) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, get_args
 
 from vlltr_index.data.grouping import Grouping
@@ -55,7 +56,7 @@ class FitResult:
     """What `fit` made.
 
     Attributes:
-        workspace: The workspace with the model.
+        workspace: The workspace with the model; after a dry run on a new folder it is gone.
         report: The report that was written, with the accuracy on pictures that the models had not seen; None if nothing
             was measured.
         unmeasured: Why nothing was measured, where that was asked for.
@@ -162,7 +163,7 @@ def fit(
         prior: By what it is measured and compared: `balanced`, each class counting alike, or `training`, each picture
             counting alike and classes being as common as in training. The report has both.
         group: Which pictures belong together, and are held out together, see `ingest_images`.
-        dry_run: Say what is new, moved or gone; nothing is committed, trained or measured.
+        dry_run: Say what is new, moved or gone; nothing is committed, trained or measured, and no new workspace stays.
         device: `auto`, `cpu`, `cuda` or `cuda:N`; default: the value of VLLTR_DEVICE, else the recipe's.
         agree: Called with a question where more than a third of the folder's pictures or texts is gone; it raises if
             the answer is no. None: that is an error.
@@ -172,7 +173,7 @@ def fit(
     Raises:
         InputError: If the folder is not of that kind, there are no such texts, or none of the pictures can be read.
         UsageError: If there is no such recipe, encoder, device or prior, or much is gone from the folder and nobody
-            agreed, or a dry run has no workspace to compare with.
+            agreed.
         EncoderError: If the encoder's weights are not there, and cannot be downloaded.
         ConfigError: If a value does not fit the recipe.
         WorkspaceError: If the workspace is there with another recipe, or cannot be written.
@@ -185,23 +186,28 @@ def fit(
     at = Path(to) if to is not None else _beside(Path(folder))
     chosen = [("--encoder", encoder), ("--recipe", recipe), *(("--set", value) for value in overrides)]
     options = [part for name, value in chosen if value for part in (name, value)]
-    if dry_run and not (at / CONFIG_NAME).exists():
-        raise UsageError(f"{at} is no workspace yet: all in {folder} would be new", "Leave --dry-run out.")
-    if options or not (at / CONFIG_NAME).exists():
-        call = partial(init, at, encoder, recipe, overrides=tuple(overrides))
-        made = Step("A workspace", ("init", str(at), *options), call)
-        workspace = Runner(on_step, 0, number=0).run(made)
-    else:
-        workspace = Workspace.open(at)
-    if prior != "balanced":
-        _check_rule(workspace)
-    if not dry_run:
-        require_encoder(workspace)  # before anything is brought in
-    with computing_on(device, workspace.recipe.device):
+    there = (at / CONFIG_NAME).exists()
+    with ExitStack() as held:
+        aside = dry_run and not there  # so that no folder is left behind
+        place = held.enter_context(TemporaryDirectory()) if aside else at
+        call = partial(init, place, encoder, recipe, overrides=tuple(overrides))
+        if aside:
+            workspace = call()
+        elif options or not there:
+            made = Step("A workspace", ("init", str(at), *options), call)
+            workspace = Runner(on_step, 0, number=0).run(made)
+        else:
+            workspace = Workspace.open(at)
+        if prior != "balanced":
+            _check_rule(workspace)
+        if not dry_run:
+            require_encoder(workspace)  # before anything is brought in
+        held.enter_context(computing_on(device, workspace.recipe.device))
         maker = StepMaker(workspace, str(at), device, progress)
         plan = plan_fit(maker, sources, measure, agree, prior=prior, group=group, dry_run=dry_run)
-        with workspace.trial() if dry_run else nullcontext():
-            return _run(plan, workspace, Runner(on_step, len(plan.steps)))
+        if dry_run:
+            held.enter_context(workspace.trial())
+        return _run(plan, workspace, Runner(on_step, len(plan.steps)))
 
 
 def _check_prior(prior: str) -> None:
