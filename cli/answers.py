@@ -87,7 +87,18 @@ def _notes(scores: Sequence[ClassScore], silent: bool, width: int | None) -> lis
             notes.append("[prompt]: a sentence made of the class's name alone")
     if any(score.neighbours for score in scores):
         notes.append("near: a training picture of the class, and its cosine")
+    notes += _unseen(scores)
     return broken("  ", "; ".join(notes), width) if notes else []
+
+
+def _unseen(scores: Sequence[ClassScore]) -> list[str]:
+    """Say what the image side of classes without training pictures is, if there are some."""
+    names = ", ".join(score.name for score in scores if score.unseen)
+    return (
+        [f"no training picture: {names}; the image side is that of a class nothing is known of"]
+        if names
+        else []
+    )
 
 
 def _silent(scores: Sequence[ClassScore]) -> bool:
@@ -119,4 +130,5 @@ def explanation_lines(image: str, scores: Sequence[ClassScore], width: int | Non
             numbers = f"{s.percent:5.1f}  {s.share:+.3f}  {s.effect:+.3f}  {s.attention:.3f}  "
             lines += broken(_INDENT + numbers, f"{s.text}  [{s.source}]", width)
     said = "share: points of the text score, which all shares add up to; effect: what it loses without the sentence"
-    return lines + broken("  ", said, width) + (broken("  ", _SILENT, width) if _silent(scores) else [])
+    notes = [said, *_unseen(scores), *([_SILENT] if _silent(scores) else [])]
+    return lines + [line for note in notes for line in broken("  ", note, width)]

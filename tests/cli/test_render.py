@@ -107,6 +107,15 @@ def test_sentences_without_weight_are_said_to_decide_nothing() -> None:
     assert explanation_lines("bird.jpg", prediction().classes).count(told) == 0
 
 
+def test_what_the_image_side_of_a_class_without_pictures_is() -> None:
+    """It is said once, below the answer and below an explanation."""
+    told = "no training picture: great bustard; the image side is that of a class nothing is known of"
+    first, second = prediction().classes
+    shown = (replace(first, unseen=True), second)
+    assert prediction_lines(replace(prediction(), classes=shown))[-1].endswith(f"; {told}")
+    assert explanation_lines("bird.jpg", shown)[-1] == f"  {told}"
+
+
 def report() -> EvaluationReport:
     """All bins, and a baseline with a long name."""
     bins = ("overall", "many", "medium", "few", "few5", "new")

@@ -447,13 +447,24 @@ class Model(Scorer):
         chances = fused.probabilities.gather(1, positions)
         values = classes[positions], chances, *parts_of(fused, positions, rule), cosines.gather(1, positions)
         unit = "probability" if rule == "paper" else "log-odds"
+        unseen = set(self.class_ids[self.kinds.text_only].tolist()) if rule == "ours" else set[int]()
         found = []
         for row in torch.stack([v.double() for v in values], 2).tolist():
             scores = []
             for number, probability, image_part, text_part, prior_part, cosine in row:
-                parts = probability, image_part, text_part, cosine
-                name = self.names[int(number)]
-                scores.append(ClassScore(int(number), name, *parts, unit=unit, prior_part=prior_part))
+                scores.append(
+                    ClassScore(
+                        class_id=int(number),
+                        name=self.names[int(number)],
+                        probability=probability,
+                        image_part=image_part,
+                        text_part=text_part,
+                        cosine=cosine,
+                        unit=unit,
+                        prior_part=prior_part,
+                        unseen=int(number) in unseen,
+                    )
+                )
             found.append(scores)
         return found
 
