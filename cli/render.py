@@ -46,7 +46,6 @@ _LEFT_OUT = 20  # entries of a file of corrections that are named
 _LISTED = 20  # pictures to look at that are listed
 _SHOWN = 3  # classes of a change that are reported one by one
 _UNCHOSEN = {"scale", "text_fp", "parts", "frequency"}  # settings of baselines that are not one of several
-_HARM = 0.01  # loss of the other classes' accuracy from which a warning is shown
 
 
 def report_lines(report: Any) -> list[str | Table]:
@@ -345,12 +344,9 @@ def effect_lines(report: Effect) -> list[str]:
         f"Old classes on {plural(report.images, 'held-out image')}:"
         f" {100 * report.before:.1f} % before, {100 * report.after:.1f} % after."
     ]
-    if report.before - report.after > _HARM:
-        lines.append(
-            f"Warning: the old classes lose {100 * (report.before - report.after):.1f} points."
-            " Sentences that tell a class apart, or more images of it, may help; `vlltr history` shows the commit"
-            " before, `vlltr rollback ID` goes back to it."
-        )
+    if report.warning:
+        back = "`vlltr history` shows the commit before, `vlltr rollback ID` goes back to it."
+        lines.append(f"{report.warning} {back}")
     return lines
 
 

@@ -26,7 +26,7 @@ _PATIENCE = 5.0  # seconds to wait for another process that writes
 
 @dataclass(frozen=True)
 class Changed(ChangeReport):
-    """The report of a change, as the command gives it, and the commit that holds it; None if nothing changed."""
+    """The report of a change with what the command warns of, and the commit that holds it; None if nothing changed."""
 
     commit: int | None = None
 
@@ -78,7 +78,8 @@ class Writing:
         self._following.look()
         # Other processes may have committed, too.
         made = [i for i in history.ids() if i > newest and history.read(i).command == report.command]
-        return Changed(**vars(report), commit=made[0] if made else None)
+        told = [report.effect.warning] if report.effect.warning else []
+        return Changed(**{**vars(report), "notes": report.notes + told}, commit=made[0] if made else None)
 
     def close(self) -> None:
         """Make the changes that wait, and end."""

@@ -27,6 +27,7 @@ from tests.support.exports import Shared
 from tests.support.pages import parse
 from tests.support.served import READ, WRITE, Served, served
 from vlltr_index.classes import add_class
+from vlltr_index.classes.effect import Effect
 from vlltr_index.cli.main import vlltr
 from vlltr_index.errors import WorkspaceError
 from vlltr_index.pipelines.build_index import index_anchors
@@ -260,6 +261,16 @@ def test_changes_are_those_of_the_commands(trained: Workspace, pictures: Path) -
         }
         assert server.client.get("/health").json() == {"status": "ok", "commit": first + 4}
     assert trained.history.ids()[-1] == first + 4
+
+
+def test_a_client_is_warned_of_a_loss(trained: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the command warns, among the notes."""
+    monkeypatch.setattr("vlltr_index.classes.change.measure", lambda *_: Effect(0.9, 0.8, 50))
+    with served(trained, write=True) as server:
+        report = server.change("POST", "/classes", {"name": ["okapi"], "sentences": [TEXT]}).json()
+    assert report["notes"] == [
+        "Warning: the old classes lose 10.0 points. Sentences that tell a class apart, or more images of it, may help."
+    ]
 
 
 @pytest.mark.parametrize("name", ["..", ".", "a/../b", "%2e%2e", "a?b#c"])

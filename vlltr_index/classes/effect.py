@@ -30,6 +30,7 @@ _SCORES = 4_000_000
 _FEWEST = 300
 _MOST = 1000
 _BATCH = 256
+_HARM = 0.01  # loss of the other classes' accuracy from which on there is a warning
 _STILL = 1e-3  # range of a class's loss changes below which its text logits are kept
 
 
@@ -44,6 +45,16 @@ class Effect:
     after: float | None = None
     images: int = 0
     unmeasured: bool = False  # there may be an effect, but no validation image to measure it on
+
+    @property
+    def warning(self) -> str | None:
+        """What is said if the accuracy fell by more than a point."""
+        if self.before is None or self.after is None or self.before - self.after <= _HARM:
+            return None
+        return (
+            f"Warning: the old classes lose {100 * (self.before - self.after):.1f} points. Sentences that tell a class"
+            " apart, or more images of it, may help."
+        )
 
 
 @dataclass(frozen=True, eq=False)
