@@ -43,6 +43,8 @@ def vlltr(ctx: click.Context, /, threads: int | None, **options: Any) -> None:
     """
     # Must be set before torch is loaded. Threads that spin while they wait take cores from those they wait for.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Before huggingface_hub is: a line for each retry hides the error at the end.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     if threads is None and ctx.invoked_subcommand in _LONG and "OMP_NUM_THREADS" not in os.environ:
         threads = _free_cores()
         os.environ["VLLTR_FREE_CORES"] = str(threads)  # of this machine; several processes share them
