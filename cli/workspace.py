@@ -19,7 +19,11 @@ from vlltr_index.wording import plural
 
 @click.command("init")
 @click.argument("directory")
-@click.option("--encoder", metavar="MODEL[:PRETRAINED|:FILE]", help="An open_clip model and its weights.")
+@click.option(
+    "--encoder",
+    metavar="MODEL[:PRETRAINED|:FILE]",
+    help="An open_clip model and its weights, or timm:FOLDER for an image tower alone.",
+)
 @click.option("--recipe", metavar="NAME", help="A recipe, such as glyphs_lt/ours; default: ours.")
 @click.option(
     "--prompts",
@@ -40,7 +44,8 @@ def init_command(
     """Make a workspace in DIRECTORY: a folder, or an address in object storage, such as s3://bucket/birds.
 
     Without weights (`--encoder ViT-B-16`) the encoder starts from scratch; with a tag (`ViT-B-16:openai`) or a file
-    (`ViT-B-16-quickgelu:weights.pt`) from those weights.
+    (`ViT-B-16-quickgelu:weights.pt`) from those weights. `timm:FOLDER` or `timm:OWNER/NAME@COMMIT` is an image tower of
+    timm without a text tower: texts count by their words, and there is no stage 1.
     """
     from vlltr_index.pipelines.init import encoder_note, init
 

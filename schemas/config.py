@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from vlltr_index.errors import ConfigError
+from vlltr_index.errors import ConfigError, UsageError
 
 CONFIG_NAME = "vlltr.toml"
 """The file that makes a folder a workspace."""
@@ -36,13 +36,34 @@ class _Config(BaseModel):
 
 
 class EncoderConfig(_Config):
-    """The open_clip model, and the source of its weights: a tag, a file, or none to start from scratch."""
+    """The open_clip model, and the source of its weights: a tag, a file, or none to start from scratch.
+
+    With the model `timm` the source is a folder or repository of an image tower of timm, without a text tower.
+    """
 
     model: str = "ViT-B-16"
     pretrained: str | None = None
     image_size: int | None = Field(default=None, ge=16, le=1024)
     resize: int | None = Field(default=None, ge=16, le=2048)  # the shorter side, before the centre crop
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"  # tf32 is for GPUs; it changes vectors by 1e-3
+
+    @property
+    def has_text(self) -> bool:
+        """Whether it has a text tower; the models of timm have none."""
+        return self.model != "timm"
+
+    def require_text(self, what: str, hint: str) -> None:
+        """Check that there is a text tower.
+
+        Args:
+            what: What needs it.
+            hint: What to do without one.
+
+        Raises:
+            UsageError: There is none.
+        """
+        if not self.has_text:
+            raise UsageError(f"{what}, and this encoder has no text tower", hint)
 
     @model_validator(mode="after")
     def _room_for_the_crop(self) -> Self:

@@ -58,7 +58,7 @@ def load_recipe(
 def _is_path(model: str, weights: str) -> bool:
     """Say whether weights are a file or folder that is there, and not a tag whose name some other folder has."""
     path = Path(weights).expanduser()
-    named = model == "local-dir" or os.sep in weights or bool(path.suffix)
+    named = model in ("local-dir", "timm") or os.sep in weights or bool(path.suffix)
     return bool(weights) and path.exists() and (named or any((path / name).is_file() for name in _CONFIGS))
 
 

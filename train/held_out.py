@@ -72,7 +72,7 @@ class Fold:
 
 def text_logits(data: StageTwoData, head: LGRHead, features: Tensor) -> Tensor:
     """Compute text logits [B, C], on the CPU; a class without a sentence has the mean of the others."""
-    if not data.has_text:
+    if not data.reads_text:
         return torch.zeros(len(features), data.classes)
     logits = torch.cat([head.text_logits(part, data.bank) for part in features.split(_AT_ONCE)]).cpu()
     positions = torch.where(data.places >= 0, data.places, 0)
@@ -214,7 +214,7 @@ def _left_out(data: StageTwoData, folds: list[Fold], chosen: Covariances, trust:
     with_text = data.places >= 0
 
     def zero_shot(features: Tensor) -> Tensor:  # by all sentences: anchors were selected by the images
-        if not data.has_text:
+        if not data.reads_text:
             return torch.zeros(len(features), data.classes)
         logits = (data.logit_scale * unit_rows(features) @ unit_rows(data.sentence_means).T).cpu()
         return torch.where(with_text, logits, logits[:, with_text].mean(1, keepdim=True))
@@ -407,9 +407,11 @@ def _of_texts(data: StageTwoData, weights: PartWeights, shared: SharedGaussian, 
     if not weights.text and not shared.text_r2:
         match = "match the images" if matches else "of so few classes may match the images or not"
         return f"The texts {match}, but the images say as much by themselves."
-    beside = (
-        ", and count beside the images." if weights.text else "; beside the images they say nothing more."
-    )
+    beside = "; beside the images they say nothing more."
+    if weights.text:
+        beside = ", and count beside the images."
+    elif not data.reads_text:
+        beside = ", by their words: the encoder has no text tower."
     told = f"The texts predict {100 * shared.text_r2:.0f} % of how the class means differ{beside}"
     if data.bank.readings is None:
         return told

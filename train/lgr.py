@@ -234,6 +234,7 @@ def tune_visual(
     trained and merged at the end; with `head` the tower stays as it is, and images are augmented and mixed (mixup,
     cutmix) in each step. The text tower never changes, so stored sentence vectors stay valid; image vectors become
     invalid where the tower learns. Anchors are left out of steps as in `train_until`, but there are no distractors.
+    Where no text tower read the anchors, the visual classifier alone is trained.
 
     Args:
         encoder: The encoder that encodes the images; its visual tower may be trained in place.
@@ -260,7 +261,7 @@ def tune_visual(
         labels=images.labels,
         config=config,
         places=torch.arange(bank.num_classes),
-        branches=BRANCHES,
+        branches=("visual",) if bank.blank else BRANCHES,
     )
     tower = encoder.model.visual
     learns = config.tune != "head"

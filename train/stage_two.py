@@ -91,7 +91,7 @@ def fit_stage_two(
     branches: list[str] = []  # the trained parts that may get a weight
     if linear:
         branches.append("visual")
-    if data.has_text:
+    if data.reads_text:
         branches.append("text")
     fitted = [_fold(data, config, out, branches=branches, progress=progress) for out in held_out]
     everything = torch.ones_like(data.labels, dtype=torch.bool)
@@ -139,7 +139,7 @@ def weigh(data: StageTwoData, head: LGRHead) -> tuple[Parts, list[str]]:
     if not folds:
         parts = _usual(data, data.model(moments))
         return replace(parts, shared=parts.shared.to("cpu")), [_NOTHING_TO_SPARE]
-    branches = ["visual", "text"] if data.has_text else ["visual"]
+    branches = ["visual", "text"] if data.reads_text else ["visual"]
     parts, notes = weigh_parts(data, folds, moments, branches, matches=matches)
     return replace(parts, shared=parts.shared.to("cpu")), notes
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _PERMUTATIONS = 99
 _FEWEST_TO_MATCH = 5
+_MOST_PAIRED = 2048  # classes of which all pairs are compared
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +69,11 @@ class StageTwoData:
     def has_text(self) -> bool:
         """Whether any class has a sentence."""
         return bool((self.places >= 0).any())
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether a text tower has read the sentences; without one their vectors are zeros."""
+        return self.has_text and not self.bank.blank
 
     @property
     def rows(self) -> Tensor:
@@ -138,26 +144,44 @@ class StageTwoData:
 
 
 def text_matches(data: StageTwoData) -> bool | None:
-    """Test whether texts lie nearer to their own classes' images than permuted ones; None below 5 classes with both.
+    """Test whether texts lie nearer to their own classes' images than permuted ones; None for too few classes.
 
     The statistic is the sum over the classes of the inner product of the mean image and the mean sentence, both less
     their means over the classes; it has to exceed those of 95 % of 99 permutations. All sentences count, for anchors
     were selected by the images.
+
+    Without a text tower the two have no space in common. Then the statistic is the sum over all pairs of classes of the
+    product of how alike their mean images are and how alike their texts are by words and readings, each an inner
+    product less its means (the Hilbert-Schmidt independence criterion; Gretton et al. 2005).
+
+    Too few are fewer than 5 with images and texts, or without a text tower 10.
     """
-    images = unit_rows(data.features[0])
-    text = data.sentence_means
-    counts, sums = class_sums(images, data.labels, data.classes)
-    both = (counts > 0).cpu() & (data.places >= 0)
-    if int(both.sum()) < _FEWEST_TO_MATCH:
+    counts, sums = class_sums(unit_rows(data.features[0]), data.labels, data.classes)
+    at = ((counts > 0).cpu() & (data.places >= 0)).nonzero()[:, 0]
+    if len(at) < _FEWEST_TO_MATCH:
         return None
-    means = sums[both] / counts[both][:, None]
-    text = text[both].double()
-    agreement = (means - means.mean(0)) @ (text - text.mean(0)).T
+    if data.reads_text:
+        text = data.sentence_means[at].double()
+    else:
+        kernel = TextKernel.of(data.bank)
+        if kernel is None:
+            return None
+        at = at[torch.linspace(0, len(at) - 1, min(len(at), _MOST_PAIRED)).long()]
+        text = data.whole_prototypes(kernel)[at, data.bank.dim :].double()
+    text = text - text.mean(0)
+    means = sums[at] / counts[at][:, None]
+    means = means - means.mean(0)
     generator = torch.Generator().manual_seed(0)
-    own = float(agreement.trace())
-    drawn = [torch.randperm(len(text), generator=generator) for _ in range(_PERMUTATIONS)]
-    less = sum(float(agreement.gather(1, order[:, None].to(agreement.device)).sum()) < own for order in drawn)
-    return less >= 0.95 * _PERMUTATIONS
+    drawn = [torch.randperm(len(at), generator=generator) for _ in range(_PERMUTATIONS)]
+    orders = [order.to(means.device) for order in (torch.arange(len(at)), *drawn)]
+    if data.reads_text:
+        agreement = means @ text.T
+        found = [agreement.gather(1, order[:, None]).sum() for order in orders]
+    else:
+        seen, told = (rows @ rows.T for rows in (means, text))
+        found = [(seen * told[order][:, order]).sum() for order in orders]
+    own, *others = (float(value) for value in found)
+    return sum(other < own for other in others) >= 0.95 * _PERMUTATIONS
 
 
 def with_matching_text(data: StageTwoData) -> tuple[StageTwoData, bool | None]:

@@ -308,6 +308,8 @@ def test_who_is_writing(finished: Workspace) -> None:
         ("ViT-B-16-quickgelu", 224, 248, None),
         ("RN50", None, None, "RN50"),
         ("ViT-B-16", None, 256, "ViT-B-16 out of 256 px"),
+        ("local-dir", None, None, None),
+        ("timm", None, None, None),
     ],
 )
 def test_another_encoder_in_the_recipe(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.support import drawings
+from vlltr_index.data.words import number_words
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.checkpoint import Parts
 from vlltr_index.heads.fusion import Kinds, fuse, visual_scores
@@ -469,3 +470,49 @@ def test_near_chance_is_said_first() -> None:
     (said,) = near_chance(known, labels, weights, torch.zeros(120, dtype=torch.int64))
     assert said.startswith("Near chance")
     assert near_chance(scores[:, :1], 0 * labels, weights, units) == []
+
+
+def wordy(order: list[int] | None = None, seed: int = 0) -> StageTwoData:
+    """Images of 16 classes around a part for each of the two words of the class's name, and sentences with the name, or
+    that of the class in `order`, which no text tower read."""
+    g = torch.Generator().manual_seed(seed)
+    first, second = torch.randn(2, 4, WIDTH, generator=g)
+    centres = (first[:, None] + second[None]).flatten(0, 1)
+    labels = torch.arange(16).repeat_interleave(6)
+    features = 3.0 * (centres[labels] + 0.5 * torch.randn(2, len(labels), WIDTH, generator=g))
+    named = [f"a colour{c // 4} thing{c % 4}." for c in order or range(16)]
+    bank = AnchorBank.build(
+        torch.zeros(16, WIDTH), torch.arange(16), torch.arange(16), words=number_words(named)
+    )
+    units = units_of(features[0], labels, [None] * len(labels))
+    unseen = torch.zeros(len(labels), dtype=torch.bool)
+    return StageTwoData(
+        features, labels, bank, torch.arange(16), units, unseen, torch.zeros(16, dtype=torch.bool), None, 20.0
+    )
+
+
+def test_without_a_text_tower_words_match_images_or_not() -> None:
+    """Own names do, permuted ones seldom; below ten classes it cannot be told."""
+    shuffled = torch.randperm(16, generator=torch.Generator().manual_seed(3)).tolist()
+    assert all(text_matches(wordy(seed=seed)) for seed in range(6))
+    assert sum(bool(text_matches(wordy(shuffled, seed))) for seed in range(12)) <= 2
+    few = replace(wordy(), bank=wordy().bank.select(range(9)), places=torch.tensor([*range(9), *7 * [-1]]))
+    assert text_matches(few) is None
+
+
+@pytest.mark.slow
+def test_without_a_text_tower_texts_are_a_prior_alone() -> None:
+    """The text branch is not trained and has no weight; permuted texts tell nothing."""
+    data = wordy()
+    decision = fit_stage_two(data, CONFIG)
+    parts = parts_of(decision)
+    gates = (parts.weights, parts.weights.few_shot, parts.weights.text_only)
+    assert [one.text for one in gates] == [0.0, 0.0, 0.0]
+    assert parts.shared.text_r2 > 0.3
+    assert not parts.texts_are_mute
+    assert ", by their words: the encoder has no text tower." in " ".join(decision.notes)
+    assert any(one.images == 0 and one.found > 0.2 for one in parts.later if one.number == 1)
+    shuffled = torch.randperm(16, generator=torch.Generator().manual_seed(3)).tolist()
+    decision = fit_stage_two(wordy(shuffled), CONFIG)
+    assert parts_of(decision).texts_are_mute
+    assert "The texts do not match the images" in " ".join(decision.notes)

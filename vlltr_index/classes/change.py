@@ -81,7 +81,12 @@ class ChangeReport:
 
 
 def rivals(bank: AnchorBank, class_ids: Sequence[int]) -> dict[int, list[int]]:
-    """Return for each of `class_ids` the classes of the nearest mean anchors, nearest first; none without an anchor."""
+    """Return for each of `class_ids` the classes of the nearest mean anchors, nearest first; none without an anchor.
+
+    There is none either where no text tower read the anchors.
+    """
+    if bank.blank:
+        return {class_id: [] for class_id in class_ids}
     prototypes = F.normalize(bank.prototypes(), dim=1)
     ids = bank.class_ids.tolist()
     found: dict[int, list[int]] = {class_id: [] for class_id in class_ids}

@@ -1,4 +1,4 @@
-"""Encoder: image tower, text tower, tokenizer and preprocessing, which are saved and identified together."""
+"""Encoder: image tower, text tower if there is one, tokenizer and preprocessing, saved and identified together."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vlltr_index.encoders import openclip, weights
-from vlltr_index.encoders.openclip import Tokenizer, Tokens, WordTokenizer
+from vlltr_index.encoders.openclip import NoTokenizer, Tokenizer, Tokens, WordTokenizer
 from vlltr_index.encoders.weights import Precision, revision, weights_digest
 from vlltr_index.errors import EncoderError, InputError
 from vlltr_index.schemas.fingerprint import digest_json, short
@@ -25,10 +25,10 @@ _TOKENS_A_BATCH = 16_384
 
 
 class Encoder:
-    """Both towers of an open_clip model, with everything that belongs to their weights.
+    """Both towers of an open_clip model, or an image tower of timm, with everything that belongs to their weights.
 
     Attributes:
-        model: The open_clip model, weights in float32.
+        model: The open_clip model or `ImageTower`, weights in float32.
         tokenizer: The tokenizer of the text tower.
         name: The model's name.
         dim: Width D of the features.
@@ -135,8 +135,10 @@ class Encoder:
         decides the activation, whatever the model's name says.
 
         Args:
-            model: A name that open_clip knows, a folder, `local-dir:FOLDER`, or `hf-hub:OWNER/NAME[@REVISION]`.
-            pretrained: A tag, or a .safetensors, .pt, .pth, .bin or .ckpt file, or a folder.
+            model: A name that open_clip knows, a folder, `local-dir:FOLDER`, or `hf-hub:OWNER/NAME[@REVISION]`; or
+                `timm`, for an image tower alone.
+            pretrained: A tag, or a .safetensors, .pt, .pth, .bin or .ckpt file, or a folder; for `timm` a folder, or
+                `OWNER/NAME@COMMIT`.
             image_size: Side in pixels; position embeddings are interpolated to it.
             resize: Length of the shorter side before the crop, instead of the one that belongs to the weights.
             precision: Precision of the towers' arithmetic; None: as it was saved, else fp32.
@@ -225,6 +227,11 @@ class Encoder:
     def config(self) -> dict[str, Any]:
         """A copy of the configuration: `model_cfg`, `preprocess_cfg` and `tokenizer`."""
         return deepcopy(self._config)
+
+    @property
+    def has_text(self) -> bool:
+        """Whether there is a text tower; without one the features of all texts are zeros."""
+        return not isinstance(self.tokenizer, NoTokenizer)
 
     @property
     def logit_scale(self) -> float:
@@ -320,6 +327,8 @@ class Encoder:
         Args:
             texts: N texts, or their tokens from `tokenize`.
         """
+        if not self.has_text:
+            return torch.zeros(len(texts), self.dim)
         tokens = texts if isinstance(texts, Tokens) else self.tokenize(texts)
         result = torch.empty(len(tokens), self.dim)
         lengths = tokens.lengths.clamp(max=self.tokenizer.context_length)

@@ -30,6 +30,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
 from torchvision.transforms.functional import center_crop
 
+from vlltr_index.encoders.image_tower import ImageTower
 from vlltr_index.encoders.weights import check_side, read_json
 from vlltr_index.errors import EncoderError, InputError
 from vlltr_index.schemas.fingerprint import digest_json
@@ -77,6 +78,9 @@ def build_model(model_cfg: dict[str, Any], drawn: bool = True) -> nn.Module:
     """
     cfg = deepcopy(model_cfg)
     try:
+        if not cfg["text_cfg"]:
+            with nullcontext() if drawn else _NoDraws():
+                return ImageTower(cfg["vision_cfg"])
         cfg["vision_cfg"]["timm_model_pretrained"] = False
         cfg["text_cfg"]["hf_model_pretrained"] = False
         kind = open_clip.CLIP
@@ -164,6 +168,8 @@ def make_tokenizer(config: dict[str, Any], folder: Path | None = None) -> Tokeni
         EncoderError: A word vocabulary or a Hugging Face tokenizer is named and cannot be loaded.
     """
     text = config["model_cfg"]["text_cfg"]
+    if config.get("tokenizer") == "none":
+        return NoTokenizer()
     length = text.get("context_length", 77)
     options = text.get("tokenizer_kwargs") or {}
     if config.get("tokenizer") == "words" and folder is not None:
@@ -372,6 +378,21 @@ class WordTokenizer(Tokenizer):
         """Write words.json."""
         text = json.dumps(self.words, ensure_ascii=False, indent=0) + "\n"
         (folder / "words.json").write_text(text, encoding="utf-8")
+
+
+class NoTokenizer(Tokenizer):
+    """In the place of a tokenizer where there is no text tower: no text has a token."""
+
+    def __init__(self) -> None:
+        super().__init__(context_length=0, vocab_size=0)
+
+    def encode(self, text: str) -> list[int]:
+        """Return no id."""
+        return []
+
+    def identity(self) -> dict[str, Any]:
+        """Return the kind."""
+        return {"kind": "none"}
 
 
 class BPETokenizer(Tokenizer):

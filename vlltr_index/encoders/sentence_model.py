@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
@@ -14,12 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlltr_index.encoders.hub import model_folder
 from vlltr_index.errors import EncoderError, MissingPackageError
 from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.tensors import choose_device, full_precision
 
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 # Of sentence-transformers; vectors are normalised where they count.
 _MODULES = ("Transformer", "Pooling", "Normalize")
@@ -53,7 +51,7 @@ class SentenceModel:
                 f"the sentence-embedding model {name} needs transformers; it is not installed",
                 'Run: pip install "vlltr-index[hf]"',
             )
-        folder = _folder(name)
+        folder = model_folder(name, "prior.text", _FILES)
         self.name = name
         self._pooling, longest = _settings(folder)
         try:
@@ -95,30 +93,6 @@ class SentenceModel:
             return last[:, 0]
         mask: Tensor = tokens["attention_mask"][..., None].to(last)
         return (last * mask).sum(1) / mask.sum(1)
-
-
-def _folder(name: str) -> Path:
-    """Return the folder of a model, fetched if it is a repository on the hub.
-
-    Raises:
-        EncoderError: There is none, or the repository is named without its commit.
-    """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder.resolve()
-    repository, _, commit = name.partition("@")
-    if not _REPOSITORY.fullmatch(repository) or not _COMMIT.fullmatch(commit):
-        raise EncoderError(f"{name} is neither a folder here nor a repository with its commit", _HINT)
-    from huggingface_hub import snapshot_download
-
-    try:
-        found = snapshot_download(
-            repository, revision=commit, allow_patterns=_FILES, ignore_patterns=["onnx/*", "openvino/*"]
-        )
-    except Exception as error:  # huggingface_hub and its HTTP library raise many kinds of errors
-        hint = "The first time this needs a network; or copy its files here, and name the folder."
-        raise EncoderError(f"the hub does not give {name}: {error}", hint) from None
-    return Path(found)
 
 
 def _settings(folder: Path) -> tuple[str, int]:

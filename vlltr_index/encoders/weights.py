@@ -22,6 +22,7 @@ from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from safetensors.torch import load_file
 from torch import Tensor
 
+from vlltr_index.encoders import image_tower
 from vlltr_index.errors import EncoderError, MissingPackageError, VlltrError
 from vlltr_index.schemas.manifests import EncoderManifest
 
@@ -29,7 +30,8 @@ OPENAI_MARKS = frozenset({"input_resolution", "context_length", "vocab_size"})
 """Entries that only OpenAI's own CLIP files have beside the weights."""
 
 Config = dict[str, Any]
-"""`model_cfg` and `preprocess_cfg` as in an open_clip_config.json, and `tokenizer`: "open_clip" or "words"."""
+"""`model_cfg` and `preprocess_cfg` as in an open_clip_config.json, and `tokenizer`: "open_clip", "words" or "none",
+where there is no text tower."""
 
 Precision = Literal["fp32", "tf32", "bf16"]
 
@@ -217,12 +219,22 @@ def check_source(model: str, pretrained: str | None, image_size: int | None = No
 
     Raises:
         EncoderError: No model has that name; or it has no such tag, and there is no such file or folder; or it does not
-            take images of that size.
+            take images of that size; or a folder that is not timm's holds no text tower.
         MissingPackageError: The model needs transformers, which is not installed.
     """
+    if model == image_tower.SCHEME:
+        if image_tower.is_here(pretrained or ""):
+            set_image_size(image_tower.describe_tower(pretrained or "")[1], image_size)
+        return
     folder = _find_folder(model, pretrained)
     if folder is not None:
-        set_image_size(_describe(folder)[0], image_size)
+        config = _describe(folder)[0]
+        if config["tokenizer"] == "none":
+            raise EncoderError(
+                f"{folder} holds an image tower without a text tower",
+                "Name timm's own folder or repository of it: --encoder timm:FOLDER",
+            )
+        set_image_size(config, image_size)
     elif model.partition(":")[0] != "hf-hub":
         set_image_size(find_config(model), image_size)
         if pretrained:
@@ -231,7 +243,9 @@ def check_source(model: str, pretrained: str | None, image_size: int | None = No
 
 def missing_weights(model: str, pretrained: str | None) -> str | None:
     """Say that weights are not on this machine yet, and how to get them; None if they are, or it cannot be told."""
-    if pretrained is None or _find_folder(model, pretrained) is not None or model.startswith("hf-hub:"):
+    if model == image_tower.SCHEME or pretrained is None or model.startswith("hf-hub:"):
+        return None
+    if _find_folder(model, pretrained) is not None:
         return None
     tag = _tag_or_file(model, pretrained)
     if not tag or _cached(tag):
@@ -267,12 +281,14 @@ def read_source(model: str, pretrained: str | None) -> Source:
     """Read weights by tag, file, folder or hub repository, with their activation and preprocessing.
 
     Args:
-        model: A name that open_clip knows, a folder, `local-dir:FOLDER`, or `hf-hub:OWNER/NAME[@REVISION]`.
-        pretrained: A tag, a file or a folder.
+        model: A name that open_clip knows, a folder, `local-dir:FOLDER`, or `hf-hub:OWNER/NAME[@REVISION]`; or `timm`.
+        pretrained: A tag, a file or a folder; for `timm` a folder, or `OWNER/NAME@COMMIT`.
 
     Raises:
         EncoderError: There are no such weights, or they cannot be fetched or read.
     """
+    if model == image_tower.SCHEME:
+        return _tower(pretrained or "")
     folder = _find_folder(model, pretrained)
     scheme, _, repository = model.partition(":")
     what = ":".join(filter(None, (model, pretrained)))
@@ -305,6 +321,15 @@ def read_source(model: str, pretrained: str | None) -> Source:
     config["preprocess_cfg"] = preprocessing(tag)
     source = Source(model, config, read_weights(path), what)
     return _settle(source, bool(tag.get("quick_gelu")), "open_clip's list")
+
+
+def _tower(name: str) -> Source:
+    """Read an image tower of timm; it is called by its architecture, or by its repository and commit."""
+    folder, config = image_tower.describe_tower(name)
+    architecture = config["model_cfg"]["vision_cfg"]["timm_model_name"]
+    called = architecture if image_tower.is_here(name) else name
+    state = image_tower.tower_weights(folder)
+    return Source(f"{image_tower.SCHEME}:{called}", config, state, str(folder))
 
 
 def _find_folder(model: str, pretrained: str | None) -> Path | None:

@@ -166,7 +166,7 @@ class EvaluationReport:
         by_class: What the method answered about each class that answers were chosen from.
         encoder: The model that made the vectors, and where its weights are from.
         in_training: How many of the images are training images too, byte for byte.
-        texts_count: Whether texts have a weight in the answers.
+        texts_count: Whether texts have a weight in the answers, and a text tower read them.
         folds: How many models answered, each for images that it was fitted without; 0: the commit's own.
         left_out: Sentences that say how many training images a cross-validation does not measure on, and why.
     """

@@ -144,6 +144,12 @@ class AnchorBank:
         return self.class_ids.shape[0]
 
     @cached_property
+    def blank(self) -> bool:
+        """Whether all vectors are zeros: those of an encoder without a text tower are."""
+        with _kept():
+            return not bool(self.vectors.any())
+
+    @cached_property
     def bounds(self) -> tuple[int, ...]:
         """The offsets as plain integers."""
         return tuple(self.offsets.tolist())

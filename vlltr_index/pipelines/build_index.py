@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from vlltr_index.store.workspace import Workspace
 
 _NO_ANCHOR = "no class has a sentence, so all are scored by their images"
+_BLANK = "the encoder has no text tower, so all classes are scored"
 
 
 @dataclass(frozen=True)
 class IndexReport:
-    """Kind of the index built, the reason for it, and its size; kind `none` if there is no anchor."""
+    """Kind of the index built, the reason for it, and its size; kind `none` if there is nothing to search."""
 
     kind: str
     reason: str
@@ -29,21 +30,23 @@ class IndexReport:
 
 
 def plan_for(workspace: Workspace) -> IndexPlan:
-    """Plan the index over the workspace's anchors, with its cost; kind `none` if there is no anchor.
+    """Plan the index over the workspace's anchors, with its cost; kind `none` if there is nothing to search.
 
     Raises:
         MissingStepError: If no anchors have been selected.
     """
-    size, dim = ModelState(workspace.snapshot()).anchors.bank.vectors.shape
-    if size:
+    bank = ModelState(workspace.snapshot()).anchors.bank
+    size, dim = bank.vectors.shape
+    if not bank.blank:
         return plan_index(size, dim)
-    return IndexPlan(kind="none", reason=_NO_ANCHOR, anchors=size, dim=dim, costs=(), measured_on="")
+    reason = _BLANK if size else _NO_ANCHOR
+    return IndexPlan(kind="none", reason=reason, anchors=size, dim=dim, costs=(), measured_on="")
 
 
 def index_anchors(workspace: Workspace, kind: str = "auto", progress: Progress | None = None) -> IndexReport:
     """Build the index and commit it.
 
-    Where no class has an anchor there is nothing to build: all classes are scored.
+    Where no class has an anchor, or no text tower read them, there is nothing to search: all classes are scored.
 
     Raises:
         MissingStepError: If no anchors have been selected.
@@ -51,9 +54,10 @@ def index_anchors(workspace: Workspace, kind: str = "auto", progress: Progress |
     with workspace.transaction("index") as tx:
         loaded = ModelState(workspace.snapshot(tx.commit.id or None)).anchors
         size, dim = loaded.bank.vectors.shape
-        if not size:
+        if loaded.bank.blank:
             tx.set(index=None)
-            return IndexReport(kind="none", reason=_NO_ANCHOR, anchors=size, dim=dim, digest=None)
+            reason = _BLANK if size else _NO_ANCHOR
+            return IndexReport(kind="none", reason=reason, anchors=size, dim=dim, digest=None)
         planned, reason = plan(size)
         chosen: str = planned
         if kind != "auto":

@@ -232,7 +232,8 @@ def evaluation(
         in_training=0 if folds else _in_training(snapshot, measured.split),
         folds=folds,
         left_out=_left_out(measured),
-        texts_count=model.saved.parts is None or not model.saved.parts.texts_are_mute,
+        texts_count=not model.bank.blank
+        and (model.saved.parts is None or not model.saved.parts.texts_are_mute),
         **compared(answers, asked, against, priors, rules),
     )
     return Evaluation(report, answers, measured, class_ids=class_ids, labels=labels, counts=counts)

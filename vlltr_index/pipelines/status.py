@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vlltr_index.store.snapshot import Commit, Snapshot
     from vlltr_index.store.workspace import Workspace
 
+_PLACES = ("local-dir", "hf-hub", "timm")  # before the name of a folder or repository
 # Before the commit a split's name; after it crops, rule, prior and retrieval.
 _KEPT = re.compile(r"evaluate-.+?-(\d+)(?:-crops-\d+)?(?:-[a-z][a-z0-9-]*)?\.json")
 
@@ -252,7 +253,8 @@ def encoder_change(workspace: Workspace, checkpoint: str) -> str | None:
     """Describe how the encoder named in `vlltr.toml` differs from a checkpoint's, or return None if it does not."""
     asked = workspace.recipe.encoder
     trained = _trained(workspace, checkpoint)
-    if trained is None or "/" in asked.model or ":" in asked.model:  # a folder, or a name on a hub
+    named = asked.model in _PLACES or "/" in asked.model or ":" in asked.model
+    if trained is None or named:  # a folder, or a name on a hub
         return None
     model, size, resize = trained
     plain = "-quickgelu"  # this suffix of a model's name depends on its weights
@@ -330,8 +332,8 @@ def _index_steps(workspace: Workspace, snapshot: Snapshot) -> _Steps:
     anchors = snapshot.count("anchors")
     if index is not None and _gone(workspace.objects, "index", index.digest):
         yield f"the index's files are gone: {short(index.digest)}", command
-    elif anchors < MANY_ANCHORS:  # all classes are scored, which is quicker
-        return
+    elif anchors < MANY_ANCHORS or not snapshot.recipe.encoder.has_text:
+        return  # all classes are scored
     elif index is None:
         yield "there is no index over the anchors", command
     elif index.text_fp != snapshot.commit.text_fp:

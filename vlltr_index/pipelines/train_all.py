@@ -133,7 +133,8 @@ def train_all(
 ) -> dict[str, Any]:
     """Make a recipe the workspace's own, train the encoder, embed, select, train the head, build the index.
 
-    Each step makes one commit. Of several processes all train the encoder, and the first does the rest.
+    Each step makes one commit. Of several processes all train the encoder, and the first does the rest. An encoder
+    without a text tower is taken as it is.
 
     Args:
         workspace: Where images and texts are.
@@ -157,6 +158,9 @@ def train_all(
                 "Recipe %s is the workspace's own now: %s", recipe.name, workspace.storage.at("vlltr.toml")
             )
         maker = StepMaker(workspace, workspace.address, device, progress)
+        if stage_one and not recipe.encoder.has_text:
+            _log.info("Stage 1 is left out: the encoder has no text tower")
+            stage_one = False
         steps = plan_training(maker, resume=resume, stage_one=stage_one)
         runner = Runner(on_step, len(steps))
         return {name: runner.run(step) for name, step in steps.items()}

@@ -291,6 +291,9 @@ class Making:
         self, kind: type[Baseline], without: frozenset[str] = frozenset(), own_tower: bool = False
     ) -> BaselineRow:
         """Fit a baseline without the images of some ids, and if `own_tower` not over the fc baseline's tower."""
+        if kind.sentences is not None:
+            what = f"the baseline {kind.name!r} compares vectors of texts and images"
+            self.snapshot.recipe.encoder.require_text(what, "Take another: ncm or discriminant.")
         sentences = None if kind.sentences is None else sentences_of(self.snapshot)
         tower = self.tower(kind, sentences, without, own_tower)
         data = self.data(tower, without)

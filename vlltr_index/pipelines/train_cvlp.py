@@ -42,12 +42,17 @@ def train_cvlp_stage(
         resume: Whether an interrupted run of the same settings goes on, with as many processes or others.
 
     Raises:
+        UsageError: If the recipe's encoder has no text tower.
         MissingStepError: If there are no training images, or one of their classes has no sentence.
         WorkspaceError: If the training images or their texts changed meanwhile, or the workspace cannot be written.
         ConfigError: If the batch cannot be shared out among the processes, or a visual tower from scratch is to stay as
             it is.
     """
     recipe = workspace.recipe
+    recipe.encoder.require_text(
+        "stage 1 trains an image tower and a text tower together",
+        "Leave it out: vlltr embed, then vlltr select, then vlltr train lgr",
+    )
     if config.tune == "text":
         meet()
         by_first(lambda: _embed_first(workspace, progress))

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _DEEP = 10  # candidates from each ranking per hit
 _LEAST_DEEP = 100
+_NEEDS = "a search compares vectors of texts and images"
+_OTHER = "Search in a workspace that has one: vlltr init DIR --encoder ViT-B-32-quickgelu:openai"
 
 
 @dataclass(frozen=True)
@@ -111,11 +113,12 @@ def search_images(
         progress: Called with the step's name, what is done, and the total.
 
     Raises:
-        UsageError: If the text is empty, or there is no starting encoder to compare with.
+        UsageError: If the text is empty, there is no text tower, or no starting encoder to compare with.
         MissingStepError: If the split has no image, or none has been embedded.
     """
     _check_text(text)
     snapshot = workspace.snapshot()
+    snapshot.recipe.encoder.require_text(_NEEDS, _OTHER)
     images = _images(snapshot, split)
     base_encoder = _starting_encoder(snapshot) if compare else None
     encoder = open_encoder(snapshot)
@@ -235,7 +238,7 @@ def search_sentences(
         is_image: Whether `query` is a path.
 
     Raises:
-        UsageError: If the text is empty, or a hybrid search is asked for with an image.
+        UsageError: If the text is empty, there is no text tower, or a hybrid search is asked for with an image.
         InputError: If the image cannot be read.
         UnknownClassError: If there is no such class.
         MissingStepError: If no sentence has been embedded.
@@ -245,6 +248,7 @@ def search_sentences(
     if not is_image:
         _check_text(query)
     snapshot = workspace.snapshot()
+    snapshot.recipe.encoder.require_text(_NEEDS, _OTHER)
     table = snapshot.class_table()
     where = one_of("class_id", table.ids if class_name is None else (table.lookup(class_name),))
     rows = snapshot.table("sentences", ["sentence_id", "text_hash"], where)

@@ -1,0 +1,170 @@
+"""Image towers of timm: the same pixels and features as timm's own, from safe files alone, and no text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from tests.support.image_towers import write_tower
+from vlltr_index.encoders.encoder import Encoder
+from vlltr_index.encoders.weights import check_source, missing_weights
+from vlltr_index.errors import EncoderError
+
+ZERO = "0" * 40
+
+
+def _picture() -> Image.Image:
+    return Image.linear_gradient("L").resize((90, 60)).convert("RGB").rotate(30)
+
+
+def _change(folder: Path, **values: Any) -> None:
+    """Change a folder's config.json; keys with __ are of `pretrained_cfg`."""
+    path = folder / "config.json"
+    facts = json.loads(path.read_text())
+    for key, value in values.items():
+        if key.startswith("pre__"):
+            facts["pretrained_cfg"][key.removeprefix("pre__")] = value
+        else:
+            facts[key] = value
+    path.write_text(json.dumps(facts), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "args", "changes"),
+    [
+        ("test_resnet", {}, {}),
+        ("test_resnet", {}, {"pre__crop_mode": "squash", "pre__crop_pct": 0.8}),
+        ("test_convnext", {}, {"pre__crop_pct": 1.0}),
+        ("test_vit", {"img_size": 64, "global_pool": "avg"}, {"pre__input_size": [3, 64, 64]}),
+    ],
+)
+def test_it_sees_as_timm_does(
+    tmp_path: Path, architecture: str, args: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    """Without the classifier, with the preprocessing that timm evaluates by; so does the saved encoder."""
+    folder = write_tower(tmp_path / "tower", architecture, **args)
+    _change(folder, **changes)
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
+    prepare = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    encoder = Encoder.load("timm", str(folder))
+    assert encoder.name == f"timm:{architecture}"
+    pixels = prepare(_picture())[None]
+    torch.testing.assert_close(encoder.preprocess(_picture())[None], pixels)
+    with torch.no_grad():
+        features = encoder.encode_pixels(pixels)
+        torch.testing.assert_close(features, model(pixels))
+        assert features.shape == (1, encoder.dim)
+        encoder.save(tmp_path / "saved")
+        again = Encoder.open(tmp_path / "saved")
+        assert torch.equal(again.encode_pixels(pixels), features)
+    assert (again.image_fp, again.text_fp) == (encoder.image_fp, encoder.text_fp)
+    assert not again.has_text
+    assert not again.encode_texts(["a ring", "a cross made of lines"]).any()
+
+
+def test_a_saved_tower_is_no_encoder_to_start_from(tmp_path: Path) -> None:
+    """A recipe would not say that there is no text tower."""
+    Encoder.load("timm", str(write_tower(tmp_path / "tower"))).save(tmp_path / "saved")
+    with pytest.raises(EncoderError, match="holds an image tower without a text tower"):
+        check_source("local-dir", str(tmp_path / "saved"))
+
+
+def test_it_takes_images_of_another_size(tmp_path: Path) -> None:
+    """Also when it is opened again; a size that no patch divides is refused, before it is read."""
+    folder = write_tower(tmp_path / "tower", "test_vit", side=64, img_size=64)
+    encoder = Encoder.load("timm", str(folder), image_size=96)
+    encoder.save(tmp_path / "saved")
+    again = Encoder.open(tmp_path / "saved")
+    pixels = torch.randn(2, 3, 96, 96)
+    with torch.no_grad():
+        assert torch.equal(again.encode_pixels(pixels), encoder.encode_pixels(pixels))
+    assert again.preprocess(_picture()).shape == (3, 96, 96)
+    with pytest.raises(EncoderError, match="multiple of 16 pixels, not 40"):
+        Encoder.load("timm", str(folder), image_size=40)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"architecture": "hf-hub:user/evil"}, "has no model 'hf-hub:user/evil'"),
+        ({"architecture": "nothing_of_timm"}, "has no model 'nothing_of_timm'"),
+        ({"model_args": {"checkpoint_path": "evil.pth"}}, "'checkpoint_path' is no argument that is passed"),
+        ({"model_args": {"pretrained_cfg": {"file": "evil.pth"}}}, "'pretrained_cfg' is no argument"),
+        ({"model_args": {"global_pool": ""}, "global_pool": None}, "gives no single vector for an image"),
+        ({"pre__input_size": [1, 32, 32]}, "it takes images of 1 x 32 x 32, not colour images"),
+        ({"pre__input_size": [3, 32, 64]}, "it takes images of 3 x 32 x 64, not colour images"),
+        ({"pre__interpolation": "lanczos"}, "images are resized by 'lanczos', crop mode 'center'"),
+        ({"pre__crop_mode": "border"}, "images are resized by 'bilinear', crop mode 'border'"),
+        ({"pre__crop_pct": 0.0}, "pretrained_cfg.crop_pct in config.json: Input should be greater than 0"),
+        ({"pretrained_cfg": None}, "pretrained_cfg in config.json: Input should be"),
+    ],
+)
+def test_what_could_be_fetched_or_is_not_followed_is_refused(
+    tmp_path: Path, changes: dict[str, Any], why: str
+) -> None:
+    """Before the weights are read."""
+    folder = write_tower(tmp_path / "tower")
+    _change(folder, **changes)
+    (folder / "model.safetensors").write_bytes(b"not read")
+    for call in (check_source, Encoder.load):
+        with pytest.raises(EncoderError) as caught:
+            call("timm", str(folder))
+        assert why in caught.value.message
+
+
+def test_weights_that_need_pickle_or_are_others_are_refused(tmp_path: Path) -> None:
+    """Each with what mends it."""
+    folder = write_tower(tmp_path / "tower")
+    weights = folder / "model.safetensors"
+    state = load_file(weights)
+    save_file({**state, "strange": torch.zeros(1)}, weights)
+    with pytest.raises(EncoderError, match="holds the weights of another model"):
+        Encoder.load("timm", str(folder))
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(EncoderError, match=r"model\.safetensors cannot be read"):
+        Encoder.load("timm", str(folder))
+    weights.unlink()
+    torch.save(state, folder / "pytorch_model.bin")
+    with pytest.raises(EncoderError) as caught:
+        Encoder.load("timm", str(folder))
+    assert str(caught.value) == (
+        f"{folder} is no folder of a timm model: it has no model.safetensors\n"
+        "timm writes both files: timm.models.save_for_hf(model, FOLDER, safe_serialization=True)"
+    )
+
+
+@pytest.mark.parametrize("name", ["", "nowhere", "owner/name", "owner/name@main", f"a/b/c@{ZERO}"])
+def test_a_repository_needs_its_commit(name: str) -> None:
+    """Before anything is fetched."""
+    for call in (check_source, Encoder.load):
+        with pytest.raises(EncoderError) as caught:
+            call("timm", name)
+        assert str(caught.value) == (
+            f"{name} is neither a folder here nor a repository with its commit\n"
+            "--encoder timm: takes a folder, or OWNER/NAME@COMMIT with all 40 digits of the commit."
+        )
+
+
+def test_a_repository_is_fetched_by_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its description and its safetensors alone; `init` fetches nothing."""
+    asked: list[tuple[str, str, list[str]]] = []
+    folder = write_tower(tmp_path / "tower")
+
+    def download(repository: str, *, revision: str, allow_patterns: list[str], **_: Any) -> str:
+        asked.append((repository, revision, allow_patterns))
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    name = f"timm/small@{ZERO}"
+    check_source("timm", name)
+    assert missing_weights("timm", name) is None
+    assert not asked
+    assert Encoder.load("timm", name).name == f"timm:{name}"
+    assert asked == [("timm/small", ZERO, ["config.json", "model.safetensors"])]

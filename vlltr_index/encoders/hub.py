@@ -1,0 +1,65 @@
+"""Models that are named by a folder, or by a repository of the Hugging Face hub with its commit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from vlltr_index.errors import EncoderError
+
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def local_folder(name: str, takes: str) -> Path | None:
+    """Return the folder that is named; None if the name is that of a repository, `OWNER/NAME@COMMIT`.
+
+    Args:
+        name: The name.
+        takes: What takes such names, for the hint of the error.
+
+    Raises:
+        EncoderError: It is neither.
+    """
+    folder = Path(name).expanduser()
+    if name and folder.is_dir():
+        return folder.resolve()
+    repository, _, commit = name.partition("@")
+    if not _REPOSITORY.fullmatch(repository) or not _COMMIT.fullmatch(commit):
+        raise EncoderError(
+            f"{name} is neither a folder here nor a repository with its commit",
+            f"{takes} takes a folder, or OWNER/NAME@COMMIT with all 40 digits of the commit.",
+        )
+    return None
+
+
+def model_folder(name: str, takes: str, files: Sequence[str]) -> Path:
+    """Return the folder of a model, fetched if it is a repository on the hub.
+
+    Args:
+        name: See `local_folder`, which raises the same errors.
+        takes: See there.
+        files: Patterns of the names of the files to fetch; those in folders of ONNX and OpenVINO are not.
+
+    Raises:
+        EncoderError: The hub does not give it.
+    """
+    found = local_folder(name, takes)
+    if found is not None:
+        return found
+    from huggingface_hub import snapshot_download
+
+    repository, _, commit = name.partition("@")
+    try:
+        return Path(
+            snapshot_download(
+                repository,
+                revision=commit,
+                allow_patterns=list(files),
+                ignore_patterns=["onnx/*", "openvino/*"],
+            )
+        )
+    except Exception as error:  # huggingface_hub and its HTTP library raise many kinds of errors
+        hint = "The first time this needs a network; or copy its files here, and name the folder."
+        raise EncoderError(f"the hub does not give {name}: {error}", hint) from None
