@@ -232,8 +232,7 @@ def evaluation(
         in_training=0 if folds else _in_training(snapshot, measured.split),
         folds=folds,
         left_out=_left_out(measured),
-        texts_count=not model.bank.blank
-        and (model.saved.parts is None or not model.saved.parts.texts_are_mute),
+        texts_count=_texts_count(model),
         **compared(answers, asked, against, priors, rules),
     )
     return Evaluation(report, answers, measured, class_ids=class_ids, labels=labels, counts=counts)
@@ -385,6 +384,12 @@ def _lacking(snapshot: Snapshot, row: BaselineRow, asked: Tensor) -> str:
     return (
         f"made before {plural(number, 'class', 'classes')} of these came, and not compared" if number else ""
     )
+
+
+def _texts_count(model: Model) -> bool:
+    """Say whether texts have a weight in the answers, and a text tower read them."""
+    mute = model.saved.parts is not None and model.saved.parts.texts_are_mute
+    return not (mute or model.bank.blank)
 
 
 def _by_class(
