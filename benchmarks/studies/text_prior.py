@@ -6,8 +6,9 @@
 The shipped encoder as it is, on all training images of Glyphs-LT and of Icons-LT; no head is trained. The classes of a
 group are added at once, each known by its text, by images, or both, and an offset on them, the same for all, lets the
 old classes lose one point. Texts are read by a linear map of their vectors alone, or also by their likeness to other
-classes' texts, as vectors and words tell it, or a sentence-embedding model (`prior.text`) beside them; permuted texts
-and no texts are the controls. The development group was used to choose, the final one for nothing.
+classes' texts, as vectors and words tell it, or a sentence-embedding model (`prior.text`) beside them; and by words, or
+words and that model, as where the encoder has no text tower and the vectors are zeros. Permuted texts and no texts are
+the controls. The development group was used to choose, the final one for nothing.
 """
 
 from __future__ import annotations
@@ -51,7 +52,13 @@ LINEAR, KERNEL, READ, PERMUTED, NONE = (
     "likeness, texts of other classes",
     "no text",
 )
-READINGS = (LINEAR, KERNEL, READ, PERMUTED, NONE)
+WORDS, WORDS_READ, WORDS_PERMUTED = (
+    "no text tower: words",
+    "no text tower: words and a sentence model",
+    "no text tower: words, texts of other classes",
+)
+TOWERLESS = (WORDS, WORDS_READ, WORDS_PERMUTED)
+READINGS = (LINEAR, KERNEL, READ, PERMUTED, *TOWERLESS, NONE)
 SHOTS = (0, 1, 5)
 LOST = 0.01
 _SENTENCES = 16  # a class: the first
@@ -92,19 +99,20 @@ def run(text: str | None) -> None:
 
 def measured(old: Old, new: Group, encoder: Encoder, reader: SentenceModel | None) -> dict[str, Any]:
     """Which images of the new classes are right, by each reading and number of images; and old ones before."""
-    late = bank_of([new.texts[name] for name in new.names], encoder, reader)
-    kernels = {READ: TextKernel.of(old.bank)} if reader else {}
-    kernels[KERNEL] = kernels[PERMUTED] = TextKernel.of(old.bank, with_readings=False)
-    order = torch.randperm(late.num_classes, generator=torch.Generator().manual_seed(0))
+    whole = old.bank, bank_of([new.texts[name] for name in new.names], encoder, reader)
+    blank = [replace(bank, vectors=torch.zeros_like(bank.vectors)) for bank in whole]
+    order = torch.randperm(whole[1].num_classes, generator=torch.Generator().manual_seed(0))
     found: dict[str, Any] = {"rows": {}, "old": {}, "r2": {}}
     for reading in READINGS:
-        if reading == READ and reader is None:
+        read_too = reading in (READ, WORDS_READ)
+        if read_too and reader is None:
             continue
-        by = kernels.get(reading)
-        texts, told = class_features(old.bank, by), class_features(late, by)
+        known, late = blank if reading in TOWERLESS else whole
+        by = None if reading in (LINEAR, NONE) else TextKernel.of(known, with_readings=read_too)
+        texts, told = class_features(known, by), class_features(late, by)
         if reading == NONE:
             texts, told = torch.zeros_like(texts), torch.zeros_like(told)
-        if reading == PERMUTED:
+        if reading in (PERMUTED, WORDS_PERMUTED):
             told = told[order]
         fitted = fit_model(old.moments, texts, kernel=by)
         found["r2"][reading] = round(fitted.shared.text_r2, 4)
@@ -182,7 +190,7 @@ def _table(data: str, group: str, kept: Mapping[str, Any]) -> list[str]:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for reading in (one for one in READINGS if one in kept["r2"]):
-        base = KERNEL if reading == READ else LINEAR
+        base = {READ: KERNEL, WORDS_READ: WORDS, WORDS: KERNEL}.get(reading, LINEAR)
         cells = [reading, f"{100 * kept['r2'][reading]:.0f} %", f"{100 * kept['old'][reading]:.1f}"]
         for shots in SHOTS:
             right, plain = (np.array(kept["rows"][f"{one}, {shots}"], float) for one in (reading, base))
