@@ -25,6 +25,7 @@ from typing import Any
 from benchmarks.kept import cleared, keep_draws
 from benchmarks.studies.draws.bench import Bench
 from benchmarks.studies.draws.clip import ClipGeometry, clip_encoder
+from benchmarks.studies.draws.folders import COMMAND as FOLDERS
 from benchmarks.studies.draws.sources import TEXTS, UNITS, Setting, draw, with_texts
 from benchmarks.studies.draws.table import parts
 from benchmarks.studies.paired import METHOD, UNDER_TRAINING
@@ -153,4 +154,4 @@ def _source(name: str) -> str:
     return str(Path(name).resolve())
 
 
-STUDY = Study({"run": Command(run, _arguments)}, parts)
+STUDY = Study({"folders": FOLDERS, "run": Command(run, _arguments)}, parts)
