@@ -14,6 +14,7 @@ import click
 from vlltr_index.cli.context import Context, pass_context
 from vlltr_index.cli.options import DIR, FILE, PATH, dry_run_option, group_option, yes_option
 from vlltr_index.cli.terminal import ask, table
+from vlltr_index.wording import have, plural
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -185,8 +186,9 @@ def _articles(report: WikipediaReport) -> Iterator[str | Table]:
             yield f"{row.name}: {row.why}{seen}\n  Settle it: {row.settle}"
     left_out = sum(row.near_duplicates for row in report.rows)
     yield (
-        f"{report.found:,} of {len(report.rows):,} classes have an article; {report.added:,} sentences added"
-        + (f", {left_out:,} near duplicates left out" if left_out else "")
+        f"{report.found:,} of {len(report.rows):,} classes {have(report.found)} an article;"
+        f" {plural(report.added, 'sentence')} added"
+        + (f", {plural(left_out, 'near duplicate')} left out" if left_out else "")
         + (f", {report.prompts:,} prompts made" if report.prompts else "")
         + "."
     )

@@ -161,7 +161,7 @@ def _import(report: ImportReport) -> list[str]:
 
 
 def _train(report: TrainReport) -> list[str]:
-    epochs = f", {report.epochs} epochs" if report.epochs else ""
+    epochs = f", {plural(report.epochs, 'epoch')}" if report.epochs else ""
     lines = [
         f"Trained {report.what} on {plural(report.images, 'image')} of {plural(report.classes, 'class', 'classes')}"
         f"{epochs}{' (resumed)' if report.resumed else ''}: {report.digest[:16]}"
@@ -460,7 +460,9 @@ def _diff(report: DiffReport) -> list[str]:
 
 
 def _prune(report: PruneReport) -> list[str]:
-    gone = f"Gave up {len(report.pruned)} commits; kept: {', '.join(map(str, report.kept)) or 'none'}."
+    gone = (
+        f"Gave up {plural(len(report.pruned), 'commit')}; kept: {', '.join(map(str, report.kept)) or 'none'}."
+    )
     return [gone, *(f"  removed {name}" for name in report.removed)]
 
 

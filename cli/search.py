@@ -10,6 +10,7 @@ import click
 
 from vlltr_index.cli.context import Context, pass_context
 from vlltr_index.cli.options import FILE, device_option
+from vlltr_index.wording import plural
 
 _top_option = click.option("--top", type=click.IntRange(1, 1000), default=20, help="How many.")
 
@@ -43,7 +44,8 @@ def images(context: Context, text: str, split: str | None, top: int, out: Path |
         lines += [f"{hit.similarity:+.3f}  {hit.class_name}  [{hit.split}]  {hit.uri}" for hit in hits]
     context.show({**asdict(found), "sheet": str(out) if out else None}, lines, always=True)
     if found.without_vector:
-        context.say(f"{found.without_vector:,} images have no vector yet: vlltr embed")
+        lacking = plural(found.without_vector, "image has", "images have")
+        context.say(f"{lacking} no vector yet: vlltr embed")
     if out is not None:
         context.say(f"Wrote {out}.")
 

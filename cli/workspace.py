@@ -151,9 +151,9 @@ def prune_command(context: Context, keep: int, yes: bool) -> None:
     """
     from vlltr_index.pipelines.history import prune
 
-    old = len(context.open().history.ids()[:-keep])
+    old = plural(len(context.open().history.ids()[:-keep]), "commit")
     if not yes:
-        confirm(f"Give up the oldest {old} commits? This cannot be taken back.")
+        confirm(f"Give up the oldest {old}? This cannot be taken back.")
     context.run(prune, keep)
 
 

@@ -24,6 +24,11 @@ def plural(count: int, one: str, several: str | None = None) -> str:
     return f"{count:,} {one if count == 1 else several or one + 's'}"
 
 
+def have(count: int) -> str:
+    """Return the verb for some of several: `1 of 4 classes has`, `2 of 4 classes have`."""
+    return "has" if count == 1 else "have"
+
+
 def units_of_pictures(units: int) -> str:
     """Say how many observations some pictures are, of which some belong together."""
     return f"{plural(units, 'unit')}: what belongs together counts once"

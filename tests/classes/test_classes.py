@@ -107,7 +107,7 @@ def test_pictures_that_the_model_names_otherwise_are_told(trained: Workspace, pi
 
 def test_what_a_class_is_known_by(trained: Workspace, heldout: dict[str, list[str]], pictures: Path) -> None:
     """Prompts alone are its name; where a head has no weight for texts (`test_one_sided`) they are not named."""
-    bare = NewClass("five dots", images=(pictures / "unseen" / "0.png",))
+    bare = NewClass("five dots", images=(str(pictures / "unseen" / "0.png"),))
     told = NewClass("six dots", ("It has six dots.",), images=(pictures / "unseen" / "1.png",))
     spoken = NewClass("seven dots", ("It has seven dots.",))
     report = add_classes(trained, [bare, told, spoken])

@@ -183,7 +183,7 @@ def test_classes_without_text_or_images(
     path = data / "ImageNet_LT_train.txt"
     path.write_text("".join(line for line in path.read_text().splitlines(True) if not line.endswith(" 1\n")))
     run(space, "ingest", "images", path, "--split", "train", "--names", data / "labels.txt")
-    assert "  1 of the 4 named classes have no image here: 'goldfish'\n" in capsys.readouterr().out
+    assert "  1 of the 4 named classes has no image here: 'goldfish'\n" in capsys.readouterr().out
     (data / "wiki" / "desc_0.txt").unlink()
     (data / "wiki" / "desc_3.txt").write_text("== References ==\nA book.\n")
     run(space, "ingest", "text", data)

@@ -256,7 +256,7 @@ def test_the_command_shows_a_table(
     command = ("-w", workspace.path, "ingest", "wikipedia", "--api", server.url)
     code, out, _ = run(capsys, *command)
     assert code == 0
-    assert "1 of 2 classes have an article; 7 sentences added, 1 near duplicates left out." in out
+    assert "1 of 2 classes has an article; 7 sentences added, 1 near duplicate left out." in out
     assert "crane: 'Crane' may mean several things: Crane (bird), Crane (machine)" in out
     assert f"Settle it: vlltr ingest wikipedia --api {server.url} --title 'crane=Crane (bird)'" in out
     assert "Next: vlltr embed" in out

@@ -298,7 +298,7 @@ def test_sentences_and_prompts(workspace: Workspace, tmp_path: Path) -> None:
         "Classes: 3, 2 of them new.",
         "Left out: 1 entry.",
         f"  left out: {path}: class 'none': the text is empty",
-        "  1 of 3 classes have no text but prompts: 'owl'",
+        "  1 of 3 classes has no text but prompts: 'owl'",
     ]
     found = {(r["class_id"], r["text"], r["source"]) for r in rows(workspace, "sentences")}
     assert found == {
@@ -369,9 +369,9 @@ def test_classes_with_pictures_that_are_named_alike_are_told(workspace: Workspac
     ingest_text(workspace, texts(tmp_path / "t.json", told))
     notes = ingest_images(workspace, tmp_path / "data", "train").notes
     assert notes == [
-        "3 of 6 classes have no text but prompts: 'Enveloppe', 'Owls', 'Shape number 2'",
         "Warning: classes 'Envelope' and 'Enveloppe' both have pictures, and 'Enveloppe' has no text. If they are one:"
         " put the pictures of both into the folder 'Envelope'",
+        "3 of 6 classes have no text but prompts: 'Enveloppe', 'Owls', 'Shape number 2'",
     ]
     with workspace.transaction("test") as tx:
         tx.set(head="h")

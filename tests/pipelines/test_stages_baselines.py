@@ -195,7 +195,7 @@ def test_zero_shot_takes_the_prompts_and_says_what_has_none(small: Workspace) ->
         tx.delete("sentences", f"source = 'prompt' AND class_id = {int(row.class_ids[2])}")
     row = make(small, "zero-shot")
     check(row, drawings.texts()[drawings.WORDS.index(name)])
-    assert row.note == "1 of 8 classes have no prompt: the mean of all their sentences"
+    assert row.note == "1 of 8 classes has no prompt: the mean of all their sentences"
 
 
 def test_other_weights_at_the_same_place_are_refused(small: Workspace, tmp_path: Path) -> None:

@@ -308,6 +308,10 @@ CASES: dict[str, tuple[Spoil, str]] = {
         parts("noise", value=0.0),
         r"parts\.noise in head\.json: Input should be greater than 0",
     ),
+    "parts: interval": (
+        parts("unknown_range", value=[0.9, 0.1]),
+        r"unknown_range in head\.json: Value error, the lower end comes first",
+    ),
     "weights: NaN": (parts("weights", "text", value=float("nan")), r"parts\.weights\.text .* finite number"),
     "weights: text": (
         parts("weights", "text_only", value={"generative": "0.5", "text": 0.0, "offset": 0.0}),

@@ -35,6 +35,20 @@ def test_what_create_takes_and_refuses(tmp_path: Path) -> None:
     Workspace.create(tmp_path / "empty", Recipe(name="test"))
 
 
+def test_a_place_is_named_without_detours(tmp_path: Path) -> None:
+    """As a person would; an export that lies there is named with what opens it."""
+    Workspace.create(tmp_path / "w", Recipe(name="test"))
+    (tmp_path / "away").mkdir()
+    assert Workspace.open(tmp_path / "away" / ".." / "w").address == str(tmp_path / "w")
+    (tmp_path / "away" / "SHA256SUMS").touch()
+    with pytest.raises(WorkspaceError) as caught:
+        Workspace.open(tmp_path / "away")
+    assert caught.value.hint == (
+        "It is an export: open it in Python by Recognizer.from_pretrained, or by HTTP:"
+        f" vlltr serve {tmp_path / 'away'}"
+    )
+
+
 @pytest.mark.parametrize("address", ["ftp://host/w", "s3://", "s3://bucket/../w", "s3://bucket/a//b"])
 def test_other_addresses_are_refused(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is no bucket cannot hold a workspace; nothing is made."""

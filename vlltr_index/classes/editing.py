@@ -51,7 +51,7 @@ class NewClass:
     name: str
     sentences: tuple[str, ...] = ()
     text: Path | None = None  # a file of text about it
-    images: tuple[Path | tuple[str, bytes], ...] = ()
+    images: tuple[str | Path | tuple[str, bytes], ...] = ()
     """Files, folders, and pairs of name and encoded image, whose bytes the workspace stores."""
     aliases: tuple[str, ...] = ()
 
@@ -118,7 +118,10 @@ def add_classes(
 def _write(tx: Transaction, wanted: Sequence[NewClass]) -> Edit:
     new = dict(enumerate(checked_classes(tx, wanted), tx.next_id("classes", len(wanted))))
     skipped: list[str] = []
-    paths = {i: one.images for i, one in new.items()}
+    paths = {
+        i: [Path(given) if isinstance(given, str) else given for given in one.images]
+        for i, one in new.items()
+    }
     pictures = new_image_rows(tx, paths, {i: one.name for i, one in new.items()}, skipped)
     seen = set(usable(pictures)["class_id"].to_pylist())
     for class_id, one in new.items():
@@ -260,8 +263,8 @@ def rename_class(workspace: Workspace, old: str, new: str, options: ChangeOption
         notes = [f"Renamed {before!r} to {name!r} (class {class_id})."]
         if gone:
             notes.append(
-                f"{gone} sentences made from the old name gave way to {made.num_rows} made from the new one;"
-                f" {kept} other sentences stay as they are."
+                f"{plural(gone, 'sentence')} made from the old name gave way to {made.num_rows:,} made from the new"
+                f" one; {plural(kept, 'other sentence stays as it is', 'other sentences stay as they are')}."
             )
         else:
             notes.append(f"No sentence was made from the old name; all {kept} stay as they are.")

@@ -13,6 +13,7 @@ from itertools import groupby
 
 from vlltr_index.evaluation.metrics import AccuracyReport, ReliabilityBin
 from vlltr_index.evaluation.records import Curves, GroupGain
+from vlltr_index.wording import plural
 
 _WIDTH = 400.0
 _LETTER = 6.3  # mean width of a letter at size 12
@@ -168,7 +169,7 @@ def gain_chart(groups: Sequence[GroupGain], against: str) -> Chart:
         who = group.first if group.classes == 1 else f"{group.classes} classes, {group.first} to {group.last}"
         label = (
             f"{who}: {value:+.1f} points ({low:+.1f} to {high:+.1f}), "
-            f"{group.largest} to {group.smallest} training images, {group.gain.images} images"
+            f"{group.largest} to {group.smallest} training images, {plural(group.gain.images, 'image')}"
         )
         chart.bar(
             x=middle - wide / 2,
@@ -283,16 +284,20 @@ def reliability_chart(rows: Mapping[str, Sequence[ReliabilityBin]], errors: Mapp
         points = [(x(100 * b.confidence), y(100 * b.accuracy)) for b in found]
         chart.curve(series, points)
         for point, b in zip(points, found, strict=True):
-            label = (
-                f"{name}: {b.images} images, {100 * b.confidence:.0f} % sure, {100 * b.accuracy:.0f} % right"
-            )
+            shares = f"{100 * b.confidence:.0f} % sure, {100 * b.accuracy:.0f} % right"
+            label = f"{name}: {plural(b.images, 'image')}, {shares}"
             chart.mark(series, point, 3.6, label)
     name, first = next(iter(rows.items()))
     most = max(b.images for b in first)
     for b in first:
         tall = 40 * b.images / most
         chart.bar(
-            x(100 * b.confidence) - 6, floor - tall, 12, height=tall, kind="up", title=f"{b.images} images"
+            x(100 * b.confidence) - 6,
+            floor - tall,
+            12,
+            height=tall,
+            kind="up",
+            title=plural(b.images, "image"),
         )
     chart.line(left, floor, right, y2=floor, kind="axis")
     chart.text(left, floor - 46, f"images of {name} (tallest: {most:,})", "small")

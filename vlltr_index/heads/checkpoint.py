@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -129,6 +129,13 @@ class PartFacts(BaseModel):
     later: list[LaterFigures] = []
     text_trust: float = Field(default=1.0, ge=0.0, le=1.0)
     rejection: FitWeights | None = None
+
+    @field_validator("unknown_range")
+    @classmethod
+    def _ascending(cls, ends: tuple[float, float] | None) -> tuple[float, float] | None:
+        if ends is not None and ends[0] > ends[1]:
+            raise ValueError("the lower end comes first")
+        return ends
 
 
 class HeadManifest(Manifest):

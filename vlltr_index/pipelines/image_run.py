@@ -17,7 +17,7 @@ from vlltr_index.schemas.records import ImageRecord, Skipped
 from vlltr_index.schemas.tables import IMAGES
 from vlltr_index.store import ingestion
 from vlltr_index.store.origins import Listed, Origin, Source, match_images
-from vlltr_index.wording import plural, preview
+from vlltr_index.wording import have, plural, preview
 
 if TYPE_CHECKING:
     from vlltr_index.data.names import ClassNames
@@ -325,7 +325,8 @@ class ImageRun:
         """Note the named classes that have no image in the source, or that all labels are bare numbers."""
         if names is not None:
             empty = [name for name in names.names if name not in labels]
-            told = f"{len(empty):,} of the {len(names):,} named classes have no image here: {preview(empty)}"
+            some = f"{len(empty):,} of the {len(names):,} named classes {have(len(empty))}"
+            told = f"{some} no image here: {preview(empty)}"
         else:
             empty = list(labels) if all(name.isascii() and name.isdecimal() for name in labels) else []
             told = f"the labels are numbers, so classes are called {preview(empty)}; name them: --names FILE"

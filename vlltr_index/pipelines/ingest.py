@@ -31,7 +31,7 @@ from vlltr_index.schemas.records import SentenceRecord, Skipped
 from vlltr_index.store import ingestion
 from vlltr_index.store.class_table import folded
 from vlltr_index.store.origins import Origin, Source
-from vlltr_index.wording import plural, preview
+from vlltr_index.wording import have, plural, preview
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
@@ -181,9 +181,6 @@ def ingest_images(
         run.compare(names, labels)
         retired = retire(tx, run.left) if sync else []
         prompts = write_prompts(tx, _classes_without_text(tx)[0].intersection(classes.values()))
-        table = tx.class_table()
-        if len(table) > before and len(_classes_without_text(tx)[1]) < len(table):
-            _tell_of_bare_classes(tx, run.notes, prompted=prompts > 0)
         _tell_of_misspelt_classes(tx, workspace.address, run.notes)
         return _image_report(run, str(path), before, prompts=prompts, retired=retired, dry_run=dry_run)
 
@@ -217,6 +214,8 @@ def _image_report(
     if run.unknown:
         run.notes.add("unknown", f"no class of the name {counted(run.unknown)}")
     classes = len(run.tx.class_table())
+    if classes > classes_before and len(_classes_without_text(run.tx)[1]) < classes:
+        _tell_of_bare_classes(run.tx, run.notes, prompted=prompts > 0)
     copies = _copies(run.tx, run.splits)
     shared = [_several(copy, "split") for copy in copies if len(_several(copy, "split")) > 1]
     mixed = [copy for copy in copies if len(_several(copy, "class_id")) > 1]
@@ -442,7 +441,7 @@ def _tell_of_bare_classes(tx: Transaction, notes: Notes, prompted: bool) -> None
     bare = sorted(_classes_without_text(tx)[1])
     if bare:
         notes.lines.append(
-            f"{len(bare):,} of {len(table):,} classes have no text{' but prompts' if prompted else ''}: "
+            f"{len(bare):,} of {len(table):,} classes {have(len(bare))} no text{' but prompts' if prompted else ''}: "
             + preview(table.names[i] for i in bare)
         )
 

@@ -43,6 +43,7 @@ from vlltr_index.tensors import choose_device, class_positions
 from vlltr_index.train.cvlp import train_image_only
 from vlltr_index.train.data import TrainImages
 from vlltr_index.train.distributed import own_part
+from vlltr_index.wording import have
 
 if TYPE_CHECKING:
     from vlltr_index.encoders.encoder import Encoder
@@ -442,5 +443,7 @@ def _prompts(sentences: Sentences) -> tuple[Sentences, str]:
     bare = int((~prompted).sum())
     return (
         chosen,
-        f"{bare:,} of {classes:,} classes have no prompt: the mean of all their sentences" if bare else "",
+        f"{bare:,} of {classes:,} classes {have(bare)} no prompt: the mean of all their sentences"
+        if bare
+        else "",
     )

@@ -93,7 +93,8 @@ def storage_at(address: str | os.PathLike[str]) -> Storage:
     text = os.fspath(address)
     if "://" in text:
         return ObjectStorage(text)
-    return Storage(Path(os.path.expanduser(address)).absolute())
+    path = Path(os.path.expanduser(address))
+    return Storage(path.resolve() if ".." in path.parts else path.absolute())
 
 
 class Storage:

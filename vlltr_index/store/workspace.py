@@ -147,7 +147,10 @@ class Workspace:
                 ) from None
             hint = f"Make one: vlltr init {shlex.quote(str(path))}"
             if storage.exists("SHA256SUMS"):
-                hint = "It is an export: open it in Python, by Recognizer.from_pretrained."
+                served = f"vlltr serve {shlex.quote(str(path))}"
+                hint = (
+                    f"It is an export: open it in Python by Recognizer.from_pretrained, or by HTTP: {served}"
+                )
             raise WorkspaceError(
                 f"{storage.address} is not a workspace: it has no {CONFIG_NAME}", hint
             ) from None
