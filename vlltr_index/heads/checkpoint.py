@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vlltr_index.errors import WorkspaceError
 from vlltr_index.heads.fusion import PartWeights
-from vlltr_index.heads.gating import LaterFigures, Share
+from vlltr_index.heads.gating import Interval, LaterFigures
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.heads.plda import SharedGaussian
 from vlltr_index.heads.rejection import FitWeights, Rejection
@@ -124,18 +124,11 @@ class PartFacts(BaseModel):
     text_r2: float
     ood_threshold: float | None
     unknown_accepted: float | None = Field(default=None, ge=0.0, le=1.0)
-    unknown_range: tuple[Share, Share] | None = None
+    unknown_range: Interval | None = None
     correlation: float = Field(default=1.0, ge=0.0, le=1.0)
     later: list[LaterFigures] = []
     text_trust: float = Field(default=1.0, ge=0.0, le=1.0)
     rejection: FitWeights | None = None
-
-    @field_validator("unknown_range")
-    @classmethod
-    def _ascending(cls, ends: tuple[float, float] | None) -> tuple[float, float] | None:
-        if ends is not None and ends[0] > ends[1]:
-            raise ValueError("the lower end comes first")
-        return ends
 
 
 class HeadManifest(Manifest):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -30,6 +30,16 @@ _OTHERS = 4.0  # the share of newcomers that a class is ahead of is drawn to the
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
+def _ascending(ends: tuple[float, float]) -> tuple[float, float]:
+    if ends[0] > ends[1]:
+        raise ValueError("the lower end comes first")
+    return ends
+
+
+Interval = Annotated[tuple[Share, Share], AfterValidator(_ascending)]
+"""Ends of an interval of a share."""
+
+
 @dataclass(frozen=True, slots=True)
 class LaterFigures:
     """Estimate of what later classes get and cost, each class counted alike.
@@ -47,8 +57,8 @@ class LaterFigures:
     number: Annotated[int, Field(ge=1)]
     found: Share
     lost: Share
-    found_range: tuple[Share, Share] | None = None
-    lost_range: tuple[Share, Share] | None = None
+    found_range: Interval | None = None
+    lost_range: Interval | None = None
 
 
 @dataclass(frozen=True, eq=False)
