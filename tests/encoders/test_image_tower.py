@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.support.image_towers import write_tower
 from vlltr_index.encoders.encoder import Encoder
+from vlltr_index.encoders.openclip import build_model
 from vlltr_index.encoders.weights import check_source, missing_weights
 from vlltr_index.errors import EncoderError
 
@@ -117,6 +118,21 @@ def test_what_could_be_fetched_or_is_not_followed_is_refused(
         with pytest.raises(EncoderError) as caught:
             call("timm", str(folder))
         assert why in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("hf-hub:user/evil", {}),
+        ("test_resnet", {"checkpoint_path": "evil.pth"}),
+        ("test_resnet", {"pretrained_cfg": {"file": "evil.pth"}}),
+    ],
+)
+def test_nor_does_an_export_name_what_is_fetched(name: str, args: dict[str, Any]) -> None:
+    """Also where nothing has looked at its description before."""
+    vision = {"timm_model_name": name, "timm_args": args, "image_size": 32}
+    with pytest.raises(EncoderError, match=r"has no model|is no argument"):
+        build_model({"embed_dim": 96, "vision_cfg": vision, "text_cfg": {}})
 
 
 def test_weights_that_need_pickle_or_are_others_are_refused(tmp_path: Path) -> None:

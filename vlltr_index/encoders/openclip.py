@@ -168,7 +168,7 @@ def make_tokenizer(config: dict[str, Any], folder: Path | None = None) -> Tokeni
         EncoderError: A word vocabulary or a Hugging Face tokenizer is named and cannot be loaded.
     """
     text = config["model_cfg"]["text_cfg"]
-    if config.get("tokenizer") == "none":
+    if not text:
         return NoTokenizer()
     length = text.get("context_length", 77)
     options = text.get("tokenizer_kwargs") or {}

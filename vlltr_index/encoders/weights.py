@@ -229,7 +229,7 @@ def check_source(model: str, pretrained: str | None, image_size: int | None = No
     folder = _find_folder(model, pretrained)
     if folder is not None:
         config = _describe(folder)[0]
-        if config["tokenizer"] == "none":
+        if not config["model_cfg"].get("text_cfg"):
             raise EncoderError(
                 f"{folder} holds an image tower without a text tower",
                 "Name timm's own folder or repository of it: --encoder timm:FOLDER",
