@@ -455,7 +455,8 @@ def _of_later(later: Sequence[LaterFigures]) -> str:
         dearest = max((one for one in later if one.number == number), key=lambda one: one.lost)
         costs[number] = points_within(dearest.lost, dearest.lost_range)
     many = max(costs)
+    told = f"{costs[1]} to one such class" + (f", {costs[many]} to {many}" if many > 1 else "")
     return (
         f"Estimated on classes left out: of the images of a class added later {', '.join(found)} would be found. The"
-        f" others would lose {costs[1]} to one such class, {costs[many]} to {many}."
+        f" others would lose {told}."
     )

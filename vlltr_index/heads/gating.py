@@ -50,7 +50,7 @@ class LaterFigures:
         found: Share of their images that is recognised among all classes.
         lost: What the trained classes' accuracy falls by.
         found_range: Ends of the 95 % interval of `found`, over classes; None with a single class.
-        lost_range: The same of `lost`.
+        lost_range: The same of `lost`; None for several classes.
     """
 
     images: Annotated[int, Field(ge=0)]
@@ -154,8 +154,10 @@ def fit_gate(start: Gate, designs: Sequence[HeldOutClasses], weights: bool = Tru
     gate = _fit_weights(start, designs) if weights else start
     fit, offset = _even(gate, designs)
     gate = replace(gate, fit=fit, offset=offset)
-    gate = replace(gate, crowding=_crowding(gate, designs))
-    return replace(gate, limit=_Losses.strongest(gate, designs).offset_at(_MOST_LOST))
+    leads = [one.leads_lost(gate) for one in designs]
+    crowding = _crowding(designs, leads)
+    limit = _Losses.strongest(designs, leads, crowding).offset_at(_MOST_LOST)
+    return replace(gate, crowding=crowding, limit=limit)
 
 
 def fit_trust(model: PLDA) -> float:
@@ -181,6 +183,8 @@ def fit_trust(model: PLDA) -> float:
 def later_figures(gate: Gate, designs: Sequence[HeldOutClasses]) -> tuple[LaterFigures, ...]:
     """Estimate for 1, 10 and 100 later classes which share of their images is found, and what the trained ones lose.
 
+    If no design has two newcomers, nobody can say it of 10 and 100.
+
     Args:
         gate: Fitted on these designs, or on others too.
         designs: Newcomers known by the same number of images; those that `fit_gate` ignores are ignored.
@@ -188,7 +192,8 @@ def later_figures(gate: Gate, designs: Sequence[HeldOutClasses]) -> tuple[LaterF
     designs = _usable(designs)
     if not designs:
         return ()
-    losses = _Losses.strongest(gate, designs)
+    alone = [one.leads_lost(gate) for one in designs]
+    losses = _Losses.strongest(designs, alone, gate.crowding)
     leads = [one.lead_lacking(gate) for one in designs]
     lacking = torch.cat([lead for lead, _ in leads])
     behind = torch.cat([1.0 - ahead for _, ahead in leads])
@@ -198,15 +203,17 @@ def later_figures(gate: Gate, designs: Sequence[HeldOutClasses]) -> tuple[LaterF
     weights = torch.cat([one.new_weights for one in designs]) / len(designs)
     kinds = torch.cat([one.new_labels * len(designs) + number for number, one in enumerate(designs)])
     figures = []
-    for number in _NUMBERS:
+    for number in _NUMBERS if bool(others.any()) else _NUMBERS[:1]:
         offset = gate.offset_among(number)
         ahead = (lacking < offset).double()
         hits = ahead * _before_all(number - 1, behind, others, weights * ahead)
         found = min(float(weights @ hits), 1.0)
-        alone = offset + gate.crowding * math.log(number)  # of a single one that is as strong
-        lost = min(losses.at(alone), 1.0)
         found_range = share_range(hits, weights, kinds)
-        lost_range = _lost_range(gate, designs, alone, lost)
+        lost_range = None
+        if number == 1:
+            lost, lost_range = _lost_to_one(designs, alone, offset)
+        else:
+            lost = min(losses.at(offset + gate.crowding * math.log(number)), 1.0)
         figures.append(LaterFigures(designs[0].images, number, found, lost, found_range, lost_range))
     return tuple(figures)
 
@@ -223,7 +230,8 @@ def _before_all(number: int, behind: Tensor, others: Tensor, weights: Tensor) ->
         others: Float64 [M], how many these are.
         weights: Float64 [M], the weight of each image in the mean share.
     """
-    mean = float(weights @ behind) / max(float(weights.sum()), _LEAST_SHARE)
+    told = weights * (others > 0)
+    mean = float(told @ behind) / max(float(told.sum()), _LEAST_SHARE)
     won = (_OTHERS * mean + others * behind).clamp(min=_LEAST_SHARE)
     whole = _OTHERS + others
     of_won = torch.lgamma(won + number) - torch.lgamma(won)
@@ -267,7 +275,7 @@ def _even(gate: Gate, designs: Sequence[HeldOutClasses]) -> tuple[float, float]:
     return fit, float(offset.detach()) - fit * float(usual)
 
 
-def _crowding(gate: Gate, designs: Sequence[HeldOutClasses]) -> float:
+def _crowding(designs: Sequence[HeldOutClasses], leads: Sequence[Tensor]) -> float:
     """Find by how much the strongest of e times as many newcomers is stronger, where a tenth of the images is lost.
 
     The offsets are compared that cost as much, of the strongest newcomer of each design and of each of them alone. At
@@ -276,8 +284,8 @@ def _crowding(gate: Gate, designs: Sequence[HeldOutClasses]) -> float:
     logarithm = sum(math.log(one.newcomers) for one in designs) / len(designs)
     if not logarithm:
         return 1.0
-    alone = _Losses.of(designs, [one.leads_lost(gate) for one in designs])
-    strongest = _Losses.strongest(replace(gate, crowding=0.0), designs)
+    alone = _Losses.of(designs, leads)
+    strongest = _Losses.strongest(designs, leads, 0.0)
     apart = alone.offset_at(strongest.share) - strongest.threshold
     return min(max(apart / logarithm, 0.0), 1.0)
 
@@ -317,11 +325,13 @@ class _Losses:
         return cls(margins, lost, threshold, float(lost[last]), float(apart / lost[last]) or 1.0)
 
     @classmethod
-    def strongest(cls, gate: Gate, designs: Sequence[HeldOutClasses]) -> _Losses:
-        """Measure the margins of the strongest newcomer, put where those of a single one are, by `Gate.crowding`."""
-        leads = [one.leads_lost(gate).amin(1, keepdim=True) for one in designs]
-        shifts = [gate.crowding * math.log(one.newcomers) for one in designs]
-        return cls.of(designs, [lead + shift for lead, shift in zip(leads, shifts, strict=True)])
+    def strongest(
+        cls, designs: Sequence[HeldOutClasses], leads: Sequence[Tensor], crowding: float
+    ) -> _Losses:
+        """Measure the margins of each design's strongest newcomer, put where a single one's are, by `Gate.crowding`."""
+        return cls.of(
+            designs, [lead.amin(1, keepdim=True) + crowding * math.log(lead.shape[1]) for lead in leads]
+        )
 
     def at(self, offset: float) -> float:
         """Return the accuracy that is lost with an offset."""
@@ -345,22 +355,21 @@ def _of_right(designs: Sequence[HeldOutClasses], values: Sequence[Tensor]) -> tu
     return torch.cat(found), torch.cat(weights)
 
 
-def _lost_range(
-    gate: Gate, designs: Sequence[HeldOutClasses], offset: float, lost: float
-) -> tuple[float, float] | None:
-    """Compute the 95 % interval, over newcomers, of what a single one costs with an offset; it includes `lost`."""
-    leads = [one.leads_lost(gate) for one in designs]
+def _lost_to_one(
+    designs: Sequence[HeldOutClasses], leads: Sequence[Tensor], offset: float
+) -> tuple[float, tuple[float, float] | None]:
+    """Measure what the newcomers cost, each alone with an offset, and the 95 % interval over newcomers."""
     margins, weights = _of_right(designs, leads)
     first = 0
     owners = list[Tensor]()
     for lead in leads:
         owners.append(torch.arange(first, first + lead.shape[1]).expand_as(lead))
         first += lead.shape[1]
-    ends = share_range((margins <= offset).double(), weights, _of_right(designs, owners)[0])
-    if ends is None:
-        return None
+    hits = (margins <= offset).double()
     accuracy = float(weights.sum())
-    return min(accuracy * ends[0], lost), max(min(accuracy * ends[1], 1.0), lost)
+    ends = share_range(hits, weights, _of_right(designs, owners)[0])
+    scaled = None if ends is None else (accuracy * ends[0], min(accuracy * ends[1], 1.0))
+    return min(float(weights @ hits), 1.0), scaled
 
 
 def _fit_weights(start: Gate, designs: Sequence[HeldOutClasses]) -> Gate:
