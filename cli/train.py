@@ -237,13 +237,13 @@ def baseline(context: Context, /, name: str, processes: int, resume: bool, **giv
     """A baseline with the same encoder and budget; `vlltr evaluate` shows each as a row.
 
     `fc` trains the same visual tower with a linear layer under cross-entropy. The others are made from stored
-    vectors, `rest` makes them all. From fc's tower: `ncm` (nearest class mean; without fc of the workspace's encoder),
-    `crt` (classifier trained again on balanced classes), `tau-norm`, `lws` (a learned scale a class). From the
-    workspace's encoder: `discriminant` (linear, with a shrunk covariance), `zero-shot` (prompt ensemble), `knn` (votes
-    of the nearest sentences), `tip-adapter` (a cache of at most 16 images a class). What they choose from is in the
-    recipe's section `baselines`; split val chooses, never test.
+    vectors, `rest` makes all that the encoder can have. From fc's tower: `ncm` (nearest class mean; without fc of the
+    workspace's encoder), `crt` (classifier trained again on balanced classes), `tau-norm`, `lws` (a learned scale a
+    class). From the workspace's encoder: `discriminant` (linear, with a shrunk covariance), `zero-shot` (prompt
+    ensemble), `knn` (votes of the nearest sentences), `tip-adapter` (a cache of at most 16 images a class). What they
+    choose from is in the recipe's section `baselines`; split val chooses, never test.
     """
-    from vlltr_index.pipelines.train_baseline import train_baseline, train_baseline_stage
+    from vlltr_index.pipelines.train_baseline import possible_baselines, train_baseline, train_baseline_stage
 
     following = "vlltr evaluate"
     if name == "fc":
@@ -256,7 +256,7 @@ def baseline(context: Context, /, name: str, processes: int, resume: bool, **giv
     workspace = context.open()
     config = _recipe(workspace, part="baselines", **given).baselines
     made = {}
-    for one in BASELINES if name == "rest" else (name,):
+    for one in possible_baselines(workspace) if name == "rest" else (name,):
         row = train_baseline(workspace, one, config, context.progress)
         made[row.label] = {"settings": row.settings, "note": row.note}
         context.say(baseline_line(row))

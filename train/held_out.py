@@ -350,7 +350,10 @@ def _held_out_classes(
     def among(likelihoods: Tensor, image: Tensor, text: Tensor) -> Tensor:
         """Compute log P(c | trained, x), float64 [B, trained]."""
         scores = weights.generative * likelihoods[:, :trained]
-        return (scores + weights.image * image[:, known] + weights.text * text[:, known]).log_softmax(1)
+        for weight, logits in ((weights.image, image), (weights.text, text)):
+            if weight:  # logits that do not count may be no numbers
+                scores = scores + weight * logits[:, known]
+        return scores.log_softmax(1)
 
     old = known[fold.labels]
     labels = column[fold.labels[old]]

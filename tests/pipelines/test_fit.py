@@ -173,6 +173,9 @@ def test_a_dry_run_says_what_would_change(
     assert "$ vlltr init" not in out
     assert f"$ vlltr -w {shots}-model ingest images {shots} --split train --sync --dry-run" in out
     assert sorted(shots.parent.iterdir()) == beside
+    refused = run(capsys, "fit", shots, "-w", shots, "--encoder", "vlltr-tiny:glyphs", "--dry-run")
+    assert refused[0] == 1
+    assert "is not empty and not a workspace" in refused[2]
 
 
 def test_a_tuned_tower_is_followed_by_its_vectors(workspace: Workspace, shots: Path) -> None:

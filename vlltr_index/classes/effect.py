@@ -162,7 +162,8 @@ def measure(before: ModelState, after: Model, touched: set[int]) -> Effect:
 def _load(state: ModelState, same_head: bool) -> list[_Validation]:
     """Read the validation images of a commit, and answer them, unless the edit before has left that.
 
-    Those of a cross-validation are in a part for each model; it says nothing of another head. None: no image.
+    Those of a cross-validation are in a part for each model; it says nothing of another head.
+    Without an image there is no part.
     """
     snapshot = state.snapshot
     most = max(_FEWEST, min(_MOST, _SCORES // max(1, len(state.classes))))

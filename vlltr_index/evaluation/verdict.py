@@ -175,7 +175,7 @@ def _takers(report: EvaluationReport) -> list[str]:
 
 
 def _sufferers(classes: tuple[ClassFigures, ...], texts_count: bool) -> list[str]:
-    """Name the classes that are recognised least, and those that the text tells worse than the images do."""
+    """Name the classes that are recognised least, and those of which texts alone recognise no picture."""
     tested = [one for one in classes if one.images]
     weak = [one for one in tested if one.right < _HALF * one.images]
     weak.sort(key=lambda one: (one.right / one.images, one.train, one.name))

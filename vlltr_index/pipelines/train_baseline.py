@@ -162,6 +162,13 @@ def train_baseline_stage(
     return training.stage_report(run, "baseline fc", digest, data, stage=stage, epochs=config.epochs)
 
 
+def possible_baselines(workspace: Workspace) -> list[str]:
+    """Return those of `BASELINES` that there can be: without a text tower those that are fitted on no sentence."""
+    return [
+        name for name in BASELINES if workspace.recipe.encoder.has_text or BY_NAME[name].sentences is None
+    ]
+
+
 def train_baseline(
     workspace: Workspace, name: str, config: BaselinesConfig, progress: Progress | None = None
 ) -> BaselineRow:

@@ -114,10 +114,7 @@ class Workspace:
                 )
             there.write_config(there.config.model_copy(update={"recipe": recipe}))
             return there
-        if any(name != NEWEST for name in storage.names()):  # a killed `init` leaves this one file
-            raise WorkspaceError(
-                f"{storage.address} is not empty and not a workspace", "Choose a new one: vlltr init DIR"
-            )
+        check_room(path)
         workspace = cls(storage, WorkspaceConfig(recipe=recipe))
         try:
             workspace.history.begin()
@@ -338,6 +335,20 @@ def _differences(there: Recipe, asked: Recipe) -> str:
     found = list(_differing(there.model_dump(), asked.model_dump()))
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""
     return ", ".join(f"{key} {mine!r}, not {other!r}" for key, mine, other in found[:3]) + more
+
+
+def check_room(path: str | os.PathLike[str]) -> None:
+    """Check that a place where no workspace is holds nothing else.
+
+    Raises:
+        UsageError: It is an address that cannot hold a workspace.
+        WorkspaceError: It holds other things.
+    """
+    storage = storage_at(path)
+    if any(name != NEWEST for name in storage.names()):  # a killed `init` leaves this one file
+        raise WorkspaceError(
+            f"{storage.address} is not empty and not a workspace", "Choose a new one: vlltr init DIR"
+        )
 
 
 def _differing(
