@@ -154,7 +154,7 @@ def text_matches(data: StageTwoData) -> bool | None:
     product of how alike their mean images are and how alike their texts are by words and readings, each an inner
     product less its means (the Hilbert-Schmidt independence criterion; Gretton et al. 2005).
 
-    Too few are fewer than 5 with images and texts, or without a text tower 10.
+    Too few are fewer than 5 with images and texts; without a text tower also fewer than 10 with texts.
     """
     counts, sums = class_sums(unit_rows(data.features[0]), data.labels, data.classes)
     at = ((counts > 0).cpu() & (data.places >= 0)).nonzero()[:, 0]

@@ -114,7 +114,9 @@ def draw(source: str, setting: Setting, number: int, final: bool = False) -> Dra
     fits = [p for p in pools if len(p.train) >= _least(source, setting)]
     chance = random.Random(f"{Path(source).name}:{setting.classes}:{number}")
     fits = chance.sample(fits, len(fits))
-    new = next(p for p in fits if len(p.train) >= NEW_IMAGES)
+    new = next((p for p in fits if len(p.train) >= NEW_IMAGES), None)
+    if new is None:
+        raise ValueError(f"{source} has no class of {NEW_IMAGES} pictures that could be added")
     fits.remove(new)
     count = len(fits) if setting.classes is None else setting.classes
     kinds = tuple(_kind(p, setting, number) for p in fits[:count])
@@ -206,7 +208,7 @@ def _folder(place: Path) -> list[_Pool]:
     """Classes of a folder of class folders, without texts: all pictures in one pool."""
     pools = []
     for folder in sorted(path for path in place.iterdir() if path.is_dir()):
-        pictures = [(path.name, path.read_bytes()) for path in sorted(folder.iterdir())]
+        pictures = [(path.name, path.read_bytes()) for path in sorted(folder.iterdir()) if path.is_file()]
         pools.append(_Pool(folder.name, (), pictures, []))
     return pools
 
