@@ -107,7 +107,8 @@ def fit_command(
     context.say("\nWhat to do with it:")
     under = "" if prior == "balanced" else f"--prior {prior} "
     context.say(f"  {typed} predict {under}PICTURE.jpg            what is it, and why")
-    context.say(f'  {typed} classes add NAME --sentence "..."   a class more, without training')
+    known_by = '--sentence "..."' if evaluation is None or evaluation.texts_count else "--images DIR  "
+    context.say(f"  {typed} classes add NAME {known_by}   a class more, without training")
     context.say(f"  {typed} review                         labels that may be wrong, and near duplicates")
     context.say(f"  {typed} status                         what is there")
     if made.report is not None:

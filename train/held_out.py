@@ -456,10 +456,11 @@ def _of_later(later: Sequence[LaterFigures]) -> str:
     costs = dict[int, str]()
     for number in sorted({one.number for one in later}):
         dearest = max((one for one in later if one.number == number), key=lambda one: one.lost)
-        costs[number] = points_within(dearest.lost, dearest.lost_range)
+        known = known_by[[one.images for one in alone].index(dearest.images)]
+        costs[number] = f"{points_within(dearest.lost, dearest.lost_range)} to {number:,} known {known}"
     many = max(costs)
-    told = f"{costs[1]} to one such class" + (f", {costs[many]} to {many}" if many > 1 else "")
+    told = costs[1] + (f", {costs[many]}" if many > 1 else "")
     return (
         f"Estimated on classes left out: of the images of a class added later {', '.join(found)} would be found. The"
-        f" others would lose {told}."
+        f" others would lose at most {told}."
     )

@@ -279,8 +279,8 @@ def test_figures_stay_within_bounds_where_all_is_found() -> None:
 
 def test_newcomers_without_a_rival_tell_nothing_of_ten() -> None:
     """By a design with rivals beside such designs it is told as by that one alone."""
-    alone = [design(seed, 40, 1, 300, 1.5)[0] for seed in range(4)]
-    beside = design(9, 40, 2, 300, 1.5)[0]
+    alone = [design(seed, 40, 1, 300, 1.5)[0] for seed in range(5)]
+    beside = design(9, 40, 5, 300, 1.5)[0]
     gate = fitted(1.5)
     assert [one.number for one in later_figures(gate, alone)] == [1]
     shares = [[one.found for one in later_figures(gate, some)] for some in ([beside], [*alone, beside])]

@@ -25,6 +25,7 @@ _LEAST_SHARE = 1e-6  # a root comes near 0 but never reaches it
 _NUMBERS = (1, 10, 100)
 _TRUSTS = (1.0, 0.75, 0.5, 0.25, 0.0)
 _FEWEST_TO_TRUST = 3
+_FEWEST_TOLD = 5  # newcomers that tell of later ones
 _OTHERS = 4.0  # the share of newcomers that a class is ahead of is drawn to the mean as by so many others
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -183,7 +184,7 @@ def fit_trust(model: PLDA) -> float:
 def later_figures(gate: Gate, designs: Sequence[HeldOutClasses]) -> tuple[LaterFigures, ...]:
     """Estimate for 1, 10 and 100 later classes which share of their images is found, and what the trained ones lose.
 
-    If no design has two newcomers, nobody can say it of 10 and 100.
+    Fewer than five newcomers tell too little. If no design has two of them, nobody can say it of 10 and 100.
 
     Args:
         gate: Fitted on these designs, or on others too.
@@ -202,6 +203,8 @@ def later_figures(gate: Gate, designs: Sequence[HeldOutClasses]) -> tuple[LaterF
     )
     weights = torch.cat([one.new_weights for one in designs]) / len(designs)
     kinds = torch.cat([one.new_labels * len(designs) + number for number, one in enumerate(designs)])
+    if len(kinds.unique()) < _FEWEST_TOLD:
+        return ()
     figures = []
     for number in _NUMBERS if bool(others.any()) else _NUMBERS[:1]:
         offset = gate.offset_among(number)
