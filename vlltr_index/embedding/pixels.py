@@ -8,6 +8,7 @@ feature, so that fusion, retrieval and explanation work as for any image, and st
 from __future__ import annotations
 
 import hashlib
+import warnings
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -229,7 +230,11 @@ class ReadAhead(Iterable[Batch], Generic[Wanted, Read, Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches in their order."""
-        return iter(self._loader) if self._workers else self._read_by_threads()
+        if not self._workers:
+            return self._read_by_threads()
+        with warnings.catch_warnings():  # they read images, and no table
+            warnings.filterwarnings("ignore", "lancedb fork support", RuntimeWarning)
+            return iter(self._loader)
 
     @cached_property
     def _loader(self) -> DataLoader[Read]:
