@@ -16,7 +16,7 @@ is not done again; all methods and texts have the same draws.
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, ArgumentTypeError, BooleanOptionalAction
+from argparse import ArgumentParser, BooleanOptionalAction
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,12 +146,8 @@ def _arguments(parser: ArgumentParser) -> None:
 
 
 def _source(name: str) -> str:
-    """Return a source that there is; a folder by its whole path."""
-    if name in SOURCES:
-        return name
-    if not Path(name).is_dir():
-        raise ArgumentTypeError(f"{name} is neither a source nor a folder")
-    return str(Path(name).resolve())
+    """Return a source; a folder by its whole path."""
+    return name if name in SOURCES else str(Path(name).resolve())
 
 
 STUDY = Study({"folders": FOLDERS, "run": Command(run, _arguments)}, parts)
