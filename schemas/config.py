@@ -66,6 +66,15 @@ class EncoderConfig(_Config):
             raise UsageError(f"{what}, and this encoder has no text tower", hint)
 
     @model_validator(mode="after")
+    def _named_tower(self) -> Self:
+        """Refuse an image tower of timm that is not named."""
+        if not self.has_text and not self.pretrained:
+            raise ValueError(
+                "the model timm names no folder or repository: --encoder timm:FOLDER, or `pretrained` in vlltr.toml"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _room_for_the_crop(self) -> Self:
         """Refuse a resize that is smaller than the crop."""
         if self.resize is not None and self.image_size is not None and self.resize < self.image_size:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ from tests.support.image_towers import write_tower
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.encoders.openclip import build_model
 from vlltr_index.encoders.weights import check_source, missing_weights
-from vlltr_index.errors import EncoderError
+from vlltr_index.errors import ConfigError, EncoderError
+from vlltr_index.schemas.recipes import load_recipe
 
 ZERO = "0" * 40
 
@@ -44,13 +47,29 @@ def _change(folder: Path, **values: Any) -> None:
         ("test_resnet", {}, {"pre__crop_mode": "squash", "pre__crop_pct": 0.8}),
         ("test_convnext", {}, {"pre__crop_pct": 1.0}),
         ("test_vit", {"img_size": 64, "global_pool": "avg"}, {"pre__input_size": [3, 64, 64]}),
+        # Classifiers that are more than the layer that `pretrained_cfg` names.
+        ("levit_128s", {}, {"pre__input_size": [3, 224, 224]}),
+        pytest.param("caformer_s18", {}, {}, marks=pytest.mark.slow),
+        pytest.param("repvit_m0_9", {}, {}, marks=pytest.mark.slow),
+        pytest.param("efficientvit_m0", {}, {"pre__input_size": [3, 224, 224]}, marks=pytest.mark.slow),
+        pytest.param("shvit_s1", {}, {"pre__input_size": [3, 224, 224]}, marks=pytest.mark.slow),
+        pytest.param(
+            "vit_small_patch14_dinov2",
+            {"img_size": 56},
+            {"pre__input_size": [3, 56, 56]},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "vit_small_patch16_dinov3", {}, {"pre__input_size": [3, 256, 256]}, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_it_sees_as_timm_does(
     tmp_path: Path, architecture: str, args: dict[str, Any], changes: dict[str, Any]
 ) -> None:
     """Without the classifier, with the preprocessing that timm evaluates by; so does the saved encoder."""
-    folder = write_tower(tmp_path / "tower", architecture, **args)
+    side = changes.get("pre__input_size", [3, 32, 32])[1]
+    folder = write_tower(tmp_path / "tower", architecture, side, **args)
     _change(folder, **changes)
     model = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
     prepare = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
@@ -92,6 +111,25 @@ def test_it_takes_images_of_another_size(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("architecture", "args", "side", "why"),
+    [
+        ("test_vit", {"img_size": 64}, 40, "a multiple of 16 pixels, not 40"),
+        ("levit_128s", {}, 96, "takes no images of 96 pixels: RuntimeError: "),
+    ],
+)
+def test_a_size_that_cannot_be_is_refused_at_once(
+    tmp_path: Path, architecture: str, args: dict[str, Any], side: int, why: str
+) -> None:
+    """Without the weights."""
+    folder = write_tower(tmp_path / "tower", architecture, 64 if args else 224, **args)
+    (folder / "model.safetensors").write_bytes(b"not read")
+    check_source("timm", str(folder))
+    check_source("timm", str(folder), 128 if args else 224)
+    with pytest.raises(EncoderError, match=why):
+        check_source("timm", str(folder), side)
+
+
+@pytest.mark.parametrize(
     ("changes", "why"),
     [
         ({"architecture": "hf-hub:user/evil"}, "has no model 'hf-hub:user/evil'"),
@@ -103,7 +141,21 @@ def test_it_takes_images_of_another_size(tmp_path: Path) -> None:
         ({"pre__input_size": [3, 32, 64]}, "it takes images of 3 x 32 x 64, not colour images"),
         ({"pre__interpolation": "lanczos"}, "images are resized by 'lanczos', crop mode 'center'"),
         ({"pre__crop_mode": "border"}, "images are resized by 'bilinear', crop mode 'border'"),
-        ({"pre__crop_pct": 0.0}, "pretrained_cfg.crop_pct in config.json: Input should be greater than 0"),
+        ({"pre__crop_pct": 0.0}, "pretrained_cfg.crop_pct in config.json: Input should be greater than"),
+        ({"pre__crop_pct": 1e-300}, "pretrained_cfg.crop_pct in config.json: Input should be greater than"),
+        ({"pre__input_size": [3, 20000, 20000]}, "input_size.1 in config.json: Input should be less than"),
+        ({"pre__input_size": [3, 0, 0]}, "input_size.1 in config.json: Input should be greater than"),
+        ({"pre__std": [0.0, 0.2, 0.2]}, "pretrained_cfg.std.0 in config.json: Input should be greater than"),
+        ({"pre__std": [0.2, math.inf, 0.2]}, "pretrained_cfg.std.1 in config.json: Input should be"),
+        ({"pre__mean": [0.2, 0.2, math.nan]}, "pretrained_cfg.mean.2 in config.json: Input should be"),
+        ({"pre__mean": [1e300, 0.2, 0.2]}, "pretrained_cfg.mean.0 in config.json: Input should be less than"),
+        (
+            {"model_args": {"layers": [1, 1, 1, 1_000_000]}},
+            "'layers' is no argument that is passed to timm: [1,",
+        ),
+        ({"model_args": {"layers": [1] * 65}}, "'layers' is no argument that is passed to timm"),
+        ({"model_args": {"mlp_ratio": math.nan}}, "'mlp_ratio' is no argument that is passed to timm: nan"),
+        ({"model_args": {"layers": [1, 1]}}, "cannot be used: "),
         ({"pretrained_cfg": None}, "pretrained_cfg in config.json: Input should be"),
     ],
 )
@@ -118,6 +170,8 @@ def test_what_could_be_fetched_or_is_not_followed_is_refused(
         with pytest.raises(EncoderError) as caught:
             call("timm", str(folder))
         assert why in caught.value.message
+        assert not caught.value.message.endswith(": ")
+        assert caught.value.hint is None
 
 
 @pytest.mark.parametrize(
@@ -141,8 +195,9 @@ def test_weights_that_need_pickle_or_are_others_are_refused(tmp_path: Path) -> N
     weights = folder / "model.safetensors"
     state = load_file(weights)
     save_file({**state, "strange": torch.zeros(1)}, weights)
-    with pytest.raises(EncoderError, match="holds the weights of another model"):
+    with pytest.raises(EncoderError, match="holds the weights of another model") as caught:
         Encoder.load("timm", str(folder))
+    assert "strange" in caught.value.message
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(EncoderError, match=r"model\.safetensors cannot be read"):
         Encoder.load("timm", str(folder))
@@ -156,10 +211,67 @@ def test_weights_that_need_pickle_or_are_others_are_refused(tmp_path: Path) -> N
     )
 
 
-@pytest.mark.parametrize("name", ["", "nowhere", "owner/name", "owner/name@main", f"a/b/c@{ZERO}"])
+def test_a_model_too_large_for_its_weights_is_refused_before_it_takes_memory(tmp_path: Path) -> None:
+    """By the shapes in the file; this one would have 67 billion numbers in each layer."""
+    folder = write_tower(tmp_path / "tower", "test_vit", side=64, img_size=64)
+    _change(folder, model_args={"img_size": 64, "embed_dim": 4_096, "mlp_ratio": 4_000})
+    with pytest.raises(EncoderError, match="holds the weights of another model"):
+        Encoder.load("timm", str(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("layer1.0.conv1.weight", lambda value: value.fill_(math.nan)),
+        ("layer1.0.conv1.weight", lambda value: value.double() + 1e300),
+        ("bn1.running_var", lambda value: value - math.inf),
+        ("layer1.0.conv1.weight", lambda value: value.to(torch.int8)),
+        ("layer1.0.conv1.weight", lambda value: value > 0),
+        ("layer1.0.conv1.weight", lambda value: value.to(torch.complex64)),
+        ("bn1.num_batches_tracked", lambda value: value.float()),
+    ],
+)
+def test_weights_that_are_no_numbers_are_refused(
+    tmp_path: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    """The message names the file and the tensor; float16 is converted."""
+    folder = write_tower(tmp_path / "tower")
+    weights = folder / "model.safetensors"
+    state = {
+        key: value.half() if key.endswith("conv2.weight") else value
+        for key, value in load_file(weights).items()
+    }
+    save_file(state, weights)
+    Encoder.load("timm", str(folder))
+    save_file({**state, name: change(state[name])}, weights)
+    with pytest.raises(EncoderError, match="holds weights that are not finite numbers") as caught:
+        Encoder.load("timm", str(folder))
+    assert str(weights) in caught.value.message
+    assert name in caught.value.message
+
+
+def test_a_folder_of_timm_is_named_with_timm(tmp_path: Path) -> None:
+    """The hint says how; with `timm` a folder or repository must be named."""
+    folder = write_tower(tmp_path / "tower")
+    with pytest.raises(EncoderError) as caught:
+        check_source(str(folder), None)
+    assert caught.value.hint is not None
+    assert f"--encoder timm:{folder}" in caught.value.hint
+    for name in ("timm", "timm:"):
+        with pytest.raises(ConfigError, match="names no folder or repository: --encoder timm:FOLDER"):
+            load_recipe(encoder=name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["nowhere", "owner/name", "owner/name@main"]
+    + [f"{name}@{ZERO}" for name in ("a/b/c", "../..", "-x/--y", "a/-y", "./a", "a/.b", "a/\u00e9")],
+)
 def test_a_repository_needs_its_commit(name: str) -> None:
     """Before anything is fetched."""
     for call in (check_source, Encoder.load):
+        with pytest.raises(EncoderError, match="no folder or repository is named"):
+            call("timm", "")
         with pytest.raises(EncoderError) as caught:
             call("timm", name)
         assert str(caught.value) == (
@@ -181,6 +293,7 @@ def test_a_repository_is_fetched_by_its_commit(tmp_path: Path, monkeypatch: pyte
     name = f"timm/small@{ZERO}"
     check_source("timm", name)
     assert missing_weights("timm", name) is None
+    assert missing_weights("hf-hub", "owner/name") is None
     assert not asked
     assert Encoder.load("timm", name).name == f"timm:{name}"
     assert asked == [("timm/small", ZERO, ["config.json", "model.safetensors"])]

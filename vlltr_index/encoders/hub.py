@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vlltr_index.errors import EncoderError
 
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+_REPOSITORY = re.compile(r"[a-z0-9][\w.-]*/[a-z0-9][\w.-]*", re.ASCII | re.IGNORECASE)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -28,7 +28,9 @@ def local_folder(name: str, takes: str) -> Path | None:
     repository, _, commit = name.partition("@")
     if not _REPOSITORY.fullmatch(repository) or not _COMMIT.fullmatch(commit):
         raise EncoderError(
-            f"{name} is neither a folder here nor a repository with its commit",
+            f"{name} is neither a folder here nor a repository with its commit"
+            if name
+            else "no folder or repository is named",
             f"{takes} takes a folder, or OWNER/NAME@COMMIT with all 40 digits of the commit.",
         )
     return None

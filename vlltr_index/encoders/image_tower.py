@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import timm
 import torch
 from open_clip.timm_model import TimmModel
 from pydantic import ConfigDict, Field
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from vlltr_index.encoders.hub import local_folder, model_folder
@@ -22,19 +23,23 @@ SCHEME = "timm"
 _TAKES = "--encoder timm:"
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 _INTERPOLATIONS = ("bicubic", "bilinear")
-_MADE = "timm writes both files: timm.models.save_for_hf(model, FOLDER, safe_serialization=True)"
+_MAX_NUMBER = 10_000  # in arguments of a model; the largest usual one is the temperature of rotary positions
+_MAX_LIST = 64
+
+_Side = Annotated[int, Field(ge=1, le=2048)]
+_Mean = Annotated[float, Field(ge=-1000.0, le=1000.0)]
+_Deviation = Annotated[float, Field(ge=1e-6, le=1000.0)]
 
 
 class _Preprocessing(Manifest):
-    """The part of timm's `pretrained_cfg` that says how images are prepared, and which weights are the classifier's."""
+    """The part of timm's `pretrained_cfg` that says how images are prepared."""
 
-    input_size: tuple[int, int, int]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    input_size: tuple[_Side, _Side, _Side]
+    mean: tuple[_Mean, _Mean, _Mean]
+    std: tuple[_Deviation, _Deviation, _Deviation]
     interpolation: str = "bicubic"
-    crop_pct: float = Field(default=0.875, gt=0.0, le=1.0)
+    crop_pct: float = Field(default=0.875, ge=0.5, le=1.0)
     crop_mode: str = "center"
-    classifier: str | list[str] | None = None
 
 
 class _Described(Manifest):
@@ -79,18 +84,30 @@ class _Trunk(TimmModel):  # type: ignore[misc]  # open_clip publishes no types
             raise ValueError(f"timm {timm.__version__} has no model {name!r}")
         args = vision_cfg["timm_args"]
         if strange := [key for key, value in args.items() if not _is_plain(key, value)]:
-            raise ValueError(f"{strange[0]!r} is no argument that is passed to timm")
+            raise ValueError(
+                f"{strange[0]!r} is no argument that is passed to timm: {args[strange[0]]!r:.80}"
+            )
         side = vision_cfg["image_size"]
         self.image_size = (side, side)
-        self.trunk = timm.create_model(name, **{**args, "pretrained": False, "num_classes": 0})
+        self.trunk = _make(vision_cfg, 0)
         self.head = nn.Identity()
 
 
+def _make(vision_cfg: dict[str, Any], classes: int) -> nn.Module:
+    """Make timm's model with a classifier of so many classes; without one for 0."""
+    fixed = {"pretrained": False, "num_classes": classes}
+    made: nn.Module = timm.create_model(vision_cfg["timm_model_name"], **{**vision_cfg["timm_args"], **fixed})
+    return made
+
+
 def _is_plain(key: str, value: Any) -> bool:
-    """Say whether an argument is numbers, or the kind of pooling: a text could name a file or an address."""
+    """Say whether an argument is a few numbers, or the kind of pooling: a text could name a file or an address."""
     if key == "global_pool":
         return isinstance(value, str)
-    return all(isinstance(one, int | float) for one in (value if isinstance(value, list) else [value]))
+    numbers = value if isinstance(value, list) else [value]
+    return len(numbers) <= _MAX_LIST and all(
+        isinstance(one, int | float) and -_MAX_NUMBER <= one <= _MAX_NUMBER for one in numbers
+    )
 
 
 def is_here(name: str) -> bool:
@@ -114,7 +131,10 @@ def describe_tower(name: str) -> tuple[Path, dict[str, Any]]:
     folder = model_folder(name, _TAKES, [_CONFIG, _WEIGHTS])
     for file in (_CONFIG, _WEIGHTS):
         if not (folder / file).is_file():
-            raise EncoderError(f"{folder} is no folder of a timm model: it has no {file}", _MADE)
+            raise EncoderError(
+                f"{folder} is no folder of a timm model: it has no {file}",
+                "timm writes both files: timm.models.save_for_hf(model, FOLDER, safe_serialization=True)",
+            )
     try:
         facts = _Described.load(folder / _CONFIG)
         args = {key: value for key, value in facts.model_args.items() if key != "num_classes"}
@@ -122,9 +142,10 @@ def describe_tower(name: str) -> tuple[Path, dict[str, Any]]:
             args["global_pool"] = facts.global_pool
         pre = _preprocessing(facts.pretrained_cfg)
         vision = {"timm_model_name": facts.architecture, "timm_args": args, "image_size": pre["size"]}
-        width = _width(vision)
+        with torch.device("meta"):
+            width = feature_width(_Trunk(vision))
     except Exception as error:  # timm's models raise many kinds of errors
-        raise EncoderError(f"the image tower in {folder} cannot be used: {error}", _MADE) from None
+        raise EncoderError(f"the image tower in {folder} cannot be used: {_told(error)}") from None
     config = {
         "model_cfg": {"embed_dim": width, "vision_cfg": vision, "text_cfg": {}},
         "preprocess_cfg": pre,
@@ -133,19 +154,62 @@ def describe_tower(name: str) -> tuple[Path, dict[str, Any]]:
     return folder, config
 
 
-def tower_weights(folder: Path) -> dict[str, Tensor]:
-    """Read a tower's weights without its classifier, named as in an `ImageTower`.
+def feature_width(trunk: Any) -> int:
+    """Compute the width of the features of a `visual` on the device "meta", which takes no memory for weights.
 
     Raises:
-        EncoderError: The file is damaged.
+        ValueError: It gives no single vector for an image.
     """
-    named = _Described.load(folder / _CONFIG).pretrained_cfg.classifier or ()
-    without = tuple(f"{one}." for one in ([named] if isinstance(named, str) else named))
+    with torch.no_grad():
+        found = trunk.eval()(torch.zeros(1, 3, *trunk.image_size, device="meta"))
+    if not isinstance(found, Tensor) or found.ndim != 2:
+        raise ValueError("it gives no single vector for an image")
+    return int(found.shape[1])
+
+
+def tower_weights(folder: Path, vision_cfg: dict[str, Any]) -> dict[str, Tensor]:
+    """Read a tower's weights without its classifier, named as in an `ImageTower`.
+
+    Names and shapes are compared with the model's before memory is taken for either.
+
+    Raises:
+        EncoderError: The file is damaged, or holds other tensors than the model has, or values that are no numbers.
+    """
+    path = folder / _WEIGHTS
+    with torch.device("meta"):
+        trunk = _Trunk(vision_cfg).trunk
+        model = trunk.state_dict()
+        classifier = _make(vision_cfg, 1).state_dict().keys() - model.keys()
     try:
-        state = load_file(str(folder / _WEIGHTS))
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if name not in classifier]  # noqa: SIM118  # it is no dictionary
+            shapes = {name: file.get_slice(name).get_shape() for name in names}
+            _compare(trunk, shapes, path)
+            state = {name: file.get_tensor(name) for name in names}
+    except EncoderError:
+        raise
     except Exception as error:  # safetensors raises many kinds of errors for damaged files
-        raise EncoderError(f"{folder / _WEIGHTS} cannot be read: {error}", "Fetch it again.") from None
-    return {f"visual.trunk.{key}": value for key, value in state.items() if not key.startswith(without)}
+        raise EncoderError(f"{path} cannot be read: {error}", "Fetch it again.") from None
+    for name, value in state.items():
+        kind = model[name].dtype
+        fits = value.is_floating_point() if kind.is_floating_point else value.dtype == kind
+        if not fits or not value.to(kind).isfinite().all():
+            raise EncoderError(
+                f"{path} holds weights that are not finite numbers, or not of the model's kind: {name}, {value.dtype}",
+                "Fetch it again, or save the model's weights as they were in float32.",
+            )
+    return {f"visual.trunk.{name}": value for name, value in state.items()}
+
+
+def _compare(trunk: nn.Module, shapes: dict[str, list[int]], path: Path) -> None:
+    """Check that a model without memory for its weights has tensors of these names and shapes, and no others."""
+    try:
+        trunk.load_state_dict({name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
+    except RuntimeError as error:
+        raise EncoderError(
+            f"{path} holds the weights of another model: {textwrap.shorten(str(error), 400)}",
+            f"It must be of the same model as {_CONFIG} beside it.",
+        ) from None
 
 
 def _preprocessing(facts: _Preprocessing) -> dict[str, Any]:
@@ -174,15 +238,6 @@ def _preprocessing(facts: _Preprocessing) -> dict[str, Any]:
     return found if resize == width else {**found, "resize": resize}
 
 
-def _width(vision_cfg: dict[str, Any]) -> int:
-    """Compute the width of a tower's features, without memory for its weights.
-
-    Raises:
-        ValueError: It gives no single vector for an image.
-    """
-    side = vision_cfg["image_size"]
-    with torch.device("meta"), torch.no_grad():
-        found = _Trunk(vision_cfg).eval()(torch.zeros(1, 3, side, side))
-    if not isinstance(found, Tensor) or found.ndim != 2:
-        raise ValueError("it gives no single vector for an image")
-    return found.shape[1]
+def _told(error: Exception) -> str:
+    """Return the kind of an error and the first line of its message, which may be empty."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}".removesuffix(": ")

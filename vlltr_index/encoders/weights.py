@@ -224,7 +224,10 @@ def check_source(model: str, pretrained: str | None, image_size: int | None = No
     """
     if model == image_tower.SCHEME:
         if image_tower.is_here(pretrained or ""):
-            set_image_size(image_tower.describe_tower(pretrained or "")[1], image_size)
+            config = image_tower.describe_tower(pretrained or "")[1]
+            set_image_size(config, image_size)
+            if image_size is not None:
+                _check_input(config["model_cfg"], image_size)
         return
     folder = _find_folder(model, pretrained)
     if folder is not None:
@@ -241,9 +244,28 @@ def check_source(model: str, pretrained: str | None, image_size: int | None = No
             _tag_or_file(model, pretrained)
 
 
+def _check_input(model_cfg: Config, image_size: int) -> None:
+    """Check that an image tower of timm takes images of that side, without memory for its weights."""
+    from vlltr_index.encoders.openclip import build_model, set_timm_size
+
+    try:
+        with torch.device("meta"):
+            built = build_model(model_cfg, drawn=False)
+            set_timm_size(built, image_size)
+            image_tower.feature_width(built.visual)
+    except VlltrError:
+        raise
+    except Exception as error:  # timm's models raise many kinds of errors
+        raise EncoderError(
+            f"this encoder takes no images of {image_size} pixels: {type(error).__name__}: "
+            f"{str(error).partition(chr(10))[0]}",
+            "Leave encoder.image_size out: the size is then the model's own.",
+        ) from None
+
+
 def missing_weights(model: str, pretrained: str | None) -> str | None:
     """Say that weights are not on this machine yet, and how to get them; None if they are, or it cannot be told."""
-    if model == image_tower.SCHEME or pretrained is None or model.startswith("hf-hub:"):
+    if pretrained is None or model.partition(":")[0] in (image_tower.SCHEME, "hf-hub"):
         return None
     if _find_folder(model, pretrained) is not None:
         return None
@@ -328,7 +350,7 @@ def _tower(name: str) -> Source:
     folder, config = image_tower.describe_tower(name)
     architecture = config["model_cfg"]["vision_cfg"]["timm_model_name"]
     called = architecture if image_tower.is_here(name) else name
-    state = image_tower.tower_weights(folder)
+    state = image_tower.tower_weights(folder, config["model_cfg"]["vision_cfg"])
     return Source(f"{image_tower.SCHEME}:{called}", config, state, str(folder))
 
 
@@ -387,7 +409,9 @@ def _describe(folder: Path) -> tuple[Config, EncoderManifest | None]:
         raise EncoderError(f"what describes the encoder {folder} is damaged: {error!r}") from error
     raise EncoderError(
         f"{folder} holds no encoder: neither {_SAVED_FILE} nor {_CONFIG_FILE}",
-        "A local folder needs open_clip_config.json and open_clip_model.safetensors.",
+        f"If timm wrote it, for an image tower alone: --encoder timm:{folder}"
+        if (folder / "config.json").is_file()
+        else "A local folder needs open_clip_config.json and open_clip_model.safetensors.",
     )
 
 
