@@ -31,7 +31,7 @@ from torch.overrides import TorchFunctionMode
 from torchvision.transforms.functional import center_crop
 
 from vlltr_index.encoders.image_tower import ImageTower
-from vlltr_index.encoders.weights import check_side, read_json
+from vlltr_index.encoders.weights import read_json, set_tower_size
 from vlltr_index.errors import EncoderError, InputError
 from vlltr_index.schemas.fingerprint import digest_json
 
@@ -132,9 +132,7 @@ def set_timm_size(model: nn.Module, image_size: int) -> None:
     """
     visual: Any = model.visual
     if hasattr(visual, "set_input_size"):
-        patches = getattr(visual.trunk, "patch_embed", None)
-        check_side(image_size, getattr(patches, "patch_size", (1, 1))[0])
-        visual.set_input_size(image_size)
+        set_tower_size(visual, image_size)
 
 
 def prefer_channels_last(model: nn.Module) -> bool:

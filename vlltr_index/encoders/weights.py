@@ -246,13 +246,11 @@ def check_source(model: str, pretrained: str | None, image_size: int | None = No
 
 def _check_input(model_cfg: Config, image_size: int) -> None:
     """Check that an image tower of timm takes images of that side, without memory for its weights."""
-    from vlltr_index.encoders.openclip import build_model, set_timm_size
-
     try:
         with torch.device("meta"):
-            built = build_model(model_cfg, drawn=False)
-            set_timm_size(built, image_size)
-            image_tower.feature_width(built.visual)
+            visual = image_tower.ImageTower(model_cfg["vision_cfg"]).visual
+            set_tower_size(visual, image_size)
+            image_tower.feature_width(visual)
     except VlltrError:
         raise
     except Exception as error:  # timm's models raise many kinds of errors
@@ -509,6 +507,17 @@ def check_side(image_size: int, unit: int) -> None:
             f"this encoder takes images whose side is a multiple of {unit} pixels, not {image_size}",
             f"For example: --set encoder.image_size={max(unit, image_size // unit * unit)}",
         )
+
+
+def set_tower_size(visual: Any, image_size: int) -> None:
+    """Change the input size of a timm image tower in open_clip's adapter, with interpolated positions.
+
+    Raises:
+        EncoderError: The size is not a multiple of the patch size.
+    """
+    patches = getattr(visual.trunk, "patch_embed", None)
+    check_side(image_size, getattr(patches, "patch_size", (1, 1))[0])
+    visual.set_input_size(image_size)
 
 
 def set_image_size(config: Config, image_size: int | None, resize: int | None = None) -> None:
