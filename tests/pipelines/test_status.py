@@ -320,7 +320,7 @@ def test_another_encoder_in_the_recipe(
     facts = {"name": "ViT-B-16", "config": config}
     with finished.transaction("train cvlp") as tx:
         tx.set(checkpoint=files(finished, "checkpoints", "encoder.json", json.dumps(facts)))
-    encoder = EncoderConfig(model=model, image_size=size, resize=resize)
+    encoder = EncoderConfig(model=model, pretrained="named", image_size=size, resize=resize)
     finished.write_config(WorkspaceConfig(recipe=finished.recipe.model_copy(update={"encoder": encoder})))
     report = status(finished)
     trained = "the trained one ViT-B-16 at 224 px out of 248 px"
