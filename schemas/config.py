@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from vlltr_index.errors import ConfigError, UsageError
 
+TOWER_ALONE = "timm"
+"""What `encoder.model` is for an image tower of timm without a text tower."""
+
 CONFIG_NAME = "vlltr.toml"
 """The file that makes a folder a workspace."""
 
@@ -50,7 +53,7 @@ class EncoderConfig(_Config):
     @property
     def has_text(self) -> bool:
         """Whether it has a text tower; the models of timm have none."""
-        return self.model != "timm"
+        return self.model != TOWER_ALONE
 
     def require_text(self, what: str, hint: str) -> None:
         """Check that there is a text tower.

@@ -16,11 +16,10 @@ from torch import Tensor, nn
 
 from vlltr_index.encoders.hub import local_folder, model_folder
 from vlltr_index.errors import EncoderError
+from vlltr_index.schemas.config import TOWER_ALONE
 from vlltr_index.schemas.manifests import Manifest
 
-SCHEME = "timm"
-"""What `encoder.model` is for such a tower; `encoder.pretrained` then names its folder or repository."""
-_TAKES = "--encoder timm:"
+_TAKES = f"--encoder {TOWER_ALONE}:"
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 _INTERPOLATIONS = ("bicubic", "bilinear")
 _MAX_NUMBER = 10_000  # in arguments of a model; the largest usual one is the temperature of rotary positions

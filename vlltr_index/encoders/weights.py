@@ -24,6 +24,7 @@ from torch import Tensor
 
 from vlltr_index.encoders import image_tower
 from vlltr_index.errors import EncoderError, MissingPackageError, VlltrError
+from vlltr_index.schemas.config import TOWER_ALONE
 from vlltr_index.schemas.manifests import EncoderManifest
 
 OPENAI_MARKS = frozenset({"input_resolution", "context_length", "vocab_size"})
@@ -222,7 +223,7 @@ def check_source(model: str, pretrained: str | None, image_size: int | None = No
             take images of that size; or a folder that is not timm's holds no text tower.
         MissingPackageError: The model needs transformers, which is not installed.
     """
-    if model == image_tower.SCHEME:
+    if model == TOWER_ALONE:
         if image_tower.is_here(pretrained or ""):
             config = image_tower.describe_tower(pretrained or "")[1]
             set_image_size(config, image_size)
@@ -263,7 +264,7 @@ def _check_input(model_cfg: Config, image_size: int) -> None:
 
 def missing_weights(model: str, pretrained: str | None) -> str | None:
     """Say that weights are not on this machine yet, and how to get them; None if they are, or it cannot be told."""
-    if pretrained is None or model.partition(":")[0] in (image_tower.SCHEME, "hf-hub"):
+    if pretrained is None or model.partition(":")[0] in (TOWER_ALONE, "hf-hub"):
         return None
     if _find_folder(model, pretrained) is not None:
         return None
@@ -307,7 +308,7 @@ def read_source(model: str, pretrained: str | None) -> Source:
     Raises:
         EncoderError: There are no such weights, or they cannot be fetched or read.
     """
-    if model == image_tower.SCHEME:
+    if model == TOWER_ALONE:
         return _tower(pretrained or "")
     folder = _find_folder(model, pretrained)
     scheme, _, repository = model.partition(":")
@@ -349,7 +350,7 @@ def _tower(name: str) -> Source:
     architecture = config["model_cfg"]["vision_cfg"]["timm_model_name"]
     called = architecture if image_tower.is_here(name) else name
     state = image_tower.tower_weights(folder, config["model_cfg"]["vision_cfg"])
-    return Source(f"{image_tower.SCHEME}:{called}", config, state, str(folder))
+    return Source(f"{TOWER_ALONE}:{called}", config, state, str(folder))
 
 
 def _find_folder(model: str, pretrained: str | None) -> Path | None:

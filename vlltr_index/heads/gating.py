@@ -363,11 +363,9 @@ def _lost_to_one(
 ) -> tuple[float, tuple[float, float] | None]:
     """Measure what the newcomers cost, each alone with an offset, and the 95 % interval over newcomers."""
     margins, weights = _of_right(designs, leads)
-    first = 0
-    owners = list[Tensor]()
-    for lead in leads:
-        owners.append(torch.arange(first, first + lead.shape[1]).expand_as(lead))
-        first += lead.shape[1]
+    newcomers = [lead.shape[1] for lead in leads]
+    numbers = torch.arange(sum(newcomers)).split(newcomers)
+    owners = [some.expand_as(lead) for some, lead in zip(numbers, leads, strict=True)]
     hits = (margins <= offset).double()
     accuracy = float(weights.sum())
     ends = share_range(hits, weights, _of_right(designs, owners)[0])

@@ -11,6 +11,7 @@ from vlltr_index.recognition.state import ModelState
 from vlltr_index.tensors import unit_rows
 
 if TYPE_CHECKING:
+    from vlltr_index.heads.anchor_bank import AnchorBank
     from vlltr_index.schemas.records import Progress
     from vlltr_index.store.workspace import Workspace
 
@@ -37,10 +38,17 @@ def plan_for(workspace: Workspace) -> IndexPlan:
     """
     bank = ModelState(workspace.snapshot()).anchors.bank
     size, dim = bank.vectors.shape
-    if not bank.blank:
+    reason = _nothing(bank)
+    if reason is None:
         return plan_index(size, dim)
-    reason = _BLANK if size else _NO_ANCHOR
     return IndexPlan(kind="none", reason=reason, anchors=size, dim=dim, costs=(), measured_on="")
+
+
+def _nothing(bank: AnchorBank) -> str | None:
+    """Say why there is nothing to search in a bank; None if there is."""
+    if not bank.blank:
+        return None
+    return _BLANK if len(bank.vectors) else _NO_ANCHOR
 
 
 def index_anchors(workspace: Workspace, kind: str = "auto", progress: Progress | None = None) -> IndexReport:
@@ -54,10 +62,9 @@ def index_anchors(workspace: Workspace, kind: str = "auto", progress: Progress |
     with workspace.transaction("index") as tx:
         loaded = ModelState(workspace.snapshot(tx.commit.id or None)).anchors
         size, dim = loaded.bank.vectors.shape
-        if loaded.bank.blank:
+        if nothing := _nothing(loaded.bank):
             tx.set(index=None)
-            reason = _BLANK if size else _NO_ANCHOR
-            return IndexReport(kind="none", reason=reason, anchors=size, dim=dim, digest=None)
+            return IndexReport(kind="none", reason=nothing, anchors=size, dim=dim, digest=None)
         planned, reason = plan(size)
         chosen: str = planned
         if kind != "auto":

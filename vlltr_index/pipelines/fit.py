@@ -25,6 +25,7 @@ from vlltr_index.pipelines.train_baseline import train_baseline
 from vlltr_index.schemas.config import CONFIG_NAME
 from vlltr_index.schemas.options import Measurable
 from vlltr_index.store.origins import gave, places
+from vlltr_index.store.storage import storage_at
 from vlltr_index.store.workspace import Workspace, check_room
 from vlltr_index.tensors import choose_device, computing_on
 from vlltr_index.wording import plural
@@ -192,7 +193,7 @@ def fit(
         place = held.enter_context(TemporaryDirectory()) if aside else at
         call = partial(init, place, encoder, recipe, overrides=tuple(overrides))
         if aside:
-            check_room(at)
+            check_room(storage_at(at))
             workspace = call()
         elif options or not there:
             made = Step("A workspace", ("init", str(at), *options), call)

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlltr_index.errors import MissingStepError, WorkspaceError
+from vlltr_index.schemas.config import TOWER_ALONE
 from vlltr_index.schemas.fingerprint import short
 from vlltr_index.schemas.manifests import EncoderSummary, HeadTowers
 from vlltr_index.schemas.records import MANY_ANCHORS
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from vlltr_index.store.snapshot import Commit, Snapshot
     from vlltr_index.store.workspace import Workspace
 
-_PLACES = ("local-dir", "hf-hub", "timm")  # before the name of a folder or repository
+_PLACES = ("local-dir", "hf-hub", TOWER_ALONE)  # before the name of a folder or repository
 # Before the commit a split's name; after it crops, rule, prior and retrieval.
 _KEPT = re.compile(r"evaluate-.+?-(\d+)(?:-crops-\d+)?(?:-[a-z][a-z0-9-]*)?\.json")
 

@@ -114,7 +114,7 @@ class Workspace:
                 )
             there.write_config(there.config.model_copy(update={"recipe": recipe}))
             return there
-        check_room(path)
+        check_room(storage)
         workspace = cls(storage, WorkspaceConfig(recipe=recipe))
         try:
             workspace.history.begin()
@@ -337,14 +337,12 @@ def _differences(there: Recipe, asked: Recipe) -> str:
     return ", ".join(f"{key} {mine!r}, not {other!r}" for key, mine, other in found[:3]) + more
 
 
-def check_room(path: str | os.PathLike[str]) -> None:
+def check_room(storage: Storage) -> None:
     """Check that a place where no workspace is holds nothing else.
 
     Raises:
-        UsageError: It is an address that cannot hold a workspace.
         WorkspaceError: It holds other things.
     """
-    storage = storage_at(path)
     if any(name != NEWEST for name in storage.names()):  # a killed `init` leaves this one file
         raise WorkspaceError(
             f"{storage.address} is not empty and not a workspace", "Choose a new one: vlltr init DIR"
