@@ -17,6 +17,7 @@ MODULES = (
     "anchors.anss",
     "heads.anchor_bank",
     "heads.lgr",
+    "heads.moments",
     "heads.plda",
     "heads.weighing",
     "heads.fusion",

@@ -467,11 +467,12 @@ def _prune(report: PruneReport) -> list[str]:
 
 
 def _units(report: StatusReport) -> list[tuple[str, str]]:
-    """Return how many observations the training images are, where some belong together."""
+    """Return how many observations the training images count as, where some belong together."""
     images = report.images.get("train", 0)
     if report.units is None or report.units >= images:
         return []
-    return [("to learn from", f"{plural(images, 'picture')} ({units_of_pictures(report.units)})")]
+    told = f"{plural(images, 'picture')}, counted as {report.units:,}: those that belong together tell less"
+    return [("to learn from", told)]
 
 
 def status_rows(report: StatusReport) -> list[tuple[str, str]]:

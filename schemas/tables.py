@@ -114,15 +114,15 @@ REVIEWED = pa.schema(
 
 
 def class_stats(dim: int) -> pa.Schema:
-    """Return the schema of the statistics by which the generative model knows a class: the number of units of its
-    training images, and the sum [dim] of the units' mean normalised vectors. Images that are one observation, such as
-    near duplicates, are one unit.
+    """Return the schema of the statistics by which the generative model knows a class: the number of observations that
+    its training images count as, and the sum [dim] of their normalised vectors, each as its share of an observation.
+    Images that belong together, such as near duplicates, count as fewer than they are, see `heads.moments`.
     """
     return pa.schema(
         [
             _required("class_id", pa.int32()),
             _required("image_fp", pa.string()),
-            _required("images", pa.int32()),  # units of them, see heads.units
+            _required("images", pa.int32()),  # observations, see heads.moments
             _required("sum", pa.list_(pa.float64(), dim)),
         ]
     )

@@ -13,9 +13,11 @@ from vlltr_index.heads.checkpoint import Parts
 from vlltr_index.heads.fusion import PartWeights, log_frequencies
 from vlltr_index.heads.gating import HeldOutClasses, LaterFigures, fit_gate, fit_trust, later_figures
 from vlltr_index.heads.lgr import LGRHead
-from vlltr_index.heads.plda import PLDA, Moments, SharedGaussian
+from vlltr_index.heads.moments import Moments
+from vlltr_index.heads.plda import PLDA, SharedGaussian
 from vlltr_index.heads.rejection import FitWeights, Rejection, directions, fit_parts, representatives
 from vlltr_index.heads.tree import HeldOutAnswers
+from vlltr_index.heads.units import count_units
 from vlltr_index.heads.weighing import (
     PLAINEST,
     Covariances,
@@ -96,7 +98,7 @@ def weigh_parts(
     labels = (known.long().cumsum(0) - 1)[torch.cat([fold.labels for fold in folds])]
     units = torch.cat([data.observations[fold.out] for fold in folds])
     enough = len(units.unique()) >= _ENOUGH or not bool(data.unseen.any())
-    counts = moments.counts.cpu()[known]
+    counts = count_units(data.labels, data.observations, data.classes)[known]
     weights = image_weights(labels, counts, units)
     # Classes weigh alike here: n^-1/2 favours large classes and a wide noise, which draws small classes together.
     alike = image_weights(labels, counts, units, power=1.0)
@@ -123,7 +125,7 @@ def weigh_parts(
     later: tuple[LaterFigures, ...] = ()
     if enough:
         found, later = _gates(data, left_out, found)
-        prior = fit_prior(scores.fused(found), log_frequencies(counts), labels, units)
+        prior = fit_prior(scores.fused(found), log_frequencies(moments.counts.cpu()[known]), labels, units)
         found = replace(found, prior=prior)
     model = chosen.noisy(data.model(moments, chosen.shrinkage))
     rejection, accept = _rejection(data, folds, chosen, model.shared)

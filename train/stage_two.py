@@ -113,8 +113,12 @@ def fit_stage_two(
             head, images, config, steps, branches=branches, run_dir=run_dir, progress=progress
         )
     _keep_rows(head.cpu(), rows)
-    parts = replace(parts, shared=parts.shared.to("cpu"))
-    return StageTwoResult(head=head.eval(), parts=parts, log=log, notes=notes, rows=rows)
+    return StageTwoResult(head=head.eval(), parts=_to_keep(parts, data), log=log, notes=notes, rows=rows)
+
+
+def _to_keep(parts: Parts, data: StageTwoData) -> Parts:
+    """Return the parts on the CPU, with what images were counted by."""
+    return replace(parts, shared=parts.shared.to("cpu"), unit_correlation=data.unit_correlation)
 
 
 def _keep_rows(head: LGRHead, rows: Tensor) -> None:
@@ -137,11 +141,10 @@ def weigh(data: StageTwoData, head: LGRHead) -> tuple[Parts, list[str]]:
     folds = [_judged(data, out, _models(data, _rest(data, out)), head=head, steps=0) for out in held_out]
     head.cpu()
     if not folds:
-        parts = _usual(data, data.model(moments))
-        return replace(parts, shared=parts.shared.to("cpu")), [_NOTHING_TO_SPARE]
+        return _to_keep(_usual(data, data.model(moments)), data), [_NOTHING_TO_SPARE]
     branches = ["visual", "text"] if data.reads_text else ["visual"]
     parts, notes = weigh_parts(data, folds, moments, branches, matches=matches)
-    return replace(parts, shared=parts.shared.to("cpu")), notes
+    return _to_keep(parts, data), notes
 
 
 def _usual(data: StageTwoData, model: PLDA) -> Parts:

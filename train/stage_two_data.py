@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vlltr_index.heads.plda import PLDA, Moments, better_kernel, class_sums, fit_model
+from vlltr_index.heads.moments import Moments, class_sums, observation_weights, unit_correlation
+from vlltr_index.heads.plda import PLDA, better_kernel, fit_model
 from vlltr_index.heads.text_prior import TextKernel, class_features
 from vlltr_index.heads.units import number_observations
 from vlltr_index.heads.weighing import SHRINKAGES
@@ -64,6 +65,16 @@ class StageTwoData:
     def observations(self) -> Tensor:
         """Number of each image's observation, int64 [N]: the images of a unit that are of one class have the same."""
         return number_observations(self.labels, self.units)
+
+    @cached_property
+    def unit_correlation(self) -> float:
+        """How alike the images of an observation are, see `moments.unit_correlation`."""
+        return unit_correlation(unit_rows(self.features[0]), self.labels, self.observations, self.classes)
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """As what share of an observation each image counts, float64 [N], see `moments.observation_weights`."""
+        return observation_weights(self.observations, self.unit_correlation)
 
     @property
     def has_text(self) -> bool:
@@ -134,8 +145,8 @@ class StageTwoData:
 
     def moments(self, rest: Tensor) -> Moments:
         """Measure the moments of the images `rest`, bool [N]."""
-        units = self.observations[rest].unique(return_inverse=True)[1]
-        return Moments.of(unit_rows(self.features[:, rest]), self.labels[rest], units, self.classes)
+        images = unit_rows(self.features[:, rest])
+        return Moments.of(images, self.labels[rest], self.classes, self.weights[rest])
 
     def model(self, moments: Moments, shrinkage: float | None = SHRINKAGES[0]) -> PLDA:
         """Fit the generative model by moments of images and the classes' prototypes."""

@@ -35,7 +35,8 @@ from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.heads.checkpoint import Parts, SavedHead, save_head
 from vlltr_index.heads.fusion import Gate, PartWeights
 from vlltr_index.heads.lgr import LGRHead
-from vlltr_index.heads.plda import Moments, fit_model
+from vlltr_index.heads.moments import Moments
+from vlltr_index.heads.plda import fit_model
 from vlltr_index.pipelines.build_index import index_anchors
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.recipes import load_recipe, override
@@ -191,8 +192,7 @@ def _workspace(folder: Path, classes: int, sentences: int = SENTENCES_EACH) -> W
     with torch.no_grad():
         head.visual_head.weight.copy_(centres / dim**0.5)
     images = image_set(workspace.snapshot(), "train")
-    each = torch.arange(len(images.class_ids))
-    moments = Moments.of(unit_rows(images.features)[None], images.class_ids, each, classes)
+    moments = Moments.of(unit_rows(images.features)[None], images.class_ids, classes)
     shared = fit_model(moments, unit_rows(centres)).shared
     later = Gate(0.1, 0.1)
     parts = Parts(shared, PartWeights(1.0, 0.1, 0.1, later, later))
@@ -200,7 +200,10 @@ def _workspace(folder: Path, classes: int, sentences: int = SENTENCES_EACH) -> W
     with workspace.transaction("a head out of the air") as tx:
         tx.set(head=workspace.objects.put("heads", lambda path: save_head(saved, path)))
         rows = stats_rows(
-            images.features, images.class_ids, [str(n) for n in range(len(each))], encoder.image_fp
+            images.features,
+            images.class_ids,
+            [str(n) for n in range(len(images.class_ids))],
+            encoder.image_fp,
         )
         tx.replace("class_stats", rows)
     index_anchors(workspace)

@@ -32,7 +32,8 @@ from vlltr_index.embedding.loading import recipe_encoder
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.checkpoint import Parts
-from vlltr_index.heads.plda import PLDA, unit_sums
+from vlltr_index.heads.moments import class_sums
+from vlltr_index.heads.plda import PLDA
 from vlltr_index.heads.rejection import fit_parts
 from vlltr_index.schemas.config import EncoderConfig, LGRConfig
 from vlltr_index.tensors import unit_rows
@@ -139,7 +140,7 @@ def fitted(features: Tensor, labels: Tensor, classes: int, units: Tensor | None 
     )
     parts = fit_stage_two(data, LGRConfig()).parts
     assert parts is not None
-    counts, sums = unit_sums(unit_rows(features), labels, data.observations, classes)
+    counts, sums = class_sums(unit_rows(features), labels, classes, data.weights)
     return PLDA(parts.shared, counts, sums, data.prototypes), parts
 
 

@@ -44,7 +44,8 @@ from benchmarks.study import Command, Study
 from vlltr_index.anchors.selection import select
 from vlltr_index.embedding.loading import image_set, usable_images
 from vlltr_index.heads.fusion import Kinds, fuse, visual_scores
-from vlltr_index.heads.plda import PLDA, unit_sums
+from vlltr_index.heads.moments import class_sums
+from vlltr_index.heads.plda import PLDA
 from vlltr_index.pipelines.baseline_scores import score_baselines
 from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.evaluate import training_counts
@@ -187,7 +188,7 @@ def _prior_off(workspace: Workspace, scorer: Model, features: Tensor) -> Tensor:
     data = replace(data, bank=scorer.bank, places=places)
     data = _Untold(**{field.name: getattr(data, field.name) for field in fields(data)})
     parts, _ = weigh(data, with_rows_for_all(scorer))
-    counts, sums = unit_sums(unit_rows(data.features[0]), data.labels, data.observations, data.classes)
+    counts, sums = class_sums(unit_rows(data.features[0]), data.labels, data.classes, data.weights)
     model = PLDA(parts.shared, counts, sums, data.prototypes)
     with torch.inference_mode():
         likelihoods = model.log_likelihoods(unit_rows(features))

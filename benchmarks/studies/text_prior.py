@@ -39,7 +39,8 @@ from vlltr_index.embedding.loading import recipe_encoder
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.encoders.sentence_model import SentenceModel
 from vlltr_index.heads.anchor_bank import AnchorBank
-from vlltr_index.heads.plda import PLDA, Moments, fit_model
+from vlltr_index.heads.moments import Moments
+from vlltr_index.heads.plda import PLDA, fit_model
 from vlltr_index.heads.text_prior import TextKernel, class_features
 from vlltr_index.tensors import unit_rows
 
@@ -162,7 +163,7 @@ def _old(files: GlyphFiles, encoder: Encoder, reader: SentenceModel | None) -> O
         unit_rows(features_of(encoder, [row["image"] for row in some])) for some in (train, test)
     )
     labels, owners = (torch.tensor([place[row["label"]] for row in some]) for some in (train, test))
-    moments = Moments.of(features[None], labels, torch.arange(len(labels)), len(names))
+    moments = Moments.of(features[None], labels, len(names))
     told = json.loads(files.texts.read_text(encoding="utf-8"))
     return Old(moments, bank_of([told[name] for name in names], encoder, reader), asked, owners)
 

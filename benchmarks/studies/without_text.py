@@ -11,7 +11,9 @@ from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.checkpoint import Parts
 from vlltr_index.heads.fusion import Kinds, visual_scores
 from vlltr_index.heads.lgr import LGRHead
-from vlltr_index.heads.plda import PLDA, unit_sums
+from vlltr_index.heads.moments import class_sums
+from vlltr_index.heads.plda import PLDA
+from vlltr_index.heads.units import count_units
 from vlltr_index.heads.weighing import HeldOutScores, fit_weights, image_weights
 from vlltr_index.recognition.model import Model
 from vlltr_index.store.holdout import read_held_out
@@ -54,7 +56,7 @@ def rows_without_text(data: StageTwoData, scorer: Model, features: Tensor) -> tu
     assert data.classes == len(scorer.class_ids), "classes were added after training"
     plain = data.features[0]
     trained = scorer.trained
-    counts, sums = unit_sums(unit_rows(plain), data.labels, data.observations, data.classes)
+    counts, sums = class_sums(unit_rows(plain), data.labels, data.classes, data.weights)
     parts, _ = weigh(data, with_rows_for_all(scorer))
     model = PLDA(parts.shared, counts, sums, data.prototypes)
     means = class_means(plain, data.labels, data.classes)
@@ -82,7 +84,7 @@ def rows_without_text(data: StageTwoData, scorer: Model, features: Tensor) -> tu
 def held_out(data: StageTwoData, trained: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Features [M, D] of the images that stage 1 did not see, positions among the classes that it saw, and weights."""
     labels = (trained.long().cumsum(0) - 1)[data.labels[data.unseen]]
-    counts, _ = unit_sums(data.features[0], data.labels, data.observations, data.classes)
+    counts = count_units(data.labels, data.observations, data.classes)
     weights = image_weights(labels, counts[trained], data.observations[data.unseen])
     return data.features[0, data.unseen], labels, weights
 

@@ -164,7 +164,7 @@ def drawn(classes: int, images: int, dim: int, seed: int) -> tuple[Tensor, Tenso
 def fitted(features: Tensor, labels: Tensor, classes: int) -> SharedGaussian:
     """The parameters of classes without text."""
     rows = torch.nn.functional.normalize(features)
-    moments = Moments.of(rows[None], labels, torch.arange(len(rows)), classes)
+    moments = Moments.of(rows[None], labels, classes)
     return fit_model(moments, torch.zeros(classes, features.shape[1])).shared
 
 

@@ -40,7 +40,7 @@ def moments_of(means: Tensor, each: int, seed: int) -> Moments:
     g = torch.Generator().manual_seed(seed)
     labels = torch.arange(len(means)).repeat_interleave(each)
     features = means[labels] + 0.5 * torch.randn(len(labels), means.shape[1], generator=g)
-    return Moments.of(features[None], labels, torch.arange(len(labels)), len(means))
+    return Moments.of(features[None], labels, len(means))
 
 
 def composed(colours: int, things: int, dim: int, seed: int) -> Tensor:

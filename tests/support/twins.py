@@ -202,42 +202,74 @@ def shrunk(covariance: Tensor, observations: float, shrinkage: float | None) -> 
     return (1 - r) * covariance + r * covariance.trace() / dim * torch.eye(dim, dtype=covariance.dtype)
 
 
-def within(features: Tensor, labels: list[int], units: list[int]) -> tuple[Tensor, Tensor, float]:
-    """S, of [V, N, D]: how a unit's mean varies in its class, and how images and views do about it; how a unit's
-    plain mean does; and the effective degrees of freedom of S. Without more units than classes, or any scatter, both
-    are half that about the mean of the units."""
+def observations_of(units: list[int], correlation: float) -> list[float]:
+    """As what share of an observation each image counts: m of a unit as m / (1 + (m - 1) rho) of them, rounded."""
+    sizes = [units.count(unit) for unit in units]
+    return [round(m / (1 + (m - 1) * correlation)) / m for m in sizes]
+
+
+def weighted_means(rows: list[Tensor], labels: list[int], weights: list[float]) -> dict[int, Tensor]:
+    """Mean of each class's rows by their weights."""
+    means = {}
+    for label in set(labels):
+        own = [n for n, other in enumerate(labels) if other == label]
+        means[label] = weighted_mean([rows[n] for n in own], [weights[n] for n in own])
+    return means
+
+
+def within(features: Tensor, labels: list[int], weights: list[float]) -> tuple[Tensor, Tensor, float]:
+    """S, of [V, N, D]: how an image varies in its class, and how views do about it; how a plain image does; and the
+    effective degrees of freedom of S. Without more observations than classes, or any scatter, both are half that about
+    the mean of all."""
     views, images, dim = features.shape
     nothing = torch.zeros(dim, dim, dtype=torch.float64)
-    middle, plain, owner = dict[int, Tensor](), dict[int, Tensor](), dict[int, int]()
-    for unit in set(units):
-        own = [n for n, other in enumerate(units) if other == unit]
-        rows = [view[n] for view in features for n in own]
-        middle[unit], owner[unit] = sum(rows, torch.zeros(dim).double()) / len(rows), labels[own[0]]
-        plain[unit] = features[0, own].mean(0)
-    pooled, sampling, freedom = nothing.clone(), nothing.clone(), len(middle) - len(set(labels))
+    middle = [features[:, n].mean(0) for n in range(images)]
+    whole = sum(weights)
+    pooled, sampling, freedom = nothing.clone(), nothing.clone(), round(whole) - len(set(labels))
     if freedom:
-        for of, means in ((pooled, middle), (sampling, plain)):
-            for label in set(labels):
-                some = [m for unit, m in means.items() if owner[unit] == label]
-                mean = sum(some, torch.zeros(dim).double()) / len(some)
-                for m in some:
-                    of += torch.outer(m - mean, m - mean) / freedom
+        for of, rows in ((pooled, middle), (sampling, list(features[0]))):
+            means = weighted_means(rows, labels, weights)
+            for row, label, weight in zip(rows, labels, weights, strict=True):
+                of += weight * torch.outer(row - means[label], row - means[label]) / freedom
         inside = nothing.clone()
-        for n, unit in enumerate(units):
+        for n, weight in enumerate(weights):
             for view in features:
-                apart = view[n] - middle[unit]
-                inside += torch.outer(apart, apart) / (views * images)
+                apart = view[n] - middle[n]
+                inside += weight * torch.outer(apart, apart) / (views * whole)
         of_parts = sum(v**2 for v in pooled.flatten().tolist()) / freedom
-        if views * images > len(middle):
-            of_parts += sum(v**2 for v in inside.flatten().tolist()) / (views * images - len(middle))
+        if views > 1:
+            of_parts += sum(v**2 for v in inside.flatten().tolist()) / (views * images - images)
         pooled += inside
         if pooled.trace() > 1e-9:
             return pooled, sampling, sum(v**2 for v in pooled.flatten().tolist()) / of_parts
-    total, centre = nothing.clone(), sum(middle.values(), torch.zeros(dim).double()) / len(middle)
-    for m in middle.values():
-        total += torch.outer(m - centre, m - centre) / (2 * len(middle))
+    total, centre = nothing.clone(), weighted_mean(middle, weights)
+    for row, weight in zip(middle, weights, strict=True):
+        total += weight * torch.outer(row - centre, row - centre) / (2 * whole)
     total = total if total.trace() > 1e-9 else torch.eye(dim, dtype=torch.float64)
     return total, total, freedom
+
+
+def correlation_of(images: Tensor, labels: list[int], units: list[int]) -> float:
+    """The intraclass correlation of units in their classes, of [N, D], where the covariance in classes is the identity:
+    by the mean squares between and within units. 1 where none has several images, or no class several."""
+    count, classes = len(set(units)), len(set(labels))
+    if count == len(units) or count == classes:
+        return 1.0
+    scatter, _, freedom = within(images[None], labels, observations_of(units, 1.0))
+    white = torch.linalg.inv(torch.linalg.cholesky(shrunk(scatter, freedom, 1.0))).T
+    rows, alike = list(images.double() @ white), [1.0] * len(units)
+    of_units, of_classes = weighted_means(rows, units, alike), weighted_means(rows, labels, alike)
+    inside = sum(float((row - of_units[unit]).square().sum()) for row, unit in zip(rows, units, strict=True))
+    between = sum(
+        float((of_units[unit] - of_classes[label]).square().sum())
+        for unit, label in zip(units, labels, strict=True)
+    )
+    inside, between = inside / (len(units) - count), between / (count - classes)
+    # The mean size of a unit, less where sizes in a class differ.
+    owner = dict(zip(units, labels, strict=True))
+    uneven = sum(units.count(unit) ** 2 / labels.count(label) for unit, label in owner.items())
+    of_unit = max(0.0, (between - inside) * (count - classes) / (len(units) - uneven))
+    return of_unit / (of_unit + inside) if of_unit + inside else 1.0
 
 
 def text_maps(text: list[Tensor], seen: list[Tensor], weights: list[float]) -> list[Tensor]:
@@ -304,7 +336,7 @@ def between(
 
 
 def shared_gaussian(
-    features: Tensor, labels: list[int], units: list[int], prototypes: Tensor, shrinkage: float | None
+    features: Tensor, labels: list[int], alike: list[float], prototypes: Tensor, shrinkage: float | None
 ) -> dict[str, Tensor]:
     """What all classes share, in the features' own coordinates: g, Sigma, Lambda, tbar, T and R^2.
 
@@ -313,13 +345,12 @@ def shared_gaussian(
     dim, classes = features.shape[2], sorted(set(labels))
     n, means = list[float](), list[Tensor]()
     for c in classes:
-        own = sorted({unit for unit, label in zip(units, labels, strict=True) if label == c})
-        middle = [features[0, [u == unit for u in units]].mean(0) for unit in own]
-        n.append(float(len(own)))
-        means.append(sum(middle, torch.zeros(dim).double()) / len(own))
+        own = [place for place, label in enumerate(labels) if label == c]
+        n.append(sum(alike[place] for place in own))
+        means.append(weighted_mean([features[0, place] for place in own], [alike[place] for place in own]))
     weights = [count / (count + 2.0) for count in n]
     centre = weighted_mean(means, weights)
-    scatter, sampling, freedom = within(features, labels, units)
+    scatter, sampling, freedom = within(features, labels, alike)
     sigma = shrunk(scatter, freedom, shrinkage)
     whitening = torch.linalg.inv(torch.linalg.cholesky(sigma)).T
     noise = whitening.T @ sampling @ whitening

@@ -14,7 +14,8 @@ from vlltr_index.data.words import number_words
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.checkpoint import Parts
 from vlltr_index.heads.fusion import Kinds, fuse, visual_scores
-from vlltr_index.heads.plda import PLDA, Moments, class_sums
+from vlltr_index.heads.moments import Moments, class_sums
+from vlltr_index.heads.plda import PLDA
 from vlltr_index.heads.rejection import directions, fit_parts
 from vlltr_index.heads.units import units_of
 from vlltr_index.schemas.config import LGRConfig
@@ -70,7 +71,7 @@ def answers(decision: StageTwoResult, data: StageTwoData) -> Tensor:
     """Probabilities of the training images, put together as a workspace does."""
     plain, head, parts = data.features[0], decision.head, parts_of(decision)
     assert decision.rows is not None
-    counts, sums = class_sums(unit_rows(plain), data.labels, data.classes)
+    counts, sums = class_sums(unit_rows(plain), data.labels, data.classes, data.weights)
     model = PLDA(parts.shared, counts, sums, data.prototypes)
     likelihoods = model.log_likelihoods(unit_rows(plain))
     with torch.no_grad():
@@ -107,9 +108,9 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> Fits:
 
     measured = Moments.of
 
-    def spy(features: Tensor, labels: Tensor, units: Tensor, classes: int) -> Moments:
+    def spy(features: Tensor, labels: Tensor, classes: int, weights: Tensor | None = None) -> Moments:
         found.append(({round(float(x), 6) for x in features[0, :, 0]}, labels))  # type: ignore[misc]
-        return measured(features, labels, units, classes)
+        return measured(features, labels, classes, weights)
 
     monkeypatch.setattr(Moments, "of", staticmethod(spy))
     return found

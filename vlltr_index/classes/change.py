@@ -184,7 +184,7 @@ def change(
                 _embed_rest(before, tx, options)
                 update(tx, select, images, touched=set(done.touched), held=held)
             if done.images_changed:
-                _update_stats(tx, done.touched)
+                _update_stats(tx, done.touched, before.head.unit_correlation)
             merged = before.record.merged if done.merged is None else done.merged
             tx.note(merged=merged)
             state = ModelState(tx, before=before)
@@ -220,8 +220,14 @@ def _state(snapshot: Snapshot, recognizer: Recognizer | None) -> ModelState:
     return ModelState(snapshot, before=None if there is None else there.state)
 
 
-def _update_stats(tx: Transaction, touched: set[int]) -> None:
-    """Recompute the statistics of training images for classes whose images were added or removed."""
+def _update_stats(tx: Transaction, touched: set[int], correlation: float) -> None:
+    """Recompute the statistics of training images for classes whose images were added or removed.
+
+    Args:
+        tx: The change.
+        touched: The classes.
+        correlation: How alike the images of a unit are, by the head.
+    """
     where = (
         f"split = 'train' AND problem IS NULL AND {one_of('class_id', touched & set(tx.class_table().ids))}"
     )
@@ -232,7 +238,8 @@ def _update_stats(tx: Transaction, touched: set[int]) -> None:
         ids = images["image_id"].to_pylist()
         features = loading.image_vectors_of(tx, ids)
         units = loading.image_units(tx, ids, torch.tensor(owners), features)
-        rows = loading.stats_rows(features, torch.tensor(owners), units, tx.commit.image_fp or "")
+        image_fp = tx.commit.image_fp or ""
+        rows = loading.stats_rows(features, torch.tensor(owners), units, image_fp, correlation)
         tx.upsert("class_stats", rows)
 
 

@@ -23,7 +23,7 @@ from vlltr_index.errors import (
 )
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.bursts import folder_of
-from vlltr_index.heads.plda import unit_sums
+from vlltr_index.heads.moments import class_sums, observation_weights
 from vlltr_index.heads.text_prior import TextKernel
 from vlltr_index.heads.units import join_copies, number_observations, units_of
 from vlltr_index.schemas.config import AugmentConfig, EncoderConfig
@@ -282,17 +282,21 @@ def _vectors(snapshot: Snapshot, name: str, column: str, keys: Sequence[str]) ->
     return snapshot.store.vectors(name, column, keys) if keys else torch.empty(0, snapshot.commit.info.dim)
 
 
-def stats_rows(features: Tensor, class_ids: Tensor, units: Sequence[str], image_fp: str) -> pa.Table:
-    """Count and sum the units of training images, as rows of `class_stats`.
+def stats_rows(
+    features: Tensor, class_ids: Tensor, units: Sequence[str], image_fp: str, correlation: float = 1.0
+) -> pa.Table:
+    """Count and sum training images as observations, as rows of `class_stats`.
 
     Args:
         features: Float [N, D], unnormalised.
         class_ids: Int64 [N].
         units: The name of each image's unit, see `units_of`.
         image_fp: Fingerprint of the encoder.
+        correlation: How alike the images of a unit are, see `observation_weights`.
     """
     owners, labels = torch.unique(class_ids, return_inverse=True)
-    counts, sums = unit_sums(unit_rows(features), labels, number_observations(labels, units), len(owners))
+    weights = observation_weights(number_observations(labels, units), correlation)
+    counts, sums = class_sums(unit_rows(features), labels, len(owners), weights)
     columns = {
         "class_id": owners.numpy(),
         "image_fp": [image_fp] * len(owners),

@@ -26,7 +26,7 @@ from vlltr_index.evaluation.rules import (
 )
 from vlltr_index.heads.dealing import deal_units
 from vlltr_index.heads.fusion import log_frequencies
-from vlltr_index.heads.units import number_names
+from vlltr_index.heads.units import count_units, number_names
 from vlltr_index.heads.weighing import fit_prior, fit_temperature, image_weights
 from vlltr_index.tensors import cosine_logits
 
@@ -179,8 +179,7 @@ class Baseline:
         at = torch.cat(places)
         labels = data.labels.cpu()
         units = number_names(data.units)
-        owners, _ = torch.stack([labels, units]).unique(dim=1)  # once for each class and unit of it
-        counts = torch.bincount(owners, minlength=data.num_classes)
+        counts = count_units(labels, units, data.num_classes)
         weights = image_weights(labels[at], counts, units[at])
         whole = torch.cat(scores)
         level = fit_temperature(whole, labels[at], weights)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vlltr_index.errors import InputError, VlltrError
-from vlltr_index.heads.plda import shrunk
+from vlltr_index.heads.moments import shrunk
 from vlltr_index.heads.weighing import balanced_accuracy
 from vlltr_index.tensors import cosine_logits, unit_rows, working_dtype
 from vlltr_index.train.losses import adjusted_cross_entropy, sampler_prior

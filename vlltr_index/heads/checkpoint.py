@@ -65,7 +65,8 @@ class Parts:
         unknown_accepted: Share of images of classes left out of the fit that fit the others so well, too; None where no
             class, or too few images, could be left out.
         unknown_range: Ends of its 95 % interval, over classes.
-        correlation: How alike the images of a unit are, see `pooling.together`.
+        correlation: How alike what the images of a unit say is, see `pooling.together`.
+        unit_correlation: How alike the images of a unit are, see there in `moments`; by it classes are counted.
         later: What later classes get and cost; empty where no class could play one.
         text_trust: How far the generative model trusts the texts of later classes, see `PLDA`.
         shifts: Float64 [C_v, D], see `PLDA`, of the classes of the visual rows; None: nothing.
@@ -80,6 +81,7 @@ class Parts:
     unknown_accepted: float | None = None
     unknown_range: tuple[float, float] | None = None
     correlation: float = 1.0
+    unit_correlation: float = 1.0
     later: tuple[LaterFigures, ...] = ()
     text_trust: float = 1.0
     shifts: Tensor | None = None
@@ -110,6 +112,11 @@ class SavedHead:
     image_fp: str
     parts: Parts | None = None
 
+    @property
+    def unit_correlation(self) -> float:
+        """By which images of a unit are counted, see `Parts`; 1 for a head without parts."""
+        return 1.0 if self.parts is None else self.parts.unit_correlation
+
 
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -126,6 +133,7 @@ class PartFacts(BaseModel):
     unknown_accepted: float | None = Field(default=None, ge=0.0, le=1.0)
     unknown_range: Interval | None = None
     correlation: float = Field(default=1.0, ge=0.0, le=1.0)
+    unit_correlation: float = Field(default=1.0, ge=0.0, le=1.0)
     later: list[LaterFigures] = []
     text_trust: float = Field(default=1.0, ge=0.0, le=1.0)
     rejection: FitWeights | None = None
@@ -173,6 +181,7 @@ def save_head(
             unknown_accepted=parts.unknown_accepted,
             unknown_range=parts.unknown_range,
             correlation=parts.correlation,
+            unit_correlation=parts.unit_correlation,
             later=list(parts.later),
             text_trust=parts.text_trust,
             rejection=None if parts.rejection is None else parts.rejection.weights,
@@ -264,6 +273,7 @@ def _parts(facts: PartFacts, tensors: dict[str, Tensor]) -> Parts:
         held,
         facts.unknown_accepted,
         correlation=facts.correlation,
+        unit_correlation=facts.unit_correlation,
         later=tuple(facts.later),
         text_trust=facts.text_trust,
         shifts=None if shifts is None else shifts.double(),

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from vlltr_index.heads.dealing import answerable, deal_units
-from vlltr_index.heads.plda import PLDA, Moments, fit_model
+from vlltr_index.heads.moments import Moments, observation_weights, unit_correlation
+from vlltr_index.heads.plda import PLDA, fit_model
 from vlltr_index.heads.units import number_observations
 from vlltr_index.heads.weighing import (
     SHRINKAGES,
@@ -65,13 +66,15 @@ def cross_validate(
     fold = deal_units(labels, units, _FOLDS)
     asked = answerable(labels, fold)
     observations = number_observations(labels, units)
+    correlation = unit_correlation(images, labels, observations, classes)
     fitted = list[tuple[Tensor, dict[float | None, PLDA]]]()
     for number in range(_FOLDS):
         out = (asked & (fold == number)).nonzero()[:, 0]
         if len(out):
             rest = fold != number
             numbered = observations[rest].unique(return_inverse=True)[1]
-            moments = Moments.of(images[None, rest], labels[rest], numbered, classes)
+            weights = observation_weights(numbered, correlation)
+            moments = Moments.of(images[None, rest], labels[rest], classes, weights)
             fitted.append((out, _models(moments, prototypes)))
         if progress:
             progress("answers", number + 1, _FOLDS)

@@ -4,7 +4,7 @@ Probabilistic LDA (Ioffe 2006; Prince & Elder 2007) with a prior mean that the c
 
     x | c ~ N(mu_c, s Sigma)        mu_c ~ N(g + T (t_c - tbar), Lambda)
 
-A class is described by the number of its units (an image, or several that are one observation), the sum of their
+A class is described by the number of its observations (images, of which those of a unit count as fewer), their
 features, and its text prototype. So classes can be added and removed without a new fit, also ones without images. A
 class without text, or whose images are less likely under the prior of its text than without, has the wider prior
 N(g, Lambda_0). All is computed in the basis where Sigma is the identity and Lambda is diagonal; of Lambda_0 only the
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from vlltr_index.errors import InputError
 from vlltr_index.heads.anchor_bank import AnchorBank
+from vlltr_index.heads.moments import Moments, inverse_root, shrunk
 from vlltr_index.heads.text_prior import (
     TextFit,
     TextKernel,
@@ -33,9 +34,7 @@ from vlltr_index.heads.text_prior import (
 from vlltr_index.tensors import full_precision
 
 _LEAST_SPREAD = 0.02
-_ROWS_AT_ONCE = 1024
 _CLASSES_AT_ONCE = 4096
-_NO_SCATTER = 1e-12  # share of the mean squared length: the scatter that rounding gives to identical images
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,8 +88,8 @@ class PLDA:
 
     Attributes:
         shared: The parameters.
-        counts: Int64 [C], units of each class; may be 0. A unit is an image, or several that are one observation.
-        sums: Float64 [C, D], the sum of the units' features; that of a unit of several images is their mean.
+        counts: Int64 [C], observations of each class, see `moments.observation_weights`; may be 0.
+        sums: Float64 [C, D], the weighted sum of the images' features.
         prototypes: Float [C, T], `text_prior.class_features` of each class's anchors; a row of zeros is a class without
             text.
         trust: Float64 [C], 0 to 1: how far the prior of each class's text lies from the blank prior, at 0, to the one
@@ -255,88 +254,6 @@ def prior_means(bank: AnchorBank, shared: SharedGaussian) -> Tensor:
     return means
 
 
-def class_sums(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Count and sum the features of each class: int64 [C] and float64 [C, D], of features [N, D], labels int64 [N].
-
-    Both are on the features' device.
-    """
-    labels = labels.to(features.device, non_blocking=True)
-    sums = torch.zeros(classes, features.shape[1], dtype=torch.float64, device=features.device)
-    return torch.bincount(labels, minlength=classes), sums.index_add_(0, labels, features.double())
-
-
-def unit_sums(features: Tensor, labels: Tensor, units: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Count the units of each class and sum their means: int64 [C] and float64 [C, D], on the features' device.
-
-    Args:
-        features: Float [N, D].
-        labels: Int64 [N], 0 to C - 1.
-        units: Int64 [N], 0 to U - 1: the unit of each image. The images of a unit are of one class.
-        classes: Number of classes, C.
-    """
-    means = _unit_means(features, units)
-    return class_sums(means, _owners(labels, units, len(means)), classes)
-
-
-def _unit_means(features: Tensor, units: Tensor) -> Tensor:
-    """Compute the mean feature of each unit, [U, D] in the features' dtype."""
-    count = int(units.max()) + 1
-    if count == len(features):  # each image is a unit
-        return torch.empty_like(features).index_copy_(0, units.to(features.device), features)
-    counts, sums = class_sums(features, units, count)
-    return (sums / counts[:, None]).to(features.dtype)
-
-
-def _owners(labels: Tensor, units: Tensor, count: int) -> Tensor:
-    """Return the class of each of `count` units, int64 [U]."""
-    return labels.new_empty(count).scatter_(0, units.to(labels.device), labels)
-
-
-@dataclass(frozen=True, eq=False)
-class Moments:
-    """Statistics from which the shared parameters are fitted. Units, not images, are counted.
-
-    Attributes:
-        counts: Int64 [C], units of each class; may be 0.
-        sums: Float64 [C, D], the sum of the units' means.
-        within: Float64 [D, D], S: the pooled covariance of unit means about their class mean, plus that of images and
-            views about their unit's mean; where every class has one unit, or nothing varies, half the total covariance.
-        sampling: Float64 [D, D], the pooled covariance of plain unit means about their class mean. Divided by n it is
-            the covariance of the mean of a class with n units. It equals S where each unit is one image with one
-            view, and where S is half the total.
-        freedom: Effective degrees of freedom of S: those of its two parts, U - C for unit means and V N - U for
-            images about them, by the parts' squared norms (Satterthwaite 1946); U - C where S is half the total.
-    """
-
-    counts: Tensor
-    sums: Tensor
-    within: Tensor
-    sampling: Tensor
-    freedom: float
-
-    @classmethod
-    def of(cls, features: Tensor, labels: Tensor, units: Tensor, classes: int) -> Moments:
-        """Compute the statistics of V views of N images.
-
-        Args:
-            features: Float [V, N, D], the plain view first, unnormalised.
-            labels, units, classes: As for `unit_sums`, of the images.
-
-        Raises:
-            InputError: Features are not finite.
-        """
-        if not bool(features.isfinite().all()):
-            raise InputError("features must be finite", "vlltr embed")
-        labels = labels.to(features.device)
-        units = units.to(features.device)
-        means = _unit_means(features[0], units)
-        owners = _owners(labels, units, len(means))
-        counts, sums = class_sums(means, owners, classes)
-        apart = len(owners) - int((counts > 0).sum())
-        within, sampling, freedom = _within(features, means, owners, units=units, apart=apart)
-        return cls(counts=counts, sums=sums, within=within, sampling=sampling, freedom=freedom)
-
-
 def fit_model(
     moments: Moments, prototypes: Tensor, shrinkage: float | None = 1.0, kernel: TextKernel | None = None
 ) -> PLDA:
@@ -432,7 +349,7 @@ def _told_by(
     dim = means.shape[1]
     weights = n / (n + 2.0)
     centre = weighted_mean(means, weights)
-    whitening = _inverse_root(shrunk(moments.within, moments.freedom, shrinkage))
+    whitening = inverse_root(shrunk(moments.within, moments.freedom, shrinkage))
     text = prototypes.to(means.device)[there].double()
     has_text = (text != 0).any(1)
     text_centre = (
@@ -463,28 +380,6 @@ def better_kernel(
     return one[0] if is_less(by_one.fit.residuals, by_other.fit.residuals, weights) else other[0]
 
 
-def shrunk(covariance: Tensor, observations: float, shrinkage: float | None = 1.0) -> Tensor:
-    """Shrink a covariance towards a multiple of the identity: (1 - r) S + r tr(S) / D I, [D, D] in its dtype.
-
-    Args:
-        covariance: S, float [D, D]; the difference of two covariances may be indefinite.
-        observations: n, the number of observations less that of estimated means; r is 1 for 0.
-        shrinkage: r is this many times that of the oracle approximating shrinkage (OAS; Chen et al., "Shrinkage
-            Algorithms for MMSE Covariance Estimation", 2010, Eq. 23), at most 1; None: r = D / (n + D).
-    """
-    dim = len(covariance)
-    trace = covariance.trace()
-    if shrinkage is None:
-        r = dim / (observations + dim)
-    else:
-        square = float(covariance.square().sum())
-        of_sphere = float(trace.square()) / dim
-        apart = (observations + 1.0 - 2.0 / dim) * (square - of_sphere)
-        best = (1.0 - 2.0 / dim) * square + dim * of_sphere
-        r = min(1.0, shrinkage * best / apart) if apart > 0.0 and best > 0.0 else 1.0
-    return (1.0 - r) * covariance + r * trace / dim * torch.eye(dim).to(covariance)
-
-
 def _prior(
     shared: SharedGaussian,
     counts: Tensor,
@@ -497,7 +392,7 @@ def _prior(
 
     Args:
         shared: The parameters.
-        counts: Int64 [C], units of each class; or [1], the same for all, like the next.
+        counts: Int64 [C], observations of each class; or [1], the same for all, like the next.
         seen: Float64 [C, D], the mean of its images in the basis.
         predicted: Float64 [C, D], the prior mean by its text.
         spread: Float64 [C, D], its variance; or [1, D].
@@ -524,68 +419,10 @@ def _log_density(apart: Tensor, variance: Tensor) -> Tensor:
     return -0.5 * (apart.square() / variance + variance.log()).sum(1, keepdim=True)
 
 
-def _within(
-    features: Tensor, means: Tensor, owners: Tensor, units: Tensor, apart: int
-) -> tuple[Tensor, Tensor, float]:
-    """Compute `within` and `sampling` of `Moments`, float64 [D, D] each, and its `freedom`.
-
-    Args:
-        features: Float [V, N, D].
-        means: Float [U, D], the mean of the plain views of each unit.
-        owners: Int64 [U], the class of each unit.
-        units: Int64 [N], the unit of each image.
-        apart: Number of units less number of classes with images.
-    """
-    views, images, dim = features.shape
-    least = _NO_SCATTER * float(features[0].double().square().sum(1).mean())
-    middle = means if views == 1 else _unit_means(features.mean(0), units)
-    if apart:
-        sampling = _about_classes(means, owners) / apart
-        between = sampling if views == 1 else _about_classes(middle, owners) / apart
-        within = between
-        freedom = float(apart)
-        about_units = views * images - len(means)
-        if about_units:
-            inside = _scatter(features, middle, units) / (views * images)
-            within = between + inside
-            parts = between.square().sum() / apart + inside.square().sum() / about_units
-            freedom = float(within.square().sum() / parts) if bool(parts) else freedom
-        if float(within.trace()) > least:
-            return within, sampling, freedom
-    total = _about_classes(middle, torch.zeros_like(owners)) / (2 * len(means))
-    if float(total.trace()) <= least:
-        total = torch.eye(dim, dtype=torch.float64, device=features.device)
-    return total, total, float(apart)
-
-
-def _about_classes(means: Tensor, owners: Tensor) -> Tensor:
-    """Compute the sum over units of (mean - class mean)^T (mean - class mean), float64 [D, D]."""
-    counts, sums = class_sums(means, owners, int(owners.max()) + 1)
-    return _scatter(means[None], sums / counts.clamp(min=1)[:, None], owners)
-
-
-def _scatter(features: Tensor, means: Tensor, owners: Tensor) -> Tensor:
-    """Compute the sum over views and images of (x - mean)^T (x - mean), float64 [D, D]."""
-    scatter = means.new_zeros(means.shape[1], means.shape[1], dtype=torch.float64)
-    for view in features:
-        for rows, own in zip(view.split(_ROWS_AT_ONCE), owners.split(_ROWS_AT_ONCE), strict=True):
-            apart = rows.double() - means[own]
-            scatter += apart.T @ apart
-    return scatter
-
-
-def _inverse_root(covariance: Tensor) -> Tensor:
-    """Compute the inverse square root of a covariance [D, D]."""
-    values, vectors = torch.linalg.eigh(covariance)
-    least = torch.finfo(values.dtype).eps * values.amax().clamp(min=1e-20)
-    root: Tensor = vectors * values.clamp(min=least).rsqrt() @ vectors.T
-    return root
-
-
 def _between(
     residuals: Tensor, counts: Tensor, weights: Tensor, noise: Tensor, shrinkage: float | None
 ) -> Tensor:
-    """Compute the shrunk covariance [D, D] of residuals [C, D], less noise / n for sampling n = `counts` units."""
+    """Compute the shrunk covariance [D, D] of residuals [C, D], less noise / n for n = `counts` observations."""
     classes, dim = residuals.shape
     if classes == 1:
         return torch.eye(dim).to(residuals)

@@ -139,6 +139,12 @@ def shared_units(units: Sequence[str]) -> list[str | None]:
     return [unit.removeprefix("group ") if size[unit] > 1 else None for unit in units]
 
 
+def count_units(labels: Tensor, units: Tensor, classes: int) -> Tensor:
+    """Count the units of each class, int64 [C], of labels and units int64 [N]; one of two classes counts in both."""
+    owners, _ = torch.stack([labels, units]).unique(dim=1)
+    return torch.bincount(owners, minlength=classes)
+
+
 def number_observations(labels: Tensor, units: Sequence[str]) -> Tensor:
     """Number observations from 0, int64 [N]: the images of a unit that are of one class are one observation."""
     return number_names(list(zip(labels.tolist(), units, strict=True)))

@@ -27,9 +27,9 @@ from vlltr_index.errors import InputError, UsageError
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.bursts import folder_of
 from vlltr_index.heads.checkpoint import SavedHead
-from vlltr_index.heads.plda import unit_sums
+from vlltr_index.heads.moments import class_sums
 from vlltr_index.heads.text_prior import TextKernel, class_features
-from vlltr_index.heads.units import join_copies, number_observations, units_of
+from vlltr_index.heads.units import join_copies, units_of
 from vlltr_index.recognition.scorer import Scorer
 from vlltr_index.recognition.state import Anchors, ClassStats
 from vlltr_index.schemas.fingerprint import digest_bytes
@@ -333,8 +333,7 @@ def fit_in_memory(
     decision = fit_stage_two(data, recipe.lgr)
     assert decision.rows is not None
     every = torch.arange(classes)
-    observations = number_observations(images.labels, images.units)
-    counts, sums = unit_sums(unit_rows(images.features[0]), images.labels, observations, classes)
+    counts, sums = class_sums(unit_rows(images.features[0]), images.labels, classes, data.weights)
     scorer = Scorer(
         anchors=Anchors(
             bank=bank,

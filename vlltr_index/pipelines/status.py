@@ -46,8 +46,8 @@ class StatusReport:
         writing: Who is writing to it now.
         classes: Classes in use.
         images: Usable images by split: those with a class, and readable.
-        units: Observations that the head knows the classes by: images that belong together, such as a burst or near
-            duplicates, are one. Null before it has been trained.
+        units: Observations that the head counts the training images as: those that belong together, such as a burst or
+            near duplicates, as fewer than they are. Null before it has been trained.
         quarantined: Images that cannot be read.
         sentences: Sentences of all classes.
         encoder: The model, and where its weights are from.

@@ -120,7 +120,7 @@ def _train_head(
             fps = tx.commit.text_fp or "", tx.commit.image_fp or ""
             saved = SavedHead(decision.head, class_ids, *fps, decision.parts)
             if run.data.images is not None:
-                _keep_stats(tx, run.data.images, run.data.units, saved.image_fp)
+                _keep_stats(tx, run.data.images, run.data.units, saved)
             tx.note(merged={})
             return _keep_head(tx, run.data.state, saved, config, decision.log)
 
@@ -368,7 +368,7 @@ def _keep_tuned(
         whole = replace(whole, unseen=unseen, unseen_classes=apart, visual_init=None)
         parts, notes = weigh(whole, head)
     saved = SavedHead(head, data.class_ids, text_fp=encoder.text_fp, image_fp=encoder.image_fp, parts=parts)
-    _keep_stats(tx, images, units, saved.image_fp)
+    _keep_stats(tx, images, units, saved)
     return _keep_head(tx, state, saved, config, stage.log), notes
 
 
@@ -384,9 +384,12 @@ def _parted(
     return training.without(data, held, data.texts), held
 
 
-def _keep_stats(tx: Transaction, images: loading.ImageSet, units: list[str], image_fp: str) -> None:
-    """Commit the statistics of the classes' training images."""
-    tx.replace("class_stats", loading.stats_rows(images.features, images.class_ids, units, image_fp))
+def _keep_stats(tx: Transaction, images: loading.ImageSet, units: list[str], saved: SavedHead) -> None:
+    """Commit the statistics of the classes' training images, as a head counts them."""
+    rows = loading.stats_rows(
+        images.features, images.class_ids, units, saved.image_fp, saved.unit_correlation
+    )
+    tx.replace("class_stats", rows)
 
 
 def _keep_head(tx: Transaction, state: ModelState, saved: SavedHead, config: LGRConfig, log: Log) -> str:

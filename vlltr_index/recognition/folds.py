@@ -26,7 +26,7 @@ from vlltr_index.embedding.loading import (
 from vlltr_index.embedding.vectors import embedded
 from vlltr_index.errors import MissingStepError, WorkspaceError
 from vlltr_index.heads.checkpoint import SavedHead, load_head, save_head
-from vlltr_index.heads.plda import unit_sums
+from vlltr_index.heads.moments import class_sums, observation_weights
 from vlltr_index.heads.units import number_observations
 from vlltr_index.recognition.state import TEXT_COLUMNS, Anchors, ClassStats, texts_of
 from vlltr_index.schemas.manifests import Manifest
@@ -159,7 +159,7 @@ class Folds:
         out = frozenset(ids)
         if number not in self._heads:
             self._heads[number] = load_head(self._folder / str(number))
-        stats = _without(model.stats, owners, features, units)
+        stats = _without(model, owners, features, units)
         fitted = replace(
             model,
             saved=self._heads[number],
@@ -315,15 +315,16 @@ def open_folds(snapshot: Snapshot) -> Folds | None:
     return Folds(folder)
 
 
-def _without(stats: ClassStats, owners: Tensor, features: Tensor, units: Sequence[str]) -> ClassStats:
+def _without(model: Model, owners: Tensor, features: Tensor, units: Sequence[str]) -> ClassStats:
     """Return the statistics of classes without some images of them.
 
     Args:
-        stats: Of all images.
+        model: Of all images.
         owners: Int64 [N], the classes of the images.
         features: Float [N, D], unnormalised.
         units: The unit of each image, none of which has other images.
     """
+    stats = model.stats
     places = class_positions(stats.class_ids, owners)
     known = places >= 0
     if not bool(known.any()):
@@ -331,7 +332,8 @@ def _without(stats: ClassStats, owners: Tensor, features: Tensor, units: Sequenc
     labels = places[known]
     named = [unit for unit, there in zip(units, known.tolist(), strict=True) if there]
     numbered = number_observations(labels, named)
-    counts, sums = unit_sums(unit_rows(features[known]), labels, numbered, len(stats.class_ids))
-    left = stats.counts - counts.long()
+    weights = observation_weights(numbered, model.saved.unit_correlation)
+    counts, sums = class_sums(unit_rows(features[known]), labels, len(stats.class_ids), weights)
+    left = stats.counts - counts
     there = left > 0
     return ClassStats(stats.class_ids[there], left[there], (stats.sums - sums.to(stats.sums))[there])

@@ -173,8 +173,8 @@ class ClassStats:
 
     Attributes:
         class_ids: Int64 [S], ascending.
-        counts: Int64 [S], number of units of images.
-        sums: Float64 [S, D], sum of the units' mean normalised vectors.
+        counts: Int64 [S], number of observations that the images count as, see `heads.moments`.
+        sums: Float64 [S, D], weighted sum of the images' normalised vectors.
     """
 
     class_ids: Tensor
@@ -287,7 +287,7 @@ class ModelState:
 
     @cached_property
     def class_stats(self) -> ClassStats:
-        """Counts and sums of the classes' units, of rows whose column `images` counts units."""
+        """Counts and sums of the classes' images, of rows whose column `images` counts observations."""
         rows = self.source.rows("class_stats", BESIDE_VECTORS["class_stats"])
         rows = rows.filter(pc.equal(rows["image_fp"], self.record.image_fp or "")).sort_by("class_id")
         class_ids = numbers(rows, "class_id")
