@@ -145,8 +145,9 @@ class StageTwoData:
 
     def moments(self, rest: Tensor) -> Moments:
         """Measure the moments of the images `rest`, bool [N]."""
+        units = self.observations[rest].unique(return_inverse=True)[1]
         images = unit_rows(self.features[:, rest])
-        return Moments.of(images, self.labels[rest], self.classes, self.weights[rest])
+        return Moments.of(images, self.labels[rest], units, self.classes, self.unit_correlation)
 
     def model(self, moments: Moments, shrinkage: float | None = SHRINKAGES[0]) -> PLDA:
         """Fit the generative model by moments of images and the classes' prototypes."""

@@ -192,7 +192,8 @@ def _workspace(folder: Path, classes: int, sentences: int = SENTENCES_EACH) -> W
     with torch.no_grad():
         head.visual_head.weight.copy_(centres / dim**0.5)
     images = image_set(workspace.snapshot(), "train")
-    moments = Moments.of(unit_rows(images.features)[None], images.class_ids, classes)
+    each = torch.arange(len(images.class_ids))
+    moments = Moments.of(unit_rows(images.features)[None], images.class_ids, each, classes)
     shared = fit_model(moments, unit_rows(centres)).shared
     later = Gate(0.1, 0.1)
     parts = Parts(shared, PartWeights(1.0, 0.1, 0.1, later, later))
@@ -200,10 +201,7 @@ def _workspace(folder: Path, classes: int, sentences: int = SENTENCES_EACH) -> W
     with workspace.transaction("a head out of the air") as tx:
         tx.set(head=workspace.objects.put("heads", lambda path: save_head(saved, path)))
         rows = stats_rows(
-            images.features,
-            images.class_ids,
-            [str(n) for n in range(len(images.class_ids))],
-            encoder.image_fp,
+            images.features, images.class_ids, [str(n) for n in range(len(each))], encoder.image_fp
         )
         tx.replace("class_stats", rows)
     index_anchors(workspace)

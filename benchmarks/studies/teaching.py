@@ -39,7 +39,7 @@ from benchmarks.studies.rejections import SHIPPED, features_of_kinds, fitted, sc
 from benchmarks.study import Command, Study
 from vlltr_index.embedding.loading import recipe_encoder
 from vlltr_index.encoders.encoder import Encoder
-from vlltr_index.heads.moments import Moments, observation_weights
+from vlltr_index.heads.moments import Moments
 from vlltr_index.heads.plda import PLDA, fit_model
 from vlltr_index.heads.teaching import alike_groups, most_teaching
 from vlltr_index.heads.weighing import TEMPERED, balanced_accuracy
@@ -96,8 +96,7 @@ class Pool:
         """Fit the generative model on the pictures at positions int64 [L]."""
         numbers = {unit: n for n, unit in enumerate(dict.fromkeys(self.units[n] for n in labelled.tolist()))}
         units = torch.tensor([numbers[self.units[n]] for n in labelled.tolist()])
-        weights = observation_weights(units, 1.0)
-        moments = Moments.of(self.features[None, labelled], self.labels[labelled], self.classes, weights)
+        moments = Moments.of(self.features[None, labelled], self.labels[labelled], units, self.classes)
         none = torch.zeros(self.classes, self.features.shape[1])
         return fit_model(moments, none)
 

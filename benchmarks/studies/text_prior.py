@@ -163,7 +163,7 @@ def _old(files: GlyphFiles, encoder: Encoder, reader: SentenceModel | None) -> O
         unit_rows(features_of(encoder, [row["image"] for row in some])) for some in (train, test)
     )
     labels, owners = (torch.tensor([place[row["label"]] for row in some]) for some in (train, test))
-    moments = Moments.of(features[None], labels, len(names))
+    moments = Moments.of(features[None], labels, torch.arange(len(labels)), len(names))
     told = json.loads(files.texts.read_text(encoding="utf-8"))
     return Old(moments, bank_of([told[name] for name in names], encoder, reader), asked, owners)
 

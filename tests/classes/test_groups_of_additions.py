@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from tests.support.pictures import timed
 from vlltr_index.classes import NewClass, add_class, add_classes, add_images
 from vlltr_index.data.decoding import open_image
+from vlltr_index.heads.checkpoint import load_head, save_head
 from vlltr_index.store.tables import one_of
 from vlltr_index.store.workspace import Workspace
 
@@ -34,6 +36,15 @@ def note(workspace: Workspace, **rules: str) -> None:
         tx.note(groupings=rules)
 
 
+def count_units_by(workspace: Workspace, correlation: float) -> None:
+    """Make the head count images as if those of a unit were alike by this."""
+    saved = load_head(workspace.objects.whole("heads", workspace.snapshot().commit.head or ""))
+    assert saved.parts is not None
+    saved = replace(saved, parts=replace(saved.parts, unit_correlation=correlation))
+    with workspace.transaction("another head") as tx:
+        tx.set(head=workspace.objects.put("heads", lambda folder: save_head(saved, folder)))
+
+
 @pytest.fixture
 def okapi(pictures: Path, tmp_path: Path) -> Path:
     """Two pictures in a folder of their own, two in others."""
@@ -46,6 +57,7 @@ def okapi(pictures: Path, tmp_path: Path) -> Path:
 
 def test_by_the_rule_that_was_last_said(trained: Workspace, okapi: Path) -> None:
     """A folder below the class's own, or what the names say; observations are counted so."""
+    count_units_by(trained, 1.0)
     note(trained, birds=r"name:^(.+)_\d", more="auto")
     add_class(trained, "okapi", images=okapi)
     assert groups(trained, "okapi") == ["a", "b", "a", "a"]
@@ -57,6 +69,14 @@ def test_by_the_rule_that_was_last_said(trained: Workspace, okapi: Path) -> None
     alone = Path(shutil.copy(zebra / "a_3.png", okapi.with_name("z.png")))
     add_images(trained, "zebra", [alone])
     assert groups(trained, "zebra")[0] is None, "a file by itself is in no folder of the source"
+
+
+def test_as_many_as_the_head_counts_them(trained: Workspace, okapi: Path) -> None:
+    """Three pictures of a group are three where those of a unit are no more alike than others."""
+    count_units_by(trained, 0.0)
+    note(trained, birds=r"name:^(.+)_\d")
+    add_class(trained, "okapi", images=okapi)
+    assert observations(trained, "okapi") == 4
 
 
 def test_folders_of_one_name_are_not_one(trained: Workspace, okapi: Path, tmp_path: Path) -> None:
@@ -73,6 +93,7 @@ def test_folders_of_one_name_are_not_one(trained: Workspace, okapi: Path, tmp_pa
 
 def test_by_time(trained: Workspace, pictures: Path, tmp_path: Path) -> None:
     """Pictures of one folder, each taken soon after the one before, which their bytes say."""
+    count_units_by(trained, 1.0)
     note(trained, birds="seconds:10")
     (tmp_path / "okapi").mkdir()
     for number, second in enumerate(["00", "09", "40"]):

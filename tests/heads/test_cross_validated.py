@@ -9,6 +9,7 @@ from vlltr_index.heads.cross_validated import cross_validate
 from vlltr_index.heads.dealing import answerable, deal_units
 from vlltr_index.heads.moments import Moments
 from vlltr_index.heads.plda import PLDA, fit_model
+from vlltr_index.heads.units import number_observations
 from vlltr_index.heads.weighing import SHRINKAGES, Covariances, fit_temperature, image_weights
 from vlltr_index.tensors import unit_rows
 
@@ -40,7 +41,8 @@ def test_each_fold_is_answered_by_a_model_of_the_others() -> None:
             likelihoods = torch.empty(len(labels), CLASSES)
             for number in range(5):
                 rest = fold != number
-                moments = Moments.of(images[None, rest], labels[rest], CLASSES)
+                numbered = number_observations(labels[rest], [str(n) for n in range(int(rest.sum()))])
+                moments = Moments.of(images[None, rest], labels[rest], numbered, CLASSES)
                 shared = fit_model(moments, prototypes, shrinkage).shared
                 model = Covariances(shrinkage, 2.0 ** (step / 4)).noisy(
                     PLDA(shared, moments.counts, moments.sums, prototypes)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.support import twins
 from vlltr_index.errors import InputError
-from vlltr_index.heads.moments import Moments, class_sums, observation_weights
+from vlltr_index.heads.moments import Moments, class_sums
 from vlltr_index.heads.plda import PLDA, SharedGaussian, fit_model
 from vlltr_index.heads.units import number_observations
 
@@ -93,11 +93,11 @@ def test_the_fit_equals_its_twin(
     counts[0] = max(counts[0], 1)
     features, labels, texts = drawn(counts, told, dim, views, alike, seed)
     units = number_observations(labels, [str(n // size) for n in range(len(labels))])
-    alike = twins.observations_of(units.tolist(), correlation)
-    expected = twins.shared_gaussian(features, labels.tolist(), alike, texts, shrinkage)
-    weights = observation_weights(units, correlation)
-    assert weights.tolist() == pytest.approx(alike)
-    found = fit_model(Moments.of(features, labels, len(counts), weights), texts, shrinkage).shared
+    expected = twins.shared_gaussian(
+        features, labels.tolist(), units.tolist(), texts, correlation, shrinkage=shrinkage
+    )
+    moments = Moments.of(features, labels, units, len(counts), correlation)
+    found = fit_model(moments, texts, shrinkage).shared
     blank = (found.basis.T @ expected.pop("seen") @ found.basis).diagonal().maximum(found.spread)
     torch.testing.assert_close(found.blank, blank, rtol=1e-6, atol=1e-7)
     for name, value in expected.items():
@@ -173,7 +173,7 @@ def test_texts_predict_classes_that_have_no_image() -> None:
     turned = torch.linalg.qr(torch.randn(6, 6, generator=g)).Q
     features = (2.0 * texts @ turned)[labels] + 0.3 * torch.randn(200, 6, generator=g)
     seen = labels < 30
-    moments = Moments.of(features[None, seen], labels[seen], 40)
+    moments = Moments.of(features[None, seen], labels[seen], torch.arange(150), 40)
     shared = fit_model(moments, texts).shared
     assert shared.text_r2 > 0.9
     counts, sums = moments.counts, moments.sums
@@ -191,7 +191,7 @@ def test_a_text_that_its_images_contradict_counts_for_nothing() -> None:
     g = torch.Generator().manual_seed(0)
     texts, labels = 3.0 * torch.randn(40, 6, generator=g), torch.arange(40).repeat_interleave(3)
     features = texts[labels] + torch.randn(120, 6, generator=g)
-    moments = Moments.of(features[None], labels, 40)
+    moments = Moments.of(features[None], labels, torch.arange(120), 40)
     shared, counts, sums = fit_model(moments, texts).shared, moments.counts, moments.sums
     swapped, none = texts.clone(), texts.clone()
     swapped[:2], none[:2] = texts[[1, 0]], 0.0
@@ -207,7 +207,7 @@ def test_texts_of_few_classes_that_say_nothing_predict_nothing() -> None:
         g = torch.Generator().manual_seed(seed)
         labels = torch.arange(10).repeat_interleave(20)
         features = torch.randn(10, 64, generator=g)[labels] + torch.randn(200, 64, generator=g)
-        moments = Moments.of(features[None], labels, 10)
+        moments = Moments.of(features[None], labels, torch.arange(200), 10)
         shared = fit_model(moments, torch.randn(10, 64, generator=g)).shared
         found.append(shared.text_r2)
         assert bool((shared.text_map == 0).all()) is (shared.text_r2 == 0.0)
@@ -219,9 +219,9 @@ def test_units_are_the_observations() -> None:
     """Each image shown five times gives what it gives once, if copies count once, and too sure a model if not."""
     features, labels, texts = drawn([4] * 8, [True] * 8, 5)
     copies, again = features.repeat_interleave(5, 1), labels.repeat_interleave(5)
-    once = Moments.of(features, labels, 8)
-    units = torch.arange(32).repeat_interleave(5)
-    grouped, alone = (Moments.of(copies, again, 8, observation_weights(units, rho)) for rho in (1.0, 0.0))
+    once = Moments.of(features, labels, torch.arange(32), 8)
+    grouped = Moments.of(copies, again, torch.arange(32).repeat_interleave(5), 8)
+    alone = Moments.of(copies, again, torch.arange(160), 8)
     for moments, same in ((grouped, True), (alone, False)):
         assert torch.equal(moments.counts, once.counts) is same
         assert torch.allclose(moments.within, once.within) is same
@@ -242,7 +242,7 @@ def test_class_means_keep_their_distances_where_images_are_few(views: int) -> No
     images = means[labels] + torch.randn(180, 24, generator=g, dtype=torch.float64) * scale
     others = torch.randn(views - 1, 180, 24, generator=g, dtype=torch.float64) * 2.0 * scale
     features = torch.cat([images[None], images + others])
-    moments = Moments.of(features, labels, 60)
+    moments = Moments.of(features, labels, torch.arange(180), 60)
     for shrinkage in (1.0, 3.0, None):
         shared = fit_model(moments, torch.zeros(60, 24), shrinkage).shared
         back = torch.linalg.inv(shared.basis)
@@ -258,7 +258,7 @@ def test_likelihoods_are_finite_where_nothing_can_be_estimated(counts: list[int]
     features, labels, texts = drawn(counts, [True] * len(counts), 4, alike="all")
     if same and len(set(counts)) == 1 and counts[0] == 1:
         features = features[:, :1].expand_as(features)
-    moments = Moments.of(features.float(), labels, len(counts))
+    moments = Moments.of(features.float(), labels, torch.arange(len(labels)), len(counts))
     model = fit_model(moments, texts)
     other = features[0].float() + torch.randn(1, 4, generator=torch.Generator().manual_seed(0))
     for images in (features[0].float(), other):
@@ -268,7 +268,8 @@ def test_likelihoods_are_finite_where_nothing_can_be_estimated(counts: list[int]
 def test_the_fit_refuses_values_that_are_not_finite() -> None:
     """They would make every class's model NaN."""
     features, labels, texts = drawn([2, 2], [True, True], 3)
+    units = torch.arange(4)
     with pytest.raises(InputError, match="features must be finite"):
-        Moments.of(features * torch.tensor([1.0, torch.nan, 1.0]), labels, 2)
+        Moments.of(features * torch.tensor([1.0, torch.nan, 1.0]), labels, units, 2)
     with pytest.raises(InputError, match="prototypes must be finite"):
-        fit_model(Moments.of(features, labels, 2), texts * torch.tensor([1.0, torch.nan, 1.0]))
+        fit_model(Moments.of(features, labels, units, 2), texts * torch.tensor([1.0, torch.nan, 1.0]))

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vlltr_index.heads import teaching
-from vlltr_index.heads.plda import Moments, SharedGaussian, fit_model
+from vlltr_index.heads.moments import Moments
+from vlltr_index.heads.plda import SharedGaussian, fit_model
 from vlltr_index.heads.teaching import alike_groups, join_by_average, most_teaching, same_class_ratios
 
 quick = settings(max_examples=40, deadline=None)
@@ -164,7 +165,7 @@ def drawn(classes: int, images: int, dim: int, seed: int) -> tuple[Tensor, Tenso
 def fitted(features: Tensor, labels: Tensor, classes: int) -> SharedGaussian:
     """The parameters of classes without text."""
     rows = torch.nn.functional.normalize(features)
-    moments = Moments.of(rows[None], labels, classes)
+    moments = Moments.of(rows[None], labels, torch.arange(len(rows)), classes)
     return fit_model(moments, torch.zeros(classes, features.shape[1])).shared
 
 

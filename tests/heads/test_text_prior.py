@@ -13,7 +13,8 @@ from torch import Tensor
 
 from vlltr_index.data.words import number_words
 from vlltr_index.heads.anchor_bank import AnchorBank
-from vlltr_index.heads.plda import PLDA, Moments, better_kernel, fit_model
+from vlltr_index.heads.moments import Moments
+from vlltr_index.heads.plda import PLDA, better_kernel, fit_model
 from vlltr_index.heads.text_prior import TextKernel, class_features, fit_text, sentence_features
 
 RIDGES = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0)
@@ -40,7 +41,7 @@ def moments_of(means: Tensor, each: int, seed: int) -> Moments:
     g = torch.Generator().manual_seed(seed)
     labels = torch.arange(len(means)).repeat_interleave(each)
     features = means[labels] + 0.5 * torch.randn(len(labels), means.shape[1], generator=g)
-    return Moments.of(features[None], labels, len(means))
+    return Moments.of(features[None], labels, torch.arange(len(labels)), len(means))
 
 
 def composed(colours: int, things: int, dim: int, seed: int) -> Tensor:

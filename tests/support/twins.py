@@ -217,45 +217,49 @@ def weighted_means(rows: list[Tensor], labels: list[int], weights: list[float]) 
     return means
 
 
-def within(features: Tensor, labels: list[int], weights: list[float]) -> tuple[Tensor, Tensor, float]:
-    """S, of [V, N, D]: how an image varies in its class, and how views do about it; how a plain image does; and the
-    effective degrees of freedom of S. Without more observations than classes, or any scatter, both are half that about
-    the mean of all."""
+def within(features: Tensor, units: list[int], labels: list[int]) -> tuple[Tensor, float]:
+    """S, of [V, N, D]: how a unit's mean varies in its class, and how images and views do about it; and its effective
+    degrees of freedom. Without more units than classes, or any scatter, it is half that about the mean of the units."""
     views, images, dim = features.shape
     nothing = torch.zeros(dim, dim, dtype=torch.float64)
-    middle = [features[:, n].mean(0) for n in range(images)]
-    whole = sum(weights)
-    pooled, sampling, freedom = nothing.clone(), nothing.clone(), round(whole) - len(set(labels))
+    middle, owner = dict[int, Tensor](), dict[int, int]()
+    for unit in set(units):
+        own = [n for n, other in enumerate(units) if other == unit]
+        rows = [view[n] for view in features for n in own]
+        middle[unit], owner[unit] = sum(rows, torch.zeros(dim).double()) / len(rows), labels[own[0]]
+    pooled, freedom = nothing.clone(), len(middle) - len(set(labels))
     if freedom:
-        for of, rows in ((pooled, middle), (sampling, list(features[0]))):
-            means = weighted_means(rows, labels, weights)
-            for row, label, weight in zip(rows, labels, weights, strict=True):
-                of += weight * torch.outer(row - means[label], row - means[label]) / freedom
+        for label in set(labels):
+            some = [m for unit, m in middle.items() if owner[unit] == label]
+            mean = sum(some, torch.zeros(dim).double()) / len(some)
+            for m in some:
+                pooled += torch.outer(m - mean, m - mean) / freedom
         inside = nothing.clone()
-        for n, weight in enumerate(weights):
+        for n, unit in enumerate(units):
             for view in features:
-                apart = view[n] - middle[n]
-                inside += weight * torch.outer(apart, apart) / (views * whole)
+                apart = view[n] - middle[unit]
+                inside += torch.outer(apart, apart) / (views * images)
         of_parts = sum(v**2 for v in pooled.flatten().tolist()) / freedom
-        if views > 1:
-            of_parts += sum(v**2 for v in inside.flatten().tolist()) / (views * images - images)
+        if views * images > len(middle):
+            of_parts += sum(v**2 for v in inside.flatten().tolist()) / (views * images - len(middle))
         pooled += inside
         if pooled.trace() > 1e-9:
-            return pooled, sampling, sum(v**2 for v in pooled.flatten().tolist()) / of_parts
-    total, centre = nothing.clone(), weighted_mean(middle, weights)
-    for row, weight in zip(middle, weights, strict=True):
-        total += weight * torch.outer(row - centre, row - centre) / (2 * whole)
+            return pooled, sum(v**2 for v in pooled.flatten().tolist()) / of_parts
+    total, centre = nothing.clone(), sum(middle.values(), torch.zeros(dim).double()) / len(middle)
+    for m in middle.values():
+        total += torch.outer(m - centre, m - centre) / (2 * len(middle))
     total = total if total.trace() > 1e-9 else torch.eye(dim, dtype=torch.float64)
-    return total, total, freedom
+    return total, freedom
 
 
 def correlation_of(images: Tensor, labels: list[int], units: list[int]) -> float:
     """The intraclass correlation of units in their classes, of [N, D], where the covariance in classes is the identity:
-    by the mean squares between and within units. 1 where none has several images, or no class several."""
+    by the mean squares between and within units, 20 images more being copies. 1 where none has several
+    images, or no class several."""
     count, classes = len(set(units)), len(set(labels))
     if count == len(units) or count == classes:
         return 1.0
-    scatter, _, freedom = within(images[None], labels, observations_of(units, 1.0))
+    scatter, freedom = within(images[None], units, labels)
     white = torch.linalg.inv(torch.linalg.cholesky(shrunk(scatter, freedom, 1.0))).T
     rows, alike = list(images.double() @ white), [1.0] * len(units)
     of_units, of_classes = weighted_means(rows, units, alike), weighted_means(rows, labels, alike)
@@ -264,7 +268,7 @@ def correlation_of(images: Tensor, labels: list[int], units: list[int]) -> float
         float((of_units[unit] - of_classes[label]).square().sum())
         for unit, label in zip(units, labels, strict=True)
     )
-    inside, between = inside / (len(units) - count), between / (count - classes)
+    inside, between = inside / (len(units) - count + 20), between / (count - classes)
     # The mean size of a unit, less where sizes in a class differ.
     owner = dict(zip(units, labels, strict=True))
     uneven = sum(units.count(unit) ** 2 / labels.count(label) for unit, label in owner.items())
@@ -336,21 +340,27 @@ def between(
 
 
 def shared_gaussian(
-    features: Tensor, labels: list[int], alike: list[float], prototypes: Tensor, shrinkage: float | None
+    features: Tensor,
+    labels: list[int],
+    units: list[int],
+    prototypes: Tensor,
+    correlation: float,
+    shrinkage: float | None,
 ) -> dict[str, Tensor]:
     """What all classes share, in the features' own coordinates: g, Sigma, Lambda, tbar, T and R^2.
 
     Whitened by a Cholesky factor: any other root of Sigma turns the space, and nothing here depends on that.
     """
     dim, classes = features.shape[2], sorted(set(labels))
-    n, means = list[float](), list[Tensor]()
+    n, means, alike = list[float](), list[Tensor](), observations_of(units, correlation)
     for c in classes:
         own = [place for place, label in enumerate(labels) if label == c]
         n.append(sum(alike[place] for place in own))
         means.append(weighted_mean([features[0, place] for place in own], [alike[place] for place in own]))
     weights = [count / (count + 2.0) for count in n]
     centre = weighted_mean(means, weights)
-    scatter, sampling, freedom = within(features, labels, alike)
+    scatter, freedom = within(features, units, labels)
+    sampling, _ = within(features[:1], units, labels)
     sigma = shrunk(scatter, freedom, shrinkage)
     whitening = torch.linalg.inv(torch.linalg.cholesky(sigma)).T
     noise = whitening.T @ sampling @ whitening

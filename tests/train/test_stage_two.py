@@ -108,9 +108,9 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> Fits:
 
     measured = Moments.of
 
-    def spy(features: Tensor, labels: Tensor, classes: int, weights: Tensor | None = None) -> Moments:
+    def spy(features: Tensor, labels: Tensor, *others: *tuple[Tensor, int, float]) -> Moments:
         found.append(({round(float(x), 6) for x in features[0, :, 0]}, labels))  # type: ignore[misc]
-        return measured(features, labels, classes, weights)
+        return measured(features, labels, *others)
 
     monkeypatch.setattr(Moments, "of", staticmethod(spy))
     return found

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vlltr_index.heads.dealing import answerable, deal_units
-from vlltr_index.heads.moments import Moments, observation_weights, unit_correlation
+from vlltr_index.heads.moments import Moments, unit_correlation
 from vlltr_index.heads.plda import PLDA, fit_model
 from vlltr_index.heads.units import number_observations
 from vlltr_index.heads.weighing import (
@@ -73,8 +73,7 @@ def cross_validate(
         if len(out):
             rest = fold != number
             numbered = observations[rest].unique(return_inverse=True)[1]
-            weights = observation_weights(numbered, correlation)
-            moments = Moments.of(images[None, rest], labels[rest], classes, weights)
+            moments = Moments.of(images[None, rest], labels[rest], numbered, classes, correlation)
             fitted.append((out, _models(moments, prototypes)))
         if progress:
             progress("answers", number + 1, _FOLDS)

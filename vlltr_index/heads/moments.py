@@ -16,6 +16,7 @@ from vlltr_index.errors import InputError
 from vlltr_index.heads.pooling import unit_means, worths
 
 _ROWS_AT_ONCE = 1024
+_COPIES = 20  # images that are taken to be copies, beside those that are there: few tell little of how alike they are
 _NO_SCATTER = 1e-12  # share of the mean squared length: the scatter that rounding gives to identical images
 
 
@@ -53,9 +54,9 @@ def observation_weights(units: Tensor, correlation: float) -> Tensor:
 def unit_correlation(features: Tensor, labels: Tensor, units: Tensor, classes: int) -> float:
     """Measure how alike the images of a unit are, beside the others of their class: 1 are copies, 0 no more than these.
 
-    It is the intraclass correlation by the analysis of variance (Donner & Koval 1980), the mean over the directions in
-    which the covariance within classes is the identity. It is 1 where no unit has several images, or no class several
-    units.
+    It is the intraclass correlation by the analysis of variance (Donner & Koval 1980), over all directions in which the
+    covariance within classes is the identity, as if 20 more images were copies. It is 1 where no unit has several
+    images, or no class several units.
 
     Args:
         features: Float [N, D], finite.
@@ -64,20 +65,19 @@ def unit_correlation(features: Tensor, labels: Tensor, units: Tensor, classes: i
         classes: Number of classes, C.
     """
     sizes = torch.bincount(units).double()
-    owners = labels.new_empty(len(sizes)).scatter_(0, units, labels)
+    owners = _owners(labels, units, len(sizes))
     inside = len(units) - len(sizes)
     apart = len(sizes) - len(owners.unique())
     if not inside or not apart:
         return 1.0
-    moments = Moments.of(features[None], labels, classes, observation_weights(units, 1.0))
-    images = features.double() @ inverse_root(shrunk(moments.within, moments.freedom))
+    within, freedom = _within(features[None], units, owners)
+    images = features.double() @ inverse_root(shrunk(within, freedom))
     units = units.to(images.device)
-    labels = labels.to(images.device)
     middle = unit_means(images, units)
     counts, sums = class_sums(images, labels, classes)
-    means = sums / counts.clamp(min=1)[:, None]
-    within_units = float((images - middle[units]).square().sum()) / inside
-    between = float((middle - means[owners.to(images.device)]).square().sum(1).cpu() @ sizes) / apart
+    means = (sums / counts.clamp(min=1)[:, None])[owners.to(images.device)]
+    within_units = float((images - middle[units]).square().sum()) / (inside + _COPIES)
+    between = float((middle - means).square().sum(1).cpu() @ sizes) / apart
     squares = torch.zeros(classes, dtype=torch.float64).index_add_(0, owners, sizes.square())
     size = (len(labels) - float((squares / counts.cpu().clamp(min=1)).sum())) / apart
     of_units = max((between - within_units) / size, 0.0)
@@ -85,20 +85,24 @@ def unit_correlation(features: Tensor, labels: Tensor, units: Tensor, classes: i
     return of_units / whole if whole else 1.0
 
 
+def _owners(labels: Tensor, units: Tensor, count: int) -> Tensor:
+    """Return the class of each of `count` units, int64 [U], on the CPU."""
+    return labels.new_empty(count).scatter_(0, units, labels)
+
+
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Statistics from which the shared parameters are fitted, of images by how much each counts.
+    """Statistics from which the shared parameters are fitted.
 
     Attributes:
-        counts: Int64 [C], observations of each class: the sum of the weights; may be 0.
-        sums: Float64 [C, D], the weighted sum of the plain images.
-        within: Float64 [D, D], S: the pooled covariance of images about their class mean, plus that of views about
-            their image; where every class has one observation, or nothing varies, half the total covariance.
-        sampling: Float64 [D, D], the pooled covariance of plain images about their class mean. Divided by n it is the
-            covariance of the mean of a class with n observations. It equals S with one view, and where S is half the
-            total.
-        freedom: Effective degrees of freedom of S: those of its two parts, n - C for images and V N - N for views, by
-            the parts' squared norms (Satterthwaite 1946); n - C where S is half the total.
+        counts: Int64 [C], observations of each class; may be 0.
+        sums: Float64 [C, D], the sum of the plain images, each as its share of an observation.
+        within: Float64 [D, D], S: the pooled covariance of unit means about their class mean, plus that of images and
+            views about their unit's mean; where every class has one unit, or nothing varies, half the total covariance.
+        sampling: Float64 [D, D], S of the plain images alone. Divided by n it is the covariance of the mean of a class
+            with n observations.
+        freedom: Effective degrees of freedom of S: those of its two parts, U - C for unit means and V N - U for
+            images about them, by the parts' squared norms (Satterthwaite 1946); U - C where S is half the total.
     """
 
     counts: Tensor
@@ -108,72 +112,71 @@ class Moments:
     freedom: float
 
     @classmethod
-    def of(cls, features: Tensor, labels: Tensor, classes: int, weights: Tensor | None = None) -> Moments:
+    def of(
+        cls, features: Tensor, labels: Tensor, units: Tensor, classes: int, correlation: float = 1.0
+    ) -> Moments:
         """Compute the statistics of V views of N images.
 
         Args:
             features: Float [V, N, D], the plain view first, unnormalised.
-            labels, classes, weights: As for `class_sums`.
+            labels, units, classes: As for `unit_correlation`, of the images.
+            correlation: See `observation_weights`.
 
         Raises:
             InputError: Features are not finite.
         """
         if not bool(features.isfinite().all()):
             raise InputError("features must be finite", "vlltr embed")
-        labels = labels.to(features.device)
-        weights = torch.ones(len(labels)) if weights is None else weights
-        weights = weights.to(features.device, torch.float64)
-        counts, sums = class_sums(features[0], labels, classes, weights)
-        apart = int(counts.sum()) - int((counts > 0).sum())
-        within, sampling, freedom = _within(features, labels, weights, apart=apart)
+        counts, sums = class_sums(features[0], labels, classes, observation_weights(units, correlation))
+        owners = _owners(labels, units, int(units.max()) + 1)
+        within, freedom = _within(features, units, owners)
+        sampling = within if len(features) == 1 else _within(features[:1], units, owners)[0]
         return cls(counts=counts, sums=sums, within=within, sampling=sampling, freedom=freedom)
 
 
-def _within(features: Tensor, labels: Tensor, weights: Tensor, apart: int) -> tuple[Tensor, Tensor, float]:
-    """Compute `within` and `sampling` of `Moments`, float64 [D, D] each, and its `freedom`.
+def _within(features: Tensor, units: Tensor, owners: Tensor) -> tuple[Tensor, float]:
+    """Compute S, float64 [D, D], and its freedom, see `Moments`.
 
     Args:
         features: Float [V, N, D].
-        labels, weights: As for `class_sums`.
-        apart: Number of observations less number of classes with images.
+        units: Int64 [N], the unit of each image.
+        owners: Int64 [U], the class of each unit.
     """
     views, images, dim = features.shape
+    units = units.to(features.device)
     least = _NO_SCATTER * float(features[0].double().square().sum(1).mean())
-    middle = features[0] if views == 1 else features.mean(0)
+    apart = len(owners) - len(owners.unique())
+    means = unit_means(features.double().mean(0), units)
     if apart:
-        sampling = _about_classes(features[0], labels, weights) / apart
-        within = sampling
+        within = _about_classes(means, owners) / apart
         freedom = float(apart)
-        if views > 1:
-            between = _about_classes(middle, labels, weights) / apart
-            about_images = (views - 1) * images
-            about = torch.stack([_scatter(view, middle, weights) for view in features]).sum(0)
-            inside = about / (views * weights.sum())
-            within = between + inside
-            parts = between.square().sum() / apart + inside.square().sum() / about_images
+        about_units = views * images - len(means)
+        if about_units:
+            inside = _scatter(features, means, units) / (views * images)
+            parts = within.square().sum() / apart + inside.square().sum() / about_units
+            within = within + inside
             freedom = float(within.square().sum() / parts) if bool(parts) else freedom
         if float(within.trace()) > least:
-            return within, sampling, freedom
-    total = _about_classes(middle, torch.zeros_like(labels), weights) / (2.0 * weights.sum())
+            return within, freedom
+    total = _about_classes(means, torch.zeros_like(owners)) / (2 * len(means))
     if float(total.trace()) <= least:
         total = torch.eye(dim, dtype=torch.float64, device=features.device)
-    return total, total, float(apart)
+    return total, float(apart)
 
 
-def _about_classes(images: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Compute the weighted sum over images [N, D] of (x - class mean)^T (x - class mean), float64 [D, D]."""
-    counts, sums = class_sums(images, labels, int(labels.max()) + 1, weights)
-    return _scatter(images, (sums / counts.clamp(min=1)[:, None])[labels], weights)
+def _about_classes(means: Tensor, owners: Tensor) -> Tensor:
+    """Compute the sum over units of (mean - class mean)^T (mean - class mean), float64 [D, D]."""
+    counts, sums = class_sums(means, owners, int(owners.max()) + 1)
+    return _scatter(means[None], sums / counts.clamp(min=1)[:, None], owners.to(means.device))
 
 
-def _scatter(images: Tensor, means: Tensor, weights: Tensor) -> Tensor:
-    """Compute the weighted sum over images of (x - mean)^T (x - mean), float64 [D, D], of rows [N, D] each."""
-    dim = images.shape[1]
-    scatter = torch.zeros(dim, dim, dtype=torch.float64, device=images.device)
-    parts = (rows.split(_ROWS_AT_ONCE) for rows in (images, means, weights))
-    for rows, middle, own in zip(*parts, strict=True):
-        apart = rows.double() - middle
-        scatter += (own[:, None] * apart).T @ apart
+def _scatter(features: Tensor, means: Tensor, owners: Tensor) -> Tensor:
+    """Compute the sum over views and images of (x - mean)^T (x - mean), float64 [D, D]."""
+    scatter = means.new_zeros(means.shape[1], means.shape[1], dtype=torch.float64)
+    for view in features:
+        for rows, own in zip(view.split(_ROWS_AT_ONCE), owners.split(_ROWS_AT_ONCE), strict=True):
+            apart = rows.double() - means[own]
+            scatter += apart.T @ apart
     return scatter
 
 
