@@ -61,7 +61,7 @@ def test_a_unit_counts_as_what_its_images_are_worth() -> None:
     units = torch.tensor([0, 1, 1, 1, 1, 1])
     features = torch.tensor([[0.0], [1.0], [1.0], [1.0], [1.0], [1.0]])
     labels = torch.zeros(6, dtype=torch.int64)
-    for correlation, worth in ((1.0, 1), (0.5, 2), (0.1, 4), (0.0, 5)):
+    for correlation, worth in ((1.0, 1), (0.5, 1), (0.1, 3), (0.0, 5)):
         counts, sums = class_sums(features, labels, 1, observation_weights(units, correlation))
         assert counts.tolist() == [1 + worth]
         assert float(sums) == pytest.approx(worth)

@@ -203,9 +203,10 @@ def shrunk(covariance: Tensor, observations: float, shrinkage: float | None) -> 
 
 
 def observations_of(units: list[int], correlation: float) -> list[float]:
-    """As what share of an observation each image counts: m of a unit as m / (1 + (m - 1) rho) of them, rounded."""
+    """As what share of an observation each image counts: m of a unit as m / (1 + (m - 1) rho) of them, rounded
+    down."""
     sizes = [units.count(unit) for unit in units]
-    return [round(m / (1 + (m - 1) * correlation)) / m for m in sizes]
+    return [int(m / (1 + (m - 1) * correlation)) / m for m in sizes]
 
 
 def weighted_means(rows: list[Tensor], labels: list[int], weights: list[float]) -> dict[int, Tensor]:

@@ -1,7 +1,7 @@
 """What the generative model is fitted on: counts, sums and covariances of images.
 
 The images of a unit (a burst, near duplicates, a group) tell less than as many that were taken apart. Of m images, of
-which two are alike by rho, a unit counts as m / (1 + (m - 1) rho) independent ones, rounded. rho is the intraclass
+which two are alike by rho, a unit counts as m / (1 + (m - 1) rho) independent ones, rounded down. rho is the intraclass
 correlation of units in their classes.
 """
 
@@ -48,7 +48,7 @@ def observation_weights(units: Tensor, correlation: float) -> Tensor:
         units: Int64 [N], 0 to U - 1, each of them there: the unit of each image.
         correlation: rho, see `unit_correlation`.
     """
-    return (worths(units, correlation).round() / torch.bincount(units))[units]
+    return (worths(units, correlation).floor() / torch.bincount(units))[units]
 
 
 def unit_correlation(features: Tensor, labels: Tensor, units: Tensor, classes: int) -> float:
