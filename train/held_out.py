@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -278,9 +279,11 @@ def _level(fits: Tensor, units: Tensor) -> float:
 def _let_in(
     data: StageTwoData, left_out: list[_LeftOut], level: float, weights: FitWeights
 ) -> tuple[float | None, tuple[float, float] | None]:
-    """Measure the share of images of classes left out that fit others so well, and its range over classes.
+    """Estimate the share of images of no class that fit so well, and its range over classes; None below 30 units.
 
-    None below 30 units.
+    Among more classes more images find one that they fit. What they find among all is what images of classes left out
+    find among the others, and as much more as the logarithm of the number of classes grows: by twice as many, what half
+    of the others lack.
 
     Args:
         data: Training data.
@@ -288,19 +291,40 @@ def _let_in(
         level: How well an image has to fit.
         weights: What makes up how well it fits.
     """
-    accepted = torch.zeros(0, dtype=torch.float64)
-    owners = torch.zeros(0, dtype=torch.int64)
+    found = []
+    lacking = []
+    owners = []
     for one in left_out:
         images = torch.cat([_one_a_unit(data, place) for place in one.classes.nonzero()[:, 0].tolist()])
-        others = one.model.select((~one.classes & data.rows).nonzero()[:, 0])
-        _, compared = _compared(data, others.shared, ~one.fold.out & ~one.classes[data.labels])
-        for some in images.split(_AT_ONCE):
-            fits = weights.sum(fit_parts(others, unit_rows(data.features[0, some]), compared)).cpu()
-            accepted = torch.cat([accepted, (fits >= level).double()])
-            owners = torch.cat([owners, data.labels[some]])
-    if len(accepted) < _ENOUGH:
+        others = (~one.classes & data.rows).nonzero()[:, 0]
+        halves = [half for half in (others[::2], others[1::2]) if len(half)]
+        fitting, *of_halves = (
+            (_fits_among(data, one, some, images, weights) >= level).double() for some in (others, *halves)
+        )
+        found.append(fitting)
+        growth = math.log2(int(data.rows.sum()) / len(others))
+        lacking.append(growth * (fitting - torch.stack(of_halves).mean(0)))
+        owners.append(data.labels[images])
+    if sum(map(len, owners)) < _ENOUGH:
         return None, None
-    return float(accepted.mean()), share_range(accepted, torch.ones_like(accepted), owners)
+    accepted = torch.cat(found)
+    share = min(max(float((accepted + torch.cat(lacking)).mean()), 0.0), 1.0)
+    ends = share_range(accepted, torch.ones_like(accepted), torch.cat(owners))
+    if ends is None:
+        return share, None
+    more = share - float(accepted.mean())
+    return share, (min(max(ends[0] + more, 0.0), share), max(min(ends[1] + more, 1.0), share))
+
+
+def _fits_among(
+    data: StageTwoData, left_out: _LeftOut, classes: Tensor, images: Tensor, weights: FitWeights
+) -> Tensor:
+    """Return how well images, int64 [M], fit some classes, int64 [K], of a model that other classes are left out of."""
+    model = left_out.model.select(classes)
+    there = ~left_out.fold.out & torch.isin(data.labels, classes)
+    _, compared = _compared(data, model.shared, there)
+    parts = [fit_parts(model, unit_rows(data.features[0, some]), compared) for some in images.split(_AT_ONCE)]
+    return weights.sum(torch.cat(parts)).cpu()
 
 
 def _gates(
@@ -430,8 +454,8 @@ def _more_notes(parts: Parts) -> list[str]:
     if parts.unknown_accepted is not None:
         notes.append(
             f"'None of these' (--reject) lets {100 * _ACCEPTED:.0f} % of the held-out images in, units counted alike,"
-            f" and {share_within(parts.unknown_accepted, parts.unknown_range)} of images of classes that were left"
-            " out of the fit."
+            f" and {share_within(parts.unknown_accepted, parts.unknown_range)} of images of other classes like"
+            " these, by classes that were left out."
         )
     if parts.text_trust < 1.0:
         notes.append(

@@ -244,7 +244,7 @@ def test_what_none_of_these_lets_in_is_measured_on_classes_left_out(
     ends = parts_of(decision).unknown_range
     assert ends is not None
     assert 0.0 <= ends[0] <= share <= ends[1] <= 1.0
-    let_in = f"and {share_within(share, ends)} of images of classes that were left out"
+    let_in = f"and {share_within(share, ends)} of images of other classes like these"
     assert any(let_in in note for note in decision.notes)
 
 

@@ -62,7 +62,7 @@ class Parts:
         ood_threshold: 95 % of the held-out units fit the classes at least so well, see `rejection`; None without
             held-out images.
         held_out: Answers for the held-out images, with the classes in the order of the visual rows; None without any.
-        unknown_accepted: Share of images of classes left out of the fit that fit the others so well, too; None where no
+        unknown_accepted: Share of images of other classes that fit so well, too, by classes left out; None where no
             class, or too few images, could be left out.
         unknown_range: Ends of its 95 % interval, over classes.
         correlation: How alike what the images of a unit say is, see `pooling.together`.

@@ -379,7 +379,7 @@ class Model(Scorer):
         parts = self.saved.parts
         if parts is not None and parts.unknown_accepted is not None:
             _log.info(
-                "--reject lets in %s of images of classes that were left out in training",
+                "--reject lets in %s of images of other classes like these, by classes that were left out",
                 share_within(parts.unknown_accepted, parts.unknown_range),
             )
         return level
