@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vlltr_index.errors import InputError
-from vlltr_index.heads.pooling import unit_means, worths
+from vlltr_index.heads.pooling import worths
 
 _ROWS_AT_ONCE = 1024
 _COPIES = 20  # images that are taken to be copies, beside those that are there: few tell little of how alike they are
@@ -70,19 +70,26 @@ def unit_correlation(features: Tensor, labels: Tensor, units: Tensor, classes: i
     apart = len(sizes) - len(owners.unique())
     if not inside or not apart:
         return 1.0
-    within, freedom = _within(features[None], units, owners)
-    images = features.double() @ inverse_root(shrunk(within, freedom))
-    units = units.to(images.device)
-    middle = unit_means(images, units)
-    counts, sums = class_sums(images, labels, classes)
-    means = (sums / counts.clamp(min=1)[:, None])[owners.to(images.device)]
-    within_units = float((images - middle[units]).square().sum()) / (inside + _COPIES)
-    between = float((middle - means).square().sum(1).cpu() @ sizes) / apart
+    whitening = inverse_root(shrunk(*_within(features[None], units, owners)))
+    middle = _means(features, units, len(sizes))
+    of_classes = _means(features, labels, classes)[owners.to(features.device)]
+    several = (sizes[units] > 1).nonzero()[:, 0].to(features.device)
+    about_units = _scatter(features[None, several], middle, units.to(features.device)[several])
+    within_units = float((whitening @ about_units @ whitening).trace()) / (inside + _COPIES)
+    apart_squared = ((middle - of_classes) @ whitening).square().sum(1)
+    between = float(apart_squared.cpu() @ sizes) / apart
     squares = torch.zeros(classes, dtype=torch.float64).index_add_(0, owners, sizes.square())
-    size = (len(labels) - float((squares / counts.cpu().clamp(min=1)).sum())) / apart
+    counts = torch.bincount(labels.cpu(), minlength=classes).clamp(min=1)
+    size = (len(labels) - float((squares / counts).sum())) / apart
     of_units = max((between - within_units) / size, 0.0)
     whole = of_units + within_units
     return of_units / whole if whole else 1.0
+
+
+def _means(rows: Tensor, owners: Tensor, count: int) -> Tensor:
+    """Compute the mean of the rows of each owner, float64 [K, D]; zeros for one without any."""
+    counts, sums = class_sums(rows, owners, count)
+    return sums / counts.clamp(min=1)[:, None]
 
 
 def _owners(labels: Tensor, units: Tensor, count: int) -> Tensor:
@@ -146,7 +153,7 @@ def _within(features: Tensor, units: Tensor, owners: Tensor) -> tuple[Tensor, fl
     units = units.to(features.device)
     least = _NO_SCATTER * float(features[0].double().square().sum(1).mean())
     apart = len(owners) - len(owners.unique())
-    means = unit_means(features.double().mean(0), units)
+    means = _means(features[0] if views == 1 else features.mean(0), units, len(owners)).to(features)
     if apart:
         within = _about_classes(means, owners) / apart
         freedom = float(apart)
@@ -166,8 +173,8 @@ def _within(features: Tensor, units: Tensor, owners: Tensor) -> tuple[Tensor, fl
 
 def _about_classes(means: Tensor, owners: Tensor) -> Tensor:
     """Compute the sum over units of (mean - class mean)^T (mean - class mean), float64 [D, D]."""
-    counts, sums = class_sums(means, owners, int(owners.max()) + 1)
-    return _scatter(means[None], sums / counts.clamp(min=1)[:, None], owners.to(means.device))
+    of_classes = _means(means, owners, int(owners.max()) + 1)
+    return _scatter(means[None], of_classes, owners.to(means.device))
 
 
 def _scatter(features: Tensor, means: Tensor, owners: Tensor) -> Tensor:

@@ -109,8 +109,8 @@ def review_folder(
     if parts is not None and parts.unknown_accepted is not None:
         share = share_within(parts.unknown_accepted, parts.unknown_range)
         notes.append(
-            f"Of pictures of other classes like these {share} look like one that is there, by classes that training left"
-            " out: where that is much, groups that no class stands for are missed."
+            f"Of pictures of other classes like these {share} look like one that is there, by classes that training"
+            " left out: where that is much, groups that no class stands for are missed."
         )
     if found.labelled:
         notes.append(f"{plural(found.labelled, 'picture has', 'pictures have')} a label already: left out.")
