@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -211,6 +212,37 @@ def test_refusals_leave_the_workspace_as_it_was(trained: Workspace, tmp_path: Pa
     added = add_class(trained, "okapi", ["An animal."], aliases=["Okapi", "  forest\ngiraffe "])
     assert added.classes[0].name == "okapi"
     assert show_class(trained, "okapi").aliases == ["Okapi", "forest giraffe"]
+
+
+def test_a_folder_of_class_folders_is_not_one_class(
+    trained: Workspace, pictures: Path, tmp_path: Path
+) -> None:
+    """Folders with names of their own may be classes; those of dates, one alone, and any that are named are not."""
+
+    def put(folder: str, *places: str) -> Path:
+        for number, place in enumerate(places):
+            (tmp_path / folder / place).mkdir(parents=True, exist_ok=True)
+            shutil.copy(pictures / "unseen" / f"{number}.png", tmp_path / folder / place)
+        return tmp_path / folder
+
+    for above in (".", "train"):
+        many = put(f"in {above}", f"{above}/great tit", f"{above}/owl", f"{above}/owl/more")
+        with pytest.raises(InputError) as caught:
+            add_class(trained, "okapi", images=many)
+        assert caught.value.message == (
+            f"the pictures of {many} lie in 2 folders, which may be classes of their own: 'great tit', 'owl'"
+        )
+        assert caught.value.hint == (
+            f"Add each of them: vlltr classes add 'great tit' --images '{many / above / 'great tit'}' (or several at"
+            f" once: --from FILE). If all are 'okapi', name each of these folders in place of {many}."
+        )
+    with pytest.raises(InputError, match="which may be classes"):
+        add_images(trained, trained.snapshot().class_table().names[0], [many])
+    dates = put("dates", "2024-05", "2024-06", "2025/01")
+    assert add_class(trained, "okapi", images=dates).classes[0].images == 3
+    assert add_class(trained, "ibis", images=put("ibis", ".", "young")).classes[0].images == 2
+    named = NewClass("tit", images=tuple((many / "train").iterdir()))
+    assert add_classes(trained, [named]).classes[0].images == 3
 
 
 def test_images_that_came_since_the_selection_are_counted(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +17,7 @@ from torch.nn import functional as F
 
 from vlltr_index.anchors.selection import score_images, update
 from vlltr_index.classes.effect import Effect, measure
-from vlltr_index.classes.groups import with_groups
+from vlltr_index.classes.groups import rule_of, with_groups
 from vlltr_index.data.image_readers import read_images
 from vlltr_index.embedding import loading
 from vlltr_index.embedding.vectors import Engine, embed_images, embed_readings, embed_sentences
@@ -23,7 +25,7 @@ from vlltr_index.errors import InputError, MissingStepError, UsageError
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.recognition.model import Model
 from vlltr_index.recognition.state import ModelState
-from vlltr_index.schemas.records import ImageRecord
+from vlltr_index.schemas.records import ImageRecord, Skipped
 from vlltr_index.schemas.tables import (
     FROM_NAME,
     image_vectors_name,
@@ -34,7 +36,7 @@ from vlltr_index.store.holdout import held_images
 from vlltr_index.store.ingestion import image_rows
 from vlltr_index.store.tables import one_of
 from vlltr_index.train.augment import ViewAugment
-from vlltr_index.wording import plural
+from vlltr_index.wording import plural, preview
 
 if TYPE_CHECKING:
     from vlltr_index.recognizer import Recognizer
@@ -366,9 +368,12 @@ def new_image_rows(
         skipped: Entries that were left out are appended to it, with the reason.
 
     Raises:
-        InputError: If a folder holds no image, or an image is another class's already.
+        InputError: If a folder holds no image, or folders that may be classes, or an image is another class's already.
     """
-    rows = image_rows({i: with_groups(tx, _records(some, names[i], skipped)) for i, some in paths.items()})
+    rule = rule_of(tx)
+    nested = rule.how == "folder"
+    found = {i: _records(some, names[i], skipped, nested=nested) for i, some in paths.items()}
+    rows = image_rows({i: with_groups(rule, records) for i, records in found.items()})
     there = tx.table("images", ["image_id", "class_id"], one_of("image_id", rows["image_id"].to_pylist()))
     owner = dict(zip(there["image_id"].to_pylist(), there["class_id"].to_pylist(), strict=True))
     for row in rows.select(["image_id", "class_id", "uri", "problem"]).to_pylist():
@@ -384,7 +389,10 @@ def new_image_rows(
     return rows
 
 
-def _records(paths: Sequence[Path | tuple[str, bytes]], name: str, skipped: list[str]) -> list[ImageRecord]:
+def _records(
+    paths: Sequence[Path | tuple[str, bytes]], name: str, skipped: list[str], *, nested: bool
+) -> list[ImageRecord]:
+    """Make records of a class's images; unless `nested`, folders below one that is given may be classes."""
     found: list[ImageRecord] = []
     for path in paths:
         if isinstance(path, tuple):
@@ -394,11 +402,30 @@ def _records(paths: Sequence[Path | tuple[str, bytes]], name: str, skipped: list
             full = str(path.resolve())
             found.append(ImageRecord(full, full, name, "train"))
         elif path.is_dir():
-            for item in read_images(path, "train", class_name=name):
-                if isinstance(item, ImageRecord):
-                    found.append(item)
-                else:
-                    skipped.append(f"{item.where}: {item.why}")
+            items = list(read_images(path, "train", class_name=name))
+            inside = [item for item in items if isinstance(item, ImageRecord)]
+            if not nested:
+                _check_one_class(path, inside, name)
+            found += inside
+            skipped += [f"{item.where}: {item.why}" for item in items if isinstance(item, Skipped)]
         else:
             skipped.append(f"{path}: no such file")
     return found
+
+
+def _check_one_class(folder: Path, images: Sequence[ImageRecord], name: str) -> None:
+    """Refuse a folder whose images all lie in several folders below it, unless these are named by dates or numbers."""
+    homes = {os.path.dirname(one.uri) for one in images}
+    above = os.path.commonpath(homes)
+    if above in homes:
+        return
+    inner = sorted({os.path.relpath(home, above).split(os.sep)[0] for home in homes})
+    if sum(any(map(str.isalpha, one)) for one in inner) < 2:
+        return
+    first = folder / os.path.relpath(above, folder.resolve()) / inner[0]
+    single = shlex.join(["vlltr", "classes", "add", inner[0], "--images", str(first)])
+    raise InputError(
+        f"the pictures of {folder} lie in {len(inner)} folders, which may be classes of their own: {preview(inner)}",
+        f"Add each of them: {single} (or several at once: --from FILE). If all are {name!r}, name each of these folders"
+        f" in place of {folder}.",
+    )

@@ -14,12 +14,16 @@ if TYPE_CHECKING:
     from vlltr_index.store.transaction import Transaction
 
 
-def with_groups(tx: Transaction, records: Sequence[ImageRecord]) -> list[ImageRecord]:
-    """Return images of one class with their groups, if all sources with a rule (`--group`) have the same."""
+def rule_of(tx: Transaction) -> Grouping:
+    """Return the rule (`--group`) of all sources that have one, if it is the same, else `AUTO`."""
     rules = {Grouping.parse(told) for told in tx.commit.info.groupings.values()} - {AUTO}
-    if len(rules) != 1:
+    return rules.pop() if len(rules) == 1 else AUTO
+
+
+def with_groups(rule: Grouping, records: Sequence[ImageRecord]) -> list[ImageRecord]:
+    """Return images of one class with their groups by a rule; as they are by `AUTO`."""
+    if rule == AUTO:
         return list(records)
-    (rule,) = rules
     taken = times_taken(records) if rule.how == "seconds" else [None] * len(records)
     if rule.how == "folder":
         groups = [_folder(one) for one in records]
