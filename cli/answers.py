@@ -8,7 +8,7 @@ from vlltr_index.cli.terminal import broken, percent
 from vlltr_index.schemas.records import ClassScore, Prediction, SentenceShare, by_group
 
 _INDENT = " " * 11
-_SILENT = "the text has no weight in this head (vlltr train lgr says why): no sentence decided anything"
+_SILENT = "the text has no weight in this head (vlltr status says why): no sentence decided anything"
 
 
 def prediction_lines(prediction: Prediction, width: int | None = None, covered: bool = False) -> list[str]:

@@ -492,6 +492,7 @@ def status_rows(report: StatusReport) -> list[tuple[str, str]]:
         ("image vectors", f"{report.image_vectors:,} of {total:,}"),
         ("anchors", f"{report.anchors:,}"),
         ("head", short(report.head) if report.head else "none"),
+        *([("texts", report.texts)] if report.texts else []),
         ("index", short(report.index) if report.index else "none"),
     ]
     if report.measured:

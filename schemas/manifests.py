@@ -59,11 +59,18 @@ class IndexManifest(Manifest):
     kind: IndexKind
 
 
-class HeadTowers(Manifest):
-    """The part of `head.json` that says by which towers the vectors were made that a head was trained on."""
+class HeadSummary(Manifest):
+    """The part of `head.json` that says what a head was trained on, and what was decided.
+
+    Attributes:
+        text_fp: Fingerprint of the text tower whose vectors it was trained on.
+        image_fp: Fingerprint of the visual tower.
+        texts: Whether the texts count, and why, in a sentence; empty where nothing was decided.
+    """
 
     text_fp: str
     image_fp: str
+    texts: str = Field("", validation_alias=AliasPath("parts", "texts"))
 
 
 class SavedEncoder(BaseModel):

@@ -48,6 +48,7 @@ _QUERIES = 20
 _AT_ONCE = 512
 _LATE = 100
 _CLASS_FOLDS = 5  # parts of the classes, of which each fold leaves one out
+_TOO_FEW = "Stage 1 left too few images out to weigh the parts by: the usual weights hold."
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,10 +148,10 @@ def weigh_parts(
         text_trust=trust,
         shifts=None if model.shifts is None else model.shifts[known].cpu(),
         rejection=rejection,
+        texts=_of_texts(data, found, model.shared, matches) if enough else _TOO_FEW,
     )
-    left = f"Stage 1 left {plural(len(labels), 'image')} out, too few to weigh by: the usual weights hold."
     first = near_chance(columns([fold.likelihoods(PLAINEST) for fold in folds]), labels, alike, units)
-    weighed = _notes(data, scores, units, parts, matches) if enough else [left]
+    weighed = [_of_weights(scores, units, found)] if enough else []
     return parts, [*first, *weighed, *_more_notes(parts)]
 
 
@@ -411,20 +412,16 @@ def _one_a_unit(data: StageTwoData, place: int) -> Tensor:
     return torch.tensor(list(first.values()), dtype=torch.int64)
 
 
-def _notes(
-    data: StageTwoData, scores: HeldOutScores, units: Tensor, parts: Parts, matches: bool | None
-) -> list[str]:
+def _of_weights(scores: HeldOutScores, units: Tensor, weights: PartWeights) -> str:
     """Tell the user how the parts were weighed; `units`, int64 [M], are those of the held-out images."""
-    weights = parts.weights
     right = balanced_accuracy(scores.fused(weights), scores.labels, units)
     shares = {"linear layer": weights.image, "generative model": weights.generative, "text": weights.text}
     used = ", ".join(name for name, weight in shares.items() if weight)
     images = f"{plural(len(units), 'training image')} ({plural(len(units.unique()), 'unit')})"
-    return [
+    return (
         f"{100 * right:.1f} % of {images} held out from what was fitted are right, each class counted alike."
-        f" Parts that count: {used or 'none'}.",
-        _of_texts(data, weights, parts.shared, matches),
-    ]
+        f" Parts that count: {used or 'none'}."
+    )
 
 
 def _of_texts(data: StageTwoData, weights: PartWeights, shared: SharedGaussian, matches: bool | None) -> str:
@@ -449,8 +446,8 @@ def _of_texts(data: StageTwoData, weights: PartWeights, shared: SharedGaussian, 
 
 
 def _more_notes(parts: Parts) -> list[str]:
-    """Tell the user what unknown pictures, later classes and units get by these parts."""
-    notes = []
+    """Tell the user of texts, and what unknown pictures, later classes and units get by these parts."""
+    notes = [parts.texts]
     if parts.unknown_accepted is not None:
         notes.append(
             f"'None of these' (--reject) lets {100 * _ACCEPTED:.0f} % of the held-out images in, units counted alike,"

@@ -150,7 +150,7 @@ def weigh(data: StageTwoData, head: LGRHead) -> tuple[Parts, list[str]]:
 def _usual(data: StageTwoData, model: PLDA) -> Parts:
     """Return the parts where no image can be held out."""
     shifts = None if model.shifts is None else model.shifts[data.rows].cpu()
-    return Parts(model.shared, _BY_DEFAULT, shifts=shifts)
+    return Parts(model.shared, _BY_DEFAULT, shifts=shifts, texts=_NOTHING_TO_SPARE)
 
 
 def without_images(bank: AnchorBank, config: LGRConfig, logit_scale: float) -> StageTwoResult:
@@ -166,8 +166,8 @@ def without_images(bank: AnchorBank, config: LGRConfig, logit_scale: float) -> S
     )
     by_text = Gate(0.0, 1.0)
     weights = PartWeights(image=0.0, generative=0.0, text=0.0, few_shot=by_text, text_only=by_text)
-    notes = ["There is no training image: the classes are told apart by their texts alone."]
-    return StageTwoResult(head=head.eval(), parts=Parts(shared, weights), log=[], notes=notes)
+    told = "There is no training image: the classes are told apart by their texts alone."
+    return StageTwoResult(head=head.eval(), parts=Parts(shared, weights, texts=told), log=[], notes=[told])
 
 
 def _held_out(data: StageTwoData, number: int = FOLDS) -> list[Tensor]:

@@ -22,7 +22,7 @@ from vlltr_index.classes import (
     remove_classes,
     remove_sentences,
 )
-from vlltr_index.cli.render import report_lines
+from vlltr_index.cli.render import report_lines, status_rows
 from vlltr_index.errors import MissingStepError
 from vlltr_index.pipelines.classlist import show_class
 from vlltr_index.pipelines.evaluate import evaluate
@@ -129,7 +129,10 @@ def test_without_a_sentence_nothing_is_left_to_do_but_text(
     assert mute.history.last() == before
     code, out, _ = run(capsys, "-w", mute.path, "train", "lgr")
     assert code == 0
-    assert "There is no sentence: the images alone count." in out
+    told = "There is no sentence: the images alone count."
+    assert told in out
+    assert status(mute).texts == told
+    assert ("texts", told) in status_rows(status(mute))
     code, _, err = run(capsys, "-w", mute.path, "train", "cvlp")
     assert code == 1
     assert err.startswith("Error: 8 classes with training images have no sentence: ")
@@ -146,7 +149,7 @@ def test_classes_come_and_go_without_a_sentence(
     assert report.effect.images == 14
     assert "4 images, known by its images alone. Nearest: " in report_lines(report)[0]
     told = (
-        "Texts have no weight in this head (vlltr train lgr says why): a class is not found by text alone, until it has"
+        "Texts have no weight in this head (vlltr status says why): a class is not found by text alone, until it has"
         " images (vlltr images add)."
     )
     assert told not in report_lines(report)

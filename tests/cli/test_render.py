@@ -97,7 +97,7 @@ def test_an_explanation_has_the_exact_numbers() -> None:
 
 def test_sentences_without_weight_are_said_to_decide_nothing() -> None:
     """Where the text gave none of the log-odds; not where it gave some, or where there is no sentence."""
-    told = "  the text has no weight in this head (vlltr train lgr says why): no sentence decided anything"
+    told = "  the text has no weight in this head (vlltr status says why): no sentence decided anything"
     mute = [replace(one, unit="log-odds", text_part=0.0) for one in prediction().classes]
     some = [mute[0], replace(mute[1], text_part=0.1)]
     bare = [replace(one, sentences=()) for one in mute]

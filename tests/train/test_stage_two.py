@@ -397,8 +397,9 @@ def test_few_images_that_stage_one_did_not_see_weigh_nothing(unseen: int) -> Non
     assert (parts_of(decision).ood_threshold is None) is (unseen == 0)
     none = "No image could be kept out of training, so nothing could be weighed: the images count, text as a prior."
     assert decision.notes == [
-        "Stage 1 left 8 images out, too few to weigh by: the usual weights hold." if unseen else none
+        "Stage 1 left too few images out to weigh the parts by: the usual weights hold." if unseen else none
     ]
+    assert decision.notes == [parts_of(decision).texts]
     assert parts_of(decision).weights.image == 0.0
     assert (parts_of(decision).weights.text > 0.0) is (unseen > 0)
     assert right(decision, data) > 0.9

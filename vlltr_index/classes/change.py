@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 _NARROW = ("classes", "sentences", "sentence_scores", "anchors", "class_stats", "images")
 _MUTE = (
-    "Texts have no weight in this head (vlltr train lgr says why): a class is not found by text alone, until it has"
+    "Texts have no weight in this head (vlltr status says why): a class is not found by text alone, until it has"
     " images (vlltr images add)."
 )
 _TIDY = 32  # commits between two compactions of the tables

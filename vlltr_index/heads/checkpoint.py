@@ -72,6 +72,7 @@ class Parts:
         shifts: Float64 [C_v, D], see `PLDA`, of the classes of the visual rows; None: nothing.
         told: What the classes' texts told of them; None: it is computed when the model is opened.
         rejection: How well an image fits the classes; None: by its largest log-likelihood alone.
+        texts: Whether the texts count, and why, in a sentence.
     """
 
     shared: SharedGaussian
@@ -87,6 +88,7 @@ class Parts:
     shifts: Tensor | None = None
     told: ToldMeans | None = None
     rejection: Rejection | None = None
+    texts: str = ""
 
     @property
     def texts_are_mute(self) -> bool:
@@ -137,6 +139,7 @@ class PartFacts(BaseModel):
     later: list[LaterFigures] = []
     text_trust: float = Field(default=1.0, ge=0.0, le=1.0)
     rejection: FitWeights | None = None
+    texts: str = ""
 
 
 class HeadManifest(Manifest):
@@ -185,6 +188,7 @@ def save_head(
             later=list(parts.later),
             text_trust=parts.text_trust,
             rejection=None if parts.rejection is None else parts.rejection.weights,
+            texts=parts.texts,
         )
         tensors |= {f"generative.{n}": getattr(parts.shared, n).float().contiguous() for n in SHARED}
         if parts.shared.kernel is not None:
@@ -280,4 +284,5 @@ def _parts(facts: PartFacts, tensors: dict[str, Tensor]) -> Parts:
         told=told,
         unknown_range=facts.unknown_range,
         rejection=rejection,
+        texts=facts.texts,
     )

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from vlltr_index.errors import MissingStepError, WorkspaceError
 from vlltr_index.schemas.config import TOWER_ALONE
 from vlltr_index.schemas.fingerprint import short
-from vlltr_index.schemas.manifests import EncoderSummary, HeadTowers
+from vlltr_index.schemas.manifests import EncoderSummary, HeadSummary
 from vlltr_index.schemas.records import MANY_ANCHORS
 from vlltr_index.schemas.tables import content_id, image_vectors_name, sentence_vectors_name
 from vlltr_index.store.holdout import digest_images, held_images, score_image_rows
@@ -55,6 +55,7 @@ class StatusReport:
         image_vectors: Usable images that have one.
         anchors: Selected sentences.
         head: Digest of the head.
+        texts: Whether texts count in it, and why, in words; null where nothing was decided.
         index: Digest of the index.
         measured: At which commit the model was measured last, and what changed since, in words; if it never was, why.
             Null before the head has been trained.
@@ -77,6 +78,7 @@ class StatusReport:
     image_vectors: int
     anchors: int
     head: str | None
+    texts: str | None
     index: str | None
     measured: str | None
     stale: tuple[str, ...]
@@ -135,6 +137,7 @@ def status(workspace: Workspace, at: int | None = None) -> StatusReport:
         image_vectors=image_vectors,
         anchors=snapshot.count("anchors"),
         head=commit.head,
+        texts=_texts(workspace, commit.head) if commit.head else None,
         index=commit.index.digest if commit.index else None,
         measured=measured,
         stale=tuple(what for what, _ in todo),
@@ -291,6 +294,16 @@ def _trained(workspace: Workspace, digest: str) -> tuple[str, int, int | None] |
         return None
 
 
+def _texts(workspace: Workspace, head: str) -> str | None:
+    """Read from a head what was decided of the texts."""
+    with suppress(
+        OSError, ValueError, WorkspaceError
+    ):  # files that are gone or damaged are told of elsewhere
+        name = "head.json"
+        return HeadSummary.parse(workspace.objects.file("heads", head, name), name).texts or None
+    return None
+
+
 def _selection_steps(snapshot: Snapshot) -> _Steps:
     fits = f"text_fp = {quote(snapshot.commit.text_fp or '')}"
     scored = snapshot.table("sentence_scores", ["sentence_id", "image_set"], fits)
@@ -320,8 +333,8 @@ def _head_steps(workspace: Workspace, commit: Commit) -> _Steps:
     else:
         try:
             name = "head.json"
-            towers = HeadTowers.parse(workspace.objects.file("heads", commit.head, name), name)
-            if (towers.text_fp, towers.image_fp) != (commit.text_fp, commit.image_fp):
+            trained = HeadSummary.parse(workspace.objects.file("heads", commit.head, name), name)
+            if (trained.text_fp, trained.image_fp) != (commit.text_fp, commit.image_fp):
                 yield "the head was trained on another encoder's vectors", command
         except (OSError, ValueError):
             yield f"the head's files are damaged: {short(commit.head)}", command
