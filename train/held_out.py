@@ -419,8 +419,9 @@ def _of_weights(scores: HeldOutScores, units: Tensor, weights: PartWeights) -> s
     used = ", ".join(name for name, weight in shares.items() if weight)
     images = f"{plural(len(units), 'training image')} ({plural(len(units.unique()), 'unit')})"
     return (
-        f"{100 * right:.1f} % of {images} held out from what was fitted are right, each class counted alike."
-        f" Parts that count: {used or 'none'}."
+        f"Parts that count: {used or 'none'}. Their weights were chosen on {images} that the parts were not fitted on;"
+        f" {100 * right:.1f} % of these are right, each class and unit counted alike. New pictures are not measured so,"
+        " but by cross-validate or a test split."
     )
 
 
@@ -460,7 +461,7 @@ def _more_notes(parts: Parts) -> list[str]:
             " trained classes would: stage 1 knows the latter's."
         )
     if parts.later:
-        notes.append(_of_later(parts.later))
+        notes += _of_later(parts.later)
     if parts.correlation < 1.0:
         notes.append(
             f"Images of a unit are alike by {parts.correlation:g}: five together (predict --group) tell as much as"
@@ -469,21 +470,19 @@ def _more_notes(parts: Parts) -> list[str]:
     return notes
 
 
-def _of_later(later: Sequence[LaterFigures]) -> str:
-    """Tell the user what classes get and cost that are added later."""
-    alone = [one for one in later if one.number == 1]
-    known_by = [f"by {plural(one.images, 'image')}" if one.images else "by its text alone" for one in alone]
-    found = [
-        f"{share_within(one.found, one.found_range)} {how}" for one, how in zip(alone, known_by, strict=True)
-    ]
-    costs = dict[int, str]()
-    for number in sorted({one.number for one in later}):
-        dearest = max((one for one in later if one.number == number), key=lambda one: one.lost)
-        known = known_by[[one.images for one in alone].index(dearest.images)]
-        costs[number] = f"{points_within(dearest.lost, dearest.lost_range)} to {number:,} known {known}"
-    many = max(costs)
-    told = costs[1] + (f", {costs[many]}" if many > 1 else "")
-    return (
-        f"Estimated on classes left out: of the images of a class added later {', '.join(found)} would be found. The"
-        f" others would lose at most {told}."
-    )
+def _of_later(later: Sequence[LaterFigures]) -> list[str]:
+    """Tell the user what classes get and cost that are added later, a line for each number of images."""
+    notes = []
+    for images in dict.fromkeys(one.images for one in later):
+        alone, *several = [one for one in later if one.images == images]
+        known = f"by {plural(images, 'image')}" if images else "by its text alone"
+        more = [
+            f"; of {one.number:,} such classes {100 * one.found:.0f} %, and {100 * one.lost:.1f} points"
+            for one in several
+        ]
+        notes.append(
+            f"Estimated on classes left out: of a class added later that is known {known}"
+            f" {share_within(alone.found, alone.found_range)} of the images would be found, and the others would lose"
+            f" {points_within(alone.lost, alone.lost_range)}{''.join(more)}."
+        )
+    return notes

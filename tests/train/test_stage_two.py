@@ -202,10 +202,11 @@ def test_classes_of_all_kinds_are_answered(data: StageTwoData) -> None:
     assert decision.head.num_visual_classes == data.classes
     assert not decision.head.training
     assert right(decision, data) > 0.9
-    assert f" % of {held_out(decision)} training images (" in decision.notes[0]
+    said = decision.notes[0]
+    assert said.startswith("Parts that count: ")
+    assert f". Their weights were chosen on {held_out(decision)} training images (" in said
     assert (
-        "held out from what was fitted are right, each class counted alike. Parts that count: "
-        in decision.notes[0]
+        " % of these are right, each class and unit counted alike. New pictures are not measured so" in said
     )
     if not data.bank.num_classes:
         assert decision.notes[1] == "There is no sentence: the images alone count."
@@ -382,9 +383,11 @@ def test_classes_that_stage_one_did_not_see_set_how_new_ones_meet_the_others(ima
     later = parts_of(decision).later
     assert [one.images for one in later] == [0] * 3 + ([1] * 3 + [5] * 3 if images > 1 else [])
     assert all(one.found_range is not None for one in later)
-    assert (
-        f"of a class added later {share_within(later[0].found, later[0].found_range)} by"
-        in decision.notes[-1]
+    assert len([note for note in decision.notes if "classes left out: " in note]) == len(later) / 3
+    told = next(note for note in decision.notes if "known by its text alone" in note)
+    assert f" {share_within(later[0].found, later[0].found_range)} of the images would be found" in told
+    assert told.endswith(
+        f"; of 100 such classes {100 * later[2].found:.0f} %, and {100 * later[2].lost:.1f} points."
     )
 
 
@@ -412,7 +415,7 @@ def test_a_head_that_is_trained_already_is_weighed_as_it_is() -> None:
     before = {name: value.clone() for name, value in head.state_dict().items()}
     parts, notes = weigh(data, head)
     assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())
-    assert "% of 40 training images (40 units) held out from what was fitted are right" in notes[0]
+    assert "chosen on 40 training images (40 units) that the parts were not fitted on;" in notes[0]
     assert parts.weights.image > 0.0
     parts, notes = weigh(replace(data, unseen=torch.zeros_like(data.unseen)), head)
     assert notes == [
