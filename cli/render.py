@@ -322,7 +322,7 @@ def _refit(report: RefitReport) -> list[str]:
         effect = [
             "The new head has not been measured: vlltr evaluate (without a split test: vlltr cross-validate)."
         ]
-    return [*lines, *report.notes, *effect]
+    return [*lines, *report.notes, *effect, *_warning(report.effect.warning, report.before)]
 
 
 def _predict(report: PredictReport) -> list[str]:
@@ -332,7 +332,7 @@ def _predict(report: PredictReport) -> list[str]:
 
 
 def effect_lines(report: Effect) -> list[str]:
-    """Return the effect as lines of text, with a warning if accuracy fell."""
+    """Return the effect as lines of text."""
     if report.unmeasured:
         return [
             "What the other classes lose by it was not measured: no image of theirs in split val is embedded,"
@@ -340,14 +340,10 @@ def effect_lines(report: Effect) -> list[str]:
         ]
     if report.before is None or report.after is None:
         return []
-    lines = [
+    return [
         f"Old classes on {plural(report.images, 'held-out image')}:"
         f" {100 * report.before:.1f} % before, {100 * report.after:.1f} % after."
     ]
-    if report.warning:
-        back = "`vlltr history` shows the commit before, `vlltr rollback ID` goes back to it."
-        lines.append(f"{report.warning} {back}")
-    return lines
 
 
 def _class(one: AddedClass, verb: str) -> str:
@@ -373,7 +369,19 @@ def _change(report: ChangeReport) -> list[str]:
         told.append(f"{verb} {len(report.classes) - _SHOWN} more classes.")
     lines = [*told, *report.notes] if report.added else [*report.notes, *told]
     dry = ["A dry run, which commits nothing:"] if report.dry_run else []
-    return [*dry, *lines, *effect_lines(report.effect)]
+    return [
+        *dry,
+        *lines,
+        *effect_lines(report.effect),
+        *_warning(report.warning, report.before, report.dry_run),
+    ]
+
+
+def _warning(said: str | None, before: int | None, dry_run: bool = False) -> list[str]:
+    """Return a warning of a loss, with the way back to the commit `before`."""
+    if said is None:
+        return []
+    return [said if dry_run else f"{said} To take it back: vlltr rollback {before}"]
 
 
 def _relabel(report: RelabelReport) -> list[str]:

@@ -78,7 +78,7 @@ class Writing:
         self._following.look()
         # Other processes may have committed, too.
         made = [i for i in history.ids() if i > newest and history.read(i).command == report.command]
-        told = [report.effect.warning] if report.effect.warning else []
+        told = [report.warning] if report.warning else []
         return Changed(**{**vars(report), "notes": report.notes + told}, commit=made[0] if made else None)
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -249,7 +250,14 @@ def test_harm_is_warned_of() -> None:
     """A loss of more than one point has a line of its own that names the way back."""
     assert effect_lines(Effect()) == []
     assert "was not measured" in effect_lines(Effect(unmeasured=True))[0]
-    assert len(effect_lines(Effect(0.9, 0.895, 100))) == 1
-    lines = effect_lines(Effect(0.9, 0.85, 1000))
-    assert lines[0] == "Old classes on 1,000 held-out images: 90.0 % before, 85.0 % after."
-    assert "vlltr rollback ID" in lines[1]
+    harm = ChangeReport("classes remove 'owl'", False, [], [], Effect(0.9, 0.85, 1000), before=7)
+    assert report_lines(replace(harm, effect=Effect(0.9, 0.895, 100)))[1:] == []
+    assert report_lines(harm) == [
+        "Old classes on 1,000 held-out images: 90.0 % before, 85.0 % after.",
+        "Warning: the old classes lose 5.0 points. To take it back: vlltr rollback 7",
+    ]
+    assert report_lines(replace(harm, dry_run=True))[-1] == "Warning: the old classes lose 5.0 points."
+    assert report_lines(replace(harm, added=True))[-1] == (
+        "Warning: the old classes lose 5.0 points. Sentences that tell a class apart, or more images of it, may help."
+        " To take it back: vlltr rollback 7"
+    )

@@ -172,7 +172,7 @@ def test_of_few_units_no_column_counts_each_class_alike() -> None:
 
 def test_a_refit_is_measured_anew() -> None:
     """The folds of the head before say nothing of it."""
-    report = RefitReport("d" * 64, 2, [], 0, images=9, notes=(), effect=Effect(unmeasured=True))
+    report = RefitReport("d" * 64, 2, [], 0, images=9, notes=(), effect=Effect(unmeasured=True), before=4)
     assert report_lines(report)[-1] == (
         "The new head has not been measured: vlltr evaluate (without a split test: vlltr cross-validate)."
     )

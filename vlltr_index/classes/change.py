@@ -80,6 +80,15 @@ class ChangeReport:
     effect: Effect
     changed: bool = True  # whether there is a new commit
     added: bool = False  # whether the classes are new
+    before: int | None = None  # number of the commit that was changed
+
+    @property
+    def warning(self) -> str | None:
+        """What is said if the accuracy of the other classes fell, and what helps against it."""
+        said = self.effect.warning
+        if said and self.added:
+            return f"{said} Sentences that tell a class apart, or more images of it, may help."
+        return said
 
 
 def rivals(bank: AnchorBank, class_ids: Sequence[int]) -> dict[int, list[int]]:
@@ -197,7 +206,12 @@ def change(
         mute = parts is not None and parts.texts_are_mute
         classes = _states(tx, after, done.touched.union(done.shown), mute=mute)
         report = ChangeReport(
-            command=command, dry_run=options.dry_run, notes=done.notes, classes=classes, effect=effect
+            command=command,
+            dry_run=options.dry_run,
+            notes=done.notes,
+            classes=classes,
+            effect=effect,
+            before=tx.commit.id,
         )
         if mute and any(not one.images for one in classes):
             report.notes.append(_MUTE)

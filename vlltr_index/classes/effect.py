@@ -51,10 +51,7 @@ class Effect:
         """What is said if the accuracy fell by more than a point."""
         if self.before is None or self.after is None or self.before - self.after <= _HARM:
             return None
-        return (
-            f"Warning: the old classes lose {100 * (self.before - self.after):.1f} points. Sentences that tell a class"
-            " apart, or more images of it, may help."
-        )
+        return f"Warning: the old classes lose {100 * (self.before - self.after):.1f} points."
 
 
 @dataclass(frozen=True, eq=False)

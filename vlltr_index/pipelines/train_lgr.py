@@ -463,6 +463,7 @@ class RefitReport:
     images: int
     notes: tuple[str, ...]
     effect: Effect
+    before: int  # number of the commit whose head was trained again
 
 
 def refit(workspace: Workspace, config: LGRConfig, progress: Progress | None = None) -> RefitReport:
@@ -498,4 +499,5 @@ def refit(workspace: Workspace, config: LGRConfig, progress: Progress | None = N
         images=report.images,
         notes=report.notes,
         effect=effect,
+        before=snapshot.commit.id,
     )
