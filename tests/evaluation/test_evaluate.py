@@ -16,6 +16,7 @@ from vlltr_index.evaluation.metrics import under
 from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.evaluate import evaluate
 from vlltr_index.pipelines.ingest import ingest_images
+from vlltr_index.pipelines.report import write_report
 from vlltr_index.pipelines.train_baseline import train_baseline, train_baseline_stage
 from vlltr_index.recognition.model import Model
 from vlltr_index.schemas.config import FusionConfig
@@ -101,7 +102,13 @@ def test_a_rule_that_was_made_before_a_class_came_is_not_compared(
     add_images(trained, "okapi", [pictures / "known-0.png"])
     report = evaluate(trained)
     assert report.against is None
-    assert report.notes["ncm"] == "made before 1 class of these came, and not compared"
+    assert report.notes["ncm"] == (
+        "made of other training pictures than there are now: vlltr train baseline ncm; made before 1 class of these"
+        " came, and not compared"
+    )
+    gained = write_report(trained, split="test").missing[-1]
+    assert gained.why == "the baselines were made before some classes came"
+    assert gained.mend == "Run: vlltr train baseline ncm"
     assert evaluate(trained, against="ncm").against == "ncm"
 
 

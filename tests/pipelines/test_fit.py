@@ -92,6 +92,10 @@ def test_the_plan_follows_the_folder(workspace: Workspace, shots: Path, tmp_path
     assert given[2] == ("ingest", "images", str(tmp_path / "data" / "val"), "--split", "test", "--sync")
     assert ("cross-validate",) not in given
     assert len([args for args in given if args == ("train", "lgr")]) == 1
+    with workspace.transaction("train baseline zero-shot") as tx:
+        tx.note(baselines={"zero-shot": "a digest"})
+    again = words(workspace, tmp_path / "data", None)
+    assert ("train", "baseline", "zero-shot") in again, "a rule that is there is made of what is there now"
 
 
 def test_what_is_no_more_is_removed_and_what_was_held_out_is_measured_on(

@@ -25,6 +25,7 @@ from vlltr_index.pipelines.train_baseline import (
     embed_missing,
     fc_checkpoint,
     kept_folder,
+    made_of,
     sentences_of,
     stored_texts,
 )
@@ -100,6 +101,7 @@ def _load(snapshot: Snapshot, name: str, digest: str) -> BaselineRow:
         image_fp=facts.image_fp,
         class_ids=class_ids,
         note=facts.note,
+        made_of=facts.made_of,
     )
 
 
@@ -194,8 +196,8 @@ def cross_validated_baselines(
 ) -> Iterator[ScoredRow]:
     """Yield each baseline of the commit with its scores for the training images of all parts, in order.
 
-    It is fitted anew for each part, on vectors of the commit's encoder. Baselines over the image-only baseline's tower,
-    which was trained on all images, are left out.
+    It is fitted anew for each part, on vectors of the commit's encoder and for the classes that there are. Baselines
+    over the image-only baseline's tower, which was trained on all images, are left out.
 
     Args:
         workspace: Where vectors are.
@@ -212,22 +214,32 @@ def cross_validated_baselines(
     for name, row in _rows(snapshot):
         if row.tower != "own":
             continue
+        classes = []
         scores = []
         common = []
         for part, without, frequencies in parts:
             fitted = making.row(BY_NAME[name], without, own_tower=True)
             features = image_vectors_of(snapshot, part, image_fp=fitted.image_fp).to(choose_device())
             found = _scores(snapshot, fitted, features)
-            columns = class_positions(fitted.class_ids, row.class_ids)
-            scores.append(_in_columns(found, columns))
+            classes.append(fitted.class_ids)
+            scores.append(found)
             under = fitted.baseline.under_prior(found, frequencies.of(fitted.class_ids))
-            common += [] if under is None else [_in_columns(under, columns)]
-        yield ScoredRow(row, torch.cat(scores), torch.cat(common) if len(common) == len(parts) else None)
+            common += [] if under is None else [under]
+        class_ids = torch.cat(classes).unique()
+        yield ScoredRow(
+            replace(row, class_ids=class_ids),
+            _joined(scores, classes, class_ids),
+            _joined(common, classes, class_ids) if len(common) == len(parts) else None,
+        )
 
 
-def _in_columns(scores: Tensor, columns: Tensor) -> Tensor:
-    """Return scores [N, C] in the columns int64 [K], minus infinity where one is -1."""
-    return torch.cat([scores, scores.new_full((len(scores), 1), -torch.inf)], 1)[:, columns]
+def _joined(scores: Sequence[Tensor], classes: Sequence[Tensor], class_ids: Tensor) -> Tensor:
+    """Join scores [N, C] that are of different classes, int64 [C]; minus infinity for the others of `class_ids`."""
+    found = []
+    for some, of in zip(scores, classes, strict=True):
+        wider = torch.cat([some, some.new_full((len(some), 1), -torch.inf)], 1)
+        found.append(wider[:, class_positions(of, class_ids)])
+    return torch.cat(found)
 
 
 def _encoder_of(snapshot: Snapshot, row: BaselineRow, name: str) -> Encoder:
@@ -245,6 +257,11 @@ def _encoder_of(snapshot: Snapshot, row: BaselineRow, name: str) -> Encoder:
 
 
 def _age(row: BaselineRow, snapshot: Snapshot, name: str) -> str:
-    """Return a note if the row was fitted with a tower that is no longer the commit's, else an empty string."""
+    """Return a note if the row was fitted with another tower than the commit's, or on other data, else nothing."""
     now = snapshot.commit.info.baseline_fc if row.tower == "fc" else snapshot.commit.checkpoint
-    return "" if now == row.checkpoint else f"made with an earlier tower: vlltr train baseline {name}"
+    if now != row.checkpoint:
+        return f"made with an earlier tower: vlltr train baseline {name}"
+    if row.made_of and row.made_of != made_of(snapshot, BY_NAME[name]):
+        what = "training pictures or texts" if row.baseline.sentences else "training pictures"
+        return f"made of other {what} than there are now: vlltr train baseline {name}"
+    return ""

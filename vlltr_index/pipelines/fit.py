@@ -355,6 +355,7 @@ def _gone_tests(sync: _Sync, sources: Sources) -> list[Step[IngestReport]]:
 def _measurement(maker: StepMaker, has_test: bool, has_texts: bool, prior: Measurable) -> Measurement:
     """Return the steps that measure the model on split `test` or by cross-validation, beside simple rules."""
     device = maker.on_device
+    made = maker.workspace.snapshot().commit.info.baselines
     split = "test" if has_test else CROSS_VALIDATION
     cross = None
     if not has_test:
@@ -374,7 +375,7 @@ def _measurement(maker: StepMaker, has_test: bool, has_texts: bool, prior: Measu
                 config=maker.workspace.recipe.baselines,
             )
             for name, what in _RULES.items()
-            if name != "zero-shot" or (has_texts and maker.workspace.recipe.encoder.has_text)
+            if name != "zero-shot" or (has_texts and maker.workspace.recipe.encoder.has_text) or name in made
         ),
         report=maker.step(
             "Accuracy on pictures that it has not seen, and the report",

@@ -36,6 +36,7 @@ from vlltr_index.evaluation.baselines import (
 )
 from vlltr_index.evaluation.rules import hold_back
 from vlltr_index.pipelines import training
+from vlltr_index.schemas.fingerprint import digest_json
 from vlltr_index.schemas.manifests import Manifest
 from vlltr_index.schemas.records import BASELINES
 from vlltr_index.schemas.tables import sentence_vectors_name
@@ -65,6 +66,7 @@ class BaselineManifest(Manifest):
     image_fp: str | None
     settings: dict[str, int | float | str]
     note: str
+    made_of: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +80,7 @@ class BaselineRow:
     image_fp: str | None  # of the encoder; None where it has not been looked up
     class_ids: Tensor  # int64 [C], ascending
     note: str = ""  # a remark for readers of the table
+    made_of: str = ""  # digest of what it was fitted on, see `made_of`; empty where that was not noted
 
     @property
     def settings(self) -> dict[str, float | str]:
@@ -125,6 +128,14 @@ def sentences_of(snapshot: Snapshot, class_ids: Tensor | None = None) -> Sentenc
         texts=rows["text"].to_pylist(),
         prompts=torch.tensor([source == "prompt" for source in rows["source"].to_pylist()]),
     )
+
+
+def made_of(snapshot: Snapshot, kind: type[Baseline]) -> str:
+    """Digest what a baseline of a commit is fitted on: the training images with their classes, and its sentences."""
+    facts: list[object] = [usable_images(snapshot, "train", ["content_hash"]).to_pydict()]
+    if kind.sentences is not None:
+        facts.append(snapshot.table("sentences", ["sentence_id"]).sort_by("sentence_id").to_pydict())
+    return digest_json(facts)
 
 
 def train_baseline_stage(
@@ -189,6 +200,7 @@ def train_baseline(
         facts=training.vector_facts,
     ) as run:
         row = Making(workspace, run.snapshot, config, progress).row(BY_NAME[name])
+        row = replace(row, made_of=made_of(run.snapshot, BY_NAME[name]))
 
         def keep(tx: Transaction) -> None:
             digest = tx.objects.put("heads", lambda path: _save(row, path))
@@ -210,6 +222,7 @@ def _save(row: BaselineRow, folder: Path) -> None:
         image_fp=row.image_fp,
         settings=row.settings,
         note=row.note,
+        made_of=row.made_of,
     )
     facts.save(folder / "baseline.json")
 
