@@ -346,7 +346,10 @@ def test_a_misspelt_text_is_noticed_whichever_comes_first(workspace: Workspace, 
     warning = (
         "Warning: class 'kestral' has texts and no picture, 'kestrel' pictures and no text. If they are one: "
     )
-    expected = warning + "call it 'kestrel' in the texts, and bring them in again with --sync"
+    expected = (
+        f"{warning}call it 'kestrel' in the texts, or 'kestral' where the pictures are, and bring them in again with"
+        " --sync"
+    )
     ingest_text(workspace, path)
     report = ingest_images(workspace, tmp_path / "data", "train")
     assert [note for note in report.notes if "Warning" in note] == [expected]
@@ -354,7 +357,7 @@ def test_a_misspelt_text_is_noticed_whichever_comes_first(workspace: Workspace, 
     with workspace.transaction("test") as tx:
         tx.set(head="h")
     again = ingest_images(workspace, tmp_path / "data", "train")
-    assert f"{warning}vlltr -w {workspace.address} classes merge kestrel kestral" in again.notes
+    assert f"{warning}vlltr -w {workspace.address} classes merge kestrel kestral (the first name stays)" in again.notes
     texts(path, {"kestrel": told.pop("kestral"), **told})
     assert not any("Warning" in note for note in ingest_text(workspace, path, sync=True).notes)
 
@@ -369,15 +372,15 @@ def test_classes_with_pictures_that_are_named_alike_are_told(workspace: Workspac
     ingest_text(workspace, texts(tmp_path / "t.json", told))
     notes = ingest_images(workspace, tmp_path / "data", "train").notes
     assert notes == [
-        "Warning: classes 'Envelope' and 'Enveloppe' both have pictures, and 'Enveloppe' has no text. If they are one:"
-        " put the pictures of both into the folder 'Envelope'",
+        "Warning: class 'Envelope' has 1 picture, 'Enveloppe' 1 picture and no text. If they are one: put them into one"
+        " folder, called 'Envelope', or 'Enveloppe' in the texts, too",
         "3 of 6 classes have no text but prompts: 'Enveloppe', 'Owls', 'Shape number 2'",
     ]
     with workspace.transaction("test") as tx:
         tx.set(head="h")
     notes = ingest_images(workspace, tmp_path / "data", "train").notes
     assert [note.rpartition("If they are one: ")[2] for note in notes] == [
-        f"vlltr -w {workspace.address} classes merge Envelope Enveloppe"
+        f"vlltr -w {workspace.address} classes merge Envelope Enveloppe (the first name stays)"
     ]
 
 

@@ -405,21 +405,24 @@ def _tell_of_misspelt_classes(tx: Transaction, address: str, notes: Notes) -> No
     """
     table = tx.class_table()
     bare = _classes_without_text(tx)[1]
-    pictured = set(tx.table("images", ["class_id"])["class_id"].drop_null().to_pylist())
+    pictured = Counter(tx.table("images", ["class_id"])["class_id"].drop_null().to_pylist())
     told = set(table.ids) - bare
-    lacking = [table.names[i] for i in sorted(bare & pictured)]
+    lacking = [table.names[i] for i in sorted(bare & pictured.keys())]
 
     def warn(what: str, mend: str, into: str, other: str) -> None:
         if tx.commit.head:
             mend = shlex.join(["vlltr", "-w", address, "classes", "merge", into, other])
+            mend += " (the first name stays)"
         notes.add("misspelt", f"Warning: {what}. If they are one: {mend}")
 
-    for name, meant in _alike([table.names[i] for i in sorted(told - pictured)], lacking, _CLOSE):
+    for name, meant in _alike([table.names[i] for i in sorted(told - pictured.keys())], lacking, _CLOSE):
         what = f"class {name!r} has texts and no picture, {meant!r} pictures and no text"
-        warn(what, f"call it {meant!r} in the texts, and bring them in again with --sync", meant, name)
-    for name, meant in _alike([table.names[i] for i in sorted(told & pictured)], lacking, _CLOSER):
-        what = f"classes {name!r} and {meant!r} both have pictures, and {meant!r} has no text"
-        warn(what, f"put the pictures of both into the folder {name!r}", name, meant)
+        called = f"call it {meant!r} in the texts, or {name!r} where the pictures are"
+        warn(what, f"{called}, and bring them in again with --sync", meant, name)
+    for name, meant in _alike([table.names[i] for i in sorted(told & pictured.keys())], lacking, _CLOSER):
+        one, other = (plural(pictured[table.lookup(which)], "picture") for which in (name, meant))
+        what = f"class {name!r} has {one}, {meant!r} {other} and no text"
+        warn(what, f"put them into one folder, called {name!r}, or {meant!r} in the texts, too", name, meant)
 
 
 def _alike(names: list[str], others: list[str], cutoff: float) -> Iterator[tuple[str, str]]:
