@@ -162,9 +162,12 @@ def _import(report: ImportReport) -> list[str]:
 
 def _train(report: TrainReport) -> list[str]:
     epochs = f", {plural(report.epochs, 'epoch')}" if report.epochs else ""
+    apart = ""
+    if report.units is not None and report.units < report.images:
+        apart = f" ({units_of_pictures(report.units)})"
     lines = [
-        f"Trained {report.what} on {plural(report.images, 'image')} of {plural(report.classes, 'class', 'classes')}"
-        f"{epochs}{' (resumed)' if report.resumed else ''}: {report.digest[:16]}"
+        f"Trained {report.what} on {plural(report.images, 'image')}{apart} of"
+        f" {plural(report.classes, 'class', 'classes')}{epochs}{' (resumed)' if report.resumed else ''}: {report.digest[:16]}"
     ]
     if report.held_images or report.held_classes:
         classes = f" and {plural(report.held_classes, 'class', 'classes')}" if report.held_classes else ""

@@ -13,6 +13,7 @@ from vlltr_index.cli.answers import explanation_lines, prediction_lines
 from vlltr_index.cli.render import difference_lines, evaluation_table, report_lines
 from vlltr_index.evaluation.metrics import AccuracyReport, EvaluationReport, Interval, Measure
 from vlltr_index.pipelines.train_lgr import RefitReport
+from vlltr_index.pipelines.training import TrainReport
 from vlltr_index.schemas.records import ClassScore, Neighbour, Prediction, SentenceShare
 
 LONG = "A very large and heavy bird with a grey head, a chestnut breast and a back that is barred in black and gold."
@@ -168,6 +169,15 @@ def test_of_few_units_no_column_counts_each_class_alike() -> None:
     Console(file=target, width=80).print(evaluation_table(replace(report(), rows=rows)))
     assert target.getvalue().count("18 of 20") == 2
     assert "each class" not in target.getvalue()
+
+
+def test_what_belongs_together_is_counted_where_a_head_is_trained() -> None:
+    """Where nothing does, images alone are."""
+    trained = TrainReport("lgr", "d" * 64, 12, images=65, epochs=0, resumed=False, last={}, units=63)
+    assert report_lines(trained) == [
+        f"Trained lgr on 65 images (63 units: what belongs together counts once) of 12 classes: {'d' * 16}"
+    ]
+    assert report_lines(replace(trained, units=65)) == [f"Trained lgr on 65 images of 12 classes: {'d' * 16}"]
 
 
 def test_a_refit_is_measured_anew() -> None:

@@ -357,7 +357,10 @@ def test_a_misspelt_text_is_noticed_whichever_comes_first(workspace: Workspace, 
     with workspace.transaction("test") as tx:
         tx.set(head="h")
     again = ingest_images(workspace, tmp_path / "data", "train")
-    assert f"{warning}vlltr -w {workspace.address} classes merge kestrel kestral (the first name stays)" in again.notes
+    assert (
+        f"{warning}vlltr -w {workspace.address} classes merge kestrel kestral (the first name stays)"
+        in again.notes
+    )
     texts(path, {"kestrel": told.pop("kestral"), **told})
     assert not any("Warning" in note for note in ingest_text(workspace, path, sync=True).notes)
 

@@ -136,6 +136,7 @@ def _train_head(
         resumed=run.resumed,
         last=last,
         notes=tuple(decision.notes),
+        units=len(set(run.data.units)),
     )
 
 
