@@ -59,10 +59,15 @@ def show(context: Context, name: str, every: bool) -> None:
 
 
 def _detail_lines(detail: ClassDetail, every: bool) -> list[str]:
+    alone = "known by text alone"
+    if detail.mute:
+        alone = "not known yet: texts have no weight, vlltr status says why"
+    if detail.pictures:
+        alone += ", and none of its pictures is to train on"
     row = {
         "trained": "trained on its images",
         "images": "known by images that came later",
-        "none": "whose images wait for vlltr train lgr" if detail.images else "known by text alone",
+        "none": "whose images wait for vlltr train lgr" if detail.images else alone,
     }[detail.visual]
     lines = [
         f"{detail.name} (class {detail.class_id}, {_ORIGIN[detail.origin]}, {plural(detail.images, 'training image')},"

@@ -165,9 +165,9 @@ def _train(report: TrainReport) -> list[str]:
     apart = ""
     if report.units is not None and report.units < report.images:
         apart = f" ({units_of_pictures(report.units)})"
+    of = f"{plural(report.images, 'image')}{apart} of {plural(report.classes, 'class', 'classes')}"
     lines = [
-        f"Trained {report.what} on {plural(report.images, 'image')}{apart} of"
-        f" {plural(report.classes, 'class', 'classes')}{epochs}{' (resumed)' if report.resumed else ''}: {report.digest[:16]}"
+        f"Trained {report.what} on {of}{epochs}{' (resumed)' if report.resumed else ''}: {report.digest[:16]}"
     ]
     if report.held_images or report.held_classes:
         classes = f" and {plural(report.held_classes, 'class', 'classes')}" if report.held_classes else ""
@@ -315,10 +315,11 @@ def _cross_validation(report: CrossValidation) -> list[str]:
 
 def _refit(report: RefitReport) -> list[str]:
     more = ", ".join(report.new_classes[:5]) + (" ..." if len(report.new_classes) > 5 else "")
+    alone = "Not known, as texts have no weight" if report.mute else "Known by text alone"
     lines = [
         f"Trained the head on {plural(report.images, 'image')} of {plural(report.classes, 'class', 'classes')}:"
         f" {report.digest[:16]}",
-        f"New in it: {more or 'none'}. Known by text alone: {plural(report.text_only, 'class', 'classes')}.",
+        f"New in it: {more or 'none'}. {alone}: {plural(report.text_only, 'class', 'classes')}.",
     ]
     effect = effect_lines(report.effect)
     if report.effect.unmeasured:
@@ -351,10 +352,11 @@ def effect_lines(report: Effect) -> list[str]:
 
 def _class(one: AddedClass, verb: str) -> str:
     text = "its name" if one.text == "name" else "text"
+    alone = "not known yet" if one.text == "none" else f"known by {text} alone"
     how = {
         "trained": "known since training",
         "images": "known by its images alone" if one.text == "none" else f"known by {text} and images",
-        "none": "its images wait for vlltr train lgr" if one.images else f"known by {text} alone",
+        "none": "its images wait for vlltr train lgr" if one.images else alone,
     }[one.visual]
     return (
         f"{verb} {one.name!r} (class {one.class_id}): {plural(one.sentences, 'sentence')},"

@@ -153,7 +153,10 @@ def test_classes_come_and_go_without_a_sentence(
         " images (vlltr images add)."
     )
     assert told not in report_lines(report)
-    assert told in report_lines(add_class(mute, "gnu", ["It is an animal."]))
+    lines = report_lines(add_class(mute, "gnu", ["It is an animal."]))
+    assert told in lines
+    assert ", 0 images, not known yet. Nearest: " in lines[0]
+    assert show_class(mute, "gnu").mute
     unknown = Recognizer.open(mute)
     assert unknown.classes_[-1] == "gnu"
     assert unknown.predict_proba(drawn)[:, -1].max() < 1e-6

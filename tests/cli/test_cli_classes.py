@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.support.changes import World
 from tests.support.commands import run
+from vlltr_index.cli.classes import _detail_lines
+from vlltr_index.pipelines.classlist import ClassDetail, ImageRow
 from vlltr_index.store.workspace import Workspace
 
 
@@ -81,6 +84,21 @@ def test_a_class_is_shown_for_people(
     assert sum(line.startswith("  train ") for line in lines) == len(world.classes[0].pictures)
     _, out, _ = run(capsys, "-w", small.path, "classes", "show", world.classes[0].name, "--all")
     assert sum("  loss " in line for line in out.splitlines()) == 8
+
+
+def test_what_a_class_without_training_pictures_is_known_by() -> None:
+    """Text alone, if that counts, whatever pictures are of other splits."""
+    detail = ClassDetail(3, "okapi", "added", [], images=0, sentences=2, anchors=[])
+    picture = ImageRow("a" * 64, "okapi/1.png", "test", None)
+    mute = "not known yet: texts have no weight, vlltr status says why"
+    for one, said in (
+        (detail, "known by text alone"),
+        (replace(detail, pictures=[picture]), "known by text alone, and none of its pictures is to train on"),
+        (replace(detail, pictures=[picture], mute=True), f"{mute}, and none of its pictures is to train on"),
+    ):
+        assert _detail_lines(one, every=False)[0] == (
+            f"okapi (class 3, added, 0 training images, 2 sentences, {said})"
+        )
 
 
 def test_a_manifest(

@@ -54,6 +54,7 @@ class ClassDetail:
 
     `visual` says how its images are used: the head was trained on them, they were added later, or there are none.
     `rivals` are the classes whose mean anchor is nearest to its own, `merged` the names of classes merged into it.
+    If `mute`, texts have no weight in the head.
     """
 
     class_id: int
@@ -68,6 +69,7 @@ class ClassDetail:
     visual: str = "none"
     rivals: list[str] = field(default_factory=list)
     merged: list[str] = field(default_factory=list)
+    mute: bool = False
 
 
 def list_classes(workspace: Workspace) -> list[ClassRow]:
@@ -105,7 +107,7 @@ def show_class(workspace: Workspace, name: str, every_sentence: bool = False) ->
     columns = ["image_id", "uri", "split", "problem"]
     found = snapshot.table("images", columns, f"class_id = {class_id}").to_pylist()
     pictures = [ImageRow(**image) for image in found]
-    visual, rivals = _standing(snapshot, class_id)
+    visual, rivals, mute = _standing(snapshot, class_id)
     names = snapshot.class_table().names
     merged = snapshot.commit.info.merged
     return ClassDetail(
@@ -121,6 +123,7 @@ def show_class(workspace: Workspace, name: str, every_sentence: bool = False) ->
         visual=visual,
         rivals=rivals,
         merged=[names[gone] for gone, kept in merged.items() if kept == class_id and gone in names],
+        mute=mute,
     )
 
 
@@ -139,15 +142,17 @@ def _sentences(snapshot: Snapshot, class_id: int) -> tuple[list[AnchorRow], list
     return [r for r in rows if r.rank is not None], [r for r in rows if r.rank is None]
 
 
-def _standing(snapshot: Snapshot, class_id: int) -> tuple[str, list[str]]:
-    """What the class's images do, and its nearest rivals."""
+def _standing(snapshot: Snapshot, class_id: int) -> tuple[str, list[str], bool]:
+    """What the class's images do, its nearest rivals, and whether texts have no weight."""
     from vlltr_index.classes.change import rivals
     from vlltr_index.recognition.model import Model
 
     try:
         model = Model.open(snapshot)
     except MissingStepError:  # no head yet
-        return "none", []
+        return "none", [], False
     names = snapshot.class_table().names
     near = rivals(model.bank, [class_id])[class_id]
-    return model.visual_sides().get(class_id, "none"), [names[i] for i in near]
+    parts = model.saved.parts
+    mute = parts is not None and parts.texts_are_mute
+    return model.visual_sides().get(class_id, "none"), [names[i] for i in near], mute

@@ -465,6 +465,7 @@ class RefitReport:
     notes: tuple[str, ...]
     effect: Effect
     before: int  # number of the commit whose head was trained again
+    mute: bool = False  # texts have no weight in the head
 
 
 def refit(workspace: Workspace, config: LGRConfig, progress: Progress | None = None) -> RefitReport:
@@ -501,4 +502,5 @@ def refit(workspace: Workspace, config: LGRConfig, progress: Progress | None = N
         notes=report.notes,
         effect=effect,
         before=snapshot.commit.id,
+        mute=after.saved.parts is not None and after.saved.parts.texts_are_mute,
     )
