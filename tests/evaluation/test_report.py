@@ -54,7 +54,11 @@ def test_the_report_says_what_evaluate_says(full: Workspace, tmp_path: Path) -> 
     for shot, gain in said.differences.items():
         points = f"{round(100 * gain.value, 1) + 0.0:+.1f}"
         told = f"{gain.count:+d} of {gain.images}" if gain.few else points
-        assert f"{told} against the baseline" in text, shot
+        assert f"{told} against {said.against}" in text, shot
+    of = said.rows["vl-ltr"].balanced
+    ends = f"95 %: {100 * of.low:.1f} to {100 * of.high:.1f}"
+    first = f"each class alike {100 * of.value:.1f} % right, of {of.images} pictures {ends}"
+    assert text.index(first) < text.index("each picture alike "), "what is measured by comes first"
     for fact in ("glyphs_lt/fast", "ours", "the release's bounds", f"torch {torch.__version__}", "sentences"):
         assert fact in text
     assert f"{said.commit} (train baseline fc)" in text
