@@ -296,10 +296,8 @@ def _trained(workspace: Workspace, digest: str) -> tuple[str, int, int | None] |
 
 def _texts(workspace: Workspace, head: str) -> str | None:
     """Read from a head what was decided of the texts."""
-    with suppress(
-        OSError, ValueError, WorkspaceError
-    ):  # files that are gone or damaged are told of elsewhere
-        name = "head.json"
+    name = "head.json"
+    with suppress(OSError, ValueError, WorkspaceError):  # what is gone or damaged is told of elsewhere
         return HeadSummary.parse(workspace.objects.file("heads", head, name), name).texts or None
     return None
 
