@@ -80,7 +80,7 @@ class SavedEncoder(BaseModel):
 
     model_cfg: dict[str, Any]
     preprocess_cfg: dict[str, Any]
-    tokenizer: str
+    tokenizer: Literal["open_clip", "words", "none"]
 
 
 class EncoderManifest(Manifest):

@@ -206,6 +206,41 @@ def test_a_word_vocabulary_needs_texts() -> None:
         Encoder.scratch("vlltr-tiny", ["", "!?"])
 
 
+@pytest.mark.parametrize(
+    ("vision", "preprocess", "why"),
+    [
+        ({"image_size": 33}, {"size": 33}, "a multiple of 8 pixels, not 33"),
+        ({"image_size": 64}, {}, "it takes images of 64 pixels, and preprocessing makes them 32"),
+        ({"image_size": 10**6}, {"size": 10**6}, "images of 1000000 pixels a side; 1 to 4096 can be"),
+        ("none", {}, "is damaged"),
+    ],
+)
+def test_a_size_that_cannot_be_is_refused(tmp_path: Path, vision: Any, preprocess: Any, why: str) -> None:
+    """Whoever wrote it into the description."""
+    Encoder.scratch("vlltr-tiny", TEXTS).save(tmp_path)
+    facts = json.loads((tmp_path / "encoder.json").read_text())
+    model = facts["config"]["model_cfg"]
+    model["vision_cfg"] = vision if isinstance(vision, str) else model["vision_cfg"] | vision
+    facts["config"]["preprocess_cfg"] |= preprocess
+    (tmp_path / "encoder.json").write_text(json.dumps(facts))
+    with pytest.raises(EncoderError, match=why):
+        Encoder.open(tmp_path)
+
+
+def test_a_tokenizer_of_another_text_tower_is_refused(tmp_path: Path) -> None:
+    """With fewer words all later ones would be read as others, with more some are unknown to the tower."""
+    Encoder.scratch("vlltr-tiny", TEXTS).save(tmp_path)
+    words = tmp_path / "words.json"
+    words.write_text(json.dumps(json.loads(words.read_text())[1:]))
+    with pytest.raises(EncoderError, match="makes 14 tokens, its text tower has 15"):
+        Encoder.open(tmp_path)
+    facts = json.loads((tmp_path / "encoder.json").read_text())
+    facts["config"]["tokenizer"] = "open_clip"
+    (tmp_path / "encoder.json").write_text(json.dumps(facts))
+    with pytest.raises(EncoderError, match="makes 49,408 tokens, its text tower has 15"):
+        Encoder.open(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["encoder.json", "model.safetensors", "words.json"])
 def test_damaged_folders_are_refused(tmp_path: Path, name: str) -> None:
     """Whichever file is cut short, empty of facts or gone: one error that names the folder."""

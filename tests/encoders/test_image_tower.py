@@ -96,6 +96,51 @@ def test_a_saved_tower_is_no_encoder_to_start_from(tmp_path: Path) -> None:
         check_source("local-dir", str(tmp_path / "saved"))
 
 
+@pytest.mark.parametrize(
+    ("keys", "value", "why"),
+    [
+        ("model_cfg.embed_dim", 7, "the image tower's vectors are 64 wide, not 7"),
+        (
+            "model_cfg.vision_cfg.image_size",
+            96,
+            "it takes images of 96 pixels, and preprocessing makes them 64",
+        ),
+        (
+            "model_cfg.vision_cfg.timm_args.num_heads",
+            5,
+            "this encoder takes no images of 64 pixels: AssertionE",
+        ),
+        ("model_cfg.vision_cfg.timm_args.depth", 10_000, "it has more than 10,000 tensors"),
+        ("preprocess_cfg.std", [0, 0, 0], "std is three finite numbers above 0"),
+        ("preprocess_cfg.mean", [math.nan] * 3, "mean is three finite numbers"),
+        ("preprocess_cfg.mean", [0.5], "mean is three finite numbers"),
+        ("preprocess_cfg.resize", 10**6, "images of 1000000 pixels a side; 1 to 4096 can be"),
+        (
+            "tokenizer",
+            "x",
+            "config.tokenizer in encoder.json: Input should be 'open_clip', 'words' or 'none'",
+        ),
+    ],
+)
+def test_a_description_that_is_not_of_these_weights_is_refused(
+    tmp_path: Path, keys: str, value: Any, why: str
+) -> None:
+    """Also where the weights alone would fit."""
+    folder = write_tower(tmp_path / "tower", "test_vit", side=64, img_size=64)
+    Encoder.load("timm", str(folder)).save(tmp_path / "saved")
+    path = tmp_path / "saved" / "encoder.json"
+    facts = json.loads(path.read_text())
+    *parents, last = keys.split(".")
+    part = facts["config"]
+    for key in parents:
+        part = part[key]
+    part[last] = value
+    path.write_text(json.dumps(facts), encoding="utf-8")
+    with pytest.raises(EncoderError) as caught:
+        Encoder.open(tmp_path / "saved")
+    assert why in caught.value.message
+
+
 def test_it_takes_images_of_another_size(tmp_path: Path) -> None:
     """Also when it is opened again; a size that no patch divides is refused, before it is read."""
     folder = write_tower(tmp_path / "tower", "test_vit", side=64, img_size=64)
@@ -156,6 +201,7 @@ def test_a_size_that_cannot_be_is_refused_at_once(
         ({"model_args": {"layers": [1] * 65}}, "'layers' is no argument that is passed to timm"),
         ({"model_args": {"mlp_ratio": math.nan}}, "'mlp_ratio' is no argument that is passed to timm: nan"),
         ({"model_args": {"layers": [1, 1]}}, "cannot be used: "),
+        ({"model_args": {"layers": [10_000, 1, 1, 1]}}, "it has more than 10,000 tensors"),
         ({"pretrained_cfg": None}, "pretrained_cfg in config.json: Input should be"),
     ],
 )

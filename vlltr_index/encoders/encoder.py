@@ -154,6 +154,7 @@ class Encoder:
             resized = config.get("resized")
             stored = config["model_cfg"]["vision_cfg"].get("image_size", 224)
             tokenizer = openclip.make_tokenizer(config, source.folder)
+            openclip.check_tokens(tokenizer, config, source.where)
             weights.set_image_size(config, image_size, resize)
             built = openclip.build_model(config["model_cfg"], drawn=False)
             if resized:

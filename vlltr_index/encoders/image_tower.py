@@ -13,6 +13,7 @@ from open_clip.timm_model import TimmModel
 from pydantic import ConfigDict, Field
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from vlltr_index.encoders.hub import local_folder, model_folder
 from vlltr_index.errors import EncoderError
@@ -24,6 +25,7 @@ _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 _INTERPOLATIONS = ("bicubic", "bilinear")
 _MAX_NUMBER = 10_000  # in arguments of a model; the largest usual one is the temperature of rotary positions
 _MAX_LIST = 64
+_MAX_TENSORS = 10_000  # of a model; timm's largest has 1,831
 
 _Side = Annotated[int, Field(ge=1, le=2048)]
 _Mean = Annotated[float, Field(ge=-1000.0, le=1000.0)]
@@ -50,6 +52,32 @@ class _Described(Manifest):
     global_pool: str | None = None
     model_args: dict[str, Any] = Field(default_factory=dict)
     pretrained_cfg: _Preprocessing
+
+
+class Building(TorchFunctionMode):
+    """Context in which a model is built: one of very many tensors is refused before it has taken long.
+
+    Args:
+        drawn: Whether tensors are initialised with random values, which takes longer than loading weights.
+
+    Raises:
+        ValueError: The model has more than 10,000 tensors.
+    """
+
+    def __init__(self, drawn: bool = True) -> None:
+        super().__init__()
+        self._drawn = drawn
+        self._tensors = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function of torch; count what takes memory, and skip random initialisation if it is not drawn."""
+        if func is torch.empty:
+            self._tensors += 1
+            if self._tensors > _MAX_TENSORS:
+                raise ValueError(f"it has more than {_MAX_TENSORS:,} tensors")
+        if not self._drawn and func in (Tensor.normal_, Tensor.uniform_):
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 class ImageTower(nn.Module):
@@ -95,7 +123,10 @@ class _Trunk(TimmModel):  # type: ignore[misc]  # open_clip publishes no types
 def _make(vision_cfg: dict[str, Any], classes: int) -> nn.Module:
     """Make timm's model with a classifier of so many classes; without one for 0."""
     fixed = {"pretrained": False, "num_classes": classes}
-    made: nn.Module = timm.create_model(vision_cfg["timm_model_name"], **{**vision_cfg["timm_args"], **fixed})
+    with Building():
+        made: nn.Module = timm.create_model(
+            vision_cfg["timm_model_name"], **{**vision_cfg["timm_args"], **fixed}
+        )
     return made
 
 

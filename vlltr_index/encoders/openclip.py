@@ -8,7 +8,6 @@ import textwrap
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 from copy import copy, deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +26,9 @@ from timm.models import register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
-from torch.overrides import TorchFunctionMode
 from torchvision.transforms.functional import center_crop
 
-from vlltr_index.encoders.image_tower import ImageTower
+from vlltr_index.encoders.image_tower import Building, ImageTower
 from vlltr_index.encoders.weights import read_json, set_tower_size
 from vlltr_index.errors import EncoderError, InputError
 from vlltr_index.schemas.fingerprint import digest_json
@@ -45,6 +43,8 @@ SAVED_KEYS = frozenset({"tokenizer_class", "padding_side", "truncation_side", *_
 """Keys that a tokenizer_config.json of ours may have."""
 MAX_RESIZED = 64_000_000
 """Most pixels that an image may be resized to before the square crop; a thin image becomes very long."""
+_MAX_SIDE = 4096
+_MAX_COLOUR, _MIN_DEVIATION = 1000.0, 1e-6
 _WIDTHS = (48, 96, 192)  # widths of the stages of the image tower of `vlltr-tiny`
 _GRID = 4  # side of its last feature map
 
@@ -60,16 +60,6 @@ def known_as(model_cfg: dict[str, Any]) -> str | None:
     return next((name for name in names if open_clip.get_model_config(name) == model_cfg), None)
 
 
-class _NoDraws(TorchFunctionMode):
-    """Context in which tensors are not initialised with random values, which takes longer than loading weights."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call a function of torch, but skip random initialisation."""
-        if func in (Tensor.normal_, Tensor.uniform_):
-            return args[0]
-        return func(*args, **(kwargs or {}))
-
-
 def build_model(model_cfg: dict[str, Any], drawn: bool = True) -> nn.Module:
     """Build a model in float32 on torch's default device, without any download; initialise its weights if `drawn`.
 
@@ -79,14 +69,14 @@ def build_model(model_cfg: dict[str, Any], drawn: bool = True) -> nn.Module:
     cfg = deepcopy(model_cfg)
     try:
         if not cfg["text_cfg"]:
-            with nullcontext() if drawn else _NoDraws():
+            with Building(drawn):
                 return ImageTower(cfg["vision_cfg"])
         cfg["vision_cfg"]["timm_model_pretrained"] = False
         cfg["text_cfg"]["hf_model_pretrained"] = False
         kind = open_clip.CLIP
         if cfg.pop("custom_text", False) or "hf_model_name" in cfg["text_cfg"]:
             kind = open_clip.CoCa if "multimodal_cfg" in cfg else open_clip.CustomTextCLIP
-        with nullcontext() if drawn else _NoDraws():
+        with Building(drawn):
             return cast(nn.Module, kind(**cfg))
     except Exception as error:  # open_clip, timm and transformers raise many kinds of errors
         raise EncoderError(
@@ -190,6 +180,36 @@ def make_tokenizer(config: dict[str, Any], folder: Path | None = None) -> Tokeni
         ) from error
 
 
+def check_tokens(tokenizer: Tokenizer, config: dict[str, Any], where: str) -> None:
+    """Check that a tokenizer of words or of CLIP has the tokens of the text tower; some towers have more than CLIP's.
+
+    Raises:
+        EncoderError: It has not.
+    """
+    made, known = tokenizer.vocab_size, config["model_cfg"]["text_cfg"].get("vocab_size", 0)
+    words, clip = isinstance(tokenizer, WordTokenizer), isinstance(tokenizer, BPETokenizer)
+    if (words and made != known) or (clip and made > known > 0):
+        raise EncoderError(
+            f"the tokenizer of {where} makes {made:,} tokens, its text tower has {known:,}",
+            "Bring its folder back from a backup.",
+        )
+
+
+def _check_numbers(cfg: PreprocessCfg) -> None:
+    """Check that there are sides and colours that pixels can have.
+
+    Raises:
+        ValueError: There are not.
+    """
+    sides = [cfg.size] if isinstance(cfg.size, int) else list(cfg.size)
+    if not all(isinstance(side, int) and 1 <= side <= _MAX_SIDE for side in sides):
+        raise ValueError(f"images of {cfg.size!r} pixels a side; 1 to {_MAX_SIDE} can be")
+    if len(cfg.mean) != 3 or not all(abs(mean) <= _MAX_COLOUR for mean in cfg.mean):  # NaN is not, either
+        raise ValueError("mean is three finite numbers")
+    if len(cfg.std) != 3 or not all(_MIN_DEVIATION <= std <= _MAX_COLOUR for std in cfg.std):
+        raise ValueError("std is three finite numbers above 0")
+
+
 class Preprocessing:
     """Preprocessing of a PIL image to float32 [3, H, W], normalised; it can be pickled.
 
@@ -214,6 +234,7 @@ class Preprocessing:
             if resize is not None:
                 cfg["size"] = resize
             known = PreprocessCfg(**cfg)
+            _check_numbers(known)
             self._transform = image_transform_v2(known, is_train=False)
             # Pixels of the shorter side after resizing; in the other modes no side becomes longer than the square's.
             self._shorter = max(known.input_size[1:]) if known.resize_mode == "shortest" else 1

@@ -42,6 +42,10 @@ _log = logging.getLogger(__name__)
 
 _OWN = "vlltr-tiny"
 _SHIPPED = "glyphs"
+_TINY, _TINY_UNIT = (
+    "vlltr_tiny",
+    8,
+)  # the image tower of `vlltr-tiny` in timm, and what its images are multiples of
 _SHIPS = (
     f"An encoder that ships with this program: --encoder {_OWN}:{_SHIPPED} (trained on drawn characters, for trying "
     "the commands; not for photographs)."
@@ -228,7 +232,7 @@ def check_source(model: str, pretrained: str | None, image_size: int | None = No
             config = image_tower.describe_tower(pretrained or "")[1]
             set_image_size(config, image_size)
             if image_size is not None:
-                _check_input(config["model_cfg"], image_size)
+                _check_tower(config, "Leave encoder.image_size out: the size is then the model's own.")
         return
     folder = _find_folder(model, pretrained)
     if folder is not None:
@@ -245,21 +249,26 @@ def check_source(model: str, pretrained: str | None, image_size: int | None = No
             _tag_or_file(model, pretrained)
 
 
-def _check_input(model_cfg: Config, image_size: int) -> None:
-    """Check that an image tower of timm takes images of that side, without memory for its weights."""
+def _check_tower(config: Config, hint: str) -> None:
+    """Check that an image tower of timm takes images of its side, and its width, without memory for its weights."""
+    vision, width = config["model_cfg"]["vision_cfg"], config["model_cfg"].get("embed_dim")
+    side = vision.get("image_size")
     try:
         with torch.device("meta"):
-            visual = image_tower.ImageTower(model_cfg["vision_cfg"]).visual
-            set_tower_size(visual, image_size)
-            image_tower.feature_width(visual)
+            visual = image_tower.ImageTower(vision).visual
+            if config.get("resized"):
+                set_tower_size(visual, side)
+            found = image_tower.feature_width(visual)
     except VlltrError:
         raise
     except Exception as error:  # timm's models raise many kinds of errors
         raise EncoderError(
-            f"this encoder takes no images of {image_size} pixels: {type(error).__name__}: "
+            f"this encoder takes no images of {side} pixels: {type(error).__name__}: "
             f"{str(error).partition(chr(10))[0]}",
-            "Leave encoder.image_size out: the size is then the model's own.",
+            hint,
         ) from None
+    if found != width:
+        raise EncoderError(f"the image tower's vectors are {found} wide, not {width}", hint)
 
 
 def missing_weights(model: str, pretrained: str | None) -> str | None:
@@ -387,17 +396,12 @@ def _tag_or_file(model: str, pretrained: str) -> Config:
 
 def _describe(folder: Path) -> tuple[Config, EncoderManifest | None]:
     """Read a folder's configuration of its encoder, and what else `Encoder.save` wrote, if it did."""
-    if (folder / _SAVED_FILE).is_file():
-        try:
-            saved = EncoderManifest.load(folder / _SAVED_FILE)
-        except (OSError, ValueError) as error:
-            raise EncoderError(
-                f"what describes the encoder {folder} cannot be read: {error}",
-                "Bring the file back from a backup, or update this program: pip install -U vlltr-index",
-            ) from None
-        _check_packages(str(folder), saved.config.model_cfg)
-        return saved.config.model_dump(), saved
     try:
+        if (folder / _SAVED_FILE).is_file():
+            saved = _read_saved(folder)
+            config = saved.config.model_dump()
+            _check_saved(config, folder / _SAVED_FILE)
+            return config, saved
         if (folder / _CONFIG_FILE).is_file():
             facts = read_json(folder / _CONFIG_FILE, dict)
             cfg = facts["model_cfg"]
@@ -412,6 +416,32 @@ def _describe(folder: Path) -> tuple[Config, EncoderManifest | None]:
         if (folder / "config.json").is_file()
         else "A local folder needs open_clip_config.json and open_clip_model.safetensors.",
     )
+
+
+def _read_saved(folder: Path) -> EncoderManifest:
+    """Read what `Encoder.save` wrote of an encoder beside its weights."""
+    try:
+        saved = EncoderManifest.load(folder / _SAVED_FILE)
+    except (OSError, ValueError) as error:
+        raise EncoderError(
+            f"what describes the encoder {folder} cannot be read: {error}",
+            "Bring the file back from a backup, or update this program: pip install -U vlltr-index",
+        ) from None
+    _check_packages(str(folder), saved.config.model_cfg)
+    return saved
+
+
+def _check_saved(config: Config, path: Path) -> None:
+    """Check that an encoder of ours is described without contradiction, which loading its weights would not find."""
+    hint = f"It is described in {path}: bring that back from a backup."
+    vision, size = config["model_cfg"]["vision_cfg"], config["preprocess_cfg"]["size"]
+    side = vision.get("image_size", 224)
+    if side != size:
+        raise EncoderError(f"it takes images of {side} pixels, and preprocessing makes them {size}", hint)
+    if vision.get("timm_model_name") == _TINY:
+        check_side(size, _TINY_UNIT)
+    if not config["model_cfg"]["text_cfg"]:
+        _check_tower(config, hint)
 
 
 def _from_folder(folder: Path, name: str | None = None) -> Source:
@@ -547,7 +577,7 @@ def set_image_size(config: Config, image_size: int | None, resize: int | None = 
             "Name one that takes squares, such as --encoder ViT-B-16-SigLIP2:webli",
         )
     if image_size is not None:
-        unit = 8 if timm_name == "vlltr_tiny" else 1
+        unit = _TINY_UNIT if timm_name == _TINY else 1
         if not timm_name:
             unit = 32 if isinstance(vision.get("layers"), list) else vision.get("patch_size", 16)
         check_side(image_size, unit)
