@@ -271,6 +271,16 @@ class Recipe(_Config):
     baselines: BaselinesConfig = BaselinesConfig()
 
     @model_validator(mode="after")
+    def _text_branch_for_the_rule(self) -> Self:
+        """Refuse the rules of the protocols `paper` and `release` for an encoder without a text tower."""
+        if self.fusion.rule != "ours" and not self.encoder.has_text:
+            raise ValueError(
+                f"the rule {self.fusion.rule!r} adds the probabilities of a text branch, and this encoder has no text "
+                'tower: take a recipe with fusion.rule "ours"'
+            )
+        return self
+
+    @model_validator(mode="after")
     def _views_for_selection(self) -> Self:
         """Refuse a selection by augmented views if there are none."""
         if self.select.augmented and self.lgr.views < 2:

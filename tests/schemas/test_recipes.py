@@ -213,6 +213,13 @@ def test_other_sizes_and_weights_than_the_recipes() -> None:
     assert load_recipe("imagenet_lt/release-rn50", encoder="RN50").encoder.pretrained is None
 
 
+@pytest.mark.parametrize(("name", "overrides"), [("glyphs_lt/paper", ()), ("ours", ("fusion.rule=logits",))])
+def test_a_rule_that_adds_probabilities_needs_a_text_tower(name: str, overrides: tuple[str, ...]) -> None:
+    """Before anything is read."""
+    with pytest.raises(ConfigError, match="adds the probabilities of a text branch, and this encoder has no"):
+        load_recipe(name, overrides, "timm:folder")
+
+
 def test_an_encoder_that_is_no_section(tmp_path: Path) -> None:
     """A recipe that gives the encoder's name alone does not fit, but where another one takes its place."""
     path = tmp_path / "mine.toml"

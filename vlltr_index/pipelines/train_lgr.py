@@ -144,20 +144,15 @@ def head_data(snapshot: Snapshot, config: LGRConfig) -> HeadData:
     """Read the stored vectors and the anchors.
 
     Raises:
-        UsageError: If the recipe's rule, or the want of images, needs a text tower and the encoder has none.
+        UsageError: If there are no images, and the encoder has no text tower.
         MissingStepError: If there are no anchors, or fewer views are stored than the head is to be trained on.
     """
     state = ModelState(snapshot)
     dim = state.anchors.bank.dim
     ours = snapshot.recipe.fusion.rule == "ours"
-    encoder = snapshot.recipe.encoder
-    if not ours:
-        rule = snapshot.recipe.fusion.rule
-        hint = 'Put rule = "ours" under [recipe.fusion] in vlltr.toml'
-        encoder.require_text(f"the rule {rule!r} adds the probabilities of a text branch", hint)
     if ours and not loading.usable_images(snapshot, "train", []).num_rows:
         hint = "Run: vlltr ingest images PATH --split train"
-        encoder.require_text("there are no training images", hint)
+        snapshot.recipe.encoder.require_text("there are no training images", hint)
         return HeadData(state, None, torch.empty(0, 0, dim), [])
     stored = snapshot.commit.info.views
     if stored < config.views:
