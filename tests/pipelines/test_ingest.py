@@ -167,8 +167,10 @@ def test_an_image_that_cannot_be_kept(workspace: Workspace, tmp_path: Path) -> N
     """One that stays too long for a JPEG when it is reduced."""
     (tmp_path / "data/owl").mkdir(parents=True)
     Image.new("L", (71, 70_000)).save(tmp_path / "data/owl/a.png")
+    photo(tmp_path / "data/owl/b.jpg", 1, 1)
     assert ingest_images(workspace, tmp_path / "data", "train", store=70).quarantined == 1
-    assert rows(workspace, "images")[0]["problem"].startswith("it cannot be reduced: ")
+    problems = [row["problem"] for row in rows(workspace, "images") if row["uri"].endswith("a.png")]
+    assert problems[0].startswith("it cannot be reduced: ")
 
 
 def test_another_side_is_another_key(workspace: Workspace, tmp_path: Path) -> None:
@@ -260,6 +262,12 @@ def test_sources_of_which_nothing_can_be_taken(workspace: Workspace, tmp_path: P
     pq.write_table(pa.table(columns), path)
     with pytest.raises(InputError, match=r"no image was taken: left out: .*#0: the row has no image bytes"):
         ingest_images(workspace, path, "train")
+    for name in ("a.png", "b.jpg"):
+        (tmp_path / "damaged/owl").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "damaged/owl" / name).write_bytes(b"no picture")
+    for sync in (False, True):
+        with pytest.raises(InputError, match=r"no image was taken: /.*/owl/a\.png: not a JPEG, PNG"):
+            ingest_images(workspace, tmp_path / "damaged", "train", sync=sync)
     path = texts(tmp_path / "t.json", {"owl": []})
     with pytest.raises(InputError, match=r"holds no sentence \(left out: .*: class 'owl': the text is empty"):
         ingest_text(workspace, path)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _ROWS = 1000
 _BYTES = 64 * 2**20
 EXAMPLES = 10  # of each kind of note
+_ASIDE = "kept aside: "
 
 
 @dataclass
@@ -272,7 +273,11 @@ class ImageRun:
         return record.class_name is not None and self.classes[record.class_name] is not None
 
     def take(self, items: Iterator[ImageRecord | Skipped]) -> None:
-        """Store all images of a source, in parts of bounded size."""
+        """Store all images of a source, in parts of bounded size.
+
+        Raises:
+            InputError: If not one is of a known class and can be read.
+        """
         for part in _parts(self._usable(items)):
             self._write(part)
         if not self.splits and self.unknown:
@@ -281,10 +286,10 @@ class ImageRun:
                 f"theirs are, for example, {counted(self.unknown)}",
                 "Bring in the training images or the texts first, or make the classes now: --create-classes",
             )
-        if not self.splits and not self.counts["removed"]:
-            raise InputError(
-                f"no image was taken: {self.notes.lines[0]}", "Mend the source and run the command again."
-            )
+        readable = self.splits.total() - self.notes.counts["quarantined"]
+        if not readable and not self.counts["removed"]:
+            example = self.notes.lines[0].removeprefix(_ASIDE)
+            raise InputError(f"no image was taken: {example}", "Mend the source and run the command again.")
         self._delete(self.replaced)
 
     def _usable(self, items: Iterator[ImageRecord | Skipped]) -> Iterator[ImageRecord]:
@@ -357,7 +362,7 @@ class ImageRun:
             if other is not None and other.uri == record.uri:
                 self.replaced.add(other.key)
             if found.problem is not None:
-                self.notes.add("quarantined", f"kept aside: {record.uri}: {found.problem}")
+                self.notes.add("quarantined", f"{_ASIDE}{record.uri}: {found.problem}")
         known = self.counts["added"] + self.counts["moved"] - known
         self.counts["updated"] += self.tx.upsert("images", pa.Table.from_pylist(rows, schema=IMAGES)) - known
         if self.progress:
