@@ -51,27 +51,14 @@ class EncoderConfig(_Config):
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"  # tf32 is for GPUs; it changes vectors by 1e-3
 
     @property
-    def has_text(self) -> bool:
+    def has_text_tower(self) -> bool:
         """Whether it has a text tower; the models of timm have none."""
         return self.model != TOWER_ALONE
-
-    def require_text(self, what: str, hint: str) -> None:
-        """Check that there is a text tower.
-
-        Args:
-            what: What needs it.
-            hint: What to do without one.
-
-        Raises:
-            UsageError: There is none.
-        """
-        if not self.has_text:
-            raise UsageError(f"{what}, and this encoder has no text tower", hint)
 
     @model_validator(mode="after")
     def _named_tower(self) -> Self:
         """Refuse an image tower of timm that is not named."""
-        if not self.has_text and not self.pretrained:
+        if not self.has_text_tower and not self.pretrained:
             raise ValueError(
                 "the model timm names no folder or repository: --encoder timm:FOLDER, or `pretrained` in vlltr.toml"
             )
@@ -83,6 +70,21 @@ class EncoderConfig(_Config):
         if self.resize is not None and self.image_size is not None and self.resize < self.image_size:
             raise ValueError(f"resize is {self.resize}, less than the crop's {self.image_size} pixels")
         return self
+
+
+def require_text_tower(there: bool, what: str, hint: str) -> None:
+    """Check that an encoder has a text tower.
+
+    Args:
+        there: Whether it has one.
+        what: What needs it.
+        hint: What to do without one.
+
+    Raises:
+        UsageError: There is none.
+    """
+    if not there:
+        raise UsageError(f"{what}, and this encoder has no text tower", hint)
 
 
 class AugmentConfig(_Config):
@@ -273,7 +275,7 @@ class Recipe(_Config):
     @model_validator(mode="after")
     def _text_branch_for_the_rule(self) -> Self:
         """Refuse the rules of the protocols `paper` and `release` for an encoder without a text tower."""
-        if self.fusion.rule != "ours" and not self.encoder.has_text:
+        if self.fusion.rule != "ours" and not self.encoder.has_text_tower:
             raise ValueError(
                 f"the rule {self.fusion.rule!r} adds the probabilities of a text branch, and this encoder has no text "
                 'tower: take a recipe with fusion.rule "ours"'

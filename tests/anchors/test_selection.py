@@ -26,7 +26,7 @@ from vlltr_index.pipelines.ingest import ingest_images, ingest_text
 from vlltr_index.pipelines.status import status
 from vlltr_index.pipelines.train_lgr import train_lgr_stage
 from vlltr_index.recognition.state import ModelState
-from vlltr_index.schemas.config import Recipe, SelectConfig
+from vlltr_index.schemas.config import EncoderConfig, Recipe, SelectConfig, WorkspaceConfig
 from vlltr_index.store.holdout import held_images
 from vlltr_index.store.snapshot import Snapshot
 from vlltr_index.store.tables import one_of
@@ -61,6 +61,16 @@ def test_augmented_views_may_select(trained: Workspace) -> None:
     assert augmented.view.startswith("1-")
     assert report.images == len(images.ids)
     assert losses(trained) != before
+
+
+def test_vectors_say_whether_a_text_tower_made_them(trained: Workspace) -> None:
+    """Whatever the recipe names since: without one the first sentences of each class are taken."""
+    edited = trained.recipe.model_copy(update={"encoder": EncoderConfig(model="timm", pretrained="tower")})
+    trained.write_config(WorkspaceConfig(recipe=edited))
+    assert select(trained, edited.select).mode == edited.select.mode
+    with trained.transaction("embed") as tx:
+        tx.note(encoder=edited.encoder)
+    assert select(trained, edited.select).mode == "cutoff"
 
 
 def test_missing_images_and_views_are_named(trained: Workspace) -> None:

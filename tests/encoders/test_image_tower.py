@@ -85,7 +85,7 @@ def test_it_sees_as_timm_does(
         again = Encoder.open(tmp_path / "saved")
         assert torch.equal(again.encode_pixels(pixels), features)
     assert (again.image_fp, again.text_fp) == (encoder.image_fp, encoder.text_fp)
-    assert not again.has_text
+    assert not again.has_text_tower
     assert not again.encode_texts(["a ring", "a cross made of lines"]).any()
 
 

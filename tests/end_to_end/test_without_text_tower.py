@@ -81,7 +81,7 @@ def test_texts_count_by_their_words(
     later = recognizer.current()
     recognizer.export(tmp_path / "export")
     again = Recognizer.from_pretrained(tmp_path / "export")
-    assert not again.current().encoder.has_text
+    assert not again.current().encoder.has_text_tower
     expected = later.exhaustive(features).probabilities
     torch.testing.assert_close(again.current().exhaustive(features).probabilities, expected)
     card = (tmp_path / "export" / "README.md").read_text(encoding="utf-8")

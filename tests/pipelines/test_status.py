@@ -303,6 +303,33 @@ def test_who_is_writing(finished: Workspace) -> None:
 
 
 @pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({}, None),
+        ({"precision": "tf32"}, None),
+        ({"precision": "bf16"}, "RN50:openai in bf16"),
+        ({"pretrained": "yfcc15m"}, "RN50:yfcc15m"),
+        ({"model": "timm", "pretrained": "tower", "image_size": 256}, "timm:tower at 256 px"),
+    ],
+)
+def test_another_encoder_than_that_of_the_vectors(
+    finished: Workspace, changes: dict[str, object], wanted: str | None
+) -> None:
+    """One that was edited after `embed` is named beside it, before a command computes with it."""
+    made = EncoderConfig(model="RN50", pretrained="openai")
+    with finished.transaction("embed") as tx:
+        tx.set(checkpoint=None)
+        tx.note(encoder=made)
+    edited = finished.recipe.model_copy(update={"encoder": made.model_copy(update=changes)})
+    finished.write_config(WorkspaceConfig(recipe=edited))
+    report = status(finished)
+    told = f"the recipe's encoder is {wanted}, that of the vectors RN50:openai"
+    assert report.stale == ((told,) if wanted else ())
+    if wanted:
+        assert report.next == "vlltr embed --force"
+
+
+@pytest.mark.parametrize(
     ("model", "size", "resize", "wanted"),
     [
         ("ViT-B-16-quickgelu", 224, 248, None),

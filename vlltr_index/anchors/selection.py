@@ -75,7 +75,7 @@ def select(workspace: Workspace, config: SelectConfig, progress: Progress | None
         MissingStepError: Sentences or images have not been embedded, or there are neither.
     """
     with workspace.transaction("select") as tx:
-        if not tx.recipe.encoder.has_text:
+        if not tx.commit.has_text_tower:
             config = config.model_copy(update={"mode": "cutoff", "max_share": 1.0})
         now = score_images(tx, config, held_images(tx))
         rows = _Rows(tx, before=None, now=now, mode=config.mode, classes=tx.class_table().ids)

@@ -230,7 +230,7 @@ class Encoder:
         return deepcopy(self._config)
 
     @property
-    def has_text(self) -> bool:
+    def has_text_tower(self) -> bool:
         """Whether there is a text tower; without one the features of all texts are zeros."""
         return not isinstance(self.tokenizer, NoTokenizer)
 
@@ -328,7 +328,7 @@ class Encoder:
         Args:
             texts: N texts, or their tokens from `tokenize`.
         """
-        if not self.has_text:
+        if not self.has_text_tower:
             return torch.zeros(len(texts), self.dim)
         tokens = texts if isinstance(texts, Tokens) else self.tokenize(texts)
         result = torch.empty(len(tokens), self.dim)

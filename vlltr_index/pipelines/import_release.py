@@ -249,4 +249,4 @@ def _keep_anchors(
     if tx.commit.selection_id != selection_id:
         tx.set(selection_id=selection_id, index=None)
     tx.set(text_fp=encoder.text_fp, image_fp=encoder.image_fp)
-    tx.note(logit_scale=encoder.logit_scale, dim=encoder.dim, select=None)
+    tx.note(encoder=None, logit_scale=encoder.logit_scale, dim=encoder.dim, select=None)

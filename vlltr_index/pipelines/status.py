@@ -228,6 +228,8 @@ def _todo(
     if not commit.text_fp or not commit.image_fp:
         if snapshot.has("sentences") or snapshot.has("images"):
             yield "nothing has been embedded with this encoder", "vlltr embed"
+    elif change := vectors_change(snapshot):
+        yield change, "vlltr embed --force"
     elif any(lacking.values()):
         missing = [plural(n, kind) for kind, n in lacking.items() if n]
         yield f"without a vector: {' and '.join(missing)}", "vlltr embed"
@@ -267,6 +269,19 @@ def encoder_change(workspace: Workspace, checkpoint: str) -> str | None:
         return None
     wanted = _described(asked.model, asked.image_size, asked.resize)
     return f"the recipe's encoder is {wanted}, the trained one {_described(*trained)}"
+
+
+def vectors_change(snapshot: Snapshot) -> str | None:
+    """Describe how the encoder named in `vlltr.toml` differs from that of the stored vectors, or return None if not."""
+    made, asked = snapshot.commit.info.encoder, snapshot.recipe.encoder
+    if made is None or snapshot.commit.checkpoint:
+        return None
+    told = [
+        _described(f"{one.model}:{one.pretrained}", one.image_size, one.resize)
+        + (" in bf16" if one.precision == "bf16" else "")  # tf32 makes vectors that stand for those of fp32
+        for one in (asked, made)
+    ]
+    return None if told[0] == told[1] else f"the recipe's encoder is {told[0]}, that of the vectors {told[1]}"
 
 
 def reading_change(snapshot: Snapshot) -> str | None:
@@ -344,7 +359,7 @@ def _index_steps(workspace: Workspace, snapshot: Snapshot) -> _Steps:
     anchors = snapshot.count("anchors")
     if index is not None and _gone(workspace.objects, "index", index.digest):
         yield f"the index's files are gone: {short(index.digest)}", command
-    elif anchors < MANY_ANCHORS or not snapshot.recipe.encoder.has_text:
+    elif anchors < MANY_ANCHORS or not snapshot.commit.has_text_tower:
         return  # all classes are scored
     elif index is None:
         yield "there is no index over the anchors", command

@@ -36,6 +36,7 @@ from vlltr_index.evaluation.baselines import (
 )
 from vlltr_index.evaluation.rules import hold_back
 from vlltr_index.pipelines import training
+from vlltr_index.schemas.config import require_text_tower
 from vlltr_index.schemas.fingerprint import digest_json
 from vlltr_index.schemas.manifests import Manifest
 from vlltr_index.schemas.records import BASELINES
@@ -175,9 +176,8 @@ def train_baseline_stage(
 
 def possible_baselines(workspace: Workspace) -> list[str]:
     """Return those of `BASELINES` that there can be: without a text tower those that are fitted on no sentence."""
-    return [
-        name for name in BASELINES if workspace.recipe.encoder.has_text or BY_NAME[name].sentences is None
-    ]
+    there = workspace.history.last().has_text_tower
+    return [name for name in BASELINES if there or BY_NAME[name].sentences is None]
 
 
 def train_baseline(
@@ -314,7 +314,9 @@ class Making:
         """Fit a baseline without the images of some ids, and if `own_tower` not over the fc baseline's tower."""
         if kind.sentences is not None:
             what = f"the baseline {kind.name!r} compares vectors of texts and images"
-            self.snapshot.recipe.encoder.require_text(what, "Take another: ncm or discriminant.")
+            require_text_tower(
+                self.snapshot.commit.has_text_tower, what, "Take another: ncm or discriminant."
+            )
         sentences = None if kind.sentences is None else sentences_of(self.snapshot)
         tower = self.tower(kind, sentences, without, own_tower)
         data = self.data(tower, without)

@@ -25,7 +25,7 @@ from vlltr_index.pipelines import training
 from vlltr_index.pipelines.status import reading_change
 from vlltr_index.recognition.model import Model
 from vlltr_index.recognition.state import ModelState
-from vlltr_index.schemas.config import LGRConfig, SelectConfig
+from vlltr_index.schemas.config import LGRConfig, SelectConfig, require_text_tower
 from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.store.holdout import HeldOut, read_held_out
 from vlltr_index.tensors import choose_device, class_positions, device_name, memory_mended_by
@@ -152,7 +152,7 @@ def head_data(snapshot: Snapshot, config: LGRConfig) -> HeadData:
     ours = snapshot.recipe.fusion.rule == "ours"
     if ours and not loading.usable_images(snapshot, "train", []).num_rows:
         hint = "Run: vlltr ingest images PATH --split train"
-        snapshot.recipe.encoder.require_text("there are no training images", hint)
+        require_text_tower(snapshot.commit.has_text_tower, "there are no training images", hint)
         return HeadData(state, None, torch.empty(0, 0, dim), [])
     stored = snapshot.commit.info.views
     if stored < config.views:

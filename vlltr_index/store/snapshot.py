@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 from pydantic import Field, ValidationError
 
 from vlltr_index.errors import UsageError, WorkspaceError
-from vlltr_index.schemas.config import FORMAT, AugmentConfig, FusionConfig, SelectConfig
+from vlltr_index.schemas.config import FORMAT, AugmentConfig, EncoderConfig, FusionConfig, SelectConfig
 from vlltr_index.schemas.fingerprint import digest_json
 from vlltr_index.schemas.model import Count, Fingerprint, Index, ModelRecord, Part, Record
 from vlltr_index.schemas.tables import (
@@ -72,7 +72,8 @@ class Info(Record):
     """Facts that commands note for later commands; each commit copies them to the next.
 
     Attributes:
-        logit_scale: The scale of the encoder that made the vectors.
+        encoder: The recipe's encoder that made the vectors; None: a checkpoint's did, or nothing was embedded.
+        logit_scale: Its scale.
         dim: Width of the vectors.
         precision: Arithmetic that the newest vectors were computed in; tf32 is not part of their fingerprint.
         views: How many views of each training image have a vector.
@@ -92,6 +93,7 @@ class Info(Record):
         folds: The models of the newest cross-validation.
     """
 
+    encoder: EncoderConfig | None = None
     logit_scale: float | None = Field(default=None, gt=0)
     dim: int = Field(default=1, ge=1, le=2**20)
     precision: Literal["fp32", "tf32", "bf16"] | None = None
@@ -173,6 +175,11 @@ class Commit(State):
     def own_index(self) -> Index | None:
         """The commit's index, or None if it was built over another encoder's vectors."""
         return self.index if self.index is not None and self.index.text_fp == self.text_fp else None
+
+    @property
+    def has_text_tower(self) -> bool:
+        """Whether the stored vectors of sentences are a text tower's; an image tower alone makes zeros of them."""
+        return self.info.encoder is None or self.info.encoder.has_text_tower
 
     @property
     def logit_scale(self) -> float:
@@ -494,13 +501,7 @@ class Snapshot:
     def full_text(self, name: str, column: str, words: str, where: str, limit: int) -> pa.Table:
         """Return the keys of a committed table's rows whose text has the words; see `Store.full_text`."""
         return self.store.full_text(
-            name,
-            column,
-            words,
-            key=KEYS[name],
-            limit=limit,
-            where=where,
-            version=self._version(name),
+            name, column, words, key=KEYS[name], limit=limit, where=where, version=self._version(name)
         )
 
     def count(self, name: str, where: str | None = None) -> int:
