@@ -122,12 +122,13 @@ def explanation_lines(image: str, scores: Sequence[ClassScore], width: int | Non
             parts = f"log-odds {total:+.2f} = image side {image_part:+.2f}, text {text_part:+.2f}"
             parts += f", how common it is {score.prior_part:+.2f}" if score.prior_part else ""
         lines += _head(score, width)
-        lines += broken(
-            _INDENT, f"{parts}; text score {score.text_score:+.3f}, cosine {score.cosine:.3f}", width
-        )
-        lines.append(f"{_INDENT}    %   share  effect  attention")
+        attended = score.cosine is not None
+        cosine = f", cosine {score.cosine:.3f}" if attended else ""
+        lines += broken(_INDENT, f"{parts}; text score {score.text_score:+.3f}{cosine}", width)
+        lines.append(f"{_INDENT}    %   share  effect" + ("  attention" if attended else ""))
         for s in score.sentences:
-            numbers = f"{s.percent:5.1f}  {s.share:+.3f}  {s.effect:+.3f}  {s.attention:.3f}  "
+            numbers = f"{s.percent:5.1f}  {s.share:+.3f}  {s.effect:+.3f}  "
+            numbers += f"{s.attention:.3f}  " if attended else ""
             lines += broken(_INDENT + numbers, f"{s.text}  [{s.source}]", width)
     said = "share: points of the text score, which all shares add up to; effect: what it loses without the sentence"
     notes = [said, *_unseen(scores), *([_SILENT] if _silent(scores) else [])]

@@ -92,9 +92,9 @@ def test_texts_count_by_their_words(
 
 @pytest.mark.slow
 def test_what_needs_a_text_tower_says_so(
-    made: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    made: Path, pictures: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """With what to do instead; nothing is committed."""
+    """With what to do instead; nothing is committed. Tables and answers have no figures of a text branch."""
     space = Workspace.open(made)
     lacking = "and this encoder has no text tower"
     for words in (
@@ -104,15 +104,25 @@ def test_what_needs_a_text_tower_says_so(
         ("search", "sentences", "a ring"),
     ):
         assert lacking in refusal(space, capsys, *words, code=2), words
-    pictures = tmp_path / "few"
+    name = space.snapshot().class_table().names[0]
+    _, out, _ = run(capsys, "-w", space.path, "explain", pictures / "known-0.png", "--class", name)
+    assert "text score" in out
+    assert "cosine" not in out
+    assert "attention" not in out
+    few = tmp_path / "few"
     maker = StepMaker(space, "somewhere", None, None)
     for name in ("a", "b"):
-        (pictures / "train" / name).mkdir(parents=True)
-    (pictures / "texts.json").write_text("{}", encoding="utf-8")
-    steps = [step.argv[2:] for step in plan_fit(maker, find_sources(pictures), True).steps]
+        (few / "train" / name).mkdir(parents=True)
+    (few / "texts.json").write_text("{}", encoding="utf-8")
+    steps = [step.argv[2:] for step in plan_fit(maker, find_sources(few), True).steps]
     assert ("train", "baseline", "ncm") in steps
     assert ("train", "baseline", "zero-shot") not in steps
     assert possible_baselines(space) == ["ncm", "crt", "tau-norm", "lws", "discriminant"]
+    capsys.readouterr()
+    _, out, _ = run(capsys, "-w", space.path, "--json", "evaluate")
+    assert set(json.loads(out)["rows"]) == {"vl-ltr", "image branch", "vl-ltr, --prior training"}
+    said = refusal(space, capsys, "evaluate", "--against", "text branch", code=2)
+    assert "There are: image branch." in said
     code, out, _ = run(capsys, "-w", space.path, "--json", "index")
     assert code == 0
     assert json.loads(out)["kind"] == "none"

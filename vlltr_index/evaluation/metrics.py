@@ -74,7 +74,7 @@ class ClassFigures:
         images: Its images that were measured on; 0 or more.
         right: Those that were recognised.
         answered: Images of any class for which this class was the answer.
-        right_by_text: Its images that the text branch alone recognised.
+        right_by_text: Its images that the text branch alone recognised; 0 where there is none.
     """
 
     name: str

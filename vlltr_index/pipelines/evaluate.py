@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -192,7 +193,7 @@ def evaluation(
     measured = _measured(model, snapshot, split)
     folds = measured.folds
     _check_index(retrieval, folds, prior)
-    _check_row(against, [*OWN_ROWS[1:], *baseline_labels(snapshot, of_folds=folds > 0)])
+    _check_row(against, [*_own_rows(model)[1:], *baseline_labels(snapshot, of_folds=folds > 0)])
     class_ids = model.class_ids
     labels = _labels(snapshot, class_ids, measured.data, measured.split)
     measured = _seen_as(workspace, measured, crops, rule=rule, prior=prior, progress=progress)
@@ -242,6 +243,11 @@ def _check_index(retrieval: str, folds: int, prior: Prior) -> None:
     """Refuse retrieval by the index where all classes are scored."""
     if retrieval != "exhaustive" and (folds or prior != "balanced"):
         raise UsageError(_NO_INDEX, "Leave out: --retrieval faiss")
+
+
+def _own_rows(model: Model) -> tuple[str, ...]:
+    """Return the rows of the method and of its branches; without a text tower no text branch says anything."""
+    return OWN_ROWS[:-1] if model.bank.blank else OWN_ROWS
 
 
 def _check_row(against: str | None, rows: Sequence[str]) -> None:
@@ -402,6 +408,8 @@ def _by_class(
     names = snapshot.class_table().names
     right, right_by_text = (
         torch.bincount(labels[answers[row].right], minlength=classes).tolist()
+        if row in answers
+        else [0] * classes
         for row in (METHOD, "text branch")
     )
     images = torch.bincount(labels, minlength=classes).tolist()
@@ -484,7 +492,7 @@ def _own_answers(
 ) -> tuple[dict[str, RowAnswers], list[Tensor]]:
     """Return the answers of the method, of each branch and, if there is one, of the method under the prior `other`, in
     the columns of `class_ids`; and for each of `tree.levels` the most probable node, int64 [N]."""
-    tops: list[list[Tensor]] = []
+    tops: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
     nodes: list[list[Tensor]] = []
     done = 0
     for one in measured.answering:
@@ -495,20 +503,23 @@ def _own_answers(
             if other is not None:
                 again, _ = one.plain.under(other).score(measured.data.features[places], retrieval)
             branches = again if other == "balanced" else fused  # they know no prior
-            parts = [fused.probabilities, branches.by_image, branches.by_text]
+            own = fused.probabilities, branches.by_image, branches.by_text
+            parts = dict(zip(_own_rows(one.model), own, strict=False))
             if other is not None:
-                parts.append(again.probabilities)
-            scores = [_whole(part, columns) for part in parts]
-            tops.append([part for each in scores for part in _top(each)])
-            nodes.append([tree.best_at(rank, scores[0]) for rank in tree.levels] if tree else [])
+                parts[under(METHOD, other)] = again.probabilities
+            scores = {name: _whole(part, columns) for name, part in parts.items()}
+            for name, some in scores.items():
+                tops[name].append(_top(some))
+            nodes.append([tree.best_at(rank, scores[METHOD]) for rank in tree.levels] if tree else [])
             done += len(places)
             if progress:
                 progress("evaluate", done, len(labels))
-    whole = [torch.cat(parts) for parts in zip(*tops, strict=True)]
     summed = [torch.cat(parts) for parts in zip(*nodes, strict=True)]
-    names = OWN_ROWS if other is None else (*OWN_ROWS, under(METHOD, other))
-    rows = zip(names, whole[::2], whole[1::2], strict=True)  # best classes and confidence alternate
-    return {name: RowAnswers(best, best[:, 0] == labels, sure) for name, best, sure in rows}, summed
+    answers = {}
+    for name, some in tops.items():
+        best, sure = map(torch.cat, zip(*some, strict=True))
+        answers[name] = RowAnswers(best, best[:, 0] == labels, sure)
+    return answers, summed
 
 
 def _other_prior(prior: Prior) -> Measurable | None:

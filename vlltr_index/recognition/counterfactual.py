@@ -58,7 +58,7 @@ class ExaminedClass(ClassScore):
 
     text_score: float
     probability_before: float
-    cosine_before: float
+    cosine_before: float | None
     text_score_before: float
     sentences: tuple[ExaminedSentence, ...] = ()
     gone: bool = False
@@ -195,14 +195,16 @@ class Examination:
         column = class_positions(model.class_ids, torch.tensor([[class_id]]))
         if int(column) < 0:
             unit = "log-odds" if model.fusion.rule != "paper" else "probability"
-            return ClassScore(class_id, model.names[class_id], 0.0, 0.0, 0.0, 0.0, unit=unit), {}
+            cosine = None if model.bank.blank else 0.0
+            return ClassScore(class_id, model.names[class_id], 0.0, 0.0, 0.0, cosine, unit=unit), {}
         score = model.class_scores(fused, column)[0][0]
         place = model.explainer.places.get(class_id)
         if place is None:
-            return replace(score, cosine=0.0), {}
+            return score, {}
         found = model.explainer.explain(self.feature[None], place)
         shares = model.explainer.by_share(found, grouped=model is self.model) if sentences else ()
-        return replace(score, cosine=found.cosine, text_score=found.score), dict(shares)
+        cosine = None if score.cosine is None else found.cosine
+        return replace(score, cosine=cosine, text_score=found.score), dict(shares)
 
 
 @dataclass(frozen=True, eq=False)

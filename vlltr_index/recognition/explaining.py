@@ -110,8 +110,9 @@ class Explainer:
             return score
         found, shares = self.shares(features, score.class_id, groups)
         if found is None:
-            return replace(score, cosine=0.0, text_score=0.0)
-        return replace(score, cosine=found.cosine, text_score=found.score, sentences=shares)
+            return replace(score, text_score=0.0)
+        cosine = None if score.cosine is None else found.cosine
+        return replace(score, cosine=cosine, text_score=found.score, sentences=shares)
 
     def of_several(
         self, features: Tensor, chances: Mapping[int, float], groups: int

@@ -459,7 +459,7 @@ class Model(Scorer):
                         probability=probability,
                         image_part=image_part,
                         text_part=text_part,
-                        cosine=cosine,
+                        cosine=None if self.bank.blank else cosine,
                         unit=unit,
                         prior_part=prior_part,
                         unseen=int(number) in unseen,
