@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from vlltr_index.cli.terminal import broken, percent
 from vlltr_index.schemas.records import ClassScore, Prediction, SentenceShare, by_group
+from vlltr_index.wording import NOTHING_KNOWN
 
 _INDENT = " " * 11
 _SILENT = "the text has no weight in this head (vlltr status says why): no sentence decided anything"
@@ -87,18 +88,14 @@ def _notes(scores: Sequence[ClassScore], silent: bool, width: int | None) -> lis
             notes.append("[prompt]: a sentence made of the class's name alone")
     if any(score.neighbours for score in scores):
         notes.append("near: a training picture of the class, and its cosine")
-    notes += _unseen(scores)
+    notes += _without_images(scores)
     return broken("  ", "; ".join(notes), width) if notes else []
 
 
-def _unseen(scores: Sequence[ClassScore]) -> list[str]:
+def _without_images(scores: Sequence[ClassScore]) -> list[str]:
     """Say what the image side of classes without training pictures is, if there are some."""
-    names = ", ".join(score.name for score in scores if score.unseen)
-    return (
-        [f"no training picture: {names}; the image side is that of a class nothing is known of"]
-        if names
-        else []
-    )
+    names = ", ".join(score.name for score in scores if score.without_images)
+    return [f"no training picture: {names}; the image side is {NOTHING_KNOWN}"] if names else []
 
 
 def _silent(scores: Sequence[ClassScore]) -> bool:
@@ -131,5 +128,5 @@ def explanation_lines(image: str, scores: Sequence[ClassScore], width: int | Non
             numbers += f"{s.attention:.3f}  " if attended else ""
             lines += broken(_INDENT + numbers, f"{s.text}  [{s.source}]", width)
     said = "share: points of the text score, which all shares add up to; effect: what it loses without the sentence"
-    notes = [said, *_unseen(scores), *([_SILENT] if _silent(scores) else [])]
+    notes = [said, *_without_images(scores), *([_SILENT] if _silent(scores) else [])]
     return lines + [line for note in notes for line in broken("  ", note, width)]

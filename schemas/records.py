@@ -108,14 +108,14 @@ def by_group(sentences: Sequence[SentenceShare]) -> list[list[SentenceShare]]:
 class ClassScore:
     """Probability of a class, with the parts of each branch.
 
-    If `unit` is `log-odds`, `image_part + text_part + prior_part` is log P(this class) / P(the best other class);
-    if it is `probability` (the fusion rule `paper`), the sum is the probability. `image_part` is what it would be
-    if no class had a text, `text_part` what all texts add, `prior_part` what is due to how common the classes are;
-    0 where all are taken to be equally common. If `unseen`, the class has no training image, and its `image_part`
-    is that of a class of which nothing is known. `cosine` is that of image and attended text, exact if sentences
-    were requested or all classes were scored; None without a text tower. `text_score` is what the class's own
-    sentences add to its log-score (under `paper` and `logits`: the text logit); between two trained classes with
-    sentences the difference of both is what text gave; None unless sentences were requested.
+    If `unit` is `log-odds`, `image_part + text_part + prior_part` is log P(this class) / P(the best other class); if it
+    is `probability` (the fusion rule `paper`), the sum is the probability. `image_part` is what it would be if no class
+    had a text, `text_part` what all texts add, `prior_part` what is due to how common the classes are; 0 where all are
+    taken to be equally common. If `without_images`, the class has no training image, and its `image_part` is that of a
+    class of which nothing is known. `cosine` is that of image and attended text, exact if sentences were requested or
+    all classes were scored; None without a text tower. `text_score` is what the class's own sentences add to its
+    log-score (under `paper` and `logits`: the text logit); between two trained classes with sentences the difference of
+    both is what text gave; None unless sentences were requested.
     """
 
     class_id: int
@@ -129,7 +129,7 @@ class ClassScore:
     neighbours: tuple[Neighbour, ...] = ()
     prior_part: float = 0.0
     text_score: float | None = None
-    unseen: bool = False
+    without_images: bool = False
 
     @property
     def image_share(self) -> float:

@@ -10,6 +10,8 @@ from typing import Any
 _ACTED_ON = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
+NOTHING_KNOWN = "that of a class nothing is known of"
+"""What the image side of a class without training pictures is, in the terminal, the page and the report."""
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 

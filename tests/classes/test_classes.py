@@ -86,7 +86,7 @@ def test_images_are_counted_and_recognised(
     seen = add_images(trained, name, [pictures / "unseen"]).classes[0]
     assert (report.classes[0].visual, seen.visual, seen.images) == ("none", "images", 4)
     score = Recognizer.open(trained).explain(picture, name)
-    assert (told.unseen, score.unseen) == (True, False)
+    assert (told.without_images, score.without_images) == (True, False)
     assert score.image_part > told.image_part
     assert score.probability > told.probability
 

@@ -112,7 +112,7 @@ def test_what_the_image_side_of_a_class_without_pictures_is() -> None:
     """It is said once, below the answer and below an explanation."""
     told = "no training picture: great bustard; the image side is that of a class nothing is known of"
     first, second = prediction().classes
-    shown = (replace(first, unseen=True), second)
+    shown = (replace(first, without_images=True), second)
     assert prediction_lines(replace(prediction(), classes=shown))[-1].endswith(f"; {told}")
     assert explanation_lines("bird.jpg", shown)[-1] == f"  {told}"
 

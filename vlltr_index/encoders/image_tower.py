@@ -140,7 +140,7 @@ def _is_plain(key: str, value: Any) -> bool:
     )
 
 
-def is_here(name: str) -> bool:
+def is_folder(name: str) -> bool:
     """Say whether a tower is named by a folder, and not by a repository of the hub with its commit.
 
     Raises:

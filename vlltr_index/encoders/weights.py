@@ -228,7 +228,7 @@ def check_source(model: str, pretrained: str | None, image_size: int | None = No
         MissingPackageError: The model needs transformers, which is not installed.
     """
     if model == TOWER_ALONE:
-        if image_tower.is_here(pretrained or ""):
+        if image_tower.is_folder(pretrained or ""):
             config = image_tower.describe_tower(pretrained or "")[1]
             set_image_size(config, image_size)
             if image_size is not None:
@@ -357,7 +357,7 @@ def _tower(name: str) -> Source:
     """Read an image tower of timm; it is called by its architecture, or by its repository and commit."""
     folder, config = image_tower.describe_tower(name)
     architecture = config["model_cfg"]["vision_cfg"]["timm_model_name"]
-    called = architecture if image_tower.is_here(name) else name
+    called = architecture if image_tower.is_folder(name) else name
     state = image_tower.tower_weights(folder, config["model_cfg"]["vision_cfg"])
     return Source(f"{TOWER_ALONE}:{called}", config, state, str(folder))
 

@@ -180,7 +180,7 @@ class Examination:
             unit=now.unit,
             prior_part=now.prior_part,
             text_score=now.text_score or 0.0,
-            unseen=now.unseen,
+            without_images=now.without_images,
             probability_before=before.probability,
             cosine_before=before.cosine,
             text_score_before=before.text_score or 0.0,

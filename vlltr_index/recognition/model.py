@@ -447,7 +447,7 @@ class Model(Scorer):
         chances = fused.probabilities.gather(1, positions)
         values = classes[positions], chances, *parts_of(fused, positions, rule), cosines.gather(1, positions)
         unit = "probability" if rule == "paper" else "log-odds"
-        unseen = set(self.class_ids[self.kinds.text_only].tolist()) if rule == "ours" else set[int]()
+        text_only = set(self.class_ids[self.kinds.text_only].tolist()) if rule == "ours" else set[int]()
         found = []
         for row in torch.stack([v.double() for v in values], 2).tolist():
             scores = []
@@ -462,7 +462,7 @@ class Model(Scorer):
                         cosine=None if self.bank.blank else cosine,
                         unit=unit,
                         prior_part=prior_part,
-                        unseen=int(number) in unseen,
+                        without_images=int(number) in text_only,
                     )
                 )
             found.append(scores)
