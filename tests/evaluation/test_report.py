@@ -195,7 +195,7 @@ def test_a_workspace_at_its_beginning(workspace: Workspace, pictures: Path, tmp_
     (folder / "unseen" / "cut.png").write_bytes((folder / "unseen" / "0.png").read_bytes()[:60])
     ingest_images(workspace, folder, "train", create_classes=True)
     done = write_report(workspace)
-    assert Path(done.path) == workspace.path / "reports" / "report-test-1.html"
+    assert Path(done.path) == workspace.path / "reports" / "report-cross-validation-1.html"
     assert [m.mend for m in done.missing] == ["Run: vlltr select", "Run: vlltr select"]
     text = Page(Path(done.path).read_text(encoding="utf-8")).text
     assert "1 image takes no part." in text

@@ -259,14 +259,18 @@ def _check_row(against: str | None, rows: Sequence[str]) -> None:
         )
 
 
+def usual_split(snapshot: Snapshot) -> str:
+    """Return what is evaluated by default: test, or where no image is in it a cross-validation."""
+    return "test" if usable_images(snapshot, "test", []).num_rows else CROSS_VALIDATION
+
+
 def _measured(model: Model, snapshot: Snapshot, split: str | None) -> Measured:
     """Return the images to evaluate on, with who answers them.
 
     Raises:
         MissingStepError: If there are none.
     """
-    if split is None:
-        split = "test" if usable_images(snapshot, "test", []).num_rows else CROSS_VALIDATION
+    split = usual_split(snapshot) if split is None else split
     if split != CROSS_VALIDATION:
         data = image_set(snapshot, split)
         everything = Answering(model, model, torch.arange(len(data.image_ids)))

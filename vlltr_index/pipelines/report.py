@@ -22,12 +22,12 @@ from vlltr_index.embedding.vectors import load_sources
 from vlltr_index.errors import InputError, MissingStepError, UsageError, WorkspaceError
 from vlltr_index.evaluation import records
 from vlltr_index.evaluation.figures import SHOTS, confused_pairs, gains, shots, spread, weakest
-from vlltr_index.evaluation.metrics import CROSS_VALIDATION, METHOD, reliability
+from vlltr_index.evaluation.metrics import METHOD, reliability
 from vlltr_index.evaluation.report import nearest_pictures, render, thumbnail
 from vlltr_index.evaluation.verdict import verdict
 from vlltr_index.heads.checkpoint import Parts, load_head
 from vlltr_index.pipelines.baseline_scores import baseline_labels
-from vlltr_index.pipelines.evaluate import Evaluation, evaluation, keep
+from vlltr_index.pipelines.evaluate import Evaluation, evaluation, keep, usual_split
 from vlltr_index.pipelines.status import status
 from vlltr_index.schemas.fingerprint import short
 from vlltr_index.schemas.manifests import TrainingLog
@@ -158,7 +158,7 @@ def gather_report(
     state = status(workspace, at)
     measured = _measure(workspace, snapshot, split, against=against, prior=prior, progress=progress)
     of_folds = isinstance(measured, Evaluation) and measured.report.folds > 0
-    shown = measured.report.split if isinstance(measured, Evaluation) else split or _usual_split(snapshot)
+    shown = measured.report.split if isinstance(measured, Evaluation) else split or usual_split(snapshot)
     notes = [f"To do: {what}." for what in state.stale] if isinstance(measured, Evaluation) else []
     if "val" not in state.images and not of_folds:
         notes.append(
@@ -175,12 +175,6 @@ def gather_report(
         anchors=anchor_list(snapshot),
         quarantine=quarantine(snapshot),
     )
-
-
-def _usual_split(snapshot: Snapshot) -> str:
-    """Return what is evaluated by default: test, or where there is none a cross-validation, if there is one."""
-    tested = usable_images(snapshot, "test", []).num_rows or snapshot.commit.info.folds is None
-    return "test" if tested else CROSS_VALIDATION
 
 
 def _measure(
