@@ -195,7 +195,9 @@ class Folder(RuleBasedStateMachine):
         for path, content in self.there.items():
             label = path.partition("/")[0]
             old = past.get(path)
-            holds = old.holds if old is not None and old.label == label else given[label]
+            # A correction is of a picture: another one under its name is what the folder says.
+            stays = old is not None and (old.label, old.content) == (label, content)
+            holds = old.holds if old is not None and stays else given[label]
             moved += old is not None and old.holds != holds
             self.rows[path] = Row(content, label, given[label], holds)
         used = {row.holds for row in self.rows.values()} | {owner for _, owner in self.other.values()}
