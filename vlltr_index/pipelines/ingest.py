@@ -9,7 +9,7 @@ import re
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -68,19 +68,13 @@ class IngestReport:
     in_two_classes: int = 0  # images whose very bytes are in another class too
     moved: int | None = None  # with `sync`: rows of another class than when the source was read before
     gone: int = 0  # rows removed because the source has them no more
-    corrected: int = (
-        0  # images that stay in the class they were corrected to, though the source names another
-    )
-    overruled: int = (
-        0  # corrected images that the source has moved or changed since, so that its class counts
-    )
+    corrected: int = 0  # images that stay in the class they were corrected to, not the source's
+    overruled: int = 0  # corrected images that the source moved or changed since: its class counts
     removed: int = 0  # with `sync`: rows that stay removed, as they were by hand, though the source has them
     grouping: str = "auto"  # how it was told which images belong together
     groups: int = 0  # of images of this source
     grouped: int = 0  # images that have one
-    in_bursts: int = (
-        0  # images without a group, taken within two seconds of another of their folder and class
-    )
+    in_bursts: int = 0  # without a group, taken within two seconds of another of their folder and class
     dry_run: bool = False
     next_step: str | None = None
 
@@ -180,9 +174,9 @@ def ingest_images(
         run.bring_in(listing, items_again, Agreed(agree, dry_run) if sync else None)
         run.compare(names, labels)
         retired = retire(tx, run.left) if sync else []
-        prompts = write_prompts(tx, _classes_without_text(tx)[0].intersection(classes.values()))
-        _tell_of_misspelt_classes(tx, workspace.address, run.notes)
-        return _image_report(run, str(path), before, prompts=prompts, retired=retired, dry_run=dry_run)
+        prompts, step = _prompt(run, workspace.address, before)
+        report = _image_report(run, str(path), before, prompts=prompts, retired=retired, dry_run=dry_run)
+        return replace(report, next_step=step)
 
 
 def _check_grouping(grouping: Grouping, listing: Listing, path: Path | str) -> None:
@@ -205,17 +199,29 @@ def _command(path: Path | str, sync: bool, **options: object) -> str:
     return " ".join([*typed, *(["--sync"] if sync else [])])
 
 
+def _prompt(run: ImageRun, address: str, classes_before: int) -> tuple[int, str | None]:
+    """Give a source's classes without a sentence their prompts, and note what lacks text; return their number and the
+    next command."""
+    tx = run.tx
+    mute, bare = _classes_without_text(tx)
+    prompts = write_prompts(tx, mute.intersection(run.classes.values()))
+    if prompts:
+        mute.difference_update(run.classes.values())
+    _tell_of_misspelt_classes(tx, bare, address, run.notes)
+    if classes_before < len(tx.class_table()) > len(bare):
+        _tell_of_bare_classes(tx, bare, run.notes, prompted=prompts > 0)
+    return prompts, _next_step(len(mute), len(bare))
+
+
 def _image_report(
     run: ImageRun, source: str, classes_before: int, *, prompts: int, retired: list[str], dry_run: bool
 ) -> IngestReport:
-    """Return the report of the ingestion."""
+    """Return the report of the ingestion, but for the next step."""
     if retired:
         run.notes.lines.append(f"retired, as nothing is left of it: {preview(retired)}")
     if run.unknown:
         run.notes.add("unknown", f"no class of the name {counted(run.unknown)}")
     classes = len(run.tx.class_table())
-    if classes > classes_before and len(_classes_without_text(run.tx)[1]) < classes:
-        _tell_of_bare_classes(run.tx, run.notes, prompted=prompts > 0)
     copies = _copies(run.tx, run.splits)
     shared = [_several(copy, "split") for copy in copies if len(_several(copy, "split")) > 1]
     mixed = [copy for copy in copies if len(_several(copy, "class_id")) > 1]
@@ -247,7 +253,6 @@ def _image_report(
         in_bursts=run.in_bursts,
         dry_run=dry_run,
         notes=run.notes.lines,
-        next_step=_next_step(run.tx),
     )
 
 
@@ -291,9 +296,8 @@ def _name_copies(run: ImageRun, copies: list[list[dict[str, Any]]]) -> None:
         )
 
 
-def _next_step(tx: Transaction) -> str | None:
-    """Return the next command to run if classes lack text, else None."""
-    mute, bare = map(len, _classes_without_text(tx))
+def _next_step(mute: int, bare: int) -> str | None:
+    """Return the next command to run if classes lack text, else None; numbers as by `_classes_without_text`."""
     if mute:
         return f"vlltr ingest text PATH   ({plural(mute, 'class has', 'classes have')} no sentence yet)"
     told = f"{plural(bare, 'class has', 'classes have')} no text but prompts"
@@ -377,8 +381,9 @@ def ingest_text(
         table = tx.class_table()
         wanted = prompts is not False
         made = write_prompts(tx, table.ids) if wanted else 0
-        _tell_of_bare_classes(tx, notes, wanted)
-        _tell_of_misspelt_classes(tx, workspace.address, notes)
+        bare = _classes_without_text(tx)[1]
+        _tell_of_bare_classes(tx, bare, notes, wanted)
+        _tell_of_misspelt_classes(tx, bare, workspace.address, notes)
     if lost.retired:
         notes.lines.append(f"retired, as nothing is left of it: {preview(lost.retired)}")
     return IngestReport(
@@ -398,16 +403,15 @@ def ingest_text(
     )
 
 
-def _tell_of_misspelt_classes(tx: Transaction, address: str, notes: Notes) -> None:
-    """Note classes of the workspace at `address` with texts, named much like one with images and prompts alone.
+def _tell_of_misspelt_classes(tx: Transaction, bare: Collection[int], address: str, notes: Notes) -> None:
+    """Note classes of the workspace at `address` with texts, named much like one with images that is `bare` of text.
 
     Where both have images the names must be the more alike.
     """
     table = tx.class_table()
-    bare = _classes_without_text(tx)[1]
     pictured = Counter(tx.table("images", ["class_id"])["class_id"].drop_null().to_pylist())
-    told = set(table.ids) - bare
-    lacking = [table.names[i] for i in sorted(bare & pictured.keys())]
+    told = set(table.ids).difference(bare)
+    lacking = [table.names[i] for i in sorted(pictured.keys() & set(bare))]
 
     def warn(what: str, mend: str, into: str, other: str) -> None:
         if tx.commit.head:
@@ -438,14 +442,13 @@ def _alike(names: list[str], others: list[str], cutoff: float) -> Iterator[tuple
             yield name, there[close]
 
 
-def _tell_of_bare_classes(tx: Transaction, notes: Notes, prompted: bool) -> None:
-    """Note the classes without any sentence but prompts, which they have if `prompted`."""
+def _tell_of_bare_classes(tx: Transaction, bare: Collection[int], notes: Notes, prompted: bool) -> None:
+    """Note the classes that are `bare` of any sentence but prompts, which they have if `prompted`."""
     table = tx.class_table()
-    bare = sorted(_classes_without_text(tx)[1])
     if bare:
         notes.lines.append(
             f"{len(bare):,} of {len(table):,} classes {have(len(bare))} no text{' but prompts' if prompted else ''}: "
-            + preview(table.names[i] for i in bare)
+            + preview(table.names[i] for i in sorted(bare))
         )
 
 
