@@ -520,8 +520,8 @@ def _own_answers(
                 progress("evaluate", done, len(labels))
     summed = [torch.cat(parts) for parts in zip(*nodes, strict=True)]
     answers = {}
-    for name, some in tops.items():
-        best, sure = map(torch.cat, zip(*some, strict=True))
+    for name, batches in tops.items():
+        best, sure = map(torch.cat, zip(*batches, strict=True))
         answers[name] = RowAnswers(best, best[:, 0] == labels, sure)
     return answers, summed
 

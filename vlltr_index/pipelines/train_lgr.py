@@ -235,7 +235,8 @@ def stage_two_data(
     bank = loaded.with_words.select(there) if len(there) else loaded.bank
     again: Callable[[Tensor], AnchorBank] | None = None
     selected = commit.info.select
-    if selected and selected.split == "train" and held == HeldOut():
+    # Without a text tower images do not choose anchors.
+    if commit.has_text_tower and selected and selected.split == "train" and held == HeldOut():
         again = partial(_anchors_without, snapshot, selected, bank.class_ids, images.image_ids)
     data = StageTwoData(
         features=features,
