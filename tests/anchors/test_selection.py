@@ -71,6 +71,8 @@ def test_vectors_say_whether_a_text_tower_made_them(trained: Workspace) -> None:
     with trained.transaction("embed") as tx:
         tx.note(encoder=edited.encoder)
     assert select(trained, edited.select).mode == "cutoff"
+    embed(trained)  # as after stage 2 tuned that tower: its checkpoint has no text tower, either
+    assert select(trained, edited.select).mode == "cutoff"
 
 
 def test_missing_images_and_views_are_named(trained: Workspace) -> None:

@@ -106,7 +106,8 @@ def embed(
         tx.note(
             logit_scale=encoder.logit_scale, dim=encoder.dim, views=views, augment=drawn, precision=precision
         )
-        tx.note(encoder=None if commit.checkpoint else tx.recipe.encoder)
+        if not commit.checkpoint:
+            tx.note(encoder=tx.recipe.encoder)
     return EmbedReport(
         sentences=new,
         sentences_before=before,

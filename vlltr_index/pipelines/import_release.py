@@ -108,7 +108,7 @@ def _stage_one(workspace: Workspace, checkpoint: release_weights.ReleaseCheckpoi
         if tx.commit.checkpoint != digest:
             tx.set(checkpoint=digest, text_fp=None, image_fp=None)
             tx.set(head=None, index=None, selection_id=None, fusion=None)
-            tx.note(cvlp=None)
+            tx.note(cvlp=None, encoder=None)
         text = tx.count("sentences")
     return _report(checkpoint, encoder, digest, next_step="vlltr embed" if text else "vlltr ingest text PATH")
 

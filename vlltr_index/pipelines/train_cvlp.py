@@ -78,7 +78,7 @@ def train_cvlp_stage(
             tx.set(checkpoint=digest, text_fp=None, image_fp=None)
             # These depend on the previous encoder's vectors.
             tx.set(head=None, index=None, selection_id=None, fusion=None)
-            tx.note(cvlp=config.model_dump(mode="json"))
+            tx.note(cvlp=config.model_dump(mode="json"), encoder=None)
             return digest
 
         digest = run.commit(keep)
