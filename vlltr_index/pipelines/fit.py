@@ -372,7 +372,9 @@ def _measurement(maker: StepMaker, has_test: bool, has_texts: bool, prior: Measu
                 config=maker.workspace.recipe.baselines,
             )
             for name, what in _RULES.items()
-            if name != "zero-shot" or (has_texts and maker.workspace.recipe.encoder.has_text_tower) or name in made
+            if name != "zero-shot"
+            or (has_texts and maker.workspace.recipe.encoder.has_text_tower)
+            or name in made
         ),
         report=maker.step(
             "Accuracy on pictures that it has not seen, and the report",

@@ -410,8 +410,8 @@ def _tell_of_misspelt_classes(tx: Transaction, bare: Collection[int], address: s
     """
     table = tx.class_table()
     pictured = Counter(tx.table("images", ["class_id"])["class_id"].drop_null().to_pylist())
-    told = set(table.ids).difference(bare)
-    lacking = [table.names[i] for i in sorted(pictured.keys() & set(bare))]
+    told = set(table.ids) - bare
+    lacking = [table.names[i] for i in sorted(pictured.keys() & bare)]
 
     def warn(what: str, mend: str, into: str, other: str) -> None:
         if tx.commit.head:
