@@ -48,7 +48,7 @@ _QUERIES = 20
 _AT_ONCE = 512
 _LATE = 100
 _CLASS_FOLDS = 5  # parts of the classes, of which each fold leaves one out
-_TOO_FEW = "Stage 1 left too few images out to weigh the parts by: the usual weights hold."
+_TOO_FEW = "Too few images were held out to weigh the parts by: the usual weights hold."
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,18 +5,15 @@ A second run adds what is new; with `sync` it makes the rows of that source what
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from vlltr_index.data.grouping import AUTO, Grouping
 from vlltr_index.data.image_readers import read_images
@@ -25,13 +22,17 @@ from vlltr_index.data.objects import is_address
 from vlltr_index.data.text import class_prompts, sentence_id, text_hash
 from vlltr_index.data.text_readers import is_release_corpus, names_beside, read_text
 from vlltr_index.errors import InputError, UsageError
+from vlltr_index.pipelines.bare_classes import (
+    classes_without_text,
+    tell_of_bare_classes,
+    tell_of_misspelt_classes,
+)
 from vlltr_index.pipelines.image_run import EXAMPLES, ImageRun, Listing, Notes, counted
 from vlltr_index.pipelines.removal import Agreed, remove_sentences, retire
 from vlltr_index.schemas.records import SentenceRecord, Skipped
 from vlltr_index.store import ingestion
-from vlltr_index.store.class_table import folded
 from vlltr_index.store.origins import Origin, Source
-from vlltr_index.wording import have, plural, preview
+from vlltr_index.wording import plural, preview
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
@@ -39,10 +40,6 @@ if TYPE_CHECKING:
     from vlltr_index.store.workspace import Workspace
 
 _NAMED = 3  # copies of one picture
-_PAIRS = 100_000  # of names that are compared, at most
-_CLOSE = 0.8  # how alike names of one class may be spelt, by `difflib`
-_CLOSER = 0.9  # where both have pictures
-_NUMBER = re.compile(r"\d+")
 _TOLD = ["sentence_id", "text_hash", "class_id", "source", "source_ref"]
 
 
@@ -203,13 +200,13 @@ def _prompt(run: ImageRun, address: str, classes_before: int) -> tuple[int, str 
     """Give a source's classes without a sentence their prompts, and note what lacks text; return their number and the
     next command."""
     tx = run.tx
-    mute, bare = _classes_without_text(tx)
+    mute, bare = classes_without_text(tx)
     prompts = write_prompts(tx, mute.intersection(run.classes.values()))
     if prompts:
         mute.difference_update(run.classes.values())
-    _tell_of_misspelt_classes(tx, bare, address, run.notes)
+    tell_of_misspelt_classes(tx, bare, address, run.notes)
     if classes_before < len(tx.class_table()) > len(bare):
-        _tell_of_bare_classes(tx, bare, run.notes, prompted=prompts > 0)
+        tell_of_bare_classes(tx, bare, run.notes, prompted=prompts > 0)
     return prompts, _next_step(len(mute), len(bare))
 
 
@@ -312,16 +309,6 @@ def write_prompts(tx: Transaction, class_ids: Iterable[int]) -> int:
     return tx.upsert("sentences", ingestion.sentence_rows(asked, known.__contains__))
 
 
-def _classes_without_text(tx: Transaction) -> tuple[set[int], set[int]]:
-    """Return the ids of classes without any sentence, and of classes with no sentence but prompts."""
-    rows = tx.table("sentences", ["class_id", "source"])
-    told = rows.filter(pc.not_equal(rows["source"], "prompt"))
-    ids = set(tx.class_table().ids)
-    mute = ids.difference(pc.unique(rows["class_id"]).to_pylist())
-    bare = ids.difference(pc.unique(told["class_id"]).to_pylist())
-    return mute, bare
-
-
 def ingest_text(
     workspace: Workspace,
     path: Path,
@@ -381,9 +368,9 @@ def ingest_text(
         table = tx.class_table()
         wanted = prompts is not False
         made = write_prompts(tx, table.ids) if wanted else 0
-        bare = _classes_without_text(tx)[1]
-        _tell_of_bare_classes(tx, bare, notes, wanted)
-        _tell_of_misspelt_classes(tx, bare, workspace.address, notes)
+        bare = classes_without_text(tx)[1]
+        tell_of_bare_classes(tx, bare, notes, wanted)
+        tell_of_misspelt_classes(tx, bare, workspace.address, notes)
     if lost.retired:
         notes.lines.append(f"retired, as nothing is left of it: {preview(lost.retired)}")
     return IngestReport(
@@ -401,55 +388,6 @@ def ingest_text(
         removed=len(struck),
         dry_run=dry_run,
     )
-
-
-def _tell_of_misspelt_classes(tx: Transaction, bare: Collection[int], address: str, notes: Notes) -> None:
-    """Note classes of the workspace at `address` with texts, named much like one with images that is `bare` of text.
-
-    Where both have images the names must be the more alike.
-    """
-    table = tx.class_table()
-    pictured = Counter(tx.table("images", ["class_id"])["class_id"].drop_null().to_pylist())
-    told = set(table.ids) - bare
-    lacking = [table.names[i] for i in sorted(pictured.keys() & bare)]
-
-    def warn(what: str, mend: str, into: str, other: str) -> None:
-        if tx.commit.head:
-            mend = shlex.join(["vlltr", "-w", address, "classes", "merge", into, other])
-            mend += " (the first name stays)"
-        notes.add("misspelt", f"Warning: {what}. If they are one: {mend}")
-
-    for name, meant in _alike([table.names[i] for i in sorted(told - pictured.keys())], lacking, _CLOSE):
-        what = f"class {name!r} has texts and no picture, {meant!r} pictures and no text"
-        called = f"call it {meant!r} in the texts, or {name!r} where the pictures are"
-        warn(what, f"{called}, and bring them in again with --sync", meant, name)
-    for name, meant in _alike([table.names[i] for i in sorted(told & pictured.keys())], lacking, _CLOSER):
-        one, other = (plural(pictured[table.lookup(which)], "picture") for which in (name, meant))
-        what = f"class {name!r} has {one}, {meant!r} {other} and no text"
-        warn(what, f"put them into one folder, called {name!r}, or {meant!r} in the texts, too", name, meant)
-
-
-def _alike(names: list[str], others: list[str], cutoff: float) -> Iterator[tuple[str, str]]:
-    """Yield names with that of some others which is spelt most like them; not one with another number in it."""
-    if len(names) * len(others) > _PAIRS:
-        return
-    numbered: dict[tuple[str, ...], dict[str, str]] = defaultdict(dict)
-    for other in others:
-        numbered[tuple(_NUMBER.findall(other))][folded(other)] = other
-    for name in names:
-        there = numbered[tuple(_NUMBER.findall(name))]
-        for close in get_close_matches(folded(name), list(there), n=1, cutoff=cutoff):
-            yield name, there[close]
-
-
-def _tell_of_bare_classes(tx: Transaction, bare: Collection[int], notes: Notes, prompted: bool) -> None:
-    """Note the classes that are `bare` of any sentence but prompts, which they have if `prompted`."""
-    table = tx.class_table()
-    if bare:
-        notes.lines.append(
-            f"{len(bare):,} of {len(table):,} classes {have(len(bare))} no text{' but prompts' if prompted else ''}: "
-            + preview(table.names[i] for i in sorted(bare))
-        )
 
 
 def _take_struck(
