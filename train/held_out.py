@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +15,14 @@ from vlltr_index.heads.gating import HeldOutClasses, LaterFigures, fit_gate, fit
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.heads.moments import Moments
 from vlltr_index.heads.plda import PLDA, SharedGaussian
-from vlltr_index.heads.rejection import FitWeights, Rejection, directions, fit_parts, representatives
+from vlltr_index.heads.rejection import (
+    FitWeights,
+    Rejection,
+    directions,
+    fit_parts,
+    representatives,
+    share_among,
+)
 from vlltr_index.heads.tree import HeldOutAnswers
 from vlltr_index.heads.units import count_units
 from vlltr_index.heads.weighing import (
@@ -48,7 +54,9 @@ _QUERIES = 20
 _AT_ONCE = 512
 _LATE = 100
 _CLASS_FOLDS = 5  # parts of the classes, of which each fold leaves one out
-_TOO_FEW = "Too few images were held out to weigh the parts by: the usual weights hold."
+_TOO_FEW = (
+    "Too few images were held out to weigh the parts by: the usual weights hold, and texts count little."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -280,11 +288,10 @@ def _level(fits: Tensor, units: Tensor) -> float:
 def _let_in(
     data: StageTwoData, left_out: list[_LeftOut], level: float, weights: FitWeights
 ) -> tuple[float | None, tuple[float, float] | None]:
-    """Estimate the share of images of no class that fit so well, and its range over classes; None below 30 units.
+    """Estimate the share of images of no class that fit so well among all classes; None below 30 units.
 
-    Among more classes more images find one that they fit. What they find among all is what images of classes left out
-    find among the others, and as much more as the logarithm of the number of classes grows: by twice as many, what half
-    of the others lack.
+    It is told by images of classes left out: by what fits one of the others, and one of half of these. The 95 %
+    interval, over classes, is that of the former, moved.
 
     Args:
         data: Training data.
@@ -293,28 +300,31 @@ def _let_in(
         weights: What makes up how well it fits.
     """
     found = []
-    lacking = []
+    of_half = []
     owners = []
+    numbers = []
     for one in left_out:
         images = torch.cat([_one_a_unit(data, place) for place in one.classes.nonzero()[:, 0].tolist()])
         others = (~one.classes & data.rows).nonzero()[:, 0]
         halves = [half for half in (others[::2], others[1::2]) if len(half)]
-        fitting, *of_halves = (
+        accepted, *of_halves = (
             (_fits_among(data, one, some, images, weights) >= level).double() for some in (others, *halves)
         )
-        found.append(fitting)
-        growth = math.log2(int(data.rows.sum()) / len(others))
-        lacking.append(growth * (fitting - torch.stack(of_halves).mean(0)))
+        found.append(accepted)
+        of_half.append(torch.stack(of_halves).mean(0))
         owners.append(data.labels[images])
+        numbers.append(len(others))
     if sum(map(len, owners)) < _ENOUGH:
         return None, None
     accepted = torch.cat(found)
-    share = min(max(float((accepted + torch.cat(lacking)).mean()), 0.0), 1.0)
+    before = float(accepted.mean())
+    classes = int(data.rows.sum())
+    share = share_among(classes, before, float(torch.cat(of_half).mean()), round(sum(numbers) / len(numbers)))
     ends = share_range(accepted, torch.ones_like(accepted), torch.cat(owners))
     if ends is None:
         return share, None
-    more = share - float(accepted.mean())
-    return share, (min(max(ends[0] + more, 0.0), share), max(min(ends[1] + more, 1.0), share))
+    low, high = (min(max(end + share - before, 0.0), 1.0) for end in ends)
+    return share, (low, high)
 
 
 def _fits_among(
@@ -464,8 +474,8 @@ def _more_notes(parts: Parts) -> list[str]:
         notes += _of_later(parts.later)
     if parts.correlation < 1.0:
         notes.append(
-            f"Images of a unit are alike by {parts.correlation:g}: five together (predict --group) tell as much as"
-            f" {5.0 / (1.0 + 4.0 * parts.correlation):.1f} independent ones."
+            f"What images of a unit say is alike by {parts.correlation:g}: five together (predict --group) tell as much"
+            f" as {5.0 / (1.0 + 4.0 * parts.correlation):.1f} independent ones."
         )
     return notes
 

@@ -33,7 +33,7 @@ def have(count: int) -> str:
 
 def units_of_pictures(units: int) -> str:
     """Say how many observations some pictures are, of which some belong together."""
-    return f"{plural(units, 'unit')}: what belongs together counts once"
+    return f"{plural(units, 'unit')}: what belongs together is one"
 
 
 def share_within(share: float, ends: tuple[float, float] | None) -> str:

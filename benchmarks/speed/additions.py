@@ -201,7 +201,7 @@ def _workspace(folder: Path, classes: int, sentences: int = SENTENCES_EACH) -> W
     with workspace.transaction("a head out of the air") as tx:
         tx.set(head=workspace.objects.put("heads", lambda path: save_head(saved, path)))
         rows = stats_rows(
-            images.features, images.class_ids, [str(n) for n in range(len(each))], encoder.image_fp
+            images.features, images.class_ids, [str(n) for n in range(len(each))], encoder.image_fp, 1.0
         )
         tx.replace("class_stats", rows)
     index_anchors(workspace)

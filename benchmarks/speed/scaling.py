@@ -166,7 +166,7 @@ def train(folder: Path, classes: int) -> Facts:
     with workspace.transaction("train lgr") as tx:
         digest = workspace.objects.put("heads", lambda path: save_head(saved, path))
         tx.replace(
-            "class_stats", stats_rows(features, labels, [str(n) for n in range(classes)], saved.image_fp)
+            "class_stats", stats_rows(features, labels, [str(n) for n in range(classes)], saved.image_fp, 1.0)
         )
         tx.set(head=digest, fusion=workspace.recipe.fusion)
         tx.note(lgr=config.model_dump(mode="json"), recipe=workspace.recipe.name)

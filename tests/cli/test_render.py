@@ -175,7 +175,7 @@ def test_what_belongs_together_is_counted_where_a_head_is_trained() -> None:
     """Where nothing does, images alone are."""
     trained = TrainReport("lgr", "d" * 64, 12, images=65, epochs=0, resumed=False, last={}, units=63)
     assert report_lines(trained) == [
-        f"Trained lgr on 65 images (63 units: what belongs together counts once) of 12 classes: {'d' * 16}"
+        f"Trained lgr on 65 images (63 units: what belongs together is one) of 12 classes: {'d' * 16}"
     ]
     assert report_lines(replace(trained, units=65)) == [f"Trained lgr on 65 images of 12 classes: {'d' * 16}"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 
 from tests.heads.test_plda import any_shared
 from vlltr_index.heads.plda import PLDA
-from vlltr_index.heads.rejection import FitWeights, directions, fit_parts, representatives
+from vlltr_index.heads.rejection import FitWeights, directions, fit_parts, representatives, share_among
 from vlltr_index.tensors import unit_rows
 
 quick = settings(max_examples=40, deadline=None)
@@ -92,3 +93,11 @@ def test_directions_are_normalised() -> None:
     torch.testing.assert_close(found.norm(dim=1), torch.ones(7))
     whole = (images - model.shared.centre) @ model.shared.basis
     torch.testing.assert_close(directions(model.shared, images), F.normalize(whole, dim=1))
+
+
+def test_a_share_is_carried_on_to_more_classes() -> None:
+    """By twice as many classes it grows as it did from half of them; it stays a share."""
+    assert share_among(20, share=0.3, of_half=0.2, others=10) == pytest.approx(0.4)
+    assert share_among(10, share=0.3, of_half=0.2, others=10) == pytest.approx(0.3)
+    assert share_among(10, share=0.3, of_half=0.2, others=8) == pytest.approx(0.3 + 0.1 * 0.3219, abs=1e-4)
+    assert share_among(40, share=0.9, of_half=0.6, others=10) == 1.0

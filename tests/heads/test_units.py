@@ -110,7 +110,8 @@ def test_the_order_of_the_images_does_not_matter(seed: int, grouped: bool) -> No
 def test_class_statistics_count_units() -> None:
     """A class of three pictures, two of them one burst, is known by two: the picture, and the mean of the burst."""
     features = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
-    rows = stats_rows(features, torch.tensor([7, 7, 7, 9]), ["a", "burst", "burst", "b"], "fp").to_pylist()
+    found = stats_rows(features, torch.tensor([7, 7, 7, 9]), ["a", "burst", "burst", "b"], "fp", 1.0)
+    rows = found.to_pylist()
     assert [(row["class_id"], row["images"]) for row in rows] == [(7, 2), (9, 1)]
     own = unit_rows(features).double()
     torch.testing.assert_close(torch.tensor(rows[0]["sum"]).double(), own[0] + own[1:3].mean(0))

@@ -218,23 +218,28 @@ def weighted_means(rows: list[Tensor], labels: list[int], weights: list[float]) 
     return means
 
 
-def within(features: Tensor, units: list[int], labels: list[int]) -> tuple[Tensor, float]:
-    """S, of [V, N, D]: how a unit's mean varies in its class, and how images and views do about it; and its effective
-    degrees of freedom. Without more units than classes, or any scatter, it is half that about the mean of the units."""
+def within(
+    features: Tensor, units: list[int], labels: list[int], weights: list[float]
+) -> tuple[Tensor, Tensor, float]:
+    """S, of [V, N, D]: how a unit's mean varies in its class, and how images and views do about it; how a unit's plain
+    mean does, times observations a unit, of images that count as `weights`; and the effective degrees of freedom of S.
+    Without more units than classes, or any scatter, both are half that about the mean of the units."""
     views, images, dim = features.shape
     nothing = torch.zeros(dim, dim, dtype=torch.float64)
-    middle, owner = dict[int, Tensor](), dict[int, int]()
+    middle, plain, owner = dict[int, Tensor](), dict[int, Tensor](), dict[int, int]()
     for unit in set(units):
         own = [n for n, other in enumerate(units) if other == unit]
         rows = [view[n] for view in features for n in own]
         middle[unit], owner[unit] = sum(rows, torch.zeros(dim).double()) / len(rows), labels[own[0]]
-    pooled, freedom = nothing.clone(), len(middle) - len(set(labels))
+        plain[unit] = features[0, own].mean(0)
+    pooled, sampling, freedom = nothing.clone(), nothing.clone(), len(middle) - len(set(labels))
     if freedom:
-        for label in set(labels):
-            some = [m for unit, m in middle.items() if owner[unit] == label]
-            mean = sum(some, torch.zeros(dim).double()) / len(some)
-            for m in some:
-                pooled += torch.outer(m - mean, m - mean) / freedom
+        for of, means, each in ((pooled, middle, 1.0), (sampling, plain, sum(weights) / len(middle))):
+            for label in set(labels):
+                some = [m for unit, m in means.items() if owner[unit] == label]
+                mean = sum(some, torch.zeros(dim).double()) / len(some)
+                for m in some:
+                    of += each * torch.outer(m - mean, m - mean) / freedom
         inside = nothing.clone()
         for n, unit in enumerate(units):
             for view in features:
@@ -245,12 +250,12 @@ def within(features: Tensor, units: list[int], labels: list[int]) -> tuple[Tenso
             of_parts += sum(v**2 for v in inside.flatten().tolist()) / (views * images - len(middle))
         pooled += inside
         if pooled.trace() > 1e-9:
-            return pooled, sum(v**2 for v in pooled.flatten().tolist()) / of_parts
+            return pooled, sampling, sum(v**2 for v in pooled.flatten().tolist()) / of_parts
     total, centre = nothing.clone(), sum(middle.values(), torch.zeros(dim).double()) / len(middle)
     for m in middle.values():
         total += torch.outer(m - centre, m - centre) / (2 * len(middle))
     total = total if total.trace() > 1e-9 else torch.eye(dim, dtype=torch.float64)
-    return total, freedom
+    return total, total, freedom
 
 
 def correlation_of(images: Tensor, labels: list[int], units: list[int]) -> float:
@@ -260,7 +265,7 @@ def correlation_of(images: Tensor, labels: list[int], units: list[int]) -> float
     count, classes = len(set(units)), len(set(labels))
     if count == len(units) or count == classes:
         return 1.0
-    scatter, freedom = within(images[None], units, labels)
+    scatter, _, freedom = within(images[None], units, labels, observations_of(units, 1.0))
     white = torch.linalg.inv(torch.linalg.cholesky(shrunk(scatter, freedom, 1.0))).T
     rows, alike = list(images.double() @ white), [1.0] * len(units)
     of_units, of_classes = weighted_means(rows, units, alike), weighted_means(rows, labels, alike)
@@ -360,8 +365,7 @@ def shared_gaussian(
         means.append(weighted_mean([features[0, place] for place in own], [alike[place] for place in own]))
     weights = [count / (count + 2.0) for count in n]
     centre = weighted_mean(means, weights)
-    scatter, freedom = within(features, units, labels)
-    sampling, _ = within(features[:1], units, labels)
+    scatter, sampling, freedom = within(features, units, labels, alike)
     sigma = shrunk(scatter, freedom, shrinkage)
     whitening = torch.linalg.inv(torch.linalg.cholesky(sigma)).T
     noise = whitening.T @ sampling @ whitening

@@ -400,7 +400,9 @@ def test_few_images_that_stage_one_did_not_see_weigh_nothing(unseen: int) -> Non
     assert (parts_of(decision).ood_threshold is None) is (unseen == 0)
     none = "No image could be kept out of training, so nothing could be weighed: the images count, text as a prior."
     assert decision.notes == [
-        "Too few images were held out to weigh the parts by: the usual weights hold." if unseen else none
+        "Too few images were held out to weigh the parts by: the usual weights hold, and texts count little."
+        if unseen
+        else none
     ]
     assert decision.notes == [parts_of(decision).texts]
     assert parts_of(decision).weights.image == 0.0

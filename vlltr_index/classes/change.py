@@ -87,7 +87,13 @@ class ChangeReport:
         """What is said if the accuracy of the other classes fell, and what helps against it."""
         said = self.effect.warning
         if said and self.added:
-            return f"{said} Sentences that tell a class apart, or more images of it, may help."
+            told = any(one.text != "none" for one in self.classes)
+            helps = (
+                "Sentences that tell a class apart, or more images of it,"
+                if told
+                else "More images of a class"
+            )
+            return f"{said} {helps} may help."
         return said
 
 
@@ -428,13 +434,13 @@ def _records(
 
 
 def _check_one_class(folder: Path, images: Sequence[ImageRecord], name: str) -> None:
-    """Refuse a folder whose images all lie in several folders below it, unless these are named by dates or numbers."""
+    """Refuse a folder whose images all lie in several folders below it, unless their names begin with numbers."""
     homes = {os.path.dirname(one.uri) for one in images}
     above = os.path.commonpath(homes)
     if above in homes:
         return
     inner = sorted({os.path.relpath(home, above).split(os.sep)[0] for home in homes})
-    if sum(any(map(str.isalpha, one)) for one in inner) < 2:
+    if sum(not one[0].isdigit() and any(map(str.isalpha, one)) for one in inner) < 2:
         return
     first = folder / os.path.relpath(above, folder.resolve()) / inner[0]
     single = shlex.join(["vlltr", "classes", "add", inner[0], "--images", str(first)])

@@ -283,7 +283,7 @@ def _vectors(snapshot: Snapshot, name: str, column: str, keys: Sequence[str]) ->
 
 
 def stats_rows(
-    features: Tensor, class_ids: Tensor, units: Sequence[str], image_fp: str, correlation: float = 1.0
+    features: Tensor, class_ids: Tensor, units: Sequence[str], image_fp: str, correlation: float
 ) -> pa.Table:
     """Count and sum training images as observations, as rows of `class_stats`.
 

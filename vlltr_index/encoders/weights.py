@@ -42,10 +42,8 @@ _log = logging.getLogger(__name__)
 
 _OWN = "vlltr-tiny"
 _SHIPPED = "glyphs"
-_TINY, _TINY_UNIT = (
-    "vlltr_tiny",
-    8,
-)  # the image tower of `vlltr-tiny` in timm, and what its images are multiples of
+_TINY = "vlltr_tiny"  # the image tower of `vlltr-tiny` in timm
+_TINY_UNIT = 8  # what its images are multiples of
 _SHIPS = (
     f"An encoder that ships with this program: --encoder {_OWN}:{_SHIPPED} (trained on drawn characters, for trying "
     "the commands; not for photographs)."

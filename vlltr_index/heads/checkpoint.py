@@ -65,8 +65,8 @@ class Parts:
         unknown_accepted: Share of images of other classes that fit so well, too, by classes left out; None where no
             class, or too few images, could be left out.
         unknown_range: Ends of its 95 % interval, over classes.
-        correlation: How alike what the images of a unit say is, see `pooling.together`.
-        unit_correlation: How alike the images of a unit are, see there in `moments`; by it classes are counted.
+        correlation: Of the answers to a unit's images, see `pooling.together`.
+        unit_correlation: Of the vectors of a unit's images, see `moments.unit_correlation`; images are counted by it.
         later: What later classes get and cost; empty where no class could play one.
         text_trust: How far the generative model trusts the texts of later classes, see `PLDA`.
         shifts: Float64 [C_v, D], see `PLDA`, of the classes of the visual rows; None: nothing.

@@ -59,18 +59,23 @@ def unit_correlation(features: Tensor, labels: Tensor, units: Tensor, classes: i
     images, or no class several units.
 
     Args:
-        features: Float [N, D], finite.
+        features: Float [N, D].
         labels: Int64 [N], 0 to C - 1.
         units: Int64 [N], 0 to U - 1, each of them there; the images of a unit are of one class.
         classes: Number of classes, C.
+
+    Raises:
+        InputError: Features are not finite.
     """
+    _check_finite(features)
     sizes = torch.bincount(units).double()
     owners = _owners(labels, units, len(sizes))
     inside = len(units) - len(sizes)
     apart = len(sizes) - len(owners.unique())
     if not inside or not apart:
         return 1.0
-    whitening = inverse_root(shrunk(*_within(features[None], units, owners)))
+    within, _, freedom = _within(features[None], units, owners)
+    whitening = inverse_root(shrunk(within, freedom))
     middle = _means(features, units, len(sizes))
     of_classes = _means(features, labels, classes)[owners.to(features.device)]
     several = (sizes[units] > 1).nonzero()[:, 0].to(features.device)
@@ -79,11 +84,16 @@ def unit_correlation(features: Tensor, labels: Tensor, units: Tensor, classes: i
     apart_squared = ((middle - of_classes) @ whitening).square().sum(1)
     between = float(apart_squared.cpu() @ sizes) / apart
     squares = torch.zeros(classes, dtype=torch.float64).index_add_(0, owners, sizes.square())
-    counts = torch.bincount(labels.cpu(), minlength=classes).clamp(min=1)
+    counts = torch.bincount(labels, minlength=classes).clamp(min=1)
     size = (len(labels) - float((squares / counts).sum())) / apart
     of_units = max((between - within_units) / size, 0.0)
     whole = of_units + within_units
     return of_units / whole if whole else 1.0
+
+
+def _check_finite(features: Tensor) -> None:
+    if not bool(features.isfinite().all()):
+        raise InputError("features must be finite", "vlltr embed")
 
 
 def _means(rows: Tensor, owners: Tensor, count: int) -> Tensor:
@@ -106,8 +116,9 @@ class Moments:
         sums: Float64 [C, D], the sum of the plain images, each as its share of an observation.
         within: Float64 [D, D], S: the pooled covariance of unit means about their class mean, plus that of images and
             views about their unit's mean; where every class has one unit, or nothing varies, half the total covariance.
-        sampling: Float64 [D, D], S of the plain images alone. Divided by n it is the covariance of the mean of a class
-            with n observations.
+        sampling: Float64 [D, D], the pooled covariance of plain unit means about their class mean, times observations a
+            unit. Divided by n it is the covariance of the mean of a class with n observations. It equals S where each
+            unit is one image with one view, and where S is half the total.
         freedom: Effective degrees of freedom of S: those of its two parts, U - C for unit means and V N - U for
             images about them, by the parts' squared norms (Satterthwaite 1946); U - C where S is half the total.
     """
@@ -132,30 +143,33 @@ class Moments:
         Raises:
             InputError: Features are not finite.
         """
-        if not bool(features.isfinite().all()):
-            raise InputError("features must be finite", "vlltr embed")
+        _check_finite(features)
         counts, sums = class_sums(features[0], labels, classes, observation_weights(units, correlation))
         owners = _owners(labels, units, int(units.max()) + 1)
-        within, freedom = _within(features, units, owners)
-        sampling = within if len(features) == 1 else _within(features[:1], units, owners)[0]
+        within, sampling, freedom = _within(features, units, owners, each=int(counts.sum()) / len(owners))
         return cls(counts=counts, sums=sums, within=within, sampling=sampling, freedom=freedom)
 
 
-def _within(features: Tensor, units: Tensor, owners: Tensor) -> tuple[Tensor, float]:
-    """Compute S, float64 [D, D], and its freedom, see `Moments`.
+def _within(
+    features: Tensor, units: Tensor, owners: Tensor, each: float = 1.0
+) -> tuple[Tensor, Tensor, float]:
+    """Compute `within` and `sampling` of `Moments`, float64 [D, D] each, and its `freedom`.
 
     Args:
         features: Float [V, N, D].
         units: Int64 [N], the unit of each image.
         owners: Int64 [U], the class of each unit.
+        each: Observations a unit.
     """
     views, images, dim = features.shape
     units = units.to(features.device)
     least = _NO_SCATTER * float(features[0].double().square().sum(1).mean())
     apart = len(owners) - len(owners.unique())
-    means = _means(features[0] if views == 1 else features.mean(0), units, len(owners)).to(features)
+    plain = _means(features[0], units, len(owners)).to(features)
+    means = plain if views == 1 else _means(features.mean(0), units, len(owners)).to(features)
     if apart:
         within = _about_classes(means, owners) / apart
+        sampling = each * (within if views == 1 else _about_classes(plain, owners) / apart)
         freedom = float(apart)
         about_units = views * images - len(means)
         if about_units:
@@ -164,11 +178,11 @@ def _within(features: Tensor, units: Tensor, owners: Tensor) -> tuple[Tensor, fl
             within = within + inside
             freedom = float(within.square().sum() / parts) if bool(parts) else freedom
         if float(within.trace()) > least:
-            return within, freedom
+            return within, sampling, freedom
     total = _about_classes(means, torch.zeros_like(owners)) / (2 * len(means))
     if float(total.trace()) <= least:
         total = torch.eye(dim, dtype=torch.float64, device=features.device)
-    return total, float(apart)
+    return total, total, float(apart)
 
 
 def _about_classes(means: Tensor, owners: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -80,6 +81,18 @@ def fit_parts(model: PLDA, features: Tensor, images: Tensor) -> Tensor:
         with full_precision(features.device):
             cosines = (F.normalize(apart, dim=1) @ images.to(apart).T).amax(1)
     return torch.stack([best, best - unknown, cosines], 1)
+
+
+def share_among(classes: int, share: float, of_half: float, others: int) -> float:
+    """Carry a share of images that fit one of some classes on to more: it grows as the logarithm of their number.
+
+    Args:
+        classes: How many there are.
+        share: What fits one of `others` classes.
+        of_half: What fits one of half of these.
+        others: See `share`.
+    """
+    return min(max(share + math.log2(classes / others) * (share - of_half), 0.0), 1.0)
 
 
 def directions(shared: SharedGaussian, features: Tensor) -> Tensor:

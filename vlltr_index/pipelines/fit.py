@@ -373,8 +373,7 @@ def _measurement(maker: StepMaker, has_test: bool, has_texts: bool, prior: Measu
             )
             for name, what in _RULES.items()
             if name != "zero-shot"
-            or (has_texts and maker.workspace.recipe.encoder.has_text_tower)
-            or name in made
+            or (maker.workspace.recipe.encoder.has_text_tower and (has_texts or name in made))
         ),
         report=maker.step(
             "Accuracy on pictures that it has not seen, and the report",

@@ -136,7 +136,9 @@ def _train_head(
         resumed=run.resumed,
         last=last,
         notes=tuple(decision.notes),
-        units=len(set(run.data.units)),
+        units=None
+        if images is None
+        else len(set(zip(images.class_ids.tolist(), run.data.units, strict=True))),
     )
 
 

@@ -60,7 +60,7 @@ class TrainReport:
     held_images: int = 0  # held-out images of the classes that it was trained on
     held_classes: int = 0
     notes: tuple[str, ...] = ()  # what was decided, in words
-    units: int | None = None  # of the images, where it is known: what belongs together counts once
+    units: int | None = None  # of the images, where it is known
 
 
 @dataclass(frozen=True)
