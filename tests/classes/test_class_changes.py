@@ -11,6 +11,7 @@ import torch
 
 from tests.support.changes import World, anchors, state
 from vlltr_index.classes import (
+    AddedClass,
     ChangeOptions,
     ChangeReport,
     NewClass,
@@ -257,7 +258,11 @@ def test_harm_is_warned_of() -> None:
         "Warning: the old classes lose 5.0 points. To take it back: vlltr rollback 7",
     ]
     assert report_lines(replace(harm, dry_run=True))[-1] == "Warning: the old classes lose 5.0 points."
-    assert report_lines(replace(harm, added=True))[-1] == (
-        "Warning: the old classes lose 5.0 points. Sentences that tell a class apart, or more images of it, may help."
-        " To take it back: vlltr rollback 7"
-    )
+    for text, helps in (
+        ("own", "Sentences that tell a class apart, or more images of it,"),
+        ("none", "More images of a class"),
+    ):
+        added = AddedClass("okapi", 3, sentences=2, anchors=2, images=1, rivals=[], text=text)
+        assert report_lines(replace(harm, added=True, classes=[added]))[-1] == (
+            f"Warning: the old classes lose 5.0 points. {helps} may help. To take it back: vlltr rollback 7"
+        )
