@@ -494,7 +494,9 @@ def remove_images(workspace: Workspace, ids: Sequence[str], options: ChangeOptio
 
     def write(tx: Transaction) -> Edit:
         there = tx.table("images", ["image_id"])["image_id"].to_pylist()
-        gone = _chosen_ids(ids, there, "image with the id", "See them: vlltr classes show NAME")
+        gone = _chosen_ids(
+            ids, there, "image with the id", "See ids, before the paths: vlltr classes show NAME"
+        )
         owners = delete_images(tx, gone)
         return Edit(owners, images_changed=True, notes=[f"{plural(len(gone), 'image')} removed."])
 

@@ -159,13 +159,14 @@ def _by_folder(
     if not found and links:
         raise InputError(
             f"no image in a class folder of {root} but links that leave it: {plural(links, 'link')}",
-            "To read what they lead to: --follow-links",
+            "Name the folders that they lead to."
+            if class_name
+            else "To read what they lead to: --follow-links",
         )
     if not found:
-        raise InputError(
-            f"no image in a class folder of {root}: looked for {', '.join(ENDINGS)}",
-            f"{_LAYOUT}. Of Parquet files give one.",
-        )
+        where = f"in {root}" if class_name else f"in a class folder of {root}"
+        hint = "Check the path." if class_name else f"{_LAYOUT}. Of Parquet files give one."
+        raise InputError(f"no image {where}: looked for {', '.join(ENDINGS)}", hint)
     deep = [name for name in folders if len(below[name]) > 1]
     if tell and deep and not class_name:
         _log.warning(

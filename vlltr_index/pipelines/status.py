@@ -137,7 +137,7 @@ def status(workspace: Workspace, at: int | None = None) -> StatusReport:
         image_vectors=image_vectors,
         anchors=snapshot.count("anchors"),
         head=commit.head,
-        texts=_texts(workspace, commit.head) if commit.head else None,
+        texts=_texts(workspace, commit) if commit.head else None,
         index=commit.index.digest if commit.index else None,
         measured=measured,
         stale=tuple(what for what, _ in todo),
@@ -309,11 +309,13 @@ def _trained(workspace: Workspace, digest: str) -> tuple[str, int, int | None] |
         return None
 
 
-def _texts(workspace: Workspace, head: str) -> str | None:
-    """Read from a head what was decided of the texts."""
+def _texts(workspace: Workspace, commit: Commit) -> str | None:
+    """Read from a commit's head what was decided of the texts."""
     name = "head.json"
     with suppress(OSError, ValueError, WorkspaceError):  # what is gone or damaged is told of elsewhere
-        return HeadSummary.parse(workspace.objects.file("heads", head, name), name).texts or None
+        told = HeadSummary.parse(workspace.objects.file("heads", commit.head or "", name), name).texts
+        ours = commit.fusion is not None and commit.fusion.rule == "ours"
+        return told or ("not noted when this head was trained: vlltr train lgr says it" if ours else None)
     return None
 
 
