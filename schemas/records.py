@@ -113,9 +113,9 @@ class ClassScore:
     had a text, `text_part` what all texts add, `prior_part` what is due to how common the classes are; 0 where all are
     taken to be equally common. If `without_images`, the class has no training image, and its `image_part` is that of a
     class of which nothing is known. `cosine` is that of image and attended text, exact if sentences were requested or
-    all classes were scored; None without a text tower. `text_score` is what the class's own sentences add to its
-    log-score (under `paper` and `logits`: the text logit); between two trained classes with sentences the difference of
-    both is what text gave; None unless sentences were requested.
+    all classes were scored; None without a text tower, and without any sentence. `text_score` is what the class's own
+    sentences add to its log-score (under `paper` and `logits`: the text logit); between two trained classes with
+    sentences the difference of both is what text gave; None unless sentences were requested.
     """
 
     class_id: int

@@ -104,7 +104,7 @@ def test_without_a_sentence_the_images_answer(mute: Workspace, drawn: list[Path]
     for image in drawn:
         best, other, *_ = recognizer.predict([image], PredictOptions(explain=3))[0].classes
         assert best.sentences == ()
-        assert (best.text_part, best.cosine) == (0.0, 0.0)
+        assert (best.text_part, best.cosine) == (0.0, None)
         assert best.image_part == pytest.approx(math.log(best.probability / other.probability), abs=1e-4)
     explained = recognizer.explain(drawn[0], "wave")
     assert (explained.text_part, explained.sentences) == (0.0, ())
