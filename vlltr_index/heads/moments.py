@@ -92,6 +92,7 @@ def unit_correlation(features: Tensor, labels: Tensor, units: Tensor, classes: i
 
 
 def _check_finite(features: Tensor) -> None:
+    """Refuse values that are not finite: they would make every class's model NaN."""
     if not bool(features.isfinite().all()):
         raise InputError("features must be finite", "vlltr embed")
 

@@ -294,7 +294,7 @@ def _name_copies(run: ImageRun, copies: list[list[dict[str, Any]]]) -> None:
 
 
 def _next_step(mute: int, bare: int) -> str | None:
-    """Return the next command to run if classes lack text, else None; numbers as by `_classes_without_text`."""
+    """Return the next command to run if classes lack text, else None; numbers as by `classes_without_text`."""
     if mute:
         return f"vlltr ingest text PATH   ({plural(mute, 'class has', 'classes have')} no sentence yet)"
     told = f"{plural(bare, 'class has', 'classes have')} no text but prompts"

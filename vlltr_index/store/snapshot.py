@@ -72,7 +72,8 @@ class Info(Record):
     """Facts that commands note for later commands; each commit copies them to the next.
 
     Attributes:
-        encoder: The recipe's encoder that made the vectors, or that stage 2 tuned; None: another's checkpoint did.
+        encoder: The recipe's encoder that made the vectors, or that stage 2 tuned; None: another's checkpoint did, or
+            it was not noted.
         logit_scale: Its scale.
         dim: Width of the vectors.
         precision: Arithmetic that the newest vectors were computed in; tf32 is not part of their fingerprint.
