@@ -126,6 +126,11 @@ def _grouped(report: IngestReport) -> list[str]:
         way = "" if report.grouping == "auto" else f" (--group {report.grouping})"
         some = f"{report.grouped:,} of {plural(images, 'picture')}"
         lines.append(f"In {plural(report.groups, 'group')}, which are held out together{way}: {some}.")
+    if report.mixed_groups:
+        lines.append(
+            f"Of several classes: {plural(report.mixed_groups, 'group')}. If files of different classes only have like"
+            " names, let the expression read the class folder, too: --group 'name:^([^/]+/[^_.]+)'"
+        )
     if report.in_bursts:
         lines.append(
             f"{report.in_bursts:,} of {plural(images, 'picture lies', 'pictures lie')} within two seconds of another:"
@@ -310,6 +315,11 @@ def _cross_validation(report: CrossValidation) -> list[str]:
     ]
     if report.classes < report.all_classes:
         lines.append("A class whose pictures all belong together, or with a single one, cannot be tested.")
+    if report.alike:
+        lines.append(
+            f"Like another of their class, or taken with it: {report.alike:,} of these pictures. Not all copies that"
+            " were turned or cut are found. If names of files tell more: --group 'name:REGEX' of fit and ingest images."
+        )
     return lines
 
 

@@ -261,7 +261,7 @@ def tune_visual(
         labels=images.labels,
         config=config,
         places=torch.arange(bank.num_classes),
-        branches=("visual",) if bank.blank else BRANCHES,
+        branches=("visual",) if bank.without_text_tower else BRANCHES,
     )
     tower = encoder.model.visual
     learns = config.tune != "head"

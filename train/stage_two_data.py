@@ -84,7 +84,7 @@ class StageTwoData:
     @property
     def reads_text(self) -> bool:
         """Whether a text tower has read the sentences; without one their vectors are zeros."""
-        return self.has_text and not self.bank.blank
+        return self.has_text and not self.bank.without_text_tower
 
     @property
     def rows(self) -> Tensor:

@@ -106,6 +106,20 @@ def test_pictures_that_the_model_names_otherwise_are_told(trained: Workspace, pi
     assert not any("named otherwise" in note for note in alone.notes)
 
 
+def test_pictures_that_another_class_has_are_told(trained: Workspace, pictures: Path, tmp_path: Path) -> None:
+    """By their bytes, under whatever names; a class's own copies are none."""
+    first = add_classes(trained, [NewClass("a sign", images=(pictures / "unseen",))])
+    assert not any("Byte for byte" in note for note in first.notes)
+    copy = shutil.copytree(pictures / "unseen", tmp_path / "copies")
+    again = add_images(trained, "a sign", [copy])
+    assert not any("Byte for byte" in note for note in again.notes)
+    report = add_classes(
+        trained, [NewClass("another", images=(Path(shutil.copytree(copy, tmp_path / "more")),))]
+    )
+    (told,) = [note for note in report.notes if "Byte for byte" in note]
+    assert told == "Byte for byte there in another class: 'a sign' 4. Their labels contradict each other."
+
+
 def test_what_a_class_is_known_by(trained: Workspace, heldout: dict[str, list[str]], pictures: Path) -> None:
     """Prompts alone are its name; where a head has no weight for texts (`test_one_sided`) they are not named."""
     bare = NewClass("five dots", images=(str(pictures / "unseen" / "0.png"),))

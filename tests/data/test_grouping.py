@@ -39,6 +39,16 @@ def test_a_regular_expression_finds_the_group_in_the_files_name() -> None:
     assert groups("name:(a)?b", "owl/b.png") == [None]
 
 
+def test_an_expression_with_a_slash_reads_the_folders_too() -> None:
+    """So that files of two classes that are named alike are no group."""
+    assert groups("name:^([^/]+/[^_.]+)", "owl/1.png", "owl/1_aug2.png", "tit/1.png", "2.png") == [
+        "owl/1",
+        "owl/1",
+        "tit/1",
+        None,
+    ]
+
+
 def test_seconds_join_pictures_of_one_folder_each_to_the_one_before() -> None:
     """One that was taken alone is a group by itself; one without a time has none."""
     sources = ["owl/1.png", "owl/2.png", "owl/3.png", "owl/4.png", "tit/5.png", "tit/6.png"]

@@ -148,4 +148,4 @@ def test_a_sentence_model_reads_beside_the_words(tmp_path: Path, capsys: pytest.
     assert "The sentence-embedding model tells" in capsys.readouterr().out
     bank = Recognizer.open(space.path).current().anchors.bank
     assert bank.readings is not None
-    assert bank.blank
+    assert bank.without_text_tower

@@ -53,6 +53,22 @@ def test_turned_pictures_and_copies_of_another_size() -> None:
     assert part == [n // 3 * 3 for n in range(36)]
 
 
+def test_mirrored_copies() -> None:
+    """Beside their originals, and turned, too."""
+    field = bursts_of(torch.Generator().manual_seed(3), 12, 1)[0]
+    pictures = []
+    for one in field.numpy():
+        whole = Image.fromarray(one).resize((200, 200), Image.Resampling.BICUBIC)
+        pictures += [
+            whole,
+            ImageOps.mirror(whole),
+            ImageOps.mirror(whole).rotate(7, Image.Resampling.BILINEAR),
+        ]
+    small = [np.asarray(one.resize((32, 32), Image.Resampling.BOX)) for one in pictures]
+    part = linked(near_duplicates(None, torch.from_numpy(np.stack(small))), len(small))
+    assert part == [n // 3 * 3 for n in range(36)]
+
+
 def test_what_was_cut_off_at_the_sides() -> None:
     """A tenth of the picture at one side or at both, and the rest enlarged."""
     field = bursts_of(torch.Generator().manual_seed(5), 12, 1)[0]
@@ -147,4 +163,4 @@ def test_the_fit_is_the_best_correlation_of_the_middle() -> None:
 
     plain = max(best(structure[0], structure[1]), best(structure[1], structure[0]))
     assert float(found.fit) == pytest.approx(np.arctanh(plain), abs=1e-3)
-    assert float(found.mirrored) < float(found.fit)
+    assert float(found.reversed) < float(found.fit)

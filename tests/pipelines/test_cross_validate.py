@@ -21,6 +21,7 @@ from vlltr_index.classes import (
     remove_classes,
     remove_images,
 )
+from vlltr_index.cli.render import report_lines
 from vlltr_index.errors import MissingStepError, UsageError, WorkspaceError
 from vlltr_index.evaluation.metrics import CROSS_VALIDATION, METHOD
 from vlltr_index.evaluation.verdict import verdict
@@ -95,6 +96,15 @@ def test_copies_are_not_recognised(fitted: Workspace) -> None:
     assert {"ncm", "discriminant"} <= report.rows.keys()
     assert report.rows["discriminant"].top1["overall"].value < 0.5
     assert evaluate(fitted, "train").rows["discriminant"].top1["overall"].value > 0.7
+
+
+def test_pictures_that_are_alike_are_told(fitted: Workspace) -> None:
+    """By what they show, where no group says it."""
+    report = cross_validate(fitted)
+    assert (report.units, report.alike) == (UNITS * CLASSES, 3 * UNITS * CLASSES)
+    assert any(
+        f"or taken with it: {report.alike} of these pictures." in line for line in report_lines(report)
+    )
 
 
 def test_a_fold_knows_nothing_of_its_images(fitted: Workspace) -> None:

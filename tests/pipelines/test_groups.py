@@ -97,6 +97,19 @@ def test_groups_are_told_and_remembered(workspace: Workspace, folder: Path) -> N
     assert set(groups(workspace).values()) == {None}
 
 
+def test_groups_of_several_classes_are_told(workspace: Workspace, tmp_path: Path) -> None:
+    """Files of class folders that only have like names are easily taken for one group."""
+    for number, name in enumerate(["owl/1", "owl/1_aug", "tit/1", "tit/2"]):
+        put(tmp_path / "data" / f"{name}.png", picture(number))
+    mixed = ingest_images(workspace, tmp_path / "data", "train", group="name:^[^_.]+")
+    assert (mixed.groups, mixed.mixed_groups) == (2, 1)
+    (told,) = [line for line in report_lines(mixed) if line.startswith("Of several classes: 1 group.")]
+    hint = told.partition("--group ")[2].strip("'")
+    apart = ingest_images(workspace, tmp_path / "data", "train", group=hint)
+    assert (apart.groups, apart.mixed_groups) == (3, 0)
+    assert not any("several classes" in line for line in report_lines(apart))
+
+
 def test_seconds_of_another_number(workspace: Workspace, folder: Path) -> None:
     """Pictures alone are said to be alone, so that nothing more is looked for."""
     report = ingest_images(workspace, folder, "train", group="seconds:1", sync=True)

@@ -102,7 +102,7 @@ def rivals(bank: AnchorBank, class_ids: Sequence[int]) -> dict[int, list[int]]:
 
     There is none either where no text tower read the anchors.
     """
-    if bank.blank:
+    if bank.without_text_tower:
         return {class_id: [] for class_id in class_ids}
     prototypes = F.normalize(bank.prototypes(), dim=1)
     ids = bank.class_ids.tolist()
@@ -222,6 +222,7 @@ def change(
         if mute and any(not one.images for one in classes):
             report.notes.append(_MUTE)
         if done.images is not None:
+            report.notes.extend(_copies_of_others(tx, done.images))
             report.notes.extend(_named_otherwise(tx, after, usable(done.images)))
         if not options.dry_run:
             _tidy(tx)
@@ -355,6 +356,25 @@ def _states(tx: Transaction, model: Model, class_ids: set[int], mute: bool) -> l
     ]
 
 
+def _copies_of_others(tx: Transaction, images: pa.Table) -> list[str]:
+    """Say how many of the images that came another class has, too, byte for byte."""
+    owners = set(zip(images["content_hash"].to_pylist(), images["class_id"].to_pylist(), strict=True))
+    contents = [content for content, _ in owners if content is not None]
+    there = tx.table("images", ["content_hash", "class_id"], one_of("content_hash", contents))
+    pairs = set(zip(there["content_hash"].to_pylist(), there["class_id"].to_pylist(), strict=True)) - owners
+    if not pairs:
+        return []
+    names = tx.class_table().names
+    others = Counter(names.get(class_id, "no class") for _, class_id in pairs)
+    return [f"Byte for byte there in another class: {_listed(others)}. Their labels contradict each other."]
+
+
+def _listed(classes: Counter[str]) -> str:
+    """List the most frequent classes with their counts."""
+    listed = ", ".join(f"{name!r} {count}" for name, count in classes.most_common(_RIVALS))
+    return f"{listed} and others" if len(classes) > _RIVALS else listed
+
+
 def _named_otherwise(tx: Transaction, model: Model, images: pa.Table) -> list[str]:
     """Say how many of the images that came are answered with another class, although the model knows them now."""
     if not images.num_rows:
@@ -366,10 +386,9 @@ def _named_otherwise(tx: Transaction, model: Model, images: pa.Table) -> list[st
     others = Counter(names[found] for found, owner in pairs if found != owner)
     if not others:
         return []
-    listed = ", ".join(f"{name!r} {count}" for name, count in others.most_common(_RIVALS))
     return [
         f"{others.total()} of {plural(images.num_rows, 'picture')} that came would be named otherwise, though the model"
-        f" knows them now: {listed}{' and others' if len(others) > _RIVALS else ''}. They may be of these classes."
+        f" knows them now: {_listed(others)}. They may be of these classes."
     ]
 
 

@@ -27,6 +27,9 @@ def with_groups(rule: Grouping, records: Sequence[ImageRecord]) -> list[ImageRec
     taken = times_taken(records) if rule.how == "seconds" else [None] * len(records)
     if rule.how == "folder":
         groups = [_folder(one) for one in records]
+    elif rule.reads_folders:  # as in a folder of class folders
+        placed = [replace(one, source=f"{one.class_name}/{one.uri.rpartition('/')[2]}") for one in records]
+        groups = rule.groups(placed, taken, class_folders=True)
     else:
         groups = rule.groups([replace(one, source=one.uri) for one in records], taken, class_folders=True)
     return [replace(one, group=group) for one, group in zip(records, groups, strict=True)]

@@ -24,7 +24,8 @@ class Grouping:
     Attributes:
         how: `auto`: a table's column `group`, where there is one. `folder`: the folder below the class folder, or of a
             list the picture's own. `column`: another column. `name`: what a regular expression finds in the file's
-            name. `seconds`: pictures of one folder, each taken soon after the one before.
+            name, or, if it has a slash, in the path below the source. `seconds`: pictures of one folder, each taken
+            soon after the one before.
         value: The column, the expression, or the seconds; empty for the others.
     """
 
@@ -69,6 +70,11 @@ class Grouping:
         """The column of a table that was asked for."""
         return self.value if self.how == "column" else None
 
+    @property
+    def reads_folders(self) -> bool:
+        """Whether an expression reads the path of a file, not its name alone."""
+        return self.how == "name" and "/" in self.value
+
     def __str__(self) -> str:
         """Return what `--group` says."""
         return f"{self.how}:{self.value}" if self.value else self.how
@@ -90,7 +96,10 @@ class Grouping:
             ]
         if self.how == "name":
             pattern = re.compile(self.value)
-            found = [pattern.search(one.source.rpartition("/")[2]) for one in records]
+            searched = (
+                one.source if self.reads_folders else one.source.rpartition("/")[2] for one in records
+            )
+            found = [pattern.search(text) for text in searched]
             return [None if match is None else (match[min(1, pattern.groups)] or None) for match in found]
         if self.how == "seconds":
             return self._by_time(records, taken)

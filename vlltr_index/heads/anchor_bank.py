@@ -144,7 +144,7 @@ class AnchorBank:
         return self.class_ids.shape[0]
 
     @cached_property
-    def blank(self) -> bool:
+    def without_text_tower(self) -> bool:
         """Whether all vectors are zeros: those of an encoder without a text tower are."""
         with _kept():
             return not bool(self.vectors.any())

@@ -1,11 +1,13 @@
 """Near duplicates among the images of one class: by what their small grey copies have in common, and by their vectors.
 
-The middle of one picture, turned a little either way or resized, slides over the other, and the best correlation
-counts. This is done twice. Whole pictures that are many times closer than is usual for both in their class are near
-duplicates: the scans of a drawing, say. They are also compared by their fine structure, each less its blurred self;
-what a fit is worth is told by how well the mirrored middle fits, which has the same strokes and texture and is not the
-same picture, and by how well pictures of the class fit each other in general. This finds a class that is one burst,
-too.
+The middle of one picture, turned a little either way, resized or mirrored, slides over the other, and the best
+correlation counts. This is done twice. Whole pictures that are many times closer than is usual for both in their class
+are near duplicates: the scans of a drawing, say. They are also compared by their fine structure, each less its blurred
+self. What a fit is worth is told by how well pictures of the class fit each other in general, and by how well the
+middle fits the other way round (mirrored if it was not), upside down or on its side: that has the same strokes and
+texture and is not the same picture. This finds a class that is one burst, too. Last, a pair is left out if most of the
+pictures that are like one of the two are not like both, so that a likeness by chance does not make two sets of copies
+one.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from vlltr_index.tensors import unit_rows
 _BLUR = 5  # pixels
 _REACH = 4  # pixels that the middle slides each way
 _VIEWS = ((-12.0, 1.0), (-6.0, 1.0), (0.0, 1.0), (6.0, 1.0), (12.0, 1.0), (0.0, 0.85), (0.0, 1.18))
-"""Degrees that the middle is turned by, and the part of the picture that is seen in its place."""
+"""Degrees that the middle is turned by, and the part of the picture that is seen in its place; each mirrored, too."""
 _REACH_OF_WHOLE = 2  # the same of whole pictures, of which a larger part is compared
 _VIEWS_OF_WHOLE = ((-3.0, 1.0), (0.0, 1.0), (3.0, 1.0))
 _NEARLY_1 = 0.999
@@ -42,7 +44,7 @@ _GAP_OF_NEAR = 0.2  # the same, where the vectors are near
 _HARDLY_APART = 0.02  # 1 less the correlation
 _SURE = 6.5  # spreads by which a fit is above the class's in general
 _LIKELY = 4.0  # the same, where the vectors are near, too
-_ABOVE_MIRRORED = 0.2  # by which it is above the best mirrored one
+_ABOVE_REVERSED = 0.2  # by which it is above the best fit the other way round
 _NEAR = 0.5  # largest distance of such vectors, as a share of that to most of the class
 _SPREAD = 0.1  # spread of detailed pictures; of simpler ones more spreads are asked for
 _GENERAL = 0.4  # most that is taken for a fit of detailed pictures in general, for a class that is one burst
@@ -50,6 +52,7 @@ _SAME_PIXELS = 0.985  # least correlation of copies whose cosine is at least _SA
 _SAME_PIXELS_ALONE = 0.995  # without vectors
 _SAME_VECTOR = 0.997
 _COPY = 0.9995  # least cosine of copies without thumbnails
+_AGREE = 0.4  # of the pictures that are like one of two, themselves among them, the share that are like both
 
 
 def near_duplicates(features: Tensor | None, thumbnails: Tensor | None) -> Tensor:
@@ -118,7 +121,26 @@ def _alike(thumbnails: Tensor, vectors: Tensor | None) -> Tensor:
     alike |= _fine_alike(compare(structure, every), usual, near)
     least = _SAME_PIXELS_ALONE if vectors is None else _SAME_PIXELS
     alike |= same_vector & ((pixels[one] * pixels[other]).sum(1) >= least)
-    found: Tensor = every[alike]
+    return _agreed(every[alike], every)
+
+
+def _agreed(alike: Tensor, compared: Tensor) -> Tensor:
+    """Return the pairs, int64 [P, 2] of [Q, 2] compared, whose two pictures are mostly like the same others."""
+    like = _neighbours(alike)
+    known = _neighbours(compared)
+    kept = []
+    for one, other in alike.tolist():
+        either = (like[one] & known[other]) | (like[other] & known[one])
+        kept.append(len(like[one] & like[other]) >= _AGREE * len(either))
+    return alike[torch.tensor(kept, dtype=torch.bool)]
+
+
+def _neighbours(pairs: Tensor) -> dict[int, set[int]]:
+    """Return for each picture of pairs those that it is in a pair with, and itself."""
+    found: dict[int, set[int]] = {}
+    for one, other in pairs.tolist():
+        found.setdefault(one, {one}).add(other)
+        found.setdefault(other, {other}).add(one)
     return found
 
 
@@ -130,7 +152,7 @@ def _fine_alike(fits: PairFit, usual: Callable[[Tensor, float], Tensor], near: T
     general = torch.where(simple > 1, general, general.clamp(max=_GENERAL))
     above = (fits.fit - general) / spread
     alike = (above >= _SURE * simple) | ((above >= _LIKELY) & near & (simple <= 1))
-    return alike & (fits.fit - fits.mirrored >= _ABOVE_MIRRORED)
+    return alike & (fits.fit - fits.reversed >= _ABOVE_REVERSED)
 
 
 def sample_of(thumbnails: Tensor) -> Tensor:
@@ -159,14 +181,16 @@ def _nearest(structure: Tensor, pixels: Tensor) -> Tensor:
     small = F.avg_pool2d(structure[:, None], 2)[:, 0]
     reach = _REACH // 2
     side = small.shape[1] - 2 * reach
-    middles = standard(small[:, reach : reach + side, reach : reach + side].flatten(1))
+    middle = small[:, reach : reach + side, reach : reach + side]
+    both_ways = [standard(one.flatten(1)) for one in (middle, middle.flip(2))]
     shifts = range(0, 2 * reach + 1, 1 if count < _MANY else 2)
     windows = [standard(small[:, y : y + side, x : x + side].flatten(1)) for y in shifts for x in shifts]
     found = []
     for rows in torch.arange(count).split(_ROWS):
         best = torch.full((len(rows), count), -1.0)
         for window in windows:
-            torch.maximum(best, middles[rows] @ window.T, out=best)
+            for middles in both_ways:
+                torch.maximum(best, middles[rows] @ window.T, out=best)
         for likeness, most in ((best, _NEAREST), (pixels[rows] @ pixels.T, _NEAREST // 2)):
             likeness[torch.arange(len(rows)), rows] = -1.0
             other = likeness.topk(most).indices
@@ -179,13 +203,14 @@ class PairFit(NamedTuple):
 
     Attributes:
         fit: Fisher's z (the inverse hyperbolic tangent) of the best correlation.
-        spread: The root of the mean square of z where one picture is mirrored.
-        mirrored: The largest such z.
+        spread: The root of the mean square of z the other way round: mirrored if the best was not, else plain; upside
+            down; or on its side.
+        reversed: The largest such z.
     """
 
     fit: Tensor
     spread: Tensor
-    mirrored: Tensor
+    reversed: Tensor
 
 
 def fine_structure(thumbnails: Tensor) -> Tensor:
@@ -207,7 +232,8 @@ def compare(
         structure: Float32 [N, S, S], see `fine_structure`, or whole pictures.
         pairs: Int64 [P, 2], positions of different pictures.
         reach: Pixels that the middle slides each way.
-        views: Degrees that it is turned by, and the part of the picture that is seen in its place.
+        views: Degrees that it is turned by, and the part of the picture that is seen in its place; each is compared
+            mirrored, too.
     """
     templates = _templates(structure, reach, views)
     lengths = window_lengths(structure, reach)
@@ -223,10 +249,12 @@ def compare(
         windows = structure[target].unfold(0, side, 1).unfold(1, side, 1).reshape(-1, side * side)
         products = templates[both[own, 0]] @ windows.T / lengths[target]
         z = torch.atanh(products.clamp(-_NEARLY_1, _NEARLY_1))
-        mirrored = z[:, len(views) :].flatten(1)
-        found[0, own] = z[:, : len(views)].flatten(1).amax(1)
-        found[1, own] = mirrored.square().mean(1)
-        found[2, own] = mirrored.amax(1)
+        seen = z[:, : 2 * len(views)].unflatten(1, (2, len(views)))
+        found[0, own], way = seen.amax((2, 3)).max(1)
+        other_way = seen[torch.arange(count), 1 - way, views.index((0.0, 1.0))]
+        around = torch.cat([other_way, z[:, 2 * len(views) :].flatten(1)], 1)
+        found[1, own] = around.square().mean(1)
+        found[2, own] = around.amax(1)
     one, other = found.split(len(pairs), 1) if len(pairs) else (found, found)
     return PairFit(
         torch.maximum(one[0], other[0]), ((one[1] + other[1]) / 2).sqrt(), torch.maximum(one[2], other[2])
@@ -249,12 +277,12 @@ def standard(vectors: Tensor) -> Tensor:
 
 
 def _templates(structure: Tensor, reach: int, views: Sequence[tuple[float, float]]) -> Tensor:
-    """Return the middle of each picture in each of V views, and then mirrored four ways, [N, V + 4, s * s]."""
+    """Return the middle of each picture in V views, in these mirrored, and tipped three ways, [N, 2 V + 3, s * s]."""
     inner = slice(reach, structure.shape[1] - reach)
     middle = structure[:, inner, inner]
-    mirrored = [middle.flip(1), middle.flip(2), middle.flip(1, 2), middle.transpose(1, 2)]
-    seen = torch.cat([views_of_middle(structure, reach, views), torch.stack(mirrored, 1)], 1)
-    return standard(seen.flatten(2))
+    tipped = torch.stack([middle.flip(1), middle.flip(1, 2), middle.transpose(1, 2)], 1)
+    seen = views_of_middle(structure, reach, views)
+    return standard(torch.cat([seen, seen.flip(3), tipped], 1).flatten(2))
 
 
 def views_of_middle(pictures: Tensor, reach: int, views: Sequence[tuple[float, float]]) -> Tensor:

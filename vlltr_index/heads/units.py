@@ -133,6 +133,11 @@ def connected(count: int, pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
     return list(found.values())
 
 
+def is_group(unit: str) -> bool:
+    """Tell whether a unit has its name by a group."""
+    return unit.startswith("group ")
+
+
 def shared_units(units: Sequence[str]) -> list[str | None]:
     """Return the unit of each image that has others in it, of a group the group's name; None for an image by itself."""
     size = Counter(units)

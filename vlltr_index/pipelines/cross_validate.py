@@ -7,6 +7,7 @@ of a change of classes is measured on.
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,6 +24,7 @@ from vlltr_index.embedding.loading import ImageSet, usable_images, with_words
 from vlltr_index.errors import MissingStepError
 from vlltr_index.heads.checkpoint import SavedHead
 from vlltr_index.heads.dealing import answerable, deal_units
+from vlltr_index.heads.units import is_group
 from vlltr_index.pipelines import training
 from vlltr_index.pipelines.train_lgr import HeadData, head_data, head_facts, stage_two_data
 from vlltr_index.recognition.folds import save_deal, save_fold
@@ -59,6 +61,7 @@ class CrossValidation:
         folds: How many models were fitted.
         images: Images that one of them was fitted without.
         units: Units of these images: near duplicates and groups, which are in one fold.
+        alike: Images that belong together with another by their time or by what they show, and not by a group.
         classes: Classes of these images.
         all_classes: Classes with training images. One with a single unit is not held out.
         resumed: Whether an interrupted run went on.
@@ -68,6 +71,7 @@ class CrossValidation:
     folds: int
     images: int
     units: int
+    alike: int
     classes: int
     all_classes: int
     resumed: bool
@@ -162,11 +166,13 @@ def _cross_validate(workspace: Workspace, progress: Progress | None, resume: boo
         digest = run.commit(lambda tx: _keep(tx, deal, run.folder))
     owners = deal.images.class_ids
     asked = answerable(owners, deal.fold)
+    size = Counter(compress(deal.head.units, asked.tolist()))
     return CrossValidation(
         digest=digest,
         folds=deal.folds,
         images=int(asked.sum()),
-        units=len(set(compress(deal.head.units, asked.tolist()))),
+        units=len(size),
+        alike=sum(many for name, many in size.items() if many > 1 and not is_group(name)),
         classes=len(owners[asked].unique()),
         all_classes=len(owners.unique()),
         resumed=run.resumed,

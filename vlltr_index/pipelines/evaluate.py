@@ -247,7 +247,7 @@ def _check_index(retrieval: str, folds: int, prior: Prior) -> None:
 
 def _own_rows(model: Model) -> tuple[str, ...]:
     """Return the rows of the method and of its branches; without a text tower no text branch says anything."""
-    return OWN_ROWS[:-1] if model.bank.blank else OWN_ROWS
+    return OWN_ROWS[:-1] if model.bank.without_text_tower else OWN_ROWS
 
 
 def _check_row(against: str | None, rows: Sequence[str]) -> None:
@@ -399,7 +399,7 @@ def _lacking(snapshot: Snapshot, row: BaselineRow, asked: Tensor) -> str:
 def _texts_count(model: Model) -> bool:
     """Say whether texts have a weight in the answers, and a text tower read them."""
     mute = model.saved.parts is not None and model.saved.parts.texts_are_mute
-    return not (mute or model.bank.blank)
+    return not (mute or model.bank.without_text_tower)
 
 
 def _by_class(

@@ -161,7 +161,7 @@ class ImageRun:
     left: set[int] = field(default_factory=set)  # classes that an image went from
     grouping: Grouping = AUTO
     grouped_before: Grouping = AUTO  # when the source was read before
-    groups: set[str] = field(default_factory=set)
+    groups: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))  # the classes of each
     grouped: int = 0  # images that have one
     alone: list[tuple[float, str, int | None]] = field(
         default_factory=list
@@ -411,7 +411,7 @@ class ImageRun:
     def _note_group(self, row: dict[str, Any]) -> None:
         """Note the group of a row, or when and where it was taken if it has none."""
         if row["group"] is not None:
-            self.groups.add(row["group"])
+            self.groups[row["group"]].add(row["class_id"])
             self.grouped += 1
         elif row["taken"] is not None:
             self.alone.append((row["taken"], folder_of(row["uri"]), row["class_id"]))

@@ -70,6 +70,7 @@ class IngestReport:
     removed: int = 0  # with `sync`: rows that stay removed, as they were by hand, though the source has them
     grouping: str = "auto"  # how it was told which images belong together
     groups: int = 0  # of images of this source
+    mixed_groups: int = 0  # of these, groups with images of several classes
     grouped: int = 0  # images that have one
     in_bursts: int = 0  # without a group, taken within two seconds of another of their folder and class
     dry_run: bool = False
@@ -246,6 +247,7 @@ def _image_report(
         removed=run.counts["removed"],
         grouping=str(run.grouping),
         groups=len(run.groups),
+        mixed_groups=sum(len(classes) > 1 for classes in run.groups.values()),
         grouped=run.grouped,
         in_bursts=run.in_bursts,
         dry_run=dry_run,

@@ -459,7 +459,7 @@ class Model(Scorer):
                         probability=probability,
                         image_part=image_part,
                         text_part=text_part,
-                        cosine=None if self.bank.blank else cosine,
+                        cosine=None if self.bank.without_text_tower else cosine,
                         unit=unit,
                         prior_part=prior_part,
                         without_images=int(number) in text_only,

@@ -157,6 +157,21 @@ def augmented(rng: Rng, drawings: Sequence[Image.Image]) -> Unit:
     return copies
 
 
+def copies(rng: Rng, drawings: Sequence[Image.Image]) -> Unit:
+    """Put one to four copies beside a drawing, turned, moved and half of them mirrored."""
+    (drawing,) = drawings
+    paper = Image.new("RGB", (_SIDE, _SIDE), _WHITE)
+    first = _on(paper, drawing, _dark(rng), x=0.15, y=0.15, size=0.7)
+    shown = [first]
+    for _ in range(rng.integers(1, 5)):
+        right, down = rng.integers(-8, 9, 2).tolist()
+        turned = first.rotate(
+            rng.uniform(-20, 20), Image.Resampling.BICUBIC, translate=(right, down), fillcolor=_WHITE
+        )
+        shown.append(turned.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else turned)
+    return shown
+
+
 def reposts(rng: Rng, drawings: Sequence[Image.Image]) -> Unit:
     """Crop, scale and compress a sticker on a photograph two to four times, as it is passed on."""
     (drawing,) = drawings
@@ -177,14 +192,15 @@ def reposts(rng: Rng, drawings: Sequence[Image.Image]) -> Unit:
 
 KINDS: Mapping[str, Kind] = {
     "bursts on photographs": Kind("icons_lt", bursts, seen=10),
-    "scans": Kind("glyphs_lt", scans, seen=10),
+    "scans": Kind("glyphs_lt", scans, seen=22),
     "films": Kind("icons_lt", films, seen=10),
     "films with times": Kind("glyphs_lt", films, timed=True, seen=10),
     "products, named": Kind("icons_lt", products, named=True, seen=10),
     "single": Kind("icons_lt", single, seen=10),
     "visits to cameras, with times": Kind("icons_lt", visits, timed=True),
     "pages, named": Kind("glyphs_lt", pages, drawings=4, named=True),
-    "augmented": Kind("glyphs_lt", augmented),
+    "augmented": Kind("glyphs_lt", augmented, seen=12),
+    "mirrored copies": Kind("icons_lt", copies, seen=12),
     "reposts": Kind("icons_lt", reposts, seen=60),
 }
 
