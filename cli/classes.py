@@ -110,7 +110,8 @@ def _change(
     "--from",
     "manifest",
     type=PATH,
-    help='A JSON file of many: {name: [sentence, ...]} or {name: {"sentences": [...], "images": [...]}}.',
+    help='Many: a folder of class folders, or a JSON file {name: [sentence, ...]} or {name: {"sentences": [...],'
+    ' "images": [...]}}.',
 )
 @dry_run_option
 @device_option
@@ -131,8 +132,8 @@ def add(
 
     if manifest is not None and (sentences or text or images or aliases):
         raise UsageError(
-            "--from FILE says all about its classes: --sentence, --text, --images and --alias go with NAME",
-            "Write them into the file, or leave --from out.",
+            "--from PATH says all about its classes: --sentence, --text, --images and --alias go with NAME",
+            "Write them into a file, or leave --from out.",
         )
     if name is not None and manifest is None:
         pictures = tuple(map(require, images))
@@ -141,7 +142,7 @@ def add(
         wanted = read_manifest(manifest)
     else:
         raise UsageError(
-            "give either NAME or --from FILE", "For example: vlltr classes add okapi --text okapi.txt"
+            "give either NAME or --from PATH", "For example: vlltr classes add okapi --text okapi.txt"
         )
     _change(context, add_classes, wanted, dry_run=dry_run)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import shutil
 from pathlib import Path
 
@@ -172,6 +173,18 @@ def test_a_manifest_of_many(
     assert trained.snapshot().class_table().lookup("the first") == report.classes[0].class_id
 
 
+def test_a_folder_of_class_folders(trained: Workspace, pictures: Path, tmp_path: Path) -> None:
+    """Each is a class with its pictures; a folder without any is none."""
+    for name in ("okapi", "quagga"):
+        shutil.copytree(pictures / "unseen", tmp_path / "later" / name)
+    (tmp_path / "later" / ".cache").mkdir()
+    report = add_classes(trained, read_manifest(tmp_path / "later"))
+    assert [(one.name, one.images) for one in report.classes] == [("okapi", 4), ("quagga", 4)]
+    with pytest.raises(InputError, match="no class folder in") as refused:
+        read_manifest(pictures / "unseen")
+    assert refused.value.hint.endswith(f"vlltr classes add NAME --images {pictures / 'unseen'}")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -246,9 +259,9 @@ def test_a_folder_of_class_folders_is_not_one_class(
         assert caught.value.message == (
             f"the pictures of {many} lie in 2 folders, which may be classes of their own: 'great tit', 'owl'"
         )
+        add = shlex.join(["vlltr", "classes", "add", "--from", str(many / above)])
         assert caught.value.hint == (
-            f"Add each of them: vlltr classes add 'great tit' --images '{many / above / 'great tit'}' (or several at"
-            f" once: --from FILE). If all are 'okapi', name each of these folders in place of {many}."
+            f"Add them: {add}. If all are 'okapi', name each of these folders in place of {many}."
         )
     with pytest.raises(InputError, match="which may be classes"):
         add_images(trained, trained.snapshot().class_table().names[0], [many])

@@ -63,11 +63,11 @@ def test_every_command_has_help_and_a_docs_entry() -> None:
             "Error: no such file or folder: ~nobody-",
         ),
         (("-w", "{ws}", "classes", "show", "x"), 1, "Error: no class 'x'\nThere are no classes yet"),
-        (("-w", "{ws}", "classes", "add"), 2, "Error: give either NAME or --from FILE"),
+        (("-w", "{ws}", "classes", "add"), 2, "Error: give either NAME or --from PATH"),
         (
             ("-w", "{ws}", "classes", "add", "--from", "m.json", "--alias", "x"),
             2,
-            "Error: --from FILE says all about its classes: --sentence, --text, --images and",
+            "Error: --from PATH says all about its classes: --sentence, --text, --images and",
         ),
         (("-w", "{ws}", "predict", "x.png"), 1, "\nBefore that: vlltr ingest images PATH --split train\n"),
         (

@@ -462,9 +462,8 @@ def _check_one_class(folder: Path, images: Sequence[ImageRecord], name: str) -> 
     if sum(not one[0].isdigit() and any(map(str.isalpha, one)) for one in inner) < 2:
         return
     first = folder / os.path.relpath(above, folder.resolve()) / inner[0]
-    single = shlex.join(["vlltr", "classes", "add", inner[0], "--images", str(first)])
+    several = shlex.join(["vlltr", "classes", "add", "--from", str(first.parent)])
     raise InputError(
         f"the pictures of {folder} lie in {len(inner)} folders, which may be classes of their own: {preview(inner)}",
-        f"Add each of them: {single} (or several at once: --from FILE). If all are {name!r}, name each of these folders"
-        f" in place of {folder}.",
+        f"Add them: {several}. If all are {name!r}, name each of these folders in place of {folder}.",
     )

@@ -5,6 +5,7 @@ Every function makes one commit; for `options` see `change.ChangeOptions`.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -24,7 +25,7 @@ from vlltr_index.classes.change import (
     new_image_rows,
     usable,
 )
-from vlltr_index.data.files import read_json, require
+from vlltr_index.data.files import is_hidden, read_json, require
 from vlltr_index.data.text import class_prompts, clean_name, normalise_text, sentence_id, text_hash
 from vlltr_index.data.text_readers import class_sentences
 from vlltr_index.errors import InputError, UsageError
@@ -70,11 +71,13 @@ _EXPECTED = (
 def read_manifest(path: Path) -> list[NewClass]:
     """Read {name: [sentence, ...]} or {name: {"sentences": [...], "images": [...], "aliases": [...]}}.
 
-    Image paths are relative to the manifest.
+    Image paths are relative to the manifest. Of a folder each folder in it is a class, with its images.
 
     Raises:
-        InputError: If the file is missing, is not JSON, or an entry is neither.
+        InputError: If the file is missing, is not JSON, or an entry is neither; or a folder has none in it.
     """
+    if path.is_dir():
+        return _class_folders(path)
     kind = Annotated[dict[str, list[str] | _Entry], Field(min_length=1)]
     entries: dict[str, list[str] | _Entry] = read_json(require(path), kind, _EXPECTED)
     found = []
@@ -83,6 +86,17 @@ def read_manifest(path: Path) -> list[NewClass]:
         files = tuple(path.parent / image for image in entry.images)
         found.append(NewClass(name, tuple(entry.sentences), images=files, aliases=tuple(entry.aliases)))
     return found
+
+
+def _class_folders(folder: Path) -> list[NewClass]:
+    """Return a class for each folder in one, known by the images in it."""
+    inner = sorted(one for one in folder.iterdir() if one.is_dir() and not is_hidden(one.name))
+    if not inner:
+        raise InputError(
+            f"no class folder in {folder}",
+            f"If its pictures are of one class: vlltr classes add NAME --images {shlex.quote(str(folder))}",
+        )
+    return [NewClass(clean_name(one.name, str(one)), images=(one,)) for one in inner]
 
 
 def add_class(
