@@ -163,4 +163,4 @@ def test_the_fit_is_the_best_correlation_of_the_middle() -> None:
 
     plain = max(best(structure[0], structure[1]), best(structure[1], structure[0]))
     assert float(found.fit) == pytest.approx(np.arctanh(plain), abs=1e-3)
-    assert float(found.reversed) < float(found.fit)
+    assert float(found.otherwise) < float(found.fit)

@@ -5,9 +5,8 @@ correlation counts. This is done twice. Whole pictures that are many times close
 are near duplicates: the scans of a drawing, say. They are also compared by their fine structure, each less its blurred
 self. What a fit is worth is told by how well pictures of the class fit each other in general, and by how well the
 middle fits the other way round (mirrored if it was not), upside down or on its side: that has the same strokes and
-texture and is not the same picture. This finds a class that is one burst, too. Last, a pair is left out if most of the
-pictures that are like one of the two are not like both, so that a likeness by chance does not make two sets of copies
-one.
+texture and is not the same picture. This finds a class that is one burst, too. Last, a pair is left out if the pictures
+that its two are like differ too much, so that a likeness by chance does not make two sets of copies one.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ _GAP_OF_NEAR = 0.2  # the same, where the vectors are near
 _HARDLY_APART = 0.02  # 1 less the correlation
 _SURE = 6.5  # spreads by which a fit is above the class's in general
 _LIKELY = 4.0  # the same, where the vectors are near, too
-_ABOVE_REVERSED = 0.2  # by which it is above the best fit the other way round
+_ABOVE_OTHERWISE = 0.2  # by which it is above the best fit the other way round
 _NEAR = 0.5  # largest distance of such vectors, as a share of that to most of the class
 _SPREAD = 0.1  # spread of detailed pictures; of simpler ones more spreads are asked for
 _GENERAL = 0.4  # most that is taken for a fit of detailed pictures in general, for a class that is one burst
@@ -125,13 +124,19 @@ def _alike(thumbnails: Tensor, vectors: Tensor | None) -> Tensor:
 
 
 def _agreed(alike: Tensor, compared: Tensor) -> Tensor:
-    """Return the pairs, int64 [P, 2] of [Q, 2] compared, whose two pictures are mostly like the same others."""
+    """Return the pairs, int64 [P, 2] of [Q, 2] compared, whose two pictures are like the same others.
+
+    These are enough of those that either is like, or all that one of the two is like: copies of a picture may be like
+    it and not each other. A picture counts as like itself, and others count if they were compared with both.
+    """
     like = _neighbours(alike)
     known = _neighbours(compared)
     kept = []
     for one, other in alike.tolist():
-        either = (like[one] & known[other]) | (like[other] & known[one])
-        kept.append(len(like[one] & like[other]) >= _AGREE * len(either))
+        of_one = like[one] & known[other]
+        of_other = like[other] & known[one]
+        both = len(of_one & of_other)
+        kept.append(both >= _AGREE * len(of_one | of_other) or both == min(len(of_one), len(of_other)))
     return alike[torch.tensor(kept, dtype=torch.bool)]
 
 
@@ -152,7 +157,7 @@ def _fine_alike(fits: PairFit, usual: Callable[[Tensor, float], Tensor], near: T
     general = torch.where(simple > 1, general, general.clamp(max=_GENERAL))
     above = (fits.fit - general) / spread
     alike = (above >= _SURE * simple) | ((above >= _LIKELY) & near & (simple <= 1))
-    return alike & (fits.fit - fits.reversed >= _ABOVE_REVERSED)
+    return alike & (fits.fit - fits.otherwise >= _ABOVE_OTHERWISE)
 
 
 def sample_of(thumbnails: Tensor) -> Tensor:
@@ -205,12 +210,12 @@ class PairFit(NamedTuple):
         fit: Fisher's z (the inverse hyperbolic tangent) of the best correlation.
         spread: The root of the mean square of z the other way round: mirrored if the best was not, else plain; upside
             down; or on its side.
-        reversed: The largest such z.
+        otherwise: The largest such z.
     """
 
     fit: Tensor
     spread: Tensor
-    reversed: Tensor
+    otherwise: Tensor
 
 
 def fine_structure(thumbnails: Tensor) -> Tensor:
@@ -232,8 +237,8 @@ def compare(
         structure: Float32 [N, S, S], see `fine_structure`, or whole pictures.
         pairs: Int64 [P, 2], positions of different pictures.
         reach: Pixels that the middle slides each way.
-        views: Degrees that it is turned by, and the part of the picture that is seen in its place; each is compared
-            mirrored, too.
+        views: Degrees that it is turned by, and the part of the picture that is seen in its place, (0.0, 1.0) among
+            them; each is compared mirrored, too.
     """
     templates = _templates(structure, reach, views)
     lengths = window_lengths(structure, reach)
@@ -249,12 +254,12 @@ def compare(
         windows = structure[target].unfold(0, side, 1).unfold(1, side, 1).reshape(-1, side * side)
         products = templates[both[own, 0]] @ windows.T / lengths[target]
         z = torch.atanh(products.clamp(-_NEARLY_1, _NEARLY_1))
-        seen = z[:, : 2 * len(views)].unflatten(1, (2, len(views)))
-        found[0, own], way = seen.amax((2, 3)).max(1)
-        other_way = seen[torch.arange(count), 1 - way, views.index((0.0, 1.0))]
-        around = torch.cat([other_way, z[:, 2 * len(views) :].flatten(1)], 1)
-        found[1, own] = around.square().mean(1)
-        found[2, own] = around.amax(1)
+        both_ways = z[:, : 2 * len(views)].unflatten(1, (2, len(views)))
+        found[0, own], way = both_ways.amax((2, 3)).max(1)
+        other_way = both_ways[torch.arange(count), 1 - way, views.index((0.0, 1.0))]
+        otherwise = torch.cat([other_way, z[:, 2 * len(views) :].flatten(1)], 1)
+        found[1, own] = otherwise.square().mean(1)
+        found[2, own] = otherwise.amax(1)
     one, other = found.split(len(pairs), 1) if len(pairs) else (found, found)
     return PairFit(
         torch.maximum(one[0], other[0]), ((one[1] + other[1]) / 2).sqrt(), torch.maximum(one[2], other[2])
