@@ -47,7 +47,8 @@ set_option = click.option(
 group_option = click.option(
     "--group",
     metavar="HOW",
-    help="What is held out together: folder, column:NAME, name:REGEX, seconds:N (by EXIF) or auto; it is remembered.",
+    help="What is held out together: folder, column:NAME, name:REGEX, path:REGEX, seconds:N (by EXIF) or auto; it is"
+    " remembered.",
 )
 dry_run_option = click.option("--dry-run", is_flag=True, help="Show what would happen; commit nothing.")
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")

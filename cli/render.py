@@ -126,10 +126,10 @@ def _grouped(report: IngestReport) -> list[str]:
         way = "" if report.grouping == "auto" else f" (--group {report.grouping})"
         some = f"{report.grouped:,} of {plural(images, 'picture')}"
         lines.append(f"In {plural(report.groups, 'group')}, which are held out together{way}: {some}.")
-    if report.mixed_groups:
+    if report.mixed_groups and report.grouping.startswith("name:"):
         lines.append(
-            f"Of several classes: {plural(report.mixed_groups, 'group')}. If files of different classes only have like"
-            " names, let the expression read the class folder, too: --group 'name:^([^/]+/[^_.]+)'"
+            f"Of several classes: {plural(report.mixed_groups, 'group')}. If their files only have like names, read the"
+            " class folder, too: --group 'path:^([^/]+/[^_.]+)'"
         )
     if report.in_bursts:
         lines.append(

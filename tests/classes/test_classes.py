@@ -173,16 +173,27 @@ def test_a_manifest_of_many(
     assert trained.snapshot().class_table().lookup("the first") == report.classes[0].class_id
 
 
-def test_a_folder_of_class_folders(trained: Workspace, pictures: Path, tmp_path: Path) -> None:
-    """Each is a class with its pictures; a folder without any is none."""
+def test_a_folder_of_class_folders(
+    trained: Workspace, pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each is a class with its pictures; a folder without any is none, and a link is not followed."""
+    later = tmp_path / "later"
     for name in ("okapi", "quagga"):
-        shutil.copytree(pictures / "unseen", tmp_path / "later" / name)
-    (tmp_path / "later" / ".cache").mkdir()
-    report = add_classes(trained, read_manifest(tmp_path / "later"))
+        shutil.copytree(pictures / "unseen", later / name)
+    (later / "empty").mkdir()
+    (later / "linked").symlink_to(pictures / "unseen")
+    shutil.copy(pictures / "unseen" / "0.png", later)
+    report = add_classes(trained, read_manifest(later))
     assert [(one.name, one.images) for one in report.classes] == [("okapi", 4), ("quagga", 4)]
-    with pytest.raises(InputError, match="no class folder in") as refused:
+    (told,) = [note for note in report.notes if "Byte for byte" in note]
+    assert "'okapi' 4, 'quagga' 4" in told
+    left_out = [message for message in caplog.messages if message.startswith("left out")]
+    assert [message.split(": ")[1:] for message in left_out] == [
+        [str(later / "0.png"), "an image outside every class folder"],
+        [str(later / "linked"), "a link that leaves the folder"],
+    ]
+    with pytest.raises(InputError, match="no image in a class folder of"):
         read_manifest(pictures / "unseen")
-    assert refused.value.hint.endswith(f"vlltr classes add NAME --images {pictures / 'unseen'}")
 
 
 @pytest.mark.parametrize(

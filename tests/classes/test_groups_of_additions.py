@@ -71,6 +71,16 @@ def test_by_the_rule_that_was_last_said(trained: Workspace, okapi: Path) -> None
     assert groups(trained, "zebra")[0] is None, "a file by itself is in no folder of the source"
 
 
+def test_by_the_path_as_in_a_folder_of_class_folders(trained: Workspace, okapi: Path) -> None:
+    """With the folders below the class's own; a file by itself lies in none."""
+    note(trained, birds=r"path:^([^/]+/[^_.]+)")
+    add_class(trained, "okapi", images=okapi)
+    assert groups(trained, "okapi") == ["okapi/a", "okapi/b", "okapi/night/a", "okapi/night/a"]
+    alone = Path(shutil.copy(okapi / "a_3.png", okapi.with_name("a_9.png")))
+    add_images(trained, "okapi", [alone])
+    assert groups(trained, "okapi").count("okapi/a") == 2
+
+
 def test_as_many_as_the_head_counts_them(trained: Workspace, okapi: Path) -> None:
     """Three pictures of a group are three where those of a unit are no more alike than others."""
     count_units_by(trained, 0.0)

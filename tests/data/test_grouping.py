@@ -39,9 +39,9 @@ def test_a_regular_expression_finds_the_group_in_the_files_name() -> None:
     assert groups("name:(a)?b", "owl/b.png") == [None]
 
 
-def test_an_expression_with_a_slash_reads_the_folders_too() -> None:
+def test_a_path_has_the_folders_too() -> None:
     """So that files of two classes that are named alike are no group."""
-    assert groups("name:^([^/]+/[^_.]+)", "owl/1.png", "owl/1_aug2.png", "tit/1.png", "2.png") == [
+    assert groups("path:^([^/]+/[^_.]+)", "owl/1.png", "owl/1_aug2.png", "tit/1.png", "2.png") == [
         "owl/1",
         "owl/1",
         "tit/1",

@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from tests.support.bursts import bursts_of, scenes
+from tests.support.pictures import encoded
 from vlltr_index.data.decoding import probe
 from vlltr_index.data.glyphs import glyph_files
 from vlltr_index.heads import near_duplicates as module
@@ -67,6 +68,38 @@ def test_mirrored_copies() -> None:
     small = [np.asarray(one.resize((32, 32), Image.Resampling.BOX)) for one in pictures]
     part = linked(near_duplicates(None, torch.from_numpy(np.stack(small))), len(small))
     assert part == [n // 3 * 3 for n in range(36)]
+
+
+def test_copies_that_are_not_like_each_other() -> None:
+    """Each has noise of its own, and is like the original alone."""
+    rng = np.random.default_rng(0)
+    pictures = []
+    for one in bursts_of(torch.Generator().manual_seed(3), 4, 1)[0].numpy():
+        noisy = [one + rng.normal(0, 15, one.shape) for _ in range(8)]
+        pictures += [np.clip(picture, 0, 255).astype(np.uint8) for picture in (one, *noisy)]
+    part = linked(near_duplicates(None, torch.from_numpy(np.stack(pictures))), len(pictures))
+    assert part == [n // 9 * 9 for n in range(36)]
+
+
+def test_two_sets_of_copies_are_not_one_by_a_likeness() -> None:
+    """Copies of drawings that are alike, turned and half of them mirrored: few are joined with those of another."""
+    rng = np.random.default_rng(0)
+    found = strange = 0
+    for own in characters()[:10]:
+        copies = []
+        for data in own[:6]:
+            drawing = ImageOps.expand(ImageOps.invert(Image.open(io.BytesIO(data))), 7, 255).resize((96, 96))
+            for number in range(5):
+                turned = drawing.rotate(rng.uniform(-20, 20), Image.Resampling.BICUBIC, fillcolor=255)
+                copies.append(encoded(ImageOps.mirror(turned) if number % 2 else turned))
+        part = torch.tensor(linked(near_duplicates(None, thumbnails_of(copies)), len(copies)))
+        one, other = torch.triu_indices(len(copies), len(copies), 1)
+        same = part[one] == part[other]
+        of_one = one // 5 == other // 5
+        found += int((same & of_one).sum())
+        strange += int((same & ~of_one).sum())
+    assert found > 0.6 * 600
+    assert strange < 0.08 * 3_750
 
 
 def test_what_was_cut_off_at_the_sides() -> None:
@@ -164,3 +197,5 @@ def test_the_fit_is_the_best_correlation_of_the_middle() -> None:
     plain = max(best(structure[0], structure[1]), best(structure[1], structure[0]))
     assert float(found.fit) == pytest.approx(np.arctanh(plain), abs=1e-3)
     assert float(found.otherwise) < float(found.fit)
+    structure[1] = structure[1].flip(1)
+    assert float(compare(structure, torch.tensor([[0, 1]])).fit) == pytest.approx(float(found.fit), abs=1e-3)

@@ -105,6 +105,7 @@ def test_groups_of_several_classes_are_told(workspace: Workspace, tmp_path: Path
     assert (mixed.groups, mixed.mixed_groups) == (2, 1)
     (told,) = [line for line in report_lines(mixed) if line.startswith("Of several classes: 1 group.")]
     hint = told.partition("--group ")[2].strip("'")
+    assert hint.startswith("path:")
     apart = ingest_images(workspace, tmp_path / "data", "train", group=hint)
     assert (apart.groups, apart.mixed_groups) == (3, 0)
     assert not any("several classes" in line for line in report_lines(apart))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -358,14 +358,18 @@ def _states(tx: Transaction, model: Model, class_ids: set[int], mute: bool) -> l
 
 def _copies_of_others(tx: Transaction, images: pa.Table) -> list[str]:
     """Say how many of the images that came another class has, too, byte for byte."""
-    owners = set(zip(images["content_hash"].to_pylist(), images["class_id"].to_pylist(), strict=True))
-    contents = [content for content, _ in owners if content is not None]
-    there = tx.table("images", ["content_hash", "class_id"], one_of("content_hash", contents))
-    pairs = set(zip(there["content_hash"].to_pylist(), there["class_id"].to_pylist(), strict=True)) - owners
-    if not pairs:
-        return []
+    came = set(zip(images["content_hash"].to_pylist(), images["class_id"].to_pylist(), strict=True))
+    contents = one_of("content_hash", [content for content, _ in came if content is not None])
+    there = tx.table("images", ["content_hash", "class_id"], f"{contents} AND class_id IS NOT NULL")
+    owners = defaultdict[str, set[int]](set)
+    for content, class_id in zip(
+        there["content_hash"].to_pylist(), there["class_id"].to_pylist(), strict=True
+    ):
+        owners[content].add(class_id)
     names = tx.class_table().names
-    others = Counter(names.get(class_id, "no class") for _, class_id in pairs)
+    others = Counter(names[one] for content, class_id in came for one in owners[content] - {class_id})
+    if not others:
+        return []
     return [f"Byte for byte there in another class: {_listed(others)}. Their labels contradict each other."]
 
 
@@ -410,7 +414,7 @@ def new_image_rows(
         InputError: If a folder holds no image, or folders that may be classes, or an image is another class's already.
     """
     rule = rule_of(tx)
-    nested = rule.how == "folder"
+    nested = rule.how in ("folder", "path")
     found = {i: _records(some, names[i], skipped, nested=nested) for i, some in paths.items()}
     rows = image_rows({i: with_groups(rule, records) for i, records in found.items()})
     there = tx.table("images", ["image_id", "class_id"], one_of("image_id", rows["image_id"].to_pylist()))

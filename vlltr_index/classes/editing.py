@@ -5,7 +5,9 @@ Every function makes one commit; for `options` see `change.ChangeOptions`.
 
 from __future__ import annotations
 
+import logging
 import shlex
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -25,11 +27,13 @@ from vlltr_index.classes.change import (
     new_image_rows,
     usable,
 )
-from vlltr_index.data.files import is_hidden, read_json, require
+from vlltr_index.data.files import read_json, require
+from vlltr_index.data.image_readers import read_images
+from vlltr_index.data.labelled import export_in
 from vlltr_index.data.text import class_prompts, clean_name, normalise_text, sentence_id, text_hash
 from vlltr_index.data.text_readers import class_sentences
 from vlltr_index.errors import InputError, UsageError
-from vlltr_index.schemas.records import SentenceRecord
+from vlltr_index.schemas.records import ImageRecord, SentenceRecord
 from vlltr_index.schemas.tables import CLASSES, FROM_NAME
 from vlltr_index.store.class_table import folded
 from vlltr_index.store.ingestion import sentence_rows
@@ -40,6 +44,8 @@ from vlltr_index.wording import plural, preview
 if TYPE_CHECKING:
     from vlltr_index.store.transaction import Transaction
     from vlltr_index.store.workspace import Workspace
+
+_log = logging.getLogger(__name__)
 
 _EXAMPLES = 5
 _LEAST = 6  # least number of first characters that may stand for an id
@@ -71,10 +77,10 @@ _EXPECTED = (
 def read_manifest(path: Path) -> list[NewClass]:
     """Read {name: [sentence, ...]} or {name: {"sentences": [...], "images": [...], "aliases": [...]}}.
 
-    Image paths are relative to the manifest. Of a folder each folder in it is a class, with its images.
+    Image paths are relative to the manifest. Of a folder each folder in it that has images is a class.
 
     Raises:
-        InputError: If the file is missing, is not JSON, or an entry is neither; or a folder has none in it.
+        InputError: If the file is missing, is not JSON, or an entry is neither; or a folder has no images in folders.
     """
     if path.is_dir():
         return _class_folders(path)
@@ -90,13 +96,19 @@ def read_manifest(path: Path) -> list[NewClass]:
 
 def _class_folders(folder: Path) -> list[NewClass]:
     """Return a class for each folder in one, known by the images in it."""
-    inner = sorted(one for one in folder.iterdir() if one.is_dir() and not is_hidden(one.name))
-    if not inner:
+    if export_in(folder):
         raise InputError(
-            f"no class folder in {folder}",
-            f"If its pictures are of one class: vlltr classes add NAME --images {shlex.quote(str(folder))}",
+            f"{folder} is an export of FiftyOne, not a folder of class folders",
+            f"Bring it in: {shlex.join(['vlltr', 'ingest', 'images', str(folder), '--split', 'train'])}",
         )
-    return [NewClass(clean_name(one.name, str(one)), images=(one,)) for one in inner]
+    root = folder.resolve()
+    found = defaultdict[str, dict[Path, None]](dict)
+    for item in read_images(folder, "train"):
+        if isinstance(item, ImageRecord):
+            found[str(item.class_name)][root / item.source.partition("/")[0]] = None
+        elif "/" not in item.where.removeprefix(f"{root}/"):  # of those in class folders it is told later
+            _log.warning("left out: %s: %s", item.where, item.why)
+    return [NewClass(name, images=tuple(folders)) for name, folders in found.items()]
 
 
 def add_class(

@@ -27,12 +27,20 @@ def with_groups(rule: Grouping, records: Sequence[ImageRecord]) -> list[ImageRec
     taken = times_taken(records) if rule.how == "seconds" else [None] * len(records)
     if rule.how == "folder":
         groups = [_folder(one) for one in records]
-    elif rule.reads_folders:  # as in a folder of class folders
-        placed = [replace(one, source=f"{one.class_name}/{one.uri.rpartition('/')[2]}") for one in records]
-        groups = rule.groups(placed, taken, class_folders=True)
+    elif rule.how == "path":
+        groups = rule.groups(
+            [replace(one, source=_below_class(one)) for one in records], taken, class_folders=True
+        )
     else:
         groups = rule.groups([replace(one, source=one.uri) for one in records], taken, class_folders=True)
     return [replace(one, group=group) for one, group in zip(records, groups, strict=True)]
+
+
+def _below_class(record: ImageRecord) -> str:
+    """Return the path of a picture as in a folder of class folders; a file by itself lies in its class's folder."""
+    of_class = f"{record.class_name}/"
+    placed = record.source.startswith(of_class)
+    return record.source if placed else of_class + record.source.rpartition("/")[2]
 
 
 def _folder(record: ImageRecord) -> str | None:

@@ -13,7 +13,8 @@ from vlltr_index.heads.bursts import bursts
 from vlltr_index.schemas.records import ImageRecord
 
 _FORMS = (
-    "Give folder, column:NAME, name:REGEX, seconds:N, or auto: a column group, else pictures are compared."
+    "Give folder, column:NAME, name:REGEX, path:REGEX, seconds:N, or auto: a column group, else pictures are"
+    " compared."
 )
 
 
@@ -24,12 +25,12 @@ class Grouping:
     Attributes:
         how: `auto`: a table's column `group`, where there is one. `folder`: the folder below the class folder, or of a
             list the picture's own. `column`: another column. `name`: what a regular expression finds in the file's
-            name, or, if it has a slash, in the path below the source. `seconds`: pictures of one folder, each taken
-            soon after the one before.
+            name. `path`: the same in the path below the source. `seconds`: pictures of one folder, each taken soon
+            after the one before.
         value: The column, the expression, or the seconds; empty for the others.
     """
 
-    how: Literal["auto", "folder", "column", "name", "seconds"] = "auto"
+    how: Literal["auto", "folder", "column", "name", "path", "seconds"] = "auto"
     value: str = ""
 
     @classmethod
@@ -44,7 +45,7 @@ class Grouping:
             return cls("auto" if how == "auto" else "folder")
         if how == "column" and value:
             return cls("column", value)
-        if how == "name" and value:
+        if how in ("name", "path") and value:
             try:
                 re.compile(value)
             except (re.error, RecursionError, OverflowError) as error:
@@ -52,7 +53,7 @@ class Grouping:
                     f"--group {text}: {value!r} is no regular expression: {error}",
                     r"For burst12_3.jpg, burst12_4.jpg: --group 'name:^(.+)_\d+'",
                 ) from None
-            return cls("name", value)
+            return cls("name" if how == "name" else "path", value)
         if how == "seconds" and value:
             try:
                 seconds = float(value)
@@ -69,11 +70,6 @@ class Grouping:
     def column(self) -> str | None:
         """The column of a table that was asked for."""
         return self.value if self.how == "column" else None
-
-    @property
-    def reads_folders(self) -> bool:
-        """Whether an expression reads the path of a file, not its name alone."""
-        return self.how == "name" and "/" in self.value
 
     def __str__(self) -> str:
         """Return what `--group` says."""
@@ -94,10 +90,10 @@ class Grouping:
             return [
                 None if not parent or (class_folders and "/" not in parent) else parent for parent in parents
             ]
-        if self.how == "name":
+        if self.how in ("name", "path"):
             pattern = re.compile(self.value)
             searched = (
-                one.source if self.reads_folders else one.source.rpartition("/")[2] for one in records
+                one.source if self.how == "path" else one.source.rpartition("/")[2] for one in records
             )
             found = [pattern.search(text) for text in searched]
             return [None if match is None else (match[min(1, pattern.groups)] or None) for match in found]

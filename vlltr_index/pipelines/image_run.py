@@ -411,7 +411,7 @@ class ImageRun:
     def _note_group(self, row: dict[str, Any]) -> None:
         """Note the group of a row, or when and where it was taken if it has none."""
         if row["group"] is not None:
-            self.groups[row["group"]].add(row["class_id"])
+            self.groups[row["group"]].update({row["class_id"]} - {None})
             self.grouped += 1
         elif row["taken"] is not None:
             self.alone.append((row["taken"], folder_of(row["uri"]), row["class_id"]))
