@@ -214,15 +214,20 @@ def test_bad_manifests(tmp_path: Path, content: str, message: str) -> None:
     assert caught.value.message == message.format(path=path)
 
 
-def test_refusals_leave_the_workspace_as_it_was(trained: Workspace, tmp_path: Path) -> None:
+def test_refusals_leave_the_workspace_as_it_was(trained: Workspace, pictures: Path, tmp_path: Path) -> None:
     """A known name, an empty one, one given twice, and one of which nothing can be read are refused."""
     known = trained.snapshot().class_table().names[0]
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
+    picture = Path(shutil.copy(pictures / "unseen" / "0.png", tmp_path))
     before = trained.history.last()
     cases = [
         ([NewClass(known, ("x",))], f"there is a class {known!r} already"),
-        ([NewClass(known.upper(), ("x",))], f"there is a class {known.upper()!r} already"),
+        ([NewClass(known.upper(), ("x",))], f"there is a class {known.upper()!r} already: {known!r}"),
+        (
+            [NewClass("okapi", images=(picture,)), NewClass("quagga", images=(picture,))],
+            f"{picture} is given for two classes, 'okapi' and 'quagga'",
+        ),
         ([NewClass("  ", ("x",))], "the new class: the class name is empty"),
         ([NewClass("okapi", ("x",)), NewClass("Okapi", ("y",))], "class 'Okapi' is given twice"),
         (
@@ -244,8 +249,8 @@ def test_refusals_leave_the_workspace_as_it_was(trained: Workspace, tmp_path: Pa
         with pytest.raises(InputError) as caught:
             add_classes(trained, wanted)
         assert caught.value.message == message
-        if message.endswith("already"):
-            assert caught.value.hint.startswith(f"Give it more: vlltr images add {wanted[0].name!r} PATH")
+        if message.startswith("there is a class"):
+            assert caught.value.hint.startswith(f"Give it more: vlltr images add {shlex.quote(known)} PATH")
     assert trained.history.last() == before
     added = add_class(trained, "okapi", ["An animal."], aliases=["Okapi", "  forest\ngiraffe "])
     assert added.classes[0].name == "okapi"

@@ -366,10 +366,11 @@ def _copies_of_others(tx: Transaction, images: pa.Table) -> list[str]:
         there["content_hash"].to_pylist(), there["class_id"].to_pylist(), strict=True
     ):
         owners[content].add(class_id)
-    names = tx.class_table().names
-    others = Counter(names[one] for content, class_id in came for one in owners[content] - {class_id})
-    if not others:
+    found = sorted(one for content, class_id in came for one in owners[content] - {class_id})
+    if not found:
         return []
+    names = tx.class_table().names
+    others = Counter(names[one] for one in found)
     return [f"Byte for byte there in another class: {_listed(others)}. Their labels contradict each other."]
 
 
@@ -411,20 +412,28 @@ def new_image_rows(
         skipped: Entries that were left out are appended to it, with the reason.
 
     Raises:
-        InputError: If a folder holds no image, or folders that may be classes, or an image is another class's already.
+        InputError: If a folder holds no image, or folders that may be classes, or an image is another class's already
+            or given for two.
     """
     rule = rule_of(tx)
     nested = rule.how in ("folder", "path")
     found = {i: _records(some, names[i], skipped, nested=nested) for i, some in paths.items()}
     rows = image_rows({i: with_groups(rule, records) for i, records in found.items()})
     there = tx.table("images", ["image_id", "class_id"], one_of("image_id", rows["image_id"].to_pylist()))
-    owner = dict(zip(there["image_id"].to_pylist(), there["class_id"].to_pylist(), strict=True))
+    stored = dict(zip(there["image_id"].to_pylist(), there["class_id"].to_pylist(), strict=True))
+    owner = dict(stored)
     for row in rows.select(["image_id", "class_id", "uri", "problem"]).to_pylist():
         key = row["image_id"]
         if row["problem"]:
             skipped.append(f"{row['uri']}: {row['problem']}")
-        if owner.setdefault(key, row["class_id"]) != row["class_id"]:
-            other = tx.class_table().names.get(owner[key], "another class")
+        first = owner.setdefault(key, row["class_id"])
+        if first != row["class_id"] and key not in stored:
+            raise InputError(
+                f"{row['uri']} is given for two classes, {names[first]!r} and {names[row['class_id']]!r}",
+                "Leave it out of one of them.",
+            )
+        if first != row["class_id"]:
+            other = tx.class_table().names.get(first, "another class")
             raise InputError(
                 f"{row['uri']} is an image of class {other!r} already",
                 f"Take it away there: vlltr images remove {key}",

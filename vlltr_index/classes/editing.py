@@ -199,10 +199,14 @@ def checked_classes(tx: Transaction, wanted: Sequence[NewClass]) -> list[NewClas
     seen: set[str] = set()
     for one in wanted:
         name = clean_name(one.name, "the new class")
-        if table.find(name) is not None:
+        there = table.find(name)
+        if there is not None:
+            known = table.names[there]
+            quoted = shlex.quote(known)
+            called = "" if known == name else f": {known!r}"
             raise InputError(
-                f"there is a class {name!r} already",
-                f"Give it more: vlltr images add {name!r} PATH, vlltr sentences add {name!r} --text FILE",
+                f"there is a class {name!r} already{called}",
+                f"Give it more: vlltr images add {quoted} PATH, vlltr sentences add {quoted} --text FILE",
             )
         if folded(name) in seen:
             raise InputError(f"class {name!r} is given twice", "Give it once, with all that is known of it.")
