@@ -6,6 +6,7 @@ import json
 import math
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,8 @@ from vlltr_index.data.text import text_hash
 from vlltr_index.embedding.loading import image_set, open_encoder, text_vectors_of
 from vlltr_index.embedding.vectors import text_vectors
 from vlltr_index.errors import InputError, UsageError
+from vlltr_index.heads.checkpoint import load_head, save_head
+from vlltr_index.heads.gating import LaterFigures
 from vlltr_index.pipelines.classlist import show_class
 from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.ingest import ingest_images
@@ -171,6 +174,26 @@ def test_a_manifest_of_many(
     assert [a.images for a in report.classes] == [1, 0, 0]
     assert report.notes == [f"Left out: {tmp_path / 'gone.png'}: no such file"]
     assert trained.snapshot().class_table().lookup("the first") == report.classes[0].class_id
+
+
+def test_how_much_of_several_later_classes_is_found_is_told(trained: Workspace, pictures: Path) -> None:
+    """As the head estimates it, for about as many classes and pictures; of one or two it is not said."""
+    folder = trained.objects.whole("heads", trained.snapshot().commit.head or "")
+    saved = load_head(folder)
+    assert saved.parts is not None
+    later = tuple(LaterFigures(n, k, found, 0.0) for n, k, found in ((1, 1, 0.9), (1, 10, 0.4), (5, 10, 0.6)))
+    saved = replace(saved, parts=replace(saved.parts, later=later))
+    with trained.transaction("another head") as tx:
+        tx.set(head=trained.objects.put("heads", lambda place: save_head(saved, place)))
+    files = sorted((pictures / "unseen").glob("*.png"))
+    two = add_classes(trained, [NewClass(f"new {n}", images=(files[n],)) for n in range(2)])
+    assert not any("not trained on" in note for note in two.notes)
+    third = add_classes(trained, [NewClass("new 2", images=(files[2],))])
+    (told,) = [note for note in third.notes if "not trained on" in note]
+    assert told.startswith(
+        "The head was not trained on 3 classes. Of 10 such classes that are known by 1 image 40 %"
+    )
+    assert told.endswith("vlltr refit")
 
 
 def test_a_folder_of_class_folders(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from vlltr_index.data.grouping import AUTO, Grouping
+from vlltr_index.data.grouping import AUTO, Grouping, likely_groups
 from vlltr_index.errors import UsageError
 from vlltr_index.schemas.records import ImageRecord
 
@@ -37,6 +39,25 @@ def test_a_regular_expression_finds_the_group_in_the_files_name() -> None:
     assert groups(r"name:^([a-z]+)_\d+", "owl/ab_1.png", "tit/ab_2.png", "owl/9.png") == ["ab", "ab", None]
     assert groups("name:[0-9]+", "7/owl/x12.png", "7/owl/x.png") == ["12", None]
     assert groups("name:(a)?b", "owl/b.png") == [None]
+
+
+@pytest.mark.parametrize(
+    ("way", "names"),
+    [
+        ("folder", ["nest/1.png", "nest/2.png", "field/a.png", "field/b.png", "c.png"]),
+        ("path:^([^/]+/[^_.]+)", ["1.png", "1_aug0.png", "2.png", "2_aug0.png", "3.png"]),
+        (r"path:^(.+)[-_ ]\(?\d+", ["nest-7 (1).png", "nest-7 (2).png", "nest-8 (1).png", "nest-8 (2).png"]),
+        (None, ["IMG_1.png", "IMG_2.png", "IMG_3.png", "IMG_4.png", "IMG_5.png"]),
+        (None, ["1.png", "2.png", "3.png", "4.png"]),
+    ],
+)
+def test_groups_that_names_suggest(way: str | None, names: list[str]) -> None:
+    """Most pictures are in groups of several, and a class has more than one."""
+    sources = [f"{name}/{file}" for name in ("owl", "tit") for file in names]
+    found = likely_groups([replace(one, class_name=one.source[:3]) for one in records(*sources)])
+    assert (found and str(found.grouping)) == way
+    if found:
+        assert (found.groups, found.pictures) == (4, 8)
 
 
 def test_a_path_has_the_folders_too() -> None:

@@ -97,6 +97,17 @@ def test_groups_are_told_and_remembered(workspace: Workspace, folder: Path) -> N
     assert set(groups(workspace).values()) == {None}
 
 
+def test_groups_that_names_suggest_are_told(workspace: Workspace, tmp_path: Path) -> None:
+    """As long as none are said."""
+    for number, name in enumerate(["owl/1", "owl/1_aug", "owl/2", "owl/2_aug"]):
+        put(tmp_path / "data" / f"{name}.png", picture(number))
+    (told,) = ingest_images(workspace, tmp_path / "data", "train").notes
+    assert told.startswith("by their names 4 pictures are in 2 groups of several")
+    hint = told.partition("--group ")[2].strip("'")
+    said = ingest_images(workspace, tmp_path / "data", "train", group=hint)
+    assert (said.groups, said.notes) == (2, [])
+
+
 def test_groups_of_several_classes_are_told(workspace: Workspace, tmp_path: Path) -> None:
     """Files of class folders that only have like names are easily taken for one group."""
     for number, name in enumerate(["owl/1", "owl/1_aug", "tit/1", "tit/2"]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 from collections import Counter, defaultdict
@@ -50,6 +51,7 @@ _MUTE = (
     "Texts have no weight in this head (vlltr status says why): a class is not found by text alone, until it has"
     " images (vlltr images add)."
 )
+_SEVERAL = 3  # later classes from which it is said how much of several is found
 _TIDY = 32  # commits between two compactions of the tables
 _SMALL = 200_000  # rows of a table worth compacting; in larger ones small fragments hardly slow a scan
 _RIVALS = 3
@@ -221,6 +223,7 @@ def change(
         )
         if mute and any(not one.images for one in classes):
             report.notes.append(_MUTE)
+        report.notes.extend(_foretold(after, [one for one in classes if one.class_id in done.touched]))
         if done.images is not None:
             report.notes.extend(_copies_of_others(tx, done.images))
             report.notes.extend(_named_otherwise(tx, after, usable(done.images)))
@@ -356,6 +359,24 @@ def _states(tx: Transaction, model: Model, class_ids: set[int], mute: bool) -> l
     ]
 
 
+def _foretold(model: Model, touched: Sequence[AddedClass]) -> list[str]:
+    """Say how much of later classes is found, as the head estimates it, where several are known and one was touched."""
+    parts = model.saved.parts
+    images = [one.images for one in touched if one.visual != "trained"]
+    later = int((~model.trained).sum())
+    told = [one for one in parts.later if one.number > 1] if parts is not None else []
+    if not told or not images or later < _SEVERAL:
+        return []
+    usual = sorted(images)[len(images) // 2]
+    number = min((one.number for one in told), key=lambda number: abs(math.log(number / later)))
+    nearest = min((one for one in told if one.number == number), key=lambda one: abs(one.images - usual))
+    known = f"by {plural(nearest.images, 'image')}" if nearest.images else "by text alone"
+    return [
+        f"The head was not trained on {plural(later, 'class', 'classes')}. Of {number:,} such classes that are known"
+        f" {known} {100 * nearest.found:.0f} % of the pictures are found, it estimates. To train on them: vlltr refit"
+    ]
+
+
 def _copies_of_others(tx: Transaction, images: pa.Table) -> list[str]:
     """Say how many of the images that came another class has, too, byte for byte."""
     came = set(zip(images["content_hash"].to_pylist(), images["class_id"].to_pylist(), strict=True))
@@ -391,9 +412,10 @@ def _named_otherwise(tx: Transaction, model: Model, images: pa.Table) -> list[st
     others = Counter(names[found] for found, owner in pairs if found != owner)
     if not others:
         return []
+    advice = "" if 2 * others.total() > images.num_rows else " They may be of these classes."
     return [
         f"{others.total()} of {plural(images.num_rows, 'picture')} that came would be named otherwise, though the model"
-        f" knows them now: {_listed(others)}. They may be of these classes."
+        f" knows them now: {_listed(others)}.{advice}"
     ]
 
 

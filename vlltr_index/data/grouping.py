@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from vlltr_index.errors import UsageError
 from vlltr_index.heads.bursts import bursts
 from vlltr_index.schemas.records import ImageRecord
 
+_GROUPS = 2  # of several pictures that a class has in the mean, where names tell groups
 _FORMS = (
     "Give folder, column:NAME, name:REGEX, path:REGEX, seconds:N, or auto: a column group, else pictures are"
     " compared."
@@ -111,3 +113,36 @@ class Grouping:
 
 
 AUTO = Grouping()
+_LIKELY = (Grouping("folder"), Grouping("path", "^([^/]+/[^_.]+)"), Grouping("path", r"^(.+)[-_ ]\(?\d+"))
+"""Ways that often tell what belongs together: `owl/nest/1.jpg`, `owl/1_aug2.jpg`, `owl/nest-7 (2).jpg`."""
+
+
+class LikelyGroups(NamedTuple):
+    """Groups that the names of the pictures in class folders suggest.
+
+    Attributes:
+        grouping: What makes them.
+        groups: How many have several pictures.
+        pictures: How many lie in these.
+    """
+
+    grouping: Grouping
+    groups: int
+    pictures: int
+
+
+def likely_groups(records: Sequence[ImageRecord]) -> LikelyGroups | None:
+    """Find a way by which most of the pictures in class folders are in groups of several, and few groups are a class.
+
+    Args:
+        records: All images of a folder of class folders.
+    """
+    classes = len({one.class_name for one in records})
+    untold = [None] * len(records)
+    for way in _LIKELY:
+        sizes = Counter(way.groups(records, untold, class_folders=True))
+        del sizes[None]
+        several = [size for size in sizes.values() if size > 1]
+        if 2 * sum(several) >= len(records) and len(several) >= _GROUPS * classes:
+            return LikelyGroups(way, len(several), sum(several))
+    return None

@@ -220,7 +220,7 @@ def _dealt(snapshot: Snapshot) -> _Deal:
     if not bool(answerable(images.class_ids, fold).any()):
         raise MissingStepError(
             "no class has two pictures that do not belong together: none can be held out",
-            "Bring in more pictures: vlltr ingest images PATH --split train",
+            "Bring in more pictures, or group them otherwise: vlltr ingest images PATH --split train --group HOW",
         )
     return _Deal(
         head,

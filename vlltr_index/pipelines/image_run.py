@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pyarrow as pa
 
 from vlltr_index.data.decoding import Probe
-from vlltr_index.data.grouping import AUTO, Grouping
+from vlltr_index.data.grouping import AUTO, Grouping, LikelyGroups, likely_groups
 from vlltr_index.errors import InputError
 from vlltr_index.heads.bursts import AT_ONCE, bursts, folder_of
 from vlltr_index.schemas.records import ImageRecord, Skipped
@@ -39,11 +40,13 @@ class Listing:
         labels: By class name in order of appearance, how many images there are of each split.
         images: With `sync`, the images with the hashes of their contents.
         groups: By its split and source, the group of each image that has one.
+        likely: Groups that the names suggest, where none are said of a folder of class folders.
     """
 
     labels: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     images: list[Listed] = field(default_factory=list)
     groups: dict[tuple[str, str], str] = field(default_factory=dict)
+    likely: LikelyGroups | None = None
 
     @classmethod
     def of(
@@ -73,6 +76,8 @@ class Listing:
                 found.groups[one.split, one.source] = group
             if one.class_name is not None:
                 found.labels[one.class_name][one.split] += 1
+        if class_folders and not found.groups:
+            found.likely = likely_groups(listed)
         return found
 
     def dealt(
@@ -212,6 +217,8 @@ class ImageRun:
         if agreed is not None:
             self.remove_gone(agreed)
         self.write_origins()
+        if listing.likely is not None:
+            self.notes.lines.append(_of_likely(listing.likely))
 
     def match(self, listing: Listing) -> None:
         """Find out which of the source's images before each of its images is.
@@ -520,6 +527,14 @@ class ImageRun:
 def _none(source: str) -> bool:
     """Hold nothing out."""
     return False
+
+
+def _of_likely(likely: LikelyGroups) -> str:
+    """Say which groups the names suggest, and how to hold them out together."""
+    return (
+        f"by their names {likely.pictures:,} pictures are in {plural(likely.groups, 'group')} of several; if each shows"
+        f" one thing, say so, else figures are too good: --group {shlex.quote(str(likely.grouping))}"
+    )
 
 
 def counted(names: Counter[str]) -> str:
