@@ -86,14 +86,15 @@ def test_a_cross_validation_says_who_answered_and_counts_units() -> None:
     """Below thirty units pictures are counted, however many they are."""
     crossed = replace(report(), folds=5)
     assert verdict(crossed)[0].startswith(
-        "Of 100 pictures, each shown to a model that was trained without it, 25.0 % were named rightly"
+        "Of 100 pictures, each shown to a model that was trained without it and a fifth of the others,"
+        " 25.0 % were named rightly"
     )
     method = crossed.rows["vl-ltr"]
     bursts = replace(method, top1={"overall": replace(method.top1["overall"], units=12)})
     assert verdict(replace(crossed, rows={**crossed.rows, "vl-ltr": bursts})) == (
         "100 pictures (in 12 units) say little.",
         "Of 100 pictures (in 12 units), each shown to a model that was trained without"
-        " it, 50 were named rightly; the most frequent class every time, 40.",
+        " it and a fifth of the others, 50 were named rightly; the most frequent class every time, 40.",
     )
     more = replace(method, top1={"overall": replace(method.top1["overall"], units=60)})
     assert verdict(replace(crossed, rows={**crossed.rows, "vl-ltr": more}))[0].startswith(
