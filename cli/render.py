@@ -317,8 +317,9 @@ def _cross_validation(report: CrossValidation) -> list[str]:
         lines.append("A class whose pictures all belong together, or with a single one, cannot be tested.")
     if report.alike:
         lines.append(
-            f"Like another of their class, or taken with it: {report.alike:,} of these pictures. Not all copies that"
-            " were turned or cut are found. If names of files tell more: --group 'name:REGEX' of fit and ingest images."
+            f"Like another of their class, or taken with it: {report.alike:,} of these pictures. Copies that were"
+            " turned or cut, and other pictures of one thing, are not all found: say which belong together, --group of"
+            " fit and ingest images."
         )
     return lines
 
