@@ -12,7 +12,7 @@ score on augmented, visits, products, reposts and single, with the first hundred
 
 Of the first six kinds draws 0 to 9 are left out: near duplicates were tuned with some of them in sight. Of reposts
 draws 0 to 59 are left out: after them copies that are cut and enlarged were looked for. Of augmented and mirrored
-copies draws 0 to 11 are left out, of scans 0 to 21: with them it was chosen how many likenesses a pair has to share.
+copies draws 0 to 11 are left out: with them, and scans 10 to 21, it was chosen how many likenesses a pair has to share.
 """
 
 from __future__ import annotations

@@ -192,7 +192,7 @@ def reposts(rng: Rng, drawings: Sequence[Image.Image]) -> Unit:
 
 KINDS: Mapping[str, Kind] = {
     "bursts on photographs": Kind("icons_lt", bursts, seen=10),
-    "scans": Kind("glyphs_lt", scans, seen=22),
+    "scans": Kind("glyphs_lt", scans, seen=10),
     "films": Kind("icons_lt", films, seen=10),
     "films with times": Kind("glyphs_lt", films, timed=True, seen=10),
     "products, named": Kind("icons_lt", products, named=True, seen=10),
