@@ -249,7 +249,9 @@ def test_changes_are_those_of_the_commands(trained: Workspace, pictures: Path) -
         assert report["notes"] == ["1 sentence removed:", "  It has ears."]
         again = server.change("POST", "/classes", {"name": ["okapi"]})
         assert again.status_code == 422
-        assert again.json() == {"detail": "there is a class 'okapi' already"}  # the hint is a command
+        assert again.json() == {
+            "detail": "there is a class 'okapi' already: 'a/b c'"
+        }  # the hint is a command
         same_as_before = server.change("POST", "/sentences", {"name": ["okapi"], "sentences": [TEXT]}).json()
         assert (same_as_before["changed"], same_as_before["commit"]) == (False, None)
         assert server.change("DELETE", "/classes?name=a%2Fb%20c").json()["commit"] == first + 4

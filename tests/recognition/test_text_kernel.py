@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from vlltr_index.classes import add_class
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.checkpoint import ToldMeans, load_head, save_head
+from vlltr_index.heads.fusion import Gate
 from vlltr_index.heads.plda import prior_means
 from vlltr_index.heads.text_prior import TextKernel, class_features
 from vlltr_index.pipelines.fit import fit
@@ -180,10 +181,15 @@ def test_new_combinations_of_known_words_are_found(tmp_path: Path) -> None:
         for number in range(6):
             shaped(name, number).save(place / f"{number}.png")
     made = fit(tmp_path / "photos", encoder="vlltr-tiny:glyphs")
+    # The weights of classes known by text alone are set: twenty classes of six pictures tell little of them.
+    saved = load_head(made.workspace.objects.whole("heads", made.workspace.snapshot().commit.head or ""))
+    assert saved.parts is not None
+    assert saved.parts.shared.kernel is not None
+    weights = replace(saved.parts.weights, text_only=Gate(generative=0.05, text=0.0))
+    saved = replace(saved, parts=replace(saved.parts, weights=weights))
+    with made.workspace.transaction("set") as tx:
+        tx.set(head=made.workspace.objects.put("heads", lambda place: save_head(saved, place)))
     recognizer = Recognizer.open(made.workspace)
-    parts = recognizer.current().saved.parts
-    assert parts is not None
-    assert parts.shared.kernel is not None
     for name in HELD:
         add_class(made.workspace, name, [f"a {name}."])
     pictures = sorted((tmp_path / "new").rglob("*.png"))
@@ -191,7 +197,7 @@ def test_new_combinations_of_known_words_are_found(tmp_path: Path) -> None:
     right = [
         answer.classes[0].name == path.parent.name for answer, path in zip(answers, pictures, strict=True)
     ]
-    assert sum(right) >= 0.6 * len(right)  # by chance a fifth
+    assert sum(right) >= 0.9 * len(right)  # by chance a fifth
     recognizer.export(tmp_path / "export")
     again = Recognizer.from_pretrained(tmp_path / "export").predict_proba(pictures)
     assert abs(again - recognizer.predict_proba(pictures)).max() < 1e-4
