@@ -88,7 +88,7 @@ def test_two_sets_of_copies_are_not_one_by_a_likeness() -> None:
     for own in characters()[:10]:
         copies = []
         for data in own[:6]:
-            drawing = ImageOps.expand(ImageOps.invert(Image.open(io.BytesIO(data))), 7, 255).resize((96, 96))
+            drawing = drawn(data)
             for number in range(5):
                 turned = drawing.rotate(rng.uniform(-20, 20), Image.Resampling.BICUBIC, fillcolor=255)
                 copies.append(encoded(ImageOps.mirror(turned) if number % 2 else turned))
@@ -131,6 +131,11 @@ def characters() -> list[list[bytes]]:
     return [own for own in by_label.values() if len(own) > 5][:40]
 
 
+def drawn(data: bytes) -> Image.Image:
+    """A character, dark on light with a margin."""
+    return ImageOps.expand(ImageOps.invert(Image.open(io.BytesIO(data))), 7, 255).resize((96, 96))
+
+
 def thumbnails_of(images: Sequence[bytes]) -> Tensor:
     """The small grey copies that are stored of images."""
     small = b"".join(probe(data).thumbnail or b"" for data in images)
@@ -157,7 +162,7 @@ def test_scans_of_a_drawing() -> None:
     for own in characters()[:10]:
         scans = []
         for data in own[:6]:
-            drawing = ImageOps.expand(ImageOps.invert(Image.open(io.BytesIO(data))), 7, 255).resize((96, 96))
+            drawing = drawn(data)
             for _ in range(3):
                 turned = drawing.rotate(rng.normal(0, 1), Image.Resampling.BICUBIC, fillcolor=255)
                 side = int(rng.integers(80, 120))

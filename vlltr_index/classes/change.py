@@ -223,8 +223,8 @@ def change(
         )
         if mute and any(not one.images for one in classes):
             report.notes.append(_MUTE)
-        report.notes.extend(_foretold(after, [one for one in classes if one.class_id in done.touched]))
         if done.images is not None:
+            report.notes.extend(_foretold(after, [one for one in classes if one.class_id in done.touched]))
             report.notes.extend(_copies_of_others(tx, done.images))
             report.notes.extend(_named_otherwise(tx, after, usable(done.images)))
         if not options.dry_run:
@@ -449,17 +449,18 @@ def new_image_rows(
         if row["problem"]:
             skipped.append(f"{row['uri']}: {row['problem']}")
         first = owner.setdefault(key, row["class_id"])
-        if first != row["class_id"] and key not in stored:
-            raise InputError(
-                f"{row['uri']} is given for two classes, {names[first]!r} and {names[row['class_id']]!r}",
-                "Leave it out of one of them.",
-            )
-        if first != row["class_id"]:
+        if first == row["class_id"]:
+            continue
+        if key in stored:
             other = tx.class_table().names.get(first, "another class")
             raise InputError(
                 f"{row['uri']} is an image of class {other!r} already",
                 f"Take it away there: vlltr images remove {key}",
             )
+        raise InputError(
+            f"{row['uri']} is given for two classes, {names[first]!r} and {names[row['class_id']]!r}",
+            "Leave it out of one of them.",
+        )
     return rows
 
 

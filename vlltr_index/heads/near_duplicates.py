@@ -242,6 +242,7 @@ def compare(
     """
     templates = _templates(structure, reach, views)
     lengths = window_lengths(structure, reach)
+    plain = views.index((0.0, 1.0))
     side = structure.shape[1] - 2 * reach
     both = torch.cat([pairs, pairs.flip(1)])
     order = both[:, 1].argsort(stable=True)
@@ -256,7 +257,7 @@ def compare(
         z = torch.atanh(products.clamp(-_NEARLY_1, _NEARLY_1))
         both_ways = z[:, : 2 * len(views)].unflatten(1, (2, len(views)))
         found[0, own], way = both_ways.amax((2, 3)).max(1)
-        other_way = both_ways[torch.arange(count), 1 - way, views.index((0.0, 1.0))]
+        other_way = both_ways[torch.arange(count), 1 - way, plain]
         otherwise = torch.cat([other_way, z[:, 2 * len(views) :].flatten(1)], 1)
         found[1, own] = otherwise.square().mean(1)
         found[2, own] = otherwise.amax(1)

@@ -418,7 +418,9 @@ class ImageRun:
     def _note_group(self, row: dict[str, Any]) -> None:
         """Note the group of a row, or when and where it was taken if it has none."""
         if row["group"] is not None:
-            self.groups[row["group"]].update({row["class_id"]} - {None})
+            owners = self.groups[row["group"]]
+            if row["class_id"] is not None:
+                owners.add(row["class_id"])
             self.grouped += 1
         elif row["taken"] is not None:
             self.alone.append((row["taken"], folder_of(row["uri"]), row["class_id"]))
