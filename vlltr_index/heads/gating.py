@@ -118,6 +118,17 @@ class HeldOutClasses:
         ahead = ((later >= own).sum(1) - 1).double() / max(self.newcomers - 1, 1)
         return self.new_best - own[:, 0], ahead
 
+    def found(self, gate: Gate) -> Tensor:
+        """Return whether each image of a newcomer is recognised among all classes, 0 or 1: float64 [M]."""
+        lacking, ahead = self.lead_lacking(gate)
+        return ((lacking < gate.offset_among(self.newcomers)) & (ahead == 0.0)).double()
+
+    @property
+    def without_text(self) -> HeldOutClasses:
+        """The same where the text branch says nothing of newcomers."""
+        zeros = torch.zeros_like(self.text), torch.zeros_like(self.new_text)
+        return replace(self, text=zeros[0], new_text=zeros[1])
+
 
 def _later_scores(gate: Gate, likelihoods: Tensor, text: Tensor, trained: int) -> Tensor:
     """Score newcomers as later classes are scored, but for the offset: [N, K], of scores [N, C + K]."""
@@ -136,7 +147,8 @@ def fit_gate(start: Gate, designs: Sequence[HeldOutClasses], weights: bool = Tru
     The weights are the most probable ones. The likelihood is that an image of a newcomer is recognised among all
     classes, and that one of a trained class is assigned to any of the trained ones. Held-out classes together weigh
     their share of all classes. The prior has its mean at `start`, and as standard deviation the spread that both parts
-    have there over the classes.
+    have there over the classes. Text logits may tell newcomers from trained classes, and hide which newcomer it is:
+    they have no weight unless with one more images of newcomers are found, by a standard error over these.
 
     With the offset an image is as often given to a newcomer wrongly as kept from it wrongly, each class counted alike:
     there a logistic regression on the lead of the best newcomer is even, fitted together with how well an image must
@@ -152,13 +164,32 @@ def fit_gate(start: Gate, designs: Sequence[HeldOutClasses], weights: bool = Tru
     designs = _usable(designs)
     if not designs:
         return start
-    gate = _fit_weights(start, designs) if weights else start
+    if not weights:
+        return _with_offsets(start, designs)
+    silent = [one.without_text for one in designs]
+    gates = [
+        _with_offsets(_fit_weights(begin, some), some)
+        for begin, some in ((replace(start, text=0.0), silent), (start, designs))
+    ]
+    missed = torch.stack([torch.cat([1.0 - one.found(gate) for one in designs]) for gate in gates])
+    alike = torch.cat([one.new_weights for one in designs])
+    level = level_with_best(missed, alike, _newcomers(designs))
+    return gates[int(level[0])]
+
+
+def _with_offsets(gate: Gate, designs: Sequence[HeldOutClasses]) -> Gate:
+    """Fit everything but the weights, see `fit_gate`."""
     fit, offset = _even(gate, designs)
     gate = replace(gate, fit=fit, offset=offset)
     leads = [one.leads_lost(gate) for one in designs]
     crowding = _crowding(designs, leads)
     limit = _Losses.strongest(designs, leads, crowding).offset_at(_MOST_LOST)
     return replace(gate, crowding=crowding, limit=limit)
+
+
+def _newcomers(designs: Sequence[HeldOutClasses]) -> Tensor:
+    """Number the newcomer of each of their images, int64 [M], of all designs; one in two designs is two."""
+    return torch.cat([one.new_labels * len(designs) + number for number, one in enumerate(designs)])
 
 
 def fit_trust(model: PLDA) -> float:
@@ -202,7 +233,7 @@ def later_figures(gate: Gate, designs: Sequence[HeldOutClasses]) -> tuple[LaterF
         [torch.full_like(lead, one.newcomers - 1) for (lead, _), one in zip(leads, designs, strict=True)]
     )
     weights = torch.cat([one.new_weights for one in designs]) / len(designs)
-    kinds = torch.cat([one.new_labels * len(designs) + number for number, one in enumerate(designs)])
+    kinds = _newcomers(designs)
     if len(kinds.unique()) < _FEWEST_TOLD:
         return ()
     figures = []
