@@ -239,7 +239,7 @@ def test_bad_manifests(tmp_path: Path, content: str, message: str) -> None:
 
 def test_refusals_leave_the_workspace_as_it_was(trained: Workspace, pictures: Path, tmp_path: Path) -> None:
     """A known name, an empty one, one given twice, and one of which nothing can be read are refused."""
-    known = trained.snapshot().class_table().names[0]
+    known, also = (trained.snapshot().class_table().names[i] for i in (0, 1))
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
     picture = Path(shutil.copy(pictures / "unseen" / "0.png", tmp_path))
@@ -247,6 +247,10 @@ def test_refusals_leave_the_workspace_as_it_was(trained: Workspace, pictures: Pa
     cases = [
         ([NewClass(known, ("x",))], f"there is a class {known!r} already"),
         ([NewClass(known.upper(), ("x",))], f"there is a class {known.upper()!r} already: {known!r}"),
+        (
+            [NewClass(name, ("x",)) for name in (known, "okapi", also)],
+            f"of 3 classes 2 are there already: {known!r}, {also!r}",
+        ),
         (
             [NewClass("okapi", images=(picture,)), NewClass("quagga", images=(picture,))],
             f"{picture} is given for two classes, 'okapi' and 'quagga'",

@@ -42,6 +42,7 @@ from vlltr_index.store.taxonomy import merge_nodes, rename_node
 from vlltr_index.wording import plural, preview
 
 if TYPE_CHECKING:
+    from vlltr_index.store.class_table import ClassTable
     from vlltr_index.store.transaction import Transaction
     from vlltr_index.store.workspace import Workspace
 
@@ -195,19 +196,11 @@ def checked_classes(tx: Transaction, wanted: Sequence[NewClass]) -> list[NewClas
         InputError: A name or an alias is taken, or given twice.
     """
     table = tx.class_table()
+    names = [clean_name(one.name, "the new class") for one in wanted]
+    _refuse_existing(table, names)
     checked: list[NewClass] = []
     seen: set[str] = set()
-    for one in wanted:
-        name = clean_name(one.name, "the new class")
-        there = table.find(name)
-        if there is not None:
-            known = table.names[there]
-            quoted = shlex.quote(known)
-            called = "" if known == name else f": {known!r}"
-            raise InputError(
-                f"there is a class {name!r} already{called}",
-                f"Give it more: vlltr images add {quoted} PATH, vlltr sentences add {quoted} --text FILE",
-            )
+    for one, name in zip(wanted, names, strict=True):
         if folded(name) in seen:
             raise InputError(f"class {name!r} is given twice", "Give it once, with all that is known of it.")
         seen.add(folded(name))
@@ -222,6 +215,27 @@ def checked_classes(tx: Transaction, wanted: Sequence[NewClass]) -> list[NewClas
             seen.add(folded(alias))
         checked.append(replace(one, name=name, aliases=aliases))
     return checked
+
+
+def _refuse_existing(table: ClassTable, names: Sequence[str]) -> None:
+    """Refuse names of classes that exist, all of them at once."""
+    there = {name: found for name in names if (found := table.find(name)) is not None}
+    if not there:
+        return
+    if len(there) > 1:
+        known = preview((table.names[i] for i in there.values()), most=_EXAMPLES)
+        raise InputError(
+            f"of {plural(len(names), 'class', 'classes')} {len(there):,} are there already: {known}",
+            "Leave these out; give them more by: vlltr images add CLASS PATH, vlltr sentences add CLASS --text FILE",
+        )
+    ((name, found),) = there.items()
+    known = table.names[found]
+    quoted = shlex.quote(known)
+    called = "" if known == name else f": {known!r}"
+    raise InputError(
+        f"there is a class {name!r} already{called}",
+        f"Give it more: vlltr images add {quoted} PATH, vlltr sentences add {quoted} --text FILE",
+    )
 
 
 def _sentences(one: NewClass, prompts: Sequence[str]) -> list[SentenceRecord]:
