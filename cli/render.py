@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vlltr_index.cli.answers import prediction_lines
 from vlltr_index.cli.terminal import percent, table, terminal_width
 from vlltr_index.schemas.fingerprint import short
+from vlltr_index.schemas.records import FEW_UNITS
 from vlltr_index.wording import plural, preview, units_of_pictures
 
 if TYPE_CHECKING:
@@ -355,10 +356,11 @@ def effect_lines(report: Effect) -> list[str]:
         ]
     if report.before is None or report.after is None:
         return []
-    return [
-        f"Old classes on {plural(report.images, 'held-out image')}:"
-        f" {100 * report.before:.1f} % before, {100 * report.after:.1f} % after."
-    ]
+    asked = f"Old classes on {plural(report.images, 'held-out image')}"
+    if report.images < FEW_UNITS:
+        before, after = (round(share * report.images) for share in (report.before, report.after))
+        return [f"{asked}: {before} right before, {after} after. So few say little."]
+    return [f"{asked}: {100 * report.before:.1f} % before, {100 * report.after:.1f} % after."]
 
 
 def _class(one: AddedClass, verb: str) -> str:

@@ -54,6 +54,7 @@ _QUERIES = 20
 _AT_ONCE = 512
 _LATE = 100
 _CLASS_FOLDS = 5  # parts of the classes, of which each fold leaves one out
+_UNTOLD = "Too little was kept out of stage 1: what classes that are added later get, and cost the others, is not foretold."
 _TOO_FEW = (
     "Too few images were held out to weigh the parts by: the usual weights hold, and texts count little."
 )
@@ -132,9 +133,9 @@ def weigh_parts(
     found = fit_weights(scores) if enough else usual_weights(scores)
     trust = _text_trust(data, folds, chosen, moments) if enough else 1.0
     left_out = _left_out(data, folds, chosen, trust)
-    later: tuple[LaterFigures, ...] = ()
+    told = enough and bool(left_out)
+    found, later = _gates(data, left_out, found) if told else _bounded(data, folds, chosen, found)
     if enough:
-        found, later = _gates(data, left_out, found)
         prior = fit_prior(scores.fused(found), log_frequencies(moments.counts.cpu()[known]), labels, units)
         found = replace(found, prior=prior)
     model = chosen.noisy(data.model(moments, chosen.shrinkage))
@@ -160,7 +161,7 @@ def weigh_parts(
     )
     first = near_chance(columns([fold.likelihoods(PLAINEST) for fold in folds]), labels, alike, units)
     weighed = [_of_weights(scores, units, found)] if enough else []
-    return parts, [*first, *weighed, *_more_notes(parts)]
+    return parts, [*first, *weighed, *_more_notes(parts), *([] if told else [_UNTOLD])]
 
 
 def near_chance(scores: Tensor, labels: Tensor, weights: Tensor, units: Tensor) -> list[str]:
@@ -223,6 +224,11 @@ def _left_out(data: StageTwoData, folds: list[Fold], chosen: Covariances, trust:
         return [_LeftOut(fold, data.unseen_classes, model, of_head)]
     if bool(data.unseen.any()) or data.visual_init is not None:
         return []
+    return _drawn_out(data, folds, chosen)
+
+
+def _drawn_out(data: StageTwoData, folds: list[Fold], chosen: Covariances) -> list[_LeftOut]:
+    """Leave another fifth of the classes, 100 at most, out of each fold."""
     with_text = data.places >= 0
 
     def zero_shot(features: Tensor) -> Tensor:  # by all sentences: anchors were selected by the images
@@ -338,10 +344,25 @@ def _fits_among(
     return weights.sum(torch.cat(parts)).cpu()
 
 
-def _gates(
-    data: StageTwoData, left_out: list[_LeftOut], found: PartWeights
+def _bounded(
+    data: StageTwoData, folds: list[Fold], chosen: Covariances, found: PartWeights
 ) -> tuple[PartWeights, tuple[LaterFigures, ...]]:
-    """Fit the weights and offsets of later classes on classes left out; estimate what later classes get and cost."""
+    """Bound what later classes cost by classes that stage 1 saw; to it their texts look too good to foretell more."""
+    bounded, _ = _gates(data, _drawn_out(data, _CLASS_FOLDS * folds, chosen), found, weights=False)
+    return bounded, ()
+
+
+def _gates(
+    data: StageTwoData, left_out: list[_LeftOut], found: PartWeights, weights: bool = True
+) -> tuple[PartWeights, tuple[LaterFigures, ...]]:
+    """Fit the weights and offsets of later classes on classes left out; estimate what later classes get and cost.
+
+    Args:
+        data: Training data.
+        left_out: Where classes are left out.
+        found: The weights of the trained classes, and those of later ones before the fit.
+        weights: Whether the weights of classes known by text alone are fitted, too.
+    """
     with_text = data.places >= 0
     told = [one for one in left_out if bool((one.classes & with_text).any())]
     alone = [_held_out_classes(data, one, one.classes & with_text, images=0, weights=found) for one in told]
@@ -352,7 +373,7 @@ def _gates(
     found = replace(
         found,
         few_shot=fit_gate(found.few_shot, [one for some in few for one in some], weights=False),
-        text_only=fit_gate(found.text_only, alone),
+        text_only=fit_gate(found.text_only, alone, weights=weights),
     )
     figures = [later_figures(found.text_only, alone)]
     figures += [later_figures(found.few_shot, some) for some in few]

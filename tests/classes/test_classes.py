@@ -191,9 +191,11 @@ def test_how_much_of_several_later_classes_is_found_is_told(trained: Workspace, 
     third = add_classes(trained, [NewClass("new 2", images=(files[2],))])
     (told,) = [note for note in third.notes if "not trained on" in note]
     assert told.startswith(
-        "The head was not trained on 3 classes. Of 10 such classes that are known by 1 image 40 %"
+        "The head was not trained on 3 classes that have pictures. Of 10 such classes that are known by 1 image 40 %"
     )
     assert told.endswith("vlltr refit")
+    by_text = add_classes(trained, [NewClass("new 3", ("a picture of a new one.",))])
+    assert not any("refit" in note for note in by_text.notes), "there is no picture to train on"
 
 
 def test_a_folder_of_class_folders(

@@ -360,20 +360,20 @@ def _states(tx: Transaction, model: Model, class_ids: set[int], mute: bool) -> l
 
 
 def _foretold(model: Model, touched: Sequence[AddedClass]) -> list[str]:
-    """Say how much of later classes is found, as the head estimates it, where several are known and one was touched."""
+    """Say how much of later classes with images is found, by the head's estimate, where one of several was touched."""
     parts = model.saved.parts
-    images = [one.images for one in touched if one.visual != "trained"]
-    later = int((~model.trained).sum())
-    told = [one for one in parts.later if one.number > 1] if parts is not None else []
+    images = [one.images for one in touched if one.visual == "images"]
+    later = Counter(model.visual_sides().values())["images"]
+    told = [one for one in parts.later if one.images and one.number > 1] if parts is not None else []
     if not told or not images or later < _SEVERAL:
         return []
     usual = sorted(images)[len(images) // 2]
     number = min((one.number for one in told), key=lambda number: abs(math.log(number / later)))
     nearest = min((one for one in told if one.number == number), key=lambda one: abs(one.images - usual))
-    known = f"by {plural(nearest.images, 'image')}" if nearest.images else "by text alone"
+    found = f"{100 * nearest.found:.0f} % of the pictures are found, it estimates"
     return [
-        f"The head was not trained on {plural(later, 'class', 'classes')}. Of {number:,} such classes that are known"
-        f" {known} {100 * nearest.found:.0f} % of the pictures are found, it estimates. To train on them: vlltr refit"
+        f"The head was not trained on {plural(later, 'class', 'classes')} that have pictures. Of {number:,} such"
+        f" classes that are known by {plural(nearest.images, 'image')} {found}. To train on them: vlltr refit"
     ]
 
 
