@@ -54,7 +54,7 @@ _QUERIES = 20
 _AT_ONCE = 512
 _LATE = 100
 _CLASS_FOLDS = 5  # parts of the classes, of which each fold leaves one out
-_UNTOLD = "Too little was kept out of stage 1: what classes that are added later get, and cost the others, is not foretold."
+_UNTOLD = "Too little was kept out of stage 1: what later classes get, and cost the others, is not foretold."
 _TOO_FEW = (
     "Too few images were held out to weigh the parts by: the usual weights hold, and texts count little."
 )

@@ -406,7 +406,9 @@ def test_few_images_that_stage_one_did_not_see_weigh_nothing(unseen: int) -> Non
     few = (
         "Too few images were held out to weigh the parts by: the usual weights hold, and texts count little."
     )
-    untold = "Too little was kept out of stage 1: what classes that are added later get, and cost the others, is not foretold."
+    untold = (
+        "Too little was kept out of stage 1: what later classes get, and cost the others, is not foretold."
+    )
     assert decision.notes == ([few, untold] if unseen else [none])
     assert decision.notes[0] == parts_of(decision).texts
     assert parts_of(decision).weights.image == 0.0
