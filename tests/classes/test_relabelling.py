@@ -80,6 +80,20 @@ def test_by_path_by_content_and_what_is_left_out(workspace: Workspace, tmp_path:
     assert list(classes(workspace).values()).count("tit") == 5
 
 
+def test_classes_that_are_called_by_digits(workspace: Workspace, tmp_path: Path) -> None:
+    """Each is the class of just that text, whose leading zeros count; -1 is no class unless one is called so."""
+    for name in ("1", "00001", "-1"):
+        put(tmp_path / "data" / name / "a.png", encoded(Image.new("RGB", (4, 4), (0, len(name), 0))))
+    file = tmp_path / "fix.csv"
+    file.write_text("path,class\ndata/owl/0.png,00001\ndata/owl/2.png,1\ndata/owl/4.png,-1\n")
+    with pytest.raises(UnknownClassError, match=r"no class is called .*'00001' \(.*:2\)\n"):
+        relabel_images(workspace, file)
+    ingest_images(workspace, tmp_path / "data", "train")
+    assert [one.now for one in relabel_images(workspace, file).relabelled] == ["00001", "1", "-1"]
+    assert ingest_images(workspace, file, "train").classes_added == 0
+    assert [classes(workspace)[f"owl/{n}.png"] for n in (0, 2, 4)] == ["00001", "1", "-1"]
+
+
 def test_it_outlives_the_folder_until_that_moves_the_picture(workspace: Workspace, tmp_path: Path) -> None:
     """The rule of sources."""
     file = tmp_path / "fix.txt"

@@ -13,6 +13,7 @@ import pytest
 from tests.support.pictures import put
 from vlltr_index.data.image_readers import read_images
 from vlltr_index.data.labelled import Labelled, read_labelled
+from vlltr_index.data.names import ClassNames
 from vlltr_index.errors import InputError
 from vlltr_index.schemas.records import ImageRecord, Skipped
 
@@ -211,6 +212,22 @@ def test_what_one_row_gets_wrong_stops_no_other(tmp_path: Path) -> None:
     assert bad(rows)[1][1] == "not JSON: 'class' occurs twice"
     with pytest.raises(InputError, match="the column 'class' stands there twice"):
         read(tmp_path / "twice.csv", "path,class,class\na.png,owl,tit\n")
+
+
+def test_texts_of_digits_and_numbers(tmp_path: Path) -> None:
+    """A text keeps its leading zeros; with names it is a number as well, unless one of them is just that text."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        "".join(f'{{"path": "a", "class": {one}}}\n' for one in ('"1"', '"001"', '"00"', '"-1"', 1, -1))
+    )
+    named = ClassNames.of(["zero", "one", "00"])
+    for names, there, expected in (
+        (None, (), ["1", "001", "00", None, "1", None]),
+        (None, ("-1",), ["1", "001", "00", "-1", "1", None]),
+        (named, (), ["one", "one", "00", None, "one", None]),
+    ):
+        rows = read_labelled(path, tmp_path, names, classes=there)
+        assert [(row.class_name, row.why) for row in rows] == [(name, "") for name in expected]
 
 
 def test_classes_that_are_neither_names_nor_numbers(tmp_path: Path) -> None:

@@ -144,7 +144,8 @@ class _Relabelling:
     def edit(self, tx: Transaction) -> Edit:
         """Write the classes of the file's pictures."""
         stored = _Stored(tx, self._root, empty=self._add)
-        found = list(self._undisputed(list(self._found(stored))))
+        classes = tx.class_table()
+        found = list(self._undisputed(list(self._found(stored, classes))))
         new = list(self._undisputed(self._new))
         if not found and not new and self.unsaid and not self.left_out:
             raise InputError(
@@ -157,7 +158,7 @@ class _Relabelling:
                 f"no picture that {self._listing} names can be relabelled{example}",
                 "Name the folder that its paths are relative to: --root DIR; or take new pictures in: --add",
             )
-        self._check_names(tx.class_table(), [*found, *new])
+        self._check_names(classes, [*found, *new])
         decisions = Decisions(
             labels={key: row.class_name or "" for key, row in found},
             added={Path(path): row.class_name or "" for path, row in new},
@@ -172,9 +173,9 @@ class _Relabelling:
         self.made = done.classes
         return edit
 
-    def _found(self, stored: _Stored) -> Iterator[tuple[str, Labelled]]:
+    def _found(self, stored: _Stored, classes: ClassTable) -> Iterator[tuple[str, Labelled]]:
         """Yield the id of each stored picture that the file gives a class, with what it says; note all others."""
-        for row in read_labelled(self._listing, self._root, self._names):
+        for row in read_labelled(self._listing, self._root, self._names, classes=classes):
             why = row.why or ("" if row.class_name else NO_CLASS)
             if why == NO_CLASS:
                 self.unsaid += 1

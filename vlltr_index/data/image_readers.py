@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ def read_images(
     with_data: bool = True,
     follow_links: bool = False,
     group_column: str | None = None,
+    classes: Container[str] = (),
 ) -> _Items:
     """Yield the images of a source, without opening them.
 
@@ -71,6 +72,7 @@ def read_images(
         with_data: Whether to read the bytes in a Parquet file; without, its records have no data.
         follow_links: Whether links that leave the folder, and links to folders, are followed.
         group_column: The column of a table that names each image's group; None: `group`, where there is one.
+        classes: Names of classes that there are: see `data.labelled.read_labelled`.
 
     Raises:
         InputError: The path is missing or of no known kind, holds no image, or something in it is malformed.
@@ -89,7 +91,7 @@ def read_images(
             raise InputError(
                 f"no such folder: {root}", "Name the one that the paths are relative to: --root DIR"
             )
-        rows = read_labelled(path, root, label_names, group_column)
+        rows = read_labelled(path, root, label_names, group_column, classes)
         yield from _listed(path, rows, root.resolve(), split=split, follow_links=follow_links)
     elif kind == ".parquet" and os.path.isfile(path):
         with open_parquet(path, ["image"]) as file:

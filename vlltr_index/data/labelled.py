@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections import defaultdict, deque
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Container, Hashable, Iterable, Iterator, Sequence
 from math import isnan
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeVar
@@ -110,7 +110,11 @@ def names_pictures(path: Path) -> bool:
 
 
 def read_labelled(
-    path: Path, root: Path, names: ClassNames | None = None, group: str | None = None
+    path: Path,
+    root: Path,
+    names: ClassNames | None = None,
+    group: str | None = None,
+    classes: Container[str] = (),
 ) -> Iterator[Labelled]:
     """Yield the pictures that a file names with their classes; what cannot be used says why.
 
@@ -121,14 +125,16 @@ def read_labelled(
             images and annotations, as iNaturalist's. An export of Label Studio (JSON, JSON-MIN, CSV) or of FiftyOne
             (labels.json beside the folder data, or samples.json).
         root: The folder that paths are relative to.
-        names: Names of numeric labels.
+        names: Names of numeric labels. With them a text of digits is a number too, unless one of them is just that
+            text; without them it is the class's name as it stands, with its leading zeros.
         group: The column of groups; default: `group`, if there is one.
+        classes: Names of classes that there are, one of which may be a negative number; others mean no class.
 
     Raises:
         InputError: The file cannot be read, is of no known kind, has no columns of paths and classes, or a number that
             the names do not have.
     """
-    reader = _Reader(path, root, names, group)
+    reader = _Reader(path, root, names, group, classes)
     kind = path.suffix.lower()
     if kind == ".json":
         yield from reader.json()
@@ -239,11 +245,14 @@ class _FiftyOneSamples(BaseModel):
 class _Reader:
     """Reader of one file; see `read_labelled`."""
 
-    def __init__(self, path: Path, root: Path, names: ClassNames | None, group: str | None) -> None:
+    def __init__(
+        self, path: Path, root: Path, names: ClassNames | None, group: str | None, classes: Container[str]
+    ) -> None:
         self._path = path
         self._root = root.resolve()
         self._names = names
         self._group = group
+        self._called = classes if names is None else frozenset(names.names)
 
     def list_lines(self) -> Iterator[Labelled]:
         """Yield the lines of a list."""
@@ -434,8 +443,9 @@ class _Reader:
         Raises:
             InputError: It is a number that the names do not have.
         """
-        if isinstance(label, str) and _NUMBER.fullmatch(label):
-            label = int(label)
+        if isinstance(label, str) and _NUMBER.fullmatch(label) and label not in self._called:
+            number = int(label)
+            label = number if self._names is not None or number < 0 else label
         if isinstance(label, int) and label < 0:
             return None, ""
         if isinstance(label, int) and self._names is not None:

@@ -143,10 +143,9 @@ def ingest_images(
         last = Grouping.parse(tx.commit.info.groupings.get(source.address, "auto"))
         grouping = last if group is None else Grouping.parse(group)
         gone = sync and source.is_gone
-        read = partial(
-            read_images, path, split, list_root, follow_links=follow_links, group_column=grouping.column
-        )
-        items = () if gone else read(names, with_data=sync or grouping.how == "seconds")
+        read = partial(read_images, path, split, list_root, names, follow_links=follow_links)
+        read = partial(read, group_column=grouping.column, classes=tx.class_table())
+        items = () if gone else read(with_data=sync or grouping.how == "seconds")
         listing = Listing.of(items, sync, grouping, class_folders=is_address(path) or Path(path).is_dir())
         labels = listing.labels
         if group is not None:
@@ -168,7 +167,7 @@ def ingest_images(
             grouping=grouping,
             grouped_before=last,
         )
-        items_again = None if gone else partial(read, names, with_data=True)
+        items_again = None if gone else partial(read, with_data=True)
         run.bring_in(listing, items_again, Agreed(agree, dry_run) if sync else None)
         run.compare(names, labels)
         retired = retire(tx, run.left) if sync else []
