@@ -137,10 +137,14 @@ def test_label_studio_minimal_json_and_csv(tmp_path: Path) -> None:
     records = [
         {"image": "a.jpg", "animal": "great tit", **facts},
         {"image": "b.jpg", "animal": {"choices": ["wren", "tit"]}, **facts},
+        {"image": "c.jpg", "animal": {"choices": ["wren", "tit", "owl", "auk"]}, **facts},
     ]
     rows = read(tmp_path / "a.json", json.dumps(records))
     assert good(rows) == [("a.jpg", "great tit")]
-    assert bad(rows) == [("task 2", "two classes for one picture: 'wren' and 'tit'")]
+    assert bad(rows) == [
+        ("task 2", "two classes for one picture: 'wren' and 'tit'"),
+        ("task 3", "4 classes for one picture: 'wren', 'tit' and 2 more"),
+    ]
     text = "animal,annotation_id,annotator,created_at,id,image,lead_time,updated_at\n"
     text += 'great tit,5,1,2026,1,a.jpg,1.5,2026\n"{""choices"": [""wren"", ""tit""]}",5,1,2026,1,b.jpg,1.5,2026\n'
     rows = read(tmp_path / "a.csv", text)

@@ -194,13 +194,15 @@ class _Relabelling:
                 self._leave_out(row, why)
 
     def _undisputed(self, pairs: list[tuple[str, Labelled]]) -> Iterator[tuple[str, Labelled]]:
-        """Yield the pictures that rows give one class, and note all others."""
+        """Yield the pictures that rows give one class, and note each other once."""
         disputed = disputes(pairs)
+        noted = set[str]()
         for key, row in pairs:
-            if key in disputed:
-                self._leave_out(row, disputed[key])
-            else:
+            if key not in disputed:
                 yield key, row
+            elif key not in noted:
+                noted.add(key)
+                self._leave_out(row, disputed[key])
 
     def _leave_out(self, row: Labelled, why: str) -> None:
         self.left_out.append(f"{row.where}: {row.entry}: {why}" if row.entry else f"{row.where}: {why}")

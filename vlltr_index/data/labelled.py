@@ -85,11 +85,17 @@ def disputes(rows: Iterable[tuple[K, Labelled]]) -> dict[K, str]:
     for key, row in rows:
         given[key].setdefault(row.class_name, row.where)
     return {
-        key: "two classes for one picture: "
-        + " and ".join(f"{name!r} ({where})" for name, where in classes.items())
+        key: _several([f"{name!r} ({where})" for name, where in classes.items()])
         for key, classes in given.items()
         if len(classes) > 1
     }
+
+
+def _several(classes: Sequence[str]) -> str:
+    """Say that one picture has two classes or more, and name two of them."""
+    if len(classes) == 2:
+        return f"two classes for one picture: {' and '.join(classes)}"
+    return f"{len(classes):,} classes for one picture: {', '.join(classes[:2])} and {len(classes) - 2:,} more"
 
 
 def export_in(folder: Path) -> Path | None:
@@ -431,8 +437,7 @@ class _Reader:
                 where, place, None, f"a class is a name or a number, not {odd[0]!r:.80}", names=names
             )
         if len(labels) != 1:
-            listed = " and ".join(map(repr, labels))
-            why = f"two classes for one picture: {listed}" if labels else NO_CLASS
+            why = _several([repr(one) for one in labels]) if labels else NO_CLASS
             return Labelled(where, place, None, why, names=names)
         name, why = self._class(labels[0], where)
         return Labelled(where, place, name, why, names=names)
