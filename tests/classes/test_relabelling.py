@@ -122,11 +122,24 @@ def test_what_is_refused(workspace: Workspace, tmp_path: Path) -> None:
     assert report.classes_added == ["owll", "titt"]
     assert [classes(workspace)[f"owl/{n}.png"] for n in (0, 2, 4)] == ["owll", "titt", "owll"]
     assert workspace.snapshot().count("sentences", "class_id = 2") == 1
-    file.write_text("path,class\nx.png,owl\n")
-    with pytest.raises(
-        InputError, match=r"no picture that .* names can be relabelled, for example .*:2: x.png"
+    for text, why in (
+        (
+            "x.png,owl",
+            "names can be relabelled, for example .*:2: x.png.*\nName the folder .*: --root DIR; or .*: --add",
+        ),
+        (
+            "data/owl/0.png,a\ndata/owl/0.png,b\ndata/owl/0.png,c",
+            r"'a' \(.*:2\), 'b' \(.*:3\) and 1 more\nMend its rows: ",
+        ),
+        ("data/owl/0.png,", "no row of .* names a class\n"),
+        ("", "fix.csv has no row\n"),
     ):
-        relabel_images(workspace, file)
+        file.write_text(f"path,class\n{text}\n")
+        with pytest.raises(InputError, match=why):
+            relabel_images(workspace, file)
+    file.write_text("path,class\nx.png,owl\n")
+    with pytest.raises(InputError, match=r"--root DIR$"):
+        relabel_images(workspace, file, add=True)
     with pytest.raises(InputError, match="unknown kind of file of corrections"):
         relabel_images(workspace, put(tmp_path / "fix.md"))
     file.write_text("path,class\ndata/owl/0.png,owl\n")

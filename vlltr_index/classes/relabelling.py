@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from vlltr_index.classes.change import USUAL, ChangeOptions, ChangeReport, Edit
 from vlltr_index.classes.deciding import Decisions, changed, write_decisions
@@ -147,17 +147,8 @@ class _Relabelling:
         classes = tx.class_table()
         found = list(self._undisputed(list(self._found(stored, classes))))
         new = list(self._undisputed(self._new))
-        if not found and not new and self.unsaid and not self.left_out:
-            raise InputError(
-                f"no row of {self._listing} names a class",
-                "Write the class of each picture that you looked at into the column class.",
-            )
         if not found and not new:
-            example = f", for example {self.left_out[0]}" if self.left_out else ""
-            raise InputError(
-                f"no picture that {self._listing} names can be relabelled{example}",
-                "Name the folder that its paths are relative to: --root DIR; or take new pictures in: --add",
-            )
+            self._refuse()
         self._check_names(classes, [*found, *new])
         decisions = Decisions(
             labels={key: row.class_name or "" for key, row in found},
@@ -203,6 +194,24 @@ class _Relabelling:
             elif key not in noted:
                 noted.add(key)
                 self._leave_out(row, disputed[key])
+
+    def _refuse(self) -> NoReturn:
+        """Say why nothing in the file can be used."""
+        if self.left_out:
+            hint = "Mend its rows: each needs a path and one class."
+            if self.not_found:
+                hint = "Name the folder that its paths are relative to: --root DIR"
+                hint += "" if self._add else "; or take new pictures in: --add"
+            example = self.left_out[0]
+            raise InputError(
+                f"no picture that {self._listing} names can be relabelled, for example {example}", hint
+            )
+        if self.unsaid:
+            raise InputError(
+                f"no row of {self._listing} names a class",
+                "Write the class of each picture that you looked at into the column class.",
+            )
+        raise InputError(f"{self._listing} has no row", "Write a path and a class into it for each picture.")
 
     def _leave_out(self, row: Labelled, why: str) -> None:
         self.left_out.append(f"{row.where}: {row.entry}: {why}" if row.entry else f"{row.where}: {why}")
