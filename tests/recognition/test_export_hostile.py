@@ -299,7 +299,27 @@ CASES: dict[str, tuple[Spoil, str]] = {
     ),
     "head: class numbers": (
         change_tensor("head/head.safetensors", "class_ids", lambda t: t.int()),
-        r"class_ids are torch\.int32, expected int64",
+        r"class_ids holds torch\.int32, which no exported model does",
+    ),
+    "head: class numbers as floats": (
+        change_tensor("head/head.safetensors", "class_ids", lambda t: t.double()),
+        r"class_ids holds torch\.float64, expected integers",
+    ),
+    "head: class numbers reversed": (
+        change_tensor("head/head.safetensors", "class_ids", lambda t: t.flip(0)),
+        r"class_ids must be at least 0 and ascending",
+    ),
+    "head: class numbers below 0": (
+        change_tensor("head/head.safetensors", "class_ids", lambda t: t - 1),
+        r"class_ids must be at least 0 and ascending",
+    ),
+    "head: whole numbers": (
+        tensors("head/head.safetensors", head__log_logit_scale=torch.tensor(1)),
+        r"head\.log_logit_scale holds torch\.int64, expected floating-point numbers",
+    ),
+    "head: eight bits": (
+        change_tensor("head/head.safetensors", "generative.basis", lambda t: t.to(torch.float8_e4m3fn)),
+        r"generative\.basis holds torch\.float8_e4m3fn, which no exported model does",
     ),
     "head: without its beta": (head("loss_bias", value=False), r"'head\.log_beta' is not part of the model"),
     "head: pickle": (pickled, "not a safetensors file"),

@@ -6,7 +6,7 @@ Reading a file takes as much memory as it is long, or less than a limit. A model
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -70,6 +70,8 @@ _DEEPEST = 512
 _LONGEST_TEXT = 4096  # tokens; the attention mask is the square of them
 _LARGEST_IMAGE = 4096
 _LONGEST_NAME = 10_000  # characters
+_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
+_INTEGERS = {"class_ids", "told.class_ids", "told.digests", "held_out.labels", "rejection.rows"}
 
 _Kind = TypeVar("_Kind", bound=Manifest)
 
@@ -167,7 +169,8 @@ def check_encoder(folder: Path, config: ExportedConfig) -> None:
     except VlltrError as error:
         damaged(path, error.message)
     weights = folder / "model.safetensors"
-    _check_shapes(weights, _tensors(weights), {n: tuple(v.shape) for n, v in state.items()})
+    integers = {name for name, value in state.items() if not value.is_floating_point()}
+    _check_tensors(weights, _tensors(weights), {n: tuple(v.shape) for n, v in state.items()}, integers)
 
 
 def _check_tokenizer(folder: Path, name: str) -> None:
@@ -227,16 +230,17 @@ def check_head(folder: Path, config: ExportedConfig) -> None:
             expected |= {"rejection.rows": (compared,), "rejection.images": (compared, config.dim)}
         if held:
             expected |= {"held_out.labels": (held,), "held_out.probabilities": (held, rows)}
-    _check_shapes(weights, tensors, expected | {"class_ids": (rows,)})
-    for name in ("told.class_ids", "told.digests"):
-        if name in tensors and tensors[name].dtype != torch.int64:
-            damaged(weights, f"{name} must be integers")
+    _check_tensors(weights, tensors, expected | {"class_ids": (rows,)}, _INTEGERS)
+    for name in ("class_ids", "told.class_ids"):
+        ids = tensors.get(name, torch.zeros(0, dtype=torch.int64))
+        if not bool((ids >= 0).all() and (ids[1:] > ids[:-1]).all()):
+            damaged(weights, f"{name} must be at least 0 and ascending")
     for name in ("held_out.labels", "rejection.rows"):
         labels = tensors.get(name, torch.zeros(0, dtype=torch.int64))
-        if labels.dtype != torch.int64 or not bool(((labels >= 0) & (labels < rows)).all()):
+        if not bool(((labels >= 0) & (labels < rows)).all()):
             damaged(weights, f"{name} must be integers from 0 to {rows - 1}")
     images = tensors.get("rejection.images", torch.zeros(0, config.dim))
-    if not images.is_floating_point() or not bool((images.double().norm(dim=1) < _UNIT).all()):
+    if not bool((images.double().norm(dim=1) < _UNIT).all()):
         damaged(weights, "rejection.images must have rows of length one")
     if "held_out.labels" in tensors:
         chances = tensors["held_out.probabilities"]
@@ -249,14 +253,17 @@ def check_head(folder: Path, config: ExportedConfig) -> None:
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
-    """Load a safetensors file and check that all values are finite; it takes as much memory as the file is long."""
+    """Load a safetensors file and check that all values are finite and of a known type.
+
+    It takes as much memory as the file is long.
+    """
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError, KeyError) as error:
         damaged(path, f"not a safetensors file: {error}")
     for name, value in tensors.items():
-        if value.is_complex():
-            damaged(path, f"{name} holds complex values")
+        if value.dtype not in _TYPES:
+            damaged(path, f"{name} holds {value.dtype}, which no exported model does")
         if value.is_floating_point() and not bool(value.float().isfinite().all()):
             damaged(path, f"{name} holds values that are not finite")
     return tensors
@@ -266,13 +273,21 @@ def _length(tensors: Mapping[str, Tensor], name: str) -> int:
     return tensors[name].numel() if name in tensors else 0
 
 
-def _check_shapes(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Check that a file has exactly these tensors, in these shapes."""
+def _check_tensors(
+    path: Path,
+    found: Mapping[str, Tensor],
+    expected: Mapping[str, tuple[int, ...]],
+    integers: Container[str],
+) -> None:
+    """Check that a file has exactly these tensors, in these shapes, and integers only and always in those named."""
     for name, shape in expected.items():
         if name not in found:
             damaged(path, f"{name} is missing")
         if found[name].shape != shape:
             damaged(path, f"{name} has shape {list(found[name].shape)}, expected {list(shape)}")
+        if (name in integers) == found[name].is_floating_point():
+            wanted = "integers" if name in integers else "floating-point numbers"
+            damaged(path, f"{name} holds {found[name].dtype}, expected {wanted}")
     for name in sorted(found.keys() - expected.keys()):
         damaged(path, f"{name[:80]!r} is not part of the model")
 
