@@ -12,7 +12,8 @@ _ACTED_ON = re.compile(
 )
 NOTHING_KNOWN = "that of a class nothing is known of"
 """What the image side of a class without training pictures is, in the terminal, the page and the report."""
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+# What a spreadsheet takes for a formula, and what `cell` makes of it, so that `uncell` gives back either.
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
 
 
 def plural(count: int, one: str, several: str | None = None) -> str:
@@ -65,9 +66,12 @@ def shown(text: str) -> str:
 
 def uncell(text: str) -> str:
     """Return what `cell` made a field of."""
-    return text[1:] if text[:1] == "'" and text[1:2] in _FORMULA else text
+    return text[1:] if text.startswith("'") and _FORMULA.match(text, 1) else text
 
 
 def cell(value: Any) -> Any:
-    """Make a field of a CSV file; a text that a spreadsheet would take for a formula gets an apostrophe in front."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+    """Make a field of a CSV file; a text that a spreadsheet would take for a formula gets an apostrophe in front.
+
+    So does one with apostrophes before what would be one.
+    """
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value

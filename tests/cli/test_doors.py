@@ -21,7 +21,7 @@ from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.tables import sentence_vectors_name
 from vlltr_index.store.transaction import Transaction
 from vlltr_index.store.workspace import Workspace
-from vlltr_index.wording import cell, shown
+from vlltr_index.wording import cell, shown, uncell
 
 ROOT = Path(__file__).parents[2]
 TURNING = {"AL", "LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
@@ -49,12 +49,13 @@ def test_what_a_terminal_is_shown(text: str) -> None:
     assert json.loads(shown(json.dumps(text, ensure_ascii=False))) == whole
 
 
-@given(st.text(st.characters(codec="utf-8"), max_size=20), st.sampled_from(["", *"=+-@\t\r\n"]))
+@given(st.text(st.characters(codec="utf-8"), max_size=20), st.sampled_from(["", *"=+-@\t\r\n", "'=", "''@"]))
 def test_what_a_spreadsheet_is_given(text: str, begin: str) -> None:
-    """No field begins as a formula does; other texts, and numbers, stay."""
+    """No field begins as a formula does; other texts, and numbers, stay; each text can be read back."""
     found = cell(begin + text)
     assert not found.startswith(("=", "+", "-", "@", "\t", "\r", "\n"))
     assert found in (begin + text, "'" + begin + text)
+    assert uncell(found) == begin + text
     assert cell(-1.5) == -1.5
     assert cell(None) is None
 
