@@ -116,6 +116,7 @@ def test_a_workspace_that_somebody_broke(trained: Workspace) -> None:
     shutil.rmtree(trained.path / "lance" / "anchors.lance")
     found = {check.name: check for check in problems(trained)}
     assert set(found) >= {"table anchors", "head", "encoder"}
+    assert str(found["table anchors"].mend).startswith("Bring that folder back from a backup, or ")
     assert found["head"].value == (f"{head} is damaged: its files are not those that were written")
     assert found["encoder"].mend == "Make it again: vlltr train cvlp"
     path = trained.path / "history" / f"{last.id}.json"

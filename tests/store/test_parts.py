@@ -223,12 +223,16 @@ def swap_row(workspace: Workspace, table: str, key: str, column: str, value: obj
 
 
 def test_doctor_compares_parts_with_tables(workspace: Workspace) -> None:
-    """A row that says otherwise is named."""
+    """A row that says otherwise is named, and how to mend its table, which is not to ask doctor."""
     commit = workspace.history.last().id
     swap_row(workspace, "class_stats", "class_id", "images", 77)
     (found,) = (check for check in check_workspace(workspace.path) if check.state == "problem")
     start = f"table 'class_stats' is not what commit {commit} answers with: class_id "
     assert found.value.startswith(start)
+    swap_row(workspace, "anchors", "anchor_key", "sentence_id", "0" * 32)
+    *_, found = (check for check in check_workspace(workspace.path) if check.state == "problem")
+    assert "is of a sentence that there is not" in found.value
+    assert found.mend == "Bring the table's folder below lance/ back from a backup."
 
 
 def test_a_change_does_not_take_over_damaged_rows(workspace: Workspace, world: World) -> None:

@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from vlltr_index.errors import MissingStepError, UsageError, VlltrError
 from vlltr_index.recognition.exported.place import beside, unfinished
 from vlltr_index.store.objects import Kind
-from vlltr_index.store.parts import differences
+from vlltr_index.store.parts import BACK, differences
 from vlltr_index.store.snapshot import NOTHING
 from vlltr_index.store.transaction import check_tags
 from vlltr_index.store.workspace import Workspace
@@ -211,8 +211,7 @@ def _problems(workspace: Workspace, commit: Commit) -> Iterator[Check]:
         return  # damaged files cannot be compared
     try:
         for told in differences(snapshot):
-            yield Check(
-                "tables", "problem", told, "Bring the table's folder below lance/ back from a backup."
-            )
+            yield Check("tables", "problem", told, BACK)
     except VlltrError as error:
-        yield Check("tables", "problem", error.message, error.hint)
+        hint = BACK if "vlltr doctor" in (error.hint or "") else error.hint  # other commands point here
+        yield Check("tables", "problem", error.message, hint)

@@ -89,7 +89,8 @@ _SHARE = 8  # later parts may together have this fraction (1/8) of the base's si
 _KEPT = 256  # parts that are cached
 _DOCTOR = "See what is damaged: vlltr doctor"
 _SELECT = f"{_DOCTOR}; or select again: vlltr select"
-_BACK = "Bring the table's folder below lance/ back from a backup."
+BACK = "Bring the table's folder below lance/ back from a backup."
+"""What to do where a table is not what was written."""
 
 
 class PartManifest(Manifest):
@@ -534,7 +535,7 @@ def _check_edited(tx: Transaction, name: str, before: pa.Table, keys: set[Any]) 
     """
     was = _some(tx.before, name, KEYS[name], keys)
     if (key := _differs(was, _among(before, KEYS[name], keys), KEYS[name])) is not None:
-        raise WorkspaceError(_other(name, key, tx.commit.id), f"{_DOCTOR}. {_BACK}")
+        raise WorkspaceError(_other(name, key, tx.commit.id), f"{_DOCTOR}. {BACK}")
 
 
 def _differs(one: pa.Table, other: pa.Table, key: str) -> Any:
@@ -566,7 +567,7 @@ def _check_counts(tx: Transaction, after: dict[str, Change]) -> None:
         if table in tx.touched and (count := tx.count(table)) != part.num_rows:
             raise WorkspaceError(
                 f"table {table!r} has {count:,} rows; with what this command wrote it should have {part.num_rows:,}",
-                f"{_DOCTOR}. {_BACK}",
+                f"{_DOCTOR}. {BACK}",
             )
     _check_links(rows)
 

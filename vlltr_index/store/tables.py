@@ -45,6 +45,11 @@ from vlltr_index.store.rows import conform, last_per_key
 if TYPE_CHECKING:
     import torch
 
+GONE = (
+    "Bring that folder back from a backup, or make a new workspace (vlltr init DIR) and run there again what "
+    "`vlltr history` lists."
+)
+"""What to do where a table is gone."""
 _MOST_OPEN = 64  # tables
 _MOST_TABLES = 1_000_000
 _BATCH = 8192  # rows a scan hands out at once, at most
@@ -129,9 +134,7 @@ class Store:
                     table = connection.open_table(name, version=version)
                 except ValueError:  # no such table, or no such version
                     if version is None or not self.exists(name):
-                        raise MissingFileError(
-                            f"there is no table {name!r} in {self.uri}", "See what there is: vlltr status"
-                        ) from None
+                        raise MissingFileError(f"there is no table {name!r} in {self.uri}", GONE) from None
                     raise
                 found = _plain(table.schema)
                 columns = _columns(name)

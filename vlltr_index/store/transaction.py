@@ -15,7 +15,7 @@ from vlltr_index.errors import InputError, WorkspaceError
 from vlltr_index.schemas.tables import CLASS_STATS, KEYS, class_stats
 from vlltr_index.store.rows import conform, last_per_key
 from vlltr_index.store.snapshot import Commit, History, Info, Snapshot, State
-from vlltr_index.store.tables import one_of
+from vlltr_index.store.tables import GONE, one_of
 from vlltr_index.version import VERSION
 
 if TYPE_CHECKING:
@@ -49,8 +49,7 @@ def put_back(store: Store, last: Commit, force: bool = False) -> list[str]:
     if gone := sorted(last.tables.keys() - there):
         raise WorkspaceError(
             f"commit {last.id} names the table {gone[0]!r}, which is gone from {store.uri} or does not open",
-            "Bring that folder back from a backup, or make a new workspace (vlltr init DIR) and run there again what "
-            "`vlltr history` lists.",
+            GONE,
         )
     for name in names:
         if name not in KEYS:
