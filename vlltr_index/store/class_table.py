@@ -58,8 +58,8 @@ class ClassTable:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __contains__(self, name: str) -> bool:
-        return self.find(name) is not None
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self.find(name) is not None
 
     @cached_property
     def _spelled(self) -> dict[tuple[int, str], tuple[int, ...]]:
