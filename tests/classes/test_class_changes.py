@@ -145,8 +145,9 @@ def class_of_origins(workspace: Workspace) -> dict[str, int]:
     return dict(zip(rows["origin_id"], rows["class_id"], strict=True))
 
 
-def test_sentences_come_and_go(small: Workspace, names: list[str]) -> None:
-    """What is there already changes nothing; ids may be short; a text takes all that hold it."""
+def test_sentences_come_and_go(small: Workspace, names: list[str], tmp_path: Path) -> None:
+    """What is there already changes nothing; ids may be short; a text takes all that hold it; what is too long is
+    told."""
     report = add_sentences(small, names[4], ["It is a test.", "IT is a  test.", "Another test."])
     assert report.notes == ["2 sentences added; 1 there before."]
     at = commits(small)
@@ -160,6 +161,10 @@ def test_sentences_come_and_go(small: Workspace, names: list[str]) -> None:
     assert gone == {"It is a test.", "Another test."} - {one.text}
     left = show_class(small, names[4], every_sentence=True)
     assert not [s for s in [*left.anchors, *left.others] if "test" in s.text]
+    (tmp_path / "long.txt").write_text(f"It is short.\n\n{'la ' * 2000}", encoding="utf-8")
+    told = f"Left out: {tmp_path / 'long.txt'}: a piece of 5,999 characters without an end of sentence"
+    assert add_sentences(small, names[4], text=tmp_path / "long.txt").notes == ["1 sentence added.", told]
+    assert add_classes(small, [NewClass("okapi", text=tmp_path / "long.txt")]).notes == [told]
 
 
 def test_what_images_say_comes_and_goes_with_them(small: Workspace, world: World, tmp_path: Path) -> None:
@@ -209,6 +214,9 @@ def test_what_is_refused_is_told_and_changes_nothing(small: Workspace, world: Wo
         f"{picture} is an image of class 'okapi' already": lambda: add_images(small, first, [picture]),
         "no class would be left": lambda: remove_classes(small, names),
         "which sentences?": lambda: remove_sentences(small, first),
+        f"class {first!r}: {'x' * 40!r} ... has 4,001 characters; a sentence has 4,000 at most": (
+            lambda: add_sentences(small, first, ["x" * 4001])
+        ),
         "which images?": lambda: remove_images(small, []),
     }
     at = commits(small)

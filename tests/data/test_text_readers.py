@@ -169,14 +169,15 @@ def test_other_encodings_are_named(tmp_path: Path, name: str) -> None:
 def test_text_about_one_class(tmp_path: Path) -> None:
     """A plain file for `classes add`, and its failures."""
     path = write(tmp_path / "any.md", "It hoots. It flies.")
-    assert [(r.class_name, r.text, r.source) for r in class_sentences(path, "owl")] == [
+    assert [(r.class_name, r.text, r.source) for r in class_sentences(path, "owl")[0]] == [
         ("owl", "It hoots.", "any.md"),
         ("owl", "It flies.", "any.md"),
     ]
     write(path, "\n")
     with pytest.raises(InputError) as caught:
         class_sentences(path, "owl")
-    assert caught.value.message == f"{path} holds no sentence about 'owl'"
+    empty = f"{path} holds no sentence about 'owl' ({path}: the text is empty)"
+    assert caught.value.message == empty
     with pytest.raises(InputError, match="cannot read"):
         class_sentences(tmp_path, "owl")
 
@@ -191,10 +192,17 @@ def test_a_file_that_names_classes_tells_of_one(tmp_path: Path) -> None:
     }
     for name, content in found.items():
         path = write(tmp_path / name, content)
-        assert [r.text for r in class_sentences(path, "owl")] == ["It hoots.", "It flies."], name
+        assert [r.text for r in class_sentences(path, "owl")[0]] == ["It hoots.", "It flies."], name
     with pytest.raises(InputError) as caught:
         class_sentences(tmp_path / "a.json", "wren")
     assert caught.value.message == f"{tmp_path / 'a.json'} holds no sentence about 'wren'; it is about 'Owl'"
+    path = write(tmp_path / "d.csv", f"class,text\nowl,It hoots.\nOwl,{'hu ' * 2000}\ntit,\n")
+    (one,), (left,) = class_sentences(path, "owl")
+    assert (one.text, left.where) == ("It hoots.", f"{path}:3")
+    assert left.why == "a piece of 5,999 characters without an end of sentence"
+    with pytest.raises(InputError) as caught:
+        class_sentences(path, "tit")
+    assert caught.value.message == f"{path} holds no sentence about 'tit' ({path}:4: the text is empty)"
 
 
 def test_what_a_folder_of_texts_leaves_out(tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def _classes(tx: Transaction, wanted: Iterable[str]) -> tuple[dict[str, int], li
         return ids, [], None
     made = checked_classes(tx, list(map(NewClass, lacking)))
     fresh = dict(enumerate(made, tx.next_id("classes", len(made))))
-    texts = write_classes(tx, fresh)
+    texts = write_classes(tx, fresh, [])
     return ids | dict(zip(lacking, fresh, strict=True)), list(fresh), texts
 
 

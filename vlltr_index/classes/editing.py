@@ -31,7 +31,7 @@ from vlltr_index.data.files import read_json, require
 from vlltr_index.data.image_readers import read_images
 from vlltr_index.data.labelled import export_in
 from vlltr_index.data.text import class_prompts, clean_name, normalise_text, sentence_id, text_hash
-from vlltr_index.data.text_readers import class_sentences
+from vlltr_index.data.text_readers import sentences_about
 from vlltr_index.errors import InputError, UsageError
 from vlltr_index.schemas.records import ImageRecord, SentenceRecord
 from vlltr_index.schemas.tables import CLASSES, FROM_NAME
@@ -135,7 +135,7 @@ def add_classes(
     The index is not rebuilt: the new anchors are searched beside it, exactly.
 
     Raises:
-        InputError: If a name exists, is given twice, or nothing at all is known of a class.
+        InputError: If a name exists, is given twice, or nothing at all is known of a class; or a sentence is too long.
         MissingStepError: If the workspace has no trained head yet.
     """
     command = f"classes add {preview(one.name for one in wanted)}"
@@ -159,7 +159,7 @@ def _write(tx: Transaction, wanted: Sequence[NewClass]) -> Edit:
                 + "".join(f"\n  {why}" for why in skipped[:_EXAMPLES]),
                 "Give it a --sentence, a --text file, or --images.",
             )
-    texts = write_classes(tx, new)
+    texts = write_classes(tx, new, skipped)
     tx.upsert("images", pictures)
     notes = [f"Left out: {what}" for what in skipped]
     return Edit(
@@ -171,8 +171,11 @@ def _write(tx: Transaction, wanted: Sequence[NewClass]) -> Edit:
     )
 
 
-def write_classes(tx: Transaction, new: Mapping[int, NewClass]) -> pa.Table:
-    """Write new classes by their ids, and their sentences, whose rows are returned."""
+def write_classes(tx: Transaction, new: Mapping[int, NewClass], skipped: list[str]) -> pa.Table:
+    """Write new classes by their ids, and their sentences, whose rows are returned.
+
+    Pieces of text that were left out are appended to `skipped`, with the reason.
+    """
     rows = [
         {
             "class_id": i,
@@ -184,7 +187,7 @@ def write_classes(tx: Transaction, new: Mapping[int, NewClass]) -> pa.Table:
         for i, one in new.items()
     ]
     tx.upsert("classes", pa.Table.from_pylist(rows, schema=CLASSES))
-    texts = sentence_rows({i: _sentences(one, tx.recipe.prompts) for i, one in new.items()})
+    texts = sentence_rows({i: _sentences(one, tx.recipe.prompts, skipped) for i, one in new.items()})
     tx.upsert("sentences", texts)
     return texts
 
@@ -238,13 +241,12 @@ def _refuse_existing(table: ClassTable, names: Sequence[str]) -> None:
     )
 
 
-def _sentences(one: NewClass, prompts: Sequence[str]) -> list[SentenceRecord]:
-    records = [SentenceRecord(one.name, text, "given") for text in one.sentences]
-    records += class_sentences(one.text, one.name) if one.text is not None else []
+def _sentences(one: NewClass, prompts: Sequence[str], skipped: list[str]) -> list[SentenceRecord]:
+    records, left_out = sentences_about(one.name, one.sentences, one.text)
+    skipped += [f"{item.where}: {item.why}" for item in left_out]
     records += class_prompts(one.name, prompts)
-    if not any(record.text.split() for record in records):  # a recipe without prompts: no class is mute
-        return [SentenceRecord(one.name, one.name, "name")]
-    return records
+    # Without prompts in the recipe no class is mute either.
+    return records or [SentenceRecord(one.name, one.name, "name")]
 
 
 def remove_classes(
@@ -416,10 +418,9 @@ def add_sentences(
 
     Raises:
         UnknownClassError: If there is no such class.
-        InputError: If there is no sentence in what was given.
+        InputError: If there is no sentence in what was given, or one is too long.
     """
-    records = [SentenceRecord(name, one, "given") for one in sentences if normalise_text(one)]
-    records += class_sentences(text, name) if text is not None else []
+    records, skipped = sentences_about(name, sentences, text)
     if not records:
         raise InputError("no sentence was given", "Give --sentence or --text FILE.")
 
@@ -431,6 +432,7 @@ def add_sentences(
         tx.upsert("sentences", rows)
         same = f"; {len(records) - rows.num_rows} there before" if rows.num_rows < len(records) else ""
         notes = [f"{plural(rows.num_rows, 'sentence')} added{same}."]
+        notes += [f"Left out: {item.where}: {item.why}" for item in skipped]
         return Edit({class_id} if rows.num_rows else set(), [class_id], rows, notes=notes)
 
     return change(workspace, f"sentences add {name!r}", write, options)

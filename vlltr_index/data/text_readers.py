@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pydantic import BaseModel, Field
@@ -85,24 +85,51 @@ def read_text(path: Path, names: ClassNames | None = None) -> _Items:
         yield from _read_folder(path)
 
 
-def class_sentences(path: Path, class_name: str) -> list[SentenceRecord]:
+def class_sentences(path: Path, class_name: str) -> tuple[list[SentenceRecord], list[Skipped]]:
     """Read the sentences of one class from a file: plain text, a JSON list of sentences, or a format of `read_text`.
 
-    If the file names classes, only the sentences of `class_name` are returned, whatever its case.
+    If the file names classes, only what is about `class_name` is returned, whatever its case; pieces that were left
+    out come second.
 
     Raises:
         InputError: The file is missing or malformed, or has no sentence about the class.
     """
     name = clean_name(class_name, "--text")
-    found = [i for i in _read_file(require(path), name) if isinstance(i, SentenceRecord)]
-    ours = [item for item in found if item.class_name.casefold() == name.casefold()]
-    if not ours:
-        others = f"; it is about {found[0].class_name!r}" if found else ""
+    found = list(_read_file(require(path), name))
+    ours = [item for item in found if str(item.class_name).casefold() == name.casefold()]
+    sentences = [item for item in ours if isinstance(item, SentenceRecord)]
+    skipped = [item for item in ours if isinstance(item, Skipped)]
+    if not sentences:
+        why = f"; it is about {found[0].class_name!r}" if found else ""
+        if skipped:
+            why = f" ({skipped[0].where}: {skipped[0].why})"
         raise InputError(
-            f"{path} holds no sentence about {name!r}{others}",
+            f"{path} holds no sentence about {name!r}{why}",
             "Write a few into it, or name the class as the file does.",
         )
-    return ours
+    return sentences, skipped
+
+
+def sentences_about(
+    class_name: str, given: Iterable[str], path: Path | None
+) -> tuple[list[SentenceRecord], list[Skipped]]:
+    """Collect the sentences of one class, each of those `given` as it is, and those of a file by `class_sentences`.
+
+    Raises:
+        InputError: One that was given is too long for a sentence; else as for `class_sentences`.
+    """
+    sentences = [SentenceRecord(class_name, text, "given") for text in map(normalise_text, given) if text]
+    for one in sentences:
+        if len(one.text) > MAX_SENTENCE:
+            raise InputError(
+                f"class {class_name!r}: {one.text[:40]!r} ... has {len(one.text):,} characters;"
+                f" a sentence has {MAX_SENTENCE:,} at most",
+                "Give its sentences one by one, or as a file, which is split: --text FILE",
+            )
+    if path is None:
+        return sentences, []
+    read, skipped = class_sentences(path, class_name)
+    return sentences + read, skipped
 
 
 def _read_file(path: Path, name: str | None = None) -> _Items:
@@ -152,10 +179,11 @@ def _sentences(
     """Yield the sentences of one class, from a text or a list of sentences."""
     sentences = split_sentences(text) if isinstance(text, str) else list(map(normalise_text, text))
     if not any(sentences):
-        yield Skipped(where, "the text is empty")
+        yield Skipped(where, "the text is empty", class_name=name)
     for sentence in filter(None, sentences):
         if len(sentence) > MAX_SENTENCE:
-            yield Skipped(where, f"a piece of {len(sentence):,} characters without an end of sentence")
+            why = f"a piece of {len(sentence):,} characters without an end of sentence"
+            yield Skipped(where, why, class_name=name)
         else:
             yield SentenceRecord(
                 class_name=name, text=sentence, source=source, source_ref=ref, licence=licence
