@@ -404,11 +404,22 @@ def test_a_copy_in_another_class_is_named_first(workspace: Workspace, tmp_path: 
 
 
 def test_names_meet_without_regard_to_case_unless_it_decides(workspace: Workspace, tmp_path: Path) -> None:
-    """`Owl` finds `owl`; where a source has both spellings, they are two classes."""
+    """`Owl` finds `owl`; where a source has both spellings, they are two classes, which is told as they are made."""
     ingest_text(workspace, texts(tmp_path / "t.json", {"owl": ["It hoots."]}), prompts=False)
     put(tmp_path / "one/Owl/1.png", 1)
     assert ingest_images(workspace, tmp_path / "one", "train").classes_added == 0
     put(tmp_path / "two/owl/1.png", 2)
     put(tmp_path / "two/OWL/1.png", 3)
-    assert ingest_images(workspace, tmp_path / "two", "train").classes_added == 1
+    report = ingest_images(workspace, tmp_path / "two", "train")
+    assert report.classes_added == 1
     assert names(workspace) == {0: "owl", 1: "OWL"}
+    told = "is a class of its own, though its name is that of 'owl' but for case. If they are one: "
+    mend = "call it 'owl' in the source, too, and bring it in again with --sync"
+    assert f"'OWL' {told}{mend}" in report.notes
+    again = ingest_images(workspace, tmp_path / "two", "train")
+    assert not any("of its own" in note for note in again.notes)
+    with workspace.transaction("test") as tx:
+        tx.set(head="h")
+    report = ingest_text(workspace, texts(tmp_path / "t.json", {"tit": ["It sings."], "Tit": ["It flies."]}))
+    merging = f"vlltr -w {workspace.address} classes merge tit Tit (the first name stays)"
+    assert f"'Tit' {told.replace('owl', 'tit')}{merging}" in report.notes

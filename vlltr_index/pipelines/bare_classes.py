@@ -1,4 +1,4 @@
-"""What is said of classes that have images and no text: how many there are, and names that may be misspelt."""
+"""What is said of classes that have images and no text, and of names that may be misspelt or spelt in two ways."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from vlltr_index.store.class_table import folded
 from vlltr_index.wording import have, plural, preview
 
 if TYPE_CHECKING:
+    from vlltr_index.store.class_table import ClassTable
     from vlltr_index.store.transaction import Transaction
 
 _PAIRS = 100_000  # of names that are compared, at most
@@ -44,8 +45,22 @@ def tell_of_bare_classes(tx: Transaction, bare: Set[int], notes: Notes, prompted
         )
 
 
-def tell_of_misspelt_classes(tx: Transaction, bare: Set[int], address: str, notes: Notes) -> None:
-    """Note classes of the workspace at `address` with texts, named much like one with images that is `bare` of text.
+def tell_of_names(tx: Transaction, before: ClassTable, bare: Set[int], address: str, notes: Notes) -> None:
+    """Note names of classes of the workspace at `address` that may mean another class of it.
+
+    Args:
+        tx: The open transaction.
+        before: The classes before it.
+        bare: Ids of the classes with no sentence but prompts.
+        address: The workspace's, for commands.
+        notes: The report's.
+    """
+    _tell_of_respelt_classes(tx, before, address, notes)
+    _tell_of_misspelt_classes(tx, bare, address, notes)
+
+
+def _tell_of_misspelt_classes(tx: Transaction, bare: Set[int], address: str, notes: Notes) -> None:
+    """Note classes with texts, named much like one with images that is `bare` of text.
 
     Where both have images the names must be the more alike.
     """
@@ -56,8 +71,7 @@ def tell_of_misspelt_classes(tx: Transaction, bare: Set[int], address: str, note
 
     def warn(what: str, mend: str, into: str, other: str) -> None:
         if tx.commit.head:
-            mend = shlex.join(["vlltr", "-w", address, "classes", "merge", into, other])
-            mend += " (the first name stays)"
+            mend = _merging(address, into, other)
         notes.add("misspelt", f"Warning: {what}. If they are one: {mend}")
 
     for name, meant in _alike([table.names[i] for i in sorted(told - pictured.keys())], lacking, _CLOSE):
@@ -68,6 +82,26 @@ def tell_of_misspelt_classes(tx: Transaction, bare: Set[int], address: str, note
         one, other = (plural(pictured[table.lookup(which)], "picture") for which in (name, meant))
         what = f"class {name!r} has {one}, {meant!r} {other} and no text"
         warn(what, f"put them into one folder, called {name!r}, or {meant!r} in the texts, too", name, meant)
+
+
+def _tell_of_respelt_classes(tx: Transaction, before: ClassTable, address: str, notes: Notes) -> None:
+    """Note classes that are not among those `before`, and have another's name but for case."""
+    table = tx.class_table()
+    spelt: dict[str, str] = {}
+    for i in table.ids:
+        name = table.names[i]
+        first = spelt.setdefault(folded(name), name)
+        if first != name and i not in before.names:
+            mend = f"call it {first!r} in the source, too, and bring it in again with --sync"
+            if tx.commit.head:
+                mend = _merging(address, first, name)
+            what = f"{name!r} is a class of its own, though its name is that of {first!r} but for case"
+            notes.add("respelt", f"{what}. If they are one: {mend}")
+
+
+def _merging(address: str, into: str, other: str) -> str:
+    """Return the command that makes two classes of the workspace at `address` one."""
+    return shlex.join(["vlltr", "-w", address, "classes", "merge", into, other]) + " (the first name stays)"
 
 
 def _alike(names: list[str], others: list[str], cutoff: float) -> Iterator[tuple[str, str]]:

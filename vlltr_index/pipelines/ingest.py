@@ -22,11 +22,7 @@ from vlltr_index.data.objects import is_address
 from vlltr_index.data.text import class_prompts, sentence_id, text_hash
 from vlltr_index.data.text_readers import is_release_corpus, names_beside, read_text
 from vlltr_index.errors import InputError, UsageError
-from vlltr_index.pipelines.bare_classes import (
-    classes_without_text,
-    tell_of_bare_classes,
-    tell_of_misspelt_classes,
-)
+from vlltr_index.pipelines.bare_classes import classes_without_text, tell_of_bare_classes, tell_of_names
 from vlltr_index.pipelines.image_run import EXAMPLES, ImageRun, Listing, Notes, counted
 from vlltr_index.pipelines.removal import Agreed, remove_sentences, retire
 from vlltr_index.schemas.records import SentenceRecord, Skipped
@@ -36,6 +32,7 @@ from vlltr_index.wording import plural, preview
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
+    from vlltr_index.store.class_table import ClassTable
     from vlltr_index.store.transaction import Transaction
     from vlltr_index.store.workspace import Workspace
 
@@ -137,7 +134,7 @@ def ingest_images(
     given = read_class_names(label_names) if label_names is not None else None
     command = _command(path, sync, split=split, store=store, hold_out=hold_out, group=group)
     with workspace.transaction(command, dry_run=dry_run) as tx:
-        before = len(tx.class_table())
+        before = tx.class_table()
         names = given and ingestion.known_names(tx, given)
         source = Source(tx, "images", path, split)
         last = Grouping.parse(tx.commit.info.groupings.get(source.address, "auto"))
@@ -172,7 +169,7 @@ def ingest_images(
         run.compare(names, labels)
         retired = retire(tx, run.left) if sync else []
         prompts, step = _prompt(run, workspace.address, before)
-        report = _image_report(run, str(path), before, prompts=prompts, retired=retired, dry_run=dry_run)
+        report = _image_report(run, str(path), len(before), prompts=prompts, retired=retired, dry_run=dry_run)
         return replace(report, next_step=step)
 
 
@@ -196,16 +193,16 @@ def _command(path: Path | str, sync: bool, **options: object) -> str:
     return " ".join([*typed, *(["--sync"] if sync else [])])
 
 
-def _prompt(run: ImageRun, address: str, classes_before: int) -> tuple[int, str | None]:
-    """Give a source's classes without a sentence their prompts, and note what lacks text; return their number and the
-    next command."""
+def _prompt(run: ImageRun, address: str, before: ClassTable) -> tuple[int, str | None]:
+    """Give a source's classes without a sentence their prompts, and note what lacks text and names spelt in two ways;
+    return their number and the next command."""
     tx = run.tx
     mute, bare = classes_without_text(tx)
     prompts = write_prompts(tx, mute.intersection(run.classes.values()))
     if prompts:
         mute.difference_update(run.classes.values())
-    tell_of_misspelt_classes(tx, bare, address, run.notes)
-    if classes_before < len(tx.class_table()) > len(bare):
+    tell_of_names(tx, before, bare, address, run.notes)
+    if len(before) < len(tx.class_table()) > len(bare):
         tell_of_bare_classes(tx, bare, run.notes, prompted=prompts > 0)
     return prompts, _next_step(len(mute), len(bare))
 
@@ -345,7 +342,7 @@ def ingest_text(
     lost = _Lost()
     with workspace.transaction(f"ingest text {path}" + (" --sync" if sync else ""), dry_run=dry_run) as tx:
         used = names and ingestion.known_names(tx, names)
-        before = len(tx.class_table())
+        before = tx.class_table()
         source = Source(tx, "sentences", path)
         is_gone = sync and source.is_gone
         found, unusable = ({}, set()) if is_gone else _read_sentences(path, used, notes, progress)
@@ -371,7 +368,7 @@ def ingest_text(
         made = write_prompts(tx, table.ids) if wanted else 0
         bare = classes_without_text(tx)[1]
         tell_of_bare_classes(tx, bare, notes, wanted)
-        tell_of_misspelt_classes(tx, bare, workspace.address, notes)
+        tell_of_names(tx, before, bare, workspace.address, notes)
     if lost.retired:
         notes.lines.append(f"retired, as nothing is left of it: {preview(lost.retired)}")
     return IngestReport(
@@ -379,7 +376,7 @@ def ingest_text(
         source=str(path),
         added=rows.num_rows + made - lost.moved,
         unchanged=sum(map(len, owned.values())) - rows.num_rows,
-        classes_added=len(table) + len(lost.retired) - before,
+        classes_added=len(table) + len(lost.retired) - len(before),
         classes=len(table),
         prompts=made,
         skipped=notes.counts["skipped"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import unicodedata
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -84,8 +85,10 @@ class ClassTable:
             found = self._spelled.get(key, ())
             if len(found) > 1:
                 these = " or ".join(f"{self.names[i]!r} (class {i})" for i in found)
+                merging = shlex.join(["vlltr", "classes", "merge", *(self.names[i] for i in found[:2])])
                 raise UnknownClassError(
-                    f"class name {name!r} may mean {these}", "Give the name as it is written there."
+                    f"class name {name!r} may mean {these}",
+                    f"Give the name as it is written there, or, if they are one class: {merging}",
                 )
             if found:
                 return found[0]
