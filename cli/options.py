@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
+
+from vlltr_index.errors import InputError, PriorError
 
 if TYPE_CHECKING:
     from vlltr_index.data.frequencies import Frequencies
@@ -98,8 +102,18 @@ def read_prior_and_frequencies(told: str) -> tuple[Prior, Frequencies | None]:
         return cast("Prior", told), None
     if not os.path.splitext(told)[1]:
         raise click.UsageError(f"--prior {told}: give {', '.join(PRIORS)}, or a file such as frequencies.csv")
+    click.get_current_context().with_resource(_naming(told))
     found = read_frequencies(Path(os.path.expanduser(told)))
     return found.weights, found
+
+
+@contextmanager
+def _naming(file: str) -> Iterator[None]:
+    """Put the file of a prior in front of what does not fit in it, which is told only once the model is there."""
+    try:
+        yield
+    except PriorError as error:
+        raise InputError(f"{file}: {error.message}", error.hint) from None
 
 
 def global_options() -> list[click.Option]:

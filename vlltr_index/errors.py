@@ -41,6 +41,10 @@ class UsageError(VlltrError):
     exit_code = 2
 
 
+class PriorError(UsageError):
+    """Weights that say how common classes are do not fit the classes."""
+
+
 class ConfigError(UsageError):
     """A TOML file or a `--set` value does not fit the schema."""
 

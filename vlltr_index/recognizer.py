@@ -253,8 +253,8 @@ class Recognizer:
         Raises:
             InputError: An image cannot be read; the message names it, and its position in `images`. (`predict` answers
                 the others.)
-            UsageError: The number of crops is not supported, or the prior is none.
-            MissingStepError, UnknownClassError: The head knows no prior, or the prior names no class.
+            UsageError: The number of crops is not supported, or the prior is none, or does not fit the classes.
+            MissingStepError: The head knows no prior.
         """
         return _under(self.current(), images, crops, prior).probabilities(images, crops)
 

@@ -68,7 +68,7 @@ class PageService:
         """Return that model under the page's prior.
 
         Raises:
-            UsageError, UnknownClassError: If the prior does not fit the classes any more.
+            UsageError: If the prior does not fit the classes any more.
         """
         return self.model().under(self.prior)
 

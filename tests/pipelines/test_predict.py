@@ -401,6 +401,9 @@ def test_frequencies_by_month_from_the_command_line(
     assert code == 0
     assert "for 2 of 3 pictures the prior has no weights" in err
     assert {Path(one["image"]).name for one in json.loads(out)} == {"a.png", "b.PNG", "may.png"}
+    code, _, err = run(capsys, *asked[:-1], tmp_path / "plain.csv")
+    lacking = f"the prior has no weight for {len(names) - 1} classes, such as {names[1]!r}"
+    assert (code, err.splitlines()[0]) == (1, f"Error: {tmp_path / 'plain.csv'}: {lacking}")
     for wrong, words in (
         ((*asked, "--engine", "ray", "--out", tmp_path / "x.csv"), "Leave out: --engine ray"),
         (

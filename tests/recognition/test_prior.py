@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.support.commands import run
-from vlltr_index.errors import MissingStepError, UnknownClassError, UsageError
+from vlltr_index.errors import MissingStepError, PriorError, UsageError
 from vlltr_index.heads.fusion import with_prior
 from vlltr_index.heads.tree import HeldOutAnswers
 from vlltr_index.recognizer import Recognizer
@@ -63,12 +63,13 @@ def test_an_index_is_of_classes_that_are_equally_common() -> None:
 def test_what_is_no_prior_is_refused(recognizer: Recognizer, pictures: Path) -> None:
     image = pictures / "known-0.png"
     names = recognizer.classes_.tolist()
-    with pytest.raises(UsageError, match=r"no weight for .* such as"):
+    with pytest.raises(PriorError, match=r"no weight for .* such as"):
         recognizer.predict([image], PredictOptions(prior={names[0]: 1.0}))
-    with pytest.raises(UnknownClassError):
+    with pytest.raises(PriorError, match="the prior: no class 'no such'"):
         recognizer.predict([image], PredictOptions(prior=dict.fromkeys([*names, "no such"], 1.0)))
     twice = dict.fromkeys([*names, names[0].upper()], 1.0)
-    with pytest.raises(UsageError, match="twice"):
+    both = f"two weights for class {names[0]!r}: as {names[0]!r} and as {names[0].upper()!r}"
+    with pytest.raises(PriorError, match=both):
         recognizer.predict([image], PredictOptions(prior=twice))
     with pytest.raises(UsageError, match="one by one"):
         list(recognizer.stream([image], PredictOptions(prior="folder")))

@@ -24,6 +24,7 @@ _FORMATS = (
 _TAKEN = "Give a .csv, .tsv or .parquet with the column image, and place, month (1 to 12, or a date) or both."
 _TABLES = (".csv", ".tsv", ".parquet")
 _DATE = re.compile(r"[0-9]{4}[-:/]([0-9]{1,2})\b.*")
+_MOST = 1e100  # weights of a class are added up, over places and months
 _RARER = 0.5  # weight of a class that a place and month does not name, as a share of the least weight there
 
 
@@ -172,4 +173,6 @@ def _weight(weight: object, where: str, zero: bool) -> float:
         number = math.nan
     if not (math.isfinite(number) and (number > 0.0 or (zero and number == 0.0))):
         raise InputError(f"{where}: the weight {weight!r} is no number above 0", _FORMATS)
+    if number > _MOST:
+        raise InputError(f"{where}: the weight {weight!r} is above {_MOST:g}", _FORMATS)
     return number

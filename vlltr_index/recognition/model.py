@@ -17,7 +17,14 @@ from vlltr_index.anchors.index import AnchorIndex, WithDelta
 from vlltr_index.anchors.retrieval import AnchorClasses, Retrieved, retrieve
 from vlltr_index.data.decoding import UNREADABLE, ImageSource, image_label
 from vlltr_index.embedding.pixels import ReadAhead, Reader, image_features, in_batches, pool_crops
-from vlltr_index.errors import InputError, MissingStepError, UsageError, WorkspaceError
+from vlltr_index.errors import (
+    InputError,
+    MissingStepError,
+    PriorError,
+    UnknownClassError,
+    UsageError,
+    WorkspaceError,
+)
 from vlltr_index.heads.fusion import FusedScores, parts_of
 from vlltr_index.recognition.common import frequencies_among
 from vlltr_index.recognition.explaining import Explainer, nearest
@@ -248,8 +255,8 @@ class Model(Scorer):
 
         Raises:
             MissingStepError: If the head was trained for another protocol.
-            UsageError: If the rule is not `ours`, or the prior has no weight for a trained class, or two for one.
-            UnknownClassError: If it names no class.
+            UsageError: If the rule is not `ours`.
+            PriorError: If the prior has no weight for a trained class, two for one, or one for what is no class.
         """
         prior = checked_prior(prior)
         if prior == "balanced":
@@ -300,19 +307,25 @@ class Model(Scorer):
         if isinstance(prior, str):
             return self.training_frequencies
         weights = torch.zeros(len(self.class_ids), dtype=torch.float64)
+        named: dict[int, str] = {}
         for name, weight in prior.items():
-            column = int(class_positions(self.class_ids, torch.tensor(self.classes.lookup(name))))
-            if column < 0:
-                continue  # a class of which nothing is known is no answer
-            if weights[column]:
-                raise UsageError(f"the prior names class {self.names[int(self.class_ids[column])]!r} twice")
-            weights[column] = weight
+            try:
+                class_id = self.classes.lookup(name)
+            except UnknownClassError as error:
+                raise PriorError(f"the prior: {error.message}", error.hint) from None
+            if class_id in named:
+                what = f"the prior has two weights for class {self.names[class_id]!r}"
+                raise PriorError(f"{what}: as {named[class_id]!r} and as {name!r}", "Write it one way.")
+            named[class_id] = name
+            column = int(class_positions(self.class_ids, torch.tensor(class_id)))
+            if column >= 0:  # a class of which nothing is known is no answer
+                weights[column] = weight
         given = weights > 0.0
         lacking = [self.names[i] for i in self.class_ids[~given & self.trained].tolist()]
         if lacking:
             what = f"the prior has no weight for {plural(len(lacking), 'class', 'classes')}"
             what += f", such as {lacking[0]!r}"
-            raise UsageError(what, "Give each one, also those that cannot be the answer.")
+            raise PriorError(what, "Give each one, also those that cannot be the answer.")
         known = weights.log()
         known[~given] = known[given].mean()  # classes that came later
         return known
