@@ -108,7 +108,7 @@ def test_where_and_when_pictures_were_taken(tmp_path: Path) -> None:
     }
     assert place_of("a.jpg", tmp_path) == place_of(str(tmp_path / "x" / ".." / "a.jpg"))
     for text, where in (
-        ("image\na.jpg\n", "neither place nor month"),
+        ("image\na.jpg\n", "no column 'place' or 'month'"),
         ("image,place\n,hill\n", "taken.csv:2: no image"),
         ("image,place\n", "names no image"),
         ("image,month\na.jpg,0\n", "taken.csv:2: '0' is no month"),

@@ -374,13 +374,22 @@ def test_weights_go_by_place_and_month(recognizer: Recognizer, deployments: Path
 def test_where_pictures_were_taken_has_to_be_known(
     deployments: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Without a file that says it nothing is done; of pictures that it does not name, totals hold, and it is told."""
+    """Without a file that says it nothing is done; of pictures that it does not name, or without a place, totals hold,
+    and it is told."""
     told = Frequencies({"wren": 2.0}, {Situation("moor", 5): {"wren": 2.0}})
     with pytest.raises(UsageError, match="nothing says where"):
         find_situations([str(deployments)], told, None)
     assert not find_situations([str(deployments)], told, tmp_path / "taken.csv").of
     assert "for 4 of 4 pictures the prior has no weights" in caplog.text
+    (tmp_path / "empty.csv").write_text("image,place\nshots/a.png,\n", encoding="utf-8")
+    assert not find_situations([str(deployments)], told, tmp_path / "empty.csv").of
     assert "no row of" not in caplog.text
+    (tmp_path / "months.csv").write_text("image,month\nshots/a.png,5\n", encoding="utf-8")
+    hill = Frequencies({"wren": 2.0}, {Situation("hill"): {"wren": 2.0}})
+    with pytest.raises(
+        InputError, match=r"months.csv: no column 'place', and the weights of classes are by it"
+    ):
+        find_situations([str(deployments)], hill, tmp_path / "months.csv")
     (tmp_path / "elsewhere").mkdir()
     shutil.copy(tmp_path / "taken.csv", tmp_path / "elsewhere")
     find_situations([str(deployments)], told, tmp_path / "elsewhere" / "taken.csv")

@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -120,10 +120,14 @@ def _with_all(here: Mapping[str, float], whole: Mapping[str, float]) -> dict[str
     return {name: here.get(name) or least for name in whole}
 
 
-def read_situations(path: Path) -> dict[str, Situation]:
+def read_situations(path: Path, apart: Sequence[str] = Situation._fields) -> dict[str, Situation]:
     """Read where and when pictures were taken, by their absolute path, or their address in object storage.
 
     Paths in the file are relative to its folder.
+
+    Args:
+        path: The file.
+        apart: The columns, of `place` and `month`, of which it has to have one.
 
     Raises:
         InputError: The file is missing, empty or malformed; the message names the line.
@@ -134,8 +138,9 @@ def read_situations(path: Path) -> dict[str, Situation]:
         )
     found = dict[str, Situation]()
     for where, row in read_rows(path, ("image",), ("place", "month")):
-        if len(row) == 1:
-            raise InputError(f"{path} says neither place nor month", _TAKEN)
+        if row.keys().isdisjoint(apart):
+            lacking = " or ".join(map(repr, apart))
+            raise InputError(f"{path}: no column {lacking}, and the weights of classes are by it", _TAKEN)
         name = str(row["image"] or "")
         if not name.strip():
             raise InputError(f"{where}: no image is named", _TAKEN)

@@ -109,13 +109,16 @@ def find_situations(
             "the prior (--prior) is by place, and nothing says where the pictures were taken",
             "Name a file with the columns image and place: --taken FILE",
         )
-    said = {} if taken is None else read_situations(taken)
+    by = {"place": frequencies.by_place, "month": frequencies.by_month}
+    apart = [column for column, told in by.items() if told]
+    said = {} if taken is None else read_situations(taken, apart)
     found = dict[str, Situation]()
     named = 0
     number = 0
     for number, (name, source) in enumerate(unlabelled_images(images, with_data=frequencies.by_month), 1):
-        here = said.get(place_of(name), Situation())
-        named += here != Situation()
+        place = place_of(name)
+        named += place in said
+        here = said.get(place, Situation())
         month = here.month
         if frequencies.by_month and month is None:
             seconds = _taken(source)
