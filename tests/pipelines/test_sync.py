@@ -258,7 +258,8 @@ def test_what_moved_is_gone_and_new_is_said(workspace: Workspace, tmp_path: Path
 
 
 def test_much_that_is_gone_is_asked_about(workspace: Workspace, tmp_path: Path) -> None:
-    """More than a third: without anybody to ask it is an error, and after a no nothing is changed."""
+    """More than a third: without anybody to ask it is an error, and after a no nothing is changed; a folder that is
+    not there is named first, and a class without a picture left afterwards."""
     data = tmp_path / "data"
     for number in range(6):
         put(data / "owl" / f"{number}.png", number)
@@ -276,6 +277,15 @@ def test_much_that_is_gone_is_asked_about(workspace: Workspace, tmp_path: Path) 
     assert ingest_images(workspace, data, "train", sync=True, agree=lambda _: None).gone == 3
     (data / "owl/3.png").unlink()
     assert ingest_images(workspace, data, "train", sync=True).gone == 1
+    (tmp_path / "t.json").write_text('{"owl": ["It hoots."]}')
+    ingest_text(workspace, tmp_path / "t.json")
+    shutil.rmtree(data)
+    with pytest.raises(UsageError) as caught:
+        ingest_images(workspace, data, "train", sync=True)
+    told = "2 of the 2 images that this source gave are gone from it"
+    assert caught.value.message == f"there is no {data} (renamed, or not mounted?): {told}"
+    report = ingest_images(workspace, data, "train", sync=True, agree=lambda _: None)
+    assert "no picture left of: 'owl'" in report.notes
 
 
 def test_what_cannot_be_read_is_not_gone(

@@ -24,7 +24,7 @@ from vlltr_index.data.text_readers import is_release_corpus, names_beside, read_
 from vlltr_index.errors import InputError, UsageError
 from vlltr_index.pipelines.bare_classes import classes_without_text, tell_of_bare_classes, tell_of_names
 from vlltr_index.pipelines.image_run import EXAMPLES, ImageRun, Listing, Notes, counted
-from vlltr_index.pipelines.removal import Agreed, remove_sentences, retire
+from vlltr_index.pipelines.removal import Agreed, remove_sentences, retire, without_images
 from vlltr_index.schemas.records import SentenceRecord, Skipped
 from vlltr_index.store import ingestion
 from vlltr_index.store.origins import Origin, Source
@@ -213,6 +213,8 @@ def _image_report(
     """Return the report of the ingestion, but for the next step."""
     if retired:
         run.notes.lines.append(f"retired, as nothing is left of it: {preview(retired)}")
+    if emptied := without_images(run.tx, run.left):
+        run.notes.lines.append(f"no picture left of: {preview(emptied)}")
     if run.unknown:
         run.notes.add("unknown", f"no class of the name {counted(run.unknown)}")
     classes = len(run.tx.class_table())
@@ -488,7 +490,7 @@ def _lose(
     came = Counter(new["text_hash"].to_pylist())
     moved = (came & Counter(row["text_hash"] for row in lost)).total()
     silent = [row for row in left if row["class_id"] not in told and row["text_hash"] not in came]
-    agreed.check(len(silent), len(source.before), "sentences")
+    agreed.check(source, len(silent), len(source.before), "sentences")
     remove_sentences(tx, [row["sentence_id"] for row in lost])
     return _Lost(moved, len(lost) - moved, retire(tx, {row["class_id"] for row in lost}))
 

@@ -15,6 +15,7 @@ from vlltr_index.schemas.tables import CLASSES, FROM_NAME
 from vlltr_index.store.tables import one_of
 
 if TYPE_CHECKING:
+    from vlltr_index.store.origins import Source
     from vlltr_index.store.transaction import Transaction
 
 
@@ -25,7 +26,7 @@ class Agreed:
     agree: Callable[[str], None] | None
     dry_run: bool
 
-    def check(self, gone: int, there: int, what: str) -> None:
+    def check(self, source: Source, gone: int, there: int, what: str) -> None:
         """Ask where more than a third of the rows that a source gave is gone.
 
         Raises:
@@ -34,6 +35,8 @@ class Agreed:
         if self.dry_run or 3 * gone <= there:
             return
         told = f"{gone:,} of the {there:,} {what} that this source gave are gone from it"
+        if source.is_gone:
+            told = f"there is no {source.address} (renamed, or not mounted?): {told}"
         if self.agree is None:
             raise UsageError(told, "If that is meant, run the same command with --yes.")
         self.agree(f"{told}. Remove them here too?")
@@ -45,6 +48,13 @@ def remove_sentences(tx: Transaction, sentence_ids: Sequence[str]) -> None:
     if tx.delete_any("anchors", "sentence_id", sentence_ids):
         facts = [tx.state.selection_id, sorted(sentence_ids)]
         tx.set(selection_id=short(digest_json(facts)))
+
+
+def without_images(tx: Transaction, class_ids: set[int]) -> list[str]:
+    """Return the names of those of the classes, but for retired ones, that have no image."""
+    table = tx.class_table()
+    pictured = tx.table("images", ["class_id"], one_of("class_id", class_ids))["class_id"].to_pylist()
+    return [table.names[i] for i in sorted(class_ids.intersection(table.ids).difference(pictured))]
 
 
 def retire(tx: Transaction, class_ids: set[int]) -> list[str]:
