@@ -56,10 +56,16 @@ def sentences(*pairs: tuple[str, str | None]) -> pa.Table:
 
 
 def card(
-    folder: Path, names: Sequence[str], sentences: pa.Table, results: Results | None = None, **values: Any
+    folder: Path,
+    names: Sequence[str],
+    sentences: pa.Table,
+    results: Results | None = None,
+    texts: str = "",
+    **values: Any,
 ) -> tuple[dict[str, Any], str]:
-    """Front matter and body."""
-    write_card(folder, config(len(names), **values), names, sentences=sentences, results=results)
+    """Front matter and body; attention over sentences has a weight where nothing is said of the `texts`."""
+    facts = config(len(names), **values)
+    write_card(folder, facts, names, sentences=sentences, results=results, texts=texts, attends=not texts)
     _, front, body = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
     return yaml.safe_load(front), body
 
@@ -100,7 +106,11 @@ def test_what_the_card_says(tmp_path: Path) -> None:
     front, body = card(tmp_path, ["tench"], told, rejects=True, recipe="ours")
     assert front["license"] == "cc-by-sa-4.0"
     assert "reject=True" in body
-    assert "1 class that" in body
+    assert "An image classifier for 1 class\n" in body
+    assert "\n\nIt attends over sentences about each class" in body
+    _, body = card(tmp_path, ["tench"], told, texts="They do not count.")
+    assert "It attends over" not in body
+    assert "has no weight in its answers. They do not count. Made with vlltr" in body
     many = [f"class {i}" for i in range(60)]
     assert "and 10 more: see `parts/classes.arrow`." in card(tmp_path, many, sentences(("s", "MIT")))[1]
 
@@ -124,7 +134,10 @@ def test_of_few_units_pictures_are_counted(tmp_path: Path) -> None:
             {"prior": "training", "row": "vl-ltr"},
             {"prior": "balanced", "row": "vl-ltr, --prior balanced"},
         ],
-        "rows": {"vl-ltr": {"top1": common}, "vl-ltr, --prior balanced": {"top1": shares}},
+        "rows": {
+            "vl-ltr": {"top1": common, "balanced": common["overall"]},
+            "vl-ltr, --prior balanced": {"top1": shares, "balanced": {**shares["overall"], "value": 0.6}},
+        },
         "same": True,
     }
     found = Results.parse(json.dumps(facts).encode(), "evaluate.json")
@@ -132,8 +145,11 @@ def test_of_few_units_pictures_are_counted(tmp_path: Path) -> None:
     assert "| overall | 70.0 | 40.0 to 90.0 | 40 |" in body
     assert "| few | 28 of 40 | - | 40 |" in body
     (result,) = front["model-index"][0]["results"]
-    assert [metric["value"] for metric in result["metrics"]] == [0.7]
-    lacking = json.dumps({**facts, "rows": {"other": {"top1": shares}}}).encode()
+    assert [metric["value"] for metric in result["metrics"]] == [0.6, 0.7]
+    assert "---: |\n| overall, each class counted alike | 60.0 |" in body
+    told = "on the models of a cross-validation of this model, each on the training images that it was not trained on: "
+    assert f"Measured {told}40 images" in body
+    lacking = json.dumps({**facts, "rows": {"other": facts["rows"]["vl-ltr"]}}).encode()
     with pytest.raises(ValueError, match=r"rows in evaluate.json: .* no row 'vl-ltr, --prior balanced'"):
         Results.parse(lacking, "evaluate.json")
     with pytest.raises(ValueError, match="no row 'vl-ltr'"):

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _TAGS = ("image-classification", "long-tailed-recognition", "vision-language", "open_clip", "vl-ltr")
-_BINS = ("overall", "many", "medium", "few", "few5", "new")
+_ALIKE = "overall, each class counted alike"
+_BINS = (_ALIKE, "overall", "many", "medium", "few", "few5", "new")
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~-])")
 _SHOWN = 50
 _LICENCES = (
@@ -84,6 +85,8 @@ def write_card(
     *,
     sentences: pa.Table,
     results: Results | None,
+    texts: str,
+    attends: bool,
 ) -> None:
     """Write `README.md` for an exported model.
 
@@ -93,6 +96,8 @@ def write_card(
         names: The classes' names.
         sentences: All exported sentences, with `source` and `licence`.
         results: The evaluation to quote, from `newest_results`; None: the card says that there is none.
+        texts: What was decided of the texts when the head was trained, in a sentence, or "".
+        attends: Whether the text score, which rests on attention over sentences, has a weight.
     """
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -122,7 +127,7 @@ def write_card(
         eval_results=measured or None,
     )
     facts = {"config": config, "names": names, "results": results, "top1": top1, "shown": _SHOWN}
-    save_card(folder, "model_card.md", data, sentences, **facts)
+    save_card(folder, "model_card.md", data, sentences, **facts, texts=texts, attends=attends)
 
 
 class Share(Manifest):
@@ -141,9 +146,10 @@ class Share(Manifest):
 
 
 class Row(Manifest):
-    """Top-1 accuracy of one row by bin."""
+    """Top-1 accuracy of one row by bin; `balanced`: of all, each class counted alike."""
 
     top1: dict[str, Share] = Field(min_length=1)
+    balanced: Share
 
 
 class MeasuredRow(Manifest):
@@ -192,8 +198,10 @@ class Results(Manifest):
 
     @property
     def top1(self) -> dict[str, Share]:
-        """Accuracy of the method by bin, all classes being taken to be equally common."""
-        return self.rows[_balanced(self.measures)].top1
+        """Accuracy of the method, all classes being taken to be equally common: where each counts alike, then by bin."""
+        row = self.rows[_balanced(self.measures)]
+        first = {} if row.balanced.few else {_ALIKE: row.balanced}
+        return first | row.top1
 
 
 def newest_results(workspace: Workspace, commit: Commit) -> Results | None:

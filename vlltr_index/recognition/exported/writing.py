@@ -114,7 +114,16 @@ def export_model(
         config = _config(snapshot, model, sentences.num_rows, record)
         config.save(new / "config.json")
         names = [model.names[i] for i in snapshot.class_table().ids]
-        write_card(new, config, names, sentences=sentences, results=newest_results(workspace, commit))
+        parts = model.saved.parts
+        write_card(
+            new,
+            config,
+            names,
+            sentences=sentences,
+            results=newest_results(workspace, commit),
+            texts="" if parts is None else parts.texts,
+            attends=_attends(model),
+        )
     without = sentences["licence"].null_count
     unsaid = f"Sentences that state no licence: {without:,}. See whether you may share them."
     rows = {"classes": config.classes, "anchors": config.anchors, "sentences": config.sentences}
@@ -317,6 +326,15 @@ def _write_objects(snapshot: Snapshot, model: Model, folder: Path, with_index: b
         "fusion": model.fusion,
     }
     return record.model_copy(update=facts)
+
+
+def _attends(model: Model) -> bool:
+    """Say whether attention over sentences has a weight in some answer."""
+    parts = model.saved.parts
+    if parts is None or model.fusion.rule != "ours":
+        return True
+    weights = parts.weights
+    return bool(weights.text) or bool(weights.few_shot.text) or bool(weights.text_only.text)
 
 
 def _answering_rows(snapshot: Snapshot) -> dict[str, pa.Table]:
