@@ -198,7 +198,7 @@ class Results(Manifest):
 
     @property
     def top1(self) -> dict[str, Share]:
-        """Accuracy of the method, all classes being taken to be equally common: where each counts alike, then by bin."""
+        """Accuracy of the method under `balanced`, first where each class counts alike, then by bin."""
         row = self.rows[_balanced(self.measures)]
         first = {} if row.balanced.few else {_ALIKE: row.balanced}
         return first | row.top1
