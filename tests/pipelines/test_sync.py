@@ -251,6 +251,7 @@ def test_what_moved_is_gone_and_new_is_said(workspace: Workspace, tmp_path: Path
         assert lines[0] == ("A dry run, which commits nothing:" if dry_run else lines[0])
         assert lines[dry_run] == f"{data}: images 1 moved, 1 gone, 1 new, 4 there before (train 6)."
         assert len(workspace.history.ids()) == 2 - dry_run
+        assert (report.next_step is None) == dry_run
     assert images(workspace)["tit/0.png"] == ("tit", "train")
     assert "owl/1.png" not in images(workspace)
     assert ingest_images(workspace, data, "train", sync=True).unchanged == 6

@@ -71,7 +71,7 @@ class IngestReport:
     grouped: int = 0  # images that have one
     in_bursts: int = 0  # without a group, taken within two seconds of another of their folder and class
     dry_run: bool = False
-    next_step: str | None = None
+    next_step: str | None = None  # none after a dry run
 
 
 def ingest_images(
@@ -170,7 +170,7 @@ def ingest_images(
         retired = retire(tx, run.left) if sync else []
         prompts, step = _prompt(run, workspace.address, before)
         report = _image_report(run, str(path), len(before), prompts=prompts, retired=retired, dry_run=dry_run)
-        return replace(report, next_step=step)
+        return replace(report, next_step=None if dry_run else step)
 
 
 def _check_grouping(grouping: Grouping, listing: Listing, path: Path | str) -> None:
