@@ -54,7 +54,7 @@ _QUERIES = 20
 _AT_ONCE = 512
 _LATE = 100
 _CLASS_FOLDS = 5  # parts of the classes, of which each fold leaves one out
-_UNTOLD = "Too little was kept out of stage 1: what later classes get, and cost the others, is not foretold."
+_FEWEST_TO_BOUND = 10  # held-out images; the tail of fewer says nothing
 _TOO_FEW = (
     "Too few images were held out to weigh the parts by: the usual weights hold, and texts count little."
 )
@@ -133,8 +133,8 @@ def weigh_parts(
     found = fit_weights(scores) if enough else usual_weights(scores)
     trust = _text_trust(data, folds, chosen, moments) if enough else 1.0
     left_out = _left_out(data, folds, chosen, trust)
-    told = enough and bool(left_out)
-    found, later = _gates(data, left_out, found) if told else _bounded(data, folds, chosen, found)
+    foretold = enough and bool(left_out)
+    found, later = _of_later_classes(data, folds, chosen, left_out, found, foretold)
     if enough:
         prior = fit_prior(scores.fused(found), log_frequencies(moments.counts.cpu()[known]), labels, units)
         found = replace(found, prior=prior)
@@ -161,7 +161,7 @@ def weigh_parts(
     )
     first = near_chance(columns([fold.likelihoods(PLAINEST) for fold in folds]), labels, alike, units)
     weighed = [_of_weights(scores, units, found)] if enough else []
-    return parts, [*first, *weighed, *_more_notes(parts), *([] if told else [_UNTOLD])]
+    return parts, [*first, *weighed, *_more_notes(parts), *_of_stage_one(data, foretold)]
 
 
 def near_chance(scores: Tensor, labels: Tensor, weights: Tensor, units: Tensor) -> list[str]:
@@ -224,10 +224,10 @@ def _left_out(data: StageTwoData, folds: list[Fold], chosen: Covariances, trust:
         return [_LeftOut(fold, data.unseen_classes, model, of_head)]
     if bool(data.unseen.any()) or data.visual_init is not None:
         return []
-    return _drawn_out(data, folds, chosen)
+    return _leave_fifths_out(data, folds, chosen)
 
 
-def _drawn_out(data: StageTwoData, folds: list[Fold], chosen: Covariances) -> list[_LeftOut]:
+def _leave_fifths_out(data: StageTwoData, folds: list[Fold], chosen: Covariances) -> list[_LeftOut]:
     """Leave another fifth of the classes, 100 at most, out of each fold."""
     with_text = data.places >= 0
 
@@ -344,16 +344,22 @@ def _fits_among(
     return weights.sum(torch.cat(parts)).cpu()
 
 
-def _bounded(
-    data: StageTwoData, folds: list[Fold], chosen: Covariances, found: PartWeights
+def _of_later_classes(
+    data: StageTwoData,
+    folds: list[Fold],
+    chosen: Covariances,
+    left_out: list[_LeftOut],
+    found: PartWeights,
+    foretold: bool,
 ) -> tuple[PartWeights, tuple[LaterFigures, ...]]:
-    """Bound what later classes cost by classes that stage 1 saw; to it their texts look too good to foretell more."""
-    bounded, _ = _gates(data, _drawn_out(data, _CLASS_FOLDS * folds, chosen), found, weights=False)
-    return bounded, ()
+    """Fit the gates on the classes left out or, where there are none, on fifths that the encoder saw, see `_gates`."""
+    if not foretold and sum(len(fold.labels) for fold in folds) < _FEWEST_TO_BOUND:
+        return found, ()
+    return _gates(data, left_out or _leave_fifths_out(data, _CLASS_FOLDS * folds, chosen), found, foretold)
 
 
 def _gates(
-    data: StageTwoData, left_out: list[_LeftOut], found: PartWeights, weights: bool = True
+    data: StageTwoData, left_out: list[_LeftOut], found: PartWeights, foretold: bool
 ) -> tuple[PartWeights, tuple[LaterFigures, ...]]:
     """Fit the weights and offsets of later classes on classes left out; estimate what later classes get and cost.
 
@@ -361,7 +367,8 @@ def _gates(
         data: Training data.
         left_out: Where classes are left out.
         found: The weights of the trained classes, and those of later ones before the fit.
-        weights: Whether the weights of classes known by text alone are fitted, too.
+        foretold: Whether the encoder did not see these classes. Otherwise their texts look too good and their images
+            too much alike: what they cost is bounded, but no weight is fitted, and nothing is estimated.
     """
     with_text = data.places >= 0
     told = [one for one in left_out if bool((one.classes & with_text).any())]
@@ -373,8 +380,10 @@ def _gates(
     found = replace(
         found,
         few_shot=fit_gate(found.few_shot, [one for some in few for one in some], weights=False),
-        text_only=fit_gate(found.text_only, alone, weights=weights),
+        text_only=fit_gate(found.text_only, alone, weights=foretold),
     )
+    if not foretold:
+        return found, ()
     figures = [later_figures(found.text_only, alone)]
     figures += [later_figures(found.few_shot, some) for some in few]
     return found, tuple(one for some in figures for one in some)
@@ -475,6 +484,16 @@ def _of_texts(data: StageTwoData, weights: PartWeights, shared: SharedGaussian, 
         return told
     known = shared.kernel is not None and shared.kernel.knows_readings(data.bank.dim)
     return f"{told} The sentence-embedding model tells {'some of it' if known else 'no more'}."
+
+
+def _of_stage_one(data: StageTwoData, foretold: bool) -> list[str]:
+    """Tell the user where stage 1 saw too much for later classes to be foretold."""
+    if foretold or data.visual_init is None:
+        return []
+    return [
+        "Too little was kept out of stage 1: what later classes get is not foretold, and they may cost the others more"
+        " than a point."
+    ]
 
 
 def _more_notes(parts: Parts) -> list[str]:

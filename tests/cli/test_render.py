@@ -190,6 +190,6 @@ def test_a_refit_is_measured_anew() -> None:
     assert report_lines(measured)[-2] == "Old classes on 50 held-out images: 90.0 % before, 80.0 % after."
     few = replace(report, effect=Effect(1.0, 0.75, 4))
     assert (
-        report_lines(few)[-2]
+        report_lines(few)[-1]
         == "Old classes on 4 held-out images: 4 right before, 3 after. So few say little."
     )

@@ -18,6 +18,7 @@ from vlltr_index.embedding import loading
 from vlltr_index.errors import MissingStepError
 from vlltr_index.recognition.folds import open_folds
 from vlltr_index.recognition.model import Model
+from vlltr_index.schemas.records import FEW_UNITS
 from vlltr_index.tensors import class_positions
 
 if TYPE_CHECKING:
@@ -48,8 +49,10 @@ class Effect:
 
     @property
     def warning(self) -> str | None:
-        """What is said if the accuracy fell by more than a point."""
-        if self.before is None or self.after is None or self.before - self.after <= _HARM:
+        """What is said if the accuracy fell by more than a point; of few images nothing."""
+        if self.before is None or self.after is None or self.images < FEW_UNITS:
+            return None
+        if self.before - self.after <= _HARM:
             return None
         return f"Warning: the old classes lose {100 * (self.before - self.after):.1f} points."
 

@@ -148,7 +148,8 @@ def fit_gate(start: Gate, designs: Sequence[HeldOutClasses], weights: bool = Tru
     classes, and that one of a trained class is assigned to any of the trained ones. Held-out classes together weigh
     their share of all classes. The prior has its mean at `start`, and as standard deviation the spread that both parts
     have there over the classes. Text logits may tell newcomers from trained classes, and hide which newcomer it is:
-    they have no weight unless with one more images of newcomers are found, by a standard error over these.
+    they have no weight unless with one more images of newcomers are found, by a standard error over these; with fewer
+    than five newcomers nobody can say it, and they keep it.
 
     With the offset an image is as often given to a newcomer wrongly as kept from it wrongly, each class counted alike:
     there a logistic regression on the lead of the best newcomer is even, fitted together with how well an image must
@@ -159,22 +160,24 @@ def fit_gate(start: Gate, designs: Sequence[HeldOutClasses], weights: bool = Tru
         start: The weights before the fit.
         designs: Scores with newcomers; one without an image of a newcomer, or without one of a trained class that is
             right, is ignored.
-        weights: Whether the weights are fitted; otherwise, or if no part tells newcomers apart, they stay at `start`.
+        weights: Whether the weights are fitted; otherwise they stay at `start`, as does that of a part
+            that tells nobody apart.
     """
     designs = _usable(designs)
     if not designs:
         return start
     if not weights:
         return _with_offsets(start, designs)
+    reading = _with_offsets(_fit_weights(start, designs), designs)
+    newcomers = _newcomers(designs)
+    if not reading.text or len(newcomers.unique()) < _FEWEST_TOLD:
+        return reading
     silent = [one.without_text for one in designs]
-    gates = [
-        _with_offsets(_fit_weights(begin, some), some)
-        for begin, some in ((replace(start, text=0.0), silent), (start, designs))
-    ]
+    plain = _with_offsets(_fit_weights(replace(start, text=0.0), silent), silent)
+    gates = plain, reading
     missed = torch.stack([torch.cat([1.0 - one.found(gate) for one in designs]) for gate in gates])
-    alike = torch.cat([one.new_weights for one in designs])
-    level = level_with_best(missed, alike, _newcomers(designs))
-    return gates[int(level[0])]
+    weight = torch.cat([one.new_weights for one in designs])
+    return gates[int(level_with_best(missed, weight, newcomers)[0])]
 
 
 def _with_offsets(gate: Gate, designs: Sequence[HeldOutClasses]) -> Gate:
