@@ -181,7 +181,7 @@ def test_large_pictures_are_read_too(site: Served, tmp_path: Path) -> None:
         ('{"only": "kestrel"}', "options.only: "),
         ('{"parent": "bird"}', "no class has a parent"),
         ('{"prior": "folder"}', "the prior 'folder' needs many pictures at once"),
-        ('{"prior": {"nobody": 1}}', "no class 'nobody'"),
+        ('{"prior": {"nobody": 1}}', "the prior: no class 'nobody'"),
         ('{"prior": "/etc/passwd"}', "options.prior"),
     ],
 )
