@@ -69,7 +69,7 @@ def test_a_stopped_decision_goes_on(trained: Workspace) -> None:
     sets = ("lgr.lr=3e-2", "lgr.projection_lr=3e-2", "lgr.batch_size=32", "lgr.views=1")
     config, calls = override(trained.recipe, sets).lgr, list[int]()
     whole = train_lgr_stage(trained, config, lambda _, done, __: calls.append(done))
-    assert len(whole.notes) == 2
+    assert len(whole.notes) == 3
     assert whole.epochs > 1
     assert not whole.resumed
     left = [len(calls) - 1]
