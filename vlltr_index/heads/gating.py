@@ -126,8 +126,7 @@ class HeldOutClasses:
     @property
     def without_text(self) -> HeldOutClasses:
         """The same where the text branch says nothing of newcomers."""
-        zeros = torch.zeros_like(self.text), torch.zeros_like(self.new_text)
-        return replace(self, text=zeros[0], new_text=zeros[1])
+        return replace(self, text=torch.zeros_like(self.text), new_text=torch.zeros_like(self.new_text))
 
 
 def _later_scores(gate: Gate, likelihoods: Tensor, text: Tensor, trained: int) -> Tensor:
@@ -149,7 +148,7 @@ def fit_gate(start: Gate, designs: Sequence[HeldOutClasses], weights: bool = Tru
     their share of all classes. The prior has its mean at `start`, and as standard deviation the spread that both parts
     have there over the classes. Text logits may tell newcomers from trained classes, and hide which newcomer it is:
     they have no weight unless with one more images of newcomers are found, by a standard error over these; with fewer
-    than five newcomers nobody can say it, and they keep it.
+    than five newcomers nobody can say it, and they keep it. If no part tells newcomers apart, that of the likelihoods stays.
 
     With the offset an image is as often given to a newcomer wrongly as kept from it wrongly, each class counted alike:
     there a logistic regression on the lead of the best newcomer is even, fitted together with how well an image must
@@ -160,8 +159,7 @@ def fit_gate(start: Gate, designs: Sequence[HeldOutClasses], weights: bool = Tru
         start: The weights before the fit.
         designs: Scores with newcomers; one without an image of a newcomer, or without one of a trained class that is
             right, is ignored.
-        weights: Whether the weights are fitted; otherwise they stay at `start`, as does that of a part
-            that tells nobody apart.
+        weights: Whether the weights are fitted; otherwise they stay at `start`.
     """
     designs = _usable(designs)
     if not designs:
