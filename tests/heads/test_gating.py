@@ -209,6 +209,26 @@ def test_at_the_limit_newcomers_cost_about_a_point(reach: float, number: int) ->
     assert 0.002 < sum(lost) / len(lost) < 0.03
 
 
+def test_the_limit_holds_for_each_number_of_images() -> None:
+    """Newcomers known by five images cost more than those known by one, for they are nearer to all."""
+    one = [design(seed, 40, 10, 300, 1.5)[0] for seed in range(3)]
+    nearer = 2.0 * (torch.arange(50) >= 40)
+    five = [
+        replace(
+            each,
+            images=5,
+            likelihoods=each.likelihoods + nearer,
+            new_likelihoods=each.new_likelihoods + nearer,
+        )
+        for each in one
+    ]
+    gate = fit_gate(PLAIN, one + five, weights=False)
+    at_limit = replace(gate, offset=1e6)
+    lost = {some[0].images: [f.lost for f in later_figures(at_limit, some)][1] for some in (one, five)}
+    assert lost[1] < 0.005
+    assert lost[5] == pytest.approx(0.01)
+
+
 def test_newcomers_that_are_alike_cost_as_much_as_one() -> None:
     """Whereas more of newcomers that lie apart take more."""
     apart = [design(seed, 40, 10, 300, 1.5)[0] for seed in range(3)]

@@ -154,7 +154,7 @@ def fit_gate(start: Gate, designs: Sequence[HeldOutClasses], weights: bool = Tru
     With the offset an image is as often given to a newcomer wrongly as kept from it wrongly, each class counted alike:
     there a logistic regression on the lead of the best newcomer is even, fitted together with how well an image must
     fit a newcomer. The limit is the offset with which later classes are estimated to cost the trained ones one point of
-    accuracy.
+    accuracy, known by the number of images with which they cost most.
 
     Args:
         start: The weights before the fit.
@@ -185,8 +185,12 @@ def _with_offsets(gate: Gate, designs: Sequence[HeldOutClasses]) -> Gate:
     gate = replace(gate, fit=fit, offset=offset)
     leads = [one.leads_lost(gate) for one in designs]
     crowding = _crowding(designs, leads)
-    limit = _Losses.strongest(designs, leads, crowding).offset_at(_MOST_LOST)
-    return replace(gate, crowding=crowding, limit=limit)
+    limits = []
+    for images in {one.images for one in designs}:
+        some = [(one, lead) for one, lead in zip(designs, leads, strict=True) if one.images == images]
+        losses = _Losses.strongest([one for one, _ in some], [lead for _, lead in some], crowding)
+        limits.append(losses.offset_at(_MOST_LOST))
+    return replace(gate, crowding=crowding, limit=min(limits))
 
 
 def _newcomers(designs: Sequence[HeldOutClasses]) -> Tensor:
