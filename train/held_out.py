@@ -130,37 +130,39 @@ def weigh_parts(
         text=columns([fold.text for fold in folds]) if "text" in branches else None,
         weights=weights,
     )
-    found = fit_weights(scores) if enough else usual_weights(scores)
+    part_weights = fit_weights(scores) if enough else usual_weights(scores)
     trust = _text_trust(data, folds, chosen, moments) if enough else 1.0
     left_out = _left_out(data, folds, chosen, trust)
     foretold = enough and bool(left_out)
-    found, later = _of_later_classes(data, folds, chosen, left_out, found, foretold)
+    part_weights, later = _of_later_classes(data, folds, chosen, left_out, part_weights, foretold)
     if enough:
-        prior = fit_prior(scores.fused(found), log_frequencies(moments.counts.cpu()[known]), labels, units)
-        found = replace(found, prior=prior)
+        prior = fit_prior(
+            scores.fused(part_weights), log_frequencies(moments.counts.cpu()[known]), labels, units
+        )
+        part_weights = replace(part_weights, prior=prior)
     model = chosen.noisy(data.model(moments, chosen.shrinkage))
     rejection, accept = _rejection(data, folds, chosen, model.shared)
     # Else a class that has text alone would win wherever the images say little.
-    if Parts(model.shared, found).texts_are_mute:
-        found = replace(found, text_only=replace(found.text_only, offset=_NOT_FOUND))
+    if Parts(model.shared, part_weights).texts_are_mute:
+        part_weights = replace(part_weights, text_only=replace(part_weights.text_only, offset=_NOT_FOUND))
         later = tuple(one for one in later if one.images)
     unknown_accepted, unknown_range = _let_in(data, left_out, accept, rejection.weights)
     parts = Parts(
         model.shared,
-        found,
+        part_weights,
         accept,
-        HeldOutAnswers(labels, scores.fused(found).softmax(1).half()),
+        HeldOutAnswers(labels, scores.fused(part_weights).softmax(1).half()),
         unknown_accepted=unknown_accepted,
         unknown_range=unknown_range,
-        correlation=fit_correlation(scores.fused(found), labels, units, weights),
+        correlation=fit_correlation(scores.fused(part_weights), labels, units, weights),
         later=later,
         text_trust=trust,
         shifts=None if model.shifts is None else model.shifts[known].cpu(),
         rejection=rejection,
-        texts=_of_texts(data, found, model.shared, matches) if enough else _TOO_FEW,
+        texts=_of_texts(data, part_weights, model.shared, matches) if enough else _TOO_FEW,
     )
     first = near_chance(columns([fold.likelihoods(PLAINEST) for fold in folds]), labels, alike, units)
-    weighed = [_of_weights(scores, units, found)] if enough else []
+    weighed = [_of_weights(scores, units, part_weights)] if enough else []
     return parts, [*first, *weighed, *_more_notes(parts), *_of_stage_one(data, foretold)]
 
 
@@ -238,7 +240,7 @@ def _leave_fifths_out(data: StageTwoData, folds: list[Fold], chosen: Covariances
         return torch.where(with_text, logits, logits[:, with_text].mean(1, keepdim=True))
 
     drawn = torch.randperm(data.classes, generator=torch.Generator().manual_seed(0))
-    found = []
+    left_out = []
     for number, fold in enumerate(folds):
         late = torch.zeros(data.classes, dtype=torch.bool)
         late[drawn[number::_CLASS_FOLDS][:_LATE]] = True
@@ -247,8 +249,8 @@ def _leave_fifths_out(data: StageTwoData, folds: list[Fold], chosen: Covariances
             model = chosen.noisy(fold.data.model(fold.data.moments(rest), chosen.shrinkage))
             texts = fold.data.whole_prototypes(model.shared.kernel)
             prototypes = torch.where(late[:, None].to(texts.device), texts, model.prototypes)
-            found.append(_LeftOut(fold, late, replace(model, prototypes=prototypes), zero_shot))
-    return found
+            left_out.append(_LeftOut(fold, late, replace(model, prototypes=prototypes), zero_shot))
+    return left_out
 
 
 def _compared(data: StageTwoData, shared: SharedGaussian, some: Tensor) -> tuple[Tensor, Tensor]:
@@ -305,7 +307,7 @@ def _let_in(
         level: How well an image has to fit.
         weights: What makes up how well it fits.
     """
-    found = []
+    accepted = []
     of_half = []
     owners = []
     numbers = []
@@ -313,20 +315,20 @@ def _let_in(
         images = torch.cat([_one_a_unit(data, place) for place in one.classes.nonzero()[:, 0].tolist()])
         others = (~one.classes & data.rows).nonzero()[:, 0]
         halves = [half for half in (others[::2], others[1::2]) if len(half)]
-        accepted, *of_halves = (
+        by_all, *of_halves = (
             (_fits_among(data, one, some, images, weights) >= level).double() for some in (others, *halves)
         )
-        found.append(accepted)
+        accepted.append(by_all)
         of_half.append(torch.stack(of_halves).mean(0))
         owners.append(data.labels[images])
         numbers.append(len(others))
     if sum(map(len, owners)) < _ENOUGH:
         return None, None
-    accepted = torch.cat(found)
-    before = float(accepted.mean())
+    fitting = torch.cat(accepted)
+    before = float(fitting.mean())
     classes = int(data.rows.sum())
     share = share_among(classes, before, float(torch.cat(of_half).mean()), round(sum(numbers) / len(numbers)))
-    ends = share_range(accepted, torch.ones_like(accepted), torch.cat(owners))
+    ends = share_range(fitting, torch.ones_like(fitting), torch.cat(owners))
     if ends is None:
         return share, None
     low, high = (min(max(end + share - before, 0.0), 1.0) for end in ends)
@@ -349,44 +351,44 @@ def _of_later_classes(
     folds: list[Fold],
     chosen: Covariances,
     left_out: list[_LeftOut],
-    found: PartWeights,
+    weights: PartWeights,
     foretold: bool,
 ) -> tuple[PartWeights, tuple[LaterFigures, ...]]:
     """Fit the gates on the classes left out or, where there are none, on fifths that the encoder saw, see `_gates`."""
     if not foretold and sum(len(fold.labels) for fold in folds) < _FEWEST_TO_BOUND:
-        return found, ()
-    return _gates(data, left_out or _leave_fifths_out(data, _CLASS_FOLDS * folds, chosen), found, foretold)
+        return weights, ()
+    return _gates(data, left_out or _leave_fifths_out(data, _CLASS_FOLDS * folds, chosen), weights, foretold)
 
 
 def _gates(
-    data: StageTwoData, left_out: list[_LeftOut], found: PartWeights, foretold: bool
+    data: StageTwoData, left_out: list[_LeftOut], weights: PartWeights, foretold: bool
 ) -> tuple[PartWeights, tuple[LaterFigures, ...]]:
     """Fit the weights and offsets of later classes on classes left out; estimate what later classes get and cost.
 
     Args:
         data: Training data.
         left_out: Where classes are left out.
-        found: The weights of the trained classes, and those of later ones before the fit.
+        weights: The weights of the trained classes, and those of later ones before the fit.
         foretold: Whether the encoder did not see these classes. Otherwise their texts look too good and their images
             too much alike: what they cost is bounded, but no weight is fitted, and nothing is estimated.
     """
     with_text = data.places >= 0
     told = [one for one in left_out if bool((one.classes & with_text).any())]
-    alone = [_held_out_classes(data, one, one.classes & with_text, images=0, weights=found) for one in told]
+    alone = [_held_out_classes(data, one, one.classes & with_text, images=0, weights=weights) for one in told]
     few = [
-        [_held_out_classes(data, one, one.classes, images=images, weights=found) for one in left_out]
+        [_held_out_classes(data, one, one.classes, images=images, weights=weights) for one in left_out]
         for images in _NEW_IMAGES
     ]
-    found = replace(
-        found,
-        few_shot=fit_gate(found.few_shot, [one for some in few for one in some], weights=False),
-        text_only=fit_gate(found.text_only, alone, weights=foretold),
+    weights = replace(
+        weights,
+        few_shot=fit_gate(weights.few_shot, [one for some in few for one in some], weights=False),
+        text_only=fit_gate(weights.text_only, alone, weights=foretold),
     )
     if not foretold:
-        return found, ()
-    figures = [later_figures(found.text_only, alone)]
-    figures += [later_figures(found.few_shot, some) for some in few]
-    return found, tuple(one for some in figures for one in some)
+        return weights, ()
+    figures = [later_figures(weights.text_only, alone)]
+    figures += [later_figures(weights.few_shot, some) for some in few]
+    return weights, tuple(one for some in figures for one in some)
 
 
 def _held_out_classes(
