@@ -54,7 +54,8 @@ def evaluate_command(context: Context, /, split: str | None, prior: str, **how: 
 
     Rows: both branches fused, each branch alone, and every baseline that was trained. What is said below the table
     counts each class alike; with another --prior, each picture. Where classes have parents, accuracy by rank follows.
-    `vlltr report` and --json also have top-5, few5 (at most 5 training images) and the expected calibration error.
+    `vlltr report` and --json also have top-5, few5 (at most 5 training images) and the expected calibration error,
+    which counts likewise.
     """
     from vlltr_index.data.text import check_split
     from vlltr_index.pipelines.evaluate import evaluate

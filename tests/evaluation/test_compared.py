@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -54,3 +55,22 @@ def test_of_few_units_the_rule_is_the_best_by_pictures() -> None:
     (found,) = answered(rows, labels, ["balanced"], ["ncm", "knn"])["measures"]
     assert found.against == "knn"
     assert found.difference.count == 1
+
+
+def test_calibration_counts_as_the_accuracy_of_the_prior_does() -> None:
+    """Answers that are right as often as they are sure in each class alike have no error under `balanced`."""
+    labels = torch.tensor([0] * 30 + [1] * 10)
+    number = torch.arange(40)
+    right = number < 30  # of each class alike a half, three quarters of the pictures
+    sure = torch.full((40,), 0.5)
+    rows = {
+        name: RowAnswers(torch.where(right, labels, 1 - labels)[:, None], right, sure)
+        for name in ("vl-ltr", "vl-ltr, --prior training", "image branch")
+    }
+    asked = Asked(labels, torch.bincount(labels), units=number, models=torch.zeros_like(number))
+    errors = compared(rows, asked, None, ["balanced", "training"], [])["calibration_error"]
+    expected = {"vl-ltr": 0.0, "vl-ltr, --prior training": 0.25, "image branch": 0.0}
+    assert errors == pytest.approx(expected, abs=1e-9)
+    of_training = {"vl-ltr": rows["vl-ltr"]}
+    errors = compared(of_training, asked, None, ["training"], [])["calibration_error"]
+    assert errors == pytest.approx({"vl-ltr": 0.25})

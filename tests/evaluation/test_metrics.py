@@ -101,13 +101,19 @@ def test_balanced_accuracy_counts_classes_alike() -> None:
 
 @quick
 @given(
-    pairs=st.lists(st.tuples(st.sampled_from([0.0, 0.2, 0.5, 0.51, 0.9, 1.0]), st.booleans()), min_size=1),
+    answers=st.lists(
+        st.tuples(st.sampled_from([0.0, 0.2, 0.5, 0.51, 0.9, 1.0]), st.booleans(), st.integers(0, 3)),
+        min_size=1,
+    ),
 )
-def test_calibration_error_equals_its_twin(pairs: list[tuple[float, bool]]) -> None:
-    """Bins hold their upper bound; empty bins count nothing."""
-    confidences, correct = [p for p, _ in pairs], [right for _, right in pairs]
-    found = expected_calibration_error(torch.tensor(confidences, dtype=torch.float64), torch.tensor(correct))
+def test_calibration_error_equals_its_twin(answers: list[tuple[float, bool, int]]) -> None:
+    """Bins hold their upper bound; empty bins count nothing; pictures or classes count alike."""
+    confidences, correct, labels = (list(column) for column in zip(*answers, strict=True))
+    given = torch.tensor(confidences, dtype=torch.float64), torch.tensor(correct)
+    found = expected_calibration_error(*given)
     assert found == pytest.approx(twins.calibration_error(confidences, correct, 15))
+    found = expected_calibration_error(*given, torch.tensor(labels))
+    assert found == pytest.approx(twins.calibration_error(confidences, correct, 15, labels))
 
 
 @quick

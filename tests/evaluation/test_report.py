@@ -59,6 +59,7 @@ def test_the_report_says_what_evaluate_says(full: Workspace, tmp_path: Path) -> 
     ends = f"95 %: {100 * of.low:.1f} to {100 * of.high:.1f}"
     first = f"each class alike {100 * of.value:.1f} % right, of {of.images} pictures {ends}"
     assert text.index(first) < text.index("each picture alike "), "what is measured by comes first"
+    assert "ECE, in points, each class counted alike" in text
     for fact in ("glyphs_lt/fast", "ours", "the release's bounds", f"torch {torch.__version__}", "sentences"):
         assert fact in text
     assert f"{said.commit} (train baseline fc)" in text

@@ -448,17 +448,21 @@ def auroc(scores: list[float], positives: list[bool]) -> float:
     return sum(pairs) / len(pairs)
 
 
-def calibration_error(confidences: list[float], correct: list[bool], bins: int) -> float:
-    """Bin by bin; bin k holds confidences in (k / bins, (k + 1) / bins]."""
+def calibration_error(
+    confidences: list[float], correct: list[bool], bins: int, labels: list[int] | None = None
+) -> float:
+    """Bin by bin; bin k holds confidences in (k / bins, (k + 1) / bins]; with labels each class has one vote."""
+    votes = [1.0] * len(correct) if labels is None else [1.0 / labels.count(label) for label in labels]
     total = 0.0
     for k in range(bins):
         inside = [
-            (p, right)
-            for p, right in zip(confidences, correct, strict=True)
+            (p, right, vote)
+            for p, right, vote in zip(confidences, correct, votes, strict=True)
             if k / bins < p <= (k + 1) / bins or (k == 0 and p == 0.0)
         ]
         if inside:
-            accuracy = sum(right for _, right in inside) / len(inside)
-            confidence = sum(p for p, _ in inside) / len(inside)
-            total += len(inside) / len(confidences) * abs(accuracy - confidence)
+            votes_inside = sum(vote for _, _, vote in inside)
+            accuracy = sum(vote * right for _, right, vote in inside) / votes_inside
+            confidence = sum(vote * p for p, _, vote in inside) / votes_inside
+            total += votes_inside / sum(votes) * abs(accuracy - confidence)
     return total

@@ -17,6 +17,7 @@ from vlltr_index.evaluation.metrics import (
     bin_masks,
     expected_calibration_error,
     paired_difference,
+    prior_of,
     under,
 )
 
@@ -86,15 +87,17 @@ def compared(
         beside = less = None
         if rule is not None:
             beside = _row_under(rows, rule, prior)
-            alike = prior == "balanced" and not rows[row].balanced.few
             right = answers[row].right, answers[beside].right
-            less = paired_difference(*right, units=units, labels=labels if alike else None)
+            alike = labels if rows[row].alike(prior) else None
+            less = paired_difference(*right, units=units, labels=alike)
         measures.append(Measure(prior, row, rule, beside, less))
     shown = measures[0].against
     return {
         "rows": rows,
         "calibration_error": {
-            name: expected_calibration_error(row.confidence, row.right)
+            name: expected_calibration_error(
+                row.confidence, row.right, labels if rows[name].alike(prior_of(name, priors[0])) else None
+            )
             for name, row in answers.items()
             if row.confidence is not None and not rows[name].top1["overall"].few
         },

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vlltr_index.errors import InputError, MissingPackageError
 from vlltr_index.heads.fusion import Rule
-from vlltr_index.heads.weighing import wilson
+from vlltr_index.heads.weighing import balanced_shares, wilson
 from vlltr_index.schemas.records import FEW_UNITS
 from vlltr_index.tensors import check_labels, check_vector
 
@@ -112,9 +112,13 @@ class AccuracyReport:
     top5: dict[str, Interval]
     balanced: Interval
 
+    def alike(self, prior: str) -> bool:
+        """Say whether each class counts alike in what answers under a prior are measured by, see `Measure`."""
+        return prior == "balanced" and not self.balanced.few
+
     def measured(self, prior: str) -> Interval:
-        """Return the accuracy that answers under a prior are measured by, see `Measure`."""
-        return self.top1["overall"] if prior != "balanced" or self.balanced.few else self.balanced
+        """Return the accuracy that answers under a prior are measured by."""
+        return self.balanced if self.alike(prior) else self.top1["overall"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +156,8 @@ class EvaluationReport:
         rows: Accuracy of each row.
         measures: The accuracy by the prior that was asked for, and where classes differ in training images that by the
             other of `balanced` and `training`.
-        calibration_error: Expected calibration error of the rows that have probabilities; none below 30 units.
+        calibration_error: Expected calibration error of the rows that have probabilities, counted by the prior of the
+            row as in `measures`; none below 30 units.
         differences: Accuracy of the method less that of `against`, by bin, on the same images; `balanced`: of all, each
             class counting alike.
         against: The row that the method is compared with, of the first measure.
@@ -246,11 +251,17 @@ def under(row: str, prior: str) -> str:
     return f"{row}, --prior {prior}"
 
 
+def prior_of(row: str, asked: str) -> str:
+    """Return the prior that a row is measured by: that of its name, see `under`, else the one that was asked for."""
+    return row.partition(under("", ""))[2] or asked
+
+
 @dataclass(frozen=True, slots=True)
 class ReliabilityBin:
-    """Images with confidences in one interval: their number, mean confidence, and accuracy."""
+    """Images with confidences in one interval: their number and share, mean confidence, and accuracy."""
 
     images: int
+    share: float
     confidence: float
     accuracy: float
 
@@ -486,26 +497,27 @@ def paired_difference(
     return Interval(value=value, low=float(low), high=float(high), images=len(difference), units=len(sizes))
 
 
-def expected_calibration_error(confidences: Tensor, correct: Tensor) -> float:
-    """Compute the mean gap between confidence and accuracy over the bins of `reliability`, weighed by their images.
+def expected_calibration_error(confidences: Tensor, correct: Tensor, labels: Tensor | None = None) -> float:
+    """Compute the mean gap between confidence and accuracy over the bins of `reliability`, weighed by their shares.
 
     Args:
         confidences: Float [N], probability of the predicted class.
         correct: Bool [N].
+        labels: As for `reliability`.
 
     Raises:
         InputError: As for `reliability`.
     """
-    found = reliability(confidences, correct)
-    return sum(b.images * abs(b.confidence - b.accuracy) for b in found) / sum(b.images for b in found)
+    return sum(b.share * abs(b.confidence - b.accuracy) for b in reliability(confidences, correct, labels))
 
 
-def reliability(confidences: Tensor, correct: Tensor) -> list[ReliabilityBin]:
+def reliability(confidences: Tensor, correct: Tensor, labels: Tensor | None = None) -> list[ReliabilityBin]:
     """Compute confidence and accuracy in 15 equally wide bins of confidence; bins without images are left out.
 
     Args:
         confidences: Float [N], probability of the predicted class.
         correct: Bool [N].
+        labels: Int64 [N], class positions: each class counts alike. None: each image does.
 
     Raises:
         InputError: There is no image, or a confidence lies outside 0..1.
@@ -514,10 +526,12 @@ def reliability(confidences: Tensor, correct: Tensor) -> list[ReliabilityBin]:
     right = correct.double()
     if values.numel() == 0 or not bool(((values >= 0) & (values <= 1 + 1e-6)).all()):
         raise InputError("confidences must be probabilities in 0..1, and at least one")
+    one = torch.ones_like(values)
+    shares = one / len(one) if labels is None else balanced_shares(labels)
     place = (values * _CONFIDENCE_BINS).ceil().long().sub(1).clamp(0, _CONFIDENCE_BINS - 1)
-    columns = torch.stack([torch.ones_like(values), values, right], dim=1)
-    sums = columns.new_zeros(_CONFIDENCE_BINS, 3).index_add(0, place, columns)
-    return [ReliabilityBin(int(n), s / n, r / n) for n, s, r in sums.tolist() if n]
+    columns = torch.stack([one, shares, shares * values, shares * right], dim=1)
+    sums = columns.new_zeros(_CONFIDENCE_BINS, 4).index_add(0, place, columns)
+    return [ReliabilityBin(int(n), share, s / share, r / share) for n, share, s, r in sums.tolist() if n]
 
 
 def bin_masks(labels: Tensor, class_counts: Tensor, convention: Convention) -> dict[str, NDArray[np.bool_]]:
