@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from vlltr_index.cli.terminal import broken, percent
 from vlltr_index.schemas.records import ClassScore, Prediction, SentenceShare, by_group
-from vlltr_index.wording import NOTHING_KNOWN
+from vlltr_index.wording import NOTHING_KNOWN, UNKNOWN
 
 _INDENT = " " * 11
 _SILENT = "the text has no weight in this head (vlltr status says why): no sentence decided anything"
@@ -59,6 +59,8 @@ def _said(groups: Sequence[Sequence[SentenceShare]], width: int | None) -> list[
 def _head(score: ClassScore, width: int | None) -> list[str]:
     """Return a class with a bar of image part and text part beside it, or below it in a narrow terminal."""
     head = f"  {percent(score.probability):>5} %  {score.name}"
+    if score.unknown:
+        return [head, *broken(_INDENT, UNKNOWN, width)]
     sides = {"image": score.image_part, "text": 0.0 if score.mute else score.text_part}
     against = " and ".join(name for name, part in sides.items() if part < 0)
     bar = against and f"{against} against it"
@@ -94,7 +96,7 @@ def _notes(scores: Sequence[ClassScore], silent: bool, width: int | None) -> lis
 
 def _without_images(scores: Sequence[ClassScore]) -> list[str]:
     """Say what the image side of classes without training pictures is, if there are some."""
-    names = ", ".join(score.name for score in scores if score.without_images)
+    names = ", ".join(score.name for score in scores if score.without_images and not score.unknown)
     return [f"no training picture: {names}; the image side is {NOTHING_KNOWN}"] if names else []
 
 
@@ -119,6 +121,8 @@ def explanation_lines(image: str, scores: Sequence[ClassScore], width: int | Non
             parts = f"log-odds {total:+.2f} = image side {image_part:+.2f}, text {text_part:+.2f}"
             parts += f", how common it is {score.prior_part:+.2f}" if score.prior_part else ""
         lines += _head(score, width)
+        if score.unknown:
+            continue
         attended = score.cosine is not None
         cosine = f", cosine {score.cosine:.3f}" if attended else ""
         lines += broken(_INDENT, f"{parts}; text score {score.text_score:+.3f}{cosine}", width)
@@ -128,5 +132,6 @@ def explanation_lines(image: str, scores: Sequence[ClassScore], width: int | Non
             numbers += f"{s.attention:.3f}  " if attended else ""
             lines += broken(_INDENT + numbers, f"{s.text}  [{s.source}]", width)
     said = "share: points of the text score, which all shares add up to; effect: what it loses without the sentence"
-    notes = [said, *_without_images(scores), *([_SILENT] if _silent(scores) else [])]
+    notes = [] if all(score.unknown for score in scores) else [said]
+    notes += [*_without_images(scores), *([_SILENT] if _silent(scores) else [])]
     return lines + [line for note in notes for line in broken("  ", note, width)]

@@ -11,9 +11,12 @@ from rich.console import Console
 from vlltr_index.classes.effect import Effect
 from vlltr_index.cli.answers import explanation_lines, prediction_lines
 from vlltr_index.cli.render import difference_lines, evaluation_table, report_lines
+from vlltr_index.cli.ui.service import piece
 from vlltr_index.evaluation.metrics import AccuracyReport, EvaluationReport, Interval, Measure
+from vlltr_index.evaluation.report import environment
 from vlltr_index.pipelines.train_lgr import RefitReport
 from vlltr_index.pipelines.training import TrainReport
+from vlltr_index.recognition.counterfactual import ExaminedClass
 from vlltr_index.schemas.records import ClassScore, Neighbour, Prediction, SentenceShare
 
 LONG = "A very large and heavy bird with a grey head, a chestnut breast and a back that is barred in black and gold."
@@ -115,6 +118,43 @@ def test_what_the_image_side_of_a_class_without_pictures_is() -> None:
     shown = (replace(first, without_images=True), second)
     assert prediction_lines(replace(prediction(), classes=shown))[-1].endswith(f"; {told}")
     assert explanation_lines("bird.jpg", shown)[-1] == f"  {told}"
+
+
+def test_a_class_of_which_nothing_is_known_has_no_figures() -> None:
+    """Neither pictures nor texts tell it: that is said in place of its parts and sentences."""
+    told = "nothing is known of it: it has no training picture, and the text has no weight"
+    first, second = (replace(one, unit="log-odds", text_part=0.0) for one in prediction().classes)
+    unknown = replace(first, probability=0.0, image_part=-1e5, without_images=True)
+    assert explanation_lines("bird.jpg", [unknown])[1:3] == ["    0.0 %  great bustard", f"{' ' * 11}{told}"]
+    assert not any("100000" in line or LONG in line for line in explanation_lines("bird.jpg", [unknown]))
+    both = explanation_lines("bird.jpg", [unknown, second])
+    assert both[1] == "  little bustard rather than great bustard because nothing is known of the latter"
+    assert f"{' ' * 11}{told}" in prediction_lines(replace(prediction(), classes=(second, unknown)))
+
+
+def test_the_page_and_the_report_say_so_too() -> None:
+    """One text in place of the parts."""
+    one = ExaminedClass(
+        class_id=0,
+        name="great bustard",
+        probability=0.0,
+        image_part=-1e5,
+        text_part=0.0,
+        cosine=None,
+        unit="log-odds",
+        without_images=True,
+        text_score=0.0,
+        probability_before=0.0,
+        cosine_before=None,
+        text_score_before=0.0,
+    )
+    macros = (
+        str(environment("vlltr_index.evaluation").get_template("parts.html").module.score(one)),
+        piece("best", [one], ""),
+    )
+    for shown in macros:
+        assert "nothing is known of it: it has no training picture, and the text has no weight" in shown
+        assert "100000" not in shown
 
 
 def report() -> EvaluationReport:

@@ -62,6 +62,8 @@ def contrast(one: ClassScore, other: ClassScore) -> str:
     if image + text + prior < 0:
         one, other = other, one
         image, text, prior = -image, -text, -prior
+    if other.unknown:
+        return f"{one.name} rather than {other.name} because nothing is known of the latter"
     if image > 0 and text > 0:
         share = round(100 * image / (image + text))
         why = f"the image ({share} % of the difference) and the text ({100 - share} %) both speak for it"
