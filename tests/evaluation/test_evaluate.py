@@ -14,7 +14,7 @@ from vlltr_index.embedding.loading import image_set
 from vlltr_index.errors import MissingStepError, UsageError
 from vlltr_index.evaluation.metrics import under
 from vlltr_index.pipelines.embed import embed
-from vlltr_index.pipelines.evaluate import evaluate
+from vlltr_index.pipelines.evaluate import evaluate, evaluation
 from vlltr_index.pipelines.ingest import ingest_images
 from vlltr_index.pipelines.report import write_report
 from vlltr_index.pipelines.train_baseline import train_baseline, train_baseline_stage
@@ -87,6 +87,21 @@ def test_the_method_is_compared_with_any_row(trained: Workspace) -> None:
     assert caught.value.hint == (
         "There are: image branch, text branch, zero-shot, knn. Make others: vlltr train baseline NAME"
     )
+
+
+def test_images_alone_name_no_class_that_is_known_by_text_alone(
+    trained: Workspace, pictures: Path, tmp_path: Path
+) -> None:
+    """They know nothing of it, as the rules do that were trained without it; the row's note says so."""
+    for name in ("okapi", "quagga"):
+        add_class(trained, name, [f"The {name} has a striped leg."])
+        shutil.copytree(pictures / "unseen", tmp_path / "more" / name)
+    ingest_images(trained, tmp_path / "more", "test")
+    embed(trained)
+    found = evaluation(trained)
+    assert found.answers["image branch"].best.max() < len(found.class_ids) - 2
+    assert found.report.rows["image branch"].top5["new"].count == 0
+    assert found.report.notes["image branch"] == "cannot name 2 classes known by text alone"
 
 
 def test_a_rule_that_was_made_before_a_class_came_is_not_compared(

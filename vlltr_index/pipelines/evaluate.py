@@ -37,6 +37,7 @@ from vlltr_index.tensors import class_positions
 from vlltr_index.wording import plural
 
 if TYPE_CHECKING:
+    from vlltr_index.heads.fusion import FusedScores
     from vlltr_index.heads.tree import ClassTree
     from vlltr_index.pipelines.train_baseline import BaselineRow
     from vlltr_index.schemas.records import Progress
@@ -203,9 +204,9 @@ def evaluation(
     plainly = fusion.rule == "ours" and retrieval == "exhaustive" and _uneven(counts[model.trained])
     other = _other_prior(prior) if plainly else None
     answers, summed = _own_answers(measured, class_ids, labels, retrieval, tree, other, progress)
+    said = {METHOD: _rule_note(fusion, prior), "image branch": _image_note(model)}
     seen = f"{crops} crops an image" if crops != 1 else ""
-    own = "; ".join(filter(None, (_rule_note(fusion, prior), seen)))
-    notes = dict.fromkeys(answers, seen) | {METHOD: own}
+    notes = {row: "; ".join(filter(None, (said.get(row), seen))) for row in answers}
     rules = []
     for scored in _baselines(workspace, snapshot, measured, progress):
         answers |= _row_answers(scored, class_ids, labels, common=other is not None)
@@ -452,6 +453,12 @@ def _rule_note(fusion: FusionConfig, prior: Prior) -> str:
     return f"fusion rule {fusion.rule}" + (f", alpha {fusion.alpha:g}" if fusion.rule == "paper" else "")
 
 
+def _image_note(model: Model) -> str:
+    """Say what images alone cannot name; an empty string if there is nothing to say."""
+    alone = len(_by_text_alone(model))
+    return f"cannot name {plural(alone, 'class', 'classes')} known by text alone" if alone else ""
+
+
 def _trained_with(snapshot: Snapshot, model: Model) -> Tensor:
     """Count the training images of each class, int64 [C]; 0 for those that came after training."""
     counts = training_counts(snapshot, model.class_ids)
@@ -507,7 +514,7 @@ def _own_answers(
             if other is not None:
                 again, _ = one.plain.under(other).score(measured.data.features[places], retrieval)
             branches = again if other == "balanced" else fused  # they know no prior
-            own = fused.probabilities, branches.by_image, branches.by_text
+            own = fused.probabilities, _by_image(branches, one.model), branches.by_text
             parts = dict(zip(_own_rows(one.model), own, strict=False))
             if other is not None:
                 parts[under(METHOD, other)] = again.probabilities
@@ -524,6 +531,20 @@ def _own_answers(
         best, sure = map(torch.cat, zip(*batches, strict=True))
         answers[name] = RowAnswers(best, best[:, 0] == labels, sure)
     return answers, summed
+
+
+def _by_image(fused: FusedScores, model: Model) -> Tensor:
+    """Return the probabilities by images alone, [B, C], which cannot name a class that is known by text alone."""
+    named = fused.by_image.index_fill(1, _by_text_alone(model), 0.0)
+    return named / named.sum(1, keepdim=True).clamp(min=1e-30)
+
+
+def _by_text_alone(model: Model) -> Tensor:
+    """Return the columns of the classes that are known by text alone, int64 [K]; under another rule than `ours` none.
+
+    There the image branch gives such a class nothing.
+    """
+    return model.kinds.text_only if model.fusion.rule == "ours" else torch.empty(0, dtype=torch.int64)
 
 
 def _other_prior(prior: Prior) -> Measurable | None:
