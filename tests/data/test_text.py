@@ -116,6 +116,24 @@ def test_line_breaks_end_sentences_unless_they_only_fit_the_page() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "sentences",
+    [
+        ["红隼是一种小型猛禽。", "它经常悬停在空中！！", "你见过吗？", "它（Falco tinnunculus）吃老鼠。"],
+        [
+            "チョウゲンボウは小型の猛禽です。",
+            "「キッキッ。」と鳴く。",
+            "体長は約 35 cm です｡",
+            "空中で止まる？",
+        ],
+    ],
+)
+def test_chinese_and_japanese_sentences_need_no_space_between(sentences: list[str]) -> None:
+    """Their full stops, question and exclamation marks end one, but not before a closing quote."""
+    assert split_sentences("".join(sentences)) == sentences
+    assert split_sentences("\n".join(sentences) * 200) == sentences * 200
+
+
 def test_hostile_text_is_split_in_linear_time() -> None:
     """Runs without white space, which would cost quadratic time, are kept in one piece."""
     assert split_sentences("a?!" * 100_000) == ["a?!" * 100_000]

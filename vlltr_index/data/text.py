@@ -50,6 +50,8 @@ _LETTER_END = re.compile(
 )
 # "two wings. Its": a sentence ends with a word, but the splitter knows the two words as a collocation.
 _WORD_END = re.compile(rf"\b([a-z]{{3,}})\.(?= (?:{_OPENERS})\s)")
+# Chinese and Japanese write no space after a sentence, and the splitter needs one. Before a closing quote it may go on.
+_WIDE_END = re.compile("(?<=[。｡！？])(?![。｡！？」』”’）》〉】］〕])")
 _UNBROKEN = re.compile(r"\S{500}")  # the splitter's time is quadratic in the length of such a run
 _WRAPPED = 60  # a line of so many characters that ends within a sentence is taken to be wrapped
 _ENDS = tuple(".!?…:;\"”’')]")
@@ -129,7 +131,7 @@ def split_sentences(text: str) -> list[str]:
     long and ends within a sentence.
     """
     found: list[str] = []
-    for block in _blocks(text):
+    for block in (piece for whole in _blocks(text) for piece in _WIDE_END.split(whole)):
         pieces = [block] if _UNBROKEN.search(block) else _splitter().tokenize(block)
         for whole in map(normalise_text, pieces):
             found += [piece for piece in _parted(whole) if any(map(str.isalnum, piece))]
