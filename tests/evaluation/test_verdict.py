@@ -92,13 +92,13 @@ def test_a_cross_validation_says_who_answered_and_counts_units() -> None:
     method = crossed.rows["vl-ltr"]
     bursts = replace(method, top1={"overall": replace(method.top1["overall"], units=12)})
     assert verdict(replace(crossed, rows={**crossed.rows, "vl-ltr": bursts})) == (
-        "100 pictures (in 12 units) say little.",
-        "Of 100 pictures (in 12 units), each shown to a model that was trained without"
+        "100 pictures (12 units: what belongs together is one) say little.",
+        "Of 100 pictures (12 units: what belongs together is one), each shown to a model that was trained without"
         " it and a fifth of the others, 50 were named rightly; the most frequent class every time, 40.",
     )
     more = replace(method, top1={"overall": replace(method.top1["overall"], units=60)})
     assert verdict(replace(crossed, rows={**crossed.rows, "vl-ltr": more}))[0].startswith(
-        "Of 100 pictures (in 60 units, by which the interval goes), each shown to a model"
+        "Of 100 pictures (60 units: what belongs together is one; the interval goes by these), each shown to a model"
     )
 
 

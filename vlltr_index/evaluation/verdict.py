@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import log
 
 from vlltr_index.evaluation.metrics import METHOD, ClassFigures, EvaluationReport, Interval, Measure
-from vlltr_index.wording import plural
+from vlltr_index.wording import plural, units_of_pictures
 
 _NAMED = 5
 _SIMPLE = ("ncm", "discriminant", "zero-shot", "knn", "tip-adapter")
@@ -163,7 +163,7 @@ def _pictures(of: Interval, one: str = "", more: str = "") -> str:
     """Count pictures, and the units that they are in, with a verb."""
     said = plural(of.images, "picture")
     if of.units < of.images:
-        said += f" (in {plural(of.units, 'unit')}{'' if of.few else ', by which the interval goes'})"
+        said += f" ({units_of_pictures(of.units)}{'' if of.few else '; the interval goes by these'})"
     verb = one if of.images == 1 else more
     return f"{said} {verb}".strip()
 
