@@ -220,6 +220,9 @@ def test_the_command(spoilt: Workspace, tmp_path: Path, capsys: pytest.CaptureFi
     assert code == 0
     assert "One file in two classes: one of the labels is wrong: 1 entry." in told
     assert f"Wrote {out}." in told
+    number = review(spoilt).wrong
+    assert number > 1
+    assert f"Added up, the probabilities give {number} wrong labels: a rough figure" in told
     code, told, _ = run(capsys, "-w", spoilt.path, "--json", "review", "--top", "1")
     assert [one["reason"] for one in json.loads(told)["entries"]] == ["two classes"]
 

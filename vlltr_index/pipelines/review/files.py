@@ -140,5 +140,8 @@ def summary(review: Review) -> list[str]:
     counted = [(_HEADINGS[reason], review.counts[reason]) for reason in REASONS if reason in review.counts]
     lines = [f"{heading}: {plural(count, 'entry', 'entries')}." for heading, count in counted]
     if review.wrong:
-        lines.append(f"Estimated to be wrong: {plural(review.wrong, 'label')}.")
+        lines.append(
+            f"Added up, the probabilities give {plural(review.wrong, 'wrong label')}: a rough figure, for where it was"
+            " measured none to three times as many were."
+        )
     return lines or [f"Nothing to look at among {plural(review.pictures, 'picture')}."]

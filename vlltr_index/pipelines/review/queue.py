@@ -79,7 +79,8 @@ class Review:
         entries: The pictures, those first that pay most; as many as were asked for.
         counts: How many there are of each reason, also those that were not asked for.
         pictures: How many pictures were examined.
-        wrong: How many labels are estimated to be wrong of those that nobody confirmed.
+        wrong: The sum of the probabilities that a label is wrong, of those that nobody confirmed; a rough figure, which
+            is not zero of clean labels where the answers are often wrong, and too low where many labels are.
         notes: What has to be known about the list.
         moved: How the answers to pictures of unchanged labels moved since the list before.
     """
@@ -156,7 +157,7 @@ class _Listing:
         return sorted(found, key=lambda one: (REASONS.index(one.reason), -(one.wrong or 0.0)))
 
     def wrong(self) -> int:
-        """Estimate how many labels are wrong of those that nobody confirmed."""
+        """Add up the probabilities that a label is wrong, of those that nobody confirmed."""
         left: list[float] = [one["wrong"] for key, one in self._answers.items() if not self._confirmed(key)]
         return round(sum(left))
 
