@@ -207,8 +207,15 @@ class _LeftOut:
 def _text_trust(data: StageTwoData, folds: list[Fold], chosen: Covariances, moments: Moments) -> float:
     """Find how far texts of later classes are to be trusted: to stage 1, those that it saw look too good."""
     unseen = data.unseen_classes & (data.places >= 0) & (moments.counts > 0).cpu()
-    model = replace(folds[0].at(chosen), counts=moments.counts, sums=moments.sums)
+    model = _with_whole_texts(folds[0], folds[0].at(chosen), unseen)
+    model = replace(model, counts=moments.counts, sums=moments.sums)
     return fit_trust(model.select(unseen.nonzero()[:, 0]))
+
+
+def _with_whole_texts(fold: Fold, model: PLDA, late: Tensor) -> PLDA:
+    """Give classes, bool [C], the priors of later ones: by all of their sentences, for images select none of theirs."""
+    texts = fold.data.whole_prototypes(model.shared.kernel)
+    return replace(model, prototypes=torch.where(late[:, None].to(texts.device), texts, model.prototypes))
 
 
 def _left_out(data: StageTwoData, folds: list[Fold], chosen: Covariances, trust: float) -> list[_LeftOut]:
@@ -220,7 +227,7 @@ def _left_out(data: StageTwoData, folds: list[Fold], chosen: Covariances, trust:
     if bool(data.unseen_classes.any()):
         fold = folds[0]
         of_head = partial(text_logits, data, fold.head)
-        model = fold.at(chosen)
+        model = _with_whole_texts(fold, fold.at(chosen), data.unseen_classes)
         late = data.unseen_classes.to(model.sums.device)
         model = replace(model, trust=torch.where(late, trust, 1.0).double())
         return [_LeftOut(fold, data.unseen_classes, model, of_head)]
@@ -247,9 +254,7 @@ def _leave_fifths_out(data: StageTwoData, folds: list[Fold], chosen: Covariances
         rest = ~fold.out & ~late[data.labels]
         if bool(rest.any()) and bool(late.any()):
             model = chosen.noisy(fold.data.model(fold.data.moments(rest), chosen.shrinkage))
-            texts = fold.data.whole_prototypes(model.shared.kernel)
-            prototypes = torch.where(late[:, None].to(texts.device), texts, model.prototypes)
-            left_out.append(_LeftOut(fold, late, replace(model, prototypes=prototypes), zero_shot))
+            left_out.append(_LeftOut(fold, late, _with_whole_texts(fold, model, late), zero_shot))
     return left_out
 
 
