@@ -132,6 +132,6 @@ def explanation_lines(image: str, scores: Sequence[ClassScore], width: int | Non
             numbers += f"{s.attention:.3f}  " if attended else ""
             lines += broken(_INDENT + numbers, f"{s.text}  [{s.source}]", width)
     said = "share: points of the text score, which all shares add up to; effect: what it loses without the sentence"
-    notes = [] if all(score.unknown for score in scores) else [said]
-    notes += [*_without_images(scores), *([_SILENT] if _silent(scores) else [])]
+    known = [score for score in scores if not score.unknown]
+    notes = [said, *_without_images(known), *([_SILENT] if _silent(known) else [])] if known else []
     return lines + [line for note in notes for line in broken("  ", note, width)]

@@ -113,7 +113,7 @@ class ClassScore:
     is `probability` (the fusion rule `paper`), the sum is the probability. `image_part` is what it would be if no class
     had a text, `text_part` what all texts add, `prior_part` what is due to how common the classes are; 0 where all are
     taken to be equally common. If `without_images`, the class has no training image, and its `image_part` is that of a
-    class of which nothing is known; if the text gave nothing either, the class is `unknown`, is never the answer beside
+    class of which nothing is known; if texts do not count either, the class is `unknown`, is never the answer beside
     others, and has an `image_part` of about -100,000. `cosine` is that of image and attended text, exact if sentences
     were requested or all classes were scored; None without a text tower, and without any sentence. `text_score` is what
     the class's own sentences add to its log-score (under `paper` and `logits`: the text logit); between two trained
@@ -132,6 +132,7 @@ class ClassScore:
     prior_part: float = 0.0
     text_score: float | None = None
     without_images: bool = False
+    unknown: bool = False
 
     @property
     def image_share(self) -> float:
@@ -148,11 +149,6 @@ class ClassScore:
     def mute(self) -> bool:
         """Whether the text gave nothing, but for rounding, so that no sentence explains the answer."""
         return abs(self.text_part) < 1e-5
-
-    @property
-    def unknown(self) -> bool:
-        """Whether nothing is known of the class: it has no training image, and the text gave nothing."""
-        return self.without_images and self.mute
 
     @property
     def by_image(self) -> bool:

@@ -124,7 +124,7 @@ def test_a_class_of_which_nothing_is_known_has_no_figures() -> None:
     """Neither pictures nor texts tell it: that is said in place of its parts and sentences."""
     told = "nothing is known of it: it has no training picture, and the text has no weight"
     first, second = (replace(one, unit="log-odds", text_part=0.0) for one in prediction().classes)
-    unknown = replace(first, probability=0.0, image_part=-1e5, without_images=True)
+    unknown = replace(first, probability=0.0, image_part=-1e5, without_images=True, unknown=True)
     assert explanation_lines("bird.jpg", [unknown])[1:3] == ["    0.0 %  great bustard", f"{' ' * 11}{told}"]
     assert not any("100000" in line or LONG in line for line in explanation_lines("bird.jpg", [unknown]))
     both = explanation_lines("bird.jpg", [unknown, second])
@@ -143,6 +143,8 @@ def test_the_page_and_the_report_say_so_too() -> None:
         cosine=None,
         unit="log-odds",
         without_images=True,
+        unknown=True,
+        sentences=prediction().classes[0].sentences,
         text_score=0.0,
         probability_before=0.0,
         cosine_before=None,
@@ -155,6 +157,7 @@ def test_the_page_and_the_report_say_so_too() -> None:
     for shown in macros:
         assert "nothing is known of it: it has no training picture, and the text has no weight" in shown
         assert "100000" not in shown
+        assert LONG not in shown
 
 
 def report() -> EvaluationReport:

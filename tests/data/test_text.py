@@ -126,6 +126,7 @@ def test_line_breaks_end_sentences_unless_they_only_fit_the_page() -> None:
             "体長は約 35 cm です｡",
             "空中で止まる？",
         ],
+        ['他说"它很小。"然后飞走了。', "ｷｯｷｯ｡｣と鳴く｡"],
     ],
 )
 def test_chinese_and_japanese_sentences_need_no_space_between(sentences: list[str]) -> None:

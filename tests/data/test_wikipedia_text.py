@@ -32,6 +32,15 @@ def test_an_article_gives_its_whole_sentences() -> None:
     assert len(article_sentences(text, ("Appearance",))) == 4
 
 
+def test_chinese_and_japanese_sentences_need_no_words() -> None:
+    """They have no spaces to count words by; a piece that ends nowhere is left out all the same."""
+    assert article_sentences("红隼是小型猛禽。它吃老鼠。\n「キッ。」\n目录", ()) == [
+        "红隼是小型猛禽。",
+        "它吃老鼠。",
+        "「キッ。」",
+    ]
+
+
 @pytest.mark.parametrize(
     ("extract", "text"),
     [

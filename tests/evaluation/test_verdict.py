@@ -124,7 +124,7 @@ def test_it_names_classes_that_suffer_and_texts_that_tell_nothing() -> None:
     assert said[1:] == (
         "4 of 5 classes tested.",
         "Recognised least: toad (0 of 4; 2 training pictures), newt (1 of 4; 9 training pictures).",
-        "Text alone recognises no picture of frog, newt, toad. Sentences about how they look would help.",
+        "Text alone recognises no picture of frog, newt, toad. Sentences about how they look might help.",
     )
     silent = tuple(replace(one, right_by_text=0) for one in classes)
     assert len(verdict(replace(report(), by_class=silent))) == 3

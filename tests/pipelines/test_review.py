@@ -222,7 +222,7 @@ def test_the_command(spoilt: Workspace, tmp_path: Path, capsys: pytest.CaptureFi
     assert f"Wrote {out}." in told
     number = review(spoilt).wrong
     assert number > 1
-    assert f"Added up, the probabilities give {number} wrong labels: a rough figure" in told
+    assert f"About {number} labels may be wrong, by the sum of the probabilities" in told
     code, told, _ = run(capsys, "-w", spoilt.path, "--json", "review", "--top", "1")
     assert [one["reason"] for one in json.loads(told)["entries"]] == ["two classes"]
 

@@ -24,6 +24,7 @@ from vlltr_index.embedding import loading
 from vlltr_index.embedding.vectors import Engine, embed_images, embed_readings, embed_sentences
 from vlltr_index.errors import InputError, MissingStepError, UsageError
 from vlltr_index.heads.anchor_bank import AnchorBank
+from vlltr_index.heads.checkpoint import Parts
 from vlltr_index.recognition.model import Model
 from vlltr_index.recognition.state import ModelState
 from vlltr_index.schemas.records import ImageRecord, Skipped
@@ -37,7 +38,7 @@ from vlltr_index.store.holdout import held_images
 from vlltr_index.store.ingestion import image_rows
 from vlltr_index.store.tables import one_of
 from vlltr_index.train.augment import ViewAugment
-from vlltr_index.wording import plural, preview
+from vlltr_index.wording import plural, preview, share_within
 
 if TYPE_CHECKING:
     from vlltr_index.recognizer import Recognizer
@@ -221,8 +222,8 @@ def change(
             effect=effect,
             before=tx.commit.id,
         )
-        if mute and any(not one.images for one in classes):
-            report.notes.append(_MUTE)
+        if any(not one.images for one in classes):
+            report.notes.extend([_MUTE] if mute else _foretold_by_text(parts))
         if done.images is not None:
             report.notes.extend(_foretold(after, [one for one in classes if one.class_id in done.touched]))
             report.notes.extend(_copies_of_others(tx, done.images))
@@ -356,6 +357,16 @@ def _states(tx: Transaction, model: Model, class_ids: set[int], mute: bool) -> l
             text="none" if mute else kinds.get(i, "none"),
         )
         for i in shown
+    ]
+
+
+def _foretold_by_text(parts: Parts | None) -> list[str]:
+    """Say how much of a class that is known by its text alone is found, by the head's estimate."""
+    alone = [one for one in parts.later if not one.images and one.number == 1] if parts is not None else []
+    return [
+        "Estimated on classes left out: of a class that is known by its text alone"
+        f" {share_within(one.found, one.found_range)} of the pictures are found."
+        for one in alone
     ]
 
 

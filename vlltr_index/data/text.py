@@ -50,11 +50,15 @@ _LETTER_END = re.compile(
 )
 # "two wings. Its": a sentence ends with a word, but the splitter knows the two words as a collocation.
 _WORD_END = re.compile(rf"\b([a-z]{{3,}})\.(?= (?:{_OPENERS})\s)")
-# Chinese and Japanese write no space after a sentence, and the splitter needs one. Before a closing quote it may go on.
-_WIDE_END = re.compile("(?<=[。｡！？])(?![。｡！？」』”’）》〉】］〕])")
+WIDE_ENDS = "。｡！？"
+"""What ends a sentence in Chinese and Japanese, which part words and sentences by no space."""
+CLOSING = "'\"”’»)]」』）》〉】］〕｣"
+"""Quotes and brackets that close behind the end of a sentence."""
+# The splitter needs a space. Before a closing quote the sentence may go on.
+_WIDE_END = re.compile(rf"(?<=[{WIDE_ENDS}])(?![{WIDE_ENDS}!?\[{re.escape(CLOSING)}])")
 _UNBROKEN = re.compile(r"\S{500}")  # the splitter's time is quadratic in the length of such a run
 _WRAPPED = 60  # a line of so many characters that ends within a sentence is taken to be wrapped
-_ENDS = tuple(".!?…:;\"”’')]")
+_ENDS = tuple(f".!?…:;{WIDE_ENDS}{CLOSING}")
 
 _KEY = re.compile(r" \(n\d{8}\)$")  # a WordNet id that distinguishes two classes of one name
 _SLOT = re.compile(r"(?:\b([Aa]n?|[Tt]he) )?\{\}")
@@ -128,7 +132,7 @@ def split_sentences(text: str) -> list[str]:
     """Split text into normalised sentences; wiki headings and pieces without a letter or digit are left out.
 
     A line break ends a sentence unless the line is wrapped: the next one starts with a small letter, or the line is
-    long and ends within a sentence.
+    long and ends within a sentence. A Chinese or Japanese full stop needs no space after it.
     """
     found: list[str] = []
     for block in (piece for whole in _blocks(text) for piece in _WIDE_END.split(whole)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from vlltr_index.data.text import MAX_SENTENCE, normalise_text, split_sentences
+from vlltr_index.data.text import CLOSING, MAX_SENTENCE, WIDE_ENDS, normalise_text, split_sentences
 
 DROPPED_SECTIONS: dict[str, tuple[str, ...]] = {
     "en": ("References", "External links", "Further reading", "Bibliography", "See also", "Notes"),
@@ -29,7 +29,8 @@ _GAPS = (  # brackets and punctuation that are left around something that was re
     (re.compile(r"\s+([,.;:!?])(?=\s|$)"), r"\1"),
     (re.compile(r"([,;])(?:\s*[,;])+"), r"\1"),
 )
-_END = re.compile(r"[.!?…。！？।۔։]['\"”’»)]*\Z")
+_END = re.compile(rf"[.!?…{WIDE_ENDS}।۔։][{re.escape(CLOSING)}]*\Z")
+_UNSPACED = re.compile(f"[{WIDE_ENDS}]")
 _MARKUP = re.compile(rf"[{{}}\\{_MARK}]|\[\[|\]\]|</?\w")
 
 
@@ -84,15 +85,20 @@ def sections(text: str, dropped: Sequence[str]) -> list[tuple[str, str]]:
 def article_sentences(extract: str, dropped: Sequence[str]) -> list[str]:
     """Return the different sentences of an extract, without the sections `dropped`.
 
-    Left out are also pieces of fewer than three words or without punctuation at the end, such as items of lists, and
-    sentences with a formula or markup in them.
+    Left out are also sentences with a formula or markup in them, and pieces without punctuation at the end, such as
+    items of lists, or of fewer than three words; Chinese and Japanese do not part words.
     """
     found: dict[str, str] = {}
     for _, body in sections(plain_text(extract), dropped):
         for line in body.splitlines():
             for sentence in split_sentences(line):
-                whole = len(sentence.split()) >= _MIN_WORDS and len(sentence) <= MAX_SENTENCE
-                if whole and _END.search(sentence) and not _MARKUP.search(sentence):
+                long = len(sentence.split()) >= _MIN_WORDS or _UNSPACED.search(sentence)
+                if (
+                    long
+                    and len(sentence) <= MAX_SENTENCE
+                    and _END.search(sentence)
+                    and not _MARKUP.search(sentence)
+                ):
                     found.setdefault(sentence.casefold(), sentence)
     return list(found.values())
 

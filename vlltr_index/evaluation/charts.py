@@ -285,7 +285,7 @@ def reliability_chart(rows: Mapping[str, Sequence[ReliabilityBin]], errors: Mapp
         chart.curve(series, points)
         for point, b in zip(points, found, strict=True):
             shares = f"{100 * b.confidence:.0f} % sure, {100 * b.accuracy:.0f} % right"
-            label = f"{name}: {plural(b.images, 'image')}, {shares}"
+            label = f"{name}: {shares} ({plural(b.images, 'image')})"
             chart.mark(series, point, 3.6, label)
     name, first = next(iter(rows.items()))
     most = max(b.images for b in first)

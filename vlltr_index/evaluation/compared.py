@@ -17,7 +17,6 @@ from vlltr_index.evaluation.metrics import (
     bin_masks,
     expected_calibration_error,
     paired_difference,
-    prior_of,
     under,
 )
 
@@ -96,7 +95,7 @@ def compared(
         "rows": rows,
         "calibration_error": {
             name: expected_calibration_error(
-                row.confidence, row.right, labels if rows[name].alike(prior_of(name, priors[0])) else None
+                row.confidence, row.right, labels if rows[name].alike(priors[0]) else None
             )
             for name, row in answers.items()
             if row.confidence is not None and not rows[name].top1["overall"].few

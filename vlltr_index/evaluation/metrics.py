@@ -156,8 +156,8 @@ class EvaluationReport:
         rows: Accuracy of each row.
         measures: The accuracy by the prior that was asked for, and where classes differ in training images that by the
             other of `balanced` and `training`.
-        calibration_error: Expected calibration error of the rows that have probabilities, counted by the prior of the
-            row as in `measures`; none below 30 units.
+        calibration_error: Expected calibration error of the rows that have probabilities, counted as the first
+            measure counts; none below 30 units.
         differences: Accuracy of the method less that of `against`, by bin, on the same images; `balanced`: of all, each
             class counting alike.
         against: The row that the method is compared with, of the first measure.
@@ -249,11 +249,6 @@ class EvaluationReport:
 def under(row: str, prior: str) -> str:
     """Name the row of the answers of `row` under a prior that was not asked for, or that it has beside its own."""
     return f"{row}, --prior {prior}"
-
-
-def prior_of(row: str, asked: str) -> str:
-    """Return the prior that a row is measured by: that of its name, see `under`, else the one that was asked for."""
-    return row.partition(under("", ""))[2] or asked
 
 
 @dataclass(frozen=True, slots=True)

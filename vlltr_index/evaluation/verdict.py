@@ -200,7 +200,7 @@ def _sufferers(classes: tuple[ClassFigures, ...], texts_count: bool) -> list[str
         if vague:
             names = _first([one.name for one in vague])
             said.append(
-                f"Text alone recognises no picture of {names}. Sentences about how they look would help."
+                f"Text alone recognises no picture of {names}. Sentences about how they look might help."
             )
     return said
 

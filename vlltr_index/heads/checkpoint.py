@@ -92,8 +92,10 @@ class Parts:
 
     @property
     def texts_are_mute(self) -> bool:
-        """Whether nothing is known of a class that has text alone: no weight of text, and no prior from it."""
-        return not self.weights.text_only.text and not bool(self.shared.text_map.any())
+        """Whether nothing is known of a class that has text alone: neither sentences nor a prior from them count."""
+        gate = self.weights.text_only
+        prior_counts = bool(gate.generative + gate.fit) and bool(self.shared.text_map.any())
+        return not gate.text and not prior_counts
 
 
 @dataclass(frozen=True)

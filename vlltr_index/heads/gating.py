@@ -154,7 +154,7 @@ def fit_gate(start: Gate, designs: Sequence[HeldOutClasses], weights: bool = Tru
     With the offset an image is as often given to a newcomer wrongly as kept from it wrongly, each class counted alike:
     there a logistic regression on the lead of the best newcomer is even, fitted together with how well an image must
     fit a newcomer. The limit is the offset with which later classes are estimated to cost the trained ones one point of
-    accuracy, known by the number of images with which they cost most.
+    accuracy; where the designs differ in how many images newcomers are known by, the least of these.
 
     Args:
         start: The weights before the fit.

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _BATCH = 512
+_NEVER = -1e30  # a score that no other one is below
 _NO_INDEX = "in cross-validation, and under a prior, all classes are scored, not those that an index finds"
 _PRIOR_NOTES = {
     "balanced": "",
@@ -455,7 +456,7 @@ def _rule_note(fusion: FusionConfig, prior: Prior) -> str:
 
 def _image_note(model: Model) -> str:
     """Say what images alone cannot name; an empty string if there is nothing to say."""
-    alone = len(_by_text_alone(model))
+    alone = len(model.kinds.text_only) if model.fusion.rule == "ours" else 0
     return f"cannot name {plural(alone, 'class', 'classes')} known by text alone" if alone else ""
 
 
@@ -535,16 +536,11 @@ def _own_answers(
 
 def _by_image(fused: FusedScores, model: Model) -> Tensor:
     """Return the probabilities by images alone, [B, C], which cannot name a class that is known by text alone."""
-    named = fused.by_image.index_fill(1, _by_text_alone(model), 0.0)
-    return named / named.sum(1, keepdim=True).clamp(min=1e-30)
-
-
-def _by_text_alone(model: Model) -> Tensor:
-    """Return the columns of the classes that are known by text alone, int64 [K]; under another rule than `ours` none.
-
-    There the image branch gives such a class nothing.
-    """
-    return model.kinds.text_only if model.fusion.rule == "ours" else torch.empty(0, dtype=torch.int64)
+    if model.fusion.rule != "ours":  # by the other rules such a class has no score of the image branch
+        return fused.by_image
+    return fused.visual_part.index_fill(
+        1, model.kinds.text_only.to(fused.visual_part.device), _NEVER
+    ).softmax(1)
 
 
 def _other_prior(prior: Prior) -> Measurable | None:

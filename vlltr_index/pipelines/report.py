@@ -22,7 +22,7 @@ from vlltr_index.embedding.vectors import load_sources
 from vlltr_index.errors import InputError, MissingStepError, UsageError, WorkspaceError
 from vlltr_index.evaluation import records
 from vlltr_index.evaluation.figures import SHOTS, confused_pairs, gains, shots, spread, weakest
-from vlltr_index.evaluation.metrics import METHOD, prior_of, reliability
+from vlltr_index.evaluation.metrics import METHOD, reliability
 from vlltr_index.evaluation.report import nearest_pictures, render, thumbnail
 from vlltr_index.evaluation.verdict import verdict
 from vlltr_index.heads.checkpoint import Parts, load_head
@@ -207,7 +207,7 @@ def _parts(measured: Evaluation, snapshot: Snapshot) -> records.Measured:
     for name in rows:
         row = measured.answers[name]
         if row.confidence is not None:
-            alike = labels if report.rows[name].alike(prior_of(name, report.prior)) else None
+            alike = labels if report.rows[name].alike(report.prior) else None
             sure[name] = tuple(reliability(row.confidence, row.right, alike))
     best = method.best[:, 0]
     counts = measured.counts

@@ -181,6 +181,7 @@ class Examination:
             prior_part=now.prior_part,
             text_score=now.text_score or 0.0,
             without_images=now.without_images,
+            unknown=now.unknown,
             probability_before=before.probability,
             cosine_before=before.cosine,
             text_score_before=before.text_score or 0.0,

@@ -62,7 +62,7 @@ def contrast(one: ClassScore, other: ClassScore) -> str:
     if image + text + prior < 0:
         one, other = other, one
         image, text, prior = -image, -text, -prior
-    if other.unknown:
+    if other.unknown and not one.unknown:
         return f"{one.name} rather than {other.name} because nothing is known of the latter"
     if image > 0 and text > 0:
         share = round(100 * image / (image + text))

@@ -461,6 +461,7 @@ class Model(Scorer):
         values = classes[positions], chances, *parts_of(fused, positions, rule), cosines.gather(1, positions)
         unit = "probability" if rule == "paper" else "log-odds"
         text_only = set(self.class_ids[self.kinds.text_only].tolist()) if rule == "ours" else set[int]()
+        mute = self.saved.parts is not None and self.saved.parts.texts_are_mute
         found = []
         for row in torch.stack([v.double() for v in values], 2).tolist():
             scores = []
@@ -476,6 +477,7 @@ class Model(Scorer):
                         unit=unit,
                         prior_part=prior_part,
                         without_images=int(number) in text_only,
+                        unknown=mute and int(number) in text_only,
                     )
                 )
             found.append(scores)

@@ -141,7 +141,7 @@ def summary(review: Review) -> list[str]:
     lines = [f"{heading}: {plural(count, 'entry', 'entries')}." for heading, count in counted]
     if review.wrong:
         lines.append(
-            f"Added up, the probabilities give {plural(review.wrong, 'wrong label')}: a rough figure, for where it was"
-            " measured none to three times as many were."
+            f"About {plural(review.wrong, 'label')} may be wrong, by the sum of the probabilities: where that was"
+            " measured, the true number was 0 to 3.5 times as large."
         )
     return lines or [f"Nothing to look at among {plural(review.pictures, 'picture')}."]
