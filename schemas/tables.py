@@ -192,10 +192,9 @@ COMMITTED = {
 KEYS = {name: schema.names[0] for name, schema in COMMITTED.items()} | {CLASS_STATS: "class_id"}
 """The primary key of each committed table, its first column."""
 
+_SELDOM_READ = ("data", "thumbnail", "aliases")  # large, or no single value
 CHECKED = {
-    "images": tuple(  # large columns are seldom read
-        name for name in IMAGES.names if name not in ("data", "thumbnail")
-    ),
-    "sentence_scores": tuple(SENTENCE_SCORES.names),
+    name: tuple(column for column in COMMITTED[name].names if column not in _SELDOM_READ)
+    for name in ("classes", "sentences", "images", "origins", "sentence_scores", "reviewed")
 }
-"""Committed tables that no part holds and changes build on, and the columns that are compared with what was written."""
+"""Committed tables that changes build on, and the columns that are compared with what was written."""

@@ -24,11 +24,13 @@ from vlltr_index.errors import WorkspaceError
 from vlltr_index.pipelines.doctor import check_workspace
 from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.history import rollback
+from vlltr_index.pipelines.ingest import ingest_text
 from vlltr_index.recognizer import Recognizer
+from vlltr_index.schemas.config import Recipe
 from vlltr_index.schemas.options import PredictOptions
 from vlltr_index.schemas.tables import CHECKED, IMAGES, KEYS, SENTENCE_SCORES, sentence_vectors
 from vlltr_index.store.checksums import CHECKSUM, checksums, covered, wrong_row
-from vlltr_index.store.tables import Store
+from vlltr_index.store.tables import Store, one_of
 from vlltr_index.store.workspace import Workspace
 
 SCHEMAS = {
@@ -218,18 +220,35 @@ def test_a_change_of_classes_refuses_changed_rows(
     assert (found.state, key in found.value) == ("problem", True)
 
 
-@pytest.mark.parametrize("table", CHECKED)
+@pytest.mark.parametrize("table", ["classes", "sentences", "images", "sentence_scores"])
 def test_rows_that_went_or_came_back_are_missed(small: Workspace, table: str) -> None:
     """As where a file that says which rows are deleted, or which files a table has, is another than was written."""
-    key = small.store.read(table, [KEYS[table]])[KEYS[table]][0].as_py()
-    row = small.store.read(table, where=f"{KEYS[table]} = '{key}'")
-    small.store.delete(table, f"{KEYS[table]} = '{key}'")
+    key = one_of(KEYS[table], [small.store.read(table, [KEYS[table]])[KEYS[table]][0].as_py()])
+    row = small.store.read(table, where=key)
+    small.store.delete(table, key)
     amend(small, table)
     for _ in range(2):
         with pytest.raises(WorkspaceError, match="rows are missing, or there are others than were written"):
             add_class(Workspace.open(small.path), "new", ["a circle."])
         small.store.append(table, pa.concat_tables([row, row]))
         amend(small, table)
+
+
+@pytest.mark.parametrize("table", ["classes", "sentences", "origins"])
+def test_a_table_of_another_workspace_is_refused(tmp_path: Path, table: str) -> None:
+    """Though it is at the same version, as of a workspace that was made by the same commands."""
+    for name in ("ants", "bees"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.txt").write_text(f"These are {name}.\n", encoding="utf-8")
+        workspace = Workspace.create(tmp_path / f"{name}.workspace", Recipe(name="test"))
+        ingest_text(workspace, tmp_path / name)
+    place = Path("lance") / f"{table}.lance"
+    shutil.rmtree(workspace.path / place)
+    shutil.copytree(tmp_path / "ants.workspace" / place, workspace.path / place)
+    with pytest.raises(WorkspaceError, match=rf"'{table}' .*others than were written") as caught:
+        ingest_text(Workspace.open(workspace.path), tmp_path / "bees")
+    assert f"Bring its folder {table}.lance back from a backup" in str(caught.value.hint)
+    assert workspace.history.last().id == 1
 
 
 def test_a_table_that_lost_its_checksums_is_damaged(small: Workspace) -> None:

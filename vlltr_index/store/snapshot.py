@@ -477,7 +477,7 @@ class Snapshot:
             where: SQL condition; literals through `tables.quote`.
 
         Raises:
-            WorkspaceError: If rows of `images` or `sentence_scores` are not those that were written.
+            WorkspaceError: If rows that have checksums are not those that were written.
         """
         if self.has(name):
             self._check(name)

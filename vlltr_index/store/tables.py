@@ -58,10 +58,8 @@ _ROWS, _SECONDS = 4096, 30.0  # `appending` writes so many rows, or so long afte
 _KEY_MARK = b"lance-schema:unenforced-primary-key:position"
 _NEVER = timedelta(days=36500)  # LanceDB's own limit, a week, fails where an older version is tagged
 _MARGIN = timedelta(seconds=10)  # LanceDB refuses where a tagged version looks old, and the clock moves on
-_MENDS = {  # of committed tables that are damaged
-    "images": "make a new workspace (vlltr init DIR) and run there again what `vlltr history` lists.",
-    "sentence_scores": "make all of its rows again: vlltr select",
-}
+_ANEW = "make a new workspace (vlltr init DIR) and run there again what `vlltr history` lists."
+_MENDS = dict.fromkeys(KEYS, _ANEW) | {"sentence_scores": "make all of its rows again: vlltr select"}
 
 
 def quote(value: str) -> str:

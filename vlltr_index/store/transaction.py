@@ -217,7 +217,7 @@ class Transaction(Snapshot):
 
         Raises:
             InputError: If the rows do not fit the table.
-            WorkspaceError: If rows of `images` or `sentence_scores` are not those that were written.
+            WorkspaceError: If rows that have checksums are not those that were written.
         """
         key = KEYS[name]
         rows = last_per_key(self._conform(name, rows), key)
