@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Coroutine
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from starlette.requests import ClientDisconnect
 from vlltr_index.classes import NewClass, add_classes, add_sentences, remove_classes, remove_sentences
 from vlltr_index.cli.serve.forms import MOST_TEXT, Form
 from vlltr_index.cli.serve.writing import Changed
+from vlltr_index.data.files import no_twins
 from vlltr_index.errors import (
     InputError,
     MissingFileError,
@@ -195,8 +198,11 @@ class Reading:
         """Read the options of a request; errors are told to the client."""
         try:
             options = PredictOptions() if told is None else _OPTIONS.validate_json(told)
+            json.loads(told or "{}", object_pairs_hook=no_twins)
         except ValidationError as error:
             raise HTTPException(422, _told(error.errors(), "options")) from None
+        except ValueError as error:
+            raise HTTPException(422, f"options: {error}") from None
         if options.prior == "folder":
             raise UsageError(
                 "the prior 'folder' needs many pictures at once, and a request has few",
@@ -390,14 +396,13 @@ async def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, VlltrError)
     if not isinstance(error, _ASKED_FOR) or isinstance(error, MissingFileError):
         return await _fail(request, error)
+    # A client has no commands and their options.
+    said = re.split(r"(?<=[.?]) ", error.hint or "")
+    hint = " ".join(sentence for sentence in said if not re.search("vlltr |--", sentence))
     if isinstance(error, UnknownClassError):
         status = 422 if request.url.path == "/predict" else 404
-        close = (error.hint or "").partition("List all")[0].strip()
-        return _json_problem(status, error.message, f"{close} GET /classes lists all.".strip())
-    hint = error.hint
-    if hint is not None and ("vlltr " in hint or "--" in hint):  # a client has no commands and their options
-        hint = None
-    return _json_problem(422, error.message, hint)
+        return _json_problem(status, error.message, f"{hint} GET /classes lists all.".strip())
+    return _json_problem(422, error.message, hint or None)
 
 
 async def _refuse_query(request: Request, error: Exception) -> Response:

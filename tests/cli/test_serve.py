@@ -32,6 +32,7 @@ from vlltr_index.cli.main import vlltr
 from vlltr_index.errors import WorkspaceError
 from vlltr_index.pipelines.build_index import index_anchors
 from vlltr_index.pipelines.history import rollback
+from vlltr_index.pipelines.ingest import ingest_text
 from vlltr_index.recognition.model import Model
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.options import PredictOptions
@@ -183,6 +184,8 @@ def test_large_pictures_are_read_too(site: Served, tmp_path: Path) -> None:
         ('{"prior": "folder"}', "the prior 'folder' needs many pictures at once"),
         ('{"prior": {"nobody": 1}}', "the prior: no class 'nobody'"),
         ('{"prior": "/etc/passwd"}', "options.prior"),
+        ('{"top": 1, "top": 3}', "options: 'top' occurs twice"),
+        ('{"prior": {"one": 1, "one": 3}}', "options: 'one' occurs twice"),
     ],
 )
 def test_options_that_are_refused(site: Served, pictures: Path, options: str, said: str) -> None:
@@ -263,6 +266,16 @@ def test_changes_are_those_of_the_commands(trained: Workspace, pictures: Path) -
         }
         assert server.client.get("/health").json() == {"status": "ok", "commit": first + 4}
     assert trained.history.ids()[-1] == first + 4
+
+
+def test_a_client_is_told_no_command(trained: Workspace, tmp_path: Path) -> None:
+    """Of a hint the sentences without one are told."""
+    texts = tmp_path / "texts.json"
+    texts.write_text(json.dumps({"Okapi": [TEXT], "oKapi": [TEXT]}), encoding="utf-8")
+    ingest_text(trained, texts)
+    with served(trained, write=True) as server:
+        answer = server.change("POST", "/sentences", {"name": ["okapi"], "sentences": [TEXT]})
+    assert answer.json()["hint"] == "Give the name as it is written there. GET /classes lists all."
 
 
 def test_a_client_is_warned_of_a_loss(trained: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ def test_two_that_fit_are_both_named() -> None:
     with pytest.raises(UnknownClassError) as error:
         table.lookup("X")
     assert error.value.message == "class name 'X' may mean 'a' (class 0) or 'b' (class 1)"
-    hint = "Give the name as it is written there, or, if they are one class: vlltr classes merge a b"
+    hint = "Give the name as it is written there. If they are one class: vlltr classes merge a b"
     assert error.value.hint == hint
 
 

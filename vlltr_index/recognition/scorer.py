@@ -201,7 +201,7 @@ class Scorer:
     def _with_weights(self) -> Parts:
         """Return the head's parts, for the rule `ours`; errors as for `under_prior`."""
         if self.saved.parts is None:
-            what = "this head knows no prior (--prior): it was trained for the protocols paper or release"
+            what = "this head knows no prior: it was trained for the protocols paper or release"
             raise MissingStepError(what, OTHER_RULE)
         if self.fusion.rule != "ours":
             raise UsageError(

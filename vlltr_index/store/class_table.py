@@ -88,7 +88,7 @@ class ClassTable:
                 merging = shlex.join(["vlltr", "classes", "merge", *(self.names[i] for i in found[:2])])
                 raise UnknownClassError(
                     f"class name {name!r} may mean {these}",
-                    f"Give the name as it is written there, or, if they are one class: {merging}",
+                    f"Give the name as it is written there. If they are one class: {merging}",
                 )
             if found:
                 return found[0]
