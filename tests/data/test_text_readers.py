@@ -78,6 +78,7 @@ def test_every_format_gives_the_same_records(tmp_path: Path) -> None:
         lines = [mark.join(rows[0])]
         lines += [mark.join('"' + (v or "").replace('"', '""') + '"' for v in r.values()) for r in rows]
         write(tmp_path / name, "\r\n".join(lines))
+    write(tmp_path / "cr.csv", (tmp_path / "t.csv").read_bytes().replace(b"\r\n", b"\r").decode())
     expected = [
         SentenceRecord("owl", "It hoots.", "book", "p. 3", "CC0-1.0"),
         SentenceRecord("owl", "It flies.", "book", "p. 3", "CC0-1.0"),
@@ -85,7 +86,7 @@ def test_every_format_gives_the_same_records(tmp_path: Path) -> None:
     ]
     assert list(read_text(jsonl)) == expected
     assert list(read_text(tmp_path / "t.parquet")) == expected
-    for name in ("t.csv", "semicolons.csv", "t.tsv"):
+    for name in ("t.csv", "semicolons.csv", "t.tsv", "cr.csv"):
         found = list(read_text(tmp_path / name))
         assert [(r.class_name, r.text) for r in found if isinstance(r, SentenceRecord)] == [
             (r.class_name, r.text) for r in expected

@@ -137,7 +137,7 @@ def decode(data: bytes, where: str) -> str:
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield the place of each line, `file:number`, and the line with its line break.
+    """Yield the place of each line, `file:number`, and the line with its line break: LF, CR or both.
 
     Raises:
         InputError: The file cannot be read, or a line is not UTF-8.
@@ -145,7 +145,8 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
     try:
         _require_file(path)
         with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
+            lines = chain.from_iterable(part.splitlines(keepends=True) for part in file)
+            for number, line in enumerate(lines, 1):
                 yield f"{path}:{number}", decode(line, f"{path}:{number}")
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
