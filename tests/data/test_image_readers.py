@@ -182,8 +182,15 @@ def test_bad_lists(tmp_path: Path) -> None:
         f"no file that {listing} names can be used, for example {tmp_path}/x/1.png: no such file\n"
         "Name the folder that the paths are relative to: --root DIR"
     )
+    (tmp_path / "x").symlink_to(tmp_path.parent)
+    listing.write_text("x/1.png 0\n")
+    (tmp_path.parent / "1.png").touch()
+    assert failure(listing, "train").endswith("\nTo read what links lead to: --follow-links")
+    listing.write_text("a.png 0\na.png 1\n")
+    assert failure(listing, "train").endswith("\nMend its rows: each needs a path and one class.")
     listing.write_text("\n")
-    assert failure(listing, "train").startswith(f"no file that {listing} names can be used\n")
+    nothing = f"no file that {listing} names can be used\nIt has no row of the split 'train'."
+    assert failure(listing, "train") == nothing
     assert failure(listing, "train", tmp_path / "no").startswith(f"no such folder: {tmp_path / 'no'}\n")
 
 

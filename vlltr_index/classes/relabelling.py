@@ -14,7 +14,7 @@ from vlltr_index.classes.change import USUAL, ChangeOptions, ChangeReport, Edit
 from vlltr_index.classes.deciding import Decisions, changed, write_decisions
 from vlltr_index.data.decoding import content_hash
 from vlltr_index.data.files import require
-from vlltr_index.data.labelled import KINDS, NO_CLASS, Labelled, disputes, export_in, read_labelled
+from vlltr_index.data.labelled import KINDS, MEND_ROWS, NO_CLASS, Labelled, disputes, export_in, read_labelled
 from vlltr_index.data.names import ClassNames, read_class_names
 from vlltr_index.errors import InputError, MissingStepError, UnknownClassError
 from vlltr_index.schemas.records import ImageRecord
@@ -198,7 +198,7 @@ class _Relabelling:
     def _refuse(self) -> NoReturn:
         """Say why nothing in the file can be used."""
         if self.left_out:
-            hint = "Mend its rows: each needs a path and one class."
+            hint = MEND_ROWS
             if self.not_found:
                 hint = "Name the folder that its paths are relative to: --root DIR"
                 hint += "" if self._add else "; or take new pictures in: --add"

@@ -26,7 +26,15 @@ from vlltr_index.data.files import (
     rows_at_once,
     unfit,
 )
-from vlltr_index.data.labelled import KINDS, Labelled, disputes, export_in, names_pictures, read_labelled
+from vlltr_index.data.labelled import (
+    KINDS,
+    MEND_ROWS,
+    Labelled,
+    disputes,
+    export_in,
+    names_pictures,
+    read_labelled,
+)
 from vlltr_index.data.names import ClassNames
 from vlltr_index.data.objects import is_address, object_names
 from vlltr_index.data.text import check_split, clean_name
@@ -187,10 +195,18 @@ def _listed(
     disputed = disputes((full, row) for (full, why), row in placed if not (row.why or why))
     found = 0
     example = ""
-    for (full, why), row in placed:
-        why = row.why or why or disputed.get(full, "")
+    hint = "It has no row" + (f" of the split {split!r}." if split else ".")
+    told = set[str]()
+    for (full, misplaced), row in placed:
+        why = row.why or misplaced or disputed.get(full, "")
+        if why == disputed.get(full):
+            if full in told:
+                continue
+            told.add(full)
         if why:
-            example = example or f", for example {full}: {why}"
+            if not example:
+                example = f", for example {full}: {why}"
+                hint = _placing(misplaced) if why == misplaced else MEND_ROWS
             yield Skipped(row.where, f"{row.entry}: {why}" if row.entry else why, full)
             continue
         own = row.split or split
@@ -200,10 +216,14 @@ def _listed(
         name = full[len(str(root)) :].lstrip("/")
         yield ImageRecord(name, full, row.class_name, own, group=row.group)
     if not found:
-        raise InputError(
-            f"no file that {listing} names can be used{example}",
-            "Name the folder that the paths are relative to: --root DIR",
-        )
+        raise InputError(f"no file that {listing} names can be used{example}", hint)
+
+
+def _placing(why: str) -> str:
+    """Say what makes a picture usable that lies elsewhere than a file says."""
+    if why == LINK:
+        return "To read what links lead to: --follow-links"
+    return "Name the folder that the paths are relative to: --root DIR"
 
 
 class _Folder:

@@ -35,6 +35,8 @@ KINDS = (*LISTS, *TABLES, ".json", ".jsonl")
 """Endings of files that name pictures and their classes."""
 NO_CLASS = "no class"
 """Why a row cannot be used that names a picture alone."""
+MEND_ROWS = "Mend its rows: each needs a path and one class."
+"""What to do where no row can be used."""
 
 K = TypeVar("K", bound=Hashable)
 
