@@ -103,7 +103,8 @@ def _ingest(report: IngestReport) -> list[str]:
     if report.in_two_classes:
         lines.append(
             f"Warning: in two classes, byte for byte: {plural(report.in_two_classes, 'image')}. "
-            "Put it into one of them (vlltr images relabel), or remove a copy."
+            "Put each into one of them (vlltr images relabel), or remove a copy. "
+            "All of them, once embedded: vlltr review"
         )
     if report.corrected:
         lines.append(f"Kept as corrected, not as the source says: {plural(report.corrected, 'image')}.")

@@ -684,9 +684,10 @@ def test_copies_in_two_classes_or_splits_are_named(workspace: Workspace, tmp_pat
     assert (report.in_two_classes, report.duplicates_across_splits) == (1, 0)
     named = "one picture, byte for byte: owl/0.png (train, 'owl'), tit/1.png (train, 'tit')"
     assert named in report.notes
-    assert any(
-        line.startswith("Warning: in two classes, byte for byte: 1 image.") for line in report_lines(report)
-    )
+    assert (
+        "Warning: in two classes, byte for byte: 1 image. Put each into one of them (vlltr images relabel), or remove"
+        " a copy. All of them, once embedded: vlltr review"
+    ) in report_lines(report)
     put(tmp_path / "test" / "wren" / "2.png", 2)
     put(data / "wren" / "3.png", 2)
     ingest_images(workspace, data, "train")
