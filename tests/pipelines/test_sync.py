@@ -283,8 +283,13 @@ def test_much_that_is_gone_is_asked_about(workspace: Workspace, tmp_path: Path) 
     shutil.rmtree(data)
     with pytest.raises(UsageError) as caught:
         ingest_images(workspace, data, "train", sync=True)
-    told = "2 of the 2 images that this source gave are gone from it"
-    assert caught.value.message == f"there is no {data} (renamed, or not mounted?): {told}"
+    told = (
+        f"there is no {data} (renamed, or not mounted?): "
+        "2 of the 2 images that this source gave are gone from it"
+    )
+    assert caught.value.message == told
+    report = ingest_images(workspace, data, "train", sync=True, dry_run=True)
+    assert f"{told}; without --dry-run they are removed only after a yes, or with --yes" in report.notes
     report = ingest_images(workspace, data, "train", sync=True, agree=lambda _: None)
     assert "no picture left of: 'owl'" in report.notes
 

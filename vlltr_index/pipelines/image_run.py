@@ -465,7 +465,7 @@ class ImageRun:
         left = {i: one for i, one in there.items() if i not in matched}
         gone = {i: one for i, one in left.items() if not self._is_unusable(one.uri)}
         self.origins |= {i: self.source.before[i] for i in left.keys() - gone.keys() - self.origins.keys()}
-        agreed.check(self.source, len(gone), len(there), "images")
+        self.notes.lines += agreed.check(self.source, len(gone), len(there), "images")
         if not self.source.before:
             self.notes.old(sum(map(self._is_of_before, self.stored)), "image")
         gone = {i: one for i, one in gone.items() if i not in self.source.elsewhere}

@@ -490,7 +490,7 @@ def _lose(
     came = Counter(new["text_hash"].to_pylist())
     moved = (came & Counter(row["text_hash"] for row in lost)).total()
     silent = [row for row in left if row["class_id"] not in told and row["text_hash"] not in came]
-    agreed.check(source, len(silent), len(source.before), "sentences")
+    notes.lines += agreed.check(source, len(silent), len(source.before), "sentences")
     remove_sentences(tx, [row["sentence_id"] for row in lost])
     return _Lost(moved, len(lost) - moved, retire(tx, {row["class_id"] for row in lost}))
 

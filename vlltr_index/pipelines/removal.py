@@ -26,20 +26,23 @@ class Agreed:
     agree: Callable[[str], None] | None
     dry_run: bool
 
-    def check(self, source: Source, gone: int, there: int, what: str) -> None:
-        """Ask where more than a third of the rows that a source gave is gone.
+    def check(self, source: Source, gone: int, there: int, what: str) -> list[str]:
+        """Ask where more than a third of the rows that a source gave is gone; return the notes of a dry run instead.
 
         Raises:
             UsageError: If there is nobody to ask.
         """
-        if self.dry_run or 3 * gone <= there:
-            return
+        if 3 * gone <= there:
+            return []
         told = f"{gone:,} of the {there:,} {what} that this source gave are gone from it"
         if source.is_gone:
             told = f"there is no {source.address} (renamed, or not mounted?): {told}"
+        if self.dry_run:
+            return [f"{told}; without --dry-run they are removed only after a yes, or with --yes"]
         if self.agree is None:
             raise UsageError(told, "If that is meant, run the same command with --yes.")
         self.agree(f"{told}. Remove them here too?")
+        return []
 
 
 def remove_sentences(tx: Transaction, sentence_ids: Sequence[str]) -> None:
