@@ -130,39 +130,37 @@ def weigh_parts(
         text=columns([fold.text for fold in folds]) if "text" in branches else None,
         weights=weights,
     )
-    part_weights = fit_weights(scores) if enough else usual_weights(scores)
+    fitted = fit_weights(scores) if enough else usual_weights(scores)
     trust = _text_trust(data, folds, chosen, moments) if enough else 1.0
     left_out = _left_out(data, folds, chosen, trust)
     foretold = enough and bool(left_out)
-    part_weights, later = _of_later_classes(data, folds, chosen, left_out, part_weights, foretold)
+    fitted, later = _of_later_classes(data, folds, chosen, left_out, fitted, foretold)
     if enough:
-        prior = fit_prior(
-            scores.fused(part_weights), log_frequencies(moments.counts.cpu()[known]), labels, units
-        )
-        part_weights = replace(part_weights, prior=prior)
+        prior = fit_prior(scores.fused(fitted), log_frequencies(moments.counts.cpu()[known]), labels, units)
+        fitted = replace(fitted, prior=prior)
     model = chosen.noisy(data.model(moments, chosen.shrinkage))
     rejection, accept = _rejection(data, folds, chosen, model.shared)
     # Else a class that has text alone would win wherever the images say little.
-    if Parts(model.shared, part_weights).texts_are_mute:
-        part_weights = replace(part_weights, text_only=replace(part_weights.text_only, offset=_NOT_FOUND))
+    if Parts(model.shared, fitted).texts_are_mute:
+        fitted = replace(fitted, text_only=replace(fitted.text_only, offset=_NOT_FOUND))
         later = tuple(one for one in later if one.images)
     unknown_accepted, unknown_range = _let_in(data, left_out, accept, rejection.weights)
     parts = Parts(
         model.shared,
-        part_weights,
+        fitted,
         accept,
-        HeldOutAnswers(labels, scores.fused(part_weights).softmax(1).half()),
+        HeldOutAnswers(labels, scores.fused(fitted).softmax(1).half()),
         unknown_accepted=unknown_accepted,
         unknown_range=unknown_range,
-        correlation=fit_correlation(scores.fused(part_weights), labels, units, weights),
+        correlation=fit_correlation(scores.fused(fitted), labels, units, weights),
         later=later,
         text_trust=trust,
         shifts=None if model.shifts is None else model.shifts[known].cpu(),
         rejection=rejection,
-        texts=_of_texts(data, part_weights, model.shared, matches) if enough else _TOO_FEW,
+        texts=_of_texts(data, fitted, model.shared, matches) if enough else _TOO_FEW,
     )
     first = near_chance(columns([fold.likelihoods(PLAINEST) for fold in folds]), labels, alike, units)
-    weighed = [_of_weights(scores, units, part_weights)] if enough else []
+    weighed = [_of_weights(scores, units, fitted)] if enough else []
     return parts, [*first, *weighed, *_more_notes(parts), *_of_stage_one(data, foretold)]
 
 

@@ -13,7 +13,7 @@ from tests.support import drawings
 from vlltr_index.data.words import number_words
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.checkpoint import Parts
-from vlltr_index.heads.fusion import Kinds, fuse, visual_scores
+from vlltr_index.heads.fusion import Gate, Kinds, fuse, visual_scores
 from vlltr_index.heads.moments import Moments, class_sums
 from vlltr_index.heads.plda import PLDA
 from vlltr_index.heads.rejection import directions, fit_parts
@@ -535,6 +535,10 @@ def test_without_a_text_tower_texts_are_a_prior_alone() -> None:
     assert [one.text for one in gates] == [0.0, 0.0, 0.0]
     assert parts.shared.text_r2 > 0.3
     assert not parts.texts_are_mute
+    weightless = replace(parts.weights, text_only=Gate(0.0, 0.0, 1.1))
+    assert replace(
+        parts, weights=weightless
+    ).texts_are_mute  # its likelihood would be the same for all images
     assert ", by their words: the encoder has no text tower." in " ".join(decision.notes)
     assert any(one.images == 0 and one.found > 0.2 for one in parts.later if one.number == 1)
     shuffled = torch.randperm(16, generator=torch.Generator().manual_seed(3)).tolist()
