@@ -313,10 +313,13 @@ def _cross_validation(report: CrossValidation) -> list[str]:
     apart = "" if report.units == report.images else f" ({units_of_pictures(report.units)})"
     lines = [
         f"Fitted {plural(report.folds, 'model')}, each without its part of {plural(report.images, 'picture')}{apart}"
-        f" of {report.classes:,} of {plural(report.all_classes, 'class', 'classes')}: {report.digest[:16]}"
+        f" of {plural(report.classes, 'class', 'classes')}: {report.digest[:16]}"
     ]
-    if report.classes < report.all_classes:
-        lines.append("A class whose pictures all belong together, or with a single one, cannot be tested.")
+    if report.untested:
+        lines.append(
+            f"Not tested: {preview(report.untested)}. Their pictures all belong together (--group says what does), or"
+            " there is a single one."
+        )
     if report.alike:
         lines.append(
             f"Like another of their class, or taken with it: {report.alike:,} of these pictures. Copies that were"

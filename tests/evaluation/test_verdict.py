@@ -169,8 +169,8 @@ def test_both_measures_are_said_and_the_one_asked_for_first() -> None:
     assert verdict(found) == (
         "Of 100 pictures that it had not seen, the model named 25.0 % rightly, each class counted alike (95 %: 45.0 to"
         " 55.0); naming the same class every time, 33.3 %; the best simple rule, ncm, 20.0 %. The model is better.",
-        "With --prior training, each picture counted alike: 60.0 % (95 %: 50.0 to 70.0), without it 50.0 %; naming the"
-        " most frequent class every time, 40.0 %; the best simple rule, ncm, 70.0 %. ncm is better than the model.",
+        "With --prior training, each picture counted alike: 60.0 % (95 %: 50.0 to 70.0), with balanced 50.0 %; naming"
+        " the most frequent class every time, 40.0 %; the best simple rule, ncm, 70.0 %. ncm is better than the model.",
     )
     plain = replace(found, measures=(balanced, replace(common, against="ncm")))
     assert "the best simple rule, ncm, 40.0 %. ncm is better" in verdict(plain)[1]

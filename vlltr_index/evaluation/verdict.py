@@ -113,11 +113,11 @@ def _accuracy(report: EvaluationReport, asked: Measure, alone: bool) -> str:
 
 
 def _other_accuracy(report: EvaluationReport, measure: Measure) -> str:
-    """Give the method's accuracy by the measure that was not asked for; under a prior that without it, too."""
+    """Give the accuracy by the measure that was not asked for, also that of the answers under the prior asked for."""
     found = report.rows[measure.row].measured(measure.prior)
     without = ""
     if measure.row != METHOD:
-        without = f", without it {100 * report.rows[METHOD].measured(measure.prior).value:.1f} %"
+        without = f", with {report.prior} {100 * report.rows[METHOD].measured(measure.prior).value:.1f} %"
     return (
         f"With --prior {measure.prior}{_alike(measure.prior)}: {100 * found.value:.1f} %{_interval(found)}{without}"
         + _beside(report, measure)

@@ -63,7 +63,7 @@ class CrossValidation:
         units: Units of these images: near duplicates and groups, which are in one fold.
         alike: Images that belong together with another by their time or by what they show, and not by a group.
         classes: Classes of these images.
-        all_classes: Classes with training images. One with a single unit is not held out.
+        untested: Names of the classes with training images that have a single unit, which is not held out.
         resumed: Whether an interrupted run went on.
     """
 
@@ -73,7 +73,7 @@ class CrossValidation:
     units: int
     alike: int
     classes: int
-    all_classes: int
+    untested: tuple[str, ...]
     resumed: bool
 
 
@@ -165,6 +165,7 @@ def _cross_validate(workspace: Workspace, progress: Progress | None, resume: boo
             _fit(deal, fold, run.folder / str(fold), progress)
         digest = run.commit(lambda tx: _keep(tx, deal, run.folder))
     owners = deal.images.class_ids
+    names = deal.head.state.snapshot.class_table().names
     asked = answerable(owners, deal.fold)
     size = Counter(compress(deal.head.units, asked.tolist()))
     return CrossValidation(
@@ -174,7 +175,7 @@ def _cross_validate(workspace: Workspace, progress: Progress | None, resume: boo
         units=len(size),
         alike=sum(many for name, many in size.items() if many > 1 and not is_group(name)),
         classes=len(owners[asked].unique()),
-        all_classes=len(owners.unique()),
+        untested=tuple(names[i] for i in owners.unique().tolist() if not bool((owners[asked] == i).any())),
         resumed=run.resumed,
     )
 
