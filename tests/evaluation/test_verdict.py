@@ -180,7 +180,9 @@ def test_both_measures_are_said_and_the_one_asked_for_first() -> None:
             replace(one, images=30, train=train) for one, train in zip(uneven, (90, 9, 3), strict=True)
         ),
     )
-    assert not any("--prior training" in said for said in verdict(even))
+    later = 6 * (replace(uneven[0], images=0, train=0),)  # of classes without pictures here nothing is told
+    for some in (even, replace(even, by_class=even.by_class + later)):
+        assert not any("--prior training" in said for said in verdict(some))
     asked = verdict(replace(even, prior="training", measures=(common, balanced)))
     assert "each picture counted alike" in asked[0]
     assert asked[1].startswith("With --prior balanced, each class counted alike: ")

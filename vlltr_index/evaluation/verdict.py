@@ -34,7 +34,7 @@ def _as_in_training(report: EvaluationReport) -> bool:
 
     Otherwise, as in a test folder with as many pictures of each class, they say nothing of `--prior training`.
     """
-    classes = report.by_class
+    classes = [one for one in report.by_class if one.images]
     whole = sum(one.train + 0.5 for one in classes)
     return sum(one.images * log(len(classes) * (one.train + 0.5) / whole) for one in classes) >= 0
 
