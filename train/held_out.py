@@ -479,7 +479,7 @@ def _of_texts(data: StageTwoData, weights: PartWeights, shared: SharedGaussian, 
     if not weights.text and not shared.text_r2:
         match = "match the images" if matches else "of so few classes may match the images or not"
         return f"The texts {match}, but the images say as much by themselves."
-    beside = ", and shift small ones; the text branch has no weight beside the images."
+    beside = ", and shift those of small classes; the text branch has no weight beside the images."
     if weights.text:
         beside = ", and count beside the images."
     elif not data.reads_text:

@@ -148,8 +148,8 @@ def fit_gate(start: Gate, designs: Sequence[HeldOutClasses], weights: bool = Tru
     their share of all classes. The prior has its mean at `start`, and as standard deviation the spread that both parts
     have there over the classes. Text logits may tell newcomers from trained classes, and hide which newcomer it is:
     they have no weight unless with one more images of newcomers are found, by a standard error over these; with fewer
-    than five newcomers nobody can say it, and they keep it. If no part tells newcomers apart, that of the
-    likelihoods stays.
+    than five newcomers nobody can say it, and they keep it. If neither part tells newcomers apart, both
+    weights are 0: then nothing is known of such a class.
 
     With the offset an image is as often given to a newcomer wrongly as kept from it wrongly, each class counted alike:
     there a logistic regression on the lead of the best newcomer is even, fitted together with how well an image must
