@@ -227,6 +227,9 @@ def test_the_limit_holds_for_each_number_of_images() -> None:
     lost = {some[0].images: [f.lost for f in later_figures(at_limit, some)][1] for some in (one, five)}
     assert lost[1] < 0.005
     assert lost[5] == pytest.approx(0.01)
+    two = design(9, 40, 2, 8, 1.5)[0]  # too few tell nothing
+    nearer = replace(two, images=5, likelihoods=two.likelihoods + 50.0 * (torch.arange(42) >= 40))
+    assert fit_gate(PLAIN, [*one, nearer], weights=False).limit > 0.0
 
 
 def test_newcomers_that_are_alike_cost_as_much_as_one() -> None:

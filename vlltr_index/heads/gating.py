@@ -154,7 +154,7 @@ def fit_gate(start: Gate, designs: Sequence[HeldOutClasses], weights: bool = Tru
     With the offset an image is as often given to a newcomer wrongly as kept from it wrongly, each class counted alike:
     there a logistic regression on the lead of the best newcomer is even, fitted together with how well an image must
     fit a newcomer. The limit is the offset with which later classes are estimated to cost the trained ones one point of
-    accuracy; where the designs differ in how many images newcomers are known by, the least of these.
+    accuracy; where newcomers are known by different numbers of images, the least of those that five of them tell.
 
     Args:
         start: The weights before the fit.
@@ -185,9 +185,11 @@ def _with_offsets(gate: Gate, designs: Sequence[HeldOutClasses]) -> Gate:
     gate = replace(gate, fit=fit, offset=offset)
     leads = [one.leads_lost(gate) for one in designs]
     crowding = _crowding(designs, leads)
+    played = list(zip(designs, leads, strict=True))
+    by_images = [[one for one in played if one[0].images == images] for images in {d.images for d in designs}]
+    told = [some for some in by_images if sum(one.newcomers for one, _ in some) >= _FEWEST_TOLD]
     limits = []
-    for images in {one.images for one in designs}:
-        some = [(one, lead) for one, lead in zip(designs, leads, strict=True) if one.images == images]
+    for some in told or [played]:
         losses = _Losses.strongest([one for one, _ in some], [lead for _, lead in some], crowding)
         limits.append(losses.offset_at(_MOST_LOST))
     return replace(gate, crowding=crowding, limit=min(limits))
