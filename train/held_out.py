@@ -205,6 +205,8 @@ class _LeftOut:
 def _text_trust(data: StageTwoData, folds: list[Fold], chosen: Covariances, moments: Moments) -> float:
     """Find how far texts of later classes are to be trusted: to stage 1, those that it saw look too good."""
     unseen = data.unseen_classes & (data.places >= 0) & (moments.counts > 0).cpu()
+    if not bool(unseen.any()):
+        return 1.0
     model = _with_whole_texts(folds[0], folds[0].at(chosen), unseen)
     model = replace(model, counts=moments.counts, sums=moments.sums)
     return fit_trust(model.select(unseen.nonzero()[:, 0]))
