@@ -175,7 +175,7 @@ def _cross_validate(workspace: Workspace, progress: Progress | None, resume: boo
         units=len(size),
         alike=sum(many for name, many in size.items() if many > 1 and not is_group(name)),
         classes=len(owners[asked].unique()),
-        untested=tuple(names[i] for i in owners.unique().tolist() if not bool((owners[asked] == i).any())),
+        untested=tuple(names[i] for i in sorted({*owners.tolist()} - {*owners[asked].tolist()})),
         resumed=run.resumed,
     )
 
