@@ -72,9 +72,9 @@ class SentenceShare:
     """Share of a sentence in its class's text score.
 
     `share` is in points of the text score, see `ClassScore`; the shares of all the class's anchors add up to it, and
-    may be negative. `percent` is 100 * share / sum of the class's positive shares. `effect` is the fall of the text
-    score if the sentence is struck out, the others unchanged. Sentences of a class that differ only by a template have
-    the same `group`.
+    may be negative. `percent` is 100 * share / sum of the absolute shares of the class, -100 to 100. `effect` is the
+    fall of the text score if the sentence is struck out, the others unchanged. Sentences of a class that differ only by
+    a template have the same `group`.
     """
 
     text: str

@@ -69,8 +69,8 @@ def test_shares_of_the_text_branch_add_up_and_effects_are_what_removing_takes(
     assert found.score == pytest.approx(logit_without(None), abs=3e-4)
     assert found.score == pytest.approx(30.0 * found.cosine, rel=1e-5)
     assert float(found.shares.sum()) == pytest.approx(found.score, abs=1e-5)
-    positive = sum(max(share, 0.0) for share in found.shares.tolist())
-    expected = [100 * share / positive if positive else 0.0 for share in found.shares.tolist()]
+    amounts = sum(abs(share) for share in found.shares.tolist())
+    expected = [100 * share / amounts if amounts else 0.0 for share in found.shares.tolist()]
     assert found.percents.tolist() == pytest.approx(expected, rel=1e-9)
     for m in range(length):
         assert float(found.effects[m]) == pytest.approx(found.score - logit_without(m), abs=3e-4)

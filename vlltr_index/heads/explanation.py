@@ -49,9 +49,9 @@ class ClassExplanation:
 
     @property
     def percents(self) -> Tensor:
-        """Shares in per cent of the sum of the positive ones, float64 [M]; zero where none is positive."""
-        positive = self.shares.clamp(min=0).sum()
-        return 100 * self.shares / positive if float(positive) else torch.zeros_like(self.shares)
+        """Shares in per cent of the sum of their amounts, float64 [M], -100 to 100; zero where all are."""
+        amounts = self.shares.abs().sum()
+        return 100 * self.shares / amounts if float(amounts) else torch.zeros_like(self.shares)
 
     def weighed(self, text: float, generative: float, by_prior: tuple[Tensor, Tensor]) -> ClassExplanation:
         """Return the explanation by both, where this is that of the text branch alone.

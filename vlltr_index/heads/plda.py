@@ -192,7 +192,11 @@ class PLDA:
         weights, offset, centre, basis = self._on(features.device, dtype)
         with full_precision(features.device):
             z = (features.to(dtype) - centre) @ basis
-            return torch.cat([z.square(), z], 1) @ weights - offset
+            squares = z.square()
+            # Kept apart, since all classes share it: it can be in the thousands, and float32 would round away by what
+            # they differ.
+            distance = 0.5 / self.shared.noise * squares.sum(1, keepdim=True)
+            return torch.cat([squares, z], 1) @ weights - offset - distance
 
     def _on(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """Return weights, offset, centre and basis on a device in a dtype; the copies are cached."""
@@ -207,13 +211,16 @@ class PLDA:
         return {}
 
     def _quadratic(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Compute weights [2 D, C] and offset [C] in a dtype: the log-likelihood is [z^2, z] @ weights - offset."""
+        """Compute weights [2 D, C] and offset [C] in a dtype.
+
+        The log-likelihood is [z^2, z] @ weights - offset - |z|^2 / 2 s, s the variance of `shared.noise`.
+        """
         classes, dim = self.sums.shape
         weights = self.sums.new_empty(2 * dim, classes, dtype=dtype)
         offset = self.sums.new_empty(classes, dtype=dtype)
         for at, part in self._in_parts():
             mean, variance = part.posterior
-            weights[:, at] = torch.cat([-0.5 / variance, mean / variance], 1).T
+            weights[:, at] = torch.cat([0.5 / self.shared.noise - 0.5 / variance, mean / variance], 1).T
             offset[at] = (0.5 * (mean.square() / variance + variance.log()).sum(1)).to(dtype)
         return weights, offset
 
