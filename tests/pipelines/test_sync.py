@@ -8,49 +8,25 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
-from PIL import Image
 
 from tests.support.commands import run
-from tests.support.pictures import encoded
+from tests.support.sources import RECIPE, images, png, put, relabel, sentences
 from vlltr_index.cli.render import report_lines
 from vlltr_index.data import files
 from vlltr_index.data.text import sentence_id
 from vlltr_index.errors import InputError, UsageError
 from vlltr_index.pipelines.ingest import IngestReport, ingest_images, ingest_text
-from vlltr_index.schemas.config import Recipe
-from vlltr_index.schemas.fingerprint import digest_bytes
 from vlltr_index.schemas.records import SentenceRecord
 from vlltr_index.schemas.tables import CLASSES
 from vlltr_index.store.ingestion import sentence_rows
 from vlltr_index.store.workspace import Workspace
-
-RECIPE = Recipe(name="test", prompts=("a photo of a {}.",))
-
-
-@cache
-def png(number: int) -> bytes:
-    """A small PNG of its own."""
-    return encoded(Image.fromarray(np.random.default_rng(number).integers(0, 255, (6, 4, 3), np.uint8)))
-
-
-def put(path: Path, number: int) -> Path:
-    """Write an image file, with its folders."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png(number))
-    return path
 
 
 def no(question: str) -> None:
@@ -62,177 +38,6 @@ def no(question: str) -> None:
 def workspace(tmp_path: Path) -> Workspace:
     """An empty workspace whose recipe has a prompt."""
     return Workspace.create(tmp_path / "ws", RECIPE)
-
-
-def images(workspace: Workspace) -> dict[str, tuple[str, str]]:
-    """Class and split of each image, by its folder and name."""
-    snapshot = workspace.snapshot()
-    names = snapshot.class_table().names
-    rows = snapshot.table("images", ["uri", "class_id", "split"]).to_pylist()
-    return {"/".join(Path(r["uri"]).parts[-2:]): (names[r["class_id"]], r["split"]) for r in rows}
-
-
-def sentences(workspace: Workspace) -> set[tuple[str, str]]:
-    """Class and text of each sentence but prompts."""
-    snapshot = workspace.snapshot()
-    names = snapshot.class_table().names
-    rows = snapshot.table("sentences", ["class_id", "text"], "source != 'prompt'").to_pylist()
-    return {(names[r["class_id"]], r["text"]) for r in rows}
-
-
-def relabel(workspace: Workspace, uri: str, class_id: int) -> None:
-    """Correct an image's class."""
-    with workspace.transaction("relabel") as tx:
-        rows = tx.table("images", where=f"uri = '{uri}'").to_pylist()
-        tx.upsert(
-            "images", pa.Table.from_pylist([{**r, "class_id": class_id} for r in rows], tx.schema("images"))
-        )
-
-
-def rename(workspace: Workspace, class_id: int, name: str) -> None:
-    """Give a class another name."""
-    with workspace.transaction("rename") as tx:
-        (row,) = tx.table("classes", where=f"class_id = {class_id}").to_pylist()
-        tx.upsert("classes", pa.Table.from_pylist([{**row, "name": name}], CLASSES))
-
-
-class Row(NamedTuple):
-    """An image in the plain twin."""
-
-    content: int
-    label: str
-    given: int
-    holds: int
-
-
-class Folder(RuleBasedStateMachine):
-    """A folder that changes, a workspace that is synced with it, and a plain twin of the workspace."""
-
-    labels = st.sampled_from(["owl", "tit", "wren"])
-    names = st.sampled_from(["1.png", "2.png", "3.png"])
-    contents = st.integers(0, 6)
-    some = st.integers(0, 100)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.place = Path(tempfile.mkdtemp())
-        self.workspace = Workspace.create(self.place / "ws", RECIPE)
-        self.there: dict[str, int] = {}
-        self.rows: dict[str, Row] = {}
-        self.classes: dict[int, str] = {}
-        self.count = 0
-        self.other: dict[str, tuple[int, int]] = {}
-
-    def teardown(self) -> None:
-        shutil.rmtree(self.place)
-
-    @rule(label=labels, name=names, content=contents)
-    def add_or_rewrite(self, label: str, name: str, content: int) -> None:
-        put(self.place / "data" / label / name, content)
-        self.there[f"{label}/{name}"] = content
-
-    @precondition(lambda self: self.there)
-    @rule(which=some, label=labels, name=names)
-    def move(self, which: int, label: str, name: str) -> None:
-        path = sorted(self.there)[which % len(self.there)]
-        target = self.place / "data" / label / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        (self.place / "data" / path).rename(target)
-        self.there[f"{label}/{name}"] = self.there.pop(path)
-
-    @precondition(lambda self: len(self.there) > 1)
-    @rule(which=some)
-    def delete(self, which: int) -> None:
-        path = sorted(self.there)[which % len(self.there)]
-        (self.place / "data" / path).unlink()
-        del self.there[path]
-
-    @precondition(lambda self: self.rows)
-    @rule(which=some, to=some)
-    def correct(self, which: int, to: int) -> None:
-        path = sorted(self.rows)[which % len(self.rows)]
-        chosen = sorted(self.classes)[to % len(self.classes)]
-        relabel(self.workspace, str(self.place / "data" / path), chosen)
-        self.rows[path] = self.rows[path]._replace(holds=chosen)
-
-    @precondition(lambda self: self.classes)
-    @rule(which=some)
-    def rename(self, which: int) -> None:
-        chosen = sorted(self.classes)[which % len(self.classes)]
-        self.classes[chosen] = f"renamed {self.count}"
-        self.count += 1
-        rename(self.workspace, chosen, self.classes[chosen])
-
-    @precondition(lambda self: self.classes)
-    @rule(which=some, name=names, content=contents)
-    def bring_another_folder(self, which: int, name: str, content: int) -> None:
-        chosen = sorted(self.classes)[which % len(self.classes)]
-        path = f"{self.classes[chosen]}/other {name}"
-        put(self.place / "other" / path, content)
-        ingest_images(self.workspace, self.place / "other", "train")
-        self.other[path] = (content, chosen)
-
-    @precondition(lambda self: self.there)
-    @rule()
-    def sync(self) -> None:
-        report = ingest_images(self.workspace, self.place / "data", "train", sync=True, agree=lambda _: None)
-        was = self.rows
-        given = self.resolved(was)
-        left = dict(was)
-        past: dict[str, Row] = {}
-        for path, content in self.there.items():
-            if path in left and left[path].content == content:
-                past[path] = left.pop(path)
-        for path in sorted(self.there.keys() - past.keys()):
-            same = sorted(old for old in left if left[old].content == self.there[path])
-            if same:
-                past[path] = left.pop(same[0])
-        for path in sorted(self.there.keys() - past.keys()):
-            if path in left:
-                past[path] = left.pop(path)
-        self.rows = {}
-        moved = 0
-        for path, content in self.there.items():
-            label = path.partition("/")[0]
-            old = past.get(path)
-            # A correction is of a picture: another one under its name is what the folder says.
-            stays = old is not None and (old.label, old.content) == (label, content)
-            holds = old.holds if old is not None and stays else given[label]
-            moved += old is not None and old.holds != holds
-            self.rows[path] = Row(content, label, given[label], holds)
-        used = {row.holds for row in self.rows.values()} | {owner for _, owner in self.other.values()}
-        lost = {row.holds for row in was.values()}
-        self.classes = {i: name for i, name in self.classes.items() if i in used or i not in lost}
-        assert (report.moved, report.gone, report.added) == (moved, len(left), len(self.there) - len(past))
-
-    def resolved(self, was: dict[str, Row]) -> dict[str, int]:
-        """The class of each label, made where it is new."""
-        given: dict[str, int] = {}
-        ids = self.workspace.snapshot().class_table()
-        for label in sorted({path.partition("/")[0] for path in self.there}):
-            by_name = [i for i, name in self.classes.items() if name == label]
-            by_row = [row.given for row in was.values() if row.label == label and row.given in self.classes]
-            given[label] = next(iter(by_name or by_row), -1)
-            if given[label] < 0:
-                given[label] = ids.lookup(label)
-                self.classes[given[label]] = label
-        return given
-
-    @rule()
-    def compare(self) -> None:
-        snapshot = self.workspace.snapshot()
-        names = snapshot.class_table().names
-        rows = snapshot.table("images", ["uri", "class_id", "content_hash"]).to_pylist()
-        found = {r["uri"]: (names[r["class_id"]], r["content_hash"]) for r in rows}
-        assert len(found) == len(rows)
-        expected = {f"{self.place}/data/{p}": (row.holds, row.content) for p, row in self.rows.items()}
-        expected |= {f"{self.place}/other/{p}": (i, content) for p, (content, i) in self.other.items()}
-        digests = [digest_bytes(png(number)) for number in range(7)]
-        assert found == {uri: (self.classes[i], digests[n]) for uri, (i, n) in expected.items()}
-
-
-TestFolder = Folder.TestCase
-TestFolder.settings = settings(max_examples=20, stateful_step_count=12, deadline=None)
 
 
 def test_what_moved_is_gone_and_new_is_said(workspace: Workspace, tmp_path: Path) -> None:
