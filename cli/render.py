@@ -196,7 +196,7 @@ def _embed(report: EmbedReport) -> list[str]:
     if report.unreadable:
         unread = plural(report.unreadable, "image")
         lines.append(f"{unread} could not be read again: kept aside with the reason.")
-    return lines
+    return [*lines, *report.notes]
 
 
 def _select(report: SelectReport) -> list[str]:

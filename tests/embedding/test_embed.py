@@ -246,3 +246,15 @@ def test_sentences_longer_than_the_context_are_counted(
     code, out, _ = run(capsys, "-w", workspace.address, "embed", "--views", "1")
     assert code == 0
     assert "1 sentence was longer than the encoder's context of 32 tokens, and cut there." in out
+
+
+def test_sentences_of_which_no_word_is_known_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At each run, whether they were embedded before or not."""
+    workspace = drawings.workspace(tmp_path, "encoder.model=vlltr-tiny", "encoder.pretrained=glyphs")
+    (tmp_path / "ring.json").write_text(json.dumps({"ring": ["一个圆圈", "a small 圆圈"]}), encoding="utf-8")
+    ingest_text(workspace, tmp_path / "ring.json")
+    for _ in range(2):
+        _, out, _ = run(capsys, "-w", workspace.address, "embed", "--views", "1")
+        assert "1 sentence has no word that the encoder knows: to it they say nothing." in out

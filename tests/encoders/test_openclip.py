@@ -152,6 +152,7 @@ def test_words_ids_are_laid_out_as_stated() -> None:
     assert tokenizer.vocab_size == 6
     assert tokens.ids.tolist() == [[4, 3, 2, 5], [4, 1, 5, 0], [4, 5, 0, 0]]
     assert (tokens.lengths.tolist(), tokens.truncated) == ([5, 3, 2], 1)
+    assert [tokenizer.reads(text) for text in ("an Omega", "unknown", "")] == [True, False, False]
 
 
 @settings(max_examples=60, deadline=None)

@@ -21,7 +21,7 @@ from vlltr_index.classes.effect import Effect, measure
 from vlltr_index.classes.groups import rule_of, with_groups
 from vlltr_index.data.image_readers import read_images
 from vlltr_index.embedding import loading
-from vlltr_index.embedding.vectors import Engine, embed_images, embed_readings, embed_sentences
+from vlltr_index.embedding.vectors import Engine, embed_images, embed_readings, embed_sentences, unread
 from vlltr_index.errors import InputError, MissingStepError, UsageError
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.checkpoint import Parts
@@ -295,6 +295,7 @@ def _embed(state: ModelState, tx: Transaction, done: Edit, options: ChangeOption
         hashes = done.sentences["text_hash"].to_pylist()
         texts = done.sentences["text"].to_pylist()
         embed_sentences(tx, state.encoder, hashes, texts, progress=options.progress, engine=options.engine)
+        done.notes += unread(state.encoder, texts)
         reader = loading.open_reader(tx)
         if reader is not None:
             embed_readings(tx, reader, hashes, texts, progress=options.progress)

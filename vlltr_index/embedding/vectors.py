@@ -31,6 +31,7 @@ from vlltr_index.schemas.tables import (
     sentence_vectors_name,
 )
 from vlltr_index.store.tables import one_of
+from vlltr_index.wording import plural
 
 if TYPE_CHECKING:
     from vlltr_index.encoders.encoder import Encoder
@@ -115,6 +116,15 @@ def text_vectors(encoder: Encoder, texts: Sequence[str]) -> tuple[Tensor, int]:
     """Encode texts to float32 [N, D] on the CPU, unnormalised; return also how many were cut to the context length."""
     tokens = encoder.tokenize(texts)
     return encoder.encode_texts(tokens), tokens.truncated
+
+
+def unread(encoder: Encoder, texts: Sequence[str]) -> list[str]:
+    """Say, as a note for the user, of how many texts the encoder knows no word."""
+    count = sum(not encoder.tokenizer.reads(text) for text in texts)
+    if not count:
+        return []
+    have = plural(count, "sentence has", "sentences have")
+    return [f"{have} no word that the encoder knows: to it they say nothing."]
 
 
 def embed_sentences(

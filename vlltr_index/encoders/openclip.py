@@ -336,6 +336,10 @@ class Tokenizer(ABC):
     def identity(self) -> dict[str, Any]:
         """Return what identifies the tokenizer, as JSON values; equal ones give equal ids."""
 
+    def reads(self, text: str) -> bool:
+        """Say whether a text has a word that is known."""
+        return True  # byte pairs make up any word
+
     def save(self, folder: Path) -> None:  # noqa: B027 # CLIP's ships with open_clip
         """Write the files that `make_tokenizer` reads, if it needs any."""
 
@@ -384,6 +388,10 @@ class WordTokenizer(Tokenizer):
     def encode(self, text: str) -> list[int]:
         """Return the ids of the words, with start and end."""
         return [self.start_id, *(self._ids.get(word, 1) for word in self.split(text)), self.end_id]
+
+    def reads(self, text: str) -> bool:
+        """Say whether a word of a text is in the vocabulary."""
+        return not self._ids.keys().isdisjoint(self.split(text))
 
     def identity(self) -> dict[str, Any]:
         """Return kind, context length and a digest of the words."""

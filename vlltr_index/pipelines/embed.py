@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Literal
 
 from vlltr_index.embedding.loading import open_encoder
 from vlltr_index.embedding.pixels import IMAGE_BATCH, Augment
-from vlltr_index.embedding.vectors import Engine, LocalEngine, embed_images, embed_readings, embed_sentences
+from vlltr_index.embedding.vectors import (
+    Engine,
+    LocalEngine,
+    embed_images,
+    embed_readings,
+    embed_sentences,
+    unread,
+)
 from vlltr_index.pipelines.status import encoder_change
 from vlltr_index.store.snapshot import Reading
 from vlltr_index.tensors import device_name
@@ -43,6 +50,7 @@ class EmbedReport:
     unreadable: int
     text_fp: str
     image_fp: str
+    notes: tuple[str, ...]  # sentences that say what the encoder does not read
 
 
 def embed(
@@ -118,6 +126,7 @@ def embed(
         unreadable=sum(unreadable for _, _, unreadable in counts),
         text_fp=fps[0],
         image_fp=fps[1],
+        notes=tuple(unread(encoder, texts)),
     )
 
 
