@@ -45,11 +45,11 @@ def prediction_lines(prediction: Prediction, width: int | None = None, covered: 
 
 
 def _said(groups: Sequence[Sequence[SentenceShare]], width: int | None) -> list[str]:
-    """Return groups of sentences with their per cent, without those that speak against the answer."""
+    """Return groups of sentences with their per cent, which is negative for what speaks against the answer."""
     lines: list[str] = []
     for group in groups:
         share = sum(sentence.percent for sentence in group)
-        if round(share) > 0:
+        if round(share):
             more = f" (and {len(group) - 1} like it)" if len(group) > 1 else ""
             said = f"{group[0].text}{more}  [{group[0].source}]"
             lines += broken(f"{_INDENT}{round(share):3d} %  ", said, width)
@@ -85,7 +85,7 @@ def _notes(scores: Sequence[ClassScore], silent: bool, width: int | None) -> lis
     elif silent:
         notes = [_SILENT]
     else:
-        notes = ["%: how much of the class's text score the sentence gave"]
+        notes = ["%: the sentence's share of what speaks for or against the class"]
         if any(s.source == "prompt" for s in sentences):
             notes.append("[prompt]: a sentence made of the class's name alone")
     if any(score.neighbours for score in scores):

@@ -207,14 +207,19 @@ def _text_trust(data: StageTwoData, folds: list[Fold], chosen: Covariances, mome
     unseen = data.unseen_classes & (data.places >= 0) & (moments.counts > 0).cpu()
     if not bool(unseen.any()):
         return 1.0
-    model = _with_whole_texts(folds[0], folds[0].at(chosen), unseen)
+    model = _as_later(_without_images(folds[0], unseen), folds[0].at(chosen), unseen)
     model = replace(model, counts=moments.counts, sums=moments.sums)
     return fit_trust(model.select(unseen.nonzero()[:, 0]))
 
 
-def _with_whole_texts(fold: Fold, model: PLDA, late: Tensor) -> PLDA:
-    """Give classes, bool [C], the priors of later ones: by all of their sentences, for images select none of theirs."""
-    texts = fold.data.whole_prototypes(model.shared.kernel)
+def _without_images(fold: Fold, late: Tensor) -> StageTwoData:
+    """Return the fold's data with the anchors that the classes `late`, bool [C], have as long as they have no image."""
+    return fold.data.selected_without(fold.out | late[fold.data.labels])
+
+
+def _as_later(data: StageTwoData, model: PLDA, late: Tensor) -> PLDA:
+    """Give the classes `late`, bool [C], the priors that the anchors in `data` tell."""
+    texts = data.anchored(model.shared.kernel)
     return replace(model, prototypes=torch.where(late[:, None].to(texts.device), texts, model.prototypes))
 
 
@@ -226,11 +231,11 @@ def _left_out(data: StageTwoData, folds: list[Fold], chosen: Covariances, trust:
     """
     if bool(data.unseen_classes.any()):
         fold = folds[0]
-        of_head = partial(text_logits, data, fold.head)
-        model = _with_whole_texts(fold, fold.at(chosen), data.unseen_classes)
-        late = data.unseen_classes.to(model.sums.device)
-        model = replace(model, trust=torch.where(late, trust, 1.0).double())
-        return [_LeftOut(fold, data.unseen_classes, model, of_head)]
+        late = data.unseen_classes
+        by_text = _without_images(fold, late)
+        model = _as_later(by_text, fold.at(chosen), late)
+        model = replace(model, trust=torch.where(late.to(model.sums.device), trust, 1.0).double())
+        return [_LeftOut(fold, late, model, partial(text_logits, by_text, fold.head))]
     if bool(data.unseen.any()) or data.visual_init is not None:
         return []
     return _leave_fifths_out(data, folds, chosen)
@@ -238,14 +243,6 @@ def _left_out(data: StageTwoData, folds: list[Fold], chosen: Covariances, trust:
 
 def _leave_fifths_out(data: StageTwoData, folds: list[Fold], chosen: Covariances) -> list[_LeftOut]:
     """Leave another fifth of the classes, 100 at most, out of each fold."""
-    with_text = data.places >= 0
-
-    def zero_shot(features: Tensor) -> Tensor:  # by all sentences: anchors were selected by the images
-        if not data.reads_text:
-            return torch.zeros(len(features), data.classes)
-        logits = (data.logit_scale * unit_rows(features) @ unit_rows(data.sentence_means).T).cpu()
-        return torch.where(with_text, logits, logits[:, with_text].mean(1, keepdim=True))
-
     drawn = torch.randperm(data.classes, generator=torch.Generator().manual_seed(0))
     left_out = []
     for number, fold in enumerate(folds):
@@ -253,9 +250,24 @@ def _leave_fifths_out(data: StageTwoData, folds: list[Fold], chosen: Covariances
         late[drawn[number::_CLASS_FOLDS][:_LATE]] = True
         rest = ~fold.out & ~late[data.labels]
         if bool(rest.any()) and bool(late.any()):
+            by_text = _without_images(fold, late)
             model = chosen.noisy(fold.data.model(fold.data.moments(rest), chosen.shrinkage))
-            left_out.append(_LeftOut(fold, late, _with_whole_texts(fold, model, late), zero_shot))
+            left_out.append(
+                _LeftOut(fold, late, _as_later(by_text, model, late), partial(_zero_shot, by_text))
+            )
     return left_out
+
+
+def _zero_shot(data: StageTwoData, features: Tensor) -> Tensor:
+    """Compute zero-shot logits [B, C], on the CPU, by the mean anchors; a class without any has the mean of the others.
+
+    The head's own text logits were trained on the classes left out.
+    """
+    if not data.reads_text:
+        return torch.zeros(len(features), data.classes)
+    with_text = data.places >= 0
+    logits = (data.logit_scale * unit_rows(features) @ unit_rows(data.anchored(None)).T).cpu()
+    return torch.where(with_text, logits, logits[:, with_text].mean(1, keepdim=True))
 
 
 def _compared(data: StageTwoData, shared: SharedGaussian, some: Tensor) -> tuple[Tensor, Tensor]:

@@ -227,8 +227,7 @@ def _fold(
     data: StageTwoData, config: LGRConfig, out: Tensor, branches: Sequence[str], progress: Progress | None
 ) -> Fold:
     """Select anchors and fit all parts without the images `out`, bool [N], and score these images."""
-    if data.has_text and data.anchors_without is not None:
-        data = replace(data, bank=data.anchors_without(out).to(data.features.device))
+    data = data.selected_without(out)
     rest = _rest(data, out)
     labels = data.labels[out]
     plain = data.features[0, out]

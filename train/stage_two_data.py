@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
@@ -110,27 +110,29 @@ class StageTwoData:
             return plain
         reading = TextKernel.of(self.bank)
         assert reading is not None
-        one, other = ((kernel, self._to_fit(self._anchored(kernel))) for kernel in (reading, plain))
+        one, other = ((kernel, self._to_fit(self.anchored(kernel))) for kernel in (reading, plain))
         return better_kernel(self.moments(torch.ones_like(self.unseen)), one, other)
 
     @cached_property
     def prototypes(self) -> Tensor:
         """Texts of the classes by their anchors, float32 [C, T], see `class_features`; zeros for one without."""
-        return self._anchored(self.kernel)
-
-    @cached_property
-    def sentence_means(self) -> Tensor:
-        """Mean of all normalised sentences of each class, selected or not, float32 [C, D]; zeros for one without."""
-        return self.whole_prototypes(None)
+        return self.anchored(self.kernel)
 
     def whole_prototypes(self, kernel: TextKernel | None) -> Tensor:
         """Compute `class_features` of all sentences of each class, selected or not, float32 [C, T]."""
         if self.whole_texts is None:
-            return self._anchored(kernel)
+            return self.anchored(kernel)
         found = self.whole_texts(kernel if kernel is None else kernel.to("cpu")).to(self.features.device)
         return torch.where((self.places >= 0)[:, None].to(found.device), found, 0.0)
 
-    def _anchored(self, kernel: TextKernel | None) -> Tensor:
+    def selected_without(self, out: Tensor) -> Self:
+        """Return the data with anchors that were selected without the images `out`, bool [N]."""
+        if not self.has_text or self.anchors_without is None:
+            return self
+        return replace(self, bank=self.anchors_without(out).to(self.features.device))
+
+    def anchored(self, kernel: TextKernel | None) -> Tensor:
+        """Compute `class_features` of the anchors of each class, float32 [C, T]; zeros for one without."""
         told = self.places >= 0
         if not bool(told.any()):
             return torch.zeros(self.classes, self.features.shape[2], device=self.features.device)
@@ -173,7 +175,7 @@ def text_matches(data: StageTwoData) -> bool | None:
     if len(at) < _FEWEST_TO_MATCH:
         return None
     if data.reads_text:
-        text = data.sentence_means[at].double()
+        text = data.whole_prototypes(None)[at].double()
     else:
         kernel = TextKernel.of(data.bank)
         if kernel is None:

@@ -63,8 +63,8 @@ def test_a_prediction_in_words() -> None:
         "           near 0.812  birds/0.jpg",
     ]
     assert prediction_lines(replace(prediction(), classes=(first, second)))[-1] == (
-        "  %: how much of the class's text score the sentence gave; [prompt]: a sentence made of the class's name "
-        "alone; near: a training picture of the class, and its cosine"
+        "  %: the sentence's share of what speaks for or against the class; [prompt]: a sentence made of the class's "
+        "name alone; near: a training picture of the class, and its cosine"
     )
     assert len(prediction_lines(replace(prediction(), classes=(replace(first, sentences=()),)))) == 4
 

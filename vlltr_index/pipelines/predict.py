@@ -148,7 +148,7 @@ def predict_to_file(
 
     Answers are kept in `OUT.part` as they come; a run that was stopped goes on from there. `out` appears whole at the
     end. JSONL has every field of a `Prediction`; the tables have the best classes with their probabilities, the image
-    part and text part of the best one, and its sentences.
+    part and text part of the best one, and which of its sentences speak for it.
 
     Args:
         model: The model that predicts.
@@ -436,5 +436,6 @@ def _row(prediction: Prediction) -> dict[str, Any]:
             "text_part": best.text_part,
             "prior_part": best.prior_part,
         }
-        values["sentences"] = " | ".join(s.text for s in (answer or best).sentences) or None
+        speaking = (s.text for s in (answer or best).sentences if s.percent > 0)
+        values["sentences"] = " | ".join(speaking) or None
     return values
