@@ -49,7 +49,6 @@ from vlltr_index.wording import plural, points_within, share_within
 _ENOUGH = 30  # images that stage 1 did not see, for fitting weights
 _NEW_IMAGES = (1, 5)
 _ACCEPTED = 0.95
-_NOT_FOUND = -1e5  # offset of a class of which nothing is known, beyond any likelihood
 _QUERIES = 20
 _AT_ONCE = 512
 _LATE = 100
@@ -140,10 +139,6 @@ def weigh_parts(
         fitted = replace(fitted, prior=prior)
     model = chosen.noisy(data.model(moments, chosen.shrinkage))
     rejection, accept = _rejection(data, folds, chosen, model.shared)
-    # Else a class that has text alone would win wherever the images say little.
-    if Parts(model.shared, fitted).texts_are_mute:
-        fitted = replace(fitted, text_only=replace(fitted.text_only, offset=_NOT_FOUND))
-        later = tuple(one for one in later if one.images)
     unknown_accepted, unknown_range = _let_in(data, left_out, accept, rejection.weights)
     parts = Parts(
         model.shared,
@@ -158,7 +153,7 @@ def weigh_parts(
         shifts=None if model.shifts is None else model.shifts[known].cpu(),
         rejection=rejection,
         texts=_of_texts(data, fitted, model.shared, matches) if enough else _TOO_FEW,
-    )
+    ).muted()
     first = near_chance(columns([fold.likelihoods(PLAINEST) for fold in folds]), labels, alike, units)
     weighed = [_of_weights(scores, units, fitted)] if enough else []
     return parts, [*first, *weighed, *_more_notes(parts), *_of_stage_one(data, foretold)]

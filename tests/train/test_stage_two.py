@@ -547,9 +547,10 @@ def test_without_a_text_tower_texts_are_a_prior_alone() -> None:
     assert parts.shared.text_r2 > 0.3
     assert not parts.texts_are_mute
     weightless = replace(parts.weights, text_only=Gate(0.0, 0.0, 1.1))
-    assert replace(
-        parts, weights=weightless
-    ).texts_are_mute  # its likelihood would be the same for all images
+    for one in (replace(parts, weights=weightless), replace(parts, text_trust=0.0)):
+        assert one.texts_are_mute  # the likelihoods of such classes would be the same
+        assert one.muted().weights.text_only.offset < -1e4
+        assert {figures.images for figures in one.muted().later} == {1, 5}
     assert ", by their words: the encoder has no text tower." in " ".join(decision.notes)
     assert any(one.images == 0 and one.found > 0.2 for one in parts.later if one.number == 1)
     shuffled = torch.randperm(16, generator=torch.Generator().manual_seed(3)).tolist()

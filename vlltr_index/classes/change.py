@@ -24,7 +24,6 @@ from vlltr_index.embedding import loading
 from vlltr_index.embedding.vectors import Engine, embed_images, embed_readings, embed_sentences, unread
 from vlltr_index.errors import InputError, MissingStepError, UsageError
 from vlltr_index.heads.anchor_bank import AnchorBank
-from vlltr_index.heads.checkpoint import Parts
 from vlltr_index.recognition.model import Model
 from vlltr_index.recognition.state import ModelState
 from vlltr_index.schemas.records import ImageRecord, Skipped
@@ -211,9 +210,7 @@ def change(
             after = replace(Model.of(state), merged=merged)
             effect = measure(before, after, done.touched)
         after = after or Model.of(before)
-        parts = after.saved.parts
-        mute = parts is not None and parts.texts_are_mute
-        classes = _states(tx, after, done.touched.union(done.shown), mute=mute)
+        classes = _states(tx, after, done.touched.union(done.shown))
         report = ChangeReport(
             command=command,
             dry_run=options.dry_run,
@@ -222,10 +219,8 @@ def change(
             effect=effect,
             before=tx.commit.id,
         )
-        if any(not one.images for one in classes):
-            report.notes.extend([_MUTE] if mute else _foretold_by_text(parts))
+        report.notes.extend(_of_later(after, classes, with_images=done.images is not None))
         if done.images is not None:
-            report.notes.extend(_foretold(after, [one for one in classes if one.class_id in done.touched]))
             report.notes.extend(_copies_of_others(tx, done.images))
             report.notes.extend(_named_otherwise(tx, after, usable(done.images)))
         if not options.dry_run:
@@ -328,8 +323,8 @@ def usable(images: pa.Table) -> pa.Table:
     return images.filter(pc.is_null(images["problem"]))
 
 
-def _states(tx: Transaction, model: Model, class_ids: set[int], mute: bool) -> list[AddedClass]:
-    """Return the current state of those of the classes that still exist; if `mute`, no text counts."""
+def _states(tx: Transaction, model: Model, class_ids: set[int]) -> list[AddedClass]:
+    """Return the current state of those of the classes that still exist."""
     table = tx.class_table()
     bank = model.bank
     shown = sorted(class_ids.intersection(table.ids))
@@ -355,38 +350,51 @@ def _states(tx: Transaction, model: Model, class_ids: set[int], mute: bool) -> l
             images=images[i],
             rivals=[names[r] for r in near[i]],
             visual=visual.get(i, "none"),
-            text="none" if mute else kinds.get(i, "none"),
+            text="none" if model.saved.texts_are_mute else kinds.get(i, "none"),
         )
         for i in shown
     ]
 
 
-def _foretold_by_text(parts: Parts | None) -> list[str]:
-    """Say how much of a class that is known by its text alone is found, by the head's estimate."""
-    alone = [one for one in parts.later if not one.images and one.number == 1] if parts is not None else []
-    return [
-        "Estimated on classes left out: of a class that is known by its text alone"
-        f" {share_within(one.found, one.found_range)} of the pictures are found."
-        for one in alone
-    ]
+def _of_later(model: Model, classes: Sequence[AddedClass], with_images: bool) -> list[str]:
+    """Say what is found of those of some classes that are later ones: known by text alone, or, if asked, by images."""
+    notes = []
+    bare = [one for one in classes if not one.images]
+    if bare and model.saved.texts_are_mute:
+        notes.append(_MUTE)
+    elif bare:
+        notes.append(_foretold(model, [0], int(model.kinds.text_only.sum())))
+    images = [one.images for one in classes if one.visual == "images"] if with_images else []
+    if images:
+        later = Counter(model.visual_sides().values())["images"]
+        notes.append(_foretold(model, images, later))
+        if later >= _SEVERAL:
+            notes.append(
+                f"The head was not trained on {plural(later, 'class', 'classes')} that have pictures. To train on them:"
+                " vlltr refit"
+            )
+    return [note for note in notes if note]
 
 
-def _foretold(model: Model, touched: Sequence[AddedClass]) -> list[str]:
-    """Say how much of later classes with images is found, by the head's estimate, where one of several was touched."""
+def _foretold(model: Model, images: Sequence[int], others: int) -> str:
+    """Say how much is found of later classes, by the head's estimate for about as many; nothing without one.
+
+    Args:
+        model: The model with them.
+        images: How many images each class in question has: none, or all some.
+        others: How many later classes are known alike, these included.
+    """
     parts = model.saved.parts
-    images = [one.images for one in touched if one.visual == "images"]
-    later = Counter(model.visual_sides().values())["images"]
-    told = [one for one in parts.later if one.images and one.number > 1] if parts is not None else []
-    if not told or not images or later < _SEVERAL:
-        return []
     usual = sorted(images)[len(images) // 2]
-    number = min((one.number for one in told), key=lambda number: abs(math.log(number / later)))
+    told = [one for one in parts.later if bool(one.images) is bool(usual)] if parts is not None else []
+    if not told:
+        return ""
+    number = min((one.number for one in told), key=lambda number: abs(math.log(number / others)))
     nearest = min((one for one in told if one.number == number), key=lambda one: abs(one.images - usual))
-    found = f"{100 * nearest.found:.0f} % of the pictures are found, it estimates"
-    return [
-        f"The head was not trained on {plural(later, 'class', 'classes')} that have pictures. Of {number:,} such"
-        f" classes that are known by {plural(nearest.images, 'image')} {found}. To train on them: vlltr refit"
-    ]
+    known = f"by {plural(nearest.images, 'image')}" if nearest.images else "by text alone"
+    of = f"{number:,} classes that are" if number > 1 else "a class that is"
+    found = share_within(nearest.found, nearest.found_range)
+    return f"Estimated on classes left out: of {of} known {known} {found} of the pictures are found."
 
 
 def _copies_of_others(tx: Transaction, images: pa.Table) -> list[str]:

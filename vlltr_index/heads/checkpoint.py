@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from vlltr_index.heads.text_prior import TextKernel
 from vlltr_index.heads.tree import HeldOutAnswers
 from vlltr_index.schemas.manifests import Manifest
 
+_NOT_FOUND = -1e5  # offset of a class of which nothing is known, beyond any likelihood
 _TIMES = ("seconds", "images_per_s")  # left out of the log, so that the same training gives the same digest
 SHARED = ("centre", "basis", "spread", "blank", "text_centre", "text_map")
 """Names of the generative model's tensors in a head's file, after the prefix `generative.`."""
@@ -94,8 +95,19 @@ class Parts:
     def texts_are_mute(self) -> bool:
         """Whether nothing is known of a class that has text alone: neither sentences nor a prior from them count."""
         gate = self.weights.text_only
-        prior_counts = bool(gate.generative + gate.fit) and bool(self.shared.text_map.any())
+        prior_counts = bool(gate.generative and self.text_trust) and bool(self.shared.text_map.any())
         return not gate.text and not prior_counts
+
+    def muted(self) -> Parts:
+        """Return the parts by which a class that has text alone is not found where texts are mute.
+
+        Else it would win wherever the images say little.
+        """
+        if not self.texts_are_mute:
+            return self
+        gate = replace(self.weights.text_only, offset=_NOT_FOUND)
+        later = tuple(one for one in self.later if one.images)
+        return replace(self, weights=replace(self.weights, text_only=gate), later=later)
 
 
 @dataclass(frozen=True)
@@ -115,6 +127,11 @@ class SavedHead:
     text_fp: str
     image_fp: str
     parts: Parts | None = None
+
+    @property
+    def texts_are_mute(self) -> bool:
+        """As for `Parts`; of another protocol they never are."""
+        return self.parts is not None and self.parts.texts_are_mute
 
     @property
     def unit_correlation(self) -> float:
@@ -287,4 +304,4 @@ def _parts(facts: PartFacts, tensors: dict[str, Tensor]) -> Parts:
         unknown_range=facts.unknown_range,
         rejection=rejection,
         texts=facts.texts,
-    )
+    ).muted()

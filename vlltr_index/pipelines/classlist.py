@@ -153,6 +153,5 @@ def _standing(snapshot: Snapshot, class_id: int) -> tuple[str, list[str], bool]:
         return "none", [], False
     names = snapshot.class_table().names
     near = rivals(model.bank, [class_id])[class_id]
-    parts = model.saved.parts
-    mute = parts is not None and parts.texts_are_mute
-    return model.visual_sides().get(class_id, "none"), [names[i] for i in near], mute
+    visual = model.visual_sides().get(class_id, "none")
+    return visual, [names[i] for i in near], model.saved.texts_are_mute

@@ -400,8 +400,7 @@ def _lacking(snapshot: Snapshot, row: BaselineRow, asked: Tensor) -> str:
 
 def _texts_count(model: Model) -> bool:
     """Say whether texts have a weight in the answers, and a text tower read them."""
-    mute = model.saved.parts is not None and model.saved.parts.texts_are_mute
-    return not (mute or model.bank.without_text_tower)
+    return not (model.saved.texts_are_mute or model.bank.without_text_tower)
 
 
 def _by_class(

@@ -500,5 +500,5 @@ def refit(workspace: Workspace, config: LGRConfig, progress: Progress | None = N
         notes=report.notes,
         effect=effect,
         before=snapshot.commit.id,
-        mute=after.saved.parts is not None and after.saved.parts.texts_are_mute,
+        mute=after.saved.texts_are_mute,
     )

@@ -461,7 +461,7 @@ class Model(Scorer):
         values = classes[positions], chances, *parts_of(fused, positions, rule), cosines.gather(1, positions)
         unit = "probability" if rule == "paper" else "log-odds"
         text_only = set(self.class_ids[self.kinds.text_only].tolist()) if rule == "ours" else set[int]()
-        mute = self.saved.parts is not None and self.saved.parts.texts_are_mute
+        mute = self.saved.texts_are_mute
         found = []
         for row in torch.stack([v.double() for v in values], 2).tolist():
             scores = []
