@@ -339,9 +339,8 @@ def _refit(report: RefitReport) -> list[str]:
     ]
     effect = effect_lines(report.effect)
     if report.effect.unmeasured:
-        effect = [
-            "The new head has not been measured: vlltr evaluate (without a split test: vlltr cross-validate)."
-        ]
+        by = "vlltr evaluate" if report.tested else "vlltr cross-validate"
+        effect = [f"The new head has not been measured: {by}"]
     return [*lines, *report.notes, *effect, *_warning(report.effect.warning, report.before)]
 
 

@@ -192,9 +192,9 @@ COMMITTED = {
 KEYS = {name: schema.names[0] for name, schema in COMMITTED.items()} | {CLASS_STATS: "class_id"}
 """The primary key of each committed table, its first column."""
 
-_SELDOM_READ = ("data", "thumbnail", "aliases")  # large, or no single value
+_UNCHECKED = ("data", "thumbnail", "aliases")  # large, or no single value
 CHECKED = {
-    name: tuple(column for column in COMMITTED[name].names if column not in _SELDOM_READ)
+    name: tuple(column for column in COMMITTED[name].names if column not in _UNCHECKED)
     for name in ("classes", "sentences", "images", "origins", "sentence_scores", "reviewed")
 }
 """Committed tables that changes build on, and the columns that are compared with what was written."""

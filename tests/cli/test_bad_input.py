@@ -107,6 +107,11 @@ def test_more_views_than_are_stored(trained: Workspace, capsys: pytest.CaptureFi
             "ViT-B-16 has no weights called 'w/x.pt', and there is no such file",
             "Its tags: ",
         ),
+        (
+            "vlltr-tiny:w.safetensors",
+            "vlltr-tiny needs its words beside its weights, and 'w.safetensors' is no folder of both",
+            "Name the weights that ship, glyphs, or a folder that was exported: --encoder vlltr-tiny:FOLDER/encoder",
+        ),
         ("local-dir:nowhere", "no such folder: nowhere", "Check the path."),
         (
             "ViT-B-16:FOLDER",

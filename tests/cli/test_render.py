@@ -226,9 +226,8 @@ def test_what_belongs_together_is_counted_where_a_head_is_trained() -> None:
 def test_a_refit_is_measured_anew() -> None:
     """The folds of the head before say nothing of it."""
     report = RefitReport("d" * 64, 2, [], 0, images=9, notes=(), effect=Effect(unmeasured=True), before=4)
-    assert report_lines(report)[-1] == (
-        "The new head has not been measured: vlltr evaluate (without a split test: vlltr cross-validate)."
-    )
+    assert report_lines(report)[-1] == "The new head has not been measured: vlltr cross-validate"
+    assert report_lines(replace(report, tested=True))[-1].endswith("measured: vlltr evaluate")
     measured = replace(report, effect=Effect(0.9, 0.8, 50))
     assert report_lines(measured)[-2] == "Old classes on 50 held-out images: 90.0 % before, 80.0 % after."
     few = replace(report, effect=Effect(1.0, 0.75, 4))

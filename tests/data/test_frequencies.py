@@ -36,6 +36,7 @@ def test_each_format_says_the_same(told: dict[str, float], tmp_path: Path) -> No
     [
         ("f.csv", "class,weight\nwren,0\n", "f.csv:2"),
         ("f.csv", "class,weight\nwren,many\n", "f.csv:2"),
+        ("f.csv", "class,weight\nwren,1_0\n", "f.csv:2"),
         ("f.csv", "class,weight\nwren,inf\n", "f.csv:2"),
         ("f.csv", "class,weight\nwren,1e308\n", "f.csv:2: the weight '1e308' is above 1e+100"),
         ("f.csv", "class,weight\nwren,1\nwren,2\n", "f.csv:3"),

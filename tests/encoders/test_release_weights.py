@@ -184,6 +184,10 @@ def test_incomplete_checkpoints(tmp_path: Path) -> None:
     release_twins.save(path, {k: v for k, v in one.items() if k != "ln_final.weight"})
     with pytest.raises(EncoderError, match=r"lacks weights of CLIP's towers.*ln_final.weight"):
         stage_one_encoder(read_release(path))
+    without_blocks = {k: v for k, v in one.items() if not k.startswith("transformer.resblocks.")}
+    release_twins.save(path, without_blocks)
+    with pytest.raises(EncoderError, match=r"c\.pth lacks weights of CLIP's towers.*number of layers is 0"):
+        stage_one_encoder(read_release(path))
     release_twins.save(path, {**one, "token_embedding.weight": torch.zeros(100, 64)})
     with pytest.raises(EncoderError, match="has 100 tokens, CLIP's tokenizer 49,408"):
         stage_one_encoder(read_release(path))

@@ -104,6 +104,17 @@ def test_other_content_is_refused(tmp_path: Path, value: object) -> None:
     assert caught.value.message == f"{tmp_path / 'w.pt'} does not hold weights by name"
 
 
+@pytest.mark.parametrize(
+    "value", [torch.zeros(1, dtype=torch.half).expand(10**6, 10**6), torch.eye(3).to_sparse()]
+)
+def test_tensors_with_fewer_numbers_than_their_shape_are_refused(tmp_path: Path, value: torch.Tensor) -> None:
+    """A small file must not take all memory."""
+    torch.save({"model": {"layer.weight": value}}, tmp_path / "w.pt")
+    with pytest.raises(EncoderError, match=r"'layer\.weight' has a shape of") as caught:
+        read_weights(tmp_path / "w.pt")
+    assert str(tmp_path / "w.pt") in caught.value.message
+
+
 def test_missing_files(tmp_path: Path) -> None:
     """They are told from damaged ones."""
     with pytest.raises(EncoderError) as caught:

@@ -108,15 +108,14 @@ def test_the_fit_equals_its_twin(
 
 def test_float32_tells_classes_apart_in_pictures_far_from_all() -> None:
     """What their log-likelihoods share is in the thousands, and does not round away by what they differ."""
-    counts = [0, 3, 1, 40, 2, 5, 60]
-    features, labels, texts = drawn(counts, [True] * 7, 256, seed=3)
+    counts = [40, 3, 1, 8, 2, 5, 60]
+    features, labels, texts = drawn(counts, [False] * 7, 256, seed=3)
     model = PLDA(any_shared(256, 0.8, 5), *class_sums(features[0], labels, 7), texts)
     images = (6.0 * torch.randn(64, 256, generator=torch.Generator().manual_seed(1))).double()
     expected = model.log_likelihoods(images)
-    assert float(expected.abs().min()) > 3e3
-    seen = [c for c, count in enumerate(counts) if count > 10]
+    assert float(expected.abs().min()) > 1e3
     found = model.log_likelihoods(images.float()).double()
-    torch.testing.assert_close(found[:, seen].diff(dim=1), expected[:, seen].diff(dim=1), rtol=0, atol=2e-3)
+    torch.testing.assert_close(apart(found), apart(expected), rtol=0, atol=2.5e-3)  # 5e-3 in one product
 
 
 def test_many_classes_are_computed_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

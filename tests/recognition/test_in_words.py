@@ -73,6 +73,9 @@ def test_one_rather_than_another(image: float, text: float, why: str) -> None:
     )
     assert contrast(kite, crow) == contrast(crow, kite) == f"kite rather than crow because {why}"
     assert contrast(crow, owl).startswith("crow rather than owl because the image (50 % of the difference)")
+    new = [replace(score(name, image, text), image_part=-1e5, unknown=True) for name in ("auk", "owl")]
+    assert contrast(kite, new[0]) == "kite rather than auk because nothing is known of the latter"
+    assert "nothing is known" not in contrast(*new)
     share = score("kite", 0.5 + image / 10, 0.3 + text / 10, "probability")
     other = score("crow", 0.5, 0.3, "probability")
     assert contrast(other, share) == f"kite rather than crow because {why}"

@@ -176,6 +176,8 @@ def _weight(weight: object, where: str, zero: bool) -> float:
         number = float(weight)  # type: ignore[arg-type] # what a table holds; anything else is refused here
     except (TypeError, ValueError):
         number = math.nan
+    if "_" in str(weight):  # which Python takes for a mark between thousands
+        number = math.nan
     if not (math.isfinite(number) and (number > 0.0 or (zero and number == 0.0))):
         raise InputError(f"{where}: the weight {weight!r} is no number above 0", _FORMATS)
     if number > _MOST:

@@ -81,7 +81,9 @@ def build_model(model_cfg: dict[str, Any], drawn: bool = True) -> nn.Module:
     except Exception as error:  # open_clip, timm and transformers raise many kinds of errors
         raise EncoderError(
             f"open_clip cannot build this model: {type(error).__name__}: {str(error).partition(chr(10))[0]}",
-            "A text tower of transformers is described on the hub: the first time, this needs a network.",
+            "A text tower of transformers is described on the hub: the first time, this needs a network."
+            if "hf_model_name" in (model_cfg.get("text_cfg") or {})
+            else "Its configuration is damaged, or of another program.",
         ) from error
 
 

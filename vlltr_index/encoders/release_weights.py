@@ -65,7 +65,7 @@ def read_release(path: Path) -> ReleaseCheckpoint:
         EncoderError: The file is missing or damaged, holds anything else, or is no checkpoint of the release.
     """
     whole = load_checkpoint(path, [argparse.Namespace])
-    state = tensors_in(whole)
+    state = tensors_in(whole, path)
     found = _stage(path, state)
     floats = {k: v.float() if v.is_floating_point() else v for k, v in state.items() if k not in OPENAI_MARKS}
     args = whole.get("args")
@@ -142,6 +142,9 @@ def model_config(state: dict[str, Tensor], where: str) -> dict[str, Any]:
             "layers": _count(state, r"transformer\.resblocks\.(\d+)\."),
         }
         dim = state["text_projection"].shape[1]
+        counts = [dim, *text.values(), *(value for value in vision.values() if isinstance(value, int))]
+        if not all(counts):
+            raise IndexError("a size or number of layers is 0")
     except (KeyError, IndexError, TypeError) as error:
         raise EncoderError(
             f"{where} lacks weights of CLIP's towers, or one has another shape: {error}",

@@ -81,7 +81,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         EncoderError: The file is missing or damaged, or holds no tensors.
     """
-    state = tensors_in(load_checkpoint(path))
+    state = tensors_in(load_checkpoint(path), path)
     if state:
         return state
     raise EncoderError(
@@ -90,14 +90,28 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     )
 
 
-def tensors_in(checkpoint: Any) -> dict[str, Tensor]:
+def tensors_in(checkpoint: Any, path: Path) -> dict[str, Tensor]:
     """Return the tensors of a training checkpoint by name.
 
     They may be under `model` or `state_dict`. The prefix `module.` of data-parallel training is removed.
+
+    Args:
+        checkpoint: What `load_checkpoint` read.
+        path: From where, for messages.
+
+    Raises:
+        EncoderError: A tensor has fewer numbers than its shape says.
     """
     whole = checkpoint if isinstance(checkpoint, dict) else {}
     found = next((whole[k] for k in ("model", "state_dict") if isinstance(whole.get(k), dict)), whole)
     state = {k: v for k, v in found.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    for name, value in state.items():
+        # A small file may name a tensor of any size that repeats a few numbers.
+        if value.is_sparse or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise EncoderError(
+                f"{path}: {name!r} has a shape of {tuple(value.shape)}, and fewer numbers than that",
+                "Fetch or copy the file again.",
+            )
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
     return state
@@ -381,10 +395,13 @@ def _tag(model: str, tag: str) -> Config:
 def _tag_or_file(model: str, pretrained: str) -> Config:
     """Return open_clip's entry for a tag; empty if `pretrained` is a file."""
     tag = _tag(model, pretrained)
-    if not tag and not Path(pretrained).is_file():
-        tags = (
-            [_SHIPPED] if model == _OWN else open_clip.list_pretrained_tags_by_model(model.replace("/", "-"))
+    if model == _OWN and pretrained != _SHIPPED:
+        raise EncoderError(
+            f"{model} needs its words beside its weights, and {pretrained!r} is no folder of both",
+            f"Name the weights that ship, {_SHIPPED}, or a folder that was exported: --encoder {model}:FOLDER/encoder",
         )
+    if not tag and not Path(pretrained).is_file():
+        tags = open_clip.list_pretrained_tags_by_model(model.replace("/", "-"))
         raise EncoderError(
             f"{model} has no weights called {pretrained!r}, and there is no such file",
             f"Its tags: {', '.join(tags) or 'none'}. Or name a file: --encoder {model}:FILE",
