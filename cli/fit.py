@@ -116,7 +116,7 @@ def fit_command(
     if evaluation is not None and prior == "training":
         context.say(_BY_PICTURES)
     elif evaluation is not None and not evaluation.rows["vl-ltr"].balanced.few:  # of few pictures are counted
-        context.say(f"{_BY_CLASSES} {pictures}: {typed} report --prior training")
+        context.say(f"{_BY_CLASSES} the folder {pictures}: {typed} report --prior training")
 
 
 @click.command("quickstart")

@@ -104,7 +104,7 @@ def test_by_what_it_was_measured_is_said_where_classes_count_alike(
     code, out, err = run(capsys, "fit", "birds", "--to", "w")
     assert code == 0, err
     said = (
-        "Measured and compared with each class counted alike. Where classes will be as common as in birds:"
+        "Measured and compared with each class counted alike. Where classes will be as common as in the folder birds:"
         " vlltr -w w report --prior training\n"
     )
     assert (said in out) == (units == 30)
