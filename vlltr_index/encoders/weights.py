@@ -91,13 +91,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def tensors_in(checkpoint: Any, path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a training checkpoint by name.
+    """Return the tensors by name of a training checkpoint, which `load_checkpoint` read from a path.
 
     They may be under `model` or `state_dict`. The prefix `module.` of data-parallel training is removed.
-
-    Args:
-        checkpoint: What `load_checkpoint` read.
-        path: From where, for messages.
 
     Raises:
         EncoderError: A tensor has fewer numbers than its shape says.
@@ -105,13 +101,10 @@ def tensors_in(checkpoint: Any, path: Path) -> dict[str, Tensor]:
     whole = checkpoint if isinstance(checkpoint, dict) else {}
     found = next((whole[k] for k in ("model", "state_dict") if isinstance(whole.get(k), dict)), whole)
     state = {k: v for k, v in found.items() if isinstance(k, str) and isinstance(v, Tensor)}
-    for name, value in state.items():
-        # A small file may name a tensor of any size that repeats a few numbers.
-        if value.is_sparse or value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise EncoderError(
-                f"{path}: {name!r} has a shape of {tuple(value.shape)}, and fewer numbers than that",
-                "Fetch or copy the file again.",
-            )
+    for name, value in state.items():  # a small file may name a tensor of any size that repeats a few numbers
+        if value.layout is not torch.strided or value.untyped_storage().nbytes() < value.nbytes:
+            what = f"{path}: {name!r} has fewer numbers than its shape says, {tuple(value.shape)}"
+            raise EncoderError(what, "Fetch or copy the file again.")
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
     return state
