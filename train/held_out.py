@@ -202,20 +202,8 @@ def _text_trust(data: StageTwoData, folds: list[Fold], chosen: Covariances, mome
     unseen = data.unseen_classes & (data.places >= 0) & (moments.counts > 0).cpu()
     if not bool(unseen.any()):
         return 1.0
-    model = _as_later(_without_images(folds[0], unseen), folds[0].at(chosen), unseen)
-    model = replace(model, counts=moments.counts, sums=moments.sums)
+    model = replace(folds[0].at(chosen), counts=moments.counts, sums=moments.sums)
     return fit_trust(model.select(unseen.nonzero()[:, 0]))
-
-
-def _without_images(fold: Fold, late: Tensor) -> StageTwoData:
-    """Return the fold's data with the anchors that the classes `late`, bool [C], have as long as they have no image."""
-    return fold.data.selected_without(fold.out | late[fold.data.labels])
-
-
-def _as_later(data: StageTwoData, model: PLDA, late: Tensor) -> PLDA:
-    """Give the classes `late`, bool [C], the priors that the anchors in `data` tell."""
-    texts = data.anchored(model.shared.kernel)
-    return replace(model, prototypes=torch.where(late[:, None].to(texts.device), texts, model.prototypes))
 
 
 def _left_out(data: StageTwoData, folds: list[Fold], chosen: Covariances, trust: float) -> list[_LeftOut]:
@@ -227,10 +215,9 @@ def _left_out(data: StageTwoData, folds: list[Fold], chosen: Covariances, trust:
     if bool(data.unseen_classes.any()):
         fold = folds[0]
         late = data.unseen_classes
-        by_text = _without_images(fold, late)
-        model = _as_later(by_text, fold.at(chosen), late)
+        model = fold.at(chosen)
         model = replace(model, trust=torch.where(late.to(model.sums.device), trust, 1.0).double())
-        return [_LeftOut(fold, late, model, partial(text_logits, by_text, fold.head))]
+        return [_LeftOut(fold, late, model, partial(text_logits, data, fold.head))]
     if bool(data.unseen.any()) or data.visual_init is not None:
         return []
     return _leave_fifths_out(data, folds, chosen)
@@ -245,11 +232,12 @@ def _leave_fifths_out(data: StageTwoData, folds: list[Fold], chosen: Covariances
         late[drawn[number::_CLASS_FOLDS][:_LATE]] = True
         rest = ~fold.out & ~late[data.labels]
         if bool(rest.any()) and bool(late.any()):
-            by_text = _without_images(fold, late)
+            by_text = fold.data.selected_without(~rest)  # a later class has no image to select by
             model = chosen.noisy(fold.data.model(fold.data.moments(rest), chosen.shrinkage))
-            left_out.append(
-                _LeftOut(fold, late, _as_later(by_text, model, late), partial(_zero_shot, by_text))
-            )
+            texts = by_text.anchored(model.shared.kernel)
+            texts = torch.where(late[:, None].to(texts.device), texts, model.prototypes)
+            model = replace(model, prototypes=texts)
+            left_out.append(_LeftOut(fold, late, model, partial(_zero_shot, by_text)))
     return left_out
 
 

@@ -32,7 +32,8 @@ class StageTwoData:
     Attributes:
         features: Float [V, N, D], V views of N images, the plain one first, unnormalised.
         labels: Int64 [N], 0 to C - 1.
-        bank: Anchors of the C classes, or of some; the others have no sentence.
+        bank: Anchors of the C classes, or of some; the others have no sentence. No image that stage 1 did not see chose
+            any.
         places: Int64 [C], each class's position in the bank; -1 for one without a sentence.
         units: The name of each image's unit, see `units_of`; in a class it is one observation, and held out as a whole.
         unseen: Bool [N], images that stage 1 did not see, of classes that it saw; all False where it did not run.

@@ -17,7 +17,15 @@ from tests.support.changes import losses as losses_of
 from tests.support.engines import Halved
 from tests.support.exports import Shared
 from vlltr_index.anchors.selection import select
-from vlltr_index.classes import ChangeOptions, NewClass, add_class, add_classes, add_images, read_manifest
+from vlltr_index.classes import (
+    ChangeOptions,
+    NewClass,
+    add_class,
+    add_classes,
+    add_images,
+    read_manifest,
+    remove_images,
+)
 from vlltr_index.cli.render import report_lines
 from vlltr_index.data.decoding import open_image
 from vlltr_index.data.glyphs import glyph_files, write_sample
@@ -198,8 +206,12 @@ def test_how_much_of_later_classes_is_found_is_told(trained: Workspace, pictures
     refit = "The head was not trained on 3 classes that have pictures. To train on them: vlltr refit"
     assert refit in third.notes
     by_text = add_classes(trained, [NewClass("new 3", ("a picture of a new one.",))])
-    ten = f"{told} 10 classes that are known by text alone 20 % of the pictures are found."
-    assert ten in by_text.notes, "others were there before"
+    assert f"{told} a class that is known by text alone 80 % of the pictures are found." in by_text.notes
+    more = add_classes(trained, [NewClass(f"new {n}", ("a picture of a new one.",)) for n in range(4, 10)])
+    assert f"{told} 10 classes that are known by text alone 20 % of the pictures are found." in more.notes
+    some = trained.snapshot().table("images", ["image_id"], "class_id = 0 AND split = 'train'")
+    gone = remove_images(trained, some["image_id"].to_pylist())
+    assert not any(told in note for note in gone.notes), "the class was trained on"
 
 
 def test_a_folder_of_class_folders(

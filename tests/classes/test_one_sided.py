@@ -149,8 +149,8 @@ def test_classes_come_and_go_without_a_sentence(
     assert report.effect.images == 14
     assert "4 images, known by its images alone. Nearest: " in report_lines(report)[0]
     told = (
-        "Texts have no weight in this head (vlltr status says why): a class is not found by text alone, until it has"
-        " images (vlltr images add)."
+        "Texts of classes without pictures have no weight in this head: a class is not found by text alone, until it"
+        " has images (vlltr images add)."
     )
     assert told not in report_lines(report)
     lines = report_lines(add_class(mute, "gnu", ["It is an animal."]))

@@ -25,7 +25,7 @@ LONG = "A very large and heavy bird with a grey head, a chestnut breast and a ba
 def score(name: str) -> ClassScore:
     """A class with a long and a short sentence."""
     shares = tuple(
-        SentenceShare(text, source, None, None, 0.25, share, -0.1, 100 * share / 0.4, group)
+        SentenceShare(text, source, None, None, 0.25, share, -0.1, 100 * share / 0.42, group)
         for text, source, share, group in (
             (LONG, "wikipedia", 0.2, 0),
             (f"a photo of a {name}.", "prompt", 0.12, 1),
@@ -56,10 +56,11 @@ def test_a_prediction_in_words() -> None:
     """Sentences that say the same are one line; neighbours, and what each mark means, said once."""
     first, second = prediction().classes
     first = replace(first, neighbours=(Neighbour("id", "birds/0.jpg", 0.8123),))
-    assert prediction_lines(replace(prediction(), classes=(first, second)))[1:5] == [
+    assert prediction_lines(replace(prediction(), classes=(first, second)))[1:6] == [
         "   75.0 %  great bustard   image 67 % ███████░░░ text 33 %",
-        f"            50 %  {LONG}  [wikipedia]",
-        "            50 %  a photo of a great bustard. (and 1 like it)  [prompt]",
+        f"            48 %  {LONG}  [wikipedia]",
+        "            48 %  a photo of a great bustard. (and 1 like it)  [prompt]",
+        "            -5 %  It walks.  [wikipedia]",
         "           near 0.812  birds/0.jpg",
     ]
     assert prediction_lines(replace(prediction(), classes=(first, second)))[-1] == (
@@ -95,7 +96,7 @@ def test_an_explanation_has_the_exact_numbers() -> None:
     lines = explanation_lines("bird.jpg", prediction().classes)
     assert lines[1].startswith("  great bustard rather than little bustard because ")
     assert lines[3] == "           image branch 50.0 + text branch 25.0; text score +0.400, cosine 0.500"
-    assert lines[5] == f"            50.0  +0.200  -0.100  0.250  {LONG}  [wikipedia]"
+    assert lines[5] == f"            47.6  +0.200  -0.100  0.250  {LONG}  [wikipedia]"
     assert sum("a photo of a great bustard." in line for line in lines) == 1
 
 

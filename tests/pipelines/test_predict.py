@@ -217,6 +217,8 @@ def test_answers_in_a_file(recognizer: Recognizer, shots: Path, tmp_path: Path, 
             assert [row["class_1"], row["class_2"]] == [score.name for score in one.classes]
             assert float(row["probability_2"]) == pytest.approx(one.classes[1].probability, abs=1e-5)
             assert float(row["text_part"]) == pytest.approx(one.classes[0].text_part, abs=1e-4)
+            speaking = [sentence.text for sentence in one.classes[0].sentences if sentence.percent > 0]
+            assert (row["sentences"] or "") == " | ".join(speaking)
 
 
 def test_pictures_are_grouped_by_folder_name_and_time(

@@ -401,22 +401,6 @@ def test_classes_that_stage_one_did_not_see_set_how_new_ones_meet_the_others(ima
     )
 
 
-def test_classes_that_stage_one_did_not_see_have_the_anchors_of_later_ones() -> None:
-    """Which are selected without an image of theirs: here those with images have the anchors of other classes."""
-    true = drawn([20] * 8 + [12] * 5, apart=0.4)
-    data = drawn([20] * 8 + [12] * 5, order=[*range(8), *range(9, 13), 8], apart=0.4)
-    data = after_stage_one(data, list(range(0, 160, 5)), list(range(8, 13)))
-
-    def without(out: Tensor) -> AnchorBank:
-        return true.bank if bool(out[160:].all()) else data.bank
-
-    found = [
-        next(one.found for one in parts_of(fit_stage_two(some, CONFIG)).later if one.number == 10)
-        for some in (data, replace(data, anchors_without=without))
-    ]
-    assert found[1] > found[0] + 0.3
-
-
 @pytest.mark.parametrize("unseen", [0, 8])
 def test_few_images_that_stage_one_did_not_see_weigh_nothing(unseen: int) -> None:
     """Of those it saw its classifier would be sure: the generative model answers, with some text."""

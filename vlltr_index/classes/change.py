@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 _NARROW = ("classes", "sentences", "sentence_scores", "anchors", "class_stats", "images")
 _MUTE = (
-    "Texts have no weight in this head (vlltr status says why): a class is not found by text alone, until it has"
+    "Texts of classes without pictures have no weight in this head: a class is not found by text alone, until it has"
     " images (vlltr images add)."
 )
 _SEVERAL = 3  # later classes from which it is said how much of several is found
@@ -359,11 +359,9 @@ def _states(tx: Transaction, model: Model, class_ids: set[int]) -> list[AddedCla
 def _of_later(model: Model, classes: Sequence[AddedClass], with_images: bool) -> list[str]:
     """Say what is found of those of some classes that are later ones: known by text alone, or, if asked, by images."""
     notes = []
-    bare = [one for one in classes if not one.images]
-    if bare and model.saved.texts_are_mute:
-        notes.append(_MUTE)
-    elif bare:
-        notes.append(_foretold(model, [0], int(model.kinds.text_only.sum())))
+    bare = set(model.class_ids[model.kinds.text_only].tolist())
+    if bare.intersection(one.class_id for one in classes):
+        notes.append(_MUTE if model.saved.texts_are_mute else _foretold(model, [0], len(bare)))
     images = [one.images for one in classes if one.visual == "images"] if with_images else []
     if images:
         later = Counter(model.visual_sides().values())["images"]

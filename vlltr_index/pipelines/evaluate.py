@@ -400,7 +400,9 @@ def _lacking(snapshot: Snapshot, row: BaselineRow, asked: Tensor) -> str:
 
 def _texts_count(model: Model) -> bool:
     """Say whether texts have a weight in the answers, and a text tower read them."""
-    return not (model.saved.texts_are_mute or model.bank.without_text_tower)
+    parts = model.saved.parts
+    count = parts is None or bool(parts.weights.text) or not parts.texts_are_mute
+    return count and not model.bank.without_text_tower
 
 
 def _by_class(

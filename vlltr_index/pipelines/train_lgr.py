@@ -238,7 +238,7 @@ def stage_two_data(
     again: Callable[[Tensor], AnchorBank] | None = None
     selected = commit.info.select
     # Without a text tower images do not choose anchors.
-    if commit.has_text_tower and selected and selected.split == "train":
+    if commit.has_text_tower and selected and selected.split == "train" and held == HeldOut():
         again = partial(_anchors_without, snapshot, selected, bank.class_ids, images.image_ids)
     data = StageTwoData(
         features=features,
