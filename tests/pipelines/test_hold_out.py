@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support.sources import images, put
 from vlltr_index.pipelines.ingest import ingest_images
 from vlltr_index.store.workspace import Workspace
 
@@ -47,3 +48,28 @@ def test_near_duplicates_are_held_out_together(workspace: Workspace, series: Pat
     assert report.splits == {"train": 21, "test": 9}
     assert ingest_images(workspace, series, "train", hold_out=0.3).unchanged == 30
     assert split_of(workspace) == first
+
+
+def test_what_belongs_to_a_picture_that_was_held_out_follows_it(workspace: Workspace, tmp_path: Path) -> None:
+    """A second shot of a group that is in split test goes there, too; groups of several classes stay whole."""
+    data = tmp_path / "data"
+    for number in range(24):
+        put(data / ("owl" if number % 3 else "tit") / f"g{number % 8}_{number}.png", number)
+    grouped = {"group": r"name:^(g\d)_", "sync": True}
+
+    def splits() -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for name, (_, split) in images(workspace).items():
+            found.setdefault(name.split("/")[1].split("_")[0], set()).add(split)
+        return found
+
+    ingest_images(workspace, data, "train", hold_out=0.3, **grouped)
+    first = splits()
+    assert {"test"} in first.values()
+    assert all(len(splits) == 1 for splits in first.values())
+    for number in range(24, 32):
+        put(data / "owl" / f"g{number % 8}_{number}.png", number)
+    ingest_images(workspace, data, "train", sync=True)
+    assert splits() == first
+    ingest_images(workspace, data, "train", hold_out=0.3, sync=True)
+    assert splits() == first

@@ -582,28 +582,3 @@ def test_what_was_removed_by_hand_stays_removed(workspace: Workspace, tmp_path: 
     assert ingest_images(workspace, data, "train", sync=True).added == 1
     assert ingest_images(workspace, data, "train").added == 2
     assert ingest_text(workspace, texts).added >= 1
-
-
-def test_what_belongs_to_a_picture_that_was_held_out_follows_it(workspace: Workspace, tmp_path: Path) -> None:
-    """A second shot of a group that is in split test goes there, too; groups of several classes stay whole."""
-    data = tmp_path / "data"
-    for number in range(24):
-        put(data / ("owl" if number % 3 else "tit") / f"g{number % 8}_{number}.png", number)
-    grouped = {"group": r"name:^(g\d)_", "sync": True}
-
-    def split_of() -> dict[str, set[str]]:
-        found: dict[str, set[str]] = {}
-        for name, (_, split) in images(workspace).items():
-            found.setdefault(name.split("/")[1].split("_")[0], set()).add(split)
-        return found
-
-    ingest_images(workspace, data, "train", hold_out=0.3, **grouped)
-    first = split_of()
-    assert {"test"} in first.values()
-    assert all(len(splits) == 1 for splits in first.values())
-    for number in range(24, 32):
-        put(data / "owl" / f"g{number % 8}_{number}.png", number)
-    ingest_images(workspace, data, "train", sync=True)
-    assert split_of() == first
-    ingest_images(workspace, data, "train", hold_out=0.3, sync=True)
-    assert split_of() == first

@@ -358,24 +358,24 @@ def _states(tx: Transaction, model: Model, class_ids: set[int]) -> list[AddedCla
 
 def _of_later(model: Model, classes: Sequence[AddedClass], with_images: bool) -> list[str]:
     """Say what is found of those of some classes that are later ones: known by text alone, or, if asked, by images."""
-    notes = []
+    notes = list[str]()
     bare = set(model.class_ids[model.kinds.text_only].tolist())
     if bare.intersection(one.class_id for one in classes):
-        notes.append(_MUTE if model.saved.texts_are_mute else _foretold(model, [0], len(bare)))
+        notes += [_MUTE] if model.saved.texts_are_mute else _foretold(model, [0], len(bare))
     images = [one.images for one in classes if one.visual == "images"] if with_images else []
     if images:
         later = Counter(model.visual_sides().values())["images"]
-        notes.append(_foretold(model, images, later))
+        notes += _foretold(model, images, later)
         if later >= _SEVERAL:
             notes.append(
                 f"The head was not trained on {plural(later, 'class', 'classes')} that have pictures. To train on them:"
                 " vlltr refit"
             )
-    return [note for note in notes if note]
+    return notes
 
 
-def _foretold(model: Model, images: Sequence[int], others: int) -> str:
-    """Say how much is found of later classes, by the head's estimate for about as many; nothing without one.
+def _foretold(model: Model, images: Sequence[int], others: int) -> list[str]:
+    """Say how much is found of later classes, by the head's estimate for about as many, if it has one.
 
     Args:
         model: The model with them.
@@ -386,13 +386,13 @@ def _foretold(model: Model, images: Sequence[int], others: int) -> str:
     usual = sorted(images)[len(images) // 2]
     told = [one for one in parts.later if bool(one.images) is bool(usual)] if parts is not None else []
     if not told:
-        return ""
+        return []
     number = min((one.number for one in told), key=lambda number: abs(math.log(number / others)))
     nearest = min((one for one in told if one.number == number), key=lambda one: abs(one.images - usual))
     known = f"by {plural(nearest.images, 'image')}" if nearest.images else "by text alone"
     of = f"{number:,} classes that are" if number > 1 else "a class that is"
     found = share_within(nearest.found, nearest.found_range)
-    return f"Estimated on classes left out: of {of} known {known} {found} of the pictures are found."
+    return [f"Estimated on classes left out: of {of} known {known} {found} of the pictures are found."]
 
 
 def _copies_of_others(tx: Transaction, images: pa.Table) -> list[str]:

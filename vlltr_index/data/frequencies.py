@@ -172,11 +172,9 @@ def _situation(row: Mapping[str, Any], where: str) -> Situation:
 
 def _weight(weight: object, where: str, zero: bool) -> float:
     """Return a weight as a number; 0 may be one of a place and month."""
-    try:
-        number = float(weight)  # type: ignore[arg-type] # what a table holds; anything else is refused here
+    try:  # "1_0" is a number to Python alone
+        number = math.nan if "_" in str(weight) else float(weight)  # type: ignore[arg-type] # refused here
     except (TypeError, ValueError):
-        number = math.nan
-    if "_" in str(weight):  # which Python takes for a mark between thousands
         number = math.nan
     if not (math.isfinite(number) and (number > 0.0 or (zero and number == 0.0))):
         raise InputError(f"{where}: the weight {weight!r} is no number above 0", _FORMATS)

@@ -183,7 +183,7 @@ class PLDA:
         """Compute log N(x; m_c, v_c) up to a constant that all classes share.
 
         Args:
-            features: Float [B, D], unnormalised as the encoder gives them.
+            features: Float [B, D], normalised if those were that the model was fitted on.
 
         Returns:
             [B, C], in the features' dtype, float32 at least.
