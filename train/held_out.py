@@ -137,7 +137,7 @@ def weigh_parts(
     if enough:
         prior = fit_prior(scores.fused(fitted), log_frequencies(moments.counts.cpu()[known]), labels, units)
         fitted = replace(fitted, prior=prior)
-    model = chosen.noisy(data.model(moments, chosen.shrinkage))
+    model = chosen.noisy(data.model(moments, chosen.shrinkage)).whole
     rejection, accept = _rejection(data, folds, chosen, model.shared)
     unknown_accepted, unknown_range = _let_in(data, left_out, accept, rejection.weights)
     parts = Parts(

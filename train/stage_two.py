@@ -149,6 +149,7 @@ def weigh(data: StageTwoData, head: LGRHead) -> tuple[Parts, list[str]]:
 
 def _usual(data: StageTwoData, model: PLDA) -> Parts:
     """Return the parts where no image can be held out."""
+    model = model.whole
     shifts = None if model.shifts is None else model.shifts[data.rows].cpu()
     return Parts(model.shared, _BY_DEFAULT, shifts=shifts, texts=_NOTHING_TO_SPARE)
 
@@ -212,7 +213,7 @@ def _head(data: StageTwoData, config: LGRConfig, model: PLDA, rest: Tensor) -> L
     """Make an untrained head; classes without a visual row of stage 1 get that of the model's linear discriminant."""
     shared = model.shared
     length = data.features[0, rest].norm(dim=1).mean()
-    rows = TEMPERED * (shared.basis @ model.posterior[0].T).T
+    rows = TEMPERED * shared.linear(model.posterior[0])
     biases = -(rows @ shared.centre) - 0.5 * TEMPERED * model.posterior[0].square().sum(1)
     rows = (rows / length).float().cpu()
     biases = biases.float().cpu()

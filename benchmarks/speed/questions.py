@@ -32,6 +32,7 @@ QUESTIONS = (
     "store",
     "startup",
     "growth",
+    "feature_width",
 )
 _log = logging.getLogger(__name__)
 

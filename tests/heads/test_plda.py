@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -97,13 +99,57 @@ def test_the_fit_equals_its_twin(
         features, labels.tolist(), units.tolist(), texts, correlation, shrinkage=shrinkage
     )
     moments = Moments.of(features, labels, units, len(counts), correlation)
-    found = fit_model(moments, texts, shrinkage).shared
-    blank = (found.basis.T @ expected.pop("seen") @ found.basis).diagonal().maximum(found.spread)
-    torch.testing.assert_close(found.blank, blank, rtol=1e-6, atol=1e-7)
+    found = fit_model(moments, texts, shrinkage).shared.whole
     for name, value in expected.items():
         torch.testing.assert_close(whole(found)[name], value, rtol=1e-6, atol=1e-7, msg=name)
     assert found.noise == 1.0
     assert min(found.spread.tolist()) >= 0.02
+
+
+@quick
+@given(
+    classes=st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=8),
+    dim=st.integers(8, 30),
+    views=st.integers(1, 2),
+    alike=st.sampled_from(["no", "no", "some", "all"]),
+    shrinkage=st.sampled_from([1.0, 10.0, None]),
+    noise=st.sampled_from([0.5, 1.0]),
+    seed=seeds,
+)
+def test_fewer_images_than_dimensions_equal_the_whole_covariances(
+    classes: list[tuple[int, bool]],
+    dim: int,
+    views: int,
+    alike: str,
+    shrinkage: float | None,
+    noise: float,
+    seed: int,
+) -> None:
+    """Images asked about, classes added by images, by a text, and by both lie outside the span of what was fitted."""
+    counts, told = [n for n, _ in classes], [there for _, there in classes]
+    counts[0] = max(counts[0], 1)
+    features, labels, texts = drawn(counts, told, dim, views, alike, seed)
+    units = number_observations(labels, [str(n) for n in range(len(labels))])
+    expected = twins.shared_gaussian(
+        features, labels.tolist(), units.tolist(), texts, 1.0, shrinkage=shrinkage
+    )
+    moments = Moments.of(features, labels, units, len(counts))
+    fitted = fit_model(moments, texts, shrinkage)
+    added, own, more = drawn([2, 0, 1], [False, True, True], dim, seed=seed + 1)
+    added_counts, added_sums = class_sums(added[0], own, 3)
+    all_counts = torch.cat([moments.counts, added_counts])
+    sums = torch.cat([moments.sums, added_sums])
+    prototypes = torch.cat([texts, more])
+    images = torch.cat([features[0, ::3], added[0], 3.0 + torch.randn(2, dim).double()])
+    trust = torch.ones(len(all_counts), dtype=torch.float64)
+    wanted = twins.log_likelihoods(
+        expected, noise, all_counts.tolist(), sums, prototypes, trust, images=images
+    )
+    shared = replace(fitted.shared, noise=noise)
+    model = PLDA(shared, all_counts, sums, prototypes)
+    for one in (model, model.whole):
+        torch.testing.assert_close(apart(one.log_likelihoods(images)), apart(wanted), rtol=1e-8, atol=1e-8)
+    assert model.whole.shared.basis.shape == (dim, dim)
 
 
 def test_float32_tells_classes_apart_in_pictures_far_from_all() -> None:

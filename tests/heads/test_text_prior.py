@@ -101,7 +101,7 @@ def test_classes_are_left_out_exactly(seed: int, some: bool) -> None:
     assert fit.r2 > 0.3
     torch.testing.assert_close(fit.residuals[has], residuals[has], rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(fit.shifts[has], shifts[has], rtol=1e-6, atol=1e-7)
-    torch.testing.assert_close(fit.text_map[3:], mapped, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(fit.of_alike, mapped, rtol=1e-6, atol=1e-7)
 
 
 def test_words_tell_what_no_encoder_read() -> None:
@@ -138,6 +138,7 @@ def test_a_class_is_told_of_as_if_it_were_left_out() -> None:
     without = fit_model(own, texts, kernel=kernel)
 
     def told_of(fitted: PLDA) -> Tensor:
+        fitted = fitted.whole
         prior = fitted.prior[0][7]
         return fitted.shared.centre + prior @ torch.linalg.inv(fitted.shared.basis)
 
@@ -147,6 +148,30 @@ def test_a_class_is_told_of_as_if_it_were_left_out() -> None:
     )
     near, far = ((told_of(without) - other).norm() for other in (told_of(model), itself))
     assert near < 0.5 * far
+
+
+def test_likeness_in_many_dimensions_equals_the_whole_computation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With fewer images than dimensions the fit is that in all dimensions, also of texts outside the images' span."""
+    names, means = pairs(6, 6), composed(6, 6, 120, 1).double()
+    kernel = TextKernel.of(told(names, 120, 0))
+    assert kernel is not None
+    texts = class_features(told(names, 120, 0), kernel).double()
+    images = means + torch.randn(36, 120, generator=torch.Generator().manual_seed(3)).double()
+    models = []
+    for few in (True, False):
+        if not few:
+            monkeypatch.setattr("vlltr_index.heads.moments.row_span", lambda rows: None)
+        model = fit_model(moments_of(means[:35], 2, 2), texts[:35], kernel=kernel)
+        assert (model.shared.outside is not None) == few
+        assert model.shared.kernel is kernel
+        models.append(model)
+    for one in (models[0], models[0].whole):
+        torch.testing.assert_close(
+            one.log_likelihoods(images), models[1].log_likelihoods(images), rtol=1e-8, atol=1e-8
+        )
+    later = [replace(model, prototypes=texts[1:], shifts=None) for model in models]
+    found, expected = (model.prior[0] @ model.prior[0].T for model in later)
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
 
 
 def replace_images(moments: Moments, place: int) -> Moments:

@@ -381,15 +381,21 @@ def shared_gaussian(
     # Classes that texts predict, or all where they predict none.
     chosen = [there or not r2 for there in told]
     kept = [[v for v, there in zip(of, chosen, strict=True) if there] for of in (residuals, n, weights)]
-    values, vectors = torch.linalg.eigh(between(*kept, noise, shrinkage))  # type: ignore[arg-type]
-    for value, direction in zip(values, vectors.T, strict=True):
-        spread += max(float(value), 0.02) * torch.outer(direction, direction)
+    about_texts = between(*kept, noise, shrinkage)  # type: ignore[arg-type]
+    about_centre = between(seen, n, weights, noise, shrinkage)
+    blank = torch.zeros_like(spread)
+    # Lambda_0 breaks ties of the axes; without a tie it turns them by a millionth.
+    for direction in torch.linalg.eigh(about_texts + 1e-6 * about_centre)[1].T:
+        own = max(float(direction @ about_texts @ direction), 0.02)
+        wider = max(float(direction @ about_centre @ direction), own) if r2 else own
+        spread += own * torch.outer(direction, direction)
+        blank += wider * torch.outer(direction, direction)
     back = torch.linalg.inv(whitening)
     return {
         "centre": centre,
         "sigma": sigma,
         "spread": back.T @ spread @ back,
-        "seen": back.T @ between(seen, n, weights, noise, shrinkage) @ back,
+        "blank": back.T @ blank @ back,
         "text_centre": text_centre,
         "text_map": whitening @ mapped @ back,
         "text_r2": torch.tensor(r2, dtype=torch.float64),

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vlltr_index.errors import InputError, VlltrError
-from vlltr_index.heads.moments import shrunk
+from vlltr_index.heads.moments import row_span, shrunk
 from vlltr_index.heads.weighing import balanced_accuracy
 from vlltr_index.tensors import cosine_logits, unit_rows, working_dtype
 from vlltr_index.train.losses import adjusted_cross_entropy, sampler_prior
@@ -70,17 +70,24 @@ def shrunk_discriminant(
 ) -> tuple[Tensor, Tensor]:
     """Fit a linear discriminant with equal priors; return weight [C, D] and bias [C].
 
-    The covariance pooled within the classes is shrunk, see `shrunk`. Every class must have a row.
+    The covariance pooled within the classes is shrunk, see `shrunk`. Every class must have a row. With fewer rows than
+    dimensions all is computed in the span of the rows, where the discriminants lie.
     """
-    sums = features.new_zeros(num_classes, features.shape[1]).index_add(0, labels, features)
-    means = sums / torch.bincount(labels, minlength=num_classes)[:, None]
-    within = features - means[labels]
-    freedom = len(labels) - num_classes
     width = features.shape[1]
+    span = row_span(features)
+    rows = features if span is None else features.double() @ span
+    sums = rows.new_zeros(num_classes, rows.shape[1]).index_add(0, labels, rows)
+    means = sums / torch.bincount(labels, minlength=num_classes)[:, None]
+    within = rows - means[labels]
+    freedom = len(labels) - num_classes
     pooled = within.T @ within / max(freedom, 1)
-    covariance = shrunk(pooled, freedom, shrinkage) if pooled.trace() > 0 else torch.eye(width).to(features)
+    covariance = (
+        shrunk(pooled, freedom, shrinkage, width) if pooled.trace() > 0 else torch.eye(len(pooled)).to(pooled)
+    )
     weight = torch.linalg.solve(covariance, means.T).T
-    return weight, -(means * weight).sum(1) / 2
+    bias = -(means * weight).sum(1) / 2
+    weight = weight if span is None else weight @ span.T
+    return weight.to(features), bias.to(features)
 
 
 def tau_normalised(weight: Tensor, tau: float) -> Tensor:

@@ -126,14 +126,14 @@ def explain_prior(
     Args:
         plda: The generative model.
         position: The class's position in it.
-        predicted: Float [M, D], `PLDA.map_sentences` of its anchors.
+        predicted: Float [M, Z], `PLDA.map_sentences` of its anchors.
         image_feature: Float [D], unnormalised.
 
     Returns:
         Shares and effects, float64 [M] each. Shares are zero where the class has the blank prior, see `PLDA.prior`.
     """
     shared = plda.shared
-    z = (F.normalize(image_feature.double(), dim=0) - shared.centre) @ shared.basis
+    z = shared.coordinates(F.normalize(image_feature.double(), dim=0))
     each = predicted.double()
     count = len(each)
     mean = each.mean(0)

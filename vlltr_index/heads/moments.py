@@ -3,11 +3,15 @@
 The images of a unit (a burst, near duplicates, a group) tell less than as many that were taken apart. Of m images, of
 which two are alike by rho, a unit counts as m / (1 + (m - 1) rho) independent ones, rounded down. rho is the intraclass
 correlation of units in their classes.
+
+Where there are fewer rows than dimensions, covariances are kept in the span of the rows: outside of it they are zero.
+So the cost of N rows in D dimensions grows with N D min(N, D).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -74,8 +78,11 @@ def unit_correlation(features: Tensor, labels: Tensor, units: Tensor, classes: i
     apart = len(sizes) - len(owners.unique())
     if not inside or not apart:
         return 1.0
-    within, _, freedom = _within(features[None], units, owners)
-    whitening = inverse_root(shrunk(within, freedom))
+    dim = features.shape[1]
+    span = row_span(features)
+    features = features if span is None else features.double() @ span
+    within, _, freedom = _within(features[None], units, owners, each=1.0, dim=features.shape[1])
+    whitening = inverse_root(shrunk(within, freedom, dim=dim))
     middle = _means(features, units, len(sizes))
     of_classes = _means(features, labels, classes)[owners.to(features.device)]
     several = (sizes[units] > 1).nonzero()[:, 0].to(features.device)
@@ -115,13 +122,16 @@ class Moments:
     Attributes:
         counts: Int64 [C], observations of each class; may be 0.
         sums: Float64 [C, D], the sum of the plain images, each as its share of an observation.
-        within: Float64 [D, D], S: the pooled covariance of unit means about their class mean, plus that of images and
-            views about their unit's mean; where every class has one unit, or nothing varies, half the total covariance.
-        sampling: Float64 [D, D], the pooled covariance of plain unit means about their class mean, times observations a
+        within: Float64 [R, R], S: the pooled covariance of unit means about their class mean, plus that of images and
+            views about their unit's mean; where every class has one unit, half the total covariance; the identity where
+            nothing varies.
+        sampling: Float64 [R, R], the pooled covariance of plain unit means about their class mean, times observations a
             unit. Divided by n it is the covariance of the mean of a class with n observations. It equals S where each
             unit is one image with one view, and where S is half the total.
         freedom: Effective degrees of freedom of S: those of its two parts, U - C for unit means and V N - U for
             images about them, by the parts' squared norms (Satterthwaite 1946); U - C where S is half the total.
+        span: Float64 [D, R], orthonormal columns that span the images of all views; both covariances are given in it,
+            and are zero outside of it. None: they are given in all D dimensions, R = D.
     """
 
     counts: Tensor
@@ -129,6 +139,30 @@ class Moments:
     within: Tensor
     sampling: Tensor
     freedom: float
+    span: Tensor | None = None
+
+    @cached_property
+    def variances(self) -> Tensor:
+        """Variances of S along its principal axes, float64 [R], ascending."""
+        return self._principal[0]
+
+    @cached_property
+    def axes(self) -> Tensor:
+        """Principal axes of S, float64 [D, R], orthonormal columns."""
+        vectors = self._principal[1]
+        return vectors if self.span is None else self.span @ vectors
+
+    @cached_property
+    def sampling_on_axes(self) -> Tensor:
+        """`sampling` along the principal axes of S, float64 [R, R]."""
+        vectors = self._principal[1]
+        return vectors.T @ self.sampling @ vectors
+
+    @cached_property
+    def _principal(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues and eigenvectors of S."""
+        values, vectors = torch.linalg.eigh(self.within)
+        return values, vectors
 
     @classmethod
     def of(
@@ -147,22 +181,35 @@ class Moments:
         _check_finite(features)
         counts, sums = class_sums(features[0], labels, classes, observation_weights(units, correlation))
         owners = _owners(labels, units, int(units.max()) + 1)
-        within, sampling, freedom = _within(features, units, owners, each=int(counts.sum()) / len(owners))
-        return cls(counts=counts, sums=sums, within=within, sampling=sampling, freedom=freedom)
+        dim = features.shape[2]
+        each = int(counts.sum()) / len(owners)
+        span = row_span(features.flatten(0, 1))
+        rows = features if span is None else features.double() @ span
+        within, sampling, freedom = _within(rows, units, owners, each=each, dim=dim)
+        return cls(counts, sums, within, sampling, freedom, span if len(within) < dim else None)
+
+
+def row_span(rows: Tensor) -> Tensor | None:
+    """Return orthonormal columns, float64 [D, N], that span the rows [N, D]; None for D rows or more."""
+    if len(rows) >= rows.shape[1]:
+        return None
+    span: Tensor = torch.linalg.qr(rows.double().T).Q
+    return span
 
 
 def _within(
-    features: Tensor, units: Tensor, owners: Tensor, each: float = 1.0
+    features: Tensor, units: Tensor, owners: Tensor, each: float, dim: int
 ) -> tuple[Tensor, Tensor, float]:
-    """Compute `within` and `sampling` of `Moments`, float64 [D, D] each, and its `freedom`.
+    """Compute `within` and `sampling` of `Moments`, float64 [R, R] each, and its `freedom`.
 
     Args:
-        features: Float [V, N, D].
+        features: Float [V, N, R].
         units: Int64 [N], the unit of each image.
         owners: Int64 [U], the class of each unit.
         each: Observations a unit.
+        dim: D. Where nothing varies the covariances are the identity in all D dimensions, [D, D].
     """
-    views, images, dim = features.shape
+    views, images, _ = features.shape
     units = units.to(features.device)
     least = _NO_SCATTER * float(features[0].double().square().sum(1).mean())
     apart = len(owners) - len(owners.unique())
@@ -202,26 +249,41 @@ def _scatter(features: Tensor, means: Tensor, owners: Tensor) -> Tensor:
     return scatter
 
 
-def shrunk(covariance: Tensor, observations: float, shrinkage: float | None = 1.0) -> Tensor:
-    """Shrink a covariance towards a multiple of the identity: (1 - r) S + r tr(S) / D I, [D, D] in its dtype.
+def shrinkage_of(
+    covariance: Tensor, observations: float, shrinkage: float | None, dim: int
+) -> tuple[float, float]:
+    """Return 1 - r and r tr(S) / D, with which `shrunk` multiplies S and the identity.
 
     Args:
-        covariance: S, float [D, D]; the difference of two covariances may be indefinite.
-        observations: n, the number of observations less that of estimated means; r is 1 for 0.
-        shrinkage: r is this many times that of the oracle approximating shrinkage (OAS; Chen et al., "Shrinkage
-            Algorithms for MMSE Covariance Estimation", 2010, Eq. 23), at most 1; None: r = D / (n + D).
+        covariance: S, float [R, R].
+        observations, shrinkage, dim: See `shrunk`.
     """
-    dim = len(covariance)
-    trace = covariance.trace()
+    trace = float(covariance.trace())
     if shrinkage is None:
         r = dim / (observations + dim)
     else:
         square = float(covariance.square().sum())
-        of_sphere = float(trace.square()) / dim
+        of_sphere = trace * trace / dim
         apart = (observations + 1.0 - 2.0 / dim) * (square - of_sphere)
         best = (1.0 - 2.0 / dim) * square + dim * of_sphere
         r = min(1.0, shrinkage * best / apart) if apart > 0.0 and best > 0.0 else 1.0
-    return (1.0 - r) * covariance + r * trace / dim * torch.eye(dim).to(covariance)
+    return 1.0 - r, r * trace / dim
+
+
+def shrunk(
+    covariance: Tensor, observations: float, shrinkage: float | None = 1.0, dim: int | None = None
+) -> Tensor:
+    """Shrink a covariance towards a multiple of the identity: (1 - r) S + r tr(S) / D I, [R, R] in its dtype.
+
+    Args:
+        covariance: S, float [R, R]; the difference of two covariances may be indefinite.
+        observations: n, the number of observations less that of estimated means; r is 1 for 0.
+        shrinkage: r is this many times that of the oracle approximating shrinkage (OAS; Chen et al., "Shrinkage
+            Algorithms for MMSE Covariance Estimation", 2010, Eq. 23), at most 1; None: r = D / (n + D).
+        dim: D, of which S is zero in the D - R dimensions that are not given; None: R.
+    """
+    kept, level = shrinkage_of(covariance, observations, shrinkage, dim or len(covariance))
+    return kept * covariance + level * torch.eye(len(covariance)).to(covariance)
 
 
 def inverse_root(covariance: Tensor) -> Tensor:

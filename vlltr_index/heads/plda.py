@@ -9,6 +9,9 @@ features, and its text prototype. So classes can be added and removed without a 
 class without text, or whose images are less likely under the prior of its text than without, has the wider prior
 N(g, Lambda_0). All is computed in the basis where Sigma is the identity and Lambda is diagonal; of Lambda_0 only the
 diagonal is used there.
+
+Where images and texts are fewer than dimensions, they span R of D dimensions. Outside of this span Sigma, Lambda and
+Lambda_0 are multiples of the identity, so that only R dimensions need a basis, see `Outside`.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from torch import Tensor
 
 from vlltr_index.errors import InputError
 from vlltr_index.heads.anchor_bank import AnchorBank
-from vlltr_index.heads.moments import Moments, inverse_root, shrunk
+from vlltr_index.heads.moments import Moments, row_span, shrinkage_of
 from vlltr_index.heads.text_prior import (
     TextFit,
     TextKernel,
@@ -34,24 +37,57 @@ from vlltr_index.heads.text_prior import (
 from vlltr_index.tensors import full_precision
 
 _LEAST_SPREAD = 0.02
+_TIE_BREAK = 1e-6
 _CLASSES_AT_ONCE = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class Outside:
+    """The D - R dimensions outside the span of what was fitted, where all covariances are multiples of the identity.
+
+    A vector's part outside the span is kept as D numbers, which all lie in these D - R dimensions.
+
+    Attributes:
+        span: Float64 [D, R], orthonormal columns.
+        scale: By what a vector outside the span is multiplied to have within-class covariance I.
+        text_scale: By what a text outside the span is multiplied to give the prior mean.
+    """
+
+    span: Tensor
+    scale: float
+    text_scale: float
+
+    def part(self, rows: Tensor) -> Tensor:
+        """Return the part of rows [M, D] outside the span: [M, D]."""
+        span = self.span.to(rows)
+        return rows - (rows @ span) @ span.T
+
+    @cached_property
+    def directions(self) -> Tensor:
+        """Orthonormal columns outside the span, float64 [D, D - R]."""
+        found: Tensor = torch.linalg.qr(self.span, mode="complete").Q[:, self.span.shape[1] :]
+        return found
 
 
 @dataclass(frozen=True, eq=False)
 class SharedGaussian:
     """Parameters of the generative model that all classes share; float64.
 
+    Z coordinates describe a vector in the basis: D, or R + D where something lies outside the span.
+
     Attributes:
         centre: [D], g: the mean of the class means.
-        basis: [D, D]; z = (x - centre) @ basis has within-class covariance I, and Lambda is diagonal there.
-        spread: [D], Lambda's diagonal.
-        blank: [D], Lambda_0's diagonal: the variance of class means about g, at least that of `spread`.
+        basis: [D, R]; (x - centre) @ basis has within-class covariance I, and Lambda is diagonal there; R is D, or the
+            dimensions of the span.
+        spread: [Z], Lambda's diagonal.
+        blank: [Z], Lambda_0's diagonal: the variance of class means about g, at least that of `spread`.
         text_centre: [T], tbar.
-        text_map: [T, D]; (t - text_centre) @ text_map is a class's prior mean in the basis. Zero where texts do not
+        text_map: [T, R]; (t - text_centre) @ text_map is a class's prior mean in the basis. Zero where texts do not
             predict the class means.
         kernel: Makes the last T - D numbers of a text, see `text_prior.class_features`; None: T is D.
         noise: s, the covariance of images within a class, in units of Sigma, for images that were not fitted.
         text_r2: Share of the class means' variance that texts predict for classes left out of the fit, 0 to 1.
+        outside: What is outside the span; None: nothing, R is D.
     """
 
     centre: Tensor
@@ -63,23 +99,77 @@ class SharedGaussian:
     noise: float = 1.0
     text_r2: float = 0.0
     kernel: TextKernel | None = None
+    outside: Outside | None = None
+
+    def coordinates(self, features: Tensor) -> Tensor:
+        """Compute features, float [M, D], normalised, in the basis: [M, Z], in their dtype, float32 at least."""
+        dtype = torch.promote_types(features.dtype, torch.float32)
+        apart = features.to(dtype) - self.centre.to(features.device, dtype)
+        inside = apart @ self.basis.to(apart)
+        if self.outside is None:
+            return inside
+        return torch.cat([inside, self.outside.scale * self.outside.part(apart)], -1)
+
+    def linear(self, z: Tensor) -> Tensor:
+        """Return rows [M, D] whose products with x - centre are those of z, float64 [M, Z], with x in the basis."""
+        dims = self.basis.shape[1]
+        rows = z[:, :dims] @ self.basis.T
+        return rows if self.outside is None else rows + self.outside.scale * self.outside.part(z[:, dims:])
 
     def tell(self, texts: Tensor) -> Tensor:
-        """Compute the prior means in the basis, [M, D] in float32 at least, that texts float [M, T] give."""
+        """Compute the prior means in the basis, [M, Z] in float32 at least, that texts float [M, T] give."""
         dtype = torch.promote_types(texts.dtype, torch.float32)
-        return (texts.to(dtype) - self.text_centre.to(dtype)) @ self.text_map.to(dtype)
+        apart = texts.to(dtype) - self.text_centre.to(dtype)
+        inside = apart @ self.text_map.to(dtype)
+        if self.outside is None:
+            return inside
+        return torch.cat(
+            [inside, self.outside.text_scale * self.outside.part(apart[:, : len(self.centre)])], -1
+        )
+
+    def log_density(self, apart: Tensor, variance: Tensor) -> Tensor:
+        """Compute log N(apart; 0, variance) of rows [M, Z], up to a constant: [M]."""
+        return -0.5 * ((apart.square() / variance).sum(-1) + self.log_volume(variance))
+
+    def log_volume(self, variance: Tensor) -> Tensor:
+        """Sum the logarithms of variances [M, Z] over the D dimensions: [M]."""
+        logs = variance.log()
+        if self.outside is None:
+            return logs.sum(-1)
+        dim, dims = self.basis.shape
+        return logs[..., :dims].sum(-1) + (dim - dims) * logs[..., -1]  # outside they are all alike
 
     @property
     def told(self) -> SharedGaussian:
         """The parameters where the text of a class is given as the prior mean that `tell` makes of it, T = D."""
+        assert self.outside is None
         none = torch.zeros_like(self.centre)
         return replace(self, text_centre=none, text_map=torch.eye(len(none)).to(none), kernel=None)
 
-    def to(self, device: torch.device | str) -> SharedGaussian:
-        """Return the parameters on another device."""
+    @property
+    def whole(self) -> SharedGaussian:
+        """The same parameters with a basis of all D dimensions."""
+        if self.outside is None:
+            return self
+        beyond = self.outside.directions
+        of_text = torch.cat([beyond, beyond.new_zeros(len(self.text_map) - len(beyond), beyond.shape[1])])
+        dim = len(self.centre)
+        return replace(
+            self,
+            basis=torch.cat([self.basis, self.outside.scale * beyond], 1),
+            spread=self.spread[:dim],
+            blank=self.blank[:dim],
+            text_map=torch.cat([self.text_map, self.outside.text_scale * of_text], 1),
+            outside=None,
+        )
+
+    def to(self, device: torch.device | str, dtype: torch.dtype = torch.float64) -> SharedGaussian:
+        """Return the parameters on another device, in a dtype."""
         names = ("centre", "basis", "spread", "blank", "text_centre", "text_map")
         kernel = self.kernel if self.kernel is None else self.kernel.to(device)
-        return replace(self, kernel=kernel, **{name: getattr(self, name).to(device) for name in names})
+        outside = self.outside and replace(self.outside, span=self.outside.span.to(device, dtype))
+        moved = {name: getattr(self, name).to(device, dtype) for name in names}
+        return replace(self, kernel=kernel, outside=outside, **moved)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +184,7 @@ class PLDA:
             text.
         trust: Float64 [C], 0 to 1: how far the prior of each class's text lies from the blank prior, at 0, to the one
             that `shared` tells, at 1; None: 1 for all.
-        shifts: Float64 [C, D], what is added to the prior mean that `shared` tells of each class: it was fitted on the
+        shifts: Float64 [C, Z], what is added to the prior mean that `shared` tells of each class: it was fitted on the
             class's own images too, and a fit without it tells another one. None: nothing.
     """
 
@@ -105,15 +195,22 @@ class PLDA:
     trust: Tensor | None = None
     shifts: Tensor | None = None
 
+    @property
+    def whole(self) -> PLDA:
+        """The same model with a basis of all D dimensions."""
+        dim = len(self.shared.centre)
+        shifts = None if self.shifts is None else self.shifts[:, :dim]  # none lies outside the span
+        return replace(self, shared=self.shared.whole, shifts=shifts)
+
     @cached_property
     def prior(self) -> tuple[Tensor, Tensor]:
-        """Mean and variance of the prior of each class mean in the basis, both float64 [C, D]."""
+        """Mean and variance of the prior of each class mean in the basis, both float64 [C, Z]."""
         has_text = (self.prototypes != 0).any(1)
         return _prior(self.shared, self.counts, self._means, *self._told, has_text)
 
     @cached_property
     def _told(self) -> tuple[Tensor, Tensor]:
-        """Mean and variance of the prior that each class's text gives, both float64 [C, D]."""
+        """Mean and variance of the prior that each class's text gives, both float64 [C, Z]."""
         trust = self._trust[:, None]
         predicted = self.shared.tell(self.prototypes.double())
         predicted = predicted if self.shifts is None else predicted + self.shifts
@@ -131,11 +228,11 @@ class PLDA:
         """
         predicted, spread = self._told
         sampling = self.shared.noise / self.counts.double().clamp(min=1.0)[:, None]
-        return _log_density(self._means - predicted, spread + sampling)[:, 0]
+        return self.shared.log_density(self._means - predicted, spread + sampling)
 
     @cached_property
     def posterior(self) -> tuple[Tensor, Tensor]:
-        """Mean and predictive variance of each class in the basis, both float64 [C, D]."""
+        """Mean and predictive variance of each class in the basis, both float64 [C, Z]."""
         return _posterior(self.shared, self.counts, self._means, *self.prior)
 
     @cached_property
@@ -148,7 +245,7 @@ class PLDA:
         return self if same else found
 
     def map_sentences(self, position: int, sentences: Tensor) -> Tensor:
-        """Return the prior mean in the basis that each sentence alone would give a class, float [M, D].
+        """Return the prior mean in the basis that each sentence alone would give a class, float [M, Z].
 
         Args:
             position: The class.
@@ -164,20 +261,20 @@ class PLDA:
 
         Args:
             position: The class.
-            predicted: Float64 [K, D], prior means in the basis.
+            predicted: Float64 [K, Z], prior means in the basis.
             has_text: Bool [K], whether it has a text at all.
-            z: Float64 [D], the image in the basis.
+            z: Float64 [Z], the image in the basis.
         """
         own = self.select(slice(position, position + 1))
         prior = _prior(self.shared, own.counts, own._means, predicted, own._told[1], has_text)
         mean, variance = _posterior(self.shared, own.counts, own._means, *prior)
-        return _log_density(z - mean, variance)[:, 0]
+        return self.shared.log_density(z - mean, variance)
 
     @cached_property
     def _means(self) -> Tensor:
-        """Mean of each class's images in the basis, float64 [C, D]; meaningless for a class without images."""
+        """Mean of each class's images in the basis, float64 [C, Z]; meaningless for a class without images."""
         n = self.counts.double()[:, None].clamp(min=1.0)
-        return (self.sums / n - self.shared.centre) @ self.shared.basis
+        return self.shared.coordinates(self.sums / n)
 
     def log_likelihoods(self, features: Tensor) -> Tensor:
         """Compute log N(x; m_c, v_c) up to a constant that all classes share.
@@ -189,39 +286,40 @@ class PLDA:
             [B, C], in the features' dtype, float32 at least.
         """
         dtype = torch.promote_types(features.dtype, torch.float32)
-        weights, offset, centre, basis = self._on(features.device, dtype)
+        shared, weights, offset = self._on(features.device, dtype)
         with full_precision(features.device):
-            z = (features.to(dtype) - centre) @ basis
+            z = shared.coordinates(features)
             squares = z.square()
             # All classes share it, and it can be in the thousands: in the product float32 would round away by what they
             # differ. The difference is still rounded, to some 1e-4 at 2,000.
             distance = 0.5 / self.shared.noise * squares.sum(1, keepdim=True)
             return torch.cat([squares, z], 1) @ weights - offset - distance
 
-    def _on(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """Return weights, offset, centre and basis on a device in a dtype; the copies are cached."""
+    def _on(self, device: torch.device, dtype: torch.dtype) -> tuple[SharedGaussian, Tensor, Tensor]:
+        """Return the parameters, weights and offset on a device in a dtype; the copies are cached."""
         if (device, dtype) not in self._placed:
-            parts = (*self._quadratic(dtype), self.shared.centre, self.shared.basis)
-            self._placed[device, dtype] = tuple(part.to(device, dtype) for part in parts)
+            weights, offset = self._quadratic(dtype)
+            shared = self.shared.to(device, dtype)
+            self._placed[device, dtype] = shared, weights.to(device), offset.to(device)
         return self._placed[device, dtype]
 
     @cached_property
-    def _placed(self) -> dict[tuple[torch.device, torch.dtype], tuple[Tensor, ...]]:
+    def _placed(self) -> dict[tuple[torch.device, torch.dtype], tuple[SharedGaussian, Tensor, Tensor]]:
         """Copies of `_on` by device and dtype."""
         return {}
 
     def _quadratic(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Compute weights [2 D, C] and offset [C] in a dtype.
+        """Compute weights [2 Z, C] and offset [C] in a dtype.
 
         The log-likelihood is [z^2, z] @ weights - offset - |z|^2 / 2 s, s the variance of `shared.noise`.
         """
-        classes, dim = self.sums.shape
-        weights = self.sums.new_empty(2 * dim, classes, dtype=dtype)
+        classes = len(self.counts)
+        weights = self.sums.new_empty(2 * len(self.shared.spread), classes, dtype=dtype)
         offset = self.sums.new_empty(classes, dtype=dtype)
         for at, part in self._in_parts():
             mean, variance = part.posterior
             weights[:, at] = torch.cat([0.5 / self.shared.noise - 0.5 / variance, mean / variance], 1).T
-            offset[at] = (0.5 * (mean.square() / variance + variance.log()).sum(1)).to(dtype)
+            offset[at] = (-self.shared.log_density(mean, variance)).to(dtype)
         return weights, offset
 
     def _in_parts(self) -> Iterator[tuple[slice, PLDA]]:
@@ -282,47 +380,67 @@ def fit_model(
     """
     if not bool(prototypes.isfinite().all()):
         raise InputError("prototypes must be finite", "vlltr embed")
-    dim = moments.sums.shape[1]
-    there = moments.counts > 0
-    n = moments.counts[there].double()
-    weights = n / (n + 2.0)
     told = _told_by(moments, prototypes, shrinkage, kernel)
     fit = told.fit
-    seen = told.seen
-    has_text = told.has_text
-    whitening = told.whitening
-    noise = whitening @ moments.sampling @ whitening  # not the identity: S was shrunk before the root
-    with_residual = has_text if fit.r2 else torch.ones_like(has_text)
-    about_texts = _between(
-        fit.residuals[with_residual],
-        n[with_residual],
-        weights[with_residual],
-        noise=noise,
-        shrinkage=shrinkage,
-    )
-    spread, rotation = torch.linalg.eigh(about_texts)
-    spread = spread.clamp(min=_LEAST_SPREAD)
-    about_centre = _between(seen, n, weights, noise=noise, shrinkage=shrinkage)
-    blank = torch.maximum((rotation.T @ about_centre @ rotation).diagonal(), spread) if fit.r2 else spread
-    text_map = whitening @ fit.text_map[:dim]
-    if kernel is not None:
-        text_map = torch.cat([text_map, kernel.root @ fit.text_map[dim:]])
-    kernel = kernel if bool(text_map[dim:].any()) else None
-    width = dim if kernel is None else len(text_map)
-    shifts = torch.zeros_like(moments.sums)
-    shifts[there] = fit.shifts @ rotation
+    between = _between_classes(told, moments, shrinkage)
+    basis = told.whitening(between.axes.T).T
+    of_vectors = fit.of_vectors
+    text_map = of_vectors.multiple * basis
+    text_map = text_map + told.whitening(of_vectors.left.T).T @ (of_vectors.right @ between.axes)
+    if kernel is not None and bool(fit.of_alike.any()):
+        text_map = torch.cat([text_map, kernel.root @ fit.of_alike @ between.axes])
+    else:
+        kernel = None
+    width = len(text_map)
+    outside = None
+    if between.outside:
+        scale = told.whitening.outside
+        outside = Outside(between.axes, scale=scale, text_scale=scale * of_vectors.multiple)
     shared = SharedGaussian(
         centre=told.centre,
-        basis=whitening @ rotation,
-        spread=spread,
-        blank=blank,
+        basis=basis,
+        spread=between.spread,
+        blank=between.blank,
         text_centre=told.text_centre[:width],
-        text_map=text_map[:width] @ rotation,
+        text_map=text_map,
         text_r2=fit.r2,
         kernel=kernel,
+        outside=outside,
     )
-    rows = moments.counts, moments.sums, prototypes[:, :width]
-    return PLDA(shared, *rows, shifts=None if kernel is None else shifts)
+    shifts = None
+    if kernel is not None:
+        shifts = moments.sums.new_zeros(len(moments.counts), len(between.spread))
+        shifts[moments.counts > 0, : basis.shape[1]] = fit.shifts @ between.axes
+    return PLDA(shared, moments.counts, moments.sums, prototypes[:, :width], shifts=shifts)
+
+
+@dataclass(frozen=True, eq=False)
+class _Whitening:
+    """The inverse root W of Sigma, as o I + A diag(s - o) A^T.
+
+    Attributes:
+        axes: A, float64 [D, R], orthonormal columns: the principal axes of S.
+        scales: s, float64 [R], by what W multiplies these.
+        outside: o, by what it multiplies whatever is orthogonal to them; 0 where nothing is.
+    """
+
+    axes: Tensor
+    scales: Tensor
+    outside: float
+
+    @classmethod
+    def of(cls, moments: Moments, shrinkage: float | None) -> _Whitening:
+        """Make it of the covariance within classes, shrunk."""
+        dim, dims = moments.axes.shape
+        kept, level = shrinkage_of(moments.within, moments.freedom, shrinkage, dim)
+        variances = kept * moments.variances + level
+        least = torch.finfo(variances.dtype).eps * variances.amax().clamp(min=1e-20)
+        outside = 0.0 if dims == dim else level**-0.5
+        return cls(moments.axes, variances.clamp(min=least).rsqrt(), outside)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Multiply rows [M, D] with W: [M, D]."""
+        return self.outside * rows + ((rows @ self.axes) * (self.scales - self.outside)) @ self.axes.T
 
 
 @dataclass(frozen=True, eq=False)
@@ -331,16 +449,18 @@ class _Told:
 
     Attributes:
         centre: Float64 [D], the mean of the class means.
-        whitening: Float64 [D, D], the inverse root of the covariance within classes.
+        whitening: The inverse root of the covariance within classes.
         seen: Float64 [C', D], class means less their mean, whitened.
+        texts: Float64 [C', D], the vectors of the texts less their mean, whitened; zeros for a class without text.
         has_text: Bool [C'].
         text_centre: Float64 [T], the mean of the texts.
         fit: By all of them.
     """
 
     centre: Tensor
-    whitening: Tensor
+    whitening: _Whitening
     seen: Tensor
+    texts: Tensor
     has_text: Tensor
     text_centre: Tensor
     fit: TextFit
@@ -356,7 +476,7 @@ def _told_by(
     dim = means.shape[1]
     weights = n / (n + 2.0)
     centre = weighted_mean(means, weights)
-    whitening = inverse_root(shrunk(moments.within, moments.freedom, shrinkage))
+    whitening = _Whitening.of(moments, shrinkage)
     text = prototypes.to(means.device)[there].double()
     has_text = (text != 0).any(1)
     text_centre = (
@@ -364,11 +484,68 @@ def _told_by(
         if bool(has_text.any())
         else text.new_zeros(text.shape[1])
     )
-    seen = (means - centre) @ whitening
+    seen = whitening(means - centre)
     known = torch.where(has_text[:, None], text - text_centre, 0.0)
     alike = known[:, dim:] if kernel is None else known[:, dim:] @ kernel.root
-    fit = fit_text(known[:, :dim] @ whitening, alike, seen, weights * has_text)
-    return _Told(centre, whitening, seen, has_text, text_centre, fit)
+    texts = whitening(known[:, :dim])
+    fit = fit_text(texts, alike, seen, weights * has_text)
+    return _Told(centre, whitening, seen, texts, has_text, text_centre, fit)
+
+
+@dataclass(frozen=True, eq=False)
+class _Between:
+    """How class means lie apart where Sigma is the identity.
+
+    Attributes:
+        axes: Float64 [D, R], orthonormal columns, along which Lambda is diagonal; they span images and texts.
+        spread, blank: Float64 [Z], see `SharedGaussian`.
+        outside: Whether anything lies outside of their span.
+    """
+
+    axes: Tensor
+    spread: Tensor
+    blank: Tensor
+    outside: bool
+
+
+def _between_classes(told: _Told, moments: Moments, shrinkage: float | None) -> _Between:
+    """Measure Lambda on the residuals of the texts' predictions, and Lambda_0 on the class means."""
+    n = moments.counts[moments.counts > 0].double()
+    weights = n / (n + 2.0)
+    fit = told.fit
+    span = _span_of(told)
+    dim = len(span)
+    root = span.T @ (told.whitening.axes * told.whitening.scales)
+    noise = root @ moments.sampling_on_axes @ root.T  # not the identity: S was shrunk before the root
+    with_residual = told.has_text if fit.r2 else torch.ones_like(told.has_text)
+    residuals = fit.residuals[with_residual] @ span
+    about_texts, spread_outside = _between(
+        residuals, n[with_residual], weights[with_residual], noise=noise, shrinkage=shrinkage, dim=dim
+    )
+    about_centre, blank_outside = _between(
+        told.seen @ span, n, weights, noise=noise, shrinkage=shrinkage, dim=dim
+    )
+    # Where Lambda has equal eigenvalues, any axes would do: those that make Lambda_0 diagonal, too, are taken.
+    rotation = torch.linalg.eigh(about_texts + _TIE_BREAK * about_centre)[1]
+    spread = (rotation.T @ about_texts @ rotation).diagonal()
+    blank = (rotation.T @ about_centre @ rotation).diagonal()
+    outside = span.shape[1] < dim
+    if outside:
+        spread = torch.cat([spread, spread.new_full((dim,), spread_outside)])
+        blank = torch.cat([blank, blank.new_full((dim,), blank_outside)])
+    spread = spread.clamp(min=_LEAST_SPREAD)
+    blank = torch.maximum(blank, spread) if fit.r2 else spread
+    return _Between(span @ rotation, spread, blank, outside)
+
+
+def _span_of(told: _Told) -> Tensor:
+    """Return orthonormal columns, float64 [D, R], that span all images and, if they predict anything, the texts."""
+    axes = told.whitening.axes
+    dim, dims = axes.shape
+    if dims == dim or not told.fit.r2:
+        return axes
+    span = row_span(torch.cat([axes.T, told.texts[told.has_text]]))
+    return torch.linalg.qr(axes, mode="complete").Q if span is None else span
 
 
 def better_kernel(
@@ -395,44 +572,44 @@ def _prior(
     spread: Tensor,
     has_text: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Compute mean and variance of the prior of class means, both float64 [C, D].
+    """Compute mean and variance of the prior of class means, both float64 [C, Z].
 
     Args:
         shared: The parameters.
         counts: Int64 [C], observations of each class; or [1], the same for all, like the next.
-        seen: Float64 [C, D], the mean of its images in the basis.
-        predicted: Float64 [C, D], the prior mean by its text.
-        spread: Float64 [C, D], its variance; or [1, D].
+        seen: Float64 [C, Z], the mean of its images in the basis.
+        predicted: Float64 [C, Z], the prior mean by its text.
+        spread: Float64 [C, Z], its variance; or [1, Z].
         has_text: Bool [C]; a class whose images are likelier without its text has the prior without, too.
     """
     sampling = shared.noise / counts.double().clamp(min=1.0)[:, None]
-    by_text = _log_density(seen - predicted, spread + sampling)
-    by_none = _log_density(seen, shared.blank + sampling)
-    told = has_text[:, None] & ((counts == 0)[:, None] | (by_text >= by_none))
+    by_text = shared.log_density(seen - predicted, spread + sampling)
+    by_none = shared.log_density(seen, shared.blank + sampling)
+    told = (has_text & ((counts == 0) | (by_text >= by_none)))[:, None]
     return torch.where(told, predicted, 0.0), torch.where(told, spread, shared.blank)
 
 
 def _posterior(
     shared: SharedGaussian, counts: Tensor, seen: Tensor, mean: Tensor, spread: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Compute mean and predictive variance of classes, float64 [C, D], from their prior and images as for `_prior`."""
+    """Compute mean and predictive variance of classes, float64 [C, Z], from their prior and images as for `_prior`."""
     n = counts.double()[:, None]
     gain = n * spread / (n * spread + shared.noise)
     return mean + gain * (seen - mean), shared.noise + spread * (1.0 - gain)
 
 
-def _log_density(apart: Tensor, variance: Tensor) -> Tensor:
-    """Compute log N(apart; 0, variance) of rows [C, D], up to a constant: [C, 1]."""
-    return -0.5 * (apart.square() / variance + variance.log()).sum(1, keepdim=True)
-
-
 def _between(
-    residuals: Tensor, counts: Tensor, weights: Tensor, noise: Tensor, shrinkage: float | None
-) -> Tensor:
-    """Compute the shrunk covariance [D, D] of residuals [C, D], less noise / n for n = `counts` observations."""
-    classes, dim = residuals.shape
+    residuals: Tensor, counts: Tensor, weights: Tensor, noise: Tensor, shrinkage: float | None, dim: int
+) -> tuple[Tensor, float]:
+    """Compute the shrunk covariance [R, R] of residuals [C, R], less noise / n for n = `counts` observations.
+
+    Returns:
+        The covariance, and its value outside of the R of `dim` dimensions.
+    """
+    classes, dims = residuals.shape
     if classes == 1:
-        return torch.eye(dim).to(residuals)
+        return torch.eye(dims).to(residuals), 1.0
     share = weights / weights.sum()
-    between = (share[:, None] * residuals).T @ residuals
-    return shrunk(between - (share / counts).sum() * noise, classes, shrinkage)
+    between = (share[:, None] * residuals).T @ residuals - (share / counts).sum() * noise
+    kept, level = shrinkage_of(between, classes, shrinkage, dim)
+    return kept * between + level * torch.eye(dims).to(between), level

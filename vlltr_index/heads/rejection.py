@@ -74,8 +74,7 @@ def fit_parts(model: PLDA, features: Tensor, images: Tensor) -> Tensor:
     shared = model.shared
     best = model.log_likelihoods(features).amax(1)
     apart = _in_basis(shared, features)
-    variance = (shared.noise + shared.blank).to(apart)
-    unknown = -0.5 * (apart.square() / variance + variance.log()).sum(1)
+    unknown = shared.log_density(apart, (shared.noise + shared.blank).to(apart))
     cosines = torch.zeros_like(best)
     if len(images):
         with full_precision(features.device):
@@ -126,8 +125,6 @@ def representatives(labels: Tensor, units: Tensor) -> Tensor:
 
 
 def _in_basis(shared: SharedGaussian, features: Tensor) -> Tensor:
-    """Return images [B, D] in the basis, in their dtype, float32 at least."""
-    dtype = torch.promote_types(features.dtype, torch.float32)
-    device = features.device
-    with full_precision(device):
-        return (features.to(dtype) - shared.centre.to(device, dtype)) @ shared.basis.to(device, dtype)
+    """Return images [B, D] in the basis, [B, Z] in their dtype, float32 at least."""
+    with full_precision(features.device):
+        return shared.coordinates(features)

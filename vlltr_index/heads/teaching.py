@@ -65,9 +65,10 @@ def _scaled(features: Tensor, shared: SharedGaussian) -> Tensor:
 
     The mean squared distance of two pictures of different classes is 1.
     """
+    shared = shared.whole
     share = shared.blank / (1.0 + shared.blank)
     scale = (share / (2.0 * shared.blank.sum())).sqrt()
-    return ((unit_rows(features).double() - shared.centre) @ (shared.basis * scale)).float()
+    return (shared.coordinates(unit_rows(features).double()) * scale).float()
 
 
 def _spread_out(doubt: Tensor, rows: Tensor, number: int) -> Tensor:
@@ -107,7 +108,7 @@ def alike_groups(features: Tensor, units: Sequence[str], shared: SharedGaussian)
     if len(names) < _LEAST:
         return []
     unit_of = torch.tensor([names[unit] for unit in units])
-    z = (unit_means(unit_rows(features).double(), unit_of) - shared.centre) @ shared.basis
+    z = shared.coordinates(unit_means(unit_rows(features).double(), unit_of))
     group_of = join_by_average(same_class_ratios(z, shared), _LIKELIER)
     sizes = torch.bincount(group_of)
     large = [n for n in sizes.argsort(descending=True, stable=True).tolist() if sizes[n] >= _LEAST]
@@ -118,14 +119,14 @@ def same_class_ratios(z: Tensor, shared: SharedGaussian) -> Tensor:
     """Compute log p(z_i, z_j | one class) / p(z_i, z_j | two classes), of which nothing else is known: float64 [R, R].
 
     Args:
-        z: Float64 [R, D], pictures in the basis.
+        z: Float64 [R, Z], pictures in the basis.
         shared: Parameters of the generative model.
     """
     own = 1.0 + shared.blank
     total = own + shared.blank
     square = z.square() @ (0.5 / own - 0.25 / total - 0.25)
     product = (z * (0.5 - 0.5 / total)) @ z.T
-    return square[:, None] + square + product + (own.log() - 0.5 * total.log()).sum()
+    return square[:, None] + square + product + shared.log_volume(own) - 0.5 * shared.log_volume(total)
 
 
 def join_by_average(likeness: Tensor, least: float) -> Tensor:

@@ -14,7 +14,7 @@ together, still tells something.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import torch
@@ -159,19 +159,46 @@ def _class_means(
 
 
 @dataclass(frozen=True, eq=False)
+class VectorMap:
+    """The map x -> a x + (x V) G from centred, whitened text vectors to class means less their mean.
+
+    Attributes:
+        multiple: a.
+        left: Float64 [D, K], V.
+        right: Float64 [K, D], G.
+    """
+
+    multiple: float
+    left: Tensor
+    right: Tensor
+
+    @classmethod
+    def zero(cls, like: Tensor) -> VectorMap:
+        """Return the map to zero of rows [C, D]."""
+        dim = like.shape[1]
+        return cls(0.0, like.new_zeros(dim, 0), like.new_zeros(0, dim))
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Map rows [C, D]: [C, D]."""
+        return self.multiple * rows + (rows @ self.left) @ self.right
+
+
+@dataclass(frozen=True, eq=False)
 class TextFit:
     """What texts tell of class means, fitted on classes.
 
     Attributes:
-        text_map: Float64 [T, D], from centred texts to class means less their mean; zero where they predict nothing.
+        of_vectors: The map of the vectors; zero where texts predict nothing.
+        of_alike: Float64 [L, D], the map of the likeness; zero where it predicts nothing more.
         residuals: Float64 [C, D], what class means that were left out of the fit differ from what it told of them;
-            meaningless for classes without text unless the map is zero.
+            meaningless for classes without text unless the maps are zero.
         shifts: Float64 [C, D], by how much a fit without a class, about the same mean of the class means, tells another
             mean of it.
         r2: Share of the class means' variance that texts predict for classes left out, 0 to 1.
     """
 
-    text_map: Tensor
+    of_vectors: VectorMap
+    of_alike: Tensor
     residuals: Tensor
     shifts: Tensor
     r2: float
@@ -190,14 +217,13 @@ def fit_text(vectors: Tensor, alike: Tensor, seen: Tensor, weights: Tensor) -> T
         weights: Float64 [C]; 0 for a class without text.
     """
     mapped, residuals, r2 = _fit_vectors(vectors, seen, weights)
-    dim = vectors.shape[1]
-    nothing = seen.new_zeros(alike.shape[1], dim)
-    first = TextFit(torch.cat([mapped, nothing]), residuals, torch.zeros_like(seen), r2)
+    nothing = seen.new_zeros(alike.shape[1], seen.shape[1])
+    first = TextFit(mapped, nothing, residuals, torch.zeros_like(seen), r2)
     told = weights > 0
     if not alike.shape[1] or int(told.sum()) < _FEWEST:
         return first
-    identity = _multiple(vectors, seen, weights)
-    rest = seen - vectors @ identity
+    identity = replace(VectorMap.zero(seen), multiple=_multiple(vectors, seen, weights))
+    rest = seen - identity(vectors)
     found, left, shifts = _fit_alike(alike, rest, weights)
     apart = _about_others(seen, weights)
     if not all(
@@ -206,7 +232,7 @@ def fit_text(vectors: Tensor, alike: Tensor, seen: Tensor, weights: Tensor) -> T
         return first
     total = (weights[:, None] * apart.square()).sum()
     r2 = float(1.0 - (weights[:, None] * left.square()).sum() / total)
-    return TextFit(torch.cat([identity, found]), left, shifts, r2)
+    return TextFit(identity, found, left, shifts, r2)
 
 
 def _fit_alike(alike: Tensor, apart: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -263,7 +289,7 @@ def weighted_mean(rows: Tensor, weights: Tensor) -> Tensor:
     return (weights[:, None] * rows).sum(0) / weights.sum()
 
 
-def _fit_vectors(text: Tensor, seen: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, float]:
+def _fit_vectors(text: Tensor, seen: Tensor, weights: Tensor) -> tuple[VectorMap, Tensor, float]:
     """Fit T, the map from text vectors to class means, by cross-validation over classes.
 
     Args:
@@ -272,14 +298,13 @@ def _fit_vectors(text: Tensor, seen: Tensor, weights: Tensor) -> tuple[Tensor, T
         weights: Float64 [C]; 0 for a class without text.
 
     Returns:
-        T [D, D]; the residuals [C, D] of class means that were left out of the fit; and the R^2 of these predictions
+        T; the residuals [C, D] of class means that were left out of the fit; and the R^2 of these predictions
         against the mean of the other classes, which T = 0 predicts. Residuals of classes without text are meaningless
         unless T = 0.
     """
-    nothing = seen.new_zeros(text.shape[1], seen.shape[1])
     has_text = weights > 0
     if int(has_text.sum()) < 3:
-        return nothing, seen, 0.0
+        return VectorMap.zero(seen), seen, 0.0
     folds = (has_text.cumsum(0) - 1).clamp(min=0)  # with few classes each is a fold
     if int(has_text.sum()) >= 2 * _FOLDS:
         folds = folds % _FOLDS
@@ -292,33 +317,38 @@ def _fit_vectors(text: Tensor, seen: Tensor, weights: Tensor) -> tuple[Tensor, T
         y0 = weighted_mean(seen, w)
         alone[out] = seen[out] - y0
         for which, mapped in enumerate(_maps(text - x0, seen - y0, w)):
-            predicted[which][out] = (text[out] - x0) @ mapped
+            predicted[which][out] = mapped(text[out] - x0)
     total = (weights[:, None] * alone.square()).sum()
     left = torch.stack([(weights[:, None] * (alone - f).square()).sum() for f in predicted])
     best = int(left.argmin())
     r2 = float(1.0 - left[best] / total) if float(total) else 0.0
     if not r2 > 0.0:
-        return nothing, seen, 0.0
+        return VectorMap.zero(seen), seen, 0.0
     residuals = alone - predicted[best]
     chosen = _maps(text - weighted_mean(text, weights), seen - weighted_mean(seen, weights), weights)[best]
     return chosen, residuals, r2
 
 
-def _maps(text: Tensor, seen: Tensor, weights: Tensor) -> list[Tensor]:
+def _maps(text: Tensor, seen: Tensor, weights: Tensor) -> list[VectorMap]:
     """Fit a I, and a I + R for each ridge of `_RIDGES`; text and class means [C, D] are centred."""
-    w = weights[:, None]
-    identity = _multiple(text, seen, weights)
-    values, vectors = torch.linalg.eigh((w * text).T @ text)
-    toward = vectors.T @ ((w * text).T @ (seen - text @ identity))
-    level = values.mean().clamp(min=1e-300)
-    return [
-        identity,
-        *(identity + vectors @ (toward / (values + ridge * level)[:, None]) for ridge in _RIDGES),
-    ]
+    multiple = _multiple(text, seen, weights)
+    root = weights.sqrt()[:, None]
+    rows = root * text
+    rest = root * (seen - multiple * text)
+    # R is rows^T (rows rows^T + ridge)^-1 rest, or (rows^T rows + ridge)^-1 rows^T rest: the smaller matrix is taken.
+    if len(rows) < rows.shape[1]:
+        values, vectors = torch.linalg.eigh(rows @ rows.T)
+        left = rows.T @ vectors
+        toward = vectors.T @ rest
+    else:
+        values, left = torch.linalg.eigh(rows.T @ rows)
+        toward = left.T @ (rows.T @ rest)
+    level = (rows.square().sum() / rows.shape[1]).clamp(min=1e-300)
+    maps = [replace(VectorMap.zero(seen), multiple=multiple)]
+    return maps + [VectorMap(multiple, left, toward / (values + ridge * level)[:, None]) for ridge in _RIDGES]
 
 
-def _multiple(text: Tensor, seen: Tensor, weights: Tensor) -> Tensor:
-    """Fit the multiple of the identity, [D, D], that maps centred texts [C, D] to class means [C, D]."""
+def _multiple(text: Tensor, seen: Tensor, weights: Tensor) -> float:
+    """Fit a of a I, which maps centred texts [C, D] to class means [C, D]."""
     w = weights[:, None]
-    scale = (w * text * seen).sum() / (w * text.square()).sum().clamp(min=1e-300)
-    return torch.eye(text.shape[1]).to(text) * scale
+    return float((w * text * seen).sum() / (w * text.square()).sum().clamp(min=1e-300))
