@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from vlltr_index.heads.moments import Moments, class_sums, observation_weights, unit_correlation
-from vlltr_index.heads.plda import PLDA, better_kernel, fit_model
+from vlltr_index.heads.plda import PLDA
+from vlltr_index.heads.plda_fit import better_kernel, fit_model
 from vlltr_index.heads.text_prior import TextKernel, class_features
 from vlltr_index.heads.units import number_observations
 from vlltr_index.heads.weighing import SHRINKAGES

@@ -36,7 +36,7 @@ from vlltr_index.heads.checkpoint import Parts, SavedHead, save_head
 from vlltr_index.heads.fusion import Gate, PartWeights
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.heads.moments import Moments
-from vlltr_index.heads.plda import fit_model
+from vlltr_index.heads.plda_fit import fit_model
 from vlltr_index.pipelines.build_index import index_anchors
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.recipes import load_recipe, override

@@ -40,7 +40,8 @@ from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.encoders.sentence_model import SentenceModel
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.moments import Moments
-from vlltr_index.heads.plda import PLDA, fit_model
+from vlltr_index.heads.plda import PLDA
+from vlltr_index.heads.plda_fit import fit_model
 from vlltr_index.heads.text_prior import TextKernel, class_features
 from vlltr_index.tensors import unit_rows
 

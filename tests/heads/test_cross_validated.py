@@ -8,7 +8,8 @@ from torch import Tensor
 from vlltr_index.heads.cross_validated import cross_validate
 from vlltr_index.heads.dealing import answerable, deal_units
 from vlltr_index.heads.moments import Moments
-from vlltr_index.heads.plda import PLDA, fit_model
+from vlltr_index.heads.plda import PLDA
+from vlltr_index.heads.plda_fit import fit_model
 from vlltr_index.heads.units import number_observations
 from vlltr_index.heads.weighing import SHRINKAGES, Covariances, fit_temperature, image_weights
 from vlltr_index.tensors import unit_rows

@@ -13,7 +13,8 @@ from torch import Tensor
 from tests.support import twins
 from vlltr_index.errors import InputError
 from vlltr_index.heads.moments import Moments, class_sums
-from vlltr_index.heads.plda import PLDA, SharedGaussian, fit_model
+from vlltr_index.heads.plda import PLDA, SharedGaussian
+from vlltr_index.heads.plda_fit import fit_model
 from vlltr_index.heads.units import number_observations
 
 quick = settings(max_examples=40, deadline=None)

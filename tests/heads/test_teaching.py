@@ -12,7 +12,8 @@ from torch import Tensor
 
 from vlltr_index.heads import teaching
 from vlltr_index.heads.moments import Moments
-from vlltr_index.heads.plda import SharedGaussian, fit_model
+from vlltr_index.heads.plda import SharedGaussian
+from vlltr_index.heads.plda_fit import fit_model
 from vlltr_index.heads.teaching import alike_groups, join_by_average, most_teaching, same_class_ratios
 
 quick = settings(max_examples=40, deadline=None)

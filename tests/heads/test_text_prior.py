@@ -14,7 +14,8 @@ from torch import Tensor
 from vlltr_index.data.words import number_words
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.moments import Moments
-from vlltr_index.heads.plda import PLDA, better_kernel, fit_model
+from vlltr_index.heads.plda import PLDA
+from vlltr_index.heads.plda_fit import better_kernel, fit_model
 from vlltr_index.heads.text_prior import TextKernel, class_features, fit_text, sentence_features
 
 RIDGES = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0)
