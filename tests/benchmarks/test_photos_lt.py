@@ -266,6 +266,24 @@ def test_no_caption_of_a_test_image_is_a_sentence(captions: list[str]) -> None:
     assert set(sentences[own:]) <= set(captions[::2]) - {""}
 
 
+def test_the_page_has_the_counts_of_the_list() -> None:
+    """A row for each class, the totals, and both splits."""
+    page = (listing.HERE / "README.md").read_text(encoding="utf-8")
+    counts = build.counts(listing.split(listing.photos()))
+    columns = ("train", "test", SCENE, CUTOUT)
+    for label, found in [*counts["by_class"].items(), ("**all**", counts)]:
+        assert f"| {label} | {' | '.join(str(found[column]) for column in columns)} |\n" in page
+    assert page.startswith(
+        f"# Photos-LT\n\n{counts['photographs']} photographs of {counts['classes']} classes"
+    )
+    by_kind = build.counts(listing.split(listing.photos(), "kind"))
+    assert (
+        f"{by_kind['train']} training and {by_kind['test']} test images of {by_kind['classes']} classes"
+        in page
+    )
+    assert SPLIT in page
+
+
 # The build, with packages made here
 
 
@@ -442,6 +460,9 @@ def test_a_missing_package_and_an_existing_folder_are_errors(
     assert "apt-get download gcompris-qt-data tuxpaint-stamps-default" in message
     assert run("--packages", unpacked, "--out", tmp_path) == 1
     assert f"{tmp_path} exists already" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert run("--packages", unpacked, "--out", tmp_path / "file" / "out") == 1
+    assert capsys.readouterr().err.startswith("Error: ")
 
 
 def test_a_malformed_resource_file_leaves_nothing(

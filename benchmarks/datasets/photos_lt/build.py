@@ -30,6 +30,7 @@ from benchmarks.datasets.photos_lt.packages import (
     read_photos,
     version_of,
 )
+from vlltr_index.cli.errors import error_lines
 from vlltr_index.data.decoding import open_image
 from vlltr_index.data.writing import scratch_folder, settle
 from vlltr_index.errors import InputError, VlltrError
@@ -182,6 +183,12 @@ def counts(sides: Mapping[Photo, str]) -> dict[str, Any]:
     }
 
 
+def failure(error: VlltrError | OSError) -> tuple[int, str]:
+    """Return the exit status and the message for an error that ends a command."""
+    message, hint = error_lines(error) or (f"Error: {error}", None)
+    return getattr(error, "exit_code", 1), f"{message}\n" + (f"Hint: {hint}\n" if hint else "")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(
@@ -211,8 +218,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         manifest = build(options.packages, options.out, options.split, options.partial)
-    except VlltrError as error:
-        parser.exit(error.exit_code, f"Error: {error.message}\nHint: {error.hint}\n")
+    except (VlltrError, OSError) as error:
+        parser.exit(*failure(error))
     found = manifest["counts"]
     LOG.info("%d photographs of %d classes in %s", found["photographs"], found["classes"], options.out)
     LOG.info("train %d, test %d, split %s", found["train"], found["test"], manifest["split_sha256"])

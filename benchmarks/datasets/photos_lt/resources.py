@@ -11,6 +11,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -54,8 +55,8 @@ class ResourceFile:
             raise self._error(f"it starts with {magic!r}, not with b'qres'")
         if version not in _VERSIONS:
             raise self._error(f"its version is {version}, expected 1 to {max(_VERSIONS)}")
-        self._size = _VERSIONS[version]
-        self.entries = dict(self._walk())
+        self._size: int = _VERSIONS[version]
+        self.entries: dict[str, Entry] = dict(self._walk())
 
     def read(self, path: str, limit: int = MAX_FILE) -> bytes:
         """Return the bytes of one file, unpacked.
@@ -130,7 +131,7 @@ class ResourceFile:
             raise self._error(f"{name!r} is not the name of a file")
         return name
 
-    def _read(self, layout: struct.Struct, offset: int) -> tuple[int, ...]:
+    def _read(self, layout: struct.Struct, offset: int) -> tuple[Any, ...]:
         if offset + layout.size > len(self._data):
             raise self._error(f"it ends before byte {offset + layout.size}")
         return layout.unpack_from(self._data, offset)

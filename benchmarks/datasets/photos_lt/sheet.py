@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.datasets.photos_lt.build import failure
 from vlltr_index.errors import InputError, VlltrError
 from vlltr_index.recognition.sheet import Panel, Picture, check_target, write_sheet
 
@@ -76,8 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         for path in write_sheets(options.data, options.out, options.classes, options.columns):
             sys.stdout.write(f"{path}\n")
-    except VlltrError as error:
-        parser.exit(error.exit_code, f"Error: {error.message}\nHint: {error.hint}\n")
+    except (VlltrError, OSError) as error:
+        parser.exit(*failure(error))
     return 0
 
 
