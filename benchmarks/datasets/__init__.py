@@ -1,1 +1,1 @@
-"""How Glyphs-LT and Icons-LT were made: what lies in `recipes/` is written by the modules here."""
+"""How Glyphs-LT and Icons-LT were made, and how Photos-LT is built: its files are not in the repository."""

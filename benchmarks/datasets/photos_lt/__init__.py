@@ -1,0 +1,1 @@
+"""Photos-LT: from the photographs in two Debian packages to a folder that `vlltr fit` reads."""
