@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -158,20 +159,25 @@ def test_a_table_that_is_interrupted_twice(
     assert len(out.read_text(encoding="utf-8").splitlines()) == 4
 
 
+def refuse_reading(patch: pytest.MonkeyPatch, name: str) -> None:
+    """Let nobody read the files of that name, not even root."""
+    read = Path.read_bytes
+
+    def refuse(path: Path) -> bytes:
+        if path.name == name:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return read(path)
+
+    patch.setattr(Path, "read_bytes", refuse)
+
+
 def test_a_file_that_can_be_read_later(
     model: Model, shots: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is predicted again, though neither its size nor its modification time has changed."""
     out = tmp_path / "answers.csv"
-    read = Path.read_bytes
-
-    def refuse(path: Path) -> bytes:
-        if path.name == "0.png":
-            raise PermissionError(13, "Permission denied")
-        return read(path)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_bytes", refuse)
+        refuse_reading(patch, "0.png")
         interrupt(model, [str(shots)], out, 2)
     report = predict_to_file(model, [str(shots)], out, TOP)
     assert (report.images, report.there_before, report.unreadable) == (4, 1, 0)
@@ -243,29 +249,36 @@ def test_rows_of_a_parquet_file(model: Model, known: list[bytes], tmp_path: Path
     assert list(best(out).values())[:0:-1] == list(best(tmp_path / "again.csv").values())
 
 
+@pytest.mark.parametrize(("change", "kept"), [("none", 2), ("replaced", 0), ("readable", 0)])
 def test_a_prior_that_is_estimated_from_the_images(
-    model: Model, shots: Path, known: list[bytes], tmp_path: Path
+    model: Model,
+    shots: Path,
+    known: list[bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: str,
+    kept: int,
 ) -> None:
-    """Every row depends on all images that can be read: one that changes has all of them predicted again."""
+    """Every row depends on all images that can be read: if one changes, or can be read later, no row is kept."""
     (shots / "broken.png").write_bytes(b"no image")
     options = replace(TOP, prior="folder")
-    rows = []
-    for changed in (False, True):
-        out = tmp_path / f"{changed}.csv"
-        ticks: list[str] = []
+    out = tmp_path / "answers.csv"
+    ticks = []
 
-        def stop(step: str, done: int, total: int | None, ticks: list[str] = ticks) -> None:
-            ticks.append(step)
-            if ticks.count("predict") == 2:
-                raise KeyboardInterrupt
+    def stop(step: str, done: int, total: int | None) -> None:
+        ticks.append(step)
+        if ticks.count("predict") == 2:
+            raise KeyboardInterrupt
 
+    with monkeypatch.context() as patch:
+        if change == "readable":
+            refuse_reading(patch, "3.png")
         with pytest.raises(KeyboardInterrupt):
             predict_to_file(model, [str(shots)], out, options, progress=stop)
-        if changed:
-            (shots / "3.png").write_bytes(known[4])
-        report = predict_to_file(model, [str(shots)], out, options)
-        rows.append((report.images, report.there_before, report.unreadable))
-    assert rows == [(5, 2, 1), (5, 0, 1)]
+    if change == "replaced":
+        (shots / "3.png").write_bytes(known[4])
+    report = predict_to_file(model, [str(shots)], out, options)
+    assert (report.images, report.there_before, report.unreadable) == (5, kept, 1)
 
 
 def test_another_place_or_month(model: Model, shots: Path, tmp_path: Path) -> None:
