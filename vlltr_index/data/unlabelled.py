@@ -23,6 +23,7 @@ from vlltr_index.data.files import (
 )
 from vlltr_index.data.objects import is_address, object_names
 from vlltr_index.errors import InputError
+from vlltr_index.schemas.fingerprint import digest_bytes
 
 _ROWS = 64
 
@@ -68,6 +69,47 @@ def unlabelled_images(paths: Sequence[str], with_data: bool = True) -> Iterator[
             raise InputError(
                 f"{given} names no image", f"In folders these are looked for: {', '.join(ENDINGS)}."
             )
+
+
+def image_identities(paths: Sequence[str]) -> dict[str, str]:
+    """Return the identity of each image by name, in the order of `unlabelled_images`, without opening the images.
+
+    The identity of a file is made from its absolute path, its size and its modification time; that of a Parquet row
+    from the identity of the Parquet file and the row number. The identity of an object is its address.
+
+    Args:
+        paths: As for `unlabelled_images`, which raises the same errors.
+    """
+    found = dict[str, str]()
+    folders = dict[str, str]()  # resolved once, because that takes a system call per component
+    tables = dict[str, str]()
+    for name, source in unlabelled_images(paths, with_data=False):
+        if isinstance(source, bytes):
+            path, _, row = name.rpartition("#")
+            if path not in tables:
+                tables[path] = _file_identity(path, folders)
+            found[name] = f"{tables[path]}#{row}"
+        else:
+            found[name] = source if is_address(source) else _file_identity(source, folders)
+    return found
+
+
+def _file_identity(path: str, folders: dict[str, str]) -> str:
+    """Return the digest of a file's absolute path, size and modification time; without a file, of the path.
+
+    Args:
+        path: The path of the file.
+        folders: The absolute paths of folders, to which that of the file's folder is added.
+    """
+    folder, name = os.path.split(path)
+    try:
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
+        place = os.path.join(folders[folder], name)
+        file = os.stat(path)
+    except (OSError, ValueError):  # there is no such file, which reading the image reports
+        return digest_bytes(os.fsencode(path))
+    return digest_bytes(os.fsencode(place) + f"\0{file.st_size}\0{file.st_mtime_ns}".encode())
 
 
 def _readable(name: str) -> str:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,13 +22,13 @@ from filelock import FileLock, Timeout
 from pydantic_core import to_json
 
 from vlltr_index.data.frequencies import Situation
-from vlltr_index.data.unlabelled import Pictures, unlabelled_images
+from vlltr_index.data.unlabelled import Pictures, image_identities, unlabelled_images
 from vlltr_index.data.writing import whole_file
 from vlltr_index.errors import UsageError, VlltrError, WorkspaceError, write_error
 from vlltr_index.pipelines.asked import Situated, groups_of
-from vlltr_index.recognition.answering import answer_read, stream, with_frequencies
+from vlltr_index.recognition.answering import answer_read, estimate_prior, stream, with_frequencies
 from vlltr_index.recognizer import Recognizer
-from vlltr_index.schemas.fingerprint import digest_bytes
+from vlltr_index.schemas.fingerprint import digest_bytes, digest_json
 from vlltr_index.schemas.options import USUAL, PredictOptions
 from vlltr_index.version import VERSION
 from vlltr_index.wording import cell
@@ -48,7 +48,7 @@ class PredictReport:
 
     path: str
     images: int
-    there_before: int  # answered before the run was stopped
+    there_before: int  # rows of an interrupted run that were kept
     unreadable: int
 
 
@@ -144,11 +144,13 @@ def predict_to_file(
     group: str | None = None,
     situated: Situated | None = None,
 ) -> PredictReport:
-    """Predict pictures into a CSV, JSONL or Parquet file, one row a picture; each name once.
+    """Predict images into a CSV, JSONL or Parquet file: one row per image, in the order of `unlabelled_images`.
 
-    Answers are kept in `OUT.part` as they come; a run that was stopped goes on from there. `out` appears whole at the
-    end. JSONL has every field of a `Prediction`; the tables have the best classes with their probabilities, the image
-    part and text part of the best one, and which of its sentences speak for it.
+    The rows are kept in `OUT.part` as they come. A later run of the same command keeps those of images that have not
+    changed, see `_identities`, and predicts the others, as well as those that could not be read. The images of a group
+    are kept or predicted together. `out` appears completely at the end. JSONL has every field of a `Prediction`; the
+    tables have the best classes with their probabilities, the image part and text part of the best one, and which of
+    its sentences speak for it.
 
     Args:
         model: The model that predicts.
@@ -156,7 +158,7 @@ def predict_to_file(
         out: The file; it must not be there.
         options: See there.
         progress: Called after every picture.
-        ray: Answers are computed there; default: in this process. Either goes on where the other one stopped.
+        ray: Answers are computed there; default: in this process. Either resumes what the other one began.
         group: As for `predict`; not with `ray`, like the next.
         situated: As for `predict`.
 
@@ -176,52 +178,46 @@ def predict_to_file(
     as_rows = out.suffix.lower() != ".jsonl"
     with _alone(out):
         check_target(out)  # another process may have finished it before the lock was free
+        # Before any image is read, so that no row gets a newer identity than the image it was predicted from.
+        files = image_identities(paths)
         groups = {} if group is None else groups_of(paths, group, progress)
-        done = _begun(part, _asked(model, paths, options, groups, situated, as_rows))
-        answered = frozenset(done)
-        begun = {named for name, named in groups.items() if name not in answered}
-        answering = with_frequencies(model, lambda: unlabelled_images(paths), options, groups, progress)
-        before = len(done)
-        unread = sum(done.values())
-        written = 0
-        again = frozenset(name for name in answered if groups.get(name) in begun)  # a group is read whole
-        done = {name: lost for name, lost in done.items() if name not in again}
-        todo = (
-            (name, source)
-            for name, source in unlabelled_images(paths, with_data=ray is None and situated is None)
-            if name not in done and not done.setdefault(name, False)
-        )
-        lines: Generator[tuple[bytes, bool], None, None]
+        begun = _begun(part, _asked(model, paths, options, group, situated, as_rows))
+        rows = dict[str, _Row]()
         try:
+            answering, seen = estimate_prior(
+                model, lambda: unlabelled_images(paths), options, groups, progress
+            )
+            identities = _identities(files, groups, situated, seen)
+            rows |= _unchanged(begun, identities, groups)
+            before = len(rows)
+            todo = identities.keys() - rows.keys()
+            listed = _once(unlabelled_images(paths, with_data=ray is None and situated is None))
+            named = ((name, source) for name, source in listed if name in todo)
             if ray is not None:
-                lines = _by_ray(model, todo, ray, answering, as_rows=as_rows)
+                answers = _by_ray(model, named, ray, answering, as_rows=as_rows)
             else:
-                found = (
-                    stream(model, todo, answering, groups)
-                    if situated is None
-                    else in_situations(model, todo, answering, groups, situated)
-                )
-                lines = (_line(one, as_rows) for one in found if one.image not in answered)
-            with open(part, "ab", opener=_unlinked) as file, closing(lines):
-                for written, (line, lost) in enumerate(lines, 1):
-                    file.write(line + b"\n")
-                    unread += lost
+                answers = _here(model, named, answering, groups, situated, as_rows=as_rows)
+            with open(part, "ab", opener=_unlinked) as file, closing(answers):
+                for written, (name, line, is_unread) in enumerate(answers, 1):
+                    rows[name] = _Row(file.tell(), identities[name], is_unread)
+                    file.write(f"{identities[name]}\t".encode() + line + b"\n")
                     if progress:
                         progress("predict", written, None)
         except VlltrError:
-            if not before + written:  # there is nothing to resume
+            if not begun and not rows:  # there is nothing to resume
                 part.unlink()
             raise
         top = min(options.top, len(model.class_ids))
-        _finish(part, out, _schema(top, options, grouped=group is not None))
-    return PredictReport(str(out), len(done), before, unread)
+        schema = _schema(top, options, grouped=group is not None)
+        _finish(part, out, schema, [rows[name].start for name in identities if name in rows])
+    return PredictReport(str(out), len(rows), before, sum(row.is_unread for row in rows.values()))
 
 
 def _asked(
     model: Model,
     paths: Sequence[str],
     options: PredictOptions,
-    groups: Mapping[str, str],
+    group: str | None,
     situated: Situated | None,
     as_rows: bool,
 ) -> bytes:
@@ -229,18 +225,52 @@ def _asked(
     facts = {
         "program": VERSION,
         "commit": model.commit,
-        "model": [model.saved.text_fp, model.saved.image_fp, model.anchors.selection_id],
+        "model": digest_json(model.state.record.model_dump(mode="json")),
         "images": list(paths),
         **asdict(options),
     }
     if as_rows:
         facts["lines"] = "rows"
-    if groups:  # a group that has grown has another answer
-        facts["groups"] = digest_bytes(json.dumps(groups, sort_keys=True).encode())
+    if group is not None:
+        facts["group"] = group
     if situated is not None:
         by = sorted((str(at), dict(weights)) for at, weights in situated.frequencies.situated.items())
         facts["situations"] = digest_bytes(json.dumps(by, sort_keys=True).encode())
     return json.dumps(facts, sort_keys=True).encode() + b"\n"
+
+
+def _identities(
+    files: Mapping[str, str], groups: Mapping[str, str], situated: Situated | None, seen: Sequence[str]
+) -> dict[str, str]:
+    """Return a digest of what the answer for each image depends on, apart from the command and the model.
+
+    Args:
+        files: The identity of each image by name, see `image_identities`.
+        groups: The group of each image that has one; its answer depends on all images of the group.
+        situated: The place and month of each image, if the prior depends on them.
+        seen: The images that the prior was estimated from, on which all answers depend.
+    """
+    prior = digest_json([files.get(name) for name in seen])
+    situations = {} if situated is None else situated.of
+    members = defaultdict[str, list[Any]](list)
+    for name, group in groups.items():
+        members[group].append([files.get(name), situations.get(name)])
+    shared = {group: digest_json([prior, group, facts]) for group, facts in members.items()}
+    return {
+        name: shared[groups[name]] if name in groups else digest_json([prior, identity, situations.get(name)])
+        for name, identity in files.items()
+    }
+
+
+def _unchanged(
+    rows: Mapping[str, _Row], identities: Mapping[str, str], groups: Mapping[str, str]
+) -> dict[str, _Row]:
+    """Return the rows of images that were read and have the same identity, if this holds for their whole group."""
+    valid = {
+        name: row for name, row in rows.items() if not row.is_unread and row.identity == identities.get(name)
+    }
+    again = {groups[name] for name in groups if name not in valid}
+    return {name: row for name, row in valid.items() if groups.get(name) not in again}
 
 
 def check_target(out: Path) -> None:
@@ -279,18 +309,44 @@ def _alone(out: Path) -> Iterator[None]:
         raise write_error(out, error) from error
 
 
+def _here(
+    model: Model,
+    named: Iterable[tuple[str, str | bytes]],
+    options: PredictOptions,
+    groups: Mapping[str, str],
+    situated: Situated | None,
+    *,
+    as_rows: bool,
+) -> Generator[tuple[str, bytes, bool], None, None]:
+    """Yield the name of each image and the result of `_line` for its prediction, computed in this process."""
+    if situated is None:
+        found = stream(model, named, options, groups)
+    else:
+        found = in_situations(model, named, options, groups, situated)
+    for one in found:
+        yield one.image, *_line(one, as_rows)
+
+
 def _by_ray(
-    model: Model, named: Iterable[tuple[str, str | bytes]], ray: OnRay, options: PredictOptions, as_rows: bool
-) -> Generator[tuple[bytes, bool], None, None]:
-    """Yield the result of `_line` for each prediction, computed by Ray actors."""
+    model: Model,
+    named: Iterable[tuple[str, str | bytes]],
+    ray: OnRay,
+    options: PredictOptions,
+    *,
+    as_rows: bool,
+) -> Generator[tuple[str, bytes, bool], None, None]:
+    """Yield the name of each image and the result of `_line` for its prediction, computed by Ray actors."""
     from vlltr_index.embedding.pixels import Reader
     from vlltr_index.embedding.ray_engine import RayData, on_cpu
 
+    listed = list(named)
     reader = Reader(model.encoder, options.crops)
     arguments = ray.address, model.commit, options, model.encoder.image_size, on_cpu(), as_rows
     with RayData(ray.actors) as data:
-        for table in data.run(Pictures(list(named)), reader, _RayAnswering, arguments):
-            yield from zip(table["line"].to_pylist(), table["lost"].to_pylist(), strict=True)
+        for table in data.run(Pictures(listed), reader, _RayAnswering, arguments):
+            columns = (table[column].to_pylist() for column in ("place", "line", "lost"))
+            for place, line, is_unread in zip(*columns, strict=True):
+                yield listed[place][0], line, is_unread
 
 
 class _RayAnswering:
@@ -342,9 +398,26 @@ def _unlinked(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
-def _begun(part: Path, asked: bytes) -> dict[str, bool]:
-    """Read the names already predicted, and whether each could not be read; cut off an incomplete last line."""
-    done: dict[str, bool] = {}
+class _Row(NamedTuple):
+    """A row in `OUT.part`.
+
+    Attributes:
+        start: The position of its line.
+        identity: The identity of what was predicted, see `_identities`.
+        is_unread: Whether the image could not be read.
+    """
+
+    start: int
+    identity: str
+    is_unread: bool
+
+
+def _begun(part: Path, asked: bytes) -> dict[str, _Row]:
+    """Read the last row of each image in `OUT.part` by name; cut off an incomplete last line.
+
+    A line has the identity, a tab, and the row or prediction as JSON, in which a tab is escaped.
+    """
+    rows: dict[str, _Row] = {}
     with open(part, "ab+", opener=_unlinked) as file:
         file.seek(0)
         begun = file.readline()
@@ -352,7 +425,7 @@ def _begun(part: Path, asked: bytes) -> dict[str, bool]:
         if not first:  # nothing was answered
             file.truncate(0)
             file.write(asked)
-            return done
+            return rows
         if begun != asked:
             raise UsageError(
                 f"{part} holds answers that were asked for otherwise: {begun[:300].decode(errors='replace').strip()}",
@@ -362,36 +435,42 @@ def _begun(part: Path, asked: bytes) -> dict[str, bool]:
         try:
             for line in file:
                 if line.endswith(b"\n"):
-                    row = json.loads(line)
+                    identity, _, row = line.rpartition(b"\t")
+                    values = json.loads(row)
+                    rows[values["image"]] = _Row(end, identity.decode(), values["problem"] is not None)
                     end = end + len(line)
-                    done[row["image"]] = row["problem"] is not None
         except (ValueError, LookupError, TypeError) as error:
             why = f"{part} has a line that is no answer of this program: {error}"
             raise UsageError(why, "Remove the file to begin anew.") from None
         file.truncate(end)
-    return done
+    return rows
 
 
-def _finish(part: Path, out: Path, schema: pa.Schema) -> None:
-    """Write `out` from the collected answers, whole or not at all."""
+def _finish(part: Path, out: Path, schema: pa.Schema, starts: Iterable[int]) -> None:
+    """Write `out`, completely or not at all, from the lines of `OUT.part` that start at these positions."""
     kind = out.suffix.lower()
-    with part.open(encoding="utf-8") as file, whole_file(out) as made:
-        file.readline()
+    with part.open("rb") as file, whole_file(out) as made:
+        lines = (_line_at(file, start) for start in starts)
         if kind == ".parquet":
             with pq.ParquetWriter(made, schema) as table:
-                while lines := list(islice(file, _ROWS)):
-                    rows = [json.loads(line) for line in lines]
+                while rows := [json.loads(line) for line in islice(lines, _ROWS)]:
                     table.write_table(pa.Table.from_pylist(rows, schema=schema))
+        elif kind == ".jsonl":
+            with made.open("wb") as target:
+                target.writelines(lines)
         else:
             with made.open("w", encoding="utf-8", newline="") as target:
-                if kind == ".jsonl":
-                    target.writelines(file)
-                else:
-                    writer = csv.DictWriter(target, schema.names, extrasaction="ignore")
-                    writer.writeheader()
-                    for line in file:
-                        writer.writerow({name: cell(value) for name, value in json.loads(line).items()})
+                writer = csv.DictWriter(target, schema.names, extrasaction="ignore")
+                writer.writeheader()
+                for line in lines:
+                    writer.writerow({name: cell(value) for name, value in json.loads(line).items()})
     part.unlink()
+
+
+def _line_at(file: BinaryIO, start: int) -> bytes:
+    """Read the JSON in the line of `OUT.part` that starts at a position."""
+    file.seek(start)
+    return file.readline().rpartition(b"\t")[2]
 
 
 def _schema(top: int, options: PredictOptions, grouped: bool) -> pa.Schema:

@@ -92,8 +92,19 @@ def with_frequencies(
     progress: Progress | None = None,
 ) -> PredictOptions:
     """Return the options with the frequencies among images, for the prior `folder`; see `Model.frequencies_among`."""
+    return estimate_prior(model, images, options, groups, progress)[0]
+
+
+def estimate_prior(
+    model: Model,
+    images: Callable[[], Iterable[NamedImage]],
+    options: PredictOptions,
+    groups: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> tuple[PredictOptions, list[str]]:
+    """Return the options of `with_frequencies` and the names of the images that the prior was estimated from."""
     if options.prior != "folder":
-        return options
+        return options, []
     features = [torch.empty(0, model.encoder.dim)]
     names = list[str]()
     for batch in ReadAhead(Reader(model.encoder, options.crops), in_batches(images())):
@@ -102,7 +113,7 @@ def with_frequencies(
         if progress:
             progress("look", len(names), None)
     grouped = [(groups or {}).get(name) for name in names]
-    return replace(options, prior=model.frequencies_among(torch.cat(features), grouped))
+    return replace(options, prior=model.frequencies_among(torch.cat(features), grouped)), names
 
 
 @dataclass
