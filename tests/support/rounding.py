@@ -1,8 +1,13 @@
-"""Bounds of rounding errors that hold on every processor."""
+"""Bounds of rounding errors that hold on every processor, and orders up to these."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+
 import torch
+
+__all__ = ["rounding", "same_order"]
 
 
 def rounding(operations: int, dtype: torch.dtype = torch.float32) -> float:
@@ -18,3 +23,18 @@ def rounding(operations: int, dtype: torch.dtype = torch.float32) -> float:
     error = operations * torch.finfo(dtype).eps / 2
     assert error < 1.0
     return error / (1.0 - error)
+
+
+def same_order(names: Sequence[str], values: Mapping[str, float], near: float) -> bool:
+    """Say whether names are those of the largest values in falling order, ties in either order.
+
+    Args:
+        names: What was ranked, the best first.
+        values: Positive numbers by name, of all names.
+        near: The relative difference below which two values are a tie.
+    """
+    best = sorted(values.values(), reverse=True)
+    pairs = zip(names, best, strict=False)
+    return len(set(names)) == len(names) and all(
+        math.isclose(values[name], value, rel_tol=near) for name, value in pairs
+    )
