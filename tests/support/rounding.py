@@ -7,7 +7,11 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-__all__ = ["rounding", "same_order"]
+__all__ = ["PROBABILITY", "rounding", "same_order"]
+
+PROBABILITY = 1e-4
+"""Bound of what float32 rounds a probability by: scores of size 1e3 by half of 1.2e-4, several times, and a probability
+changes by a quarter of what its score does at most."""
 
 
 def rounding(operations: int, dtype: torch.dtype = torch.float32) -> float:
