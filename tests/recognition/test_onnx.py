@@ -140,7 +140,7 @@ def answers(graphed: Graphed, command: list[str], **how: Any) -> list[dict[str, 
         names = [c["name"] for c in one["classes"]]
         chances = {c.name: c.probability for c in answer.classes}
         assert len(names) == 5
-        assert same_order(names, chances, near=0.01)
+        assert same_order(names, chances)
         printed = [c["probability"] for c in one["classes"]]
         np.testing.assert_allclose(printed, [chances[name] for name in names], rtol=0, atol=PROBABILITY)
         assert one["known"] == answer.known

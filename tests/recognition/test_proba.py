@@ -31,7 +31,7 @@ def test_columns_are_the_classes(exported: Recognizer, pictures: Path) -> None:
         chances = dict(zip(exported.classes_.tolist(), row.tolist(), strict=True))
         names = [c.name for c in prediction.classes]
         assert len(names) == 3
-        assert same_order(names, chances, near=0.01)
+        assert same_order(names, chances)
         expected = [chances[name] for name in names]
         assert [c.probability for c in prediction.classes] == pytest.approx(expected, abs=PROBABILITY)
     assert exported.predict_names(images) == [p.classes[0].name for p in predicted]

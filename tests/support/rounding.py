@@ -9,9 +9,9 @@ import torch
 
 __all__ = ["PROBABILITY", "rounding", "same_order"]
 
-PROBABILITY = 1e-4
-"""Bound of what float32 rounds a probability by: scores of size 1e3 by half of 1.2e-4, several times, and a probability
-changes by a quarter of what its score does at most."""
+PROBABILITY = 1e3 * torch.finfo(torch.float32).eps
+"""What float32 rounds a probability by at most, 1.2e-4: it rounds scores of size 1e3 by half of that several times, and
+a probability changes by at most a quarter of what its score does."""
 
 
 def rounding(operations: int, dtype: torch.dtype = torch.float32) -> float:
@@ -29,13 +29,13 @@ def rounding(operations: int, dtype: torch.dtype = torch.float32) -> float:
     return error / (1.0 - error)
 
 
-def same_order(names: Sequence[str], values: Mapping[str, float], near: float) -> bool:
+def same_order(names: Sequence[str], values: Mapping[str, float], near: float = 0.01) -> bool:
     """Say whether names are those of the largest values in falling order, ties in either order.
 
     Args:
         names: What was ranked, the best first.
         values: Positive numbers by name, of all names.
-        near: The relative difference below which two values are a tie.
+        near: The relative difference below which two values are a tie; that of a probability is the error of its score.
     """
     best = sorted(values.values(), reverse=True)
     pairs = zip(names, best, strict=False)
