@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from tests.support.parts import check_parts
+from tests.support.rounding import PROBABILITY
 from vlltr_index.classes import ChangeOptions, add_class
 from vlltr_index.embedding.loading import image_set
 from vlltr_index.errors import (
@@ -201,7 +202,7 @@ def test_images_scored_apart_have_the_same_scores(
     )
     found, residual = recognizer.score(features, way)
     torch.testing.assert_close(found.tensors, expected.tensors, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(found.probabilities, expected.probabilities, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.probabilities, expected.probabilities, rtol=0, atol=PROBABILITY)
     torch.testing.assert_close(residual, left, rtol=1e-4, atol=1e-5)
 
 
