@@ -17,6 +17,7 @@ from torch import Tensor
 from tests.support import drawings
 from tests.support.commands import run
 from tests.support.parts import check_parts
+from tests.support.rounding import PROBABILITY
 from vlltr_index.data.decoding import open_image
 from vlltr_index.embedding.loading import image_set
 from vlltr_index.embedding.pixels import (
@@ -191,7 +192,7 @@ def test_predictions_and_explanations_are_of_the_feature_that_is_scored(
     scale = float(recognizer.current().saved.head.logit_scale.detach())
     for found in cropped.classes:
         at = position[found.class_id]
-        assert found.probability == pytest.approx(float(fused.probabilities[0, at]), abs=1e-6)
+        assert found.probability == pytest.approx(float(fused.probabilities[0, at]), abs=PROBABILITY)
         assert sum(s.share for s in found.sentences) == pytest.approx(found.text_score, abs=1e-6)
         assert scale * found.cosine == pytest.approx(float(logits[at]), abs=1e-3)
     check_parts(cropped.classes)
@@ -200,7 +201,7 @@ def test_predictions_and_explanations_are_of_the_feature_that_is_scored(
     options = ("--crops", "5", "--retrieval", "exhaustive")
     code, out, _ = run(capsys, "--json", "-w", trained.path, "predict", image, *options)
     (said,) = json.loads(out)
-    assert said["classes"][0]["probability"] == pytest.approx(cropped.classes[0].probability, abs=1e-6)
+    assert said["classes"][0]["probability"] == pytest.approx(cropped.classes[0].probability, abs=PROBABILITY)
     assert code == 0
     with pytest.raises(UsageError) as error:
         recognizer.predict([image], PredictOptions(crops=3))

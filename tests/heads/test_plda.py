@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.support import twins
+from tests.support.rounding import rounding
 from vlltr_index.errors import InputError
 from vlltr_index.heads.moments import Moments, class_sums
 from vlltr_index.heads.plda import PLDA, SharedGaussian
@@ -154,15 +155,28 @@ def test_fewer_images_than_dimensions_equal_the_whole_covariances(
 
 
 def test_float32_tells_classes_apart_in_pictures_far_from_all() -> None:
-    """What their log-likelihoods share is in the thousands, and does not round away by what they differ."""
-    counts = [40, 3, 1, 8, 2, 5, 60]
-    features, labels, texts = drawn(counts, [False] * 7, 256, seed=3)
-    model = PLDA(any_shared(256, 0.8, 5), *class_sums(features[0], labels, 7), texts)
-    images = (6.0 * torch.randn(64, 256, generator=torch.Generator().manual_seed(1))).double()
+    """What their log-likelihoods share is in the millions, and is rounded once: not with each term of a sum.
+
+    All features of an image are equal, so that in one product with what is shared the roundings would add up.
+    """
+    dim, noise = 1024, 0.8
+    one, none = torch.ones(dim, dtype=torch.float64), torch.zeros(dim, dtype=torch.float64)
+    shared = SharedGaussian(none, one.diag(), one, one, none, torch.zeros(dim, dim), noise)  # z is x
+    g = torch.Generator().manual_seed(0)
+    counts = 5_000 * torch.arange(2, 9)
+    means = 0.05 * torch.randn(7, dim, generator=g, dtype=torch.float64)
+    model = PLDA(shared, counts, counts[:, None] * means, torch.zeros(7, dim))
+    images = torch.linspace(75.0, 125.0, 64)[:, None].expand(-1, dim).double()
     expected = model.log_likelihoods(images)
-    assert float(expected.abs().min()) > 1e3
+    mean, variance = model.posterior
+    weights = torch.cat([0.5 / noise - 0.5 / variance, mean / variance], 1).abs()
+    magnitudes = torch.cat([images.square(), images], 1) @ weights.T
+    magnitudes += (0.5 * (mean.square() / variance + variance.log()).sum(1)).abs()
+    # Each term: its square, weight and product, and 2 * dim sums with the offset; then what all share is subtracted.
     found = model.log_likelihoods(images.float()).double()
-    torch.testing.assert_close(apart(found), apart(expected), rtol=0, atol=2.5e-3)  # 5e-3 in one product
+    error = rounding(2 * dim + 3) * magnitudes + rounding(1) * found.abs()
+    assert float(expected.abs().min()) > 1e6
+    assert bool(((apart(found) - apart(expected)).abs() <= error + error[:, :1]).all())
 
 
 def test_many_classes_are_computed_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,14 +33,15 @@ def plain(model: Model, features: torch.Tensor) -> list[float]:
     rows = parts.rejection.rows.tolist()
     compared = [v for v, row in zip(parts.rejection.images, rows, strict=True) if owner[row] in there]
     later = there - {owner[row] for row in rows}
-    compared += [plda.posterior[0][n] for n, i in enumerate(model.class_ids.tolist()) if i in later]
+    means = [plda.posterior[0][n] for n, i in enumerate(model.class_ids.tolist()) if i in later]
+    compared += [mean / mean.norm() for mean in means]  # images are of length 1, to within half precision
     found = []
     for x in torch.nn.functional.normalize(features.double(), dim=1):
         best = float(plda.log_likelihoods(x[None]).max())
         z = (x - plda.shared.centre) @ plda.shared.basis
         variance = plda.shared.noise + plda.shared.blank
         unknown = -0.5 * float((z.square() / variance + variance.log()).sum())
-        cosine = max(float(torch.cosine_similarity(z, one.double(), dim=0)) for one in compared)
+        cosine = max(float(z @ one.double() / z.norm()) for one in compared)
         weights = parts.rejection.weights
         found.append(best + weights.ratio * (best - unknown) + weights.likeness * cosine)
     return found

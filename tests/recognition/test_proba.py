@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.support.pictures import encoded
+from tests.support.rounding import PROBABILITY, same_order
 from vlltr_index.errors import InputError, UsageError
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.options import PredictOptions, Prior
@@ -27,9 +28,12 @@ def test_columns_are_the_classes(exported: Recognizer, pictures: Path) -> None:
     assert found.min() >= 0
     predicted = exported.predict(images, PredictOptions(top=3, retrieval="exhaustive"))
     for row, prediction in zip(found, predicted, strict=True):
-        best = np.argsort(-row, kind="stable")[:3]
-        assert exported.classes_[best].tolist() == [c.name for c in prediction.classes]
-        assert row[best] == pytest.approx([c.probability for c in prediction.classes], abs=1e-6)
+        chances = dict(zip(exported.classes_.tolist(), row.tolist(), strict=True))
+        names = [c.name for c in prediction.classes]
+        assert len(names) == 3
+        assert same_order(names, chances)
+        expected = [chances[name] for name in names]
+        assert [c.probability for c in prediction.classes] == pytest.approx(expected, abs=PROBABILITY)
     assert exported.predict_names(images) == [p.classes[0].name for p in predicted]
 
 
@@ -41,7 +45,7 @@ def test_classes_as_common_as_a_prior_says(trained: Workspace, pictures: Path, p
     found = recognizer.predict_proba(images, prior=prior)
     assert np.abs(found - recognizer.predict_proba(images)).max() > 1e-3
     predicted = recognizer.predict(images, PredictOptions(top=1, prior=prior))
-    assert found.max(1) == pytest.approx([one.classes[0].probability for one in predicted], abs=1e-6)
+    assert found.max(1) == pytest.approx([one.classes[0].probability for one in predicted], abs=PROBABILITY)
     assert recognizer.predict_names(images, prior=prior) == [one.classes[0].name for one in predicted]
     with pytest.raises(UsageError, match="the prior is 'balanced', 'training', 'folder' or"):
         recognizer.predict_proba(images, prior="common")  # type: ignore[arg-type]  # none of them
@@ -55,7 +59,7 @@ def test_every_kind_of_image_gives_the_same(exported: Recognizer, pictures: Path
     array = np.asarray(picture.convert("RGB"))
     kinds: list[Any] = [path, str(path), path.read_bytes(), picture, picture.convert("RGB"), array]
     found = exported.predict_proba(kinds)
-    assert np.abs(found - found[0]).max() < 1e-5  # float32, and the place in a batch moves the last bits
+    assert np.abs(found - found[0]).max() < PROBABILITY  # the place in a batch moves the last bits
     labels = [p.image for p in exported.predict(kinds[2:], PredictOptions(top=1))]
     assert labels == ["(bytes)", "(Image)", "(Image)", "(ndarray)"]
 
@@ -71,8 +75,8 @@ def test_pil_images_are_turned_and_put_on_paper(exported: Recognizer, pictures: 
     clear.putalpha(0)
     white = np.full((*picture.size[::-1], 3), 255, np.uint8)
     found = exported.predict_proba([data, Image.open(BytesIO(data)), clear, white])
-    assert np.abs(found[0] - found[1]).max() < 1e-6
-    assert np.abs(found[2] - found[3]).max() < 1e-6
+    assert np.abs(found[0] - found[1]).max() < PROBABILITY
+    assert np.abs(found[2] - found[3]).max() < PROBABILITY
 
 
 @pytest.mark.parametrize(
@@ -99,6 +103,6 @@ def test_none_and_many(exported: Recognizer, pictures: Path) -> None:
     assert exported.predict_names([]) == []
     images = (sorted(pictures.glob("known-*.png")) * 11)[:64] * 2  # two batches that are alike
     found = exported.predict_proba(images)
-    assert np.abs(found[:64] - found[64:]).max() < 1e-6
+    assert np.abs(found[:64] - found[64:]).max() < PROBABILITY
     with pytest.raises(UsageError, match="crops is 1 or 5"):
         exported.predict_proba(images[:1], crops=3)

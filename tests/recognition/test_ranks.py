@@ -13,6 +13,7 @@ import torch
 
 from tests.support.commands import run
 from tests.support.exports import edit_rows, edit_tensors
+from tests.support.rounding import PROBABILITY
 from vlltr_index.errors import MissingStepError, PretrainedError, UnknownClassError, UsageError
 from vlltr_index.heads.checkpoint import load_head, save_head
 from vlltr_index.heads.tree import HeldOutAnswers
@@ -89,11 +90,11 @@ def test_predictions_name_what_the_best_class_lies_below(tree: Workspace, pictur
         best = one.classes[0]
         assert one.answer is None
         assert one.ranks[-1].node == best.name
-        assert one.ranks[-1].probability == pytest.approx(best.probability, abs=1e-6)
+        assert one.ranks[-1].probability == pytest.approx(best.probability, abs=PROBABILITY)
         if halves.get(best.name) is not None:
             assert [(r.node, r.rank) for r in one.ranks[:-1]] == [(halves[best.name], "half")]
             below = [c.probability for c in one.classes if halves.get(c.name) == one.ranks[0].node]
-            assert one.ranks[0].probability == pytest.approx(sum(below), abs=1e-5)
+            assert one.ranks[0].probability == pytest.approx(sum(below), abs=PROBABILITY)
     assert all(
         p.ranks == () for p in Recognizer.open(tree, at=1 + tree.history.ids()[-3]).predict(known(pictures))
     )
@@ -220,7 +221,7 @@ def test_an_exported_folder_answers_with_ranks(tree: Workspace, pictures: Path, 
         for mine, theirs in zip(one, other, strict=True):
             assert [r.node for r in mine.ranks] == [r.node for r in theirs.ranks]
             chances = [r.probability for r in mine.ranks]
-            assert [r.probability for r in theirs.ranks] == pytest.approx(chances, abs=1e-6)
+            assert [r.probability for r in theirs.ranks] == pytest.approx(chances, abs=PROBABILITY)
             assert (mine.answer and mine.answer.node) == (theirs.answer and theirs.answer.node)
     export_tables(tree, tmp_path / "tables")
     report = ingest_classes(tree, tmp_path / "tables" / "taxonomy.parquet")

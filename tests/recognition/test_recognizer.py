@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from tests.support.parts import check_parts
+from tests.support.rounding import PROBABILITY
 from vlltr_index.classes import ChangeOptions, add_class
 from vlltr_index.embedding.loading import image_set
 from vlltr_index.errors import (
@@ -137,7 +138,7 @@ def test_neighbours_are_the_nearest_training_images(
     cosines = torch.cosine_similarity(images.features, feature[None])
     cosines[images.class_ids != best.class_id] = -1.0
     wanted = cosines.topk(min(3, int((cosines > -1.0).sum())))
-    assert [n.cosine for n in best.neighbours] == pytest.approx(wanted.values.tolist(), abs=1e-6)
+    assert [n.cosine for n in best.neighbours] == pytest.approx(wanted.values.tolist(), abs=1e-5)
     assert [n.image_id for n in best.neighbours] == [images.image_ids[i] for i in wanted.indices.tolist()]
     assert other.neighbours == ()
 
@@ -201,7 +202,7 @@ def test_images_scored_apart_have_the_same_scores(
     )
     found, residual = recognizer.score(features, way)
     torch.testing.assert_close(found.tensors, expected.tensors, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(found.probabilities, expected.probabilities, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.probabilities, expected.probabilities, rtol=0, atol=PROBABILITY)
     torch.testing.assert_close(residual, left, rtol=1e-4, atol=1e-5)
 
 
