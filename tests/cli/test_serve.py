@@ -300,6 +300,19 @@ def test_a_class_of_any_name_can_be_removed(trained: Workspace, name: str) -> No
         assert server.change("DELETE", f"/classes?{query}").status_code == 200
 
 
+@pytest.mark.parametrize("name", ["oka\u200bpi", "\u202eokapi\u00ad", " oka\u0301pi\ufeff", "OKAPI\t(adult)"])
+def test_a_class_is_found_under_the_name_it_was_added_with(trained: Workspace, name: str) -> None:
+    """Also where the name has characters that are dropped from it."""
+    with served(trained, write=True) as server:
+        form = {"name": [name], "sentences": [TEXT]}
+        assert server.change("POST", "/classes", form).status_code == 200
+        assert server.change("POST", "/classes", form).status_code == 422, "it is there already"
+        more = {"name": [name], "sentences": ["Its legs are striped."]}
+        assert server.change("POST", "/sentences", more).status_code == 200
+        query = urlencode({"name": name})
+        assert server.change("DELETE", f"/classes?{query}").status_code == 200
+
+
 def test_a_file_that_is_gone_is_not_named(
     trained: Workspace, pictures: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -30,12 +30,11 @@ from vlltr_index.classes.change import (
 from vlltr_index.data.files import read_json, require
 from vlltr_index.data.image_readers import read_images
 from vlltr_index.data.labelled import export_in
-from vlltr_index.data.text import class_prompts, clean_name, normalise_text, sentence_id, text_hash
+from vlltr_index.data.text import class_prompts, clean_name, folded, normalise_text, sentence_id, text_hash
 from vlltr_index.data.text_readers import sentences_about
 from vlltr_index.errors import InputError, UsageError
 from vlltr_index.schemas.records import ImageRecord, SentenceRecord
 from vlltr_index.schemas.tables import CLASSES, FROM_NAME
-from vlltr_index.store.class_table import folded
 from vlltr_index.store.ingestion import sentence_rows
 from vlltr_index.store.tables import one_of
 from vlltr_index.store.taxonomy import merge_nodes, rename_node
@@ -302,7 +301,7 @@ def rename_class(workspace: Workspace, old: str, new: str, options: ChangeOption
             )
         if before == name:
             return Edit(shown=[class_id])
-        aliases = [a for a in table.aliases.get(class_id, ()) if a.casefold() != name.casefold()]
+        aliases = [a for a in table.aliases.get(class_id, ()) if folded(a) != folded(name)]
         _change_class(tx, class_id, name=name, aliases=aliases)
         taken_place = rename_node(tx, before, name)
         made, gone, kept = _renamed_prompts(tx, class_id, before, name)
@@ -362,8 +361,8 @@ def merge_classes(
         known = [*table.aliases.get(kept, ()), table.names[gone], *table.aliases.get(gone, ())]
         aliases: dict[str, str] = {}
         for alias in known:
-            aliases.setdefault(alias.casefold(), alias)
-        aliases.pop(name.casefold(), None)
+            aliases.setdefault(folded(alias), alias)
+        aliases.pop(folded(name), None)
         _change_class(tx, kept, aliases=list(aliases.values()))
         _change_class(tx, gone, retired_at=_now(), aliases=[])
         merge_nodes(tx, name, table.names[gone])

@@ -27,7 +27,7 @@ from vlltr_index.data.files import (
     unfit,
 )
 from vlltr_index.data.names import ClassNames, read_class_names
-from vlltr_index.data.text import MAX_SENTENCE, clean_name, normalise_text, split_sentences
+from vlltr_index.data.text import MAX_SENTENCE, clean_name, folded, normalise_text, split_sentences
 from vlltr_index.data.wikipedia_text import DROPPED_SECTIONS, sections
 from vlltr_index.errors import InputError
 from vlltr_index.schemas.records import SentenceRecord, Skipped
@@ -96,7 +96,7 @@ def class_sentences(path: Path, class_name: str) -> tuple[list[SentenceRecord], 
     """
     name = clean_name(class_name, "--text")
     found = list(_read_file(require(path), name))
-    ours = [item for item in found if str(item.class_name).casefold() == name.casefold()]
+    ours = [item for item in found if folded(str(item.class_name)) == folded(name)]
     sentences = [item for item in ours if isinstance(item, SentenceRecord)]
     skipped = [item for item in ours if isinstance(item, Skipped)]
     if not sentences:
