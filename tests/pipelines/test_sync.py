@@ -409,12 +409,51 @@ def test_links_are_followed_where_that_is_asked(workspace: Workspace, tmp_path: 
     assert ingest_images(workspace, tmp_path / "data", "train", follow_links=True).added == 2
     assert set(images(workspace)) == {"owl/a.png", "deep/b.png"}
     put(tmp_path / "data/owl/c.png", 3)
-    assert ingest_images(workspace, tmp_path / "data", "train", sync=True).gone == 0
+    report = ingest_images(workspace, tmp_path / "data", "train", sync=True, follow_links=True)
+    assert (report.gone, report.added) == (0, 1)
     (tmp_path / "list.txt").write_text("owl/a.png owl\n")
     report = ingest_images(
         workspace, tmp_path / "list.txt", "test", list_root=tmp_path / "data", follow_links=True
     )
     assert report.skipped == 0
+
+
+def test_what_a_link_out_of_the_folder_has_replaced_is_gone(workspace: Workspace, tmp_path: Path) -> None:
+    """A picture, a folder of pictures, a picture of a list and a text; the report names each link. A link that leads
+    nowhere leaves its picture in."""
+    data = tmp_path / "data"
+    for number in range(12):
+        put(data / "owl" / f"{number}.png", number)
+    put(data / "owl/deep/12.png", 12)
+    (tmp_path / "list.csv").write_text("path,class\n" + "".join(f"data/owl/{n}.png,owl\n" for n in range(12)))
+    (data / "texts").mkdir()
+    for name in ("owl", "tit", "wren", "finch"):
+        (data / "texts" / f"{name}.txt").write_text(f"It is a {name}.")
+    ingest_images(workspace, data, "train", sync=True)
+    ingest_images(workspace, tmp_path / "list.csv", "test", sync=True)
+    ingest_text(workspace, data / "texts", sync=True)
+    away = tmp_path / "away"
+    away.mkdir()
+    for name in ("owl/0.png", "owl/deep", "texts/tit.txt"):
+        (data / name).rename(away / Path(name).name)
+        (data / name).symlink_to(away / Path(name).name)
+    (data / "owl/1.png").unlink()
+    (data / "owl/1.png").symlink_to(away / "not mounted.png")
+    report = ingest_images(workspace, data, "train", sync=True)
+    assert report.gone == 2
+    for name in ("owl/0.png", "owl/deep"):
+        assert f"left out: {data / name}: a link that leaves the folder" in report.notes
+    listed = ingest_images(workspace, tmp_path / "list.csv", "test", sync=True, list_root=tmp_path)
+    assert listed.gone == 0, "the link does not leave the folder of the list"
+    shutil.move(away, tmp_path.parent / f"{tmp_path.name} away")
+    (data / "owl/0.png").unlink()
+    (data / "owl/0.png").symlink_to(tmp_path.parent / f"{tmp_path.name} away" / "0.png")
+    assert ingest_images(workspace, tmp_path / "list.csv", "test", sync=True).gone == 1
+    assert set(images(workspace)) == {f"owl/{number}.png" for number in range(1, 12)}
+    (data / "texts/tit.txt").unlink()
+    (data / "texts/tit.txt").symlink_to(tmp_path.parent / f"{tmp_path.name} away" / "tit.txt")
+    assert ingest_text(workspace, data / "texts", sync=True).gone == 1
+    assert {name for name, _ in sentences(workspace)} == {"owl", "wren", "finch"}
 
 
 def test_the_command_asks_at_a_terminal(
