@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support.commands import run
-from tests.support.sources import RECIPE, images, png, put, relabel, sentences
+from tests.support.sources import RECIPE, images, png, put, relabel, rename, sentences
 from vlltr_index.cli.render import report_lines
 from vlltr_index.data import files
 from vlltr_index.data.text import sentence_id
@@ -416,6 +416,59 @@ def test_links_are_followed_where_that_is_asked(workspace: Workspace, tmp_path: 
         workspace, tmp_path / "list.txt", "test", list_root=tmp_path / "data", follow_links=True
     )
     assert report.skipped == 0
+
+
+def test_a_class_folder_in_another_case_renames_its_class(workspace: Workspace, tmp_path: Path) -> None:
+    """The class keeps its number, pictures, groups, corrections, texts and what was removed; its prompts are of the
+    new name. Nothing is moved, gone or new."""
+    data = tmp_path / "data"
+    for number in range(8):
+        put(data / ("owl" if number < 5 else "tit") / f"{number}.png", number)
+    texts = tmp_path / "t.json"
+    texts.write_text(json.dumps({"owl": ["It hoots."], "tit": ["It sings."]}))
+    ingest_text(workspace, texts, sync=True)
+    ingest_images(workspace, data, "train", sync=True)
+    relabel(workspace, str(data / "owl/0.png"), 1)
+    with workspace.transaction("images remove") as tx:
+        tx.delete("images", f"uri = '{data / 'owl/1.png'}'")
+    (data / "owl").rename(data / "OWL")
+    expected = {f"OWL/{n}.png": ("OWL", "train") for n in (2, 3, 4)} | {"OWL/0.png": ("tit", "train")}
+    expected |= {f"tit/{n}.png": ("tit", "train") for n in (5, 6, 7)}
+    for again in (False, True):
+        report = ingest_images(workspace, data, "train", sync=True)
+        assert (report.moved, report.gone, report.added, report.classes_added) == (0, 0, 0, 0)
+        assert (report.corrected, report.removed) == (1, 1)
+        assert ("class 'owl' is renamed to 'OWL', as in the source" in report.notes) != again
+        assert images(workspace) == expected
+        table = workspace.snapshot().class_table()
+        assert ([table.names[i] for i in table.ids], table.lookup("owl")) == (["OWL", "tit"], 0)
+        assert ingest_text(workspace, texts, sync=True).gone == 0
+        assert sentences(workspace) == {("OWL", "It hoots."), ("tit", "It sings.")}
+        prompts = workspace.snapshot().table("sentences", ["text"], "source = 'prompt' AND class_id = 0")
+        assert prompts["text"].to_pylist() == ["a photo of an OWL."]
+
+
+def test_what_else_a_folder_in_another_case_may_mean(workspace: Workspace, tmp_path: Path) -> None:
+    """A class that was renamed by hand keeps its name, one that was removed stays removed, and a folder beside the one
+    of the other case is a class of its own."""
+    data = tmp_path / "data"
+    for number in range(6):
+        put(data / ("owl", "tit", "wren")[number // 2] / f"{number}.png", number)
+    ingest_images(workspace, data, "train", sync=True)
+    rename(workspace, 0, "barn owl")
+    with workspace.transaction("classes remove") as tx:
+        tx.delete("images", "class_id = 1")
+        (row,) = tx.table("classes", where="class_id = 1").to_pylist()
+        tx.upsert("classes", pa.Table.from_pylist([{**row, "retired_at": "2026"}], CLASSES))
+    for name in ("owl", "tit"):
+        (data / name).rename(data / name.title())
+    put(data / "Wren/7.png", 7)
+    for _ in range(2):
+        report = ingest_images(workspace, data, "train", sync=True)
+        assert (report.moved, report.gone, report.removed) == (0, 0, 2)
+        owners = {"Owl": "barn owl", "wren": "wren", "Wren": "Wren"}
+        assert {Path(path).parts[0]: owner for path, (owner, _) in images(workspace).items()} == owners
+    assert len(workspace.snapshot().class_table()) == 3
 
 
 def test_what_a_link_out_of_the_folder_has_replaced_is_gone(workspace: Workspace, tmp_path: Path) -> None:
