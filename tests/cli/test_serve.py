@@ -523,6 +523,19 @@ def test_tokens_of_a_program(trained_once: Path) -> None:
             {"VLLTR_TOKEN": "short"},
             "VLLTR_TOKEN has 5 characters; a token that nobody guesses has 16 at least",
         ),
+        ((), {"VLLTR_TOKEN": ""}, "VLLTR_TOKEN is empty: no request can match it"),
+        (
+            (),
+            {"VLLTR_TOKEN": "a token of some words"},
+            "VLLTR_TOKEN has white space or no ASCII at character 2",
+        ),
+        ((), {"VLLTR_TOKEN": f"{READ}\n"}, "VLLTR_TOKEN has white space or no ASCII at character 33"),
+        ((), {"VLLTR_TOKEN": "\udcff" * 32}, "VLLTR_TOKEN has white space or no ASCII at character 1"),
+        (
+            ("--write",),
+            {"VLLTR_WRITE_TOKEN": "schl\u00fcssel" * 4},
+            "VLLTR_WRITE_TOKEN has white space or no ASCII at character 5",
+        ),
         (
             ("--write",),
             {"VLLTR_TOKEN": READ, "VLLTR_WRITE_TOKEN": READ},
