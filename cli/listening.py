@@ -87,7 +87,7 @@ def check_token(token: str, where: str) -> str:
     wrong = [number for number, sign in enumerate(token, 1) if not "!" <= sign <= "~"]
     if token and not wrong:
         return token
-    why = "is empty" if not token else f"has white space or no ASCII at character {wrong[0]}"
+    why = "is empty" if not token else f"has white space or a character beyond ASCII at position {wrong[0]}"
     raise UsageError(f"{where} {why}: no request can match it", "Make one: openssl rand -hex 32")
 
 

@@ -107,7 +107,9 @@ def test_a_token_that_no_request_can_have_is_refused(trained_once: Path, token: 
     """Before the page is served."""
     space = Workspace.open(trained_once)
     with (
-        pytest.raises(UsageError, match="the token of the page has white space or no ASCII at character"),
+        pytest.raises(
+            UsageError, match="the token of the page has white space or a character beyond ASCII at position"
+        ),
         server.page_app(space, token=token),
     ):
         pass

@@ -527,14 +527,22 @@ def test_tokens_of_a_program(trained_once: Path) -> None:
         (
             (),
             {"VLLTR_TOKEN": "a token of some words"},
-            "VLLTR_TOKEN has white space or no ASCII at character 2",
+            "VLLTR_TOKEN has white space or a character beyond ASCII at position 2",
         ),
-        ((), {"VLLTR_TOKEN": f"{READ}\n"}, "VLLTR_TOKEN has white space or no ASCII at character 33"),
-        ((), {"VLLTR_TOKEN": "\udcff" * 32}, "VLLTR_TOKEN has white space or no ASCII at character 1"),
+        (
+            (),
+            {"VLLTR_TOKEN": f"{READ}\n"},
+            "VLLTR_TOKEN has white space or a character beyond ASCII at position 33",
+        ),
+        (
+            (),
+            {"VLLTR_TOKEN": "\udcff" * 32},
+            "VLLTR_TOKEN has white space or a character beyond ASCII at position 1",
+        ),
         (
             ("--write",),
             {"VLLTR_WRITE_TOKEN": "schl\u00fcssel" * 4},
-            "VLLTR_WRITE_TOKEN has white space or no ASCII at character 5",
+            "VLLTR_WRITE_TOKEN has white space or a character beyond ASCII at position 5",
         ),
         (
             ("--write",),
