@@ -220,7 +220,7 @@ class LazyGroup(click.Group):
             found = ctx.obj.status() if hint.startswith("Run: vlltr ") else None
             if found is None or not found.stale or found.next in hint:
                 raise
-            raise MissingStepError(error.message, f"{hint}\nBefore that: {found.next}") from None
+            raise MissingStepError(error.message, f"{hint}   (before that: {found.next})") from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands from their stored summaries: `--help` imports no command."""

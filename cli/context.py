@@ -79,7 +79,7 @@ class Context:
             from pydantic_core import to_jsonable_python
 
             value = to_jsonable_python(record)
-            echo(json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True))
+            echo(*json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True).split("\n"))
         elif always or not self.quiet or getattr(record, "dry_run", False):
             from vlltr_index.cli.render import report_lines
 
@@ -94,7 +94,7 @@ class Context:
         step = event.step
         place = f"[{event.number}/{event.total}]" if event.number else "[0]"
         if event.state == "begins":
-            self.say(f"\n{place} {step.title}\n$ {shlex.join(('vlltr', *step.argv))}")
+            self.say("", f"{place} {step.title}", f"$ {shlex.join(('vlltr', *step.argv))}")
         elif event.state == "done before":
             self.say(f"{place} {step.title}: done before")
         else:
@@ -122,11 +122,11 @@ class Context:
         for remark in remarks(report):
             self.say(remark)
 
-    def say(self, message: str) -> None:
-        """Print a line for people: to stdout, or to stderr if stdout carries JSON; nothing under `-q`."""
+    def say(self, *lines: str) -> None:
+        """Print lines for people: to stdout, or to stderr if stdout carries JSON; nothing under `-q`."""
         self.end_progress()
         if not self.quiet:
-            echo(message, err=self.as_json)
+            echo(*lines, err=self.as_json)
 
     def progress(self, step: str, done: int, total: int | None) -> None:
         """Draw progress on stderr: bars in a terminal, plain lines elsewhere; not under `-q`."""

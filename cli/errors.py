@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+from io import StringIO
+
+import click
 
 from vlltr_index.errors import FREE_SPACE, VlltrError
 
@@ -12,6 +15,17 @@ _MENDS = {
     errno.EACCES: "Mend its permissions, or choose another place.",
     errno.EAGAIN: "Allow more memory and processes: ulimit -v, ulimit -u.",
 }
+
+
+def usage_lines(error: click.ClickException) -> list[str]:
+    """Return what click shows of an error, by lines; a line feed in what was typed does not end one."""
+    told = StringIO()
+    error.show(told)
+    if isinstance(error, click.MissingParameter):  # of what was not typed, and it lists choices by lines
+        return told.getvalue().splitlines()
+    message = error.format_message()
+    *lines, last = told.getvalue().replace(message, "\0").splitlines()
+    return [*lines, last.replace("\0", message)]
 
 
 def error_lines(error: Exception) -> tuple[str, str | None] | None:

@@ -98,13 +98,13 @@ def fit_command(
     if dry_run:
         return
     if made.unmeasured is not None:
-        context.say(f"\n{made.unmeasured}")
+        context.say("", made.unmeasured)
     folder = from_here(made.workspace.path) if to is None else to
     evaluation = None if made.report is None else made.report.evaluation
     shown = {"workspace": str(folder), "evaluation": evaluation, "unmeasured": made.unmeasured}
     context.show(shown, ())
     typed = f"vlltr -w {shlex.quote(str(folder))}"
-    context.say("\nWhat to do with it:")
+    context.say("", "What to do with it:")
     under = "" if prior == "balanced" else f"--prior {prior} "
     context.say(f"  {typed} predict {under}PICTURE.jpg            what is it, and why")
     known_by = '--sentence "..."' if evaluation is None or evaluation.texts_count else "--images DIR  "
@@ -138,7 +138,8 @@ def quickstart_command(context: Context, size: Size | None, folder: Path | None,
     context.show(done, ())
     reports = Path(done.workspace) / "reports"
     context.say(
-        f"\nDone in {done.minutes:.1f} minutes. The workspace is {done.workspace}; the report lies in {reports}."
+        "",
+        f"Done in {done.minutes:.1f} minutes. The workspace is {done.workspace}; the report lies in {reports}.",
     )
     context.say("For a folder of your own, with a folder of pictures for each class:")
     context.say("  vlltr fit PICTURES --encoder ViT-B-32-quickgelu:openai")

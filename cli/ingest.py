@@ -164,10 +164,9 @@ def wikipedia(
 
 def _choose(name: str, candidates: Sequence[str]) -> str | None:
     """Ask on stderr which article is about the class; return its title, or None to leave the class open."""
-    listed = "".join(f"  {number:>2}  {title}\n" for number, title in enumerate(candidates, 1))
-    question = f"{name!r} may be:\n{listed}A number, a title, or nothing to leave it open"
+    listed = (f"  {number:>2}  {title}" for number, title in enumerate(candidates, 1))
     try:
-        text = ask(question)
+        text = ask(f"{name!r} may be:", *listed, "A number, a title, or nothing to leave it open")
     except click.Abort:  # classes that were settled before stay settled
         raise KeyboardInterrupt from None
     if text.isdecimal() and 1 <= int(text) <= len(candidates):
@@ -183,7 +182,8 @@ def _articles(report: WikipediaReport) -> Iterator[str | Table]:
     for row in report.rows:
         if row.settle:
             seen = f": {', '.join(row.candidates)}" if row.candidates else ""
-            yield f"{row.name}: {row.why}{seen}\n  Settle it: {row.settle}"
+            yield f"{row.name}: {row.why}{seen}"
+            yield f"  Settle it: {row.settle}"
     left_out = sum(row.near_duplicates for row in report.rows)
     yield (
         f"{report.found:,} of {len(report.rows):,} classes {have(report.found)} an article;"

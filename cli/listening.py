@@ -78,6 +78,19 @@ def _is_own_name(host: str, names: Collection[str], others: bool) -> bool:
     return address.is_loopback or others
 
 
+def check_token(token: str, where: str) -> str:
+    """Check that a request can have a token in its header, and return it.
+
+    Raises:
+        UsageError: It is empty, or has white space or a character that is not ASCII; `where` is where it came from.
+    """
+    wrong = [number for number, sign in enumerate(token, 1) if not "!" <= sign <= "~"]
+    if token and not wrong:
+        return token
+    why = "is empty" if not token else f"has white space or a character beyond ASCII at position {wrong[0]}"
+    raise UsageError(f"{where} {why}: no request can match it", "Make one: openssl rand -hex 32")
+
+
 def is_token(shown: str | None, token: str) -> bool:
     """Compare what was shown with a token in constant time."""
     return shown is not None and secrets.compare_digest(shown.encode(), token.encode())

@@ -5,18 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from io import StringIO, TextIOWrapper
+import traceback
+from io import TextIOWrapper
 from typing import Any, NoReturn
 
 import click
 
 from vlltr_index.cli.commands import LazyGroup
 from vlltr_index.cli.context import Context
-from vlltr_index.cli.errors import error_lines
+from vlltr_index.cli.errors import error_lines, usage_lines
 from vlltr_index.cli.terminal import echo
 from vlltr_index.errors import VlltrError
 from vlltr_index.version import VERSION
-from vlltr_index.wording import shown
 
 _LONG = {"embed", "fit", "quickstart", "train"}  # long commands, for which free cores are counted first
 
@@ -72,7 +72,10 @@ class _Echo(logging.Handler):
     """Log handler that writes to the current `sys.stderr`."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        sys.stderr.write(f"{shown(self.format(record))}\n")
+        lines = [record.getMessage()]
+        if record.exc_info:
+            lines += "".join(traceback.format_exception(*record.exc_info)).splitlines()
+        echo(*lines, err=True)
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
@@ -92,9 +95,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
             echo("Stopped. Run the same command again to go on.", err=True)
         sys.exit(130)
     except click.ClickException as error:
-        told = StringIO()
-        error.show(told)
-        echo(told.getvalue().removesuffix("\n"), err=True)
+        echo(*usage_lines(error), err=True)
         sys.exit(error.exit_code)
     except (VlltrError, OSError, MemoryError, RuntimeError) as error:
         found = error_lines(error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
@@ -21,19 +21,24 @@ if TYPE_CHECKING:
 _PLAIN_EVERY = 10.0  # seconds between two plain lines of one step
 
 
-def echo(text: str, err: bool = False) -> None:
-    """Write a line to stdout or stderr, with control characters made harmless to the terminal."""
-    click.echo(shown(text), err=err)
+def echo(*lines: str, err: bool = False) -> None:
+    """Write lines to stdout or stderr; what cannot be seen in one, such as a line feed in a name, is escaped."""
+    click.echo(_block(lines), err=err)
 
 
-def confirm(question: str) -> None:
-    """Ask a question on stderr; the command ends unless the answer is yes."""
-    click.confirm(shown(question), abort=True, err=True)
+def _block(lines: Iterable[str]) -> str:
+    """Put lines together, each escaped."""
+    return "\n".join(map(shown, lines))
 
 
-def ask(question: str) -> str:
-    """Ask on stderr for a text, which may be empty."""
-    return str(click.prompt(shown(question), default="", show_default=False, err=True)).strip()
+def confirm(*question: str) -> None:
+    """Ask a question of one or more lines on stderr; the command ends unless the answer is yes."""
+    click.confirm(_block(question), abort=True, err=True)
+
+
+def ask(*question: str) -> str:
+    """Ask on stderr, in one or more lines, for a text, which may be empty."""
+    return str(click.prompt(_block(question), default="", show_default=False, err=True)).strip()
 
 
 def open_console(stderr: bool = False) -> Console:
@@ -120,6 +125,7 @@ def percent(value: float | None) -> str:
 
 def broken(before: str, text: str, width: int | None) -> list[str]:
     """Wrap `text` after `before` at `width` columns, with later lines indented to its beginning."""
+    text = shown(text)
     if width is None or len(before) + len(text) <= width:
         return [before + text]
     from textwrap import wrap

@@ -60,7 +60,7 @@ def init_command(
     note = encoder_note(workspace)
     if note is not None:
         context.say(note)
-    context.say(f"{workspace_line(workspace)}\nNext: vlltr -w {shlex.quote(directory)} {following}")
+    context.say(workspace_line(workspace), f"Next: vlltr -w {shlex.quote(directory)} {following}")
 
 
 @click.command("status")
@@ -89,12 +89,11 @@ def doctor_command(context: Context, unlock: bool) -> None:
         return
     checks = diagnose(context.workspace)
     problems = sum(check.state == "problem" for check in checks)
-    lines = (
-        f"{check.state:<8} {check.name:<18} {check.value}"
-        + (f"\n{'':<27} {check.mend}" if check.mend else "")
-        for check in checks
-        if check.state == "problem" or not context.quiet
-    )
+    lines = []
+    for check in checks:
+        if check.state == "problem" or not context.quiet:
+            lines.append(f"{check.state:<8} {check.name:<18} {check.value}")
+            lines += [f"{'':<27} {check.mend}"] if check.mend else []
     context.show({"ok": not problems, "checks": checks}, lines, always=True)
     context.say(f"{plural(problems, 'problem')} found." if problems else "Everything is in order.")
     if problems:
@@ -124,8 +123,7 @@ def rollback_command(context: Context, commit: int, yes: bool) -> None:
     lost = [f"vlltr {command}" for command in undone(workspace, commit)]
     lost += [error.message for error in workspace.history.look()[1]]
     if lost and not yes:
-        listed = "".join(f"  {what}\n" for what in lost)
-        confirm(f"{listed}Go back to commit {commit}, without these?")
+        confirm(*(f"  {what}" for what in lost), f"Go back to commit {commit}, without these?")
     context.show(rollback(workspace, commit))
 
 

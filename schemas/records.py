@@ -52,7 +52,9 @@ class Skipped:
 
     where: str  # file, or file:line
     why: str
-    ref: str | None = None  # URI of an image, or source_ref of a text, that is there and cannot be used now
+    ref: str | None = (
+        None  # URI of an image, or source_ref of a text, that stays in although it cannot be used now
+    )
     class_name: str | None = None  # that a text is about
 
 

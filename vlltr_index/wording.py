@@ -6,9 +6,18 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-# Control characters except tab and line feed, line separators, marks of the writing direction, lone surrogates.
-_ACTED_ON = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+# Control characters with tabs and line feeds, line separators, marks of the writing direction, lone surrogates, and
+# characters without width or ink: soft hyphen, zero-width spaces, fillers, tags.
+_NEVER = (
+    "\x00-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u2028-\u202e"
+    "\u2060-\u206f\u2800\u3164\ud800-\udfff\ufeff\uffa0\ufff0-\ufffb\U000e0000-\U000e00ff\U000e01f0-\U000e0fff"
+    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+)
+# Joiners and variation selectors have a meaning in emoji and in scripts such as Arabic; elsewhere they hide.
+_SELECTORS = "\ufe00-\ufe0f\U000e0100-\U000e01ef"
+_INK = "\u0590-\u1fff\u2070-\ufdff\ufe10-\U000dffff"
+_UNSEEN = re.compile(
+    f"[{_NEVER}]|(?<![{_INK}{_SELECTORS}])[\u200c\u200d]|[\u200c\u200d](?![{_INK}])|(?<![{_INK}])[{_SELECTORS}]"
 )
 NOTHING_KNOWN = "that of a class nothing is known of"
 """What the image side of a class without training pictures is, in the terminal, the page and the report."""
@@ -59,11 +68,17 @@ def preview(names: Iterable[str], most: int = 3) -> str:
 
 
 def shown(text: str) -> str:
-    """Escape characters that a terminal would interpret, as in JSON: \\u001b. Tabs and line feeds stay.
+    """Escape what cannot be seen in a line of text, or changes how the rest of it is seen, as in JSON: \\u001b.
 
-    A text in JSON keeps its value.
+    A string in JSON keeps its value.
     """
-    return _ACTED_ON.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return _UNSEEN.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    """Return the escape of a character, of two units beyond U+FFFF."""
+    units = found[0].encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
 
 
 def uncell(text: str) -> str:

@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from vlltr_index.cli.listening import is_token, wrong_sender
+from vlltr_index.cli.listening import check_token, is_token, wrong_sender
 
 MOST_CONNECTIONS = 900
 """Of more connections those go whose clients have been silent for longest."""
@@ -37,8 +37,8 @@ class Guard:
     def __init__(self, app: Any, names: Collection[str] = (), token: str = "", write_token: str = "") -> None:
         self._app = app
         self._names = names
-        self._token = token
-        self._write_token = write_token
+        self._token = token and check_token(token, "the token")
+        self._write_token = write_token and check_token(write_token, "the writing token")
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Pass one request on, or refuse it."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vlltr_index.cli.context import Context, pass_context
-from vlltr_index.cli.listening import address_of, bind, end_by_signals, is_local
+from vlltr_index.cli.listening import address_of, bind, check_token, end_by_signals, is_local
 from vlltr_index.cli.options import device_option
 from vlltr_index.cli.terminal import echo
 from vlltr_index.errors import MissingStepError, UsageError
@@ -85,13 +85,15 @@ def serve_command(
 
 def _token(variable: str, needed: bool) -> str:
     """Return the token that a variable of the environment gives, or a new one if one is needed."""
-    given = os.environ.get(variable, "")
-    if given and len(given) < _SHORTEST:
+    given = os.environ.get(variable)
+    if given is None:
+        return secrets.token_urlsafe(32) if needed else ""
+    if len(check_token(given, variable)) < _SHORTEST:
         raise UsageError(
             f"{variable} has {len(given)} characters; a token that nobody guesses has {_SHORTEST} at least",
             f"Leave it out, and take the one that is printed, or: export {variable}=$(openssl rand -hex 32)",
         )
-    return given or (secrets.token_urlsafe(32) if needed else "")
+    return given
 
 
 def _opened(context: Context, place: str | None) -> tuple[Recognizer, Workspace | None]:

@@ -19,6 +19,7 @@ from vlltr_index.cli.ui.review_tab import ReviewTab
 from vlltr_index.cli.ui.service import MAX_PICTURES, MAX_TOGETHER, MAX_UPLOAD, PageService, names_of, piece
 from vlltr_index.errors import VlltrError
 from vlltr_index.recognition.counterfactual import Examination, ExaminedClass
+from vlltr_index.wording import shown
 
 _Drawing = dict[Any, Any]  # component to what it shows
 
@@ -73,7 +74,7 @@ def _path(payload: Any) -> str | None:
 def build_page(desk: PageService, reviewing: ReviewService) -> gr.Blocks:
     """Build the page of a workspace; with `read_only` nothing on it adds, decides or undoes."""
     name = desk.workspace.path.name
-    with gr.Blocks(title=f"{name} · vlltr", analytics_enabled=False, delete_cache=_TIDY) as page:
+    with gr.Blocks(title=f"{shown(name)} · vlltr", analytics_enabled=False, delete_cache=_TIDY) as page:
         status = gr.HTML(elem_id="vl-top")
         with gr.Tabs():
             with gr.Tab("Recognise"):

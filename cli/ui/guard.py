@@ -16,7 +16,7 @@ from fastapi import HTTPException, Request
 from fastapi.responses import PlainTextResponse, RedirectResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vlltr_index.cli.listening import is_token, wrong_sender
+from vlltr_index.cli.listening import check_token, is_token, wrong_sender
 from vlltr_index.cli.ui.service import MAX_TOGETHER
 
 POLICY = (
@@ -87,7 +87,7 @@ class Guard:
         self._app = app
         self._page = page
         self._folder = folder
-        self._token = token
+        self._token = token and check_token(token, "the token of the page")
         self._names = names
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from vlltr_index.data.text import clean_name
+from vlltr_index.data.text import clean_name, folded
 from vlltr_index.data.writing import write_file
 from vlltr_index.embedding.loading import run_folder
 from vlltr_index.errors import InputError, UsageError, VlltrError
@@ -28,7 +28,6 @@ from vlltr_index.pipelines.review.files import sources_of, thumbnail_of
 from vlltr_index.pipelines.review.folder import review_folder
 from vlltr_index.pipelines.review.queue import Beside, Entry, Review, review
 from vlltr_index.pipelines.review.sitting import Decision, Settled, Sitting, key_of, pictures_of, still_open
-from vlltr_index.store.class_table import folded
 from vlltr_index.wording import plural
 
 if TYPE_CHECKING:

@@ -278,7 +278,7 @@ def test_refusals_leave_the_workspace_as_it_was(trained: Workspace, pictures: Pa
         (
             [NewClass("okapi", (" ",), images=(broken,))],
             "nothing is known of class 'okapi': no sentence and no readable image"
-            f"\n  {broken}: not a JPEG, PNG, WebP, BMP, GIF or TIFF image, or damaged",
+            f"; {broken}: not a JPEG, PNG, WebP, BMP, GIF or TIFF image, or damaged",
         ),
         (
             [NewClass("okapi", ("x",), aliases=(known,))],

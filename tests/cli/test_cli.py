@@ -69,7 +69,7 @@ def test_every_command_has_help_and_a_docs_entry() -> None:
             2,
             "Error: --from PATH says all about its classes: --sentence, --text, --images and",
         ),
-        (("-w", "{ws}", "predict", "x.png"), 1, "\nBefore that: vlltr ingest images PATH --split train\n"),
+        (("-w", "{ws}", "predict", "x.png"), 1, "   (before that: vlltr ingest images PATH --split train)\n"),
         (
             ("predict", "x.png", "--engine", "ray"),
             2,

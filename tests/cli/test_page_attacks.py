@@ -22,6 +22,7 @@ import pytest
 from filelock import FileLock
 
 from vlltr_index.cli.ui import server
+from vlltr_index.errors import UsageError
 from vlltr_index.store.workspace import Workspace
 
 pytestmark = pytest.mark.slow  # Gradio is of [test-all]
@@ -99,6 +100,15 @@ def site(trained_once: Path) -> Iterator[Site]:
     with served(Workspace.open(trained_once)) as made:
         yield made
     assert Workspace.open(trained_once).history.ids() == before
+
+
+@pytest.mark.parametrize("token", ["schl\u00fcssel", "two words", "\u200b"])
+def test_a_token_that_no_request_can_have_is_refused(token: str) -> None:
+    """Before the page is served."""
+    from vlltr_index.cli.ui.guard import Guard
+
+    with pytest.raises(UsageError, match="the token of the page has white space or a character beyond ASCII"):
+        Guard(None, None, "", token)
 
 
 def named(uploaded: str, foreign: Sequence[str]) -> Iterator[Any]:

@@ -300,6 +300,19 @@ def test_a_class_of_any_name_can_be_removed(trained: Workspace, name: str) -> No
         assert server.change("DELETE", f"/classes?{query}").status_code == 200
 
 
+@pytest.mark.parametrize("name", ["oka\u200bpi", "\u202eokapi\u00ad", " oka\u0301pi\ufeff", "OKAPI\t(adult)"])
+def test_a_class_is_found_under_the_name_it_was_added_with(trained: Workspace, name: str) -> None:
+    """Also where the name has characters that are dropped from it."""
+    with served(trained, write=True) as server:
+        form = {"name": [name], "sentences": [TEXT]}
+        assert server.change("POST", "/classes", form).status_code == 200
+        assert server.change("POST", "/classes", form).status_code == 422, "it is there already"
+        more = {"name": [name], "sentences": ["Its legs are striped."]}
+        assert server.change("POST", "/sentences", more).status_code == 200
+        query = urlencode({"name": name})
+        assert server.change("DELETE", f"/classes?{query}").status_code == 200
+
+
 def test_a_file_that_is_gone_is_not_named(
     trained: Workspace, pictures: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -509,6 +522,27 @@ def test_tokens_of_a_program(trained_once: Path) -> None:
             (),
             {"VLLTR_TOKEN": "short"},
             "VLLTR_TOKEN has 5 characters; a token that nobody guesses has 16 at least",
+        ),
+        ((), {"VLLTR_TOKEN": ""}, "VLLTR_TOKEN is empty: no request can match it"),
+        (
+            (),
+            {"VLLTR_TOKEN": "a token of some words"},
+            "VLLTR_TOKEN has white space or a character beyond ASCII at position 2",
+        ),
+        (
+            (),
+            {"VLLTR_TOKEN": f"{READ}\n"},
+            "VLLTR_TOKEN has white space or a character beyond ASCII at position 33",
+        ),
+        (
+            (),
+            {"VLLTR_TOKEN": "\udcff" * 32},
+            "VLLTR_TOKEN has white space or a character beyond ASCII at position 1",
+        ),
+        (
+            ("--write",),
+            {"VLLTR_WRITE_TOKEN": "schl\u00fcssel" * 4},
+            "VLLTR_WRITE_TOKEN has white space or a character beyond ASCII at position 5",
         ),
         (
             ("--write",),

@@ -167,7 +167,7 @@ def test_without_a_network_the_error_says_how_to_use_a_file(
         Encoder.load(name, rest)
     assert str(caught.value) == (
         f"the weights {model} are not on this machine, and cannot be downloaded: "
-        f"ConnectionError: no route to host\n{way}\n"
+        f"ConnectionError: no route to host\n{way}. "
         "An encoder that ships with this program: --encoder vlltr-tiny:glyphs (trained on drawn characters, for trying "
         "the commands; not for photographs)."
     )

@@ -15,6 +15,7 @@ from tests.support.commands import run
 from vlltr_index.data.text import (
     class_prompts,
     clean_name,
+    folded,
     normalise_text,
     prompt_templates,
     sentence_id,
@@ -64,6 +65,22 @@ def test_bad_class_names_are_refused() -> None:
         clean_name(" \u200b", "a.csv:3")
     with pytest.raises(InputError, match="a class name of 201 characters: 'xxx"):
         clean_name("x" * 201, "a.csv:3")
+
+
+@given(
+    st.text(
+        st.characters(exclude_categories=[]) | st.sampled_from("\u200b\u202e\ufeff\u0345\u01f0\u0301 \x1c")
+    )
+)
+def test_a_name_is_found_again_however_it_is_typed(text: str) -> None:
+    """Cleaning and folding drop the same characters, and neither changes its own result."""
+    assert folded(folded(text)) == folded(text)
+    try:
+        name = clean_name(text, "x")
+    except InputError:
+        return
+    assert clean_name(name, "x") == name
+    assert folded(name) == folded(text)
 
 
 # Splitting

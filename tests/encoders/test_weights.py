@@ -62,7 +62,7 @@ def test_hostile_pickles_do_not_run(tmp_path: Path, zipped: bool) -> None:
     assert str(caught.value) == (
         f"{path} is refused: it is damaged, or holds more than tensors, and loading it could run code "
         "(UnpicklingError)\n"
-        "Fetch or copy it again, unpack it if it is an archive, or save its weights as .safetensors.\n"
+        "Fetch or copy it again, unpack it if it is an archive, or save its weights as .safetensors. "
         f"If it is a checkpoint of the VL-LTR release: vlltr import release {path}"
     )
 

@@ -14,7 +14,17 @@ from tests.support.commands import run
 from tests.support.pages import Page
 from tests.support.reports import spoil
 from vlltr_index.errors import InputError, MissingStepError, UsageError
-from vlltr_index.evaluation.records import Curves, Measured, Missing
+from vlltr_index.evaluation.records import (
+    Anchor,
+    AnchorList,
+    ClassAnchors,
+    Curves,
+    Measured,
+    Missing,
+    Problem,
+    Quarantine,
+    Report,
+)
 from vlltr_index.evaluation.report import render
 from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.evaluate import evaluate
@@ -132,6 +142,26 @@ def test_nothing_is_fetched_and_nothing_is_run(full: Workspace, tmp_path: Path) 
     titles = re.findall(r"<title>([^<]*)</title>", html)
     assert any("&lt;script&gt;" in t for t in titles)
     assert "&lt;i&gt;broken.png" in html
+
+
+def test_what_cannot_be_seen_in_a_name_is_escaped() -> None:
+    """Line feeds, escapes, direction marks and characters without ink, wherever the report shows a name."""
+    evil = "owl\n\x1b[31m\u202egnp\u200b"
+    missing = Missing(evil, f"Run: vlltr {evil}")
+    html = render(
+        Report(
+            title=evil,
+            split="test",
+            facts=((evil, evil),),
+            notes=(evil,),
+            measured=missing,
+            curves=(missing,),
+            anchors=AnchorList(((evil, (ClassAnchors(evil, 1, (Anchor(evil, evil, 0.5),), 0),)),), 1, 1, 1),
+            quarantine=Quarantine(1, ((evil, 1),), (Problem(evil, "train", evil),)),
+        )
+    )
+    assert html.count("owl\\u000a\\u001b[31m\\u202egnp\\u200b") >= 12
+    assert not re.search("owl\n|[\x1b\u202e\u200b]", html)
 
 
 def test_parts_that_are_not_there_name_their_command(trained: Workspace, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -199,6 +200,24 @@ def test_files(spoilt: Workspace, tmp_path: Path) -> None:
         check_targets([tmp_path / "queue.txt"])
     with pytest.raises(InputError, match="no such folder"):
         check_targets([tmp_path / "no" / "queue.csv"])
+
+
+def test_a_sheet_shows_what_cannot_be_seen_in_names(tmp_path: Path) -> None:
+    """Line feeds, escapes, direction marks and characters without ink are escaped; the table has names as they are."""
+    evil = "owl\n\x1b[31m\u202egnp\u200b"
+    entry = Entry(
+        evil, "teaches", class_name=evil, likely=((evil, 0.5),), beside=(Beside(evil, class_name=evil),)
+    )
+    found = Review((entry,), {"teaches": 1}, pictures=1, notes=(evil,))
+    snapshot = Workspace.create(tmp_path / "ws", RECIPE).snapshot()
+    write_list(tmp_path / "sheet.html", found, snapshot)
+    html = (tmp_path / "sheet.html").read_text(encoding="utf-8")
+    assert html.count("owl\\u000a\\u001b[31m\\u202egnp\\u200b") >= 6
+    assert not re.search("owl\n|[\x1b\u202e\u200b]", html)
+    write_list(tmp_path / "queue.csv", found, snapshot)
+    with (tmp_path / "queue.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["now"] for row in rows] == [evil, evil]
 
 
 def test_what_lacks(tmp_path: Path, drawn: dict[str, list[bytes]]) -> None:

@@ -27,6 +27,7 @@ def test_lookup_by_name_and_alias(table: ClassTable) -> None:
     for name in ("Tench", "tench", " TENCH ", "Tinca"):
         assert table.lookup(name) == 0
     assert table.lookup("Cafe\u0301") == 4
+    assert table.lookup("\u202ete\u200bnch\ufeff") == 0  # a class never has what `clean_name` drops
     assert (table.lookup("e"), table.lookup("E")) == (1, 2)  # an exact name wins
     assert ClassTable({0: "a", 1: "b"}, {1: ("a",)}).lookup("a") == 0  # and a name over an alias
     assert "tench" in table

@@ -350,7 +350,7 @@ def _faiss() -> Any:
     except (ImportError, RuntimeError) as error:  # RuntimeError: a GPU build that finds no usable driver
         raise MissingStepError(
             f"this kind of index needs FAISS, which cannot be imported: {error}",
-            'Run: pip install "vlltr-index[cpu]" (with an NVIDIA GPU: pip install "vlltr-index[gpu]").\n'
+            'Run: pip install "vlltr-index[cpu]" (with an NVIDIA GPU: pip install "vlltr-index[gpu]"). '
             "Without FAISS: vlltr index --kind torch",
         ) from None
     return faiss

@@ -30,15 +30,15 @@ from vlltr_index.classes.change import (
 from vlltr_index.data.files import read_json, require
 from vlltr_index.data.image_readers import read_images
 from vlltr_index.data.labelled import export_in
-from vlltr_index.data.text import class_prompts, clean_name, normalise_text, sentence_id, text_hash
+from vlltr_index.data.text import class_prompts, clean_name, folded, normalise_text, sentence_id
 from vlltr_index.data.text_readers import sentences_about
 from vlltr_index.errors import InputError, UsageError
 from vlltr_index.schemas.records import ImageRecord, SentenceRecord
 from vlltr_index.schemas.tables import CLASSES, FROM_NAME
-from vlltr_index.store.class_table import folded
+from vlltr_index.store.class_rows import change_class, rename
 from vlltr_index.store.ingestion import sentence_rows
 from vlltr_index.store.tables import one_of
-from vlltr_index.store.taxonomy import merge_nodes, rename_node
+from vlltr_index.store.taxonomy import merge_nodes
 from vlltr_index.wording import plural, preview
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def _write(tx: Transaction, wanted: Sequence[NewClass]) -> Edit:
         if not told and class_id not in seen:
             raise InputError(
                 f"nothing is known of class {one.name!r}: no sentence and no readable image"
-                + "".join(f"\n  {why}" for why in skipped[:_EXAMPLES]),
+                + "".join(f"; {why}" for why in skipped[:_EXAMPLES]),
                 "Give it a --sentence, a --text file, or --images.",
             )
     texts = write_classes(tx, new, skipped)
@@ -269,7 +269,7 @@ def remove_classes(
             raise InputError("no class would be left", "Make a new workspace instead: vlltr init DIR")
         for i in ids:
             gone = [tx.delete(kind, f"class_id = {i}") for kind in ("sentences", "images")]
-            _change_class(tx, i, retired_at=_now())
+            change_class(tx, i, retired_at=_now())
             content = f"{plural(gone[0], 'sentence')} and {plural(gone[1], 'image')}"
             notes.append(f"Removed {table.names[i]!r} (class {i}) with {content}.")
         return Edit(set(ids), images_changed=True, notes=notes)
@@ -302,39 +302,21 @@ def rename_class(workspace: Workspace, old: str, new: str, options: ChangeOption
             )
         if before == name:
             return Edit(shown=[class_id])
-        aliases = [a for a in table.aliases.get(class_id, ()) if a.casefold() != name.casefold()]
-        _change_class(tx, class_id, name=name, aliases=aliases)
-        taken_place = rename_node(tx, before, name)
-        made, gone, kept = _renamed_prompts(tx, class_id, before, name)
+        done = rename(tx, class_id, name)
         notes = [f"Renamed {before!r} to {name!r} (class {class_id})."]
-        if gone:
+        if done.replaced:
+            others = plural(done.kept, "other sentence stays as it is", "other sentences stay as they are")
             notes.append(
-                f"{plural(gone, 'sentence')} made from the old name gave way to {made.num_rows:,} made from the new"
-                f" one; {plural(kept, 'other sentence stays as it is', 'other sentences stay as they are')}."
+                f"{plural(done.replaced, 'sentence')} made from the old name gave way to {done.made.num_rows:,}"
+                f" made from the new one; {others}."
             )
         else:
-            notes.append(f"No sentence was made from the old name; all {kept} stay as they are.")
-        if taken_place:
+            notes.append(f"No sentence was made from the old name; all {done.kept} stay as they are.")
+        if done.in_tree:
             notes.append(f"The tree of classes has a {name!r} already: the class is that now.")
-        return Edit({class_id} if gone else set(), [class_id], made, notes=notes)
+        return Edit({class_id} if done.replaced else set(), [class_id], done.made, notes=notes)
 
     return change(workspace, f"classes rename {old!r} {name!r}", write, options)
-
-
-def _renamed_prompts(tx: Transaction, class_id: int, old: str, new: str) -> tuple[pa.Table, int, int]:
-    """Replace the sentences made from the old name; returns the new rows, how many went, and how many stay."""
-    rows = tx.table("sentences", ["sentence_id", "text_hash", "source"], f"class_id = {class_id}").to_pylist()
-    made = {("prompt", text_hash(record.text)) for record in class_prompts(old, tx.recipe.prompts)}
-    made.add(("name", text_hash(old)))
-    gone = {row["sentence_id"]: row["source"] for row in rows if (row["source"], row["text_hash"]) in made}
-    records = class_prompts(new, tx.recipe.prompts) if "prompt" in gone.values() else []
-    if "name" in gone.values():
-        records = [*records, SentenceRecord(new, new, "name")]
-    stay = {row["sentence_id"] for row in rows} - gone.keys()
-    tx.delete("sentences", one_of("sentence_id", gone))
-    new_rows = sentence_rows({class_id: records}, known=stay.__contains__)
-    tx.upsert("sentences", new_rows)
-    return new_rows, len(gone), len(stay)
 
 
 def merge_classes(
@@ -362,10 +344,10 @@ def merge_classes(
         known = [*table.aliases.get(kept, ()), table.names[gone], *table.aliases.get(gone, ())]
         aliases: dict[str, str] = {}
         for alias in known:
-            aliases.setdefault(alias.casefold(), alias)
-        aliases.pop(name.casefold(), None)
-        _change_class(tx, kept, aliases=list(aliases.values()))
-        _change_class(tx, gone, retired_at=_now(), aliases=[])
+            aliases.setdefault(folded(alias), alias)
+        aliases.pop(folded(name), None)
+        change_class(tx, kept, aliases=list(aliases.values()))
+        change_class(tx, gone, retired_at=_now(), aliases=[])
         merge_nodes(tx, name, table.names[gone])
         merged = {i: kept if to == gone else to for i, to in tx.commit.info.merged.items()}
         merged[gone] = kept
@@ -568,12 +550,6 @@ def with_trained_note(report: ChangeReport) -> ChangeReport:
             " change into account. To train it again: vlltr refit"
         )
     return report
-
-
-def _change_class(tx: Transaction, class_id: int, **fields: Any) -> None:
-    """Update some fields of a class."""
-    row = tx.table("classes", where=f"class_id = {class_id}").to_pylist()[0]
-    tx.upsert("classes", pa.Table.from_pylist([{**row, **fields}], schema=CLASSES))
 
 
 def _chosen_ids(given: Sequence[str], there: Sequence[str], what: str, where: str) -> list[str]:

@@ -347,6 +347,11 @@ def _check_columns(path: Path | str, columns: Sequence[str], needed: Sequence[st
             )
 
 
+def kept_ref(place: str, why: str) -> str | None:
+    """Return the `ref` of a `Skipped` file: its place, or None where a link leaves the folder and the file is gone."""
+    return None if why == LINK else place
+
+
 def unfit(path: str, root: Path, follow_links: bool = False) -> str:
     """Return why a path is no usable file below `root`, a resolved path; empty if it is one, and no link out of it.
 

@@ -21,6 +21,7 @@ from vlltr_index.data.files import (
     check_image_column,
     files_below,
     is_hidden,
+    kept_ref,
     open_parquet,
     require,
     rows_at_once,
@@ -156,7 +157,7 @@ def _by_folder(
                 why = error.message.removeprefix(f"{where}: ")
         if not label:
             links += why == LINK
-            yield Skipped(where, why or "an image outside every class folder", where)
+            yield Skipped(where, why or "an image outside every class folder", kept_ref(where, why))
         else:
             found += 1
             yield ImageRecord(f"{label}/{name}" if class_name else name, where, label, split)
@@ -207,7 +208,7 @@ def _listed(
             if not example:
                 example = f", for example {full}: {why}"
                 hint = _placing(misplaced) if why == misplaced else MEND_ROWS
-            yield Skipped(row.where, f"{row.entry}: {why}" if row.entry else why, full)
+            yield Skipped(row.where, f"{row.entry}: {why}" if row.entry else why, kept_ref(full, why))
             continue
         own = row.split or split
         if own is None:

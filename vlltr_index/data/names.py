@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from vlltr_index.data.files import checked, read_json, read_lines, require
-from vlltr_index.data.text import clean_name
+from vlltr_index.data.text import clean_name, folded
 from vlltr_index.errors import InputError
 
 _WORDNET = re.compile(r"(n\d{8})[\s,:]+(?:(\d+)\s+(?=\S+$))?(\S.*)")
@@ -55,12 +55,12 @@ class ClassNames:
             InputError: There is no name, or two classes have one name and there are no keys.
         """
         given = tuple(names)
-        count = Counter(map(str.casefold, given))
+        count = Counter(map(folded, given))
         if keys:
             given = tuple(
-                f"{n} ({k})" if count[n.casefold()] > 1 else n for n, k in zip(given, keys, strict=True)
+                f"{n} ({k})" if count[folded(n)] > 1 else n for n, k in zip(given, keys, strict=True)
             )
-        taken = Counter(map(str.casefold, given))
+        taken = Counter(map(folded, given))
         if not given or len(taken) < len(given):
             twice = f": two labels have one name, {taken.most_common(1)[0][0]!r}" if given else " is empty"
             raise InputError(f"{where}{twice}", _LAYOUTS)
@@ -68,8 +68,8 @@ class ClassNames:
         if aliases is not None:
             others = [tuple(row) for row in aliases]
         for row in others:
-            taken.update({*map(str.casefold, row)})
-        unique = [tuple(alias for alias in row if taken[alias.casefold()] == 1) for row in others]
+            taken.update({*map(folded, row)})
+        unique = [tuple(alias for alias in row if taken[folded(alias)] == 1) for row in others]
         return cls(given, tuple(unique), where)
 
     def __len__(self) -> int:

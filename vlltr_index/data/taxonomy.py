@@ -8,7 +8,7 @@ from typing import Any
 
 from vlltr_index.data.files import read_rows, require
 from vlltr_index.data.names import read_categories
-from vlltr_index.data.text import clean_name
+from vlltr_index.data.text import clean_name, folded
 from vlltr_index.errors import InputError
 from vlltr_index.schemas.records import Taxon
 
@@ -69,9 +69,9 @@ def _categories(path: Path) -> Iterator[Taxon]:
             parent = called.get(names[: depth - 1])
             name = names[depth - 1]
             species = depth == len(_RANKS)
-            if name.casefold() in taken and not species:
+            if folded(name) in taken and not species:
                 name = f"{name} ({parent})"
             common = str(row.get("common_name") or "").strip() if species else ""
             called[names[:depth]] = name
-            taken.add(name.casefold())
+            taken.add(folded(name))
             yield Taxon(name=name, parent=parent, rank=rank, aliases=(common,) if common else (), where=where)

@@ -101,6 +101,11 @@ def clean_name(name: str, where: str) -> str:
     return cleaned
 
 
+def folded(name: str) -> str:
+    """Normalise a name for comparison without regard to case: names that `clean_name` makes equal are equal here."""
+    return normalise_text(normalise_text(name).casefold())  # a casefold may have parts that NFC composes
+
+
 def check_split(split: str) -> str:
     """Check the name of a split, and return it.
 

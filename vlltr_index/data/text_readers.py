@@ -18,6 +18,7 @@ from vlltr_index.data.files import (
     checked,
     decode,
     files_below,
+    kept_ref,
     parse_json,
     read_bytes,
     read_json,
@@ -27,7 +28,7 @@ from vlltr_index.data.files import (
     unfit,
 )
 from vlltr_index.data.names import ClassNames, read_class_names
-from vlltr_index.data.text import MAX_SENTENCE, clean_name, normalise_text, split_sentences
+from vlltr_index.data.text import MAX_SENTENCE, clean_name, folded, normalise_text, split_sentences
 from vlltr_index.data.wikipedia_text import DROPPED_SECTIONS, sections
 from vlltr_index.errors import InputError
 from vlltr_index.schemas.records import SentenceRecord, Skipped
@@ -96,7 +97,7 @@ def class_sentences(path: Path, class_name: str) -> tuple[list[SentenceRecord], 
     """
     name = clean_name(class_name, "--text")
     found = list(_read_file(require(path), name))
-    ours = [item for item in found if str(item.class_name).casefold() == name.casefold()]
+    ours = [item for item in found if folded(str(item.class_name)) == folded(name)]
     sentences = [item for item in ours if isinstance(item, SentenceRecord)]
     skipped = [item for item in ours if isinstance(item, Skipped)]
     if not sentences:
@@ -206,7 +207,7 @@ def _read_folder(folder: Path) -> _Items:
     for file, why in files:
         parts = file.relative_to(folder).parts
         if why:
-            yield Skipped(str(file), why, "/".join(parts))
+            yield Skipped(str(file), why, kept_ref("/".join(parts), why))
             continue
         name = clean_name(file.stem if len(parts) == 1 else parts[0], str(file))
         text = decode(read_bytes(file), str(file))
@@ -266,7 +267,7 @@ def read_release_corpus(folder: Path, names: ClassNames) -> _Items:
         path = files.get(number, place / f"desc_{number}.txt")
         why = unfit(str(path), folder.resolve())
         if why:
-            there = path.name if os.path.lexists(path) else None
+            there = kept_ref(path.name, why) if os.path.lexists(path) else None
             yield Skipped(str(path), f"{why}: the class {name!r} has no text here", there)
             continue
         data = read_bytes(path)

@@ -177,7 +177,7 @@ def make_tokenizer(config: dict[str, Any], folder: Path | None = None) -> Tokeni
     except Exception as error:  # transformers raises many kinds of errors
         raise EncoderError(
             f"the tokenizer {source} cannot be loaded: {type(error).__name__}: {str(error).partition(chr(10))[0]}",
-            "It is a Hugging Face tokenizer: it needs a network the first time, or its files beside\n"
+            "It is a Hugging Face tokenizer: it needs a network the first time, or its files beside "
             "open_clip_config.json: vlltr init DIR --encoder local-dir:FOLDER",
         ) from error
 

@@ -139,7 +139,7 @@ def load_checkpoint(path: Path, allowed: Sequence[type] = ()) -> Any:
                 f'{path.with_suffix(".safetensors").name!r})"'
             )
         elif not allowed:
-            hint += f"\nIf it is a checkpoint of the VL-LTR release: vlltr import release {path}"
+            hint += f" If it is a checkpoint of the VL-LTR release: vlltr import release {path}"
         raise EncoderError(
             f"{path} is refused: it is damaged, or holds more than tensors, and loading it could run code "
             f"({type(error).__name__})",
@@ -307,7 +307,7 @@ def _how_to_get(model: str, tag: Config) -> str:
     fetch = f"hf download {repository}" if repository else str(tag.get("url") or "download them")
     return (
         f"Without a network: where there is one, fetch them "
-        f"({fetch}), copy the file here, and name it: --encoder {model}:/path/to/open_clip_model.safetensors\n"
+        f"({fetch}), copy the file here, and name it: --encoder {model}:/path/to/open_clip_model.safetensors. "
         f"{_SHIPS}"
     )
 
@@ -351,7 +351,7 @@ def read_source(model: str, pretrained: str | None) -> Source:
             _how_to_get(model, _tag(model, pretrained or ""))
             if folder is None and scheme != "hf-hub"
             else "Without a network, copy the file here and name it instead: "
-            f"vlltr init DIR --encoder MODEL:/path/to/open_clip_model.safetensors\n{_SHIPS}",
+            f"vlltr init DIR --encoder MODEL:/path/to/open_clip_model.safetensors. {_SHIPS}",
         ) from error
     config["preprocess_cfg"] = preprocessing(tag)
     source = Source(model, config, read_weights(path), what)

@@ -20,7 +20,7 @@ from vlltr_index.embedding.vectors import load_sources
 from vlltr_index.errors import InputError, MissingStepError
 from vlltr_index.evaluation.charts import Chart, accuracy_chart, gain_chart, loss_chart, reliability_chart
 from vlltr_index.evaluation.records import Curves, Gains, Measured, Missing, Report, Thumbnail
-from vlltr_index.wording import NOTHING_KNOWN, UNKNOWN, plural
+from vlltr_index.wording import NOTHING_KNOWN, UNKNOWN, plural, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,10 +51,14 @@ def render(report: Report) -> str:
 
 @cache
 def environment(package: str) -> Environment:
-    """Make the template environment of a package, which escapes every value, with the filters that pages share."""
+    """Make the template environment of a package, with the filters that pages share.
+
+    It escapes every value, and what cannot be seen in a text (`wording.shown`); `|e` is for exact values.
+    """
     made = Environment(
         loader=PackageLoader(package),
         autoescape=True,
+        finalize=lambda value: shown(value) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,

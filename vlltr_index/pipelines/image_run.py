@@ -317,17 +317,31 @@ class ImageRun:
         """Say whether an image, or its class, was removed by hand since the source gave it; it stays known, then."""
         if self.past is None or (self.asked or item.split, item.source) in self.past:
             return False
-        ids = [ingestion.image_id(split, item.source) for split in ("train", "test", item.split)]
+        places = [(split, name) for name in self._names(item) for split in ("train", "test", item.split)]
+        ids = {ingestion.image_id(*place): place for place in places}
         before = next((i for i in ids if i in self.source.before and i not in self.stored), None)
         if before is None:
             return False
         origin = self.source.before[before]
-        if item.class_name != origin.label:
+        if not self._same_label(item.class_name, origin.label):
             return False
-        self.origins[before] = origin
+        key = ingestion.image_id(ids[before][0], item.source)
+        self.origins[key] = origin._replace(row_key=key, label=item.class_name)
         if origin.class_id is not None:
             self.left.add(origin.class_id)
         return True
+
+    def _names(self, item: ImageRecord) -> list[str]:
+        """Return the name of an image in the source, and that before its class folder was written in another case."""
+        label = item.class_name or ""
+        old = self.source.respelt.get(label)
+        if old is None or not item.source.startswith(f"{label}/"):
+            return [item.source]
+        return [item.source, f"{old}{item.source.removeprefix(label)}"]
+
+    def _same_label(self, label: str | None, before: str | None) -> bool:
+        """Say whether the source gives an image the class name that it gave before, be it in another case."""
+        return label == before or (label is not None and self.source.respelt.get(label) == before)
 
     def _delete(self, keys: set[str]) -> None:
         """Delete rows, but for those that were written in this run."""
@@ -440,7 +454,8 @@ class ImageRun:
         if there.class_id == given:
             return
         now = "none" if there.class_id is None else repr(names[there.class_id])
-        if label == before.label and there.content == row["content_hash"]:
+        same = self._same_label(label, before.label)
+        if same and there.content == row["content_hash"]:
             row["class_id"] = there.class_id
             self.counts["corrected"] += 1
             self.notes.add(
@@ -451,7 +466,7 @@ class ImageRun:
         self.left.update([] if there.class_id is None else [there.class_id])
         if there.class_id != before.class_id:
             self.counts["overruled"] += 1
-            what = f"moved to {label!r}" if label != before.label else "another picture"
+            what = "another picture" if same else f"moved to {label!r}"
             self.notes.add("overruled", f"corrected to {now} before, and {what} since: {row['uri']}")
 
     def remove_gone(self, agreed: Agreed) -> None:

@@ -27,6 +27,7 @@ from vlltr_index.pipelines.image_run import EXAMPLES, ImageRun, Listing, Notes, 
 from vlltr_index.pipelines.removal import Agreed, remove_sentences, retire, without_images
 from vlltr_index.schemas.records import SentenceRecord, Skipped
 from vlltr_index.store import ingestion
+from vlltr_index.store.class_rows import rename
 from vlltr_index.store.origins import Origin, Source
 from vlltr_index.wording import plural, preview
 
@@ -147,7 +148,7 @@ def ingest_images(
         labels = listing.labels
         if group is not None:
             _check_grouping(grouping, listing, path)
-        removed = source.removed(labels) if sync else set[str]()
+        removed = source.removed(source.respell(labels)) if sync else set[str]()
         fresh = {name for name, where in labels.items() if create_classes or "train" in where} - removed
         classes = ingestion.resolve_classes(tx, list(labels), lambda name: name in fresh, source.classes)
         if given and names:
@@ -165,12 +166,32 @@ def ingest_images(
             grouped_before=last,
         )
         items_again = None if gone else partial(read, with_data=True)
+        run.notes.lines += _follow_case(tx, source, classes, fresh)
         run.bring_in(listing, items_again, Agreed(agree, dry_run) if sync else None)
         run.compare(names, labels)
         retired = retire(tx, run.left) if sync else []
         prompts, step = _prompt(run, workspace.address, before)
         report = _image_report(run, str(path), len(before), prompts=prompts, retired=retired, dry_run=dry_run)
         return replace(report, next_step=None if dry_run else step)
+
+
+def _follow_case(
+    tx: Transaction, source: Source, classes: Mapping[str, int | None], may_rename: Collection[str]
+) -> list[str]:
+    """Rename the classes whose names a source writes in another case than before; return a note on each.
+
+    A class that was renamed by hand, or has its name from another source, keeps it.
+    """
+    notes = []
+    names = tx.class_table().names
+    for new, old in list(source.respelt.items()):
+        class_id = classes[new]
+        if class_id != source.classes.get(old):  # another class has that very name
+            del source.respelt[new]
+        elif class_id is not None and names[class_id] == old and new in may_rename:
+            rename(tx, class_id, new)
+            notes.append(f"class {old!r} is renamed to {new!r}, as in the source")
+    return notes
 
 
 def _check_grouping(grouping: Grouping, listing: Listing, path: Path | str) -> None:

@@ -12,10 +12,10 @@ import pyarrow as pa
 
 from vlltr_index.data.names import ClassNames
 from vlltr_index.data.taxonomy import read_taxonomy
+from vlltr_index.data.text import folded
 from vlltr_index.errors import InputError, UnknownClassError
 from vlltr_index.schemas.records import Taxon
 from vlltr_index.schemas.tables import TAXONOMY
-from vlltr_index.store.class_table import folded
 from vlltr_index.store.ingestion import known_names, note_aliases
 from vlltr_index.store.taxonomy import Taxonomy, load_taxonomy, misplaced
 from vlltr_index.wording import plural, preview

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from vlltr_index.data.decoding import open_image
 from vlltr_index.data.writing import whole_file
 from vlltr_index.errors import InputError, UsageError
+from vlltr_index.wording import shown
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 _SIDE = 160  # pixels of a picture, at most
@@ -136,9 +137,9 @@ def _fit(
     draw: ImageDraw.ImageDraw, text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont
 ) -> str:
     """Put `text` on one line, cut with three dots if it is too long."""
-    text = " ".join(text.split())[:_LONGEST]
-    shown = text
-    while draw.textlength(shown, font) > width and text:
+    text = shown(" ".join(text.split()))[:_LONGEST]
+    fitting = text
+    while draw.textlength(fitting, font) > width and text:
         text = text[:-1].rstrip()
-        shown = text + "..."
-    return shown
+        fitting = text + "..."
+    return fitting

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import shlex
-import unicodedata
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from vlltr_index.data.text import folded
 from vlltr_index.errors import UnknownClassError
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-
-def folded(name: str) -> str:
-    """Normalise a name for comparison without regard to case and blanks."""
-    return " ".join(unicodedata.normalize("NFC", name).casefold().split())
 
 
 @dataclass(frozen=True)

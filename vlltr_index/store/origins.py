@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlltr_index.data.objects import is_address
-from vlltr_index.data.text import sentence_id
+from vlltr_index.data.text import folded, sentence_id
 from vlltr_index.schemas.tables import ORIGINS
 from vlltr_index.store.ingestion import image_id
 from vlltr_index.store.tables import quote
@@ -56,6 +56,7 @@ class Source:
         before: What it gave before, by the id of the row (of an image without the suffix of its side), also where the
             row is gone.
         classes: By its name, the class that it gave last.
+        respelt: By the name of a class that it writes in another case than before, the name before; see `respell`.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Source:
         used = set(tx.class_table().ids)
         given = ((one.label, one.class_id) for one in self.before.values())
         self.classes = {label: i for label, i in given if label is not None and i is not None and i in used}
+        self.respelt: dict[str, str] = {}
 
     def _by_row(self, rows: pa.Table) -> Iterator[tuple[str, Origin]]:
         """Yield what was given, by the id of the row."""
@@ -98,11 +100,23 @@ class Source:
         """Ids of the rows that other sources gave."""
         return self._others.keys()
 
+    def respell(self, names: Collection[str]) -> Collection[str]:
+        """Find those of its class names that replace one of before, which differs by case alone; return all names."""
+        before = {one.label for one in self.before.values() if one.label is not None}
+        left = {folded(label): label for label in sorted(before.difference(names))}
+        for name in names:
+            if name not in before and folded(name) in left:
+                self.respelt[name] = old = left.pop(folded(name))
+                if old in self.classes:
+                    self.classes[name] = self.classes[old]
+        return names
+
     def removed(self, names: Iterable[str]) -> set[str]:
         """Return those of its class names whose class was removed since it gave it."""
         table = self._tx.class_table()
         given = {one.label for one in self.before.values()}.difference(self.classes)
-        return {name for name in names if name in given and table.find(name) is None}
+        there = (name for name in names if table.find(name) is None)
+        return {name for name in there if self.respelt.get(name, name) in given}
 
     def moved_here(self, found: Collection[str]) -> set[str]:
         """Return the ids of all rows of those sources that are gone, and two thirds of whose rows are `found` here."""

@@ -220,8 +220,8 @@ class Store:
         with self._table(name, "written") as table:
             if not (found := _plain(table.schema)).equals(_plain(schema)):
                 raise WorkspaceError(
-                    f"table {name!r} in {self.uri} has the columns\n{found}\n"
-                    f"and this program expects\n{_plain(schema)}",
+                    f"table {name!r} in {self.uri} has the columns {', '.join(map(str, found))};"
+                    f" this program expects {', '.join(map(str, _plain(schema)))}",
                     "Make a new workspace: vlltr init DIR",
                 )
             if key is not None and _KEY_MARK not in (table.schema.field(key).metadata or {}):

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from vlltr_index.data.text import folded
 from vlltr_index.schemas.records import Taxon
-from vlltr_index.store.class_table import folded
 
 if TYPE_CHECKING:
     from vlltr_index.store.class_table import ClassTable

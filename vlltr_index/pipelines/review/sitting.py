@@ -17,10 +17,10 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from vlltr_index.classes import ChangeOptions, ChangeReport, Decisions
 from vlltr_index.classes.change import Edit
 from vlltr_index.classes.deciding import changed, edit_of
+from vlltr_index.data.text import folded
 from vlltr_index.data.writing import sync
 from vlltr_index.embedding.loading import run_folder
 from vlltr_index.errors import InputError, WorkspaceError, reason, write_error
-from vlltr_index.store.class_table import folded
 from vlltr_index.wording import plural, preview
 
 if TYPE_CHECKING:

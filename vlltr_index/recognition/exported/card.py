@@ -18,6 +18,7 @@ from vlltr_index.recognition.exported.checks import CARD
 from vlltr_index.schemas.exported import LIBRARY
 from vlltr_index.schemas.manifests import Manifest
 from vlltr_index.schemas.records import FEW_UNITS
+from vlltr_index.wording import shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -44,7 +45,7 @@ _TABLES = ("anchors", "class_stats")
 
 def plain(text: object) -> str:
     """Escape any text as one line of Markdown without markup, HTML or table syntax."""
-    line = " ".join(str(text).split())
+    line = shown(" ".join(str(text).split()))
     return _SPECIAL.sub(r"\\\1", html.escape(line, quote=False))
 
 
