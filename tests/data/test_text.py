@@ -38,6 +38,13 @@ def test_text_is_normalised() -> None:
     )
 
 
+def test_combining_marks_are_composed_in_linear_time() -> None:
+    """A million of them in a row would keep the standard library's normalisation for an hour."""
+    marks = "\u0301\u0316"
+    assert normalise_text(f"e{marks * 300}") == unicodedata.normalize("NFC", f"e{marks * 300}")
+    assert len(normalise_text(f"e{marks * 500_000}")) == 1_000_000
+
+
 @given(st.text(st.characters(exclude_categories=[])))
 def test_normalising_is_idempotent_and_clean(text: str) -> None:
     """Normalised text is encodable NFC, without control characters, and stays as it is."""
@@ -138,6 +145,8 @@ def test_chinese_and_japanese_sentences_need_no_space_between(sentences: list[st
 def test_hostile_text_is_split_in_linear_time() -> None:
     """Runs without white space, which would cost quadratic time, are kept in one piece."""
     assert split_sentences("a?!" * 100_000) == ["a?!" * 100_000]
+    heading = f"=a{'=' * 500_000}b"
+    assert split_sentences(f"{heading}\n{heading}=") == [heading]
     assert split_sentences("") == split_sentences(" \n\n ") == split_sentences("...\n---") == []
 
 

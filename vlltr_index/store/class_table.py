@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shlex
-import unicodedata
+from collections import defaultdict
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from vlltr_index.data.text import composed
 from vlltr_index.errors import UnknownClassError
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 def folded(name: str) -> str:
     """Normalise a name for comparison without regard to case and blanks."""
-    return " ".join(unicodedata.normalize("NFC", name).casefold().split())
+    return " ".join(composed(name).casefold().split())
 
 
 @dataclass(frozen=True)
@@ -63,17 +64,17 @@ class ClassTable:
         return isinstance(name, str) and self.find(name) is not None
 
     @cached_property
-    def _spelled(self) -> dict[tuple[int, str], tuple[int, ...]]:
+    def _spelled(self) -> dict[tuple[int, str], list[int]]:
         """Class ids by exact name (0), exact alias (1), folded name (2), folded alias (3)."""
-        found: dict[tuple[int, str], tuple[int, ...]] = {}
+        found = defaultdict[tuple[int, str], list[int]](list)
         for i in self.ids:
             name = self.names[i]
             aliases = self.aliases.get(i, ())
             spelled = {(0, name), (2, folded(name))}
             spelled |= {(level, key) for alias in aliases for level, key in ((1, alias), (3, folded(alias)))}
             for key in spelled:
-                found[key] = (*found.get(key, ()), i)
-        return found
+                found[key].append(i)
+        return dict(found)
 
     def find(self, name: str) -> int | None:
         """Return the id of the class of that name or alias, or None; case matters only where it decides.
