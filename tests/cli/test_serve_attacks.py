@@ -153,17 +153,18 @@ def test_options_are_read_beside_the_event_loop(
     """While those of one client are read, others are answered."""
     from vlltr_index.cli.serve import app
 
-    answered = threading.Event()
+    reading, answered = threading.Event(), threading.Event()
     no_twins = app.no_twins
 
     def slow(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        reading.set()
         assert answered.wait(30)
         return no_twins(pairs)
 
     monkeypatch.setattr(app, "no_twins", slow)
     with ThreadPoolExecutor(1) as client:
         answer = client.submit(site.predict, pictures / "known-0.png", options='{"top": 1}')
-        time.sleep(0.5)  # until the options are being read
+        assert reading.wait(30)
         assert site.client.get("/health").status_code == 200
         answered.set()
         assert answer.result().status_code == 200

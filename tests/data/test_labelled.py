@@ -201,7 +201,7 @@ def test_pictures_of_a_file(tmp_path: Path) -> None:
     twice = f"two classes for one picture: 'x' ({listing}:2) and 'y' ({listing}:3)"
     assert [(i.where, i.why) for i in items if isinstance(i, Skipped)] == [
         (f"{listing}:2", f"a.png: {twice}"),
-        (f"{listing}:5", "upload/1/0a1b2c3d-c.png: several files have its name: one/c.png, two/c.png"),
+        (f"{listing}:5", "upload/1/0a1b2c3d-c.png: several files have its name: 'one/c.png', 'two/c.png'"),
     ]
 
 

@@ -33,6 +33,7 @@ def test_lookup_by_name_and_alias(table: ClassTable) -> None:
     assert len(table) == 4
 
 
+@pytest.mark.slow
 def test_many_classes_may_have_one_alias() -> None:
     """An exported model may come from anybody."""
     count = 300_000

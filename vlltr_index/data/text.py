@@ -30,9 +30,9 @@ _SPLIT = re.compile(r"[\w.-]{1,64}")
 _DROPPED = re.compile(
     "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff\ud800-\udfff]"
 )
-# What can be composed by itself: no ASCII character is composed with what is before it. The time of `unicodedata` is
-# quadratic in the number of combining marks in a row.
-_PIECE = re.compile(r"[\x00-\x7f]*[^\x00-\x7f]{0,1000}")
+# Letters with the combining marks behind them; no letter is composed with a mark before it.
+_PIECE = re.compile(r"[\w\x00-\x7f]*[^\w\x00-\x7f]{0,100}")
+_SHORT = 1000
 _ABBREVIATIONS = ["approx", "ca", "cf", "cv", "fig", "figs", "spp", "ssp", "subsp", "syn", "var"]
 # Abbreviations of three letters and more that are kept; the splitter's list has thousands of plain words too.
 _COMMON = re.compile(
@@ -73,9 +73,13 @@ _CONSONANT_SOUND = re.compile(
 
 
 def composed(text: str) -> str:
-    """Return text in the form NFC, in linear time: of more than 1,000 characters other than ASCII in a row, each 1,000
-    are composed by themselves.
+    """Return text in the form NFC, in linear time.
+
+    The time of `unicodedata` is quadratic in the number of combining marks in a row. So a text of more than 1,000
+    characters is composed in pieces with at most 100 of them at the end.
     """
+    if len(text) <= _SHORT:
+        return unicodedata.normalize("NFC", text)
     return "".join(unicodedata.normalize("NFC", piece) for piece in _PIECE.findall(text))
 
 
