@@ -96,7 +96,10 @@ def root_of(review: Review) -> str | None:
 
     None if there are no such files; addresses and rows of Parquet files are none.
     """
-    listed = (picture for entry in review.entries for picture in (entry, *entry.beside))
+    listed: list[Entry | Beside] = [
+        *review.entries,
+        *(other for entry in review.entries for other in entry.beside),
+    ]
     files = (one.picture for one in listed if one.image_id is None and os.path.isfile(one.picture))
     folders = {os.path.realpath(os.path.dirname(path)) for path in files}
     return os.path.commonpath(folders) if folders else None
