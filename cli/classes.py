@@ -268,7 +268,7 @@ def remove_images(context: Context, /, **how: Any) -> None:
 @click.option("--root", "list_root", type=DIR, help="Base of the file's paths; default: its own folder.")
 @click.option("--names", "label_names", type=FILE, help="Names of numeric labels, as for `ingest images`.")
 @click.option("--create-classes", is_flag=True, help="Make classes for unknown names, known by their images.")
-@click.option("--add", is_flag=True, help="Take in pictures that the workspace does not have, to train on.")
+@click.option("--add", is_flag=True, help="Take in pictures in --root that the workspace does not have.")
 @dry_run_option
 @device_option
 @pass_context

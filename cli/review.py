@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -32,10 +33,10 @@ def review_command(context: Context, folders: tuple[str, ...], top: int, outs: t
     With FOLDER pictures without labels (folders, images, patterns, lists, Parquet files): groups that no class stands
     for, then those whose label would teach most.
 
-    In the table write the class of each picture that you looked at into the column class, then run `vlltr images
-    relabel FILE` (with FOLDER: `--add`). `vlltr ui` shows the list one by one.
+    In the table write the class of each picture that you looked at into the column class, then run the command that is
+    printed: `vlltr images relabel FILE` (with FOLDER: `--add --root DIR`). `vlltr ui` shows the list one by one.
     """
-    from vlltr_index.pipelines.review.files import check_targets, write_list
+    from vlltr_index.pipelines.review.files import check_targets, root_of, write_list
     from vlltr_index.pipelines.review.folder import review_folder
     from vlltr_index.pipelines.review.queue import review
 
@@ -48,5 +49,16 @@ def review_command(context: Context, folders: tuple[str, ...], top: int, outs: t
     for path in outs:
         write_list(path, found, workspace.snapshot())
     context.show(found, always=True)
+    root = root_of(found) if folders else None
     for path in outs:
         context.say(f"Wrote {path}.")
+        if path.suffix.lower() == ".csv" and (root or not folders):
+            command = _relabel(context.workspace, path, root)
+            context.say(f"Write classes into its column class, then run: {command}")
+
+
+def _relabel(workspace: str | None, path: Path, root: str | None) -> str:
+    """Return the command that takes a table back; `root`: the folder of the pictures that it takes in."""
+    chosen = () if workspace is None else ("-w", workspace)
+    adding = () if root is None else ("--add", "--root", root)
+    return shlex.join(["vlltr", *chosen, "images", "relabel", str(path), *adding])

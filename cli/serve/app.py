@@ -190,7 +190,8 @@ class Reading:
         async with self._forms.read(request, ("options",), "images") as form:
             if not form.files:
                 raise HTTPException(422, "There is no picture: send files in the field 'images'.")
-            options = self._options(form.one("options"), len(form.files))
+            told = form.one("options")
+            options = await asyncio.to_thread(self._options, told, len(form.files))
             answers = await _unless_gone(request, self._batching.predict(form.files, options))
         return _json(answers)
 

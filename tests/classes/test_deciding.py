@@ -11,10 +11,13 @@ from tests.support.changes import World
 from tests.support.pictures import encoded, put
 from vlltr_index.classes import Decisions, add_images, decide, relabel_images, remove_images
 from vlltr_index.cli.render import report_lines
+from vlltr_index.data.files import LINK
+from vlltr_index.data.image_readers import read_images
 from vlltr_index.errors import InputError, MissingStepError
 from vlltr_index.pipelines.history import rollback
 from vlltr_index.pipelines.ingest import ingest_images
 from vlltr_index.schemas.config import Recipe
+from vlltr_index.schemas.records import Skipped
 from vlltr_index.store.workspace import Workspace
 
 
@@ -116,6 +119,60 @@ def test_a_file_takes_pictures_in(workspace: Workspace, tmp_path: Path) -> None:
     assert relabel_images(empty, file, add=True, create_classes=True).added_images == 2
     with pytest.raises(MissingStepError, match="no pictures to relabel"):
         relabel_images(Workspace.create(tmp_path / "other", Recipe(name="test")), file)
+
+
+def test_a_file_takes_in_what_lies_in_its_root_alone(workspace: Workspace, tmp_path: Path) -> None:
+    """`--add`: no path and no link leaves the folder, as for `ingest images`; the root may be named through a link."""
+    tables = tmp_path / "tables"
+    for number, place in enumerate(("tables/in.png", "out/a.png", "out/b.png", "out/c.png", "out/d.png")):
+        put(tmp_path / place, encoded(Image.new("RGB", (5 + number, 5), "green")))
+    (tables / "link.png").symlink_to(tmp_path / "out" / "c.png")
+    (tables / "folder").symlink_to(tmp_path / "out")
+    outside = ["../out/a.png", str(tmp_path / "out/b.png"), "link.png", "folder/d.png"]
+    file = tables / "queue.csv"
+    file.write_text("path,class\n" + "".join(f"{path},owl\n" for path in ["in.png", *outside]))
+    commit = workspace.history.last().id
+    leaving = f"the path leaves the folder {tables}; another is named by --root DIR"
+    reasons = [leaving, leaving, LINK, LINK]
+    report = relabel_images(workspace, file, add=True)
+    assert report.left_out == [
+        f"{file}:{line}: {path}: {why}"
+        for line, (path, why) in enumerate(zip(outside, reasons, strict=True), 3)
+    ]
+    assert (report.added_images, report.not_found) == (1, 4)
+    read = read_images(file, "train")
+    assert [one.why for one in read if isinstance(one, Skipped)] == [
+        f"{path}: {why}" for path, why in zip(outside, reasons, strict=True)
+    ]
+    file.write_text(f"path,class\n{outside[1]},owl\n")
+    with pytest.raises(
+        InputError, match=r"can be relabelled, for example .*: the path leaves .*\n.*--root DIR$"
+    ):
+        relabel_images(workspace, file, add=True)
+    assert workspace.history.last().id == commit + 1
+    (tmp_path / "way").symlink_to(tmp_path)
+    linked = [str(tmp_path / "way" / "out" / f"{name}.png") for name in "abcd"]
+    file.write_text("path,class\n" + "".join(f"{path},owl\n" for path in linked))
+    report = relabel_images(workspace, file, add=True, list_root=tmp_path / "way" / "out")
+    assert (report.added_images, report.left_out) == (4, [])
+    assert {Path(uri).parent for uri in stored_uris(workspace) if "out" in uri} == {tmp_path / "out"}
+
+
+def test_an_upload_is_taken_in_by_its_name(workspace: Workspace, tmp_path: Path) -> None:
+    """`--add`: it lies in whatever folder of the root; one whose content the workspace has is not added again."""
+    put(tmp_path / "shots" / "deep" / "new.png", encoded(Image.new("RGB", (5, 5), "green")))
+    put(tmp_path / "shots" / "deep" / "copy.png", (tmp_path / "data" / "owl" / "0.png").read_bytes())
+    file = tmp_path / "shots" / "tasks.csv"
+    rows = [f"/data/upload/3/0a1b2c3d-{name}.png,owl" for name in ("new", "copy")]
+    file.write_text("\n".join(["image,choice", *rows]))
+    report = relabel_images(workspace, file, add=True)
+    assert (report.added_images, report.same, report.left_out) == (1, 1, [])
+
+
+def stored_uris(workspace: Workspace) -> list[str]:
+    """The paths of all pictures."""
+    uris: list[str] = workspace.snapshot().table("images", ["uri"])["uri"].to_pylist()
+    return uris
 
 
 def test_a_trained_workspace_is_as_after_single_commands(

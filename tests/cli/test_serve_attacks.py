@@ -147,6 +147,41 @@ def test_texts_are_utf_8(site: Served, pictures: Path) -> None:
     assert latin.json() == {"detail": "The field 'options' is not UTF-8."}
 
 
+def test_options_are_read_beside_the_event_loop(
+    site: Served, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While those of one client are read, others are answered."""
+    from vlltr_index.cli.serve import app
+
+    reading, answered = threading.Event(), threading.Event()
+    no_twins = app.no_twins
+
+    def slow(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        reading.set()
+        assert answered.wait(30)
+        return no_twins(pairs)
+
+    monkeypatch.setattr(app, "no_twins", slow)
+    with ThreadPoolExecutor(1) as client:
+        answer = client.submit(site.predict, pictures / "known-0.png", options='{"top": 1}')
+        assert reading.wait(30)
+        assert site.client.get("/health").status_code == 200
+        answered.set()
+        assert answer.result().status_code == 200
+
+
+def test_options_of_many_keys(site: Served, pictures: Path) -> None:
+    """A client may name all of very many classes, and one of them twice, which would take quadratic time to find."""
+    count = 60_000
+    weights = ", ".join(f'"{number}": 1' for number in range(count))
+    answer = site.predict(pictures / "known-0.png", options=f'{{"prior": {{{weights}, "{count - 1}": 1}}}}')
+    assert (answer.status_code, answer.json()["detail"]) == (422, f"options: '{count - 1}' occurs twice")
+    marks = "\u0301\u0316" * 190_000
+    answer = site.predict(pictures / "known-0.png", options=f'{{"only": ["e{marks}"]}}')
+    assert answer.status_code == 422
+    assert answer.json()["detail"].startswith("no class 'e")
+
+
 def test_names_are_no_paths(site: Served, pictures: Path) -> None:
     """A file's name is given back and opens nothing; a class's name is looked up and nothing else."""
     names = [

@@ -82,6 +82,7 @@ def test_weights_by_place_and_month(tmp_path: Path) -> None:
     [
         ("class,weight,month\nwren,1,13\n", "f.csv:2: '13' is no month"),
         ("class,weight,month\nwren,1,May\n", "f.csv:2: 'May' is no month"),
+        (f"class,weight,month\nwren,1,{'1' * 5000}\n", "f.csv:2: '11111"),
         ("class,weight,place\nwren,0,hill\nowl,1,hill\n", "class 'wren' has no weight above 0 anywhere"),
         ("class,weight,place\nwren,0,hill\n", "no weight above 0 anywhere"),
         ("class,weight,place\nwren,1,hill\nwren,1,\n", "f.csv:3: no place"),

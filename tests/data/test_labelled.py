@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+import tempfile
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.support.pictures import put
 from vlltr_index.data.image_readers import read_images
@@ -196,7 +201,7 @@ def test_pictures_of_a_file(tmp_path: Path) -> None:
     twice = f"two classes for one picture: 'x' ({listing}:2) and 'y' ({listing}:3)"
     assert [(i.where, i.why) for i in items if isinstance(i, Skipped)] == [
         (f"{listing}:2", f"a.png: {twice}"),
-        (f"{listing}:5", "upload/1/0a1b2c3d-c.png: several files have its name: one/c.png, two/c.png"),
+        (f"{listing}:5", "upload/1/0a1b2c3d-c.png: several files have its name: 'one/c.png', 'two/c.png'"),
     ]
 
 
@@ -261,3 +266,69 @@ def test_any_column_may_name_the_groups(tmp_path: Path) -> None:
     (record,) = read_images(path, "train", group_column="camera")
     assert isinstance(record, ImageRecord)
     assert record.group == "north"
+
+
+# Plain twins of the patterns, which take quadratic time.
+_LINE = re.compile(r'(?:"(?P<path>[^"]+)"|(?P<bare>.+?))\s+(?:"(?P<label>[^"]+)"|(?P<word>[^"\s]+))')
+_LOCAL = re.compile(r"(?:https?://[^/]+)?/(?:[^?]*/)?data/local-files/?\?(?:.*&)?d=([^&]+).*")
+_UPLOADED = re.compile(r"(?:https?://[^/]+)?/(?:.*/)?data/upload/(.+)")
+
+
+@given(st.text('ab" \u2003', min_size=1, max_size=20).map(str.strip).filter(lambda line: '"' in line))
+def test_a_line_with_quotes_is_read_as_by_a_plain_rule(line: str) -> None:
+    """The path and the label are those that the plain pattern finds, or else the parts at the last space."""
+    found = _LINE.fullmatch(line)
+    entry, _, label = line.rpartition(" ")
+    if found:
+        entry = found["path"] or found["bare"]
+        label = found["label"] or found["word"]
+    with tempfile.TemporaryDirectory() as folder:
+        (row,) = read(Path(folder) / "list.txt", line)
+    if not (entry and label):
+        assert row.why.startswith("expected a path and a label")
+    elif not unquoted(entry):
+        assert row.why == "no path"
+    else:
+        assert (row.entry, row.class_name) == (unquoted(entry), " ".join(unquoted(label).split()) or None)
+
+
+def unquoted(text: str) -> str:
+    """A text without white space at its ends, and without quotes around it."""
+    text = text.strip()
+    return text[1:-1].strip() if len(text) > 2 and text[0] == text[-1] == '"' else text
+
+
+_ADDRESS = st.lists(
+    st.sampled_from(
+        ["/", "data/", "upload/", "local-files/", "local-files", "?", "d=", "&", "a", "http://h"]
+    ),
+    min_size=1,
+)
+
+
+@given(_ADDRESS.map("".join))
+def test_an_address_of_label_studio_is_read_as_by_a_plain_rule(text: str) -> None:
+    """The path is what the plain patterns find."""
+    local = _LOCAL.fullmatch(text)
+    upload = _UPLOADED.fullmatch(text)
+    with tempfile.TemporaryDirectory() as folder:
+        (row,) = read(Path(folder) / "list.json", json.dumps([{"path": text, "class": "tit"}]))
+    if local:
+        assert row.entry == "/".join(part for part in unquote(local[1]).split("/") if part)
+    else:
+        assert row.entry == (f"upload/{unquote(upload[1])}" if upload else text)
+
+
+def test_hostile_files_are_read_in_linear_time(tmp_path: Path) -> None:
+    """Each would keep a quadratic reader for many minutes."""
+    many = 300_000
+    (row,) = read(tmp_path / "list.txt", f'{"a":{many}}"b')
+    assert (row.entry, row.class_name) == ("a", '"b')
+    keys = ", ".join(f'"{number}": 0' for number in range(many))
+    (row,) = read(tmp_path / "list.jsonl", f'{{{keys}, "{many - 1}": 0}}')
+    assert row.why == f"not JSON: '{many - 1}' occurs twice"
+    uploaded = "data/upload/a/" * 10 * many
+    parameters = f"/data/local-files/?d={'a' * many}"
+    entries = [f"/{uploaded}\n.jpg", f"{parameters}&\n", f"/data/local-files/?d={'a/' * many}b"]
+    rows = read(tmp_path / "list.json", json.dumps([{"path": one, "class": "tit"} for one in entries]))
+    assert [row.entry for row in rows] == ["upload/a/\n.jpg", "a" * many, "a/" * many + "b"]

@@ -15,6 +15,7 @@ from tests.support.commands import run
 from vlltr_index.data.text import (
     class_prompts,
     clean_name,
+    composed,
     folded,
     normalise_text,
     prompt_templates,
@@ -37,6 +38,24 @@ def test_text_is_normalised() -> None:
         normalise_text("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645")
         == "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645"
     )
+
+
+def test_combining_marks_are_composed_in_linear_time() -> None:
+    """A million of them in a row would keep the standard library's normalisation for an hour."""
+    marks = "\u0301\u0316"
+    assert normalise_text(f"e{marks * 50}") == unicodedata.normalize("NFC", f"e{marks * 50}")
+    assert len(normalise_text(f"e{marks * 500_000}")) == 1_000_000
+
+
+@given(
+    st.text(
+        st.one_of(st.characters(), st.sampled_from("e\u0301\u0316\u1100\u1161\u11a8\u0928\u093c\u304b\u3099"))
+    )
+)
+def test_text_is_composed_as_by_the_standard_library(text: str) -> None:
+    """Letters with marks, syllables of Hangul, and scripts of India and Japan."""
+    text *= 1000 // max(1, len(text)) + 1
+    assert composed(text) == unicodedata.normalize("NFC", text)
 
 
 @given(st.text(st.characters(exclude_categories=[])))
@@ -155,6 +174,8 @@ def test_chinese_and_japanese_sentences_need_no_space_between(sentences: list[st
 def test_hostile_text_is_split_in_linear_time() -> None:
     """Runs without white space, which would cost quadratic time, are kept in one piece."""
     assert split_sentences("a?!" * 100_000) == ["a?!" * 100_000]
+    heading = f"=a{'=' * 500_000}b"
+    assert split_sentences(f"{heading}\n{heading}=") == [heading]
     assert split_sentences("") == split_sentences(" \n\n ") == split_sentences("...\n---") == []
 
 

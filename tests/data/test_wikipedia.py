@@ -87,6 +87,7 @@ def test_a_busy_server_is_asked_again_when_it_says(wiki: Wiki, server: FakeWiki,
     ("trouble", "message", "hint"),
     [
         (Trouble(429, headers={"Retry-After": "86400"}), "gives no answer: 429", "again later"),
+        (Trouble(429, headers={"Retry-After": "9" * 5000}), "gives no answer: 429", "again later"),
         (Trouble(403), "gives no answer: 403: Forbidden", "--contact you@example.org"),
         (refusal("badvalue", "No."), "gives no answer: badvalue: No.", "--api"),
         (Trouble(200, b"[1]"), "does not answer as a MediaWiki API does", "the address of a wiki's api.php"),

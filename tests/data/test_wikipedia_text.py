@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -113,3 +115,94 @@ def test_near_duplicates() -> None:
     ]
     assert near_duplicates(texts) == [1, 2]
     assert near_duplicates(["A tench swims."], known=["a TENCH swims"]) == [0]
+
+
+# Plain twins of what reads an extract, which take quadratic time.
+_FORMULA = re.compile(r"(?:\n[ \t]+(?=\n)(?:\n[ \t][^\n]*)*?)?\{\\[a-z]+style[^\n]*\}")
+_GAPS = (
+    (r"\(\s*(?:[,;:–—-]\s*|or\s+)*\)|\[\s*\]", ""),
+    (r"\([\s,;:]+(?:or[\s,;:]*[,;:]\s*)?", "("),
+    (r"[\s,;:]+\)", ")"),
+    (r"\s+([,.;:!?])(?=\s|$)", r"\1"),
+    (r"([,;])(?:\s*[,;])+", r"\1"),
+)
+_HEADING = re.compile(r"(={2,})\s*(.*?)\s*=*")
+_PIECES = [
+    "(",
+    ")",
+    "[",
+    "]",
+    ",",
+    ";",
+    ".",
+    " ",
+    "or ",
+    "a",
+    "\n",
+    "\n ",
+    "\n \n ",
+    "{\\astyle",
+    "}",
+    "\t",
+    "=",
+]
+
+
+def mended(line: str) -> str:
+    """A line whose gaps are repaired until none is left."""
+    before = None
+    while line != before:
+        before = line
+        line = " ".join(line.split())
+        for gap, instead in _GAPS:
+            line = re.sub(gap, instead, line)
+    return line
+
+
+@given(st.lists(st.sampled_from(_PIECES), max_size=30).map("".join))
+@example("a\n \n b\n \n{\\astyle}\n \n c {\\astyle.} {\\bstyle} d {\\cstyle\n")
+def test_an_extract_is_cleaned_as_by_a_plain_rule(extract: str) -> None:
+    """Formulae and gaps are those that the plain patterns find."""
+    marked = _FORMULA.sub(
+        lambda found: "\ufffc." if found[0].rstrip("} ").endswith(".") else "\ufffc", extract
+    )
+    lines = re.sub(r"\n[ \t]+", " ", marked).splitlines()
+    assert plain_text(extract) == "\n".join(map(mended, lines)).rstrip("\n")
+
+
+@given(st.text("= ab\t", max_size=20))
+def test_a_heading_is_read_as_by_a_plain_rule(line: str) -> None:
+    """A heading is what the plain pattern finds, and all other lines are text."""
+    found = _HEADING.fullmatch(line.strip())
+    lead, *others = sections(f"{line}\nbody", ())
+    if found:
+        assert (lead, others) == (("", ""), [(" ".join(found[2].split()), "body")])
+    else:
+        assert (lead, others) == (("", f"{line}\nbody"), [])
+
+
+@pytest.mark.parametrize(
+    ("extract", "text"),
+    [
+        ("; " * 300_000, ";"),
+        ("a" + "() " * 300_000 + "b", "a b"),
+        ("a" + "\n " * 500_000 + "\nb", "a\nb"),
+        ("{\\astyle" * 500_000 + "\n", "{\\astyle" * 500_000),
+        ("(" * 200_000 + ")" * 200_000, "(" * 199_950 + ")" * 199_950),
+    ],
+)
+def test_hostile_extracts_are_cleaned_in_linear_time(extract: str, text: str) -> None:
+    """Each would keep a quadratic reader for many minutes; brackets that are nested too deeply stay."""
+    assert plain_text(extract) == text
+
+
+def test_hostile_headings_are_read_in_linear_time() -> None:
+    """Runs of equals signs within a heading belong to it."""
+    run = "=" * 500_000
+    assert sections(f"== a{run}b ==\nbody", ()) == [("", ""), (f"a{run}b", "body")]
+    assert article_sentences(f"=a{run}b\nIt swims well.", ()) == ["It swims well."]
+
+
+def test_an_article_of_very_many_sentences_is_cut() -> None:
+    """Each of its sentences is compared with all others."""
+    assert len(article_sentences("".join(f"It has {n} fins.\n" for n in range(6_000)), ())) == 5_000

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
+import shlex
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -24,7 +26,7 @@ from vlltr_index.errors import InputError, MissingStepError, UsageError
 from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.ingest import ingest_images
 from vlltr_index.pipelines.review import held_out
-from vlltr_index.pipelines.review.files import check_targets, write_list
+from vlltr_index.pipelines.review.files import check_targets, root_of, write_list
 from vlltr_index.pipelines.review.folder import review_folder
 from vlltr_index.pipelines.review.held_out import held_out_labels
 from vlltr_index.pipelines.review.queue import Beside, Entry, Review, review
@@ -238,7 +240,8 @@ def test_the_command(spoilt: Workspace, tmp_path: Path, capsys: pytest.CaptureFi
     code, told, _ = run(capsys, "-w", spoilt.path, "review", "--out", out)
     assert code == 0
     assert "One file in two classes: one of the labels is wrong: 1 entry." in told
-    assert f"Wrote {out}." in told
+    relabel = shlex.join(["vlltr", "-w", str(spoilt.path), "images", "relabel", str(out)])
+    assert f"Wrote {out}.\nWrite classes into its column class, then run: {relabel}\n" in told
     number = review(spoilt).wrong
     assert number > 1
     assert f"About {number} labels may be wrong, by the sum of the probabilities" in told
@@ -299,6 +302,41 @@ def test_a_folder_without_labels(trained: Workspace, camera: tuple[Path, list[st
         review_folder(trained, [str(folder / "labelled.png")])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("page", "place"), [("README.md", "../camera"), ("docs/howto.md", "camera")])
+def test_the_commands_of_the_docs_take_pictures_in(
+    page: str,
+    place: str,
+    trained: Workspace,
+    camera: tuple[Path, list[str]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As they are written there, and the command that `review` prints does the same."""
+    folder, _ = camera
+    monkeypatch.chdir(trained.path)
+    if not Path(place).exists():
+        shutil.move(folder, place)
+    text = (Path(__file__).parents[2] / page).read_text(encoding="utf-8")
+    reviewing, relabelling = (
+        shlex.split(re.findall(rf"^vlltr ({start}[^#\n]*)", text, re.MULTILINE)[-1])
+        for start in (f"review {place} --out queue.csv", r"images relabel queue\.csv --add")
+    )
+    code, told, _ = run(capsys, *reviewing)
+    assert code == 0
+    name = trained.snapshot().class_table().names[0]
+    _filled(Path("queue.csv"), {f"known/{number}.png": name for number in range(1, 30)})
+    printed = re.findall(r"^Write classes into its column class, then run: vlltr (.*)$", told, re.MULTILINE)
+    assert [shlex.split(one) for one in printed] == [
+        ["images", "relabel", "queue.csv", "--add", "--root", os.path.realpath(place)]
+    ]
+    for command in ([*shlex.split(printed[0]), "--dry-run"], relabelling):
+        code, told, _ = run(capsys, *command)
+        assert code == 0
+        assert "29 added." in told
+    assert trained.snapshot().count("images", "uri LIKE '%camera/known/%'") == 29
+
+
 def test_rows_of_a_parquet_file(trained: Workspace, tmp_path: Path) -> None:
     """They are named by their place in it, and are embedded like files."""
     rows = pq.read_table(
@@ -307,6 +345,7 @@ def test_rows_of_a_parquet_file(trained: Workspace, tmp_path: Path) -> None:
     pq.write_table(rows.slice(0, 4), tmp_path / "some.parquet")
     found = review_folder(trained, [str(tmp_path / "some.parquet")])
     assert {one.picture for one in found.entries} == {f"{tmp_path / 'some.parquet'}#{n}" for n in range(4)}
+    assert root_of(found) is None
     write_list(tmp_path / "sheet.html", found, trained.snapshot())
     assert (tmp_path / "sheet.html").read_text().count("data:image/") == 4
 

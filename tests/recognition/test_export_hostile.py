@@ -240,6 +240,10 @@ CASES: dict[str, tuple[Spoil, str]] = {
         encoder("model_cfg", "text_cfg", "layers", value=10**9),
         r"config\.model_cfg\.text_cfg\.layers is 1,000,000,000",
     ),
+    "encoder: numbers below a long key": (
+        encoder("model_cfg", "vision_cfg", "x" * 20_000_000, value=[0] * 1_000_000 + [10**9]),
+        r"cannot be used: x+\.1000000 is 1,000,000,000",
+    ),
     "encoder: not the weights'": (
         encoder("model_cfg", "text_cfg", "vocab_size", value=2_000_000),
         r"model\.safetensors cannot be used: .* has shape \[\d+, \d+\], expected \[2000000, \d+\]",

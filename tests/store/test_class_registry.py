@@ -34,6 +34,17 @@ def test_lookup_by_name_and_alias(table: ClassTable) -> None:
     assert len(table) == 4
 
 
+@pytest.mark.slow
+def test_many_classes_may_have_one_alias() -> None:
+    """An exported model may come from anybody."""
+    count = 300_000
+    names = {number: f"class {number}" for number in range(count)}
+    table = ClassTable(names, dict.fromkeys(range(count), ("x",)))
+    assert table.find(f"class {count - 1}") == count - 1
+    with pytest.raises(UnknownClassError, match=r"^class name 'x' may mean 'class 0' \(class 0\) or "):
+        table.find("x")
+
+
 def test_two_that_fit_are_both_named() -> None:
     """Nothing is guessed."""
     table = ClassTable({0: "a", 1: "b"}, {0: ("x",), 1: ("x",)})

@@ -14,6 +14,7 @@ from vlltr_index.classes.change import USUAL, ChangeOptions, ChangeReport, Edit
 from vlltr_index.classes.deciding import Decisions, changed, write_decisions
 from vlltr_index.data.decoding import content_hash
 from vlltr_index.data.files import require
+from vlltr_index.data.image_readers import NAME_ROOT, ListedFolder
 from vlltr_index.data.labelled import KINDS, MEND_ROWS, NO_CLASS, Labelled, disputes, export_in, read_labelled
 from vlltr_index.data.names import ClassNames, read_class_names
 from vlltr_index.errors import InputError, MissingStepError, UnknownClassError
@@ -84,7 +85,8 @@ def relabel_images(
         list_root: The folder that paths are relative to; default: the file's own.
         label_names: A file of the names of numeric labels: see `data.names.read_class_names`.
         create_classes: Make classes for names that there are none of; they get the recipe's prompts.
-        add: Take in pictures that the workspace does not have, as training images.
+        add: Take in pictures that the workspace does not have, as training images. They must lie in `list_root`, and no
+            link may lead out of it.
         options: See there.
 
     Raises:
@@ -128,7 +130,7 @@ class _Relabelling:
         self, listing: Path, root: Path, names: ClassNames | None, *, create_classes: bool, add: bool
     ) -> None:
         self._listing = listing
-        self._root = root
+        self._root = root.resolve()
         self._names = names
         self._create_classes = create_classes
         self._add = add
@@ -166,6 +168,7 @@ class _Relabelling:
 
     def _found(self, stored: _Stored, classes: ClassTable) -> Iterator[tuple[str, Labelled]]:
         """Yield the id of each stored picture that the file gives a class, with what it says; note all others."""
+        folder = ListedFolder(self._root)
         for row in read_labelled(self._listing, self._root, self._names, classes=classes):
             why = row.why or ("" if row.class_name else NO_CLASS)
             if why == NO_CLASS:
@@ -174,15 +177,15 @@ class _Relabelling:
             if why:
                 self._leave_out(row, why)
                 continue
-            keys, why = stored.find(row)
-            path = stored.path(row)
+            path, misplaced = folder.place(row) if self._add else ("", "")
+            keys, why = stored.find(row, path)
             if keys:
                 yield from ((key, row) for key in keys)
-            elif self._add and os.path.isfile(path):
+            elif self._add and not misplaced:
                 self._new.append((path, row))
             else:
                 self.not_found += 1
-                self._leave_out(row, why)
+                self._leave_out(row, misplaced or why)
 
     def _undisputed(self, pairs: list[tuple[str, Labelled]]) -> Iterator[tuple[str, Labelled]]:
         """Yield the pictures that rows give one class, and note each other once."""
@@ -200,8 +203,7 @@ class _Relabelling:
         if self.left_out:
             hint = MEND_ROWS
             if self.not_found:
-                hint = "Name the folder that its paths are relative to: --root DIR"
-                hint += "" if self._add else "; or take new pictures in: --add"
+                hint = NAME_ROOT + ("" if self._add else "; or take new pictures in: --add")
             example = self.left_out[0]
             raise InputError(
                 f"no picture that {self._listing} names can be relabelled, for example {example}", hint
@@ -234,10 +236,16 @@ class _Relabelling:
 
 
 class _Stored:
-    """The pictures of a workspace, to be found by path or content."""
+    """The pictures of a workspace, to be found by path or content.
+
+    Args:
+        tx: The open transaction.
+        root: The folder, resolved, that paths are relative to.
+        empty: Whether there may be none.
+    """
 
     def __init__(self, tx: Transaction, root: Path, empty: bool) -> None:
-        self._root = root.resolve()
+        self._root = root
         rows = tx.table("images", _FACTS).to_pylist()
         if not rows and not empty:
             raise MissingStepError(
@@ -245,13 +253,14 @@ class _Stored:
             )
         self.by_id: dict[str, dict[str, Any]] = {row["image_id"]: row for row in rows}
 
-    def path(self, row: Labelled) -> str:
-        """Return the path that a row of a file names."""
-        return os.path.normpath(os.path.join(self._root, row.entry))
+    def find(self, row: Labelled, path: str = "") -> tuple[list[str], str]:
+        """Return the ids of the pictures that a row of a file means, or none, and why there is none.
 
-    def find(self, row: Labelled) -> tuple[list[str], str]:
-        """Return the ids of the pictures that a row of a file means, or none, and why there is none."""
-        full = self.path(row)
+        Args:
+            row: The row.
+            path: Where its picture lies, if that is known.
+        """
+        full = path or os.path.normpath(os.path.join(self._root, row.entry))
         found = self._by("uri").get(full) or self._by("uri").get(row.entry)
         if found:
             return found, ""

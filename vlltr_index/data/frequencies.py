@@ -165,9 +165,10 @@ def _situation(row: Mapping[str, Any], where: str) -> Situation:
         return Situation(place)
     date = _DATE.fullmatch(told)
     month = date[1] if date else told.removesuffix(".0")
-    if not (month.isdecimal() and 1 <= int(month) <= 12):
+    number = float(month) if month.isdecimal() else math.nan  # an int has 4,300 digits at most
+    if not 1 <= number <= 12:
         raise InputError(f"{where}: {told!r} is no month", "Give 1 to 12, or a date such as 2024-05-31.")
-    return Situation(place, int(month))
+    return Situation(place, int(number))
 
 
 def _weight(weight: object, where: str, zero: bool) -> float:

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -41,12 +41,14 @@ from vlltr_index.data.objects import is_address, object_names
 from vlltr_index.data.text import check_split, clean_name
 from vlltr_index.errors import InputError, UsageError
 from vlltr_index.schemas.records import ImageRecord, Skipped
-from vlltr_index.wording import plural
+from vlltr_index.wording import plural, preview
 
 _log = logging.getLogger(__name__)
 
 _SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing", "dev"}
 _LAYOUT = "Put each class's images into a folder named after the class: DIR/tench/1.jpg"
+NAME_ROOT = "Name the folder that the paths are relative to: --root DIR"
+"""What to do where a file's pictures lie in another folder."""
 _Items = Iterator[ImageRecord | Skipped]
 
 
@@ -190,7 +192,7 @@ def _listed(
     listing: Path, rows: Iterable[Labelled], root: Path, *, split: str | None, follow_links: bool
 ) -> _Items:
     """Make records of the pictures that a file names, below `root`, a resolved folder."""
-    folder = _Folder(root, follow_links)
+    folder = ListedFolder(root, follow_links)
     wanted = [row for row in rows if split is None or row.split in (None, split)]
     placed = [(folder.place(row), row) for row in wanted]
     disputed = disputes((full, row) for (full, why), row in placed if not (row.why or why))
@@ -222,30 +224,37 @@ def _listed(
 
 def _placing(why: str) -> str:
     """Say what makes a picture usable that lies elsewhere than a file says."""
-    if why == LINK:
-        return "To read what links lead to: --follow-links"
-    return "Name the folder that the paths are relative to: --root DIR"
+    return "To read what links lead to: --follow-links" if why == LINK else NAME_ROOT
 
 
-class _Folder:
-    """The folder that a file's pictures lie in."""
+class ListedFolder:
+    """The folder that a file's pictures lie in.
 
-    def __init__(self, root: Path, follow_links: bool) -> None:
+    Args:
+        root: The folder, resolved.
+        follow_links: Whether pictures behind links that leave it are usable.
+    """
+
+    def __init__(self, root: Path, follow_links: bool = False) -> None:
         self._root = root
+        self._below = os.path.join(root, "")
         self._follow_links = follow_links
-        self._inside = cache(lambda folder: Path(os.path.realpath(folder)).is_relative_to(root))
+        self._real: Callable[[str], str] = cache(os.path.realpath)
 
     def place(self, row: Labelled) -> tuple[str, str]:
         """Return the full path of a picture, and why it is no usable file; empty if it is one."""
-        full = os.path.normpath(os.path.join(self._root, row.entry))
-        if not full.startswith(os.path.join(self._root, "")):
-            return full, f"the path leaves the folder {self._root}; another is named by --root DIR"
+        given = full = os.path.normpath(os.path.join(self._root, row.entry))
+        if not full.startswith(self._below):  # a link may lead into the folder
+            full = os.path.join(self._real(os.path.dirname(full)), os.path.basename(full))
+        if not full.startswith(self._below):
+            return given, f"the path leaves the folder {self._root}; another is named by --root DIR"
         why = unfit(full, self._root, self._follow_links)
-        if not why and not self._follow_links and not self._inside(os.path.dirname(full)):
+        real = os.path.join(self._real(os.path.dirname(full)), "")
+        if not why and not self._follow_links and not real.startswith(self._below):
             return full, LINK
         called = [path for name in row.names if why for path in self._by_name.get(name, ())]
         if len(called) > 1:
-            return full, f"several files have its name: {', '.join(called)}"
+            return full, f"several files have its name: {preview(called)}"
         return (os.path.join(self._root, called[0]), "") if called else (full, why)
 
     @cached_property

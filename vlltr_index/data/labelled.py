@@ -43,9 +43,13 @@ K = TypeVar("K", bound=Hashable)
 _PATHS = ("path", "file", "filename", "file_name", "filepath", "image", "image_path", "uri")
 _CLASSES = ("class", "label", "class_name", "category", "choice")
 _NUMBER = re.compile(r"-?[0-9]{1,9}")
-_QUOTED = re.compile(r'(?:"(?P<path>[^"]+)"|(?P<bare>.+?))\s+(?:"(?P<label>[^"]+)"|(?P<word>[^"\s]+))')
-_LOCAL_FILE = re.compile(r"(?:https?://[^/]+)?/(?:[^?]*/)?data/local-files/?\?(?:.*&)?d=([^&]+).*")
-_UPLOAD = re.compile(r"(?:https?://[^/]+)?/(?:.*/)?data/upload/(.+)")
+# Each takes time that is linear in the length of a text: white space is read from its start alone, and a name may have
+# a line break in it, so that the first match is the last attempt.
+_QUOTED = re.compile(
+    r'(?:"(?P<path>[^"]+)"|(?P<bare>.+?)(?<!\s))\s++(?:"(?P<label>[^"]+)"|(?P<word>[^"\s]+))'
+)
+_LOCAL_FILE = re.compile(r"(?:https?://[^/]+)?/(?:[^?]*/)?data/local-files/?\?(?:.*&)?d=([^&]+).*", re.DOTALL)
+_UPLOAD = re.compile(r"(?:https?://[^/]+)?/(?:.*/)?data/upload/(.+)", re.DOTALL)
 _UPLOADED = re.compile(r"[0-9a-f]{8}-")  # what Label Studio puts before the name of an uploaded file
 _ANNOTATION = "annotation_id"  # a column that Label Studio's CSV and JSON-MIN have
 _OF_LABEL_STUDIO = {
@@ -517,7 +521,7 @@ def _below(path: str, root: Path) -> str:
     """Return a path below a folder above `root` as one below `root`, if its first folders are `root`'s last ones."""
     parts = PurePosixPath(path.lstrip("/")).parts
     if not os.path.exists(root.joinpath(*parts)):  # False for names that are too long, too
-        for count in range(len(parts) - 1, 0, -1):
+        for count in range(min(len(parts) - 1, len(root.parts)), 0, -1):
             if root.parts[-count:] == parts[:count]:
                 return "/".join(parts[count:])
     return "/".join(parts)

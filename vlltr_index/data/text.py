@@ -30,6 +30,9 @@ _SPLIT = re.compile(r"[\w.-]{1,64}")
 _DROPPED = re.compile(
     "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff\ud800-\udfff]"
 )
+# Letters with the combining marks behind them; no letter is composed with a mark before it.
+_PIECE = re.compile(r"[\w\x00-\x7f]*[^\w\x00-\x7f]{0,100}")
+_SHORT = 1000
 _ABBREVIATIONS = ["approx", "ca", "cf", "cv", "fig", "figs", "spp", "ssp", "subsp", "syn", "var"]
 # Abbreviations of three letters and more that are kept; the splitter's list has thousands of plain words too.
 _COMMON = re.compile(
@@ -38,7 +41,7 @@ _COMMON = re.compile(
     r"min|misc|mrs|mus|nat|nom|nov|oct|op|opp|orig|phil|pls|pop|poss|pref|prof|prov|pseud|pub|publ|ref|rep|rev|"
     r"sci|sec|sect|sen|sep|sept|ser|sgt|spec|spp|ssp|subsp|syn|temp|trans|univ|var|vars|viz|vol|vols"
 )
-_HEADING = re.compile(r"=+[^=].*=+")  # as in wiki text: == Description ==
+_HEADING = re.compile(r"=+[^=].*=")  # as in wiki text: == Description ==
 _OPENERS = (  # words that begin a sentence and are not names
     "It|Its|This|That|These|Those|They|Their|There|The|He|She|His|Her|We|An?|In|At|As|And|But|For|From|By|With|"
     "When|While|Where|After|Before|Although|Though|However|Because|If|Since|During|Then|Some|Many|Most|Both|Each|"
@@ -69,9 +72,20 @@ _CONSONANT_SOUND = re.compile(
 )
 
 
+def composed(text: str) -> str:
+    """Return text in the form NFC, in linear time.
+
+    The time of `unicodedata` is quadratic in the number of combining marks in a row. So a text of more than 1,000
+    characters is composed in pieces with at most 100 of them at the end.
+    """
+    if len(text) <= _SHORT:
+        return unicodedata.normalize("NFC", text)
+    return "".join(unicodedata.normalize("NFC", piece) for piece in _PIECE.findall(text))
+
+
 def normalise_text(text: str) -> str:
     """Normalise text: NFC, without control characters, white space as single spaces, none at the ends."""
-    return " ".join(unicodedata.normalize("NFC", _DROPPED.sub("", text)).split())
+    return " ".join(composed(_DROPPED.sub("", text)).split())
 
 
 def text_hash(text: str) -> str:

@@ -184,7 +184,7 @@ class Wiki:
                 after = ""
             except (ValueError, KeyError, TypeError):
                 raise InputError(f"{self.url} does not answer as a MediaWiki API does", _ADDRESS) from None
-            pause = int(after) if str(after).isdecimal() else _WAIT
+            pause = float(after) if str(after).isdecimal() else _WAIT
             if code not in _BUSY or pause > _LONGEST:
                 break
         hint = _ADDRESS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
 from vlltr_index.data.text import CLOSING, MAX_SENTENCE, WIDE_ENDS, normalise_text, split_sentences
 
@@ -17,18 +18,20 @@ DROPPED_SECTIONS: dict[str, tuple[str, ...]] = {
 
 _MIN_WORDS = 3
 _NEAR = 0.9
-_HEADING = re.compile(r"(={2,})\s*(.*?)\s*=*")
-# A formula occurs twice: as MathML on indented lines after a blank one, and then as TeX.
-_FORMULA = re.compile(r"(?:\n[ \t]+(?=\n)(?:\n[ \t][^\n]*)*?)?\{\\[a-z]+style[^\n]*\}")
+_MOST = 5_000  # sentences of an article
+_TEX = re.compile(r"\{\\[a-z]+style")  # the beginning of a formula
 _MARK = "\ufffc"  # replaces a formula
 _INDENTED = re.compile(r"\n[ \t]+")  # the line break that a formula left within a line
-_GAPS = (  # brackets and punctuation that are left around something that was removed
+# Brackets and punctuation that are left around something that was removed. A run of them is read from its start alone,
+# so that the time is linear in the length of a line.
+_GAPS = (
     (re.compile(r"\(\s*(?:[,;:–—-]\s*|or\s+)*\)|\[\s*\]"), ""),
     (re.compile(r"\([\s,;:]+(?:or[\s,;:]*[,;:]\s*)?"), "("),
-    (re.compile(r"[\s,;:]+\)"), ")"),
-    (re.compile(r"\s+([,.;:!?])(?=\s|$)"), r"\1"),
+    (re.compile(r"(?<![\s,;:])[\s,;:]++\)"), ")"),
+    (re.compile(r"(?<!\s)\s++([,.;:!?])(?=\s|$)"), r"\1"),
     (re.compile(r"([,;])(?:\s*[,;])+"), r"\1"),
 )
+_PASSES = 50  # over a line; each removes one level of nested brackets, of which articles have two or three
 _END = re.compile(rf"[.!?…{WIDE_ENDS}।۔։][{re.escape(CLOSING)}]*\Z")
 _UNSPACED = re.compile(f"[{WIDE_ENDS}]")
 _MARKUP = re.compile(rf"[{{}}\\{_MARK}]|\[\[|\]\]|</?\w")
@@ -39,23 +42,47 @@ def plain_text(extract: str) -> str:
 
     Gaps are empty brackets, and double or loose punctuation, where the wiki left something out.
     """
+    return "\n".join(map(_mend, _INDENTED.sub(" ", _marked(extract)).splitlines())).rstrip("\n")
 
-    def mark(formula: re.Match[str]) -> str:
-        ends = formula[0].rstrip("} ").endswith(".")
-        return f"{_MARK}." if ends else _MARK
 
-    marked = _FORMULA.sub(mark, extract)
-    return "\n".join(map(_mend, _INDENTED.sub(" ", marked).splitlines())).rstrip("\n")
+def _marked(extract: str) -> str:
+    """Replace each formula by U+FFFC, with a full stop if the formula ends with one.
+
+    A formula occurs twice: as MathML on indented lines after a blank one, and then as TeX, which ends with the last
+    curly bracket of its line.
+    """
+    pieces: list[str] = []
+    first: int | None = None  # the piece of the blank line after which all lines are indented
+    for line in extract.split("\n"):
+        end = line.rfind("}") + 1
+        formula = _TEX.search(line, 0, end)
+        indented = line.startswith((" ", "\t"))
+        if formula is None:
+            if not indented:
+                first = None
+            elif first is None and pieces and not line.strip(" \t"):
+                first = len(pieces)
+            pieces += ["\n", line]
+            continue
+        if first is None or not indented:
+            pieces += ["\n", line[: formula.start()]]
+        else:
+            del pieces[first:]
+        stop = "." if line[:end].rstrip("} ").endswith(".") else ""
+        pieces += [_MARK, stop, line[end:]]
+        first = None
+    return "".join(pieces[1:])
 
 
 def _mend(line: str) -> str:
-    """Repair the gaps of a line, until none is left."""
-    before = None
-    while line != before:
+    """Repair the gaps of a line, until none is left or brackets are nested too deeply."""
+    for _ in range(_PASSES):
         before = line
         line = " ".join(line.split())
         for gap, mended in _GAPS:
             line = gap.sub(mended, line)
+        if line == before:
+            break
     return line
 
 
@@ -69,10 +96,11 @@ def sections(text: str, dropped: Sequence[str]) -> list[tuple[str, str]]:
     path: list[tuple[int, str]] = []  # the open headings with their levels
     kept = True
     for line in text.splitlines():
-        match = _HEADING.fullmatch(line.strip())
-        if match:
-            level = len(match[1])
-            heading = normalise_text(match[2])
+        bare = line.strip()
+        title = bare.lstrip("=")
+        level = len(bare) - len(title)
+        if level > 1:
+            heading = normalise_text(title.rstrip("="))
             path = [*(above for above in path if above[0] < level), (level, heading.casefold())]
             kept = not away.intersection(name for _, name in path)
             if kept:
@@ -86,7 +114,8 @@ def article_sentences(extract: str, dropped: Sequence[str]) -> list[str]:
     """Return the different sentences of an extract, without the sections `dropped`.
 
     Left out are also sentences with a formula or markup in them, and pieces without punctuation at the end, such as
-    items of lists, or of fewer than three words; Chinese and Japanese do not part words.
+    items of lists, or of fewer than three words; Chinese and Japanese do not part words. Of more than 5,000 sentences
+    the first are returned, because `near_duplicates` compares each with all others.
     """
     found: dict[str, str] = {}
     for _, body in sections(plain_text(extract), dropped):
@@ -100,7 +129,7 @@ def article_sentences(extract: str, dropped: Sequence[str]) -> list[str]:
                     and not _MARKUP.search(sentence)
                 ):
                     found.setdefault(sentence.casefold(), sentence)
-    return list(found.values())
+    return list(islice(found.values(), _MOST))
 
 
 def near_duplicates(texts: Sequence[str], known: Iterable[str] = ()) -> list[int]:

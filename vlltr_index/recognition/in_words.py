@@ -29,11 +29,12 @@ def template_groups(sentences: Iterable[tuple[int, str, str]], names: Mapping[in
     for class_id, text, source in sentences:
         words = () if source == "prompt" else _words(text)
         name = spoken[class_id]
+        own = frozenset(name)
         said = f" {' '.join(words)} ".split(f" {' '.join(name)} ")
-        rest = [w for w in words if w not in name]
+        rest = [w for w in words if w not in own]
         template = "{}".join(said) if len(said) > 1 else " ".join(rest)
         users[template].add(class_id)
-        found.append((source == "prompt", template, frozenset(name).intersection(words)))
+        found.append((source == "prompt", template, own.intersection(words)))
     least = max(2, len({i for ids in users.values() for i in ids}) / 10)
     return [
         (prompt, said) if prompt or (said and len(users[template]) >= least) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import defaultdict
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
@@ -58,17 +59,17 @@ class ClassTable:
         return isinstance(name, str) and self.find(name) is not None
 
     @cached_property
-    def _spelled(self) -> dict[tuple[int, str], tuple[int, ...]]:
+    def _spelled(self) -> dict[tuple[int, str], list[int]]:
         """Class ids by exact name (0), exact alias (1), folded name (2), folded alias (3)."""
-        found: dict[tuple[int, str], tuple[int, ...]] = {}
+        found = defaultdict[tuple[int, str], list[int]](list)
         for i in self.ids:
             name = self.names[i]
             aliases = self.aliases.get(i, ())
             spelled = {(0, name), (2, folded(name))}
             spelled |= {(level, key) for alias in aliases for level, key in ((1, alias), (3, folded(alias)))}
             for key in spelled:
-                found[key] = (*found.get(key, ()), i)
-        return found
+                found[key].append(i)
+        return dict(found)
 
     def find(self, name: str) -> int | None:
         """Return the id of the class of that name or alias, or None; case matters only where it decides.

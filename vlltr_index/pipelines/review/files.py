@@ -91,6 +91,20 @@ def _full(picture: str) -> str:
     return picture if is_address(picture) else os.path.abspath(picture)
 
 
+def root_of(review: Review) -> str | None:
+    """Return the folder that has all listed files that the workspace does not have, without links in it.
+
+    None if there are no such files; addresses and rows of Parquet files are none.
+    """
+    listed: list[Entry | Beside] = [
+        *review.entries,
+        *(other for entry in review.entries for other in entry.beside),
+    ]
+    files = (one.picture for one in listed if one.image_id is None and os.path.isfile(one.picture))
+    folders = {os.path.realpath(os.path.dirname(path)) for path in files}
+    return os.path.commonpath(folders) if folders else None
+
+
 def _sheet(review: Review, snapshot: Snapshot) -> str:
     """Write the entries as an HTML document with thumbnails."""
     numbered = list(enumerate(review.entries, 1))

@@ -70,6 +70,7 @@ _DEEPEST = 512
 _LONGEST_TEXT = 4096  # tokens; the attention mask is the square of them
 _LARGEST_IMAGE = 4096
 _LONGEST_NAME = 10_000  # characters
+_LONGEST_PLACE = 200  # characters of the keys of a number, which are copied for each
 _TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
 _INTEGERS = {"class_ids", "told.class_ids", "told.digests", "held_out.labels", "rejection.rows"}
 
@@ -121,10 +122,10 @@ def _manifest(kind: type[_Kind], path: Path) -> _Kind:
 
 
 def _numbers(value: Any, where: str) -> Iterator[tuple[str, float]]:
-    """Yield every number in a JSON value, with the keys that lead to it."""
+    """Yield every number in a JSON value, with the last characters of the keys that lead to it."""
     if isinstance(value, dict | list):
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _numbers(inner, f"{where}.{key}")
+            yield from _numbers(inner, f"{where}.{key}"[-_LONGEST_PLACE:])
     elif isinstance(value, int | float):
         yield where, value
 
