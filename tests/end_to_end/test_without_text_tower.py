@@ -91,6 +91,21 @@ def test_texts_count_by_their_words(
 
 
 @pytest.mark.slow
+def test_the_nearest_classes_are_found_by_images(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of a class with pictures of another one; of a class without pictures none is named."""
+    space = Workspace.open(made)
+    name = space.snapshot().class_table().names[3]
+    rows = space.snapshot().table("images", ["uri"], "class_id = 3 AND split = 'train'")
+    pictures = [word for uri in rows["uri"].to_pylist() for word in ("--images", uri)]
+    code, out, _ = run(capsys, "-w", made, "classes", "add", "twin", *pictures, "--dry-run")
+    assert (code, f" Nearest by images: {name}" in out) == (0, True), out
+    code, out, _ = run(capsys, "-w", made, "classes", "add", "twin", "--sentence", "A sign.", "--dry-run")
+    assert (code, "Nearest" in out) == (0, False), out
+    assert "Would add 'twin' (class 60): 2 sentences, 2 anchors, 0 images" in out, "its own, and its name"
+    assert "nearest by images: " in run(capsys, "-w", made, "classes", "show", name)[1]
+
+
+@pytest.mark.slow
 def test_what_needs_a_text_tower_says_so(
     made: Path, pictures: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

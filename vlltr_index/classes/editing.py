@@ -187,7 +187,7 @@ def write_classes(tx: Transaction, new: Mapping[int, NewClass], skipped: list[st
         for i, one in new.items()
     ]
     tx.upsert("classes", pa.Table.from_pylist(rows, schema=CLASSES))
-    texts = sentence_rows({i: _sentences(one, tx.recipe.prompts, skipped) for i, one in new.items()})
+    texts = sentence_rows({i: _sentences(one, tx.recipe.templates, skipped) for i, one in new.items()})
     tx.upsert("sentences", texts)
     return texts
 
@@ -324,10 +324,15 @@ def rename_class(workspace: Workspace, old: str, new: str, options: ChangeOption
 def _renamed_prompts(tx: Transaction, class_id: int, old: str, new: str) -> tuple[pa.Table, int, int]:
     """Replace the sentences made from the old name; returns the new rows, how many went, and how many stay."""
     rows = tx.table("sentences", ["sentence_id", "text_hash", "source"], f"class_id = {class_id}").to_pylist()
-    made = {("prompt", text_hash(record.text)) for record in class_prompts(old, tx.recipe.prompts)}
+    templates = (
+        tx.recipe.prompts,
+        tx.recipe.templates,
+    )  # either may have been the recipe's when they were made
+    prompts = [record for some in templates for record in class_prompts(old, some)]
+    made = {("prompt", text_hash(record.text)) for record in prompts}
     made.add(("name", text_hash(old)))
     gone = {row["sentence_id"]: row["source"] for row in rows if (row["source"], row["text_hash"]) in made}
-    records = class_prompts(new, tx.recipe.prompts) if "prompt" in gone.values() else []
+    records = class_prompts(new, tx.recipe.templates) if "prompt" in gone.values() else []
     if "name" in gone.values():
         records = [*records, SentenceRecord(new, new, "name")]
     stay = {row["sentence_id"] for row in rows} - gone.keys()

@@ -188,21 +188,18 @@ def fit(
     at = Path(to) if to is not None else _beside(Path(folder))
     chosen = [("--encoder", encoder), ("--recipe", recipe), *(("--set", value) for value in overrides)]
     options = [part for name, value in chosen if value for part in (name, value)]
-    there = (at / CONFIG_NAME).exists()
-    if options or not there:
-        chosen = load_recipe(recipe, tuple(overrides), encoder)
-    else:
-        chosen = Workspace.open(at).recipe
+    named = bool(options) or not (at / CONFIG_NAME).exists()
+    wanted = load_recipe(recipe, tuple(overrides), encoder) if named else Workspace.open(at).recipe
     if prior != "balanced":
-        _check_rule(chosen)
+        _check_rule(wanted)
     with ExitStack() as held:
         if dry_run:
-            workspace = _open_or_pretend(at, chosen, held)
-        elif options or not there:
-            made = Step("A workspace", ("init", str(at), *options), partial(_make, at, chosen))
+            workspace = _open_or_pretend(at, wanted, held)
+        elif named:
+            made = Step("A workspace", ("init", str(at), *options), partial(_make, at, wanted))
             workspace = Runner(on_step, 0, number=0).run(made)
         else:
-            workspace = _make(at, chosen)
+            workspace = _make(at, wanted)
         held.enter_context(computing_on(device, workspace.recipe.device))
         maker = StepMaker(workspace, str(at), device, progress)
         plan = plan_fit(maker, sources, measure, agree, prior=prior, group=group, dry_run=dry_run)
@@ -239,7 +236,7 @@ def _make(at: Path, recipe: Recipe) -> Workspace:
 
 
 def _open_or_pretend(at: Path, recipe: Recipe, held: ExitStack) -> Workspace:
-    """Return a workspace for a dry run; where nothing was committed, one in a temporary folder, which `held` removes."""
+    """Return a workspace to try things out in; if nothing was committed, one in a folder that `held` removes."""
     there = Workspace.check(at, recipe)
     if there is not None and there.history.last().id:
         return there
