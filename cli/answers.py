@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from vlltr_index.cli.terminal import broken, percent
 from vlltr_index.schemas.records import ClassScore, Prediction, SentenceShare, by_group
-from vlltr_index.wording import NOTHING_KNOWN, UNKNOWN
+from vlltr_index.wording import NO_DIFFERENCE, NOTHING_KNOWN, UNKNOWN
 
 _INDENT = " " * 11
-_SILENT = "the text has no weight in this head (vlltr status says why): no sentence decided anything"
+_SILENT = f"{NO_DIFFERENCE} (vlltr status says how much texts count)"
+_BARE = "none of these classes has a sentence"
 
 
 def prediction_lines(prediction: Prediction, width: int | None = None, covered: bool = False) -> list[str]:
@@ -78,12 +79,12 @@ def _head(score: ClassScore, width: int | None) -> list[str]:
 
 
 def _notes(scores: Sequence[ClassScore], silent: bool, width: int | None) -> list[str]:
-    """Return notes on what the numbers mean and what a prompt is, or that no sentence decided."""
+    """Return notes on what the numbers mean and what a prompt is, or why no sentence decided."""
     sentences = [s for score in scores for s in score.sentences]
-    if not sentences:
+    if silent:
+        notes = _silence(scores)
+    elif not sentences:
         notes = []
-    elif silent:
-        notes = [_SILENT]
     else:
         notes = ["%: the sentence's share of what speaks for or against the class"]
         if any(s.source == "prompt" for s in sentences):
@@ -101,8 +102,15 @@ def _without_images(scores: Sequence[ClassScore]) -> list[str]:
 
 
 def _silent(scores: Sequence[ClassScore]) -> bool:
-    """Say whether the text has no weight, so that no sentence decided."""
+    """Say whether the text gave none of the classes anything, so that no sentence decided."""
     return all(score.mute for score in scores)
+
+
+def _silence(scores: Sequence[ClassScore]) -> list[str]:
+    """Say why no sentence decided, as far as sentences were asked for: the classes have none, or they said nothing."""
+    if any(score.sentences for score in scores):
+        return [_SILENT]
+    return [_BARE] if scores and all(score.text_score is not None for score in scores) else []
 
 
 def explanation_lines(image: str, scores: Sequence[ClassScore], width: int | None = None) -> list[str]:
@@ -133,5 +141,5 @@ def explanation_lines(image: str, scores: Sequence[ClassScore], width: int | Non
             lines += broken(_INDENT + numbers, f"{s.text}  [{s.source}]", width)
     said = "share: points of the text score, which all shares add up to; effect: what it loses without the sentence"
     known = [score for score in scores if not score.unknown]
-    notes = [said, *_without_images(known), *([_SILENT] if _silent(known) else [])] if known else []
+    notes = [said, *_without_images(known), *(_silence(known) if _silent(known) else [])] if known else []
     return lines + [line for note in notes for line in broken("  ", note, width)]

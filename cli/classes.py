@@ -51,7 +51,7 @@ def list_(context: Context) -> None:
 @click.option("--all", "every", is_flag=True, help="Every sentence, with its id, and every image.")
 @pass_context
 def show(context: Context, name: str, every: bool) -> None:
-    """Show a class: its anchors with their losses, its images, its nearest rivals."""
+    """Show a class: its anchors with their losses, its images, the nearest classes."""
     from vlltr_index.pipelines.classlist import show_class
 
     detail = show_class(context.open(), name, every_sentence=every)
@@ -73,7 +73,8 @@ def _detail_lines(detail: ClassDetail, every: bool) -> list[str]:
         f"{detail.name} (class {detail.class_id}, {_ORIGIN[detail.origin]}, {plural(detail.images, 'training image')},"
         f" {plural(detail.sentences, 'sentence')}, {row})"
     ]
-    for label, names in (("also", detail.aliases), ("took in", detail.merged), ("nearest", detail.rivals)):
+    near = f"nearest by {detail.rivals_by}"
+    for label, names in (("also", detail.aliases), ("took in", detail.merged), (near, detail.rivals)):
         if names:
             lines.append(f"{label}: {', '.join(names)}")
     for sentence in [*detail.anchors, *detail.others]:

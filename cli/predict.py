@@ -68,7 +68,9 @@ if TYPE_CHECKING:
     help="Give pictures that show one thing one answer together: those of a folder, those in whose names REGEX finds"
     " the same, or those taken within N seconds of one another, in a row; all within a folder.",
 )
-@click.option("--out", type=FILE, help="Write to a .csv, .jsonl or .parquet file. An interrupted run resumes.")
+@click.option(
+    "--out", type=FILE, help="Write to a .csv, .jsonl or .parquet file. An interrupted run resumes."
+)
 @click.option(
     "--retrieval",
     type=click.Choice(RETRIEVALS),

@@ -190,6 +190,11 @@ def _embed(report: EmbedReport) -> list[str]:
         f"Embedded {plural(report.sentences, 'sentence')} ({report.sentences_before:,} there before) and"
         f" {plural(report.images, 'image vector')} ({report.images_before:,} there before)."
     ]
+    if report.read is not None:
+        lines.append(
+            f"The sentence model {report.reader} read {plural(report.read, 'sentence')}"
+            f" ({report.read_before:,} read before)."
+        )
     if report.truncated:
         cut = plural(report.truncated, "sentence was", "sentences were")
         lines.append(f"{cut} longer than the encoder's context of {report.context} tokens, and cut there.")
@@ -377,7 +382,7 @@ def _class(one: AddedClass, verb: str) -> str:
     return (
         f"{verb} {one.name!r} (class {one.class_id}): {plural(one.sentences, 'sentence')},"
         f" {plural(one.anchors, 'anchor')}, {plural(one.images, 'image')}, {how}."
-        f" Nearest: {', '.join(one.rivals) or 'none'}."
+        + (f" Nearest by {one.rivals_by}: {', '.join(one.rivals)}." if one.rivals else "")
     )
 
 
@@ -454,8 +459,8 @@ def _entry(one: Entry) -> str:
     said = one.class_name or ""
     if one.suggested:
         said += f" -> {one.suggested}?" if said else f"{one.suggested}?"
-    if one.wrong is not None:
-        said += f" ({100 * one.wrong:.0f} % wrong)"
+    if one.verdict is not None:
+        said += f" (the label {one.verdict})"
     beside = f", with {plural(len(one.beside), 'picture')} of its own" if one.beside else ""
     return f"{one.reason}: {one.picture}{': ' if said else ''}{said}{beside}"
 

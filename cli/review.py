@@ -26,7 +26,7 @@ from vlltr_index.cli.options import FILE, device_option
 def review_command(context: Context, folders: tuple[str, ...], top: int, outs: tuple[Path, ...]) -> None:
     """List pictures in the order in which looking at them pays.
 
-    Without FOLDER the training pictures: one file in two classes, labels that are probably wrong, near duplicates in
+    Without FOLDER the training pictures: one file in two classes, labels that may be wrong, near duplicates in
     two classes, in two splits and within a class. Labels are judged by models that were fitted without the picture and
     what belongs to it; these answers are kept until pictures or labels change.
 

@@ -28,7 +28,8 @@ from vlltr_index.wording import plural
 @click.option(
     "--prompts",
     metavar="clip|FILE",
-    help="What every class's prompts are made from: the 80 templates that CLIP was evaluated with, or a file with"
+    help="What every class's prompts are made from: the 80 templates that CLIP was evaluated with (without a text tower"
+    " the name alone), or a file with"
     " one a line, {} for the class; default: the recipe's.",
 )
 @set_option

@@ -272,6 +272,16 @@ class Recipe(_Config):
     baseline: BaselineConfig = BaselineConfig()
     baselines: BaselinesConfig = BaselinesConfig()
 
+    @property
+    def templates(self) -> Literal["clip"] | tuple[str, ...]:
+        """Templates of every class's prompts: `prompts`, but without a text tower the name alone instead of CLIP's.
+
+        A text is then read by its words, of which CLIP's templates have the same for every class.
+        """
+        if self.prompts == "clip" and not self.encoder.has_text_tower:
+            return ("{}",)
+        return self.prompts
+
     @model_validator(mode="after")
     def _text_branch_for_the_rule(self) -> Self:
         """Refuse the rules of the protocols `paper` and `release` for an encoder without a text tower."""

@@ -139,7 +139,7 @@ class ClassScore:
     @property
     def image_share(self) -> float:
         """Share of the image part in the sum of the positive parts, 0 to 1; a half if none is positive, and 1 if the
-        text has no weight.
+        text gave nothing.
         """
         image = max(self.image_part, 0.0)
         text = max(self.text_part, 0.0)

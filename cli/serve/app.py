@@ -82,7 +82,7 @@ class ClassList:
 
 @dataclass(frozen=True)
 class Health:
-    """Whether requests are answered, and by which commit; answers name the older one that it equals."""
+    """Whether requests are answered, and by which commit; after a rollback, the one whose state was restored."""
 
     status: str
     commit: int
@@ -180,7 +180,7 @@ class Reading:
 
     async def health(self) -> Health:
         """Say that requests are answered; needs no token."""
-        return Health("ok", self._following.model.commit)
+        return Health("ok", self._following.model.first_commit)
 
     async def predict(self, request: Request) -> Response:
         """Recognise pictures: an answer for each, in their order, as by `vlltr predict --json`.

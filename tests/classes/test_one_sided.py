@@ -17,7 +17,10 @@ from tests.support import drawings
 from tests.support.commands import run
 from tests.support.parts import check_parts
 from vlltr_index.classes import (
+    ChangeOptions,
+    NewClass,
     add_class,
+    add_classes,
     add_images,
     remove_classes,
     remove_sentences,
@@ -112,7 +115,8 @@ def test_without_a_sentence_the_images_answer(mute: Workspace, drawn: list[Path]
     assert found["vl-ltr"].top1["overall"].value > 0.9
     assert found["vl-ltr"].top1["overall"].value == found["image branch"].top1["overall"].value
     shown = show_class(mute, "ring")
-    assert (shown.visual, shown.sentences, shown.anchors, shown.rivals) == ("trained", 0, [], [])
+    assert (shown.visual, shown.sentences, shown.anchors) == ("trained", 0, [])
+    assert (shown.rivals_by, len(shown.rivals), "ring" in shown.rivals) == ("images", 3, False)
     check_export(mute, drawn, tmp_path / "model")
 
 
@@ -147,7 +151,7 @@ def test_classes_come_and_go_without_a_sentence(
     added = report.classes[0]
     assert (added.visual, added.images, added.sentences, added.anchors) == ("images", 4, 1, 1)
     assert report.effect.images == 14
-    assert "4 images, known by its images alone. Nearest: " in report_lines(report)[0]
+    assert "4 images, known by its images alone. Nearest by images: " in report_lines(report)[0]
     told = (
         "Texts of classes without pictures have no weight in this head: a class is not found by text alone, until it"
         " has images (vlltr images add)."
@@ -155,7 +159,7 @@ def test_classes_come_and_go_without_a_sentence(
     assert told not in report_lines(report)
     lines = report_lines(add_class(mute, "gnu", ["It is an animal."]))
     assert told in lines
-    assert ", 0 images, not known yet. Nearest: " in lines[0]
+    assert ", 0 images, not known yet. Nearest by text: " in lines[0]
     assert show_class(mute, "gnu").mute
     unknown = Recognizer.open(mute)
     assert unknown.classes_[-1] == "gnu"
@@ -171,6 +175,18 @@ def test_classes_come_and_go_without_a_sentence(
     np.testing.assert_allclose(after / after.sum(1, keepdims=True), before, atol=1e-5)
     remove_classes(mute, ["okapi"])
     np.testing.assert_allclose(Recognizer.open(mute).predict_proba(drawn), before, atol=1e-6)
+
+
+def test_the_nearest_classes_are_those_by_images(mute: Workspace, drawn: list[Path]) -> None:
+    """Of a class whose pictures are like those of another one; also where it has a text, too."""
+    rings = tuple(path for path in drawn if path.parent.name == "ring")
+    assert rings
+    for sentences in ((), ("It is round.",)):
+        change = ChangeOptions(dry_run=True)
+        report = add_classes(mute, [NewClass("hoop", sentences, images=rings)], change)
+        (added,) = report.classes
+        assert (added.rivals_by, added.rivals[0], len(added.rivals)) == ("images", "ring", 3)
+        assert any("Nearest by images: ring, " in str(line) for line in report_lines(report))
 
 
 @pytest.fixture(scope="module")

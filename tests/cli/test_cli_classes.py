@@ -79,7 +79,7 @@ def test_a_class_is_shown_for_people(
     assert code == 0
     assert lines[0].startswith(f"{world.classes[0].name} (class 0, ingested, ")
     assert lines[0].endswith("8 sentences, trained on its images)")
-    assert lines[1].startswith("nearest: ")
+    assert lines[1].startswith("nearest by images: ")
     assert sum("  loss " in line for line in lines) == 4  # a third of six, and as many prompts
     assert sum(line.startswith("  train ") for line in lines) == len(world.classes[0].pictures)
     _, out, _ = run(capsys, "-w", small.path, "classes", "show", world.classes[0].name, "--all")

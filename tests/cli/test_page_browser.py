@@ -177,7 +177,7 @@ def test_a_class_is_added_recognised_and_undone(
     page.wait(lambda: page.text("#vl-report .vl-notice"))
     report = page.text("#vl-report")
     assert f"Added '{HOSTILE}' (class " in report
-    assert "Nearest: " in report
+    assert "Nearest by " in report
     assert "% before, " in report
     page.wait(lambda: page.texts("#vl-best .vl-name")[:1] == [HOSTILE])
     page.wait(lambda: page.text("#vl-undo") == f"Undo: add '{HOSTILE}'")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from io import StringIO
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -16,7 +17,7 @@ from vlltr_index.evaluation.metrics import AccuracyReport, EvaluationReport, Int
 from vlltr_index.evaluation.report import environment
 from vlltr_index.pipelines.train_lgr import RefitReport
 from vlltr_index.pipelines.training import TrainReport
-from vlltr_index.recognition.counterfactual import ExaminedClass
+from vlltr_index.recognition.counterfactual import ExaminedClass, ExaminedSentence
 from vlltr_index.schemas.records import ClassScore, Neighbour, Prediction, SentenceShare
 
 LONG = "A very large and heavy bird with a grey head, a chestnut breast and a back that is barred in black and gold."
@@ -83,7 +84,9 @@ def test_a_prediction_in_words() -> None:
 )
 def test_both_sides_are_drawn(image: float, text: float, said: str) -> None:
     """What speaks for the class as a bar, what speaks against it as words; below the name in a narrow terminal."""
-    one = replace(score("bustard"), image_part=image, text_part=text, unit="log-odds", sentences=())
+    one = replace(
+        score("bustard"), image_part=image, text_part=text, unit="log-odds", sentences=(), text_score=None
+    )
     shown = replace(prediction(), classes=(one,))
     assert prediction_lines(shown)[1] == f"   75.0 %  bustard   {said}".rstrip()
     assert prediction_lines(shown, 20)[1:3] == (
@@ -101,15 +104,21 @@ def test_an_explanation_has_the_exact_numbers() -> None:
 
 
 def test_sentences_without_weight_are_said_to_decide_nothing() -> None:
-    """Where the text gave none of the log-odds; not where it gave some, or where there is no sentence."""
-    told = "  the text has no weight in this head (vlltr status says why): no sentence decided anything"
+    """Where the text gave none of the log-odds, whatever weight it has; not where it gave some.
+
+    Where the classes have no sentence, that is said instead, if sentences were asked for.
+    """
+    told = "  the text makes no difference here: no sentence decided anything (vlltr status says how much texts count)"
+    none = "  none of these classes has a sentence"
     mute = [replace(one, unit="log-odds", text_part=0.0) for one in prediction().classes]
     some = [mute[0], replace(mute[1], text_part=0.1)]
     bare = [replace(one, sentences=()) for one in mute]
-    for scores, said in ((mute, 1), (some, 0), (bare, 0)):
-        assert prediction_lines(replace(prediction(), classes=tuple(scores))).count(told) == said
-    assert explanation_lines("bird.jpg", mute).count(told) == 1
-    assert explanation_lines("bird.jpg", prediction().classes).count(told) == 0
+    unasked = [replace(one, text_score=None) for one in bare]
+    for scores, said in ((mute, [told]), (some, []), (bare, [none]), (unasked, [])):
+        lines = prediction_lines(replace(prediction(), classes=tuple(scores)))
+        assert [line for line in lines if line in (told, none)] == said
+    for scores, said in ((mute, [told]), (prediction().classes, []), (bare, [none])):
+        assert [line for line in explanation_lines("bird.jpg", scores) if line in (told, none)] == said
 
 
 def test_what_the_image_side_of_a_class_without_pictures_is() -> None:
@@ -133,32 +142,57 @@ def test_a_class_of_which_nothing_is_known_has_no_figures() -> None:
     assert f"{' ' * 11}{told}" in prediction_lines(replace(prediction(), classes=(second, unknown)))
 
 
-def test_the_page_and_the_report_say_so_too() -> None:
-    """One text in place of the parts."""
-    one = ExaminedClass(
+def examined(image_part: float, **facts: Any) -> ExaminedClass:
+    """A class whose text gave nothing, as the page shows it."""
+    return ExaminedClass(
         class_id=0,
         name="great bustard",
         probability=0.0,
-        image_part=-1e5,
+        image_part=image_part,
         text_part=0.0,
         cosine=None,
         unit="log-odds",
-        without_images=True,
-        unknown=True,
-        sentences=prediction().classes[0].sentences,
         text_score=0.0,
         probability_before=0.0,
         cosine_before=None,
         text_score_before=0.0,
+        **facts,
     )
-    macros = (
-        str(environment("vlltr_index.evaluation").get_template("parts.html").module.score(one)),
-        piece("best", [one], ""),
-    )
-    for shown in macros:
+
+
+def in_the_report(one: ClassScore) -> str:
+    """A class as the report shows it."""
+    return str(environment("vlltr_index.evaluation").get_template("parts.html").module.score(one))
+
+
+def test_the_page_and_the_report_say_so_too() -> None:
+    """One text in place of the parts."""
+    said = prediction().classes[0].sentences
+    one = examined(-1e5, without_images=True, unknown=True, sentences=said)
+    for shown in (in_the_report(one), piece("best", [one], "")):
         assert "nothing is known of it: it has no training picture, and the text has no weight" in shown
         assert "100000" not in shown
         assert LONG not in shown
+
+
+def test_the_page_and_the_report_say_why_no_sentence_decided() -> None:
+    """The class has none, or what it has made no difference; not that the text has no weight, which is not known."""
+    shares = (
+        ExaminedSentence(**asdict(share), sentence_id=str(n), struck=False)
+        for n, share in enumerate(score("bustard").sentences)
+    )
+    told = examined(2.0, sentences=tuple(shares))
+    bare = examined(2.0)
+    silent = "The text makes no difference here: no sentence decided anything."
+    for one, in_page, in_report in (
+        (told, silent, silent),
+        (bare, "0 sentences", "The class has no sentence."),
+    ):
+        page = piece("sentences", one)
+        assert in_page in page
+        assert in_report in in_the_report(one)
+        assert (silent in page) == (one is told)
+        assert "no weight" not in page + in_the_report(one)
 
 
 def report() -> EvaluationReport:

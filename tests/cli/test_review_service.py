@@ -15,10 +15,12 @@ import pytest
 
 from tests.support.reviews import Listing, group, keep, review_of
 from vlltr_index.classes import remove_classes, remove_images
+from vlltr_index.cli.render import report_lines
 from vlltr_index.cli.ui.review_service import ReviewService, choices_of, review_piece
 from vlltr_index.errors import InputError, MissingStepError, UsageError, VlltrError
 from vlltr_index.pipelines.history import rollback
 from vlltr_index.pipelines.review import sitting as sitting_module
+from vlltr_index.pipelines.review.files import write_list
 from vlltr_index.pipelines.review.queue import REASONS, Entry, Reason, Review
 from vlltr_index.pipelines.review.sitting import Decision, Sitting, key_of
 from vlltr_index.store.workspace import Workspace
@@ -344,6 +346,23 @@ def test_every_reason_has_words_and_keys(listing: Listing, desk: Open, reason: R
     assert re.search(r'<h2 id="vl-why">\w.{10,}</h2>', drawn)
     assert 'data-turn="7"' in drawn
     assert len(set(re.findall(r'(?:data-act|data-form)="(confirm|correct|add|skip)"', drawn))) > 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [(0.4, "may be wrong (40%)"), (0.494, "may be wrong (49%)"), (0.5, "is probably wrong (50%)")],
+)
+def test_the_words_agree_with_the_probability(
+    trained: Workspace, listing: Listing, desk: Open, tmp_path: Path, wrong: float, said: str
+) -> None:
+    """In the page, the terminal and the sheet: a label that is more likely right is not called probably wrong."""
+    entry = replace(listing.entry("label"), wrong=wrong)
+    drawn = review_piece("entry", desk(entry).show(entry), 7, False)
+    assert f'<h2 id="vl-why">The label {said}</h2>' in drawn
+    found = review_of([entry])
+    assert str(report_lines(found)[-1]).endswith(f"(the label {said})")
+    write_list(tmp_path / "sheet.html", found, trained.snapshot())
+    assert f"the label {said}" in (tmp_path / "sheet.html").read_text(encoding="utf-8")
 
 
 def test_a_kept_list_is_there_at_once(trained: Workspace, listing: Listing, desk: Open) -> None:

@@ -16,6 +16,7 @@ from tests.support import drawings
 from tests.support.commands import run
 from tests.support.engines import Halved
 from tests.support.pictures import encoded, put
+from tests.support.sentence_models import write_sentence_model
 from vlltr_index.data.decoding import open_image
 from vlltr_index.embedding.loading import content_ids, image_set, open_encoder, text_vectors_of
 from vlltr_index.embedding.pixels import Reader
@@ -24,6 +25,7 @@ from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import FingerprintMismatch
 from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.ingest import ingest_images, ingest_text
+from vlltr_index.pipelines.init import init
 from vlltr_index.recognition.state import ModelState
 from vlltr_index.schemas.config import AugmentConfig, WorkspaceConfig
 from vlltr_index.schemas.fingerprint import digest_bytes
@@ -68,6 +70,26 @@ def test_an_engine_of_ones_own_computes_the_vectors(tmp_path: Path) -> None:
         found.append((image_set(snapshot, "train").features, text_vectors_of(snapshot, hashes)))
     for whole, half in zip(*found, strict=True):
         torch.testing.assert_close(half, whole / 2)
+
+
+def test_it_is_said_what_a_sentence_model_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """While it reads and at the end, beside what the text tower embeds, which may be done already."""
+    texts = [f"It has {number} spots." for number in range(600)]
+    reader = write_sentence_model(tmp_path / "reader", texts)
+    space = init(tmp_path / "workspace", "vlltr-tiny:glyphs", overrides=("prompts=[]",))
+    put(tmp_path / "texts.json", json.dumps({"ladybird": texts}).encode())
+    ingest_text(space, tmp_path / "texts.json")
+    embed(space)
+    recipe = override(space.recipe, (f"prior.text={reader}",))
+    space.write_config(WorkspaceConfig(recipe=recipe))
+    done: list[tuple[str, int, int | None]] = []
+    report = embed(space, progress=lambda *facts: done.append(facts))
+    assert (report.sentences, report.read, report.read_before) == (0, 600, 0)
+    assert done == [("sentence model", 256, 600), ("sentence model", 512, 600), ("sentence model", 600, 600)]
+    code, out, err = run(capsys, "-w", space.path, "embed")
+    assert code == 0
+    assert f"The sentence model {reader} read 0 sentences (600 read before)." in out
+    assert f"reading the sentences with the sentence model {reader}" in err
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from tests.support.hubserver import NOWHERE, Repo, hub_server, point_at
 from tests.support.image_towers import write_tower
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.encoders.openclip import build_model
@@ -343,3 +344,22 @@ def test_a_repository_is_fetched_by_its_commit(tmp_path: Path, monkeypatch: pyte
     assert not asked
     assert Encoder.load("timm", name).name == f"timm:{name}"
     assert asked == [("timm/small", ZERO, ["config.json", "model.safetensors"])]
+
+
+def test_a_fetched_repository_is_opened_without_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, without another try to reach it."""
+    folder = write_tower(tmp_path / "tower")
+    with hub_server() as server:
+        point_at(server.url, tmp_path / "cache", monkeypatch)
+        repo = server.repos["owner/small"] = Repo()
+        repo.commits.append({path.name: path.read_bytes() for path in folder.iterdir()})
+        repo.messages.append("put")
+        name = f"owner/small@{repo.sha()}"
+        assert Encoder.load("timm", name).name == f"timm:{name}"
+    waited: list[float] = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", NOWHERE)
+    assert Encoder.load("timm", name).name == f"timm:{name}"
+    assert not waited

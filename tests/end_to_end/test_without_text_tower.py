@@ -10,6 +10,7 @@ import torch
 
 from tests.support.commands import inside, refusal, run, vlltr
 from tests.support.image_towers import write_tower
+from tests.support.pictures import put
 from tests.support.sentence_models import write_sentence_model
 from vlltr_index.data.glyphs import glyph_files
 from vlltr_index.pipelines.fit import find_sources, plan_fit
@@ -88,6 +89,25 @@ def test_texts_count_by_their_words(
     assert "Its encoder has no text tower" in card
     assert "It attends over sentences" not in card
     export_onnx(space, tmp_path / "graph")  # which compares the graph's answers with the model's
+
+
+@pytest.mark.slow
+def test_the_nearest_classes_are_found_by_images(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of a class with pictures of another one; of a class without pictures none is named."""
+    space = Workspace.open(made)
+    name = space.snapshot().class_table().names[3]
+    rows = space.snapshot().table("images", ["data"], "class_id = 3 AND split = 'train'")
+    for number, data in enumerate(rows["data"].to_pylist()):
+        put(tmp_path / "twin" / f"{number}.png", data)
+    added = ("-w", made, "classes", "add", "twin", "--images", tmp_path / "twin", "--dry-run")
+    code, out, err = run(capsys, *added)
+    assert (code, f" Nearest by images: {name}" in out) == (0, True), out + err
+    code, out, _ = run(capsys, "-w", made, "classes", "add", "twin", "--sentence", "A sign.", "--dry-run")
+    assert (code, "Nearest" in out) == (0, False), out
+    assert ": 2 sentences, 2 anchors, 0 images, " in out, "its own, and its name"
+    assert "nearest by images: " in run(capsys, "-w", made, "classes", "show", name)[1]
 
 
 @pytest.mark.slow

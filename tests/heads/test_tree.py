@@ -68,17 +68,17 @@ def test_ranks_have_names_and_an_order() -> None:
     tree = grow(parents, {"falcon": "genus"}, ["kestrel", "merlin", "wren", "oak"])
     ranks = dict(zip(tree.names, tree.ranks, strict=True))
     assert ranks == {
-        "animal": "level 1", "bird": "level 2", "falcon": "genus", "kestrel": "class", "merlin": "class",
+        "animal": "top level", "bird": "level 2", "falcon": "genus", "kestrel": "class", "merlin": "class",
         "wren": "class", "oak": "class",
     }  # fmt: skip
-    assert list(tree.levels) == ["class", "genus", "level 2", "level 1"]
+    assert list(tree.levels) == ["class", "genus", "level 2", "top level"]
     assert [tree.names[i] if i >= 0 else None for i in tree.at_rank["genus"]] == [
         "falcon",
         "falcon",
         None,
         None,
     ]
-    assert "level 1" not in grow(parents, {}, ["kestrel", "wren"]).levels
+    assert "top level" not in grow(parents, {}, ["kestrel", "wren"]).levels
     best = tree.best_at("class", torch.tensor([[0.3, 0.3, 0.4, 0.0]]))
     assert tree.names[int(best)] == "wren"
     assert tree.names[int(tree.best_at("genus", torch.tensor([[0.3, 0.3, 0.4, 0.0]])))] == "falcon"

@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.commands import run, vlltr
 from tests.support.commits import work
+from tests.support.hubserver import NOWHERE, point_at
 from vlltr_index import fit
 from vlltr_index.errors import EncoderError, InputError, MissingStepError, UsageError, WorkspaceError
 from vlltr_index.pipelines.fit import find_sources, plan_fit
@@ -177,9 +178,26 @@ def test_a_dry_run_says_what_would_change(
     assert "$ vlltr init" not in out
     assert f"$ vlltr -w {shots}-model ingest images {shots} --split train --sync --dry-run" in out
     assert sorted(shots.parent.iterdir()) == beside
+    assert f"would make the workspace {shots}-model (recipe ours)" in err
     refused = run(capsys, "fit", shots, "-w", shots, "--encoder", "vlltr-tiny:glyphs", "--dry-run")
     assert refused[0] == 1
     assert "is not empty and not a workspace" in refused[2]
+
+
+def test_a_dry_run_where_nothing_was_committed_changes_no_file(
+    shots: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not the recipe of a workspace that `init` made, either; the encoder of the options is looked up."""
+    to = tmp_path / "model"
+    init(to, "ViT-B-32:openai")
+    before = {path: path.read_bytes() for path in to.rglob("*") if path.is_file()}
+    code, out, err = run(capsys, "fit", shots, "--to", to, "--encoder", "vlltr-tiny:glyphs", "--dry-run")
+    assert (code, "15 new (train 15)" in out) == (0, True), err
+    assert "Made the workspace" not in out
+    assert f"would make the workspace {to} (recipe ours)" in err
+    code, _, err = run(capsys, "fit", shots, "--to", to, "--encoder", "ViT-B-32:opnai", "--dry-run")
+    assert (code, "has no weights called 'opnai'" in err) == (1, True)
+    assert {path: path.read_bytes() for path in to.rglob("*") if path.is_file()} == before
 
 
 def test_a_tuned_tower_is_followed_by_its_vectors(workspace: Workspace, shots: Path) -> None:
@@ -210,12 +228,12 @@ def test_folders_that_are_no_classes(tmp_path: Path, folders: list[str] | None, 
 
 
 def test_a_recipe_that_knows_no_prior(shots: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Refused before anything is brought in or trained."""
+    """Refused before a workspace is made."""
     asked = ("--encoder", "vlltr-tiny:glyphs", "--prior", "training", "--set", "fusion.rule=paper")
     code, _, err = run(capsys, "fit", shots, *asked)
     assert code == 2
     assert "the rule 'paper', which this recipe combines by, knows no prior" in err
-    assert not Workspace.open(shots.with_name("shots-model")).snapshot().count("images")
+    assert not shots.with_name("shots-model").exists()
 
 
 @pytest.mark.parametrize("prior", ["folder", "often.csv", "even"])
@@ -255,14 +273,14 @@ def test_no_picture_can_be_read(tmp_path: Path) -> None:
 def test_an_encoder_without_weights_is_noticed_first(
     shots: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nothing is ingested; another encoder may then be named for the same workspace, but not after a commit."""
+    """No folder is made; where there is a workspace, another encoder may be named, but not after a commit."""
     to = tmp_path / "model"
 
     def unreachable(tag: object) -> str:
         raise FileNotFoundError("no network")
 
     monkeypatch.setattr("open_clip.download_pretrained", unreachable)
-    monkeypatch.setattr("vlltr_index.encoders.weights.try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: None)
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(EncoderError) as error:
         fit(shots, encoder="ViT-B-32:openai", to=to)
@@ -273,17 +291,45 @@ def test_an_encoder_without_weights_is_noticed_first(
         "trying the commands; not for photographs)."
     )
     assert error.value.hint == told
-    assert Workspace.open(to).history.last().id == 0
+    assert not to.exists()
     _, out, _ = run(capsys, "init", tmp_path / "other", "--encoder", "ViT-B-32:openai")
     assert out.startswith("The weights ViT-B-32:openai are not on this machine yet")
     assert told in out
     with pytest.raises(MissingStepError, match="has no weights: the recipe starts it from scratch"):
         fit(shots, encoder="ViT-B-32", to=to)
+    assert not to.exists()
+    init(to, "ViT-B-32:openai")
     made = init(to, "vlltr-tiny:glyphs")
     assert (made.recipe.encoder.model, made.history.last().id) == ("vlltr-tiny", 0)
     ingest_images(made, shots, "train")
     with pytest.raises(WorkspaceError, match=r"with encoder.model 'vlltr-tiny', not 'ViT-B-32'"):
         fit(shots, encoder="ViT-B-32:openai", to=to)
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(
+    shots: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is tried is said, nothing waits for another try, and no folder is left behind."""
+    waited: list[float] = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    point_at(NOWHERE, tmp_path / "cache", monkeypatch)
+    weights = "ViT-B-32:laion2b_s34b_b79k"
+    for encoder, lacking in (
+        (weights, f"the weights {weights} are not on this machine, and cannot be downloaded"),
+        ("hf-hub:owner/name", "the weights hf-hub:owner/name are not on this machine"),
+        (f"timm:owner/name@{40 * '0'}", f"the hub does not give owner/name@{40 * '0'}"),
+    ):
+        code, _, err = run(capsys, "fit", shots, "--encoder", encoder)
+        first, error, *_ = err.splitlines()
+        assert (code, first) in {
+            (1, f"downloading the weights {encoder}"),
+            (1, f"downloading {encoder.removeprefix('timm:')}"),
+        }
+        assert error.startswith(f"Error: {lacking}")
+        assert f"{NOWHERE} does not answer: " in error
+    assert not waited
+    assert not shots.with_name("shots-model").exists()
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import json
 import shutil
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,7 @@ from vlltr_index.cli.render import report_lines
 from vlltr_index.data.decoding import open_image
 from vlltr_index.errors import InputError
 from vlltr_index.pipelines.ingest import ingest_images, ingest_text
-from vlltr_index.schemas.config import Recipe
+from vlltr_index.schemas.config import EncoderConfig, Recipe
 from vlltr_index.store.ingestion import image_id
 from vlltr_index.store.workspace import Workspace
 
@@ -321,6 +321,25 @@ def test_sentences_and_prompts(workspace: Workspace, tmp_path: Path) -> None:
     }
     assert ingest_text(workspace, path).added == 0
     assert len(workspace.history.list()) == 2
+
+
+@pytest.mark.parametrize(
+    ("prompts", "made"),
+    [("clip", {"owl", "great grey owl"}), (("my {}.",), {"my owl.", "my great grey owl."}), ((), set())],
+)
+def test_without_a_text_tower_the_name_alone_is_the_prompt(
+    tmp_path: Path, prompts: Literal["clip"] | tuple[str, ...], made: set[str]
+) -> None:
+    """Not CLIP's 80, which have the same words for every class; templates of one's own are used."""
+    encoder = EncoderConfig(model="timm", pretrained="tower")
+    space = Workspace.create(tmp_path / "alone", Recipe(name="x", encoder=encoder, prompts=prompts))
+    put(tmp_path / "data/owl/1.png", 1)
+    put(tmp_path / "data/great_grey_owl/1.png", 2)
+    report = ingest_images(space, tmp_path / "data", "train")
+    assert report.prompts == len(made)
+    assert {(r["source"], r["text"]) for r in rows(space, "sentences")} == {("prompt", text) for text in made}
+    path = texts(tmp_path / "t.json", {"owl": ["It hoots."], "wren": ["It sings."]})
+    assert ingest_text(space, path).added == 2 + (len(made) // 2)
 
 
 def test_images_bring_prompts_to_classes_that_have_no_sentence(workspace: Workspace, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ import huggingface_hub.constants
 import pytest
 
 TOKEN = "hf_" + "a" * 34
+NOWHERE = "http://127.0.0.1:9"  # where nobody answers
 _LFS = (".safetensors", ".parquet", ".faiss")
 
 

@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,7 +23,6 @@ from vlltr_index.data.image_readers import read_images
 from vlltr_index.embedding import loading
 from vlltr_index.embedding.vectors import Engine, embed_images, embed_readings, embed_sentences, unread
 from vlltr_index.errors import InputError, MissingStepError, UsageError
-from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.recognition.model import Model
 from vlltr_index.recognition.state import ModelState
 from vlltr_index.schemas.records import ImageRecord, Skipped
@@ -36,10 +35,12 @@ from vlltr_index.schemas.tables import (
 from vlltr_index.store.holdout import held_images
 from vlltr_index.store.ingestion import image_rows
 from vlltr_index.store.tables import one_of
+from vlltr_index.tensors import class_positions
 from vlltr_index.train.augment import ViewAugment
 from vlltr_index.wording import plural, preview, share_within
 
 if TYPE_CHECKING:
+    from vlltr_index.heads.anchor_bank import AnchorBank
     from vlltr_index.recognizer import Recognizer
     from vlltr_index.schemas.records import Progress
     from vlltr_index.store.snapshot import Snapshot
@@ -66,7 +67,8 @@ class AddedClass:
     sentences: int
     anchors: int
     images: int  # usable ones of split train
-    rivals: list[str]
+    rivals: list[str]  # the nearest classes, nearest first
+    rivals_by: Literal["images", "text"] = "text"  # what they are near by
     visual: str = "none"  # use of its images: "trained" on them | "images" added later | "none"
     text: str = "none"  # sentences that count: "own" | "name": they are made from its name | "none"
 
@@ -99,20 +101,54 @@ class ChangeReport:
         return said
 
 
-def rivals(bank: AnchorBank, class_ids: Sequence[int]) -> dict[int, list[int]]:
-    """Return for each of `class_ids` the classes of the nearest mean anchors, nearest first; none without an anchor.
+class Rivals(NamedTuple):
+    """The classes nearest to one.
 
-    There is none either where no text tower read the anchors.
+    Attributes:
+        by: What they are near by, `images` or `text`.
+        class_ids: Their ids, nearest first.
     """
+
+    by: Literal["images", "text"]
+    class_ids: list[int]
+
+
+def rivals(model: Model, class_ids: Sequence[int]) -> dict[int, Rivals]:
+    """Find the classes nearest to each of `class_ids`: by images, or, of a class without images, by text.
+
+    By images these are the classes under which the mean of its images is likeliest; by text those of the nearest mean
+    anchors. There is none for a class without an anchor, or whose anchors no text tower read.
+    """
+    by_images = _rivals_by_images(model, class_ids)
+    return _rivals_by_text(model.bank, class_ids) | by_images
+
+
+def _rivals_by_images(model: Model, class_ids: Sequence[int]) -> dict[int, Rivals]:
+    """Find the rivals of classes with images among the other classes with images."""
+    stats = model.stats
+    shown = torch.isin(stats.class_ids, torch.tensor(class_ids)).nonzero()[:, 0]
+    if model.plda is None or not len(shown):
+        return {}
+    means = (stats.sums[shown] / stats.counts[shown, None]).float()
+    likelihoods = model.plda.log_likelihoods(means)[:, class_positions(model.class_ids, stats.class_ids)]
+    likelihoods[torch.arange(len(shown)), shown] = -torch.inf
+    count = min(_RIVALS, len(stats.class_ids) - 1)
+    nearest = stats.class_ids[likelihoods.topk(count).indices]
+    owners = stats.class_ids[shown].tolist()
+    return {i: Rivals("images", near) for i, near in zip(owners, nearest.tolist(), strict=True)}
+
+
+def _rivals_by_text(bank: AnchorBank, class_ids: Sequence[int]) -> dict[int, Rivals]:
+    """Find the rivals of classes by their mean anchors."""
+    found = {class_id: Rivals("text", []) for class_id in class_ids}
     if bank.without_text_tower:
-        return {class_id: [] for class_id in class_ids}
+        return found
     prototypes = F.normalize(bank.prototypes(), dim=1)
     ids = bank.class_ids.tolist()
-    found: dict[int, list[int]] = {class_id: [] for class_id in class_ids}
     for class_id in found.keys() & set(ids):
         cosines = prototypes @ prototypes[ids.index(class_id)]
         near = cosines.topk(min(_RIVALS + 1, len(ids))).indices.tolist()
-        found[class_id] = [ids[i] for i in near if ids[i] != class_id][:_RIVALS]
+        found[class_id] = Rivals("text", [ids[i] for i in near if ids[i] != class_id][:_RIVALS])
     return found
 
 
@@ -331,7 +367,7 @@ def _states(tx: Transaction, model: Model, class_ids: set[int]) -> list[AddedCla
     if not shown:
         return []
     names = table.names
-    near = rivals(bank, shown)
+    near = rivals(model, shown)
     where = one_of("class_id", shown)
     rows = tx.table("sentences", ["class_id", "source"], where)
     sentences = Counter(rows["class_id"].to_pylist())
@@ -348,7 +384,8 @@ def _states(tx: Transaction, model: Model, class_ids: set[int]) -> list[AddedCla
             sentences=sentences[i],
             anchors=anchors.get(i, 0),
             images=images[i],
-            rivals=[names[r] for r in near[i]],
+            rivals=[names[r] for r in near[i].class_ids],
+            rivals_by=near[i].by,
             visual=visual.get(i, "none"),
             text="none" if model.saved.texts_are_mute else kinds.get(i, "none"),
         )

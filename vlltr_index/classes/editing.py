@@ -187,7 +187,7 @@ def write_classes(tx: Transaction, new: Mapping[int, NewClass], skipped: list[st
         for i, one in new.items()
     ]
     tx.upsert("classes", pa.Table.from_pylist(rows, schema=CLASSES))
-    texts = sentence_rows({i: _sentences(one, tx.recipe.prompts, skipped) for i, one in new.items()})
+    texts = sentence_rows({i: _sentences(one, tx.recipe.templates, skipped) for i, one in new.items()})
     tx.upsert("sentences", texts)
     return texts
 

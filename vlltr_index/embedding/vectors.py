@@ -48,6 +48,7 @@ StoredImage = tuple[str, bytes | str]
 """The id of an image's content, see `schemas.tables.content_id`, and its bytes or its path."""
 
 _TEXT_BATCH = 4096
+_READ_BATCH = 256  # a sentence model takes seconds for these on a processor
 _SOURCES = 1024  # images that are read from the table at once; a multiple of the batch
 _SOURCE = ["image_id", "content_hash", "uri", "data"]
 _EXAMPLES = 10  # images that are named in warnings
@@ -162,19 +163,25 @@ def embed_readings(
     hashes: Sequence[str],
     texts: Sequence[str],
     progress: Progress | None = None,
-) -> None:
-    """Let a sentence-embedding model read the texts that are not in its cache, in this process."""
+) -> tuple[int, int]:
+    """Let a sentence-embedding model read the texts that are not in its cache, in this process.
+
+    Returns:
+        How many texts were read, and how many had been read before.
+    """
     name = sentence_readings_name(model.fingerprint)
     tx.store.create(name, sentence_vectors(model.dim), "text_hash")
     have = _have(tx, name, "text_hash", hashes)
-    todo = list({h: t for h, t in zip(hashes, texts, strict=True) if h not in have}.items())
+    lacking = {h: t for h, t in zip(hashes, texts, strict=True) if h not in have}
+    todo = sorted(lacking.items(), key=lambda one: len(one[1]))  # so that little is padded
     with tx.store.appending(name) as append:
-        for start in range(0, len(todo), _TEXT_BATCH):
-            part = todo[start : start + _TEXT_BATCH]
+        for start in range(0, len(todo), _READ_BATCH):
+            part = todo[start : start + _READ_BATCH]
             vectors = model.encode([text for _, text in part])
             append(vector_table({"text_hash": [key for key, _ in part]}, vectors))
             if progress:
-                progress("read sentences", start + len(part), len(todo))
+                progress("sentence model", start + len(part), len(todo))
+    return len(todo), len(set(hashes)) - len(todo)
 
 
 def embed_images(

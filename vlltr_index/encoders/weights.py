@@ -16,13 +16,13 @@ from typing import Any, Literal, TypeVar, cast
 
 import open_clip
 import torch
-from huggingface_hub import try_to_load_from_cache
 from open_clip.pretrained import download_pretrained_from_hf
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from safetensors.torch import load_file
 from torch import Tensor
 
 from vlltr_index.encoders import image_tower
+from vlltr_index.encoders.hub import announce_download, in_cache
 from vlltr_index.errors import EncoderError, MissingPackageError, VlltrError
 from vlltr_index.schemas.config import TOWER_ALONE
 from vlltr_index.schemas.manifests import EncoderManifest
@@ -295,10 +295,7 @@ def _cached(tag: Config) -> bool:
     if url and (Path.home() / ".cache" / "clip" / url.rpartition("/")[2]).is_file():
         return True
     repository, _, file = str(tag.get("hf_hub") or "").rpartition("/")
-    names = [file] if file else _WEIGHT_FILES
-    return bool(repository) and any(
-        isinstance(try_to_load_from_cache(repository, name), str) for name in names
-    )
+    return bool(repository) and in_cache(repository, [file] if file else _WEIGHT_FILES)
 
 
 def _how_to_get(model: str, tag: Config) -> str:
@@ -341,6 +338,8 @@ def read_source(model: str, pretrained: str | None) -> Source:
         tag = _tag_or_file(model, pretrained)
         if not tag:
             return _from_file(model, config, Path(pretrained))
+        if not _cached(tag):
+            announce_download(what, from_hub=bool(tag.get("hf_hub")))
         path = Path(open_clip.download_pretrained(tag))
     except VlltrError:
         raise
@@ -479,6 +478,8 @@ def _from_folder(folder: Path, name: str | None = None) -> Source:
 def _from_hub(repository: str) -> Source:
     """Read a hub repository in open_clip's layout, at a revision or the newest; the source's name has the commit."""
     owner_name, _, wanted = repository.partition("@")
+    if not in_cache(owner_name, [_CONFIG_FILE], wanted or None):
+        announce_download(f"hf-hub:{repository}", from_hub=True)
     # The folder's name is the commit, from which the weights are read too.
     folder = Path(download_pretrained_from_hf(owner_name, _CONFIG_FILE, wanted or None)).parent
     _describe(folder)

@@ -20,7 +20,7 @@ from vlltr_index.embedding.vectors import load_sources
 from vlltr_index.errors import InputError, MissingStepError
 from vlltr_index.evaluation.charts import Chart, accuracy_chart, gain_chart, loss_chart, reliability_chart
 from vlltr_index.evaluation.records import Curves, Gains, Measured, Missing, Report, Thumbnail
-from vlltr_index.wording import NOTHING_KNOWN, UNKNOWN, plural, shown
+from vlltr_index.wording import NO_DIFFERENCE, NOTHING_KNOWN, UNKNOWN, plural, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,6 +70,7 @@ def environment(package: str) -> Environment:
     made.filters["plural"] = plural
     made.globals["nothing_known"] = NOTHING_KNOWN
     made.globals["unknown"] = UNKNOWN
+    made.globals["no_difference"] = NO_DIFFERENCE
     made.tests["missing"] = lambda part: isinstance(part, Missing)
     return made
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 CLASS = "class"
+_TOP = "top level"  # rank of a name without a parent, if it has no other
 _HALF = 0.5  # of two nodes of which neither lies below the other, at most one has more than this
 _NOTHING = 2.0**-24  # the least probability above zero in half precision
 _ROUNDED = 2.0**-12  # largest rounding error of half precision for a probability below one
@@ -160,7 +161,7 @@ def grow(
     Args:
         parents: The parent of each node by name; a name that is no key is a root. There must be no cycle.
         ranks: The rank of each node by name. The default is `class` for a class (`leaf` if `class` is among the given
-            ranks), and `level 1`, `level 2` ... from the root for another node.
+            ranks), `top level` for another node without a parent, and `level 2`, `level 3` ... for those below it.
         classes: Names of the C classes, in the order of their columns.
     """
     places: dict[str, int] = {}
@@ -182,7 +183,7 @@ def grow(
     lowest = "leaf" if CLASS in ranks.values() else CLASS  # in biology a class is a rank above the species
     own = set(classes)
     called = (
-        ranks.get(name) or (lowest if name in own else f"level {depth}")
+        ranks.get(name) or (lowest if name in own else f"level {depth}" if depth > 1 else _TOP)
         for name, depth in zip(places, depths, strict=True)
     )
     return ClassTree(tuple(places), tuple(called), tuple(above), tuple(places[name] for name in classes))

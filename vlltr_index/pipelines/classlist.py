@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from vlltr_index.errors import MissingStepError
 from vlltr_index.store.tables import one_of
 from vlltr_index.store.taxonomy import load_taxonomy
 
 if TYPE_CHECKING:
+    from vlltr_index.classes.change import Rivals
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.workspace import Workspace
 
@@ -53,7 +54,8 @@ class ClassDetail:
     """One class with its anchors, best first.
 
     `visual` says how its images are used: the head was trained on them, they were added later, or there are none.
-    `rivals` are the classes whose mean anchor is nearest to its own, `merged` the names of classes merged into it.
+    `rivals` are the classes nearest to it by its images, or by its text if it has none, as `rivals_by` says; `merged`
+    the names of classes merged into it.
     If `mute`, texts have no weight in the head.
     """
 
@@ -68,6 +70,7 @@ class ClassDetail:
     pictures: list[ImageRow] = field(default_factory=list)
     visual: str = "none"
     rivals: list[str] = field(default_factory=list)
+    rivals_by: Literal["images", "text"] = "text"
     merged: list[str] = field(default_factory=list)
     mute: bool = False
 
@@ -107,7 +110,7 @@ def show_class(workspace: Workspace, name: str, every_sentence: bool = False) ->
     columns = ["image_id", "uri", "split", "problem"]
     found = snapshot.table("images", columns, f"class_id = {class_id}").to_pylist()
     pictures = [ImageRow(**image) for image in found]
-    visual, rivals, mute = _standing(snapshot, class_id)
+    visual, near, mute = _standing(snapshot, class_id)
     names = snapshot.class_table().names
     merged = snapshot.commit.info.merged
     return ClassDetail(
@@ -121,7 +124,8 @@ def show_class(workspace: Workspace, name: str, every_sentence: bool = False) ->
         others=others if every_sentence else [],
         pictures=sorted(pictures, key=lambda r: (r.split != "train", r.split, r.image_id)),
         visual=visual,
-        rivals=rivals,
+        rivals=[names[i] for i in near.class_ids],
+        rivals_by=near.by,
         merged=[names[gone] for gone, kept in merged.items() if kept == class_id and gone in names],
         mute=mute,
     )
@@ -142,16 +146,15 @@ def _sentences(snapshot: Snapshot, class_id: int) -> tuple[list[AnchorRow], list
     return [r for r in rows if r.rank is not None], [r for r in rows if r.rank is None]
 
 
-def _standing(snapshot: Snapshot, class_id: int) -> tuple[str, list[str], bool]:
+def _standing(snapshot: Snapshot, class_id: int) -> tuple[str, Rivals, bool]:
     """What the class's images do, its nearest rivals, and whether texts have no weight."""
-    from vlltr_index.classes.change import rivals
+    from vlltr_index.classes.change import Rivals, rivals
     from vlltr_index.recognition.model import Model
 
     try:
         model = Model.open(snapshot)
     except MissingStepError:  # no head yet
-        return "none", [], False
-    names = snapshot.class_table().names
-    near = rivals(model.bank, [class_id])[class_id]
+        return "none", Rivals("text", []), False
+    near = rivals(model, [class_id])[class_id]
     visual = model.visual_sides().get(class_id, "none")
-    return visual, [names[i] for i in near], model.saved.texts_are_mute
+    return visual, near, model.saved.texts_are_mute

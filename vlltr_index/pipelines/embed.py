@@ -51,6 +51,11 @@ class EmbedReport:
     text_fp: str
     image_fp: str
     notes: tuple[str, ...]  # sentences that say what the encoder does not read
+    read: int | None = (
+        None  # sentences that the sentence model of `prior.text` read; None: there is no such model
+    )
+    read_before: int = 0
+    reader: str | None = None  # its name
 
 
 def embed(
@@ -100,7 +105,7 @@ def embed(
             new, before, truncated = embed_sentences(
                 tx, encoder, hashes, texts, progress=progress, engine=computes
             )
-            _read(tx, hashes, texts, progress)
+            read, read_before = _read(tx, hashes, texts, progress)
             take = partial(embed_images, tx, encoder, config=drawn, progress=progress, engine=computes)
             splits = sorted(set(tx.table("images", ["split"])["split"].to_pylist()))
             counts = [
@@ -127,21 +132,34 @@ def embed(
         text_fp=fps[0],
         image_fp=fps[1],
         notes=tuple(unread(encoder, texts)),
+        read=read,
+        read_before=read_before,
+        reader=workspace.recipe.prior.text,
     )
 
 
-def _read(tx: Transaction, hashes: list[str], texts: list[str], progress: Progress | None) -> None:
-    """Let the recipe's sentence-embedding model, if it names one, read the sentences; note what it is."""
+def _read(
+    tx: Transaction, hashes: list[str], texts: list[str], progress: Progress | None
+) -> tuple[int | None, int]:
+    """Let the recipe's sentence-embedding model, if it names one, read the sentences; note what it is.
+
+    Returns:
+        How many sentences it read, None without a model, and how many it had read before.
+    """
     reading = None
+    read = None
+    before = 0
     if tx.recipe.prior.text is not None:
         from vlltr_index.encoders.sentence_model import SentenceModel
 
+        _log.info("reading the sentences with the sentence model %s", tx.recipe.prior.text)
         model = SentenceModel.open(tx.recipe.prior.text)
-        embed_readings(tx, model, hashes, texts, progress=progress)
+        read, before = embed_readings(tx, model, hashes, texts, progress=progress)
         reading = Reading(model=model.name, fp=model.fingerprint, dim=model.dim)
     if reading != tx.commit.info.reading:  # the head knows the readings of another model
         tx.set(head=None, fusion=None)
     tx.note(reading=reading)
+    return read, before
 
 
 def _workers(workspace: Workspace, encoder: Encoder, views: int, images: int) -> int:

@@ -17,16 +17,16 @@ from vlltr_index.errors import InputError, MissingStepError, UsageError
 from vlltr_index.evaluation.metrics import CROSS_VALIDATION
 from vlltr_index.pipelines.cross_validate import cross_validate
 from vlltr_index.pipelines.ingest import ingest_images, ingest_text
-from vlltr_index.pipelines.init import init, require_encoder
+from vlltr_index.pipelines.init import check_encoder, encoder_note, require_encoder
 from vlltr_index.pipelines.plan import Runner, Step, StepMaker
 from vlltr_index.pipelines.report import write_report
 from vlltr_index.pipelines.train_all import plan_training
 from vlltr_index.pipelines.train_baseline import train_baseline
 from vlltr_index.schemas.config import CONFIG_NAME
 from vlltr_index.schemas.options import Measurable
+from vlltr_index.schemas.recipes import load_recipe
 from vlltr_index.store.origins import gave, places
-from vlltr_index.store.storage import storage_at
-from vlltr_index.store.workspace import Workspace, check_room
+from vlltr_index.store.workspace import Workspace
 from vlltr_index.tensors import choose_device, computing_on
 from vlltr_index.wording import plural
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from vlltr_index.pipelines.plan import OnStep
     from vlltr_index.pipelines.report import ReportFile
     from vlltr_index.pipelines.train_baseline import BaselineRow
+    from vlltr_index.schemas.config import Recipe
     from vlltr_index.schemas.records import Progress
 
 _TEXTS = ("texts", "texts.json", "texts.jsonl", "texts.csv", "texts.parquet")
@@ -56,7 +57,7 @@ class FitResult:
     """What `fit` made.
 
     Attributes:
-        workspace: The workspace with the model; after a dry run on a new folder it is gone.
+        workspace: The workspace with the model; after a dry run where nothing was committed yet it is gone.
         report: The report that was written, with the accuracy on pictures that the models had not seen; None if nothing
             was measured.
         unmeasured: Why nothing was measured, where that was asked for.
@@ -163,7 +164,8 @@ def fit(
         prior: By what it is measured and compared: `balanced`, each class counting alike, or `training`, each picture
             counting alike and classes being as common as in training. The report has both.
         group: Which pictures belong together, and are held out together, see `ingest_images`.
-        dry_run: Say what is new, moved or gone; nothing is committed, trained or measured, and no new workspace stays.
+        dry_run: Say what is new, moved or gone; nothing is committed, trained or measured, no workspace is made, and
+            `vlltr.toml` stays as it is.
         device: `auto`, `cpu`, `cuda` or `cuda:N`; default: the value of VLLTR_DEVICE, else the recipe's.
         agree: Called with a question where more than a third of the folder's pictures or texts is gone; it raises if
             the answer is no. None: that is an error.
@@ -186,23 +188,18 @@ def fit(
     at = Path(to) if to is not None else _beside(Path(folder))
     chosen = [("--encoder", encoder), ("--recipe", recipe), *(("--set", value) for value in overrides)]
     options = [part for name, value in chosen if value for part in (name, value)]
-    there = (at / CONFIG_NAME).exists()
+    named = bool(options) or not (at / CONFIG_NAME).exists()
+    wanted = load_recipe(recipe, tuple(overrides), encoder) if named else Workspace.open(at).recipe
+    if prior != "balanced":
+        _check_rule(wanted)
     with ExitStack() as held:
-        aside = dry_run and not there  # so that no folder is left behind
-        place = held.enter_context(TemporaryDirectory()) if aside else at
-        call = partial(init, place, encoder, recipe, overrides=tuple(overrides))
-        if aside:
-            check_room(storage_at(at))
-            workspace = call()
-        elif options or not there:
-            made = Step("A workspace", ("init", str(at), *options), call)
+        if dry_run:
+            workspace = _open_or_pretend(at, wanted, held)
+        elif named:
+            made = Step("A workspace", ("init", str(at), *options), partial(_make, at, wanted))
             workspace = Runner(on_step, 0, number=0).run(made)
         else:
-            workspace = Workspace.open(at)
-        if prior != "balanced":
-            _check_rule(workspace)
-        if not dry_run:
-            require_encoder(workspace)  # before anything is brought in
+            workspace = _make(at, wanted)
         held.enter_context(computing_on(device, workspace.recipe.device))
         maker = StepMaker(workspace, str(at), device, progress)
         plan = plan_fit(maker, sources, measure, agree, prior=prior, group=group, dry_run=dry_run)
@@ -220,14 +217,36 @@ def _check_prior(prior: str) -> None:
         )
 
 
-def _check_rule(workspace: Workspace) -> None:
-    """Refuse a recipe whose answers know no prior before anything is trained by it."""
-    rule = workspace.recipe.fusion.rule
+def _check_rule(recipe: Recipe) -> None:
+    """Refuse a recipe whose answers know no prior before a workspace is made of it."""
+    rule = recipe.fusion.rule
     if rule != "ours":
         raise UsageError(
             f"the rule {rule!r}, which this recipe combines by, knows no prior",
             'Leave out --prior, or take a recipe with rule = "ours" under [recipe.fusion].',
         )
+
+
+def _make(at: Path, recipe: Recipe) -> Workspace:
+    """Make the workspace, or open the one that is there, once the encoder's weights are on this machine."""
+    there = Workspace.check(at, recipe)
+    if there is None or not there.history.last().checkpoint:
+        require_encoder(recipe.encoder)
+    return Workspace.create(at, recipe)
+
+
+def _open_or_pretend(at: Path, recipe: Recipe, held: ExitStack) -> Workspace:
+    """Return a workspace to try things out in; if nothing was committed, one in a folder that `held` removes."""
+    there = Workspace.check(at, recipe)
+    if there is not None and there.history.last().id:
+        return there
+    check_encoder(recipe.encoder)
+    _log.info("would make the workspace %s (recipe %s)", at, recipe.name)
+    workspace = Workspace.create(held.enter_context(TemporaryDirectory()), recipe)
+    note = encoder_note(workspace)
+    if note is not None:
+        _log.warning(note)
+    return workspace
 
 
 def _run(plan: FitPlan, workspace: Workspace, runner: Runner) -> FitResult:

@@ -176,7 +176,7 @@ class Sentences:
         """Encode the sentences of classes 0 to C - 1, and the recipe's prompts for the classes' names."""
         told: dict[tuple[int, str], tuple[str, bool]] = {}
         for number, name in enumerate(names):
-            prompts = [one.text for one in class_prompts(name, recipe.prompts)]
+            prompts = [one.text for one in class_prompts(name, recipe.templates)]
             own = texts.get(number, ())
             for text, prompt in [*((text, False) for text in own), *((text, True) for text in prompts)]:
                 told.setdefault((number, text_hash(text)), (normalise_text(text), prompt))

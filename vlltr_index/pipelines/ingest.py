@@ -326,7 +326,7 @@ def write_prompts(tx: Transaction, class_ids: Iterable[int]) -> int:
     """Give classes the recipe's prompts, but for sentences that are there; how many are new."""
     names = tx.class_table().names
     known = set(tx.table("sentences", ["sentence_id"])["sentence_id"].to_pylist())
-    asked = {i: class_prompts(names[i], tx.recipe.prompts) for i in sorted(class_ids)}
+    asked = {i: class_prompts(names[i], tx.recipe.templates) for i in sorted(class_ids)}
     return tx.upsert("sentences", ingestion.sentence_rows(asked, known.__contains__))
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from vlltr_index.data.text import prompt_templates
 from vlltr_index.errors import MissingStepError
 from vlltr_index.schemas.recipes import load_recipe
 from vlltr_index.store.workspace import Workspace
+
+if TYPE_CHECKING:
+    from vlltr_index.schemas.config import EncoderConfig
 
 
 def init(
@@ -36,10 +40,15 @@ def init(
     if prompts is not None:
         chosen = chosen.model_copy(update={"prompts": prompt_templates(prompts)})
     if encoder or any(item.lstrip().startswith("encoder.") for item in overrides):
-        from vlltr_index.encoders.weights import check_source
-
-        check_source(chosen.encoder.model, chosen.encoder.pretrained, chosen.encoder.image_size)
+        check_encoder(chosen.encoder)
     return Workspace.create(directory, chosen)
+
+
+def check_encoder(config: EncoderConfig) -> None:
+    """Check that there is an encoder of that name, before any download; errors are those of `check_source`."""
+    from vlltr_index.encoders.weights import check_source
+
+    check_source(config.model, config.pretrained, config.image_size)
 
 
 def encoder_note(workspace: Workspace) -> str | None:
@@ -52,18 +61,16 @@ def encoder_note(workspace: Workspace) -> str | None:
     return missing_weights(config.model, config.pretrained)
 
 
-def require_encoder(workspace: Workspace) -> None:
-    """Check that the workspace's encoder can be loaded; its weights are downloaded, if need be.
+def require_encoder(config: EncoderConfig) -> None:
+    """Check that the weights a recipe names can be loaded; they are downloaded, if need be.
 
     Raises:
-        EncoderError: There are no such weights, or they cannot be fetched or read.
-        MissingStepError: It starts from scratch, and was not trained.
+        EncoderError: There is no such encoder, or its weights cannot be fetched or read.
+        MissingStepError: It starts from scratch.
     """
-    if workspace.history.last().checkpoint:
-        return
     from vlltr_index.encoders.weights import read_source
 
-    config = workspace.recipe.encoder
+    check_encoder(config)
     if config.pretrained is None and ":" not in config.model and not os.path.isdir(config.model):
         raise MissingStepError(
             f"the encoder {config.model} has no weights: the recipe starts it from scratch",

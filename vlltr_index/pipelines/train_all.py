@@ -50,7 +50,7 @@ def _adopt(workspace: Workspace, recipe: Recipe) -> bool:
             f"Make a workspace for it: vlltr init DIR --recipe {recipe.name},"
             f" or keep the encoder: --set encoder.model={mine.encoder.model}",
         )
-    if recipe.prompts != mine.prompts and workspace.snapshot().count("sentences"):
+    if recipe.templates != mine.templates and workspace.snapshot().count("sentences"):
         _log.warning(
             "recipe %s has other prompts than the texts here were given; to use them, run again:"
             " vlltr ingest text PATH",

@@ -48,10 +48,12 @@ def rename(tx: Transaction, class_id: int, new: str) -> Renaming:
     change_class(tx, class_id, name=new, aliases=aliases)
     in_tree = rename_node(tx, old, new)
     rows = tx.table("sentences", ["sentence_id", "text_hash", "source"], f"class_id = {class_id}").to_pylist()
-    made = {("prompt", text_hash(record.text)) for record in class_prompts(old, tx.recipe.prompts)}
+    # Either may have been the recipe's templates when the prompts were made.
+    prompts = [*class_prompts(old, tx.recipe.prompts), *class_prompts(old, tx.recipe.templates)]
+    made = {("prompt", text_hash(record.text)) for record in prompts}
     made.add(("name", text_hash(old)))
     gone = {row["sentence_id"]: row["source"] for row in rows if (row["source"], row["text_hash"]) in made}
-    records = class_prompts(new, tx.recipe.prompts) if "prompt" in gone.values() else []
+    records = class_prompts(new, tx.recipe.templates) if "prompt" in gone.values() else []
     if "name" in gone.values():
         records = [*records, SentenceRecord(new, new, "name")]
     stay = {row["sentence_id"] for row in rows} - gone.keys()

@@ -101,20 +101,12 @@ class Workspace:
             UsageError: If `path` is an address that cannot hold a workspace.
             WorkspaceError: If the folder holds other things, or is a workspace with another recipe.
         """
-        storage = storage_at(path)
-        if storage.exists(CONFIG_NAME):
-            there = cls.open(path)
-            if there.recipe == recipe:
-                return there
-            if there.history.last().id:
-                raise WorkspaceError(
-                    f"{storage.address} is a workspace already, with {_differences(there.recipe, recipe)}",
-                    "Choose another folder (vlltr init DIR, vlltr fit --to DIR), or edit "
-                    f"{storage.at(CONFIG_NAME)}; vectors of another encoder are then made by: vlltr embed --force",
-                )
-            there.write_config(there.config.model_copy(update={"recipe": recipe}))
+        there = cls.check(path, recipe)
+        if there is not None:
+            if there.recipe != recipe:
+                there.write_config(there.config.model_copy(update={"recipe": recipe}))
             return there
-        check_room(storage)
+        storage = storage_at(path)
         workspace = cls(storage, WorkspaceConfig(recipe=recipe))
         try:
             workspace.history.begin()
@@ -124,6 +116,26 @@ class Workspace:
                 f"{storage.address} cannot be made: {reason(error)}", "Choose another folder."
             ) from None
         return workspace
+
+    @classmethod
+    def check(cls, path: str | os.PathLike[str], recipe: Recipe) -> Workspace | None:
+        """Check that `create` can make or open a workspace, without writing; return the one that is there, if any.
+
+        Raises:
+            UsageError, WorkspaceError: As for `create`.
+        """
+        storage = storage_at(path)
+        if not storage.exists(CONFIG_NAME):
+            _check_room(storage)
+            return None
+        there = cls.open(path)
+        if there.recipe != recipe and there.history.last().id:
+            raise WorkspaceError(
+                f"{storage.address} is a workspace already, with {_differences(there.recipe, recipe)}",
+                "Choose another folder (vlltr init DIR, vlltr fit --to DIR), or edit "
+                f"{storage.at(CONFIG_NAME)}; vectors of another encoder are then made by: vlltr embed --force",
+            )
+        return there
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Workspace:
@@ -337,7 +349,7 @@ def _differences(there: Recipe, asked: Recipe) -> str:
     return ", ".join(f"{key} {mine!r}, not {other!r}" for key, mine, other in found[:3]) + more
 
 
-def check_room(storage: Storage) -> None:
+def _check_room(storage: Storage) -> None:
     """Check that a place where no workspace is holds nothing else.
 
     Raises:

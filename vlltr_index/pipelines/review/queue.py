@@ -1,4 +1,4 @@
-"""The list of training pictures to look at: labels that are probably wrong, and near duplicates."""
+"""The list of training pictures to look at: labels that may be wrong, and near duplicates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vlltr_index.store.workspace import Workspace
 
 Reason = Literal["two classes", "label", "look alike", "two splits", "copies", "unknown", "teaches"]
-"""Why a picture is listed: its file is in two classes; its label is probably wrong; it is a near duplicate of one in
+"""Why a picture is listed: its file is in two classes; its label may be wrong; it is a near duplicate of one in
 another class; of one in another split; of one in its class; no class stands for it; its label would teach much."""
 REASONS: tuple[Reason, ...] = (
     "two classes", "label", "look alike", "two splits", "copies", "unknown", "teaches"
@@ -63,6 +63,14 @@ class Entry:
     beside: tuple[Beside, ...] = ()
 
     @property
+    def verdict(self) -> str | None:
+        """How probably the label is wrong, in words that follow `The label`; None where that is not known."""
+        if self.wrong is None:
+            return None
+        percent = round(100 * self.wrong)
+        return f"{'is probably' if percent >= 50 else 'may be'} wrong ({percent}%)"
+
+    @property
     def suggested(self) -> str | None:
         """The class of what is nearly the same, or else the likeliest one, but its own; None where none is in doubt."""
         if self.reason in ("two splits", "copies", "unknown"):
@@ -94,7 +102,7 @@ class Review:
 
 
 def review(workspace: Workspace, top: int | None = None, progress: Progress | None = None) -> Review:
-    """List training pictures whose label is probably wrong, and near duplicates, in the order in which looking pays.
+    """List training pictures whose label may be wrong, and near duplicates, in the order in which looking pays.
 
     First one file in two classes; then labels by the probability that they are wrong, down to `WORTH_A_LOOK`; then near
     duplicates in two classes that nothing speaks against; then those in two splits, which make figures too good; then
@@ -169,7 +177,7 @@ class _Listing:
                 yield self._entry(first, "two classes", others)
 
     def _labels(self) -> Iterator[Entry]:
-        """Yield the pictures whose label is probably wrong, with what is nearly the same."""
+        """Yield the pictures whose label may be wrong, with what is nearly the same."""
         for image_id in sorted(self._answers, key=self._doubt):
             doubtful = self._answers[image_id]["wrong"] >= WORTH_A_LOOK and not self._confirmed(image_id)
             if doubtful and image_id not in self._listed:
