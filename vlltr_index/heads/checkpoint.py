@@ -288,7 +288,7 @@ def _parts(facts: PartFacts, tensors: dict[str, Tensor]) -> Parts:
     rejection = None
     if facts.rejection is not None:
         rejection = Rejection(facts.rejection, *(tensors.pop(f"rejection.{name}") for name in REJECTION))
-    gaussian = SharedGaussian(**shared, noise=facts.noise, text_r2=facts.text_r2, kernel=kernel)
+    gaussian = SharedGaussian(**shared, noise=facts.noise, text_r2=facts.text_r2, kernel=kernel, outside=None)
     return Parts(
         gaussian,
         facts.weights,
