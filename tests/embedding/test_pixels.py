@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +24,7 @@ from vlltr_index.data.decoding import open_image
 from vlltr_index.embedding.loading import image_set
 from vlltr_index.embedding.pixels import (
     CropPixels,
+    ImageReader,
     ReadAhead,
     Reader,
     image_features,
@@ -76,6 +79,44 @@ def test_pooling_is_the_mean_direction_at_the_mean_length(images: int, crops: in
     opposite = torch.cat([features[:, :1], -features[:, :1]], 1)
     assert bool(pool_crops(opposite).isfinite().all())
     assert not bool(pool_crops(torch.zeros(1, 2, 4)).any())
+
+
+class Garbage:
+    """An object of a cycle, which notes in which process it is freed."""
+
+    def __init__(self, note: Path) -> None:
+        self.note = note
+        self.itself = self
+
+    def __del__(self) -> None:
+        """Note the process."""
+        with self.note.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+
+
+class Collecting(ImageReader[int, int, list[int]]):
+    """A reader that collects garbage before it reads."""
+
+    def __getitem__(self, wanted: int) -> int:
+        """Return the position."""
+        gc.collect()
+        return wanted
+
+    def collate(self, read: list[int]) -> list[int]:
+        """Return the positions."""
+        return read
+
+
+def test_processes_that_read_free_nothing_of_this_one(tmp_path: Path) -> None:
+    """Freed there, objects of lancedb can wait forever for a lock that a thread held at the fork."""
+    gc.disable()
+    try:
+        Garbage(tmp_path / "freed")
+        assert list(ReadAhead(Collecting(), [[1, 2], [3]], workers=2)) == [[1, 2], [3]]
+    finally:
+        gc.enable()
+    gc.collect()
+    assert (tmp_path / "freed").read_text().split() == [str(os.getpid())]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -7,12 +7,14 @@ feature, so that fusion, retrieval and explanation work as for any image, and st
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import warnings
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
@@ -232,7 +234,7 @@ class ReadAhead(Iterable[Batch], Generic[Wanted, Read, Batch]):
         """Yield the batches in their order."""
         if not self._workers:
             return self._read_by_threads()
-        with warnings.catch_warnings():  # they read images, and no table
+        with warnings.catch_warnings(), _frozen_objects():  # they read images, and no table
             warnings.filterwarnings("ignore", "lancedb fork support", RuntimeWarning)
             return iter(self._loader)
 
@@ -270,6 +272,21 @@ class ReadAhead(Iterable[Batch], Generic[Wanted, Read, Batch]):
 
     def _collated(self, read: Sequence[Future[list[Read]]]) -> Batch:
         return self._reader.collate([image for share in read for image in share.result()])
+
+
+@contextmanager
+def _frozen_objects() -> Iterator[None]:
+    """Keep processes that are forked within the block from freeing objects of this one.
+
+    Their garbage collector would free objects of lancedb, which can wait forever for a lock that a thread of this
+    process held at the fork.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def in_batches(images: Iterable[Wanted], size: int | None = None) -> Iterator[list[Wanted]]:
