@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.resources import files
@@ -22,9 +21,9 @@ from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vlltr_index.encoders import image_tower
+from vlltr_index.encoders import image_tower, packaged
 from vlltr_index.errors import EncoderError, MissingPackageError, VlltrError
-from vlltr_index.schemas.config import TOWER_ALONE
+from vlltr_index.schemas.config import PACKAGES, PHOTO, TOWER_ALONE
 from vlltr_index.schemas.manifests import EncoderManifest
 
 OPENAI_MARKS = frozenset({"input_resolution", "context_length", "vocab_size"})
@@ -153,19 +152,6 @@ def _is_torchscript(path: Path) -> bool:
         return False
     with zipfile.ZipFile(path) as archive:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-def weights_digest(tensors: Mapping[str, Tensor]) -> str:
-    """Compute the SHA-256 of names, dtypes, shapes and values, in the order of the names.
-
-    Device and memory layout do not matter, so a copy that was saved and opened has the same digest.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        value = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def revision(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
@@ -368,9 +354,15 @@ def _tower(name: str) -> Source:
 
 
 def _find_folder(model: str, pretrained: str | None) -> Path | None:
-    """Return the local folder that is meant, if any: `FOLDER`, `local-dir:FOLDER`, a folder as tag, or the shipped."""
+    """Return the local folder that is meant, if any: `FOLDER`, `local-dir:FOLDER`, a folder as tag, or ours."""
     if (model, pretrained) == (_OWN, _SHIPPED):
         return Path(str(files("vlltr_index.recipes.glyphs_lt"))) / "pretrained"
+    if model == PHOTO:
+        if pretrained not in (None, PACKAGES):
+            raise EncoderError(
+                f"{PHOTO} has no weights called {pretrained!r}", f"Leave them out: --encoder {PHOTO}"
+            )
+        return packaged.photo_folder()
     scheme, _, rest = model.partition(":")
     folder = Path(pretrained or (rest if scheme == "local-dir" else model))
     if scheme == "local-dir" and not folder.is_dir():

@@ -146,8 +146,10 @@ def check_encoder(folder: Path, config: ExportedConfig) -> None:
         damaged(path, str(error))
     if towers.embed_dim != config.dim:
         damaged(path, f"vectors are {towers.embed_dim} wide, config.json says {config.dim}")
+    described = model["text_cfg"].get("hf_config") is not None
     for key, name in (*model["text_cfg"].items(), *model["vision_cfg"].items()):
-        if key == "hf_model_name" or (key.endswith("model_name") and set(":/") & set(str(name))):
+        place = key.endswith("model_name") and bool(set(":/") & set(str(name)))
+        if not described if key == "hf_model_name" else place:
             damaged(path, f"{key} {name!r} would be fetched from elsewhere")
     if towers.text_cfg.hf_tokenizer_name:
         _check_tokenizer(folder, towers.text_cfg.hf_tokenizer_name)
