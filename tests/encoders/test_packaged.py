@@ -169,6 +169,8 @@ def test_the_image_tower_alone(photo: Encoder) -> None:
     assert (encoder.name, encoder.dim, encoder.has_text_tower) == ("timm:tf_efficientnet_lite0", 1280, False)
     torch.testing.assert_close(encoder.mean, torch.full((3,), 127 / 255))
     torch.testing.assert_close(encoder.std, torch.full((3,), 128 / 255))
+    picture = Image.linear_gradient("L").resize((400, 300)).convert("RGB")
+    torch.testing.assert_close(encoder.preprocess(picture), photo.preprocess(picture))
     net: Any = _net()
     pixels = torch.randn(2, 3, 224, 224)
     with torch.no_grad():

@@ -208,10 +208,14 @@ def _image_tower(package: Path) -> nn.Module:
         EncoderError: This version of timm orders them otherwise.
     """
     stated = torch.load(package / next(iter(_NET.digests)), map_location="cpu", weights_only=True)
-    facts = {"mean": (_MEAN,) * 3, "std": (_DEVIATION,) * 3, "interpolation": "bicubic", "crop_pct": 0.875}
-    model: nn.Module = timm.create_model(
-        TOWER, pretrained=False, pretrained_cfg_overlay=facts | {"input_size": (3, _SIDE, _SIDE)}
-    )
+    facts = {
+        "input_size": (3, _SIDE, _SIDE),
+        "mean": (_MEAN,) * 3,
+        "std": (_DEVIATION,) * 3,
+        "interpolation": "bicubic",
+        "crop_pct": 1.0,  # more of a photograph is seen than by timm's 0.875
+    }
+    model: nn.Module = timm.create_model(TOWER, pretrained=False, pretrained_cfg_overlay=facts)
     state = model.state_dict()
     if _kinds(state) != _kinds(stated):
         raise EncoderError(

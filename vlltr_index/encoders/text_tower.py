@@ -36,6 +36,18 @@ def masks_padding(model: nn.Module) -> bool:
     return isinstance(getattr(model, "text", None), HFTextEncoder)
 
 
+def check_config(facts: Any) -> None:
+    """Check that a configuration is of a text tower that open_clip knows, and names nothing that would be fetched.
+
+    Raises:
+        ValueError: It is not, or does.
+    """
+    if not isinstance(facts, dict) or facts.get("model_type") not in arch_dict:
+        raise ValueError(f"hf_config is of none of the text towers {', '.join(arch_dict)}")
+    if strange := [key for key, value in facts.items() if not _is_plain(key, value)]:
+        raise ValueError(f"{strange[0]!r} is no setting of a text tower: {facts[strange[0]]!r:.80}")
+
+
 @contextmanager
 def described_here(text_cfg: dict[str, Any]) -> Iterator[None]:
     """Let open_clip read the configuration of a text tower from `hf_config`, where that is there, and not from the hub.
@@ -44,18 +56,13 @@ def described_here(text_cfg: dict[str, Any]) -> Iterator[None]:
         text_cfg: Of a model that is built within the block; changed in place.
 
     Raises:
-        ValueError: It is no configuration that open_clip can use, or has settings that are not known to be harmless.
+        ValueError: As for `check_config`.
     """
     facts = text_cfg.pop("hf_config", None)
     if facts is None:
         yield
         return
-    if not isinstance(facts, dict) or facts.get("model_type") not in arch_dict:
-        raise ValueError(f"hf_config is of none of the text towers {', '.join(arch_dict)}")
-    if strange := [key for key, value in facts.items() if not _is_plain(key, value)]:
-        raise ValueError(
-            f"{strange[0]!r} is no setting of a text tower that is passed on: {facts[strange[0]]!r:.80}"
-        )
+    check_config(facts)
     with TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(facts), encoding="utf-8")
         text_cfg["hf_model_name"] = folder

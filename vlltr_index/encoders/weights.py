@@ -195,11 +195,11 @@ def find_config(model: str) -> Config:
             (f"Did you mean {' or '.join(close)}? " if close else "For example ViT-B-16-quickgelu:openai. ")
             + "`python -c 'import open_clip; print(open_clip.list_models())'` lists them.",
         )
-    _check_packages(model, cfg)
+    check_packages(model, cfg)
     return {"model_cfg": cfg, "preprocess_cfg": preprocessing({}), "tokenizer": "open_clip"}
 
 
-def _check_packages(name: str, model_cfg: Config) -> None:
+def check_packages(name: str, model_cfg: Config) -> None:
     """Check that transformers is installed if the text tower or the tokenizer of a model needs it."""
     text = model_cfg.get("text_cfg") or {}
     part = text.get("hf_model_name") or text.get("hf_tokenizer_name")
@@ -406,7 +406,7 @@ def _describe(folder: Path) -> tuple[Config, EncoderManifest | None]:
             facts = read_json(folder / _CONFIG_FILE, dict)
             cfg = facts["model_cfg"]
             pre = preprocessing(facts.get("preprocess_cfg") or {})
-            _check_packages(str(folder), cfg)
+            check_packages(str(folder), cfg)
             return {"model_cfg": cfg, "preprocess_cfg": pre, "tokenizer": "open_clip"}, None
     except (KeyError, TypeError, AttributeError) as error:
         raise EncoderError(f"what describes the encoder {folder} is damaged: {error!r}") from error
@@ -427,7 +427,7 @@ def _read_saved(folder: Path) -> EncoderManifest:
             f"what describes the encoder {folder} cannot be read: {error}",
             "Bring the file back from a backup, or update this program: pip install -U vlltr-index",
         ) from None
-    _check_packages(str(folder), saved.config.model_cfg)
+    check_packages(str(folder), saved.config.model_cfg)
     return saved
 
 
