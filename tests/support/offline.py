@@ -1,31 +1,40 @@
-"""No network: sockets that do not connect, and a Hugging Face cache that is empty."""
+"""No network: sockets that reach no other machine, and a Hugging Face cache that is empty."""
 
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 
 _CLOSED = """
 import socket
 
+connect = socket.socket.connect
+
+
 def refuse(*args, **options):
     raise OSError("the network is not to be used")
 
-socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
+
+def local(self, address):
+    return connect(self, address) if self.family == socket.AF_UNIX else refuse()  # processes of one program
+
+
+socket.socket.connect = socket.socket.connect_ex = local
+socket.getaddrinfo = refuse
 """
 
 
 def cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make every connection of this process fail."""
-    refuse = Mock(side_effect=OSError("the network is not to be used"))
+    """Make every connection of this process to a machine fail."""
+    import socket
+
     for owner, name in ((socket.socket, "connect"), (socket.socket, "connect_ex"), (socket, "getaddrinfo")):
-        monkeypatch.setattr(owner, name, refuse)
+        monkeypatch.setattr(owner, name, getattr(owner, name))  # is put back after the test
+    exec(_CLOSED, {})
 
 
 def environment(home: Path, offline: bool) -> dict[str, str]:

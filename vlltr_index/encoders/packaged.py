@@ -327,8 +327,9 @@ def _name_vectors(facts: dict[str, Any], state: dict[str, Tensor], tokenizer: Pa
     from tokenizers import Tokenizer
     from transformers import BertConfig, BertModel
 
-    model = BertModel(BertConfig(**facts), add_pooling_layer=False).double().eval()
+    model: nn.Module = BertModel(BertConfig(**facts), add_pooling_layer=False)
     model.load_state_dict(state)
+    model.double().eval()
     tokens = Tokenizer.from_file(str(tokenizer))
     tokens.no_padding()
     ids = [tokens.encode(f"a photo of a {name}").ids for name in open_clip.IMAGENET_CLASSNAMES]

