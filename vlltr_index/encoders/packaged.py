@@ -98,8 +98,6 @@ _TEXT = _Package(
         "model/tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
     },
 )
-
-
 _TRANSFORMERS = _Package("transformers", "transformers", {})
 
 
@@ -159,7 +157,7 @@ def _is_intact(folder: Path) -> bool:
     try:
         sums: dict[str, str] = json.loads((folder / _SUMS).read_text(encoding="utf-8"))
         return all(digest_file(folder / name) == digest for name, digest in sums.items())
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError):
         return False
 
 
