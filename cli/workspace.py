@@ -22,7 +22,8 @@ from vlltr_index.wording import plural
 @click.option(
     "--encoder",
     metavar="MODEL[:PRETRAINED|:FILE]",
-    help="An open_clip model and its weights, or timm:FOLDER for an image tower alone.",
+    help="An open_clip model and its weights; vlltr-photo, for photographs without a download; or timm:FOLDER for an"
+    " image tower alone.",
 )
 @click.option("--recipe", metavar="NAME", help="A recipe, such as glyphs_lt/ours; default: ours.")
 @click.option(

@@ -12,6 +12,12 @@ from vlltr_index.errors import ConfigError, UsageError
 TOWER_ALONE = "timm"
 """What `encoder.model` is for an image tower of timm without a text tower."""
 
+PHOTO = "vlltr-photo"
+"""The paired encoder for photographs, whose weights come from installed packages alone."""
+
+PACKAGES = "packages"
+"""What `encoder.pretrained` is for it."""
+
 CONFIG_NAME = "vlltr.toml"
 """The file that makes a folder a workspace."""
 
@@ -54,6 +60,18 @@ class EncoderConfig(_Config):
     def has_text_tower(self) -> bool:
         """Whether it has a text tower; the models of timm have none."""
         return self.model != TOWER_ALONE
+
+    @model_validator(mode="before")
+    @classmethod
+    def _weights_in_packages(cls, values: Any) -> Any:
+        """Name the weights of the encoder for photographs, which has no others."""
+        if (
+            isinstance(values, dict)
+            and values.get("model") == PHOTO
+            and values.get("pretrained") in (None, "none")
+        ):
+            return {**values, "pretrained": PACKAGES}
+        return values
 
     @model_validator(mode="after")
     def _named_tower(self) -> Self:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -192,3 +193,16 @@ def cosine_logits(features: Tensor, weight: Tensor, scale: float | Tensor = 1.0)
     """Compute scale * cosine of rows of features [N, D] with rows of weight [C, D]: [N, C], float32 at least."""
     dtype = working_dtype(features, weight)
     return scale * (unit_rows(features.to(dtype)) @ unit_rows(weight.to(dtype)).T)
+
+
+def weights_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Compute the SHA-256 of names, dtypes, shapes and values, in the order of the names.
+
+    Device and memory layout do not matter, so a copy that was saved and opened has the same digest.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

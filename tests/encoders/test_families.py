@@ -102,6 +102,27 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "vision_cfg": _VIT,
         "text_cfg": {**_HUB, "context_length": 77, "pool_type": "eos", "eos_id": 2},
     },
+    "BERT": {
+        "vision_cfg": _VIT,
+        "text_cfg": {
+            "hf_model_name": "nobody/has-this",
+            "hf_tokenizer_name": "nobody/has-this",
+            "hf_config": {
+                "model_type": "bert",
+                "hidden_act": "gelu",
+                "vocab_size": 120,
+                "hidden_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "intermediate_size": 128,
+                "max_position_embeddings": 32,
+                "pad_token_id": 1,
+            },
+            "hf_pooler_type": "mean_pooler",
+            "hf_proj_type": "linear",
+            "context_length": 32,
+        },
+    },
     "BioCLIP 2": {"vision_cfg": _VIT, "text_cfg": {**_TEXT, "context_length": 77}},
 }
 

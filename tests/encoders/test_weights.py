@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vlltr_index.encoders.weights import load_checkpoint, read_weights, revision, weights_digest
+from vlltr_index.encoders.weights import load_checkpoint, read_weights, revision
 from vlltr_index.errors import EncoderError
+from vlltr_index.tensors import weights_digest
 
 STATE = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.tensor(1)}
 

@@ -69,6 +69,11 @@ parts = partial(at, "head/head.json", "parts")
 part = partial(at, "parts/part.json")
 
 
+def _bert(**settings: Any) -> dict[str, Any]:
+    """A text tower of transformers, with such settings in its configuration."""
+    return {"hf_model_name": "user/evil", "hf_config": {"model_type": "bert", **settings}}
+
+
 def record(**values: Any) -> Spoil:
     """Set values of the record in config.json."""
 
@@ -255,6 +260,22 @@ CASES: dict[str, tuple[Spoil, str]] = {
     "encoder: fetched": (
         encoder("model_cfg", "text_cfg", "hf_model_name", value="user/evil"),
         "hf_model_name 'user/evil' would be fetched from elsewhere",
+    ),
+    "encoder: kernel of the hub": (
+        encoder("model_cfg", "text_cfg", value=_bert(attn_implementation="user/evil")),
+        "'attn_implementation' is no setting of a text tower: 'user/evil'",
+    ),
+    "encoder: class of the hub": (
+        encoder("model_cfg", "text_cfg", value=_bert(auto_map={"AutoModel": "user/evil--evil.Model"})),
+        "'auto_map' is no setting of a text tower",
+    ),
+    "encoder: other text tower": (
+        encoder("model_cfg", "text_cfg", value=_bert(model_type="evil")),
+        "hf_config is of none of the text towers roberta, ",
+    ),
+    "encoder: deep text tower": (
+        encoder("model_cfg", "text_cfg", value=_bert(num_hidden_layers=10**6)),
+        r"text_cfg\.hf_config\.num_hidden_layers is 1,000,000",
     ),
     "tokenizer: fetched": (
         encoder("model_cfg", "text_cfg", "hf_tokenizer_name", value="user/evil"),

@@ -13,13 +13,13 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vlltr_index.encoders import openclip, weights
+from vlltr_index.encoders import openclip, text_tower, weights
 from vlltr_index.encoders.openclip import NoTokenizer, Tokenizer, Tokens, WordTokenizer
-from vlltr_index.encoders.weights import Precision, revision, weights_digest
+from vlltr_index.encoders.weights import Precision, revision
 from vlltr_index.errors import EncoderError, InputError
 from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.schemas.manifests import EncoderManifest, SavedEncoder
-from vlltr_index.tensors import choose_device, float32_by
+from vlltr_index.tensors import choose_device, float32_by, weights_digest
 
 _TOKENS_A_BATCH = 16_384
 
@@ -58,6 +58,8 @@ class Encoder:
         self.name = name
         self.precision = precision
         self._config = deepcopy(config)
+        if described := text_tower.tower_config(model):
+            self._config["model_cfg"]["text_cfg"].setdefault("hf_config", described)
         pre = self._config["preprocess_cfg"]
         self.transform = openclip.Preprocessing(pre)
         height, width = pre["size"] if isinstance(pre["size"], list) else (pre["size"], pre["size"])
@@ -267,9 +269,12 @@ class Encoder:
         }
         now = revision(state.values())
         if tower not in self._digests or self._digests[tower][0] != now:
-            drop = "vision_cfg" if tower == "text" else "text_cfg"
+            architecture = deepcopy(self._config["model_cfg"])
+            del architecture["vision_cfg" if tower == "text" else "text_cfg"]
+            # It follows from the model's name, and the version of transformers says how much of it is written.
+            architecture.get("text_cfg", {}).pop("hf_config", None)
             facts = {
-                "architecture": {k: v for k, v in self._config["model_cfg"].items() if k != drop},
+                "architecture": architecture,
                 "weights": weights_digest(state),
                 # tf32 is recorded beside the vectors instead.
                 "precision": "bf16" if self.precision == "bf16" else "fp32",

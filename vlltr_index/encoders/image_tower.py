@@ -15,6 +15,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from vlltr_index.encoders import packaged
 from vlltr_index.encoders.hub import local_folder, model_folder
 from vlltr_index.errors import EncoderError
 from vlltr_index.schemas.config import TOWER_ALONE
@@ -141,24 +142,25 @@ def _is_plain(key: str, value: Any) -> bool:
 
 
 def is_folder(name: str) -> bool:
-    """Say whether a tower is named by a folder, and not by a repository of the hub with its commit.
+    """Say whether a tower is on this machine, in a folder or a package, and not a repository of the hub.
 
     Raises:
-        EncoderError: It is named by neither.
+        EncoderError: It is none of these.
     """
-    return local_folder(name, _TAKES) is not None
+    return name == packaged.TOWER or local_folder(name, _TAKES) is not None
 
 
 def describe_tower(name: str) -> tuple[Path, dict[str, Any]]:
     """Return the folder of a tower, and its `model_cfg`, `preprocess_cfg` and `tokenizer`, as `Encoder` takes them.
 
     Args:
-        name: A folder in timm's layout, or `OWNER/NAME@COMMIT` of the hub, which is fetched.
+        name: A folder in timm's layout, `OWNER/NAME@COMMIT` of the hub, which is fetched, or `packaged.TOWER`.
 
     Raises:
         EncoderError: There is none, its files are malformed, or it is not for colour images that are squares.
     """
-    folder = model_folder(name, _TAKES, [_CONFIG, _WEIGHTS])
+    named = name != packaged.TOWER
+    folder = model_folder(name, _TAKES, [_CONFIG, _WEIGHTS]) if named else packaged.tower_folder()
     for file in (_CONFIG, _WEIGHTS):
         if not (folder / file).is_file():
             raise EncoderError(

@@ -29,6 +29,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchvision.transforms.functional import center_crop
 
 from vlltr_index.encoders.image_tower import Building, ImageTower
+from vlltr_index.encoders.text_tower import described_here, masks_padding
 from vlltr_index.encoders.weights import read_json, set_tower_size
 from vlltr_index.errors import EncoderError, InputError
 from vlltr_index.schemas.fingerprint import digest_json
@@ -76,13 +77,13 @@ def build_model(model_cfg: dict[str, Any], drawn: bool = True) -> nn.Module:
         kind = open_clip.CLIP
         if cfg.pop("custom_text", False) or "hf_model_name" in cfg["text_cfg"]:
             kind = open_clip.CoCa if "multimodal_cfg" in cfg else open_clip.CustomTextCLIP
-        with Building(drawn):
+        with Building(drawn), described_here(cfg["text_cfg"]):
             return cast(nn.Module, kind(**cfg))
     except Exception as error:  # open_clip, timm and transformers raise many kinds of errors
         raise EncoderError(
             f"open_clip cannot build this model: {type(error).__name__}: {str(error).partition(chr(10))[0]}",
             "A text tower of transformers is described on the hub: the first time, this needs a network."
-            if "hf_model_name" in (model_cfg.get("text_cfg") or {})
+            if "hf_model_name" in (text := model_cfg.get("text_cfg") or {}) and "hf_config" not in text
             else "Its configuration is damaged, or of another program.",
         ) from error
 
@@ -263,7 +264,12 @@ class Preprocessing:
 
 
 def trims_exactly(model: nn.Module) -> bool:
-    """Say whether padding on the right cannot matter: attention is causal, and the pooled token is one of the text."""
+    """Say whether padding on the right cannot matter.
+
+    It is masked, or attention is causal and the pooled token is one of the text.
+    """
+    if masks_padding(model):
+        return True
     part = getattr(model, "text", model)
     if getattr(part, "attn_mask", None) is None or getattr(part, "cls_emb", None) is not None:
         return False
@@ -289,7 +295,7 @@ def encode_text(model: nn.Module, ids: Tensor) -> Tensor:
     L may be shorter than the context if `trims_exactly` holds: open_clip's own encoding then runs on a copy of the
     tower that shares the weights, with positions and mask cut to L. The model itself does not change.
     """
-    if not trims_exactly(model):
+    if masks_padding(model) or not trims_exactly(model):
         return cast(Tensor, model.encode_text(ids, normalize=False))  # type: ignore[operator]  # nn.Module types its methods as Tensor
     part: Any = copy(getattr(model, "text", model))
     length = ids.shape[1]

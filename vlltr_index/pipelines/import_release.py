@@ -15,7 +15,6 @@ from vlltr_index.data.names import ClassNames, read_class_names
 from vlltr_index.embedding.loading import open_encoder, saved_encoder
 from vlltr_index.embedding.vectors import vector_table
 from vlltr_index.encoders import release_weights
-from vlltr_index.encoders.weights import weights_digest
 from vlltr_index.errors import InputError, MissingStepError, UsageError
 from vlltr_index.heads.checkpoint import SavedHead, save_head
 from vlltr_index.schemas.config import FusionConfig
@@ -24,6 +23,7 @@ from vlltr_index.schemas.records import SentenceRecord
 from vlltr_index.schemas.tables import sentence_vectors, sentence_vectors_name
 from vlltr_index.store.ingestion import known_names, note_aliases, resolve_classes, sentence_rows
 from vlltr_index.store.tables import one_of, quote
+from vlltr_index.tensors import weights_digest
 
 if TYPE_CHECKING:
     from vlltr_index.encoders.encoder import Encoder

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from vlltr_index.encoders.packaged import LICENCES
 from vlltr_index.errors import WorkspaceError
 from vlltr_index.recognition.exported.checks import CARD
 from vlltr_index.schemas.exported import LIBRARY
@@ -55,6 +56,16 @@ def licence_id(licences: Sequence[str | None]) -> str:
     return named.pop() if len(named) == 1 and named < set(_LICENCES) else "other"
 
 
+def weights_licences(encoder: str) -> str:
+    """Return what is known of the licences of the weights of an encoder, by its name, and of the training images."""
+    known = LICENCES.get(encoder)
+    if known is None:
+        what = "The licence of the weights that the encoder started from and that of the training images are"
+        return f"{what} not recorded here; they apply, too."
+    images = "The licence of the training images is not recorded here; it applies, too."
+    return f"The encoder's weights are made from {known}. {images}"
+
+
 def save_card(folder: Path, template: str, data: CardData, sentences: pa.Table, **facts: Any) -> None:
     """Write `README.md` from a template beside this module.
 
@@ -73,6 +84,7 @@ def save_card(folder: Path, template: str, data: CardData, sentences: pa.Table, 
         str(Path(__file__).with_name(template)),
         plain=plain,
         number="{:,}".format,
+        weights_licences=weights_licences,
         licences=sorted(((*pair, n) for pair, n in pairs.items()), key=lambda row: (-row[2], str(row[0]))),
         **facts,
     )
@@ -128,6 +140,7 @@ def write_card(
         eval_results=measured or None,
     )
     facts = {"config": config, "names": names, "results": results, "top1": top1, "shown": _SHOWN}
+    facts["encoder"] = config.encoder
     save_card(folder, "model_card.md", data, sentences, **facts, texts=texts, attends=attends)
 
 

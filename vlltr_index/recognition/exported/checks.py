@@ -20,9 +20,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vlltr_index.data.files import rows_at_once
-from vlltr_index.encoders import openclip
+from vlltr_index.encoders import openclip, text_tower
 from vlltr_index.encoders.openclip import GENERIC, SAVED_KEYS
-from vlltr_index.errors import InputError, PretrainedError, VlltrError
+from vlltr_index.encoders.weights import check_packages
+from vlltr_index.errors import InputError, MissingPackageError, PretrainedError, VlltrError
 from vlltr_index.heads.checkpoint import SHARED, HeadManifest
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.heads.text_prior import NUMBERS
@@ -135,7 +136,7 @@ def check_encoder(folder: Path, config: ExportedConfig) -> None:
 
     Raises:
         PretrainedError: If it cannot, or they have not.
-        MissingPackageError: If its tokenizer needs transformers, which is not installed.
+        MissingPackageError: If its tokenizer or text tower needs transformers, which is not installed.
     """
     path = folder / "encoder.json"
     facts = _manifest(EncoderManifest, path).config
@@ -147,8 +148,10 @@ def check_encoder(folder: Path, config: ExportedConfig) -> None:
         damaged(path, str(error))
     if towers.embed_dim != config.dim:
         damaged(path, f"vectors are {towers.embed_dim} wide, config.json says {config.dim}")
+    described = model["text_cfg"].get("hf_config")
     for key, name in (*model["text_cfg"].items(), *model["vision_cfg"].items()):
-        if key == "hf_model_name" or (key.endswith("model_name") and set(":/") & set(str(name))):
+        place = key.endswith("model_name") and bool(set(":/") & set(str(name)))
+        if described is None if key == "hf_model_name" else place:
             damaged(path, f"{key} {name!r} would be fetched from elsewhere")
     if towers.text_cfg.hf_tokenizer_name:
         _check_tokenizer(folder, towers.text_cfg.hf_tokenizer_name)
@@ -165,8 +168,15 @@ def check_encoder(folder: Path, config: ExportedConfig) -> None:
         if not all(isinstance(side, int) and 1 <= side <= _LARGEST_IMAGE for side in sides):
             damaged(path, f"images of {size!r} pixels a side; 1 to {_LARGEST_IMAGE} can be")
     try:
+        if described is not None:
+            text_tower.check_config(described)
+            check_packages(path.name, model)
         with torch.device("meta"):
             state = openclip.build_model(model).state_dict()
+    except MissingPackageError:
+        raise
+    except ValueError as error:
+        damaged(path, str(error))
     except VlltrError as error:
         damaged(path, error.message)
     weights = folder / "model.safetensors"

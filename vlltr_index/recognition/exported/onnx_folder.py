@@ -343,4 +343,12 @@ def _write_card(folder: Path, model: Model, labels: dict[str, Any]) -> None:
         license_name="see-data-licences" if licence == "other" else None,
     )
     beside = [path.name for path in folder.glob("*.data")]
-    save_card(folder, "onnx_card.md", data, pa.table(columns), labels=labels, beside=beside)
+    save_card(
+        folder,
+        "onnx_card.md",
+        data,
+        pa.table(columns),
+        labels=labels,
+        beside=beside,
+        encoder=model.encoder.name,
+    )

@@ -44,7 +44,6 @@ from vlltr_index.version import VERSION
 from vlltr_index.wording import preview
 
 if TYPE_CHECKING:
-    from vlltr_index.encoders.encoder import Encoder
     from vlltr_index.schemas.records import Progress
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.workspace import Workspace
@@ -98,7 +97,7 @@ def export_model(
         with_index: Include the FAISS index, if there is one; without it the anchors are searched exactly.
 
     Raises:
-        PretrainedError: If the folder may not be written, or the encoder cannot be moved.
+        PretrainedError: If the folder may not be written.
         MissingStepError: If anchors or head are not there yet.
         FingerprintMismatch: If encoder, vectors and head do not belong together.
     """
@@ -107,7 +106,6 @@ def export_model(
     with exporting_to(workspace, target, force) as new:
         model = Model.open(snapshot)
         commit = snapshot.commit
-        _check_movable(model.encoder)
         sentences = _sentence_rows(snapshot, model.anchors)
         pq.write_table(sentences, new / SENTENCES)
         record = _write_objects(snapshot, model, new, with_index)
@@ -226,22 +224,6 @@ def exporting_to(workspace: Workspace, folder: Path, force: bool) -> Iterator[Pa
         raise PretrainedError(
             f"{folder} cannot be written: {reason(error)}", "Make room, or choose another folder."
         ) from None
-
-
-def _check_movable(encoder: Encoder) -> None:
-    """Refuse an encoder that needs a part from the hub.
-
-    Raises:
-        PretrainedError: Naming the part.
-    """
-    text = encoder.config["model_cfg"].get("text_cfg") or {}
-    name = text.get("hf_model_name")
-    if name:
-        raise PretrainedError(
-            f"the text tower of {encoder.name} is built by transformers from {name!r} on the hub: "
-            "it cannot be put into a folder of its own",
-            "Use an encoder that open_clip builds itself, such as ViT-B-16.",
-        )
 
 
 def folder_size(folder: Path) -> int:
