@@ -24,10 +24,7 @@ import torch
 from torch import Tensor
 
 from vlltr_index.heads.anchor_bank import AnchorBank
-from vlltr_index.heads.text_prior import (
-    TextKernel,
-    sentence_features,
-)
+from vlltr_index.heads.text_prior import TextKernel, sentence_features
 from vlltr_index.tensors import full_precision
 
 _CLASSES_AT_ONCE = 4096
@@ -115,9 +112,8 @@ class SharedGaussian:
         inside = apart @ self.text_map.to(dtype)
         if self.outside is None:
             return inside
-        return torch.cat(
-            [inside, self.outside.text_scale * self.outside.part(apart[:, : len(self.centre)])], -1
-        )
+        beyond = self.outside.part(apart[:, : len(self.centre)])
+        return torch.cat([inside, self.outside.text_scale * beyond], -1)
 
     def log_density(self, apart: Tensor, variance: Tensor) -> Tensor:
         """Compute log N(apart; 0, variance) of rows [M, Z], up to a constant: [M]."""
