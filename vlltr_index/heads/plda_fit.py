@@ -174,10 +174,15 @@ def _between_classes(told: _Told, moments: Moments, shrinkage: float | None) -> 
     n = moments.counts[moments.counts > 0].double()
     weights = n / (n + 2.0)
     fit = told.fit
-    span = _span_of(told)
+    span = _span_of(told, moments)
     dim = len(span)
-    root = span.T @ (told.whitening.axes * told.whitening.scales)
-    noise = root @ moments.sampling_on_axes @ root.T  # not the identity: S was shrunk before the root
+    scales = told.whitening.scales
+    noise = (
+        scales[:, None] * moments.sampling_on_axes * scales
+    )  # not the identity: S was shrunk before the root
+    if span is not moments.axes:
+        turn = span.T @ moments.axes
+        noise = turn @ noise @ turn.T
     with_residual = told.has_text if fit.r2 else torch.ones_like(told.has_text)
     residuals = fit.residuals[with_residual] @ span
     about_texts, spread_outside = _between(
@@ -188,8 +193,8 @@ def _between_classes(told: _Told, moments: Moments, shrinkage: float | None) -> 
     )
     # Where Lambda has equal eigenvalues, any axes would do: those that make Lambda_0 diagonal, too, are taken.
     rotation = torch.linalg.eigh(about_texts + _TIE_BREAK * about_centre)[1]
-    spread = (rotation.T @ about_texts @ rotation).diagonal()
-    blank = (rotation.T @ about_centre @ rotation).diagonal()
+    spread = (rotation * (about_texts @ rotation)).sum(0)
+    blank = (rotation * (about_centre @ rotation)).sum(0)
     outside = span.shape[1] < dim
     if outside:
         spread = torch.cat([spread, spread.new_full((dim,), spread_outside)])
@@ -199,9 +204,9 @@ def _between_classes(told: _Told, moments: Moments, shrinkage: float | None) -> 
     return _Between(span @ rotation, spread, blank, outside)
 
 
-def _span_of(told: _Told) -> Tensor:
+def _span_of(told: _Told, moments: Moments) -> Tensor:
     """Return orthonormal columns, float64 [D, R], that span all images and, if they predict anything, the texts."""
-    axes = told.whitening.axes
+    axes = moments.axes
     dim, dims = axes.shape
     if dims == dim or not told.fit.r2:
         return axes

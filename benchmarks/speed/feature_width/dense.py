@@ -11,10 +11,10 @@ from torch import Tensor
 from benchmarks.speed.feature_width import ours
 from benchmarks.speed.harness import Arrays
 from vlltr_index.heads import moments as images
+from vlltr_index.heads import plda_fit
 from vlltr_index.heads.moments import Moments, inverse_root, shrunk
 from vlltr_index.heads.plda import PLDA, SharedGaussian
 from vlltr_index.heads.text_prior import TextKernel, _about_others, _fit_alike, is_less, weighted_mean
-from vlltr_index.train import stage_two_data
 
 _LEAST_SPREAD = 0.02
 _TIE_BREAK = 1e-6
@@ -26,7 +26,7 @@ _FEWEST = 10
 def prepare(inputs: Arrays, values: dict[str, Any]) -> Any:
     """The same inputs; the fits are replaced by those below."""
     images.row_span = lambda rows: None
-    stage_two_data.fit_model = fit_model
+    plda_fit.fit_model = fit_model
     return ours.prepare(inputs, values)
 
 
