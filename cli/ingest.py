@@ -59,7 +59,11 @@ def sync_options(command: Callable[..., None]) -> Callable[..., None]:
     help="Put this share of each class's images into split test instead of train; 0 takes all for training again.",
 )
 @group_option
-@click.option("--follow-links", is_flag=True, help="Read the pictures behind links, also to other folders.")
+@click.option(
+    "--follow-links/--no-follow-links",
+    default=None,
+    help="Read the pictures behind links, also to other folders. Default: as last given for PATH, else not.",
+)
 @sync_options
 @pass_context
 def images(context: Context, /, path: str, yes: bool, **how: Any) -> None:

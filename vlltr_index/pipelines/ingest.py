@@ -85,7 +85,7 @@ def ingest_images(
     create_classes: bool = False,
     store: int | None = None,
     hold_out: float | None = None,
-    follow_links: bool = False,
+    follow_links: bool | None = None,
     group: str | None = None,
     sync: bool = False,
     agree: Callable[[str], None] | None = None,
@@ -112,7 +112,8 @@ def ingest_images(
         hold_out: The share of each class's images that goes to split `test` instead of `train`, drawn by their names,
             groups, bursts and near duplicates as a whole; images that came in otherwise before change over. 0: all are
             for training. With `sync` an image that was dealt before, and a copy of it, keep their split.
-        follow_links: Read pictures behind links that leave the folder.
+        follow_links: Read pictures behind links that leave the folder. Default: as it was last said for this source,
+            else no.
         group: Which images belong together, and are held out together: `folder` (below the class folder), `column:NAME`
             of a table, `name:REGEX` (its first group, or all that it finds, in the file's name), `seconds:N` (taken at
             most so long after the one before in the same folder), or `auto` (a table's column `group`, else images are
@@ -138,6 +139,11 @@ def ingest_images(
         before = tx.class_table()
         names = given and ingestion.known_names(tx, given)
         source = Source(tx, "images", path, split)
+        followed = tx.commit.info.followed
+        if follow_links is None:
+            follow_links = source.address in followed
+        elif follow_links != (source.address in followed):
+            tx.note(followed=sorted({*followed} ^ {source.address}))
         last = Grouping.parse(tx.commit.info.groupings.get(source.address, "auto"))
         grouping = last if group is None else Grouping.parse(group)
         gone = sync and source.is_gone

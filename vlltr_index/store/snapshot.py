@@ -88,6 +88,7 @@ class Info(Record):
         tuned: The visual tower that stage 2 tuned, if it did.
         merged: Id of each merged class, to the class it was merged into; no chains.
         groupings: How images of a source are grouped, by its address, where that was said; see `data.grouping`.
+        followed: Addresses of the sources of images whose links out of the folder are followed.
         next: By table, the lowest id that no row has or ever had.
         baseline_fc: Digest of the image-only baseline's checkpoint.
         baselines: Digest of each other baseline by its name.
@@ -109,6 +110,7 @@ class Info(Record):
     tuned: Tuned | None = None
     merged: dict[Count, Count] = Field(default_factory=dict)
     groupings: dict[str, str] = Field(default_factory=dict)
+    followed: list[str] = Field(default_factory=list)
     next: dict[str, Count] = Field(default_factory=dict)
     baseline_fc: str | None = None
     baselines: dict[str, str] = Field(default_factory=dict)
