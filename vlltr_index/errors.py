@@ -109,9 +109,11 @@ def system_code(error: BaseException) -> int | None:
 
 
 def reason(error: BaseException) -> str:
-    """Return the reason of an error of the system or a library, without locations in the library's source code."""
+    """Return the reason of an error of the system or a library: one line, without locations in the library's source."""
     code = system_code(error)
-    return os.strerror(code) if code in _PLAIN else _SOURCE.sub("", str(error))
+    if code in _PLAIN:
+        return os.strerror(code)
+    return _SOURCE.sub("", str(error)).strip().partition("\n")[0]
 
 
 def write_error(place: str | os.PathLike[str], error: Exception) -> WorkspaceError:

@@ -72,6 +72,7 @@ def test_an_engine_of_ones_own_computes_the_vectors(tmp_path: Path) -> None:
         torch.testing.assert_close(half, whole / 2)
 
 
+@pytest.mark.slow
 def test_it_is_said_what_a_sentence_model_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """While it reads and at the end, beside what the text tower embeds, which may be done already."""
     texts = [f"It has {number} spots." for number in range(600)]

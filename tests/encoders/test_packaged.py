@@ -283,3 +283,20 @@ def test_what_is_written_names_no_place_on_this_machine(photo: Encoder, cache: P
     facts = json.loads((cache / "vlltr-index" / "vlltr-photo-1" / "encoder.json").read_text())
     assert str(cache) not in json.dumps(facts)
     assert facts["config"]["model_cfg"]["text_cfg"]["hf_config"]["model_type"] == "bert"
+
+
+@pytest.mark.slow
+def test_open_clip_itself_opens_the_folder(photo: Encoder, cache: Path) -> None:
+    """Model, preprocessing and tokenizer are the same there."""
+    name = f"local-dir:{cache / 'vlltr-index' / 'vlltr-photo-1'}"
+    model, preprocess = open_clip.create_model_from_pretrained(name)
+    model.eval()
+    texts = ["a photo of a kestrel.", "A bird that hovers."]
+    picture = Image.new("RGB", (300, 200), (90, 140, 30))
+    with torch.inference_mode():
+        found = model.encode_text(open_clip.get_tokenizer(name)(texts))
+        seen = model.encode_image(preprocess(picture)[None])
+    expected = photo.encode_texts(photo.tokenize(texts))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    pixels = photo.preprocess(picture)[None]
+    torch.testing.assert_close(seen, photo.encode_pixels(pixels), rtol=1e-4, atol=1e-5)

