@@ -13,10 +13,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.support.rounding import PROBABILITY
 from vlltr_index.classes import add_class, merge_classes
 from vlltr_index.data.writing import digest_folder
 from vlltr_index.recognition.exported.reading import SUMS
@@ -45,7 +45,10 @@ ASKED = [
 
 
 def check_same(found: Any, expected: Any) -> None:
-    """Records with the same words and ids, and numbers that agree: products round by where memory lies."""
+    """Records with the same words and ids, and numbers that agree: products round by where memory lies.
+
+    A cosine rounds by some eps of float32, a logit of scale 100 by a hundred times as much, a probability by a quarter.
+    """
     if is_dataclass(expected) and not isinstance(expected, type):
         assert type(found) is type(expected)
         found, expected = asdict(found), asdict(expected)
@@ -58,7 +61,7 @@ def check_same(found: Any, expected: Any) -> None:
         for one, other in zip(found, expected, strict=True):
             check_same(one, other)
     elif isinstance(expected, float):
-        assert found == pytest.approx(expected, rel=1e-4, abs=PROBABILITY)
+        assert found == pytest.approx(expected, rel=1e-5, abs=300 * torch.finfo(torch.float32).eps)
     else:
         assert found == expected
 
