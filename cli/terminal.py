@@ -84,7 +84,7 @@ def _bars(console: Console, drawing: ExitStack) -> Progress:
 
     def draw(step: str, done: int, total: int | None) -> None:
         if step not in tasks:
-            tasks[step] = bars.add_task(shown(step))
+            tasks[step] = bars.add_task(shown(step), total=total)
         bars.update(tasks[step], completed=done, total=total)
 
     return draw

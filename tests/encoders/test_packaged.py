@@ -191,6 +191,10 @@ def test_a_damaged_cache_is_written_again(
     (folder.parent / f"{folder.name}.tmp" / "model.safetensors").write_bytes(b"part")
     assert packaged.tower_folder() == folder
     assert (folder / "model.safetensors").read_bytes() == kept
+    (folder / "model.safetensors").write_bytes(kept[:1000])
+    (folder / "SHA256SUMS.json").write_text("{}")
+    assert packaged.tower_folder() == folder
+    assert (folder / "model.safetensors").read_bytes() == kept
     assert not (folder.parent / f"{folder.name}.tmp").exists()
     monkeypatch.setattr(packaged, "find_spec", lambda name: None)
     assert packaged.tower_folder() == folder

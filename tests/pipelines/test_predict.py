@@ -184,12 +184,12 @@ def test_answers_in_a_file(recognizer: Recognizer, shots: Path, tmp_path: Path, 
     expected = list(stream(answers, unlabelled_images([str(shots)]), PredictOptions(top=2)))
     head, first = part.read_text(encoding="utf-8").splitlines(keepends=True)
     part.write_text(head + first + first[:20], encoding="utf-8")  # killed while it wrote the second
-    with pytest.raises(UsageError, match="asked for otherwise"):
+    with pytest.raises(UsageError, match="rows of another run"):
         predict_to_file(answers, paths, out, PredictOptions(top=3))
     if ending != "jsonl":  # as before lines were rows
         older = {name: value for name, value in json.loads(head).items() if name != "lines"}
         part.write_text(json.dumps(older, sort_keys=True) + "\n" + first, encoding="utf-8")
-        with pytest.raises(UsageError, match="asked for otherwise"):
+        with pytest.raises(UsageError, match="rows of another run"):
             predict_to_file(answers, paths, out, PredictOptions(top=2))
     part.write_text(head + "[1]\n" + first, encoding="utf-8")
     with pytest.raises(UsageError, match="no answer of this program"):
@@ -272,7 +272,7 @@ def test_a_file_of_groups_goes_on(recognizer: Recognizer, shots: Path, tmp_path:
         stop = Mock(side_effect=[None] * (stopped_after - 1) + [KeyboardInterrupt])
         with pytest.raises(KeyboardInterrupt):
             predict_to_file(model, paths, out, progress=stop, group="folder")
-        with pytest.raises(UsageError, match="asked for otherwise"):
+        with pytest.raises(UsageError, match="rows of another run"):
             predict_to_file(model, paths, out)
         report = predict_to_file(model, paths, out, group="folder")
         assert (report.images, report.there_before, report.unreadable) == (4, 2 * (stopped_after > 1), 1)
@@ -345,7 +345,7 @@ def test_weights_go_by_place_and_month(recognizer: Recognizer, deployments: Path
     stop = Mock(side_effect=[None, None, KeyboardInterrupt])
     with pytest.raises(KeyboardInterrupt):
         predict_to_file(model, [str(deployments)], out, options, situated=known, progress=stop)
-    with pytest.raises(UsageError, match="asked for otherwise"):
+    with pytest.raises(UsageError, match="rows of another run"):
         predict_to_file(model, [str(deployments)], out, options)
     report = predict_to_file(model, [str(deployments)], out, options, situated=known)
     assert (report.images, report.there_before, report.unreadable) == (4, 2, 1)

@@ -382,7 +382,7 @@ def test_another_workspace_with_the_same_anchors(trained: Workspace, shots: Path
     mine, theirs = (Model.open(one.snapshot()) for one in (trained, other))
     assert (mine.commit, mine.anchors.selection_id) == (theirs.commit, theirs.anchors.selection_id)
     interrupt(mine, [str(shots)], tmp_path / "answers.csv", 2)
-    with pytest.raises(UsageError, match="asked for otherwise"):
+    with pytest.raises(UsageError, match="rows of another run"):
         predict_to_file(theirs, [str(shots)], tmp_path / "answers.csv", TOP)
 
 

@@ -140,8 +140,7 @@ def _cached(name: str, write: Callable[[Path, Path], None]) -> Path:
                 write(unfinished, folder)
                 for path in unfinished.iterdir():  # safetensors writes files that only their owner may read
                     path.chmod(unfinished.stat().st_mode & 0o666)
-                sums = {path.name: digest_file(path) for path in unfinished.iterdir()}
-                (unfinished / _SUMS).write_text(json.dumps(sums, indent=1), encoding="utf-8")
+                (unfinished / _SUMS).write_text(json.dumps(_digests(unfinished), indent=1), encoding="utf-8")
                 shutil.rmtree(folder, ignore_errors=True)
                 os.rename(unfinished, folder)
     except (OSError, SafetensorError) as error:
@@ -153,12 +152,17 @@ def _cached(name: str, write: Callable[[Path, Path], None]) -> Path:
 
 
 def _is_intact(folder: Path) -> bool:
-    """Say whether a folder has the files that were written, unchanged."""
+    """Say whether a folder has the files that were written, unchanged, and no others."""
     try:
-        sums: dict[str, str] = json.loads((folder / _SUMS).read_text(encoding="utf-8"))
-        return all(digest_file(folder / name) == digest for name, digest in sums.items())
-    except (OSError, ValueError, AttributeError):
+        sums = json.loads((folder / _SUMS).read_text(encoding="utf-8"))
+        return bool(sums) and sums == _digests(folder)
+    except (OSError, ValueError, RecursionError):
         return False
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """Compute the SHA-256 of each file in a folder, by its name, but of the list of them."""
+    return {path.name: digest_file(path) for path in folder.iterdir() if path.name != _SUMS}
 
 
 def _installed(*packages: _Package) -> list[Path]:

@@ -202,7 +202,7 @@ def predict_to_file(
                     rows[name] = _Row(file.tell(), identities[name], is_unread)
                     file.write(f"{identities[name]}\t".encode() + line + b"\n")
                     if progress:
-                        progress("predict", written, None)
+                        progress("predict", written, len(todo))
         except VlltrError:
             if not begun and not rows:  # there is nothing to resume
                 part.unlink()
@@ -260,6 +260,16 @@ def _identities(
         name: shared[groups[name]] if name in groups else digest_json([prior, identity, situations.get(name)])
         for name, identity in files.items()
     }
+
+
+def _differing(begun: bytes, asked: bytes) -> str:
+    """Name the facts of `_asked` in which two runs differ."""
+    try:
+        one, other = json.loads(begun), json.loads(asked)
+        names = sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
+    except (ValueError, AttributeError):
+        names = []
+    return " and ".join(names) or "content"
 
 
 def _unchanged(
@@ -428,8 +438,8 @@ def _begun(part: Path, asked: bytes) -> dict[str, _Row]:
             return rows
         if begun != asked:
             raise UsageError(
-                f"{part} holds answers that were asked for otherwise: {begun[:300].decode(errors='replace').strip()}",
-                "Run the command that began it, with --at its commit, or remove the file to begin anew.",
+                f"{part} holds rows of another run, with other {_differing(begun, asked)}",
+                "Run the command that began it, with --at its commit, or remove the file to start again.",
             )
         end = file.seek(len(begun))
         try:
@@ -439,9 +449,9 @@ def _begun(part: Path, asked: bytes) -> dict[str, _Row]:
                     values = json.loads(row)
                     rows[values["image"]] = _Row(end, identity.decode(), values["problem"] is not None)
                     end = end + len(line)
-        except (ValueError, LookupError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
             why = f"{part} has a line that is no answer of this program: {error}"
-            raise UsageError(why, "Remove the file to begin anew.") from None
+            raise UsageError(why, "Remove the file to start again.") from None
         file.truncate(end)
     return rows
 

@@ -15,10 +15,15 @@ from benchmarks.speed.goals import Goal, at_least, ratio
 from benchmarks.speed.harness import Arrays, Case, Disagreement
 
 COMPETITORS = ("dense", "ours")
+FITS = 6
+"""Sets of images that are fitted: without each of five folds, and all. `dense` fits the first of them alone."""
+_PART = {"dense": 1 / FITS}
 CASES = (
-    Case("31 classes, 350 images, D = 1,280", {"classes": 31, "images": 350, "dim": 1280}, rounds=1),
-    Case("200 classes, 4,000 images, D = 768", {"classes": 200, "images": 4000, "dim": 768}, rounds=1),
-    Case("200 classes, 4,000 images, D = 1,536", {"classes": 200, "images": 4000, "dim": 1536}, rounds=1),
+    Case("31 classes, 350 images, D = 1,280", {"classes": 31, "images": 350, "dim": 1280}, _PART, rounds=1),
+    Case("200 classes, 4,000 images, D = 768", {"classes": 200, "images": 4000, "dim": 768}, _PART, rounds=1),
+    Case(
+        "200 classes, 4,000 images, D = 1,536", {"classes": 200, "images": 4000, "dim": 1536}, _PART, rounds=1
+    ),
 )
 _AGREEMENT = 1e-8
 
@@ -37,12 +42,13 @@ def inputs(values: dict[str, Any]) -> Arrays:
 
 
 def agree(case: Case, answers: dict[str, Arrays]) -> dict[str, float]:
-    """Both give the same log-likelihoods, less those of the first class.
+    """Both give the same log-likelihoods, less those of the first class, for the images that `dense` answers for.
 
     Raises:
         Disagreement: If they differ by more than 1e-8 of the largest.
     """
     one, other = (answers[name]["log_likelihoods"] for name in COMPETITORS)
+    other = other[: len(one)]
     expected = one - one[:, :1]
     apart = float(np.abs(expected - (other - other[:, :1])).max() / np.abs(expected).max())
     if not apart < _AGREEMENT:
