@@ -139,16 +139,11 @@ def ingest_images(
         before = tx.class_table()
         names = given and ingestion.known_names(tx, given)
         source = Source(tx, "images", path, split)
-        followed = tx.commit.info.followed
-        if follow_links is None:
-            follow_links = source.address in followed
-        elif follow_links != (source.address in followed):
-            tx.note(followed=sorted({*followed} ^ {source.address}))
         last = Grouping.parse(tx.commit.info.groupings.get(source.address, "auto"))
         grouping = last if group is None else Grouping.parse(group)
         gone = sync and source.is_gone
-        read = partial(read_images, path, split, list_root, names, follow_links=follow_links)
-        read = partial(read, group_column=grouping.column, classes=tx.class_table())
+        read = partial(read_images, path, split, list_root, names, classes=tx.class_table())
+        read = partial(read, group_column=grouping.column, follow_links=_follows(tx, source, follow_links))
         items = () if gone else read(with_data=sync or grouping.how == "seconds")
         listing = Listing.of(items, sync, grouping, class_folders=is_address(path) or Path(path).is_dir())
         labels = listing.labels
@@ -179,6 +174,16 @@ def ingest_images(
         prompts, step = _prompt(run, workspace.address, before)
         report = _image_report(run, str(path), len(before), prompts=prompts, retired=retired, dry_run=dry_run)
         return replace(report, next_step=None if dry_run else step)
+
+
+def _follows(tx: Transaction, source: Source, wanted: bool | None) -> bool:
+    """Say whether the links of a source are followed: as is wanted, which is noted, or as was wanted last."""
+    followed = tx.commit.info.followed
+    before = source.address in followed
+    if wanted is None or wanted == before:
+        return before
+    tx.note(followed=sorted({*followed} ^ {source.address}))
+    return wanted
 
 
 def _follow_case(
