@@ -51,10 +51,15 @@ LICENCES: Mapping[str, str] = {
 _SUMS = "SHA256SUMS.json"
 _FORMAT = 1  # part of the cached folders' names; another one for other content
 _SIDE = 224
-_MEAN, _DEVIATION = 127 / 255, 128 / 255  # of each colour: inputs are (x - 127) / 128
-_SLOPE, _MARGIN = 4.0, 2.0  # a and k
+_MEAN = 127 / 255  # of each colour: inputs are (x - 127) / 128
+_DEVIATION = 128 / 255
+_SLOPE = 4.0  # a
+_MARGIN = 2.0  # k
 _LOGIT_SCALE = 20.0
-_CLASSES, _HIDDEN, _WIDTH, _TEXT_WIDTH = 1000, 1024, 512, 384
+_CLASSES = 1000
+_HIDDEN = 1024
+_WIDTH = 512
+_TEXT_WIDTH = 384
 _GRID = 2.0**16  # elements of N are multiples of 1 / _GRID
 _MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 _CONTEXT = 128  # tokens of a text that are read
@@ -322,7 +327,8 @@ def _image_state(tower: nn.Module, names: Tensor) -> dict[str, Tensor]:
         names: N, float32 [1000, 384].
     """
     state: dict[str, Tensor] = tower.state_dict()
-    weight, bias = state.pop("classifier.weight"), state.pop("classifier.bias")
+    weight = state.pop("classifier.weight")
+    bias = state.pop("classifier.bias")
     # Means in float64: the same float32 on every machine, whatever the order of the sum.
     first = torch.zeros(_HIDDEN, weight.shape[1])
     first[:_CLASSES] = _SLOPE * (weight - weight.double().mean(0).float())

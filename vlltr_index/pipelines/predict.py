@@ -265,7 +265,8 @@ def _identities(
 def _differing(begun: bytes, asked: bytes) -> str:
     """Name the facts of `_asked` in which two runs differ."""
     try:
-        one, other = json.loads(begun), json.loads(asked)
+        one = json.loads(begun)
+        other = json.loads(asked)
         names = sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
     except (ValueError, AttributeError):
         names = []
