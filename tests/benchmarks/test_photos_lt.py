@@ -284,6 +284,18 @@ def test_the_page_has_the_counts_of_the_list() -> None:
     assert SPLIT in page
 
 
+def test_the_page_has_the_figures_that_were_measured() -> None:
+    """On the split that the builder makes."""
+    page = (listing.HERE / "README.md").read_text(encoding="utf-8")
+    measured = json.loads((listing.HERE / "first_figures.json").read_text(encoding="utf-8"))
+    rows = ("zero-shot", "ncm", "discriminant", "image branch", "vl-ltr")
+    cells = (f"{100 * measured['top1'][row]['value']:.1f}" for row in rows)
+    assert f"| {' | '.join(cells)} |\n" in page
+    difference = measured["vl-ltr less ncm"]
+    assert f"is {100 * difference['low']:.1f}\nto {100 * difference['high']:+.1f} points" in page
+    assert measured["split_sha256"] == SPLIT
+
+
 # The build, with packages made here
 
 
