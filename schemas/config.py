@@ -208,6 +208,7 @@ class LGRConfig(_Training):
     """
 
     tune: Literal["head", "visual", "lora"] = "head"  # visual and lora also tune the visual tower
+    train: bool = False  # train attention and linear classifier without a stage 1, too
     lora: LoRAConfig = LoRAConfig()
     views: int = Field(default=4, ge=1)  # stored views of an image, the plain one included (tune = head)
     lr: float = Field(default=1e-3, gt=0)

@@ -53,6 +53,7 @@ class ModelRecord(Record):
         selection_id: The selection that the anchors come from; None: none has been made yet.
         fusion: How both branches are fused.
         merged: For each class that was merged into another, the id of that one.
+        offsets: The offset of each added class, by its id.
     """
 
     commit: Count
@@ -67,3 +68,4 @@ class ModelRecord(Record):
     selection_id: str | None
     fusion: FusionConfig
     merged: dict[Count, Count]
+    offsets: dict[Count, Annotated[float, Field(ge=-1e6, le=0.0)]] = Field(default_factory=dict)

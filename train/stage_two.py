@@ -1,9 +1,8 @@
-"""Stage 2 on stored vectors: train the head, fit the generative model and the weights of both, by training images."""
+"""Stage 2 on stored vectors: fit the PLDA, train the head where that pays, and choose all that the table decides."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,34 +11,35 @@ import torch
 from torch import Tensor, nn
 
 from vlltr_index.heads.checkpoint import Parts
-from vlltr_index.heads.fusion import Gate, PartWeights
+from vlltr_index.heads.configuration import TEMPERED, USUAL, Chosen, Configuration, OutOfFold, choose
+from vlltr_index.heads.fusion import PartWeights
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.heads.plda import PLDA, SharedGaussian
-from vlltr_index.heads.weighing import (
-    SHRINKAGES,
-    TEMPERED,
-)
+from vlltr_index.heads.rejection import fit_scores, ratio_weight, threshold
+from vlltr_index.heads.text_trust import fit_trust
+from vlltr_index.heads.tree import HeldOutAnswers
+from vlltr_index.heads.weighing import fit_correlation
 from vlltr_index.schemas.config import LGRConfig
-from vlltr_index.tensors import unit_rows
-from vlltr_index.train.held_out import Fold, text_logits, visual_logits, weigh_parts
+from vlltr_index.train.decisions import what_was_decided
+from vlltr_index.train.held_out import (
+    FOLDS,
+    Fold,
+    false_accept_rate,
+    fit_of_rows,
+    fold_models,
+    held_out_parts,
+    out_of_fold,
+    row_folds,
+)
 from vlltr_index.train.lgr import StoredImages, new_head, train_until
-from vlltr_index.train.stage_two_data import StageTwoData, with_matching_text
+from vlltr_index.train.stage_two_data import StageTwoData
 
 if TYPE_CHECKING:
     from vlltr_index.heads.anchor_bank import AnchorBank
     from vlltr_index.schemas.records import Progress
 
-_FEW_IMAGES = 5000  # with fewer, images are held out in folds; else in one split
-_ENOUGH_FOR_LINEAR = 100  # the same, for stage 1's classifier to have a weight
-FOLDS = 5
-"""Number of folds on which the parts are weighed, see `fit_stage_two`."""
-_ONE_PART = 10
-_MOST_HELD = 1000
-_ALONE = Gate(TEMPERED, 0.0)
-_BY_DEFAULT = PartWeights(image=0.0, generative=TEMPERED, text=0.0, few_shot=_ALONE, text_only=_ALONE)
-_NOTHING_TO_SPARE = (
-    "No image could be kept out of training, so nothing could be weighed: the images count, text as a prior."
-)
+_STOPPING = FOLDS - 1  # the fifth of the held-out part by which training stops
+_NO_TABLE = "No image could be held out: nothing was chosen, and the accuracy is not measured."
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,11 +47,13 @@ class StageTwoResult:
     """Result of stage 2.
 
     Attributes:
-        head: The trained head.
-        parts: The generative model's shared parameters and the weights; None for the rules `paper` and `logits`.
-        log: One entry for each check of the head's training.
+        head: The head, trained or not.
+        parts: The PLDA's shared parameters, and all that was chosen; None for the rules `paper` and `logits`.
+        log: One entry for each check of the head's training; empty for an untrained head.
         notes: What was decided, in sentences for the user.
-        rows: Bool [C], the classes with a row in the visual classifier; None: all. Others are scored as later ones.
+        rows: Bool [C], the base classes, which have a row in the linear classifier; None: all.
+        folds: The models of the folds, with the shared parameters of the configuration that was chosen.
+        fold_of: Int64 [N], the fold of each image in the out-of-fold table, -1 for one that is not in it.
     """
 
     head: LGRHead
@@ -59,99 +61,92 @@ class StageTwoResult:
     log: list[dict[str, float]]
     notes: list[str] = field(default_factory=list)
     rows: Tensor | None = None
+    folds: Sequence[FoldModel] = ()
+    fold_of: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class FoldModel:
+    """What was fitted without some images, for `recognition.folds`.
+
+    Attributes:
+        out: Bool [N], the images.
+        shared: The PLDA's shared parameters.
+        shifts: Float64 [C_b, Z], see `PLDA`, of the base classes; None: nothing.
+        head: The head, with rows for the base classes.
+        bank: The anchors.
+        sentence_ids: The sentence of each anchor.
+    """
+
+    out: Tensor
+    shared: SharedGaussian
+    shifts: Tensor | None
+    head: LGRHead
+    bank: AnchorBank
+    sentence_ids: Sequence[str]
 
 
 def fit_stage_two(
-    data: StageTwoData,
-    config: LGRConfig,
-    run_dir: Path | None = None,
-    progress: Progress | None = None,
-    folds: int = FOLDS,
+    data: StageTwoData, config: LGRConfig, run_dir: Path | None = None, progress: Progress | None = None
 ) -> StageTwoResult:
-    """Train the head, fit the generative model, and choose their weights on images that none of them was trained on.
+    """Fit the PLDA and, after a stage 1 or with `config.train`, train the head; choose by an out-of-fold table.
 
-    Held out are the images that stage 1 did not see. Without a stage 1 there are `folds`; from 5,000 images on, one
-    split that holds out a tenth. For each fold anchors are selected and everything is fitted on the rest. With
-    fewer than 30 images that stage 1 did not see no weight is fitted; with fewer than 100 stage 1's classifier gets no
-    weight, for it is poor where images are few. At last everything is fitted on all images, the head with the number
-    of steps after which its held-out loss had converged, averaged over the folds.
+    For each fold anchors are selected and everything is fitted without its images, see `held_out_parts`. At last
+    everything is fitted on all images, the head with the number of steps after which its held-out loss had converged.
+    The images that decide this number are not in the table.
 
     Args:
         data: Images, anchors, and what stage 1 saw of them.
         config: The recipe's `lgr` section.
-        run_dir: Folder for the state of the final head's training, where an interrupted run goes on; None saves none.
-        progress: Called after every step.
-        folds: Number of folds, at least 2.
+        run_dir: Folder for the state of the final head's training, where an interrupted run resumes; None saves none.
+        progress: Called with what is done, the number done, and the total.
     """
-    data, matches = with_matching_text(data.placed())
-    held_out = _held_out(data, folds)
-    linear = len(data.labels) >= _FEW_IMAGES
-    if data.visual_init is not None:
-        linear = sum(int(out.sum()) for out in held_out) >= _ENOUGH_FOR_LINEAR
-    branches: list[str] = []  # the trained parts that may get a weight
-    if linear:
-        branches.append("visual")
-    if data.reads_text:
-        branches.append("text")
-    fitted = [_fold(data, config, out, branches=branches, progress=progress) for out in held_out]
-    everything = torch.ones_like(data.labels, dtype=torch.bool)
-    moments = data.moments(everything)
-    steps = 0
-    model = data.model(moments)
-    parts = _usual(data, model)
-    notes = [_NOTHING_TO_SPARE]
-    if fitted:
-        steps = round(sum(fold.steps for fold in fitted) / len(fitted))
-        parts, notes = weigh_parts(data, fitted, moments, branches=branches, matches=matches)
-    head = _head(data, config, model, everything)
+    data = data.placed()
+    trains = config.train or data.visual_init is not None
+    parts = held_out_parts(data, one_part=trains)
+    rows = row_folds(data, parts)
+    branches = (["visual", "text"] if data.reads_text else ["visual"]) if trains else []
+    folds = []
+    for number, out in enumerate(parts):
+        stop = out & (rows == _STOPPING) if trains else torch.zeros_like(out)
+        folds.append(_fold(data, config, out, stop, branches, progress))
+        if progress:
+            progress("folds", number + 1, len(parts))
+    if trains:
+        rows = torch.where(rows == _STOPPING, -1, rows)
+    steps = round(sum(fold.steps for fold in folds) / len(folds)) if folds else 0
+    found, notes, configuration = _decide(data, folds, rows, linear=trains)
+    everything = torch.ones_like(data.unseen)
+    head = _head(data, config, data.model(data.moments(everything), configuration.shrinkage), everything)
     log = list[dict[str, float]]()
-    rows = data.rows
-    seen = _learned(data, branches)
     if steps:
-        images = _stored(data, seen)
+        images = _stored(data, _learned(data, branches))
         head, log = train_until(
             head, images, config, steps, branches=branches, run_dir=run_dir, progress=progress
         )
-    _keep_rows(head.cpu(), rows)
-    return StageTwoResult(head=head.eval(), parts=_to_keep(parts, data), log=log, notes=notes, rows=rows)
+    _keep_rows(head.cpu(), data.rows)
+    return StageTwoResult(
+        head=head.eval(),
+        parts=found,
+        log=log,
+        notes=notes,
+        rows=data.rows,
+        folds=[_to_keep(fold, data.rows, configuration) for fold in folds],
+        fold_of=rows,
+    )
 
 
-def _to_keep(parts: Parts, data: StageTwoData) -> Parts:
-    """Return the parts on the CPU, with what images were counted by."""
-    return replace(parts, shared=parts.shared.to("cpu"), unit_correlation=data.unit_correlation)
-
-
-def _keep_rows(head: LGRHead, rows: Tensor) -> None:
-    """Remove all rows but those of the classes `rows`, bool [C], from the visual classifier, in place."""
-    layer = head.visual_head[-1] if isinstance(head.visual_head, nn.Sequential) else head.visual_head
-    head.num_visual_classes = int(rows.sum())
-    for name, values in layer.named_parameters():
-        setattr(layer, name, nn.Parameter(values.detach()[rows].clone()))
-
-
-def weigh(data: StageTwoData, head: LGRHead) -> tuple[Parts, list[str]]:
-    """Fit the generative model beside a trained head, and the weights of both on the images that stage 1 did not see.
-
-    Returns:
-        The parts, and what was decided, in sentences for the user.
-    """
-    data, matches = with_matching_text(data.placed())
-    moments = data.moments(torch.ones_like(data.labels, dtype=torch.bool))
-    held_out = _held_out(data) if bool(data.unseen.any()) else []
-    folds = [_judged(data, out, _models(data, _rest(data, out)), head=head, steps=0) for out in held_out]
+def weigh(data: StageTwoData, head: LGRHead) -> StageTwoResult:
+    """Fit the PLDA for a trained head, and choose by the images that the head and the tower did not see."""
+    data = data.placed()
+    parts = held_out_parts(data, one_part=True) if bool(data.unseen.any()) else []
+    head = head.to(data.features.device)
+    folds = [Fold(data, out, fold_models(data, out), head, steps=0) for out in parts]
+    rows = row_folds(data, parts)
+    found, notes, configuration = _decide(data, folds, rows, linear=True)
     head.cpu()
-    if not folds:
-        return _to_keep(_usual(data, data.model(moments)), data), [_NOTHING_TO_SPARE]
-    branches = ["visual", "text"] if data.reads_text else ["visual"]
-    parts, notes = weigh_parts(data, folds, moments, branches, matches=matches)
-    return _to_keep(parts, data), notes
-
-
-def _usual(data: StageTwoData, model: PLDA) -> Parts:
-    """Return the parts where no image can be held out."""
-    model = model.whole
-    shifts = None if model.shifts is None else model.shifts[data.rows].cpu()
-    return Parts(model.shared, _BY_DEFAULT, shifts=shifts, texts=_NOTHING_TO_SPARE)
+    kept = [_to_keep(fold, data.rows, configuration) for fold in folds]
+    return StageTwoResult(head, found, [], notes, data.rows, folds=kept, fold_of=rows)
 
 
 def without_images(bank: AnchorBank, config: LGRConfig, logit_scale: float) -> StageTwoResult:
@@ -165,52 +160,76 @@ def without_images(bank: AnchorBank, config: LGRConfig, logit_scale: float) -> S
     shared = SharedGaussian(
         centre=zeros, basis=eye, spread=ones, blank=ones, text_centre=zeros, text_map=none
     )
-    by_text = Gate(0.0, 1.0)
-    weights = PartWeights(image=0.0, generative=0.0, text=0.0, few_shot=by_text, text_only=by_text)
-    told = "There is no training image: the classes are told apart by their texts alone."
-    return StageTwoResult(head=head.eval(), parts=Parts(shared, weights, texts=told), log=[], notes=[told])
+    weights = PartWeights(image=0.0, generative=0.0, text=1.0)
+    note = "There is no training image: the classes are recognised by their texts alone."
+    return StageTwoResult(head=head.eval(), parts=Parts(shared, weights, texts=note), log=[], notes=[note])
 
 
-def _held_out(data: StageTwoData, number: int = FOLDS) -> list[Tensor]:
-    """Return the images that each fold holds out, bool [N]: whole units, but never the last images of a class.
-
-    There is no fold after a stage 1 that saw all images, for its tower is too sure of these.
-    """
-    folds = [data.unseen] if bool(data.unseen.any()) else []
-    if data.visual_init is None and not folds:
-        folds = _drawn_folds(data, number)
-    left = []
-    for fold in folds:
-        out = fold & data.rows[data.labels]
-        counts = torch.bincount(data.labels[~out], minlength=data.classes)
-        out &= counts[data.labels] > 0
-        if bool(out.any()):
-            left.append(out)
-    return left
-
-
-def _drawn_folds(data: StageTwoData, number: int) -> list[Tensor]:
-    """Draw folds of all images, or one split of a tenth where there are many; no unit is divided."""
-    units = data.units
-    shuffled = sorted(set(units), key=lambda unit: hashlib.sha256(f"fold:{unit}".encode()).digest())
-    ranks = {unit: rank for rank, unit in enumerate(shuffled)}
-    place = torch.tensor([ranks[unit] for unit in units])
-    if len(units) < _FEW_IMAGES:
-        return [place % number == part for part in range(number)]
-    sizes = torch.bincount(place)
-    most = min(len(units) // _ONE_PART, _MOST_HELD)
-    small = sizes <= most
-    return [(small & ((sizes * small).cumsum(0) <= most))[place]]
+def _decide(
+    data: StageTwoData, folds: list[Fold], rows: Tensor, linear: bool
+) -> tuple[Parts, list[str], Configuration]:
+    """Choose configuration, scalars and thresholds; fit the PLDA on all images; say what was decided."""
+    moments = data.moments(torch.ones_like(data.unseen))
+    if not bool((rows >= 0).any()):
+        model = data.model(moments, USUAL.shrinkage)
+        weights = PartWeights(image=0.0, generative=TEMPERED, text=0.0)
+        parts = _parts(data, model, USUAL, weights)
+        return replace(parts, texts=_NO_TABLE), [_NO_TABLE], USUAL
+    table = out_of_fold(data, folds, rows, linear)
+    chosen = choose(table)
+    model = data.model(moments, chosen.configuration.shrinkage)
+    parts = _parts(data, model, chosen.configuration, chosen.weights)
+    parts = _with_table(data, folds, rows, table, chosen, parts)
+    notes, texts = what_was_decided(data, table, chosen, parts)
+    return replace(parts, texts=texts), notes, chosen.configuration
 
 
-def _models(data: StageTwoData, rest: Tensor) -> dict[float | None, PLDA]:
-    """Fit one generative model for each shrinkage on the images `rest`, bool [N]."""
-    moments = data.moments(rest)
-    return {shrinkage: data.model(moments, shrinkage) for shrinkage in SHRINKAGES}
+def _parts(data: StageTwoData, model: PLDA, configuration: Configuration, weights: PartWeights) -> Parts:
+    """Return the parts that need no table."""
+    whole = model.whole
+    return Parts(
+        whole.shared.to("cpu"),
+        weights,
+        text_level=configuration.level,
+        unit_correlation=data.unit_correlation,
+        shifts=None if whole.shifts is None else whole.shifts[data.rows].cpu(),
+    )
+
+
+def _with_table(
+    data: StageTwoData, folds: list[Fold], rows: Tensor, table: OutOfFold, chosen: Chosen, parts: Parts
+) -> Parts:
+    """Add what the table decides beside configuration and scalars."""
+    fits = fit_of_rows(data, folds, rows, chosen.configuration)
+    weight = ratio_weight(fits)
+    level = threshold(fit_scores(fits, weight), table.groups)
+    rate, ends = None, None
+    if level is not None:
+        rate, ends = false_accept_rate(data, folds, chosen.configuration, level, weight)
+    return replace(
+        parts,
+        ood_threshold=level,
+        ratio_weight=weight,
+        held_out=HeldOutAnswers(table.labels, chosen.log_probabilities.exp().half()),
+        unknown_accepted=rate,
+        unknown_range=ends,
+        correlation=fit_correlation(chosen.log_probabilities, table.labels, table.groups, table.weights),
+        text_trust=_text_trust(data, folds, chosen.configuration),
+    )
+
+
+def _text_trust(data: StageTwoData, folds: list[Fold], configuration: Configuration) -> float:
+    """Find how far texts of added classes are to be trusted: those that stage 1 saw look too good."""
+    moments = data.moments(torch.ones_like(data.unseen))
+    unseen = data.unseen_classes & (data.places >= 0) & (moments.counts > 0).cpu()
+    if not bool(unseen.any()):
+        return 1.0
+    model = replace(folds[0].models[configuration.shrinkage], counts=moments.counts, sums=moments.sums)
+    return fit_trust(model.select(unseen.nonzero()[:, 0]))
 
 
 def _head(data: StageTwoData, config: LGRConfig, model: PLDA, rest: Tensor) -> LGRHead:
-    """Make an untrained head; classes without a visual row of stage 1 get that of the model's linear discriminant."""
+    """Make an untrained head; classes without a row of stage 1 get that of the model's linear discriminant."""
     shared = model.shared
     length = data.features[0, rest].norm(dim=1).mean()
     rows = TEMPERED * shared.linear(model.posterior[0])
@@ -225,21 +244,25 @@ def _head(data: StageTwoData, config: LGRConfig, model: PLDA, rest: Tensor) -> L
 
 
 def _fold(
-    data: StageTwoData, config: LGRConfig, out: Tensor, branches: Sequence[str], progress: Progress | None
+    data: StageTwoData,
+    config: LGRConfig,
+    out: Tensor,
+    stop: Tensor,
+    branches: Sequence[str],
+    progress: Progress | None,
 ) -> Fold:
-    """Select anchors and fit all parts without the images `out`, bool [N], and score these images."""
+    """Select anchors and fit everything without the images `out`, bool [N]; training stops by the images `stop`."""
     data = data.selected_without(out)
-    rest = _rest(data, out)
-    labels = data.labels[out]
-    plain = data.features[0, out]
-    models = _models(data, rest)
-    head = _head(data, config, models[SHRINKAGES[0]], rest)
-    log = list[dict[str, float]]()
-    if branches:
-        seen = rest & _learned(data, branches)
-        images = _stored(data, seen)
-        head, log = train_until(head, images, config, (plain, labels), branches=branches, progress=progress)
-    return _judged(data, out, models, head, steps=int(log[-1]["best"]) if log else 0)
+    rest = ~out & ~data.unseen_classes[data.labels]
+    models = fold_models(data, out)
+    head = _head(data, config, models[USUAL.shrinkage], rest)
+    steps = 0
+    if branches and bool(stop.any()):
+        images = _stored(data, rest & _learned(data, branches))
+        held_out = data.features[0, stop], data.labels[stop]
+        head, log = train_until(head, images, config, held_out, branches=branches, progress=progress)
+        steps = int(log[-1]["best"]) if log else 0
+    return Fold(data, out, models, head.to(data.features.device), steps)
 
 
 def _learned(data: StageTwoData, branches: Sequence[str]) -> Tensor:
@@ -253,21 +276,25 @@ def _stored(data: StageTwoData, chosen: Tensor) -> StoredImages:
     return StoredImages(data.features[:, chosen], data.labels[chosen], data.bank, data.places)
 
 
-def _rest(data: StageTwoData, out: Tensor) -> Tensor:
-    """Return the images that all parts are fitted on where `out`, bool [N], is held out: bool [N]."""
-    return ~out & ~data.unseen_classes[data.labels]
+def _to_keep(fold: Fold, rows: Tensor, configuration: Configuration) -> FoldModel:
+    """Return what is kept of a fold, on the CPU."""
+    model = fold.models[configuration.shrinkage]
+    _keep_rows(fold.head.cpu(), rows)
+    return FoldModel(
+        out=fold.out,
+        shared=model.shared.to("cpu"),
+        shifts=None if model.shifts is None else model.shifts[rows].cpu(),
+        head=fold.head.eval(),
+        bank=fold.data.bank.to("cpu"),
+        sentence_ids=fold.data.sentence_ids,
+    )
 
 
-def _judged(
-    data: StageTwoData, out: Tensor, models: Mapping[float | None, PLDA], head: LGRHead, steps: int
-) -> Fold:
-    """Score the images `out`, bool [N], by a head that was trained and models that were fitted without them."""
-    plain = data.features[0, out]
-    head = head.to(plain.device)
-    with torch.inference_mode():
-        image = visual_logits(data, head, plain)
-        text = text_logits(data, head, plain)
-    return Fold(
-        data=data, out=out, labels=data.labels[out], features=unit_rows(plain), models=models, head=head,
-        image=image, text=text, steps=steps,
-    )  # fmt: skip
+def _keep_rows(head: LGRHead, rows: Tensor) -> None:
+    """Remove all rows but those of the classes `rows`, bool [C], from the linear classifier, in place."""
+    layer = head.visual_head[-1] if isinstance(head.visual_head, nn.Sequential) else head.visual_head
+    if head.num_visual_classes == int(rows.sum()):
+        return
+    head.num_visual_classes = int(rows.sum())
+    for name, values in layer.named_parameters():
+        setattr(layer, name, nn.Parameter(values.detach()[rows].clone()))

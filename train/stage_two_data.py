@@ -1,4 +1,4 @@
-"""Training data of stage 2, and whether the texts in it match the images."""
+"""Training data of stage 2."""
 
 from __future__ import annotations
 
@@ -10,20 +10,15 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor
 
-from vlltr_index.heads.moments import Moments, class_sums, observation_weights, unit_correlation
+from vlltr_index.heads.moments import Moments, observation_weights, unit_correlation
 from vlltr_index.heads.plda import PLDA
-from vlltr_index.heads.plda_fit import better_kernel, fit_model
+from vlltr_index.heads.plda_fit import better_kernel, fit_model, predict
 from vlltr_index.heads.text_prior import TextKernel, class_features
 from vlltr_index.heads.units import number_observations
-from vlltr_index.heads.weighing import SHRINKAGES
 from vlltr_index.tensors import unit_rows, work_device
 
 if TYPE_CHECKING:
     from vlltr_index.heads.anchor_bank import AnchorBank
-
-_PERMUTATIONS = 99
-_FEWEST_TO_MATCH = 5
-_MOST_PAIRED = 2048  # classes of which all pairs are compared
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,14 +31,17 @@ class StageTwoData:
         bank: Anchors of the C classes, or of some; the others have no sentence. No image that stage 1 did not see chose
             any.
         places: Int64 [C], each class's position in the bank; -1 for one without a sentence.
-        units: The name of each image's unit, see `units_of`; in a class it is one observation, and held out as a whole.
+        units: The group of each image, see `units_of`; in a class it is one observation, and held out as a whole.
+        keys: A key of each image's content, by which groups are assigned to folds.
         unseen: Bool [N], images that stage 1 did not see, of classes that it saw; all False where it did not run.
         unseen_classes: Bool [C], classes that stage 1 did not see.
         visual_init: Rows [C, D] and biases [C] of stage 1's visual classifier, NaN biases for classes it did not see.
         logit_scale: The multiplier of the cosine.
         whole_texts: Returns `class_features` of all sentences of each class, selected or not, for a kernel or none,
             float32 [C, T]; None: the bank has all.
-        anchors_without: Selects anchors without the images bool [N], and returns their bank; None: `bank` is used.
+        anchors_without: Selects anchors without the images bool [N], and returns their bank and the id of each one's
+            sentence; None: `bank` is used.
+        sentence_ids: The sentence of each anchor in the bank's order, if that is known.
     """
 
     features: Tensor
@@ -51,12 +49,14 @@ class StageTwoData:
     bank: AnchorBank
     places: Tensor
     units: Sequence[str]
+    keys: Sequence[str]
     unseen: Tensor
     unseen_classes: Tensor
     visual_init: tuple[Tensor, Tensor] | None
     logit_scale: float
     whole_texts: Callable[[TextKernel | None], Tensor] | None = None
-    anchors_without: Callable[[Tensor], AnchorBank] | None = None
+    anchors_without: Callable[[Tensor], tuple[AnchorBank, list[str]]] | None = None
+    sentence_ids: Sequence[str] = ()
 
     @property
     def classes(self) -> int:
@@ -131,7 +131,8 @@ class StageTwoData:
         """Return the data with anchors that were selected without the images `out`, bool [N]."""
         if not self.has_text or self.anchors_without is None:
             return self
-        return replace(self, bank=self.anchors_without(out).to(self.features.device))
+        bank, sentence_ids = self.anchors_without(out)
+        return replace(self, bank=bank.to(self.features.device), sentence_ids=sentence_ids)
 
     def anchored(self, kernel: TextKernel | None) -> Tensor:
         """Compute `class_features` of the anchors of each class, float32 [C, T]; zeros for one without."""
@@ -153,56 +154,7 @@ class StageTwoData:
         images = unit_rows(self.features[:, rest])
         return Moments.of(images, self.labels[rest], units, self.classes, self.unit_correlation)
 
-    def model(self, moments: Moments, shrinkage: float | None = SHRINKAGES[0]) -> PLDA:
-        """Fit the generative model by moments of images and the classes' prototypes."""
+    def model(self, moments: Moments, shrinkage: float) -> PLDA:
+        """Fit the PLDA by moments of images and the classes' texts."""
         fitted = fit_model(moments, self._to_fit(self.prototypes), shrinkage, self.kernel)
-        return replace(fitted, prototypes=self.prototypes[:, : fitted.prototypes.shape[1]])
-
-
-def text_matches(data: StageTwoData) -> bool | None:
-    """Test whether texts lie nearer to their own classes' images than permuted ones; None for too few classes.
-
-    The statistic is the sum over the classes of the inner product of the mean image and the mean sentence, both less
-    their means over the classes; it has to exceed those of 95 % of 99 permutations. All sentences count, for anchors
-    were selected by the images.
-
-    Without a text tower the two have no space in common. Then the statistic is the sum over all pairs of classes of the
-    product of how alike their mean images are and how alike their texts are by words and readings, each an inner
-    product less its means (the Hilbert-Schmidt independence criterion; Gretton et al. 2005).
-
-    Too few are fewer than 5 with images and texts; without a text tower also fewer than 10 with texts.
-    """
-    counts, sums = class_sums(unit_rows(data.features[0]), data.labels, data.classes)
-    at = ((counts > 0).cpu() & (data.places >= 0)).nonzero()[:, 0]
-    if len(at) < _FEWEST_TO_MATCH:
-        return None
-    if data.reads_text:
-        text = data.whole_prototypes(None)[at].double()
-    else:
-        kernel = TextKernel.of(data.bank)
-        if kernel is None:
-            return None
-        at = at[torch.linspace(0, len(at) - 1, min(len(at), _MOST_PAIRED)).long()]
-        text = data.whole_prototypes(kernel)[at, data.bank.dim :].double()
-    text = text - text.mean(0)
-    means = sums[at] / counts[at][:, None]
-    means = means - means.mean(0)
-    generator = torch.Generator().manual_seed(0)
-    drawn = [torch.randperm(len(at), generator=generator) for _ in range(_PERMUTATIONS)]
-    orders = [order.to(means.device) for order in (torch.arange(len(at)), *drawn)]
-    if data.reads_text:
-        agreement = means @ text.T
-        found = [agreement.gather(1, order[:, None]).sum() for order in orders]
-    else:
-        seen, told = (rows @ rows.T for rows in (means, text))
-        found = [(seen * told[order][:, order]).sum() for order in orders]
-    own, *others = (float(value) for value in found)
-    return sum(other < own for other in others) >= 0.95 * _PERMUTATIONS
-
-
-def with_matching_text(data: StageTwoData) -> tuple[StageTwoData, bool | None]:
-    """Remove all text from the data where `text_matches` denies a match; return the data and the test's outcome."""
-    matches = text_matches(data)
-    if matches is False:
-        data = replace(data, places=torch.full_like(data.places, -1))
-    return data, matches
+        return replace(fitted, predicted=predict(fitted.shared, self.prototypes.to(fitted.sums.device)))

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vlltr_index.errors import WorkspaceError
+from vlltr_index.heads.configuration import TextLevel
 from vlltr_index.heads.fusion import PartWeights
-from vlltr_index.heads.gating import Interval, LaterFigures
 from vlltr_index.heads.lgr import LGRHead
-from vlltr_index.heads.plda import SharedGaussian
-from vlltr_index.heads.rejection import FitWeights, Rejection
+from vlltr_index.heads.plda import Outside, SharedGaussian
+from vlltr_index.heads.rejection import RatioWeight
 from vlltr_index.heads.text_prior import TextKernel
 from vlltr_index.heads.tree import HeldOutAnswers
 from vlltr_index.schemas.manifests import Manifest
 
-_NOT_FOUND = -1e5  # offset of a class of which nothing is known, beyond any likelihood
 _TIMES = ("seconds", "images_per_s")  # left out of the log, so that the same training gives the same digest
 SHARED = ("centre", "basis", "spread", "blank", "text_centre", "text_map")
 """Names of the generative model's tensors in a head's file, after the prefix `generative.`."""
@@ -32,8 +31,8 @@ KERNEL = ("centre", "scale", "landmarks")
 """Names of the tensors of its kernel in that file, after `kernel.`; missing where it reads the vectors alone."""
 TOLD = ("class_ids", "digests", "means")
 """Names of the tensors of prior means in that file, after `told.`; missing without a kernel."""
-REJECTION = ("rows", "images")
-"""Names of the tensors of `Rejection` in that file, after `rejection.`; missing without held-out images."""
+SPAN = "generative.span"
+"""Name of the tensor of `Outside` in that file; missing where the basis has all dimensions."""
 HELD_OUT = ("labels", "probabilities")
 """Names of the tensors of held-out answers in that file, after `held_out.`; missing without held-out images."""
 
@@ -53,61 +52,61 @@ class ToldMeans:
     means: Tensor
 
 
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+def _ascending(ends: tuple[float, float]) -> tuple[float, float]:
+    if ends[0] > ends[1]:
+        raise ValueError("the lower end comes first")
+    return ends
+
+
+Interval = Annotated[tuple[Share, Share], AfterValidator(_ascending)]
+"""Ends of an interval of a share."""
+
+
 @dataclass(frozen=True)
 class Parts:
     """Parameters of the rule `ours` beside the head, as `vlltr train lgr` chose them.
 
     Attributes:
-        shared: The generative model's shared parameters.
+        shared: The PLDA's shared parameters.
         weights: Weights of the parts.
-        ood_threshold: 95 % of the held-out units fit the classes at least so well, see `rejection`; None without
-            held-out images.
+        text_level: What the texts of classes with images are used for.
+        ood_threshold: The score that 95% of held-out groups reach, see `rejection`; None below 20 groups.
+        ratio_weight: Weight of the likelihood ratio in that score.
         held_out: Answers for the held-out images, with the classes in the order of the visual rows; None without any.
-        unknown_accepted: Share of images of other classes that fit so well, too, by classes left out; None where no
-            class, or too few images, could be left out.
-        unknown_range: Ends of its 95 % interval, over classes.
-        correlation: Of the answers to a unit's images, see `pooling.together`.
-        unit_correlation: Of the vectors of a unit's images, see `moments.unit_correlation`; images are counted by it.
-        later: What later classes get and cost; empty where no class could play one.
-        text_trust: How far the generative model trusts the texts of later classes, see `PLDA`.
-        shifts: Float64 [C_v, D], see `PLDA`, of the classes of the visual rows; None: nothing.
-        told: What the classes' texts told of them; None: it is computed when the model is opened.
-        rejection: How well an image fits the classes; None: by its largest log-likelihood alone.
-        texts: Whether the texts count, and why, in a sentence.
+        unknown_accepted: Share of images of classes left out that reach the threshold; None where no class, or too few
+            images, could be left out.
+        unknown_range: Ends of its 95% interval, over classes.
+        correlation: Intraclass correlation of the answers in a group, see `pooling.together`.
+        unit_correlation: Intraclass correlation of the vectors in a group, see `moments.unit_correlation`.
+        text_trust: How far the PLDA trusts the texts of added classes, see `PLDA`.
+        shifts: Float64 [C_v, Z], see `PLDA`, of the classes of the visual rows; None: nothing.
+        told: The prior means that the classes' texts gave; None: they are computed when the model is opened.
+        texts: What texts are used for, in a sentence.
     """
 
     shared: SharedGaussian
     weights: PartWeights
+    text_level: TextLevel = TextLevel.ATTENTION
     ood_threshold: float | None = None
+    ratio_weight: float = 0.0
     held_out: HeldOutAnswers | None = None
     unknown_accepted: float | None = None
     unknown_range: tuple[float, float] | None = None
     correlation: float = 1.0
     unit_correlation: float = 1.0
-    later: tuple[LaterFigures, ...] = ()
     text_trust: float = 1.0
     shifts: Tensor | None = None
     told: ToldMeans | None = None
-    rejection: Rejection | None = None
     texts: str = ""
 
     @property
     def texts_are_mute(self) -> bool:
-        """Whether nothing is known of a class that has text alone: neither sentences nor a prior from them count."""
-        gate = self.weights.text_only
-        prior_counts = bool(gate.generative and self.text_trust) and bool(self.shared.text_map.any())
-        return not gate.text and not prior_counts
-
-    def muted(self) -> Parts:
-        """Return the parts by which a class that has text alone is not found where texts are mute.
-
-        Else it would win wherever the images say little.
-        """
-        if not self.texts_are_mute:
-            return self
-        gate = replace(self.weights.text_only, offset=_NOT_FOUND)
-        later = tuple(one for one in self.later if one.images)
-        return replace(self, weights=replace(self.weights, text_only=gate), later=later)
+        """Whether nothing is known of a text-only class: neither attention nor a prior by its text counts."""
+        prior_counts = bool(self.text_trust) and bool(self.shared.text_map.any())
+        return not self.weights.text and not prior_counts
 
 
 @dataclass(frozen=True)
@@ -148,16 +147,16 @@ class PartFacts(BaseModel):
     model_config = _STRICT
 
     weights: PartWeights
-    noise: float = Field(gt=0.0, le=1e3)
+    text_level: int = Field(ge=0, le=2)
     text_r2: float
     ood_threshold: float | None
+    ratio_weight: RatioWeight = 0.0
     unknown_accepted: float | None = Field(default=None, ge=0.0, le=1.0)
     unknown_range: Interval | None = None
     correlation: float = Field(default=1.0, ge=0.0, le=1.0)
     unit_correlation: float = Field(default=1.0, ge=0.0, le=1.0)
-    later: list[LaterFigures] = []
     text_trust: float = Field(default=1.0, ge=0.0, le=1.0)
-    rejection: FitWeights | None = None
+    outside: tuple[float, float] | None = None  # `scale` and `text_scale` of `Outside`
     texts: str = ""
 
 
@@ -166,7 +165,7 @@ class HeadManifest(Manifest):
 
     model_config = _STRICT
 
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     dim: int = Field(ge=1)
     visual: Literal["linear", "mlp", "cosine"]
     normalise_values: bool
@@ -195,29 +194,30 @@ def save_head(
     parts = saved.parts
     part_facts = None
     if parts is not None:
+        outside = parts.shared.outside
         part_facts = PartFacts(
             weights=parts.weights,
-            noise=parts.shared.noise,
+            text_level=int(parts.text_level),
             text_r2=parts.shared.text_r2,
             ood_threshold=parts.ood_threshold,
+            ratio_weight=parts.ratio_weight,
             unknown_accepted=parts.unknown_accepted,
             unknown_range=parts.unknown_range,
             correlation=parts.correlation,
             unit_correlation=parts.unit_correlation,
-            later=list(parts.later),
             text_trust=parts.text_trust,
-            rejection=None if parts.rejection is None else parts.rejection.weights,
+            outside=None if outside is None else (outside.scale, outside.text_scale),
             texts=parts.texts,
         )
         tensors |= {f"generative.{n}": getattr(parts.shared, n).float().contiguous() for n in SHARED}
+        if outside is not None:
+            tensors[SPAN] = outside.span.float().contiguous()
         if parts.shared.kernel is not None:
             tensors |= {f"kernel.{n}": getattr(parts.shared.kernel, n).contiguous() for n in KERNEL}
         if parts.shifts is not None:
             tensors["generative.shifts"] = parts.shifts.float().contiguous()
         if parts.told is not None:
             tensors |= {f"told.{n}": getattr(parts.told, n).contiguous() for n in TOLD}
-        if parts.rejection is not None:
-            tensors |= {f"rejection.{n}": getattr(parts.rejection, n).contiguous() for n in REJECTION}
         if parts.held_out is not None:
             tensors |= {f"held_out.{n}": getattr(parts.held_out, n).contiguous() for n in HELD_OUT}
     save_file(tensors, folder / "head.safetensors")
@@ -285,23 +285,24 @@ def _parts(facts: PartFacts, tensors: dict[str, Tensor]) -> Parts:
     if "told.means" in tensors:
         class_ids, digests, means = (tensors.pop(f"told.{name}") for name in TOLD)
         told = ToldMeans(class_ids, digests, means.float())
-    rejection = None
-    if facts.rejection is not None:
-        rejection = Rejection(facts.rejection, *(tensors.pop(f"rejection.{name}") for name in REJECTION))
-    gaussian = SharedGaussian(**shared, noise=facts.noise, text_r2=facts.text_r2, kernel=kernel, outside=None)
+    outside = None
+    if facts.outside is not None:
+        scale, text_scale = facts.outside
+        outside = Outside(tensors.pop(SPAN).double(), scale=scale, text_scale=text_scale)
+    gaussian = SharedGaussian(**shared, text_r2=facts.text_r2, kernel=kernel, outside=outside)
     return Parts(
         gaussian,
         facts.weights,
-        facts.ood_threshold,
-        held,
-        facts.unknown_accepted,
+        text_level=TextLevel(facts.text_level),
+        ood_threshold=facts.ood_threshold,
+        ratio_weight=facts.ratio_weight,
+        held_out=held,
+        unknown_accepted=facts.unknown_accepted,
+        unknown_range=facts.unknown_range,
         correlation=facts.correlation,
         unit_correlation=facts.unit_correlation,
-        later=tuple(facts.later),
         text_trust=facts.text_trust,
         shifts=None if shifts is None else shifts.double(),
         told=told,
-        unknown_range=facts.unknown_range,
-        rejection=rejection,
         texts=facts.texts,
-    ).muted()
+    )

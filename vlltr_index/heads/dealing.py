@@ -1,62 +1,79 @@
-"""Folds of an outer cross-validation: units dealt so that every class with two of them is tested."""
+"""Folds of a grouped cross-validation, which follow from the images' contents alone.
+
+Each class is split by itself: its groups are sorted by the hash of their contents and go into the folds in turn, from a
+fold that the class's own hash determines. So no fold depends on the order of images or classes, and another image moves
+only groups of its own class.
+"""
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
 
+from vlltr_index.schemas.fingerprint import digest_bytes
 
-def deal_units(labels: Tensor, units: Sequence[str], folds: int) -> Tensor:
-    """Deal units into folds, int64 [N] with -1 for images that are never held out.
 
-    A unit stays whole. Each fold has about as many units of each class; a unit of which every class has no other is not
-    held out. The deal does not depend on the order of the images.
+def row_keys(features: Tensor) -> list[str]:
+    """Return a key of each row's content, for images that have no file: a digest of the bytes of float32 [N, D]."""
+    return [digest_bytes(row.numpy().tobytes()) for row in features.float().cpu()]
+
+
+def deal_groups(labels: Tensor, groups: Sequence[str], keys: Sequence[str], folds: int) -> Tensor:
+    """Assign groups to folds, int64 [N].
+
+    The groups of a class are spread over the folds evenly. A group of several classes is one of the class of its first
+    image by key.
 
     Args:
         labels: Int64 [N], classes.
-        units: The unit of each image; images of several classes may be one.
-        folds: How many, at least 2.
+        groups: The group of each image, which stays whole.
+        keys: A key of each image's content.
+        folds: Number of folds.
     """
-    owners = labels.tolist()
-    classes_of: dict[str, set[int]] = {}
-    for owner, unit in zip(owners, units, strict=True):
-        classes_of.setdefault(unit, set()).add(owner)
-    number = Counter(owner for those in classes_of.values() for owner in those)
-    dealt: dict[str, int] = {}
-    of_class: dict[int, list[int]] = {owner: [0] * folds for owner in number}
-    sizes = [0] * folds
-    for unit in sorted(classes_of, key=_order):
-        those = classes_of[unit]
-        if all(number[owner] == 1 for owner in those):
-            dealt[unit] = -1
-            continue
-        fold = min(range(folds), key=partial(_crowding, those, number, of_class, sizes))
-        dealt[unit] = fold
-        sizes[fold] += 1
-        for owner in those:
-            of_class[owner][fold] += 1
-    return torch.tensor([dealt[unit] for unit in units], dtype=torch.int64)
+    hashes = [_hash(key) for key in keys]
+    first: dict[str, tuple[str, int]] = {}
+    for mine in zip(groups, hashes, labels.tolist(), strict=True):
+        group, own = mine[0], mine[1:]
+        first[group] = min(own, first.get(group, own))
+    of_class: dict[int, list[tuple[str, str]]] = defaultdict(list)
+    for group, (smallest, owner) in first.items():
+        of_class[owner].append((smallest, group))
+    fold_of: dict[str, int] = {}
+    for own in of_class.values():
+        own.sort()
+        start = int(own[0][0][:8], 16)
+        fold_of |= {group: (start + place) % folds for place, (_, group) in enumerate(own)}
+    return torch.tensor([fold_of[group] for group in groups], dtype=torch.int64)
 
 
-def _crowding(
-    classes: set[int], number: Counter[int], of_class: dict[int, list[int]], sizes: list[int], fold: int
-) -> tuple[int, int, int, int]:
-    """Return how ill a unit of some classes fits a fold: first, of how many it would be the last unit outside."""
-    last = sum(of_class[c][fold] + 1 == number[c] > 1 for c in classes)
-    return last, sum(of_class[c][fold] for c in classes), sizes[fold], fold
+def group_order(groups: Sequence[str], keys: Sequence[str]) -> Tensor:
+    """Number each image's group from 0, int64 [N], in a pseudo-random order that follows from the contents."""
+    hashes: dict[str, str] = {}
+    for group, key in zip(groups, keys, strict=True):
+        own = _hash(key)
+        hashes[group] = min(own, hashes.get(group, own))
+    number = {group: place for place, group in enumerate(sorted(hashes, key=lambda one: hashes[one]))}
+    return torch.tensor([number[group] for group in groups], dtype=torch.int64)
+
+
+def class_order(labels: Tensor, keys: Sequence[str]) -> list[int]:
+    """Return the classes that have an image, in a pseudo-random order that follows from the images' contents."""
+    smallest: dict[int, str] = {}
+    for owner, key in zip(labels.tolist(), keys, strict=True):
+        own = _hash(key)
+        smallest[owner] = min(own, smallest.get(owner, own))
+    return sorted(smallest, key=lambda one: smallest[one])
 
 
 def answerable(labels: Tensor, fold: Tensor) -> Tensor:
-    """Say which images are held out of a fold in which their class has others to be learned from, bool [N].
+    """Return which images are in a fold without which their class still has images, bool [N].
 
     Args:
         labels: Int64 [N], classes.
-        fold: Int64 [N], see `deal_units`.
+        fold: Int64 [N], -1 for images of no fold.
     """
     owners = labels.unique(return_inverse=True)[1]
     classes = int(owners.max()) + 1 if len(owners) else 0
@@ -65,6 +82,5 @@ def answerable(labels: Tensor, fold: Tensor) -> Tensor:
     return (fold >= 0) & (pairs[owners, fold + 1] < pairs.sum(1)[owners])
 
 
-def _order(unit: str) -> str:
-    """Return a sort key for a fixed pseudo-random order that depends on nothing but `unit`."""
-    return hashlib.sha256(f"deal:{unit}".encode()).hexdigest()
+def _hash(key: str) -> str:
+    return digest_bytes(f"fold:{key}".encode())

@@ -148,7 +148,7 @@ def explain_prior(
     if not bool(prior.any()) and torch.equal(spread, shared.blank):
         return torch.zeros_like(effects), effects
     centre, variance = (values[0] for values in own.posterior)
-    kept = (variance - shared.noise) / spread  # of a shift of the prior mean, by the posterior one
+    kept = (variance - 1.0) / spread  # of a shift of the prior mean, by the posterior one
     shares = each @ (kept * (z - centre + kept * prior / 2.0) / variance) / count
     return shares + (gained - shares.sum()) / count, effects
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vlltr_index.heads.fusion import PriorWeights
 from vlltr_index.heads.tree import HeldOutAnswers
 from vlltr_index.heads.weighing import level_with_best
 
@@ -26,9 +25,7 @@ _MOST_LOST = 0.005
 _NOTHING = 1e-7
 
 
-def estimate(
-    scores: Tensor, columns: Tensor, classes: int, votes: Tensor, strength: float, frequency: float
-) -> Tensor:
+def estimate(scores: Tensor, columns: Tensor, classes: int, votes: Tensor, strength: float) -> Tensor:
     """Estimate the logarithm of how common each class is among N images, float64 [C].
 
     Args:
@@ -37,13 +34,12 @@ def estimate(
         classes: Number of classes, C.
         votes: Float64 [N], the weight of each image.
         strength: Each class gets this many votes more, in units of the votes that a class has in the mean.
-        frequency: Factor of the log-frequency in an answer, see `PriorWeights`.
     """
     more = strength * (float(votes.sum()) + _LEAST_VOTES) / classes
     likely = scores.double()
     log_frequency = likely.new_full((classes,), 1.0 / classes).log()
     for _ in range(_ROUNDS):
-        shares = (likely + frequency * log_frequency[columns]).softmax(1) * votes[:, None]
+        shares = (likely + log_frequency[columns]).softmax(1) * votes[:, None]
         counts = likely.new_full((classes,), more).index_add_(0, columns.flatten(), shares.flatten())
         before = log_frequency
         log_frequency = (counts / counts.sum()).log()
@@ -52,7 +48,7 @@ def estimate(
     return log_frequency
 
 
-def choose_strength(held_out: HeldOutAnswers, weights: PriorWeights) -> float | None:
+def choose_strength(held_out: HeldOutAnswers) -> float | None:
     """Choose how strongly frequencies are drawn to equal ones.
 
     Collections of 5, 20, 100 and all classes, each class as common as the others, are made of the held-out images, each
@@ -61,17 +57,16 @@ def choose_strength(held_out: HeldOutAnswers, weights: PriorWeights) -> float | 
 
     Args:
         held_out: Answers, were all classes equally common.
-        weights: Weights for answers under a prior.
     """
     there = held_out.labels.unique()
-    likely = weights.parts * held_out.probabilities.double().clamp(min=_NOTHING).log()
+    likely = held_out.probabilities.double().clamp(min=_NOTHING).log()
     generator = torch.Generator().manual_seed(0)
     sizes = [*(size for size in _SIZES if size < len(there)), len(there)]
     gains = torch.zeros(len(_STRENGTHS), len(sizes), _DRAWS, dtype=torch.float64)
     for column, size in enumerate(sizes):
         for number in range(_DRAWS):
             some = torch.isin(held_out.labels, there[torch.randperm(len(there), generator=generator)[:size]])
-            gains[:, column, number] = _gains(likely[some], held_out.labels[some], weights.frequency)
+            gains[:, column, number] = _gains(likely[some], held_out.labels[some])
     harmless = (gains.mean(2) >= -_MOST_LOST).all(1)
     if not bool(harmless.any()):
         return None
@@ -81,7 +76,7 @@ def choose_strength(held_out: HeldOutAnswers, weights: PriorWeights) -> float | 
     return [strength for strength, good in zip(_STRENGTHS, harmless, strict=True) if good][int(level[0])]
 
 
-def _gains(likely: Tensor, labels: Tensor, frequency: float) -> Tensor:
+def _gains(likely: Tensor, labels: Tensor) -> Tensor:
     """Measure what each strength gains in accuracy on images [N], each class counting alike."""
     counts = torch.bincount(labels)
     votes = 1.0 / counts[labels].double()
@@ -90,7 +85,7 @@ def _gains(likely: Tensor, labels: Tensor, frequency: float) -> Tensor:
     before = (likely.argmax(1) == labels).double()
     gains = []
     for strength in _STRENGTHS:
-        found = estimate(best.values, best.indices, likely.shape[1], votes, strength, frequency)
-        after = ((likely + frequency * found).argmax(1) == labels).double()
+        found = estimate(best.values, best.indices, likely.shape[1], votes, strength)
+        after = ((likely + found).argmax(1) == labels).double()
         gains.append(float(((after - before) * votes).sum() / votes.sum()))
     return torch.tensor(gains, dtype=torch.float64)

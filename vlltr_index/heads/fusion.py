@@ -1,23 +1,25 @@
-"""Fusion of the visual and the text side into one distribution over the classes.
+"""Fusion of images and texts into one distribution over the classes.
 
 There are three rules:
 
-- `ours`: a product of three experts, the visual classifier, the generative model and the text branch, with weights that
-  `vlltr train lgr` fits. Later classes, added after training, have no row in the visual classifier. They are compared
-  with the trained ones by the chain rule: the generative model and the text branch, with weights of their own, decide
-  whether an image is of a trained class, and all three experts decide of which trained class. So the addition of a
-  class does not change the order of the trained ones.
+- `ours`: with g the log-likelihood of the PLDA, t the text logit and l the linear classifier's logit,
+
+      u_c = beta g_c + gamma t_c                                every class
+      a_c = u_c + lambda l_c                                    base classes
+      z_c = a_c - lse_base(a) + lse_base(u)                     base classes
+      z_c = u_c + offset_c                                      added classes
+      P = softmax(z + log prior)
+
+  Base classes are those with a training image when the head was trained, the others are added classes; lse_base is the
+  logsumexp over the base classes. So an added class preserves the ratios between base classes.
 - `paper`: alpha P^I + (1 - alpha) P^T (VL-LTR's sum has alpha = 0.5; its release has 0.2 and 0.7).
 - `logits`: softmax of the sum of both branches' logits, as the release evaluates many, medium and few.
-
-All classes are taken to be equally common. Under `ours` a prior may say otherwise, see `with_prior`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
 import torch
@@ -33,85 +35,28 @@ Weight = Annotated[float, Field(ge=0.0, le=1e6)]
 """A factor of a part's scores; a file with a value out of these bounds is refused."""
 
 
-Offset = Annotated[float, Field(ge=-1e6, le=1e6)]
-"""A term of a score, likewise."""
-
-
-@dataclass(frozen=True, slots=True)
-class Gate:
-    """Weights by which later classes are compared with the trained ones; offset and limit may be negative.
-
-    Attributes:
-        generative: Factor of the log-likelihoods, of the later classes and of the trained ones in the comparison.
-        text: Factor of the text logits, likewise.
-        offset: Added to the scores of the later classes.
-        limit: The largest offset where there is one later class.
-        fit: Factor of a later class's own log-likelihood, added to `generative`: an image that fits no class is not
-            taken for one of a class of which little is known.
-        crowding: What the limit falls by where there are e times as many later classes: by how much the strongest of
-            them is then stronger.
-    """
-
-    generative: Weight
-    text: Weight
-    offset: Offset = 0.0
-    limit: Offset = 1e6
-    fit: Weight = 0.0
-    crowding: Weight = 1.0
-
-    def offset_among(self, number: int) -> float:
-        """Return the offset where there are that many later classes, at least 1."""
-        return min(self.offset, self.limit - self.crowding * math.log(number))
-
-
-@dataclass(frozen=True, slots=True)
-class PriorWeights:
-    """Weights for answers under a prior of the classes, fitted so that every picture counts alike.
-
-    Attributes:
-        frequency: Factor of the logarithm of a class's frequency.
-        parts: Factor of the weights of all parts among the trained classes.
-    """
-
-    frequency: Weight = 1.0
-    parts: Weight = 1.0
-
-
 @dataclass(frozen=True, slots=True)
 class PartWeights:
     """Weights of the parts under the rule `ours`; none is negative.
 
     Attributes:
-        image: Factor of the visual classifier's logits.
-        generative: Factor of the log-likelihoods, among the trained classes.
-        text: Factor of the text logits, among the trained classes.
-        few_shot: Weights of later classes that have images.
-        text_only: Weights of later classes that are known by text alone.
-        prior: Weights for answers under a prior of the classes.
+        image: lambda, of the linear classifier's logits.
+        generative: beta, of the PLDA's log-likelihoods.
+        text: gamma, of the text logits.
     """
 
     image: Weight
     generative: Weight
     text: Weight
-    few_shot: Gate
-    text_only: Gate
-    prior: PriorWeights = PriorWeights()
-
-    def under_prior(self) -> PartWeights:
-        """Return the weights for answers under a prior."""
-        factor = self.prior.parts
-        return replace(
-            self, image=factor * self.image, generative=factor * self.generative, text=factor * self.text
-        )
 
 
 class Kinds(NamedTuple):
     """Columns of the classes of each kind, int64, on the CPU, so that no GPU is waited for.
 
     Attributes:
-        trained: Of the trained classes.
-        few_shot: Of later classes that have images.
-        text_only: Of later classes that are known by text alone.
+        trained: Of the base classes.
+        few_shot: Of added classes that have images.
+        text_only: Of added classes without images.
     """
 
     trained: Tensor
@@ -120,35 +65,37 @@ class Kinds(NamedTuple):
 
     @classmethod
     def of(cls, trained: Tensor, with_images: Tensor) -> Kinds:
-        """Make it from the masks of the trained classes and of those that have images, bool [C]."""
+        """Make it from the masks of the base classes and of those that have images, bool [C]."""
         masks = (trained, ~trained & with_images, ~trained & ~with_images)
         return cls(*(mask.cpu().nonzero()[:, 0] for mask in masks))
 
-    def later(self, weights: PartWeights) -> tuple[tuple[Tensor, Gate], ...]:
-        """Return the columns, int64 [K], of each kind of later classes that there are, with its weights."""
-        kinds = (self.few_shot, weights.few_shot), (self.text_only, weights.text_only)
-        return tuple((columns, gate) for columns, gate in kinds if len(columns))
-
 
 class VisualScores(NamedTuple):
-    """Scores of B images and C classes without the text branch.
+    """Scores of B images and C classes without attention.
 
     Attributes:
-        scores: Float [B, C], log-scores up to a constant of each image.
-        wordless: Float [B, C], what the scores are if no class has a text, so that every prior is blank.
-        likelihoods: Float [B, C], log-likelihoods of the generative model, under the rule `ours`.
-        kinds: The kinds of the classes, under `ours`.
+        scores: Float [B, C], z without attention; under another rule than `ours` the linear classifier's logits.
+        generative: Float [B, C], beta g.
+        wordless: Float [B, C], beta g if no class has a text, so that every prior is blank.
+        linear: Float [B, C_b], lambda l of the base classes; None: lambda is 0.
+        base: Int64 [C_b], the columns of the base classes, on the device of the scores.
+        offsets: Float [C], 0 for base classes.
     """
 
     scores: Tensor
+    generative: Tensor
     wordless: Tensor
-    likelihoods: Tensor
-    kinds: Kinds
+    linear: Tensor | None
+    base: Tensor
+    offsets: Tensor
 
     def rows(self, rows: Tensor) -> VisualScores:
         """Return the scores of the images at the positions int64 [b]: all that are [B, C] become [b, C]."""
         return self._replace(
-            scores=self.scores[rows], wordless=self.wordless[rows], likelihoods=self.likelihoods[rows]
+            scores=self.scores[rows],
+            generative=self.generative[rows],
+            wordless=self.wordless[rows],
+            linear=None if self.linear is None else self.linear[rows],
         )
 
 
@@ -216,63 +163,33 @@ class FusedScores(NamedTuple):
 
 
 def visual_scores(
-    visual_logits: Tensor,
-    likelihoods: Tensor,
-    kinds: Kinds,
-    weights: PartWeights,
-    wordless: Tensor | None = None,
+    generative: Tensor, wordless: Tensor, linear: Tensor | None, base: Tensor, offsets: Tensor
 ) -> VisualScores:
-    """Compute the visual scores of the rule `ours`.
-
-    The score of a trained class is log P(c | trained, x). That of a later class is the offset of its kind, plus g_c,
-    less the logsumexp of g over the trained classes, where g is multiplied by the kind's weight, and that of the later
-    class by its `fit` too.
-
-    Args:
-        visual_logits: Float [B, C]; only the trained classes' columns are used, and none if their weight is 0.
-        likelihoods: Float [B, C], g, the log-likelihoods of the generative model.
-        kinds: The kinds of the classes.
-        weights: The weights of the parts.
-        wordless: Float [B, C], the log-likelihoods if no class has a text; None: the same.
-    """
-    own = _there(kinds.trained, likelihoods)
-    number = likelihoods.shape[1] - len(own)
-
-    def scores(of: Tensor) -> Tensor:
-        found = torch.empty_like(of)
-        known = weights.generative * of[:, own]
-        if weights.image:
-            known = known + weights.image * visual_logits[:, own]
-        found[:, own] = known.log_softmax(1)
-        for columns, gate in kinds.later(weights):
-            at = _there(columns, of)
-            level = _level(gate.generative * of[:, own])
-            found[:, at] = (gate.generative + gate.fit) * of[:, at] + gate.offset_among(number) - level
-        return found
-
-    whole = scores(likelihoods)
-    return VisualScores(whole, whole if wordless is None else scores(wordless), likelihoods, kinds)
+    """Compute the visual scores of the rule `ours`; the arguments are those of `VisualScores`."""
+    scores = _compared(generative, linear, base, offsets)
+    return VisualScores(scores, generative, wordless, linear, base, offsets)
 
 
-def _there(columns: Tensor, values: Tensor) -> Tensor:
-    """Return columns on the device of `values`, without waiting for a GPU."""
-    return columns.to(values.device, non_blocking=True)
+def _compared(u: Tensor, linear: Tensor | None, base: Tensor, offsets: Tensor) -> Tensor:
+    """Compute z of u, [B, C]: see the head of this file."""
+    z = u + offsets.to(u)
+    if linear is not None and linear.shape[1]:
+        own = u[:, base]
+        a = own + linear.to(u)
+        z[:, base] = a - _level(a) + _level(own)
+    return z
 
 
 def _level(scores: Tensor) -> Tensor:
-    """Compute the logsumexp of each row, [B, 1]; 0 where there is no column."""
-    if not scores.shape[1]:
-        return scores.new_zeros(scores.shape[0], 1)
+    """Compute the logsumexp of each row, [B, 1]."""
     least = scores.amax(1, keepdim=True) - _FAR
     return scores.clamp(min=least).logsumexp(1, keepdim=True)
 
 
 def fuse(image: VisualScores, text_logits: Tensor, weights: PartWeights) -> FusedScores:
-    """Fuse both sides by the rule `ours`: softmax of visual score + text part.
+    """Fuse both sides by the rule `ours`.
 
-    To a class's visual score the text branch adds its weighted text logit, less what the text logits of the trained
-    classes add to the logsumexp that is subtracted from its score: that of the trained classes' own scores for a
-    trained class, that of g for a later one. The text part is this and what the texts shift the visual score by.
+    The visual part is z if no class had a text; the text part is z less that.
 
     Args:
         image: Visual scores, from `visual_scores`.
@@ -280,24 +197,17 @@ def fuse(image: VisualScores, text_logits: Tensor, weights: PartWeights) -> Fuse
         weights: The weights of the parts.
     """
     dtype = working_dtype(text_logits, image.scores)
-    trained = _there(image.kinds.trained, text_logits)
-    scores = image.scores.to(dtype)
     logits = text_logits.to(dtype)
-    likelihoods = image.likelihoods.to(dtype)
-
-    def part(weight: float, of: Tensor, beside: Tensor) -> Tensor:
-        return weight * logits[:, of] - _level(beside + weight * logits[:, trained]) + _level(beside)
-
-    text = torch.empty_like(logits)
-    text[:, trained] = part(weights.text, trained, scores[:, trained])
-    for columns, gate in image.kinds.later(weights):
-        at = _there(columns, logits)
-        text[:, at] = part(gate.text, at, gate.generative * likelihoods[:, trained])
-    wordless = image.wordless.to(dtype)
+    u = image.generative.to(dtype)
+    if weights.text:  # logits without a weight may be no numbers
+        u = u + weights.text * logits
+    z, wordless = (
+        _compared(of.to(dtype), image.linear, image.base, image.offsets) for of in (u, image.wordless)
+    )
     return FusedScores(
-        probabilities=(scores + text).softmax(1),
+        probabilities=z.softmax(1),
         visual_part=wordless,
-        text_part=scores - wordless + text,
+        text_part=z - wordless,
         by_image=wordless.softmax(1),
         by_text=logits.softmax(1),
         text_logits=logits,
@@ -310,56 +220,30 @@ def log_frequencies(counts: Tensor) -> Tensor:
     return (likely / likely.sum()).log()
 
 
-def with_prior(
-    fused: FusedScores, image: VisualScores, weights: PartWeights, log_prior: Tensor
-) -> FusedScores:
-    """Return the scores of `fuse` where classes are not equally common.
-
-    A class's prior part is its log-frequency, less what the log-frequencies of the trained classes add to the logsumexp
-    that is subtracted from its score: that of the trained classes' own scores for a trained class, that of the gate for
-    a later one. So the chain rule holds as in `fuse`.
-
-    Args:
-        fused: The scores, by the same weights.
-        image: Visual scores, as for `fuse`.
-        weights: The weights of the parts.
-        log_prior: Float [C], the weighted logarithm of each class's frequency.
-    """
-    trained = _there(image.kinds.trained, fused.text_part)
-    known = log_prior.to(fused.text_part)
-    part = torch.empty_like(fused.text_part)
-    own = fused.visual_part[:, trained] + fused.text_part[:, trained]
-    part[:, trained] = known[trained] - _level(own + known[trained]) + _level(own)
-    for columns, gate in image.kinds.later(weights):
-        at = _there(columns, part)
-        gated = (
-            gate.generative * image.likelihoods[:, trained].to(part)
-            + gate.text * fused.text_logits[:, trained]
-        )
-        part[:, at] = known[at] - _level(gated + known[trained]) + _level(gated)
-    fused = fused._replace(prior_part=part)
+def with_prior(fused: FusedScores, log_prior: Tensor) -> FusedScores:
+    """Return the scores of `fuse` where the classes have the prior whose logarithm is float [C]."""
+    fused = fused._replace(prior_part=log_prior.to(fused.text_part).expand_as(fused.text_part))
     return fused._replace(probabilities=fused.log_scores.softmax(1))
 
 
 def resting(image: VisualScores, text_logits: Tensor, probabilities: Tensor, weights: PartWeights) -> Tensor:
     """Measure how much an answer of `fuse` depends on each class's text logit, float [B, C].
 
-    That is the class's probability. For a trained class it is, if larger, the class's share in the logsumexp that later
-    classes are compared with, times 4 p (1 - p), where p is the probability of all classes of a later kind together.
+    That is the class's probability. Where a linear classifier counts, a base class's is, if larger, its share in
+    lse_base(u), which added classes are compared with, times 4 p (1 - p), p being the probability of all added classes.
 
     Args:
-        image: As for `fuse`.
-        text_logits: As for `fuse`.
+        image, text_logits, weights: As for `fuse`.
         probabilities: The probabilities that `fuse` gave.
-        weights: As for `fuse`.
     """
+    if image.linear is None:
+        return probabilities
+    base = image.base
     rests = probabilities.clone()
-    trained = _there(image.kinds.trained, probabilities)
-    for columns, gate in image.kinds.later(weights):
-        later = probabilities[:, _there(columns, probabilities)].sum(1, keepdim=True)
-        level = gate.generative * image.likelihoods[:, trained] + gate.text * text_logits[:, trained]
-        share = 4.0 * later * (1.0 - later) * level.softmax(1)
-        rests[:, trained] = torch.maximum(rests[:, trained], share.to(rests.dtype))
+    added = 1.0 - probabilities[:, base].sum(1, keepdim=True)
+    u = image.generative[:, base] + weights.text * text_logits[:, base]
+    share = 4.0 * added * (1.0 - added) * u.softmax(1)
+    rests[:, base] = torch.maximum(rests[:, base], share.to(rests.dtype))
     return rests
 
 

@@ -250,7 +250,7 @@ def _scatter(features: Tensor, means: Tensor, owners: Tensor) -> Tensor:
 
 
 def shrinkage_of(
-    covariance: Tensor, observations: float, shrinkage: float | None, dim: int
+    covariance: Tensor, observations: float, shrinkage: float, dim: int
 ) -> tuple[float, float]:
     """Return 1 - r and r tr(S) / D, with which `shrunk` multiplies S and the identity.
 
@@ -259,19 +259,16 @@ def shrinkage_of(
         observations, shrinkage, dim: See `shrunk`.
     """
     trace = float(covariance.trace())
-    if shrinkage is None:
-        r = dim / (observations + dim)
-    else:
-        square = float(covariance.square().sum())
-        of_sphere = trace * trace / dim
-        apart = (observations + 1.0 - 2.0 / dim) * (square - of_sphere)
-        best = (1.0 - 2.0 / dim) * square + dim * of_sphere
-        r = min(1.0, shrinkage * best / apart) if apart > 0.0 and best > 0.0 else 1.0
+    square = float(covariance.square().sum())
+    of_sphere = trace * trace / dim
+    apart = (observations + 1.0 - 2.0 / dim) * (square - of_sphere)
+    best = (1.0 - 2.0 / dim) * square + dim * of_sphere
+    r = min(1.0, shrinkage * best / apart) if apart > 0.0 and best > 0.0 else 1.0
     return 1.0 - r, r * trace / dim
 
 
 def shrunk(
-    covariance: Tensor, observations: float, shrinkage: float | None = 1.0, dim: int | None = None
+    covariance: Tensor, observations: float, shrinkage: float = 1.0, dim: int | None = None
 ) -> Tensor:
     """Shrink a covariance towards a multiple of the identity: (1 - r) S + r tr(S) / D I, [R, R] in its dtype.
 
@@ -279,7 +276,7 @@ def shrunk(
         covariance: S, float [R, R]; the difference of two covariances may be indefinite.
         observations: n, the number of observations less that of estimated means; r is 1 for 0.
         shrinkage: r is this many times that of the oracle approximating shrinkage (OAS; Chen et al., "Shrinkage
-            Algorithms for MMSE Covariance Estimation", 2010, Eq. 23), at most 1; None: r = D / (n + D).
+            Algorithms for MMSE Covariance Estimation", 2010, Eq. 23), at most 1.
         dim: D, of which S is zero in the D - R dimensions that are not given; None: R.
     """
     kept, level = shrinkage_of(covariance, observations, shrinkage, dim or len(covariance))

@@ -2,7 +2,7 @@
 
 Probabilistic LDA (Ioffe 2006; Prince & Elder 2007) with a prior mean that the class's text gives:
 
-    x | c ~ N(mu_c, s Sigma)        mu_c ~ N(g + T (t_c - tbar), Lambda)
+    x | c ~ N(mu_c, Sigma)          mu_c ~ N(g + T (t_c - tbar), Lambda)
 
 A class is described by the number of its observations (images, of which those of a unit count as fewer), their
 features, and its text prototype. So classes can be added and removed without a new fit, also ones without images. A
@@ -74,7 +74,6 @@ class SharedGaussian:
         text_map: [T, R]; (t - text_centre) @ text_map is a class's prior mean in the basis. Zero where texts do not
             predict the class means.
         kernel: Makes the last T - D numbers of a text, see `text_prior.class_features`; None: T is D.
-        noise: s, the covariance of images within a class, in units of Sigma, for images that were not fitted.
         text_r2: Share of the class means' variance that texts predict for classes left out of the fit, 0 to 1.
         outside: What is outside the span; None: nothing, R is D.
     """
@@ -85,7 +84,6 @@ class SharedGaussian:
     blank: Tensor
     text_centre: Tensor
     text_map: Tensor
-    noise: float = 1.0
     text_r2: float = 0.0
     kernel: TextKernel | None = None
     outside: Outside | None = None
@@ -128,13 +126,6 @@ class SharedGaussian:
         return logs[..., :dims].sum(-1) + (dim - dims) * logs[..., -1]  # outside they are all alike
 
     @property
-    def told(self) -> SharedGaussian:
-        """The parameters where the text of a class is given as the prior mean that `tell` makes of it, T = D."""
-        assert self.outside is None
-        none = torch.zeros_like(self.centre)
-        return replace(self, text_centre=none, text_map=torch.eye(len(none)).to(none), kernel=None)
-
-    @property
     def whole(self) -> SharedGaussian:
         """The same parameters with a basis of all D dimensions."""
         if self.outside is None:
@@ -168,39 +159,44 @@ class PLDA:
         shared: The parameters.
         counts: Int64 [C], observations of each class, see `moments.observation_weights`; may be 0.
         sums: Float64 [C, D], the weighted sum of the images' features.
-        prototypes: Float [C, T], `text_prior.class_features` of each class's anchors; a row of zeros is a class without
-            text.
+        predicted: Float [C, Z], the prior mean that `shared` predicts by each class's text, see `prior_means`; a row of
+            zeros is a class without text.
         trust: Float64 [C], 0 to 1: how far the prior of each class's text lies from the blank prior, at 0, to the one
             that `shared` tells, at 1; None: 1 for all.
-        shifts: Float64 [C, Z], what is added to the prior mean that `shared` tells of each class: it was fitted on the
-            class's own images too, and a fit without it tells another one. None: nothing.
+        shifts: Float64 [C, Z], what is added to `predicted` of each class: it was fitted on the class's own images too,
+            and a fit without them predicts another mean. None: nothing.
     """
 
     shared: SharedGaussian
     counts: Tensor
     sums: Tensor
-    prototypes: Tensor
+    predicted: Tensor
     trust: Tensor | None = None
     shifts: Tensor | None = None
 
     @property
     def whole(self) -> PLDA:
         """The same model with a basis of all D dimensions."""
-        dim = len(self.shared.centre)
+        shared = self.shared
+        if shared.outside is None:
+            return self
+        dim, dims = shared.basis.shape
+        beyond = self.predicted[:, dims:] @ shared.outside.directions.to(self.predicted)
+        predicted = torch.cat([self.predicted[:, :dims], beyond], 1)
         shifts = None if self.shifts is None else self.shifts[:, :dim]  # none lies outside the span
-        return replace(self, shared=self.shared.whole, shifts=shifts)
+        return replace(self, shared=shared.whole, predicted=predicted, shifts=shifts)
 
     @cached_property
     def prior(self) -> tuple[Tensor, Tensor]:
         """Mean and variance of the prior of each class mean in the basis, both float64 [C, Z]."""
-        has_text = (self.prototypes != 0).any(1)
+        has_text = (self.predicted != 0).any(1)
         return _prior(self.shared, self.counts, self._means, *self._told, has_text)
 
     @cached_property
     def _told(self) -> tuple[Tensor, Tensor]:
         """Mean and variance of the prior that each class's text gives, both float64 [C, Z]."""
         trust = self._trust[:, None]
-        predicted = self.shared.tell(self.prototypes.double())
+        predicted = self.predicted.double()
         predicted = predicted if self.shifts is None else predicted + self.shifts
         return trust * predicted, trust * self.shared.spread + (1.0 - trust) * self.shared.blank
 
@@ -215,32 +211,31 @@ class PLDA:
         It is meaningless for a class without images, and for one without text.
         """
         predicted, spread = self._told
-        sampling = self.shared.noise / self.counts.double().clamp(min=1.0)[:, None]
+        sampling = 1.0 / self.counts.double().clamp(min=1.0)[:, None]
         return self.shared.log_density(self._means - predicted, spread + sampling)
 
     @cached_property
     def posterior(self) -> tuple[Tensor, Tensor]:
         """Mean and predictive variance of each class in the basis, both float64 [C, Z]."""
-        return _posterior(self.shared, self.counts, self._means, *self.prior)
+        return _posterior(self.counts, self._means, *self.prior)
 
     @cached_property
     def without_text(self) -> PLDA:
         """The model as it is if no class has a text; itself where the texts make no difference."""
-        found = replace(self, prototypes=self.prototypes.new_zeros(()).expand_as(self.prototypes))
+        found = replace(self, predicted=self.predicted.new_zeros(()).expand_as(self.predicted))
         models = zip(self._in_parts(), found._in_parts(), strict=True)
         pairs = (pair for (_, own), (_, other) in models for pair in zip(own.prior, other.prior, strict=True))
         same = all(torch.allclose(own, other, rtol=1e-9, atol=1e-12) for own, other in pairs)
         return self if same else found
 
-    def map_sentences(self, position: int, sentences: Tensor) -> Tensor:
+    def map_sentences(self, position: int, told: Tensor) -> Tensor:
         """Return the prior mean in the basis that each sentence alone would give a class, float [M, Z].
 
         Args:
             position: The class.
-            sentences: Float [M, T], see `text_prior.sentence_features`. The prior mean of a class is the mean of these
-                of its anchors.
+            told: Float [M, Z], what `SharedGaussian.tell` predicts by each sentence. The prior mean of a class is the
+                mean over its anchors.
         """
-        told = self.shared.tell(sentences)
         told = told if self.shifts is None else told + self.shifts[position].to(told)
         return float(self._trust[position]) * told
 
@@ -255,7 +250,7 @@ class PLDA:
         """
         own = self.select(slice(position, position + 1))
         prior = _prior(self.shared, own.counts, own._means, predicted, own._told[1], has_text)
-        mean, variance = _posterior(self.shared, own.counts, own._means, *prior)
+        mean, variance = _posterior(own.counts, own._means, *prior)
         return self.shared.log_density(z - mean, variance)
 
     @cached_property
@@ -280,7 +275,7 @@ class PLDA:
             squares = z.square()
             # All classes share it, and it can be in the thousands: in the product float32 would round away by what they
             # differ. The difference is still rounded, to some 1e-4 at 2,000.
-            distance = 0.5 / self.shared.noise * squares.sum(1, keepdim=True)
+            distance = 0.5 * squares.sum(1, keepdim=True)
             return torch.cat([squares, z], 1) @ weights - offset - distance
 
     def _on(self, device: torch.device, dtype: torch.dtype) -> tuple[SharedGaussian, Tensor, Tensor]:
@@ -299,14 +294,14 @@ class PLDA:
     def _quadratic(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Compute weights [2 Z, C] and offset [C] in a dtype.
 
-        The log-likelihood is [z^2, z] @ weights - offset - |z|^2 / 2 s, s the variance of `shared.noise`.
+        The log-likelihood is [z^2, z] @ weights - offset - |z|^2 / 2.
         """
         classes = len(self.counts)
         weights = self.sums.new_empty(2 * len(self.shared.spread), classes, dtype=dtype)
         offset = self.sums.new_empty(classes, dtype=dtype)
         for at, part in self._in_parts():
             mean, variance = part.posterior
-            weights[:, at] = torch.cat([0.5 / self.shared.noise - 0.5 / variance, mean / variance], 1).T
+            weights[:, at] = torch.cat([0.5 - 0.5 / variance, mean / variance], 1).T
             offset[at] = (-self.shared.log_density(mean, variance)).to(dtype)
         return weights, offset
 
@@ -325,18 +320,18 @@ class PLDA:
         classes = classes if isinstance(classes, slice) else classes.to(self.sums.device)
         trust = None if self.trust is None else self.trust[classes]
         shifts = None if self.shifts is None else self.shifts[classes]
-        rows = self.counts[classes], self.sums[classes], self.prototypes[classes]
+        rows = self.counts[classes], self.sums[classes], self.predicted[classes]
         return PLDA(self.shared, *rows, trust, shifts)
 
 
 def prior_means(bank: AnchorBank, shared: SharedGaussian) -> Tensor:
-    """Compute the prior mean in the basis that the anchors of each class give, float32 [C, D].
+    """Compute the prior mean in the basis that the anchors of each class give, float32 [C, Z].
 
     Args:
         bank: The anchors of C classes, with their words if `shared` has a kernel.
         shared: The parameters.
     """
-    means = bank.vectors.new_empty(bank.num_classes, len(shared.centre), dtype=torch.float32)
+    means = bank.vectors.new_empty(bank.num_classes, len(shared.spread), dtype=torch.float32)
     counts = bank.offsets.diff()
     for block in bank.blocks:  # of the features, which may be many numbers a class, only their means are kept
         found = sentence_features(bank, slice(block.start, block.stop), shared.kernel)
@@ -365,17 +360,15 @@ def _prior(
         spread: Float64 [C, Z], its variance; or [1, Z].
         has_text: Bool [C]; a class whose images are likelier without its text has the prior without, too.
     """
-    sampling = shared.noise / counts.double().clamp(min=1.0)[:, None]
+    sampling = 1.0 / counts.double().clamp(min=1.0)[:, None]
     by_text = shared.log_density(seen - predicted, spread + sampling)
     by_none = shared.log_density(seen, shared.blank + sampling)
     told = (has_text & ((counts == 0) | (by_text >= by_none)))[:, None]
     return torch.where(told, predicted, 0.0), torch.where(told, spread, shared.blank)
 
 
-def _posterior(
-    shared: SharedGaussian, counts: Tensor, seen: Tensor, mean: Tensor, spread: Tensor
-) -> tuple[Tensor, Tensor]:
+def _posterior(counts: Tensor, seen: Tensor, mean: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
     """Compute mean and predictive variance of classes, float64 [C, Z], from their prior and images as for `_prior`."""
     n = counts.double()[:, None]
-    gain = n * spread / (n * spread + shared.noise)
-    return mean + gain * (seen - mean), shared.noise + spread * (1.0 - gain)
+    gain = n * spread / (n * spread + 1.0)
+    return mean + gain * (seen - mean), 1.0 + spread * (1.0 - gain)

@@ -21,7 +21,7 @@ _TIE_BREAK = 1e-6
 
 
 def fit_model(
-    moments: Moments, prototypes: Tensor, shrinkage: float | None = 1.0, kernel: TextKernel | None = None
+    moments: Moments, prototypes: Tensor, shrinkage: float = 1.0, kernel: TextKernel | None = None
 ) -> PLDA:
     """Fit the parameters that all classes share; return the model of the classes by these.
 
@@ -32,7 +32,8 @@ def fit_model(
 
     Args:
         moments: Statistics of the images.
-        prototypes: Float [C, T], as for `PLDA`; T is D without a kernel.
+        prototypes: Float [C, T], `text_prior.class_features` of each class's anchors, zeros for a class without text; T
+            is D without a kernel.
         shrinkage: How much both covariances are shrunk, see `shrunk`.
         kernel: That of the prototypes. The parameters have it if it tells more than the vectors.
 
@@ -72,7 +73,13 @@ def fit_model(
     if kernel is not None:
         shifts = moments.sums.new_zeros(len(moments.counts), len(between.spread))
         shifts[moments.counts > 0, : basis.shape[1]] = fit.shifts @ between.axes
-    return PLDA(shared, moments.counts, moments.sums, prototypes[:, :width], shifts=shifts)
+    return PLDA(shared, moments.counts, moments.sums, predict(shared, prototypes), shifts=shifts)
+
+
+def predict(shared: SharedGaussian, prototypes: Tensor) -> Tensor:
+    """Compute `PLDA.predicted`, float64 [C, Z], by prototypes float [C, T] as for `fit_model`."""
+    texts = prototypes[:, : len(shared.text_map)].double()
+    return torch.where((texts != 0).any(1, keepdim=True), shared.tell(texts), 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +97,7 @@ class _Whitening:
     outside: float
 
     @classmethod
-    def of(cls, moments: Moments, shrinkage: float | None) -> _Whitening:
+    def of(cls, moments: Moments, shrinkage: float) -> _Whitening:
         """Make it of the covariance within classes, shrunk."""
         dim, dims = moments.axes.shape
         kept, level = shrinkage_of(moments.within, moments.freedom, shrinkage, dim)
@@ -128,7 +135,7 @@ class _Told:
 
 
 def _told_by(
-    moments: Moments, prototypes: Tensor, shrinkage: float | None, kernel: TextKernel | None
+    moments: Moments, prototypes: Tensor, shrinkage: float, kernel: TextKernel | None
 ) -> _Told:
     """Fit what texts tell of class means; the arguments are those of `fit_model`."""
     there = moments.counts > 0
@@ -169,7 +176,7 @@ class _Between:
     outside: bool
 
 
-def _between_classes(told: _Told, moments: Moments, shrinkage: float | None) -> _Between:
+def _between_classes(told: _Told, moments: Moments, shrinkage: float) -> _Between:
     """Measure Lambda on the residuals of the texts' predictions, and Lambda_0 on the class means."""
     n = moments.counts[moments.counts > 0].double()
     weights = n / (n + 2.0)
@@ -231,7 +238,7 @@ def better_kernel(
 
 
 def _between(
-    residuals: Tensor, counts: Tensor, weights: Tensor, noise: Tensor, shrinkage: float | None, dim: int
+    residuals: Tensor, counts: Tensor, weights: Tensor, noise: Tensor, shrinkage: float, dim: int
 ) -> tuple[Tensor, float]:
     """Compute the shrunk covariance [R, R] of residuals [C, R], less noise / n for n = `counts` observations.
 

@@ -13,7 +13,7 @@ together, still tells something.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
@@ -25,7 +25,6 @@ from vlltr_index.tensors import full_precision, unit_rows
 
 NUMBERS = 512
 """Numbers that words are hashed to, see `data.words.number_words`."""
-_FOLDS = 5
 _RIDGES = tuple(10.0**n for n in range(-2, 5))
 _WIDTH = 0.5
 _LANDMARKS = 2048  # classes at most
@@ -290,7 +289,10 @@ def weighted_mean(rows: Tensor, weights: Tensor) -> Tensor:
 
 
 def _fit_vectors(text: Tensor, seen: Tensor, weights: Tensor) -> tuple[VectorMap, Tensor, float]:
-    """Fit T, the map from text vectors to class means, by cross-validation over classes.
+    """Fit T, the map from text vectors to class means: a I, or a I + R with a ridge regression R of the rest.
+
+    Of these maps, and zero, the one is chosen that leaves the least of class means that are left out, each by itself,
+    in closed form: the mean of the others and a are those of the other classes, and so is R.
 
     Args:
         text: Float64 [C, D], prototypes less their mean, whitened.
@@ -302,50 +304,64 @@ def _fit_vectors(text: Tensor, seen: Tensor, weights: Tensor) -> tuple[VectorMap
         against the mean of the other classes, which T = 0 predicts. Residuals of classes without text are meaningless
         unless T = 0.
     """
-    has_text = weights > 0
-    if int(has_text.sum()) < 3:
+    if int((weights > 0).sum()) < 3:
         return VectorMap.zero(seen), seen, 0.0
-    folds = (has_text.cumsum(0) - 1).clamp(min=0)  # with few classes each is a fold
-    if int(has_text.sum()) >= 2 * _FOLDS:
-        folds = folds % _FOLDS
-    alone = torch.zeros_like(seen)
-    predicted = [torch.zeros_like(seen) for _ in (0.0, *_RIDGES)]
-    for fold in folds.unique():
-        out = folds == fold
-        w = torch.where(out, 0.0, weights)
-        x0 = weighted_mean(text, w)
-        y0 = weighted_mean(seen, w)
-        alone[out] = seen[out] - y0
-        for which, mapped in enumerate(_maps(text - x0, seen - y0, w)):
-            predicted[which][out] = mapped(text[out] - x0)
-    total = (weights[:, None] * alone.square()).sum()
-    left = torch.stack([(weights[:, None] * (alone - f).square()).sum() for f in predicted])
-    best = int(left.argmin())
-    r2 = float(1.0 - left[best] / total) if float(total) else 0.0
-    if not r2 > 0.0:
-        return VectorMap.zero(seen), seen, 0.0
-    residuals = alone - predicted[best]
-    chosen = _maps(text - weighted_mean(text, weights), seen - weighted_mean(seen, weights), weights)[best]
-    return chosen, residuals, r2
+    x = text - weighted_mean(text, weights)
+    y = seen - weighted_mean(seen, weights)
+    alone = y / (1.0 - weights / weights.sum())[:, None]
+    total = float((weights[:, None] * alone.square()).sum())
+    best = VectorMap.zero(seen), alone, total
+    for mapped, residuals in _maps(x, y, weights):
+        left = float((weights[:, None] * residuals.square()).sum())
+        if left < best[2]:
+            best = mapped, residuals, left
+    mapped, residuals, left = best
+    if left >= total:
+        return mapped, seen, 0.0
+    return mapped, residuals, 1.0 - left / total
 
 
-def _maps(text: Tensor, seen: Tensor, weights: Tensor) -> list[VectorMap]:
-    """Fit a I, and a I + R for each ridge of `_RIDGES`; text and class means [C, D] are centred."""
-    multiple = _multiple(text, seen, weights)
+def _maps(x: Tensor, y: Tensor, weights: Tensor) -> Iterator[tuple[VectorMap, Tensor]]:
+    """Fit a I, and a I + R for each ridge of `_RIDGES`; yield each with the residuals of the classes left out, [C, D].
+
+    Args:
+        x, y: Texts and class means, float64 [C, D], less their weighted means.
+        weights: Float64 [C].
+    """
+    share = weights / weights.sum()
+    multiple = _multiple(x, y, weights)
+    of_others = _multiples_of_others(x, y, weights)[:, None]
+    nothing = VectorMap.zero(y)
+    yield replace(nothing, multiple=multiple), (y - of_others * x) / (1.0 - share)[:, None]
     root = weights.sqrt()[:, None]
-    rows = root * text
-    rest = root * (seen - multiple * text)
+    rows = root * x
     # R is rows^T (rows rows^T + ridge)^-1 rest, or (rows^T rows + ridge)^-1 rows^T rest: the smaller matrix is taken.
-    if len(rows) < rows.shape[1]:
-        values, vectors = torch.linalg.eigh(rows @ rows.T)
-        left = rows.T @ vectors
-        toward = vectors.T @ rest
-    else:
-        values, left = torch.linalg.eigh(rows.T @ rows)
-        toward = left.T @ (rows.T @ rest)
+    few = len(rows) < rows.shape[1]
+    values, vectors = torch.linalg.eigh(rows @ rows.T if few else rows.T @ rows)
+    values = values.clamp(min=0.0)
+    left = rows.T @ vectors if few else vectors
+    toward_x, toward_y = (vectors.T @ (root * of if few else rows.T @ (root * of)) for of in (x, y))
+    turned = x @ left
     level = (rows.square().sum() / rows.shape[1]).clamp(min=1e-300)
-    maps = [replace(VectorMap.zero(seen), multiple=multiple)]
-    return maps + [VectorMap(multiple, left, toward / (values + ridge * level)[:, None]) for ridge in _RIDGES]
+    for ridge in _RIDGES:
+        shrink = (1.0 / (values + ridge * level))[:, None]
+        mapped = VectorMap(multiple, left, shrink * (toward_y - multiple * toward_x))
+        missed_x, missed_y = (of - turned @ (shrink * to) for of, to in ((x, toward_x), (y, toward_y)))
+        if few:
+            leverage = (vectors.square() @ (shrink * values[:, None]))[:, 0]
+        else:
+            leverage = weights * (turned.square() @ shrink)[:, 0]
+        # The fit is linear in what it predicts, so that what it leaves of y - a x follows for any a.
+        yield mapped, (missed_y - of_others * missed_x) / (1.0 - leverage - share)[:, None]
+
+
+def _multiples_of_others(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+    """Fit a of a I without each class, about the means of the others: float64 [C]."""
+    apart = weights / (1.0 - weights / weights.sum())
+    products = (x * y).sum(1)
+    squares = x.square().sum(1)
+    above = (weights * products).sum() - apart * products
+    return above / ((weights * squares).sum() - apart * squares).clamp(min=1e-300)
 
 
 def _multiple(text: Tensor, seen: Tensor, weights: Tensor) -> float:

@@ -43,15 +43,14 @@ class HeldOutAnswers:
         sums = given.new_zeros(len(given), classes).index_add_(1, columns[kept], given)
         return HeldOutAnswers(columns[self.labels[own]], sums / sums.sum(1, keepdim=True).clamp(min=1e-30))
 
-    def under_prior(self, log_prior: Tensor, factor: float) -> HeldOutAnswers:
+    def under_prior(self, log_prior: Tensor) -> HeldOutAnswers:
         """Return the answers had the classes not been equally common, in float32.
 
         Args:
-            log_prior: Float [C], the weighted logarithm of each class's frequency; -inf for one that is gone.
-            factor: Of the logarithm of the probabilities.
+            log_prior: Float [C], the logarithm of each class's frequency; -inf for one that is gone.
         """
         likely = self.probabilities.float().clamp(min=_NOTHING).log()
-        return HeldOutAnswers(self.labels, (factor * likely + log_prior.float()).softmax(1))
+        return HeldOutAnswers(self.labels, (likely + log_prior.float()).softmax(1))
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,74 +1,20 @@
-"""Weights of the parts of an answer, fitted on images that did not train the parts: tensors in, values out."""
+"""Factors of the parts of an answer, fitted on held-out images, and means over groups with their standard errors."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from vlltr_index.heads.fusion import Gate, PartWeights, PriorWeights
-from vlltr_index.heads.plda import PLDA
 from vlltr_index.heads.pooling import log_means, worths
 
 _PRIOR_SPREAD = 0.25  # standard deviation of the prior of a weight, as a share of the visual parts' sum
-TEMPERED = 1 / 12  # usual weight of the generative model's log-likelihoods, which are overconfident
-_USUAL_TEXT = 0.15
 _NORMAL = 1.959964  # 97.5 % quantile of the normal distribution
-_STEPS = 60
+_STEPS = 100
 _AT_RANDOM = 0.01  # share of labels that are taken to be random
-_ROUNDS = 100
 _CORRELATIONS = tuple(step / 20 for step in range(20, 0, -1))
-_LEAST = 0.02  # least share of the text in the sum of the weights; a smaller one counts as zero
-
-
-SHRINKAGES: tuple[float | None, ...] = (1.0, 3.0, 10.0, None)
-"""Candidates for the shrinkage of both covariances, see `shrunk`; the plainest first."""
-_OCTAVES = range(-3, 5)  # the noise is 2 to these powers
-_PARTS = 4  # steps in an octave; losses between octaves are interpolated
-_MISSED_BY = 2.0  # standard errors, as the next: with fewer, noise decides in collections of few units
-_LESS_LIKELY_BY = 4.0
-
-
-class Covariances(NamedTuple):
-    """Settings of a generative model's covariances: see `shrunk`, and `noise` of `SharedGaussian`."""
-
-    shrinkage: float | None
-    noise: float
-
-    def noisy(self, model: PLDA) -> PLDA:
-        """Return a model, fitted with this shrinkage, with this noise."""
-        return replace(model, shared=replace(model.shared, noise=self.noise))
-
-
-@dataclass(frozen=True, eq=False)
-class HeldOutScores:
-    """Scores of N held-out images, which trained none of the parts; a part that is not used is None.
-
-    Attributes:
-        labels: Int64 [N], positions among the C classes.
-        image: Float [N, C], logits of the visual classifier.
-        likelihoods: Float [N, C], log-likelihoods of the generative model.
-        text: Float [N, C], text logits.
-        weights: Float64 [N], the weight of each image.
-    """
-
-    labels: Tensor
-    image: Tensor | None
-    likelihoods: Tensor
-    text: Tensor | None
-    weights: Tensor
-
-    def fused(self, weights: PartWeights) -> Tensor:
-        """Return the weighted sum of the parts, float [N, C]."""
-        fused = weights.generative * self.likelihoods
-        for part, weight in ((self.image, weights.image), (self.text, weights.text)):
-            if part is not None:
-                fused = fused + weight * part
-        return fused
 
 
 def image_weights(labels: Tensor, counts: Tensor, units: Tensor, power: float = 0.5) -> Tensor:
@@ -138,40 +84,6 @@ def level_with_best(costs: Tensor, weights: Tensor, units: Tensor, errors: float
     best = costs[(costs @ weights).argmin()]
     above, error = paired_mean(costs - best, weights, units)
     return (above <= errors * error).nonzero()[:, 0]
-
-
-PLAINEST = Covariances(SHRINKAGES[0], 1.0)
-
-
-def plainest_covariances(
-    costs: Callable[[Covariances], Tensor], weights: Tensor, units: Tensor
-) -> Covariances:
-    """Choose the plainest covariances that are about as accurate, and about as likely, as the best ones.
-
-    First all settings stay that miss at most two standard errors more images than the one that misses fewest: where
-    images are few the likeliest setting may draw all classes together. Of these the plainest is chosen whose mean loss
-    is within four standard errors of the least. Plainest is the first shrinkage of `SHRINKAGES`, and of one shrinkage
-    the noise nearest to 1.
-
-    Args:
-        costs: Gives for a setting, float64 [2, M], the loss of each of the M held-out images, and 1 where the image is
-            missed, else 0. It is called for whole octaves of the noise; values between are interpolated.
-        weights: Float64 [M], the weight of each image.
-        units: Int64 [M], the unit of each image.
-    """
-    found = dict[Covariances, Tensor]()
-    for shrinkage in SHRINKAGES:
-        octaves = [costs(Covariances(shrinkage, 2.0**octave)) for octave in _OCTAVES]
-        steps = range(_PARTS * (len(octaves) - 1) + 1)
-        for step in sorted(steps, key=lambda step: abs(step / _PARTS + _OCTAVES[0])):
-            at, between = divmod(step, _PARTS)
-            upper = octaves[min(at + 1, len(octaves) - 1)]
-            noise = 2.0 ** (step / _PARTS + _OCTAVES[0])
-            found[Covariances(shrinkage, noise)] = octaves[at].lerp(upper, between / _PARTS)
-    losses, missed = torch.stack(list(found.values()), 1)
-    accurate = level_with_best(missed, weights, units, errors=_MISSED_BY)
-    likely = level_with_best(losses[accurate], weights, units, errors=_LESS_LIKELY_BY)
-    return list(found)[int(accurate[likely[0]])]
 
 
 def paired_mean(differences: Tensor, weights: Tensor, units: Tensor) -> tuple[Tensor, Tensor]:
@@ -246,67 +158,47 @@ def fit_temperature(logits: Tensor, labels: Tensor, weights: Tensor) -> float:
         labels: Int64 [N].
         weights: Float64 [N], the weight of each image.
     """
-    spread = mean_spread(logits)
-    if spread == math.inf:
-        return 1.0
-    scaled = logits.double()[None] / spread
-    return float(_fit(scaled, labels, weights, means=torch.ones(1), precision=torch.zeros(1))[0]) / spread
+    return fit_factors([logits], None, labels, weights)[0]
 
 
-def fit_weights(held_out: HeldOutScores) -> PartWeights:
-    """Fit the most probable weights of the parts, by expectation-maximisation.
+def fit_factors(visual: Sequence[Tensor], text: Tensor | None, labels: Tensor, weights: Tensor) -> list[float]:
+    """Fit the most probable factors of parts, whose sum gives log-probabilities up to a constant; none is negative.
 
-    One label in a hundred is taken to be random: otherwise a single wrong label decides how confident answers are. Each
-    part is scaled to the same spread over the classes. The prior mean is the likeliest common weight for the visual
-    parts and 0 for the text; its standard deviation is a quarter of the visual parts' sum. A text with less than 2 % of
-    the sum of the weights gets none.
-    """
-    labels = held_out.labels
-    likelihoods = held_out.likelihoods
-    visual = [part for part in (held_out.image, likelihoods) if part is not None]
-    parts = visual if held_out.text is None else [*visual, held_out.text]
-    units = [mean_spread(part) for part in parts]
-    scaled = torch.stack([part.double() / unit for part, unit in zip(parts, units, strict=True)])
-    means = torch.zeros(len(parts))
-
-    def fit(weights: Tensor) -> Tensor:
-        common = fit_temperature(scaled[: len(visual)].mean(0), labels, weights)
-        means[: len(visual)] = common / len(visual)
-        precision = torch.full_like(means, (_PRIOR_SPREAD * max(common, 1e-6)) ** -2)
-        return _fit(scaled, labels, weights, means=means, precision=precision)
-
-    factors, weights = _with_random_labels(scaled, labels, held_out.weights, fit)
-    found = [float(factor) / unit for factor, unit in zip(factors, units, strict=True)]
-    image = 0.0 if held_out.image is None else found[0]
-    counts = held_out.text is not None and float(factors[-1]) >= _LEAST * float(factors.sum())
-    text = found[-1] if counts else 0.0
-    gate = Gate(fit_temperature(likelihoods, labels, weights), text)
-    return PartWeights(
-        image=image, generative=found[len(visual) - 1], text=text, few_shot=gate, text_only=gate
-    )
-
-
-def fit_prior(scores: Tensor, log_prior: Tensor, labels: Tensor, units: Tensor) -> PriorWeights:
-    """Fit the most probable weights for answers under a prior, each unit counting alike.
-
-    One label in a hundred is taken to be random. Without evidence both weights are 1; the standard deviation of that
-    prior is a quarter.
+    The loss of an image is -log(0.99 p + 0.01 / C), p being the probability of its class: one label in a hundred is
+    taken to be random, so that a single wrong label does not decide how confident answers are. Each part is scaled to
+    the same spread over the classes. The prior mean is the likeliest common factor for the visual parts and 0 for the
+    text; its standard deviation is a quarter of the visual parts' sum.
 
     Args:
-        scores: Float [N, C], the weighted sum of the parts of held-out images.
-        log_prior: Float [C], the logarithm of each class's frequency.
+        visual: Float [N, C] each, at least one.
+        text: Float [N, C]; None: there is none.
         labels: Int64 [N].
-        units: Int64 [N], the unit of each image.
+        weights: Float64 [N], the weight of each image.
+
+    Returns:
+        The factors of the visual parts, then that of the text.
     """
-    parts = torch.stack([log_prior.double().expand_as(scores), scores.double()])
-    means = torch.ones(2)
-    precision = torch.full_like(means, _PRIOR_SPREAD**-2)
+    parts = [*visual, *([] if text is None else [text])]
+    spreads = [mean_spread(part) for part in parts]
+    scaled = torch.stack([part.double() / spread for part, spread in zip(parts, spreads, strict=True)])
+    scaled = scaled - scaled.mean(2, keepdim=True)
+    first = len(visual)
+    if spreads[:first] == [math.inf] * first:
+        return [1.0] * first + [0.0] * (len(parts) - first)
+    middle = scaled[:first].mean(0, keepdim=True)
+    found = _most_probable(middle, labels, weights, torch.ones(1), torch.zeros(1))
+    if len(parts) > 1:
+        common = float(found[0])
+        means = torch.tensor([common / first] * first + [0.0] * (len(parts) - first))
+        precision = torch.full_like(means, (_PRIOR_SPREAD * max(common, 1e-6)) ** -2)
+        found = _most_probable(scaled, labels, weights, means, precision)
+    return [float(factor) / spread for factor, spread in zip(found, spreads, strict=True)]
 
-    def fit(weights: Tensor) -> Tensor:
-        return _fit(parts, labels, weights, means=means, precision=precision)
 
-    factors, _ = _with_random_labels(parts, labels, _unit_shares(units), fit)
-    return PriorWeights(*factors.tolist())
+def robust_nll(log_probabilities: Tensor, labels: Tensor) -> Tensor:
+    """Compute -log(0.99 p + 0.01 / C) of each label, int64 [N], for log-probabilities [N, C]: float64 [N]."""
+    own = log_probabilities.double().gather(1, labels[:, None])[:, 0].exp()
+    return -((1.0 - _AT_RANDOM) * own + _AT_RANDOM / log_probabilities.shape[1]).log()
 
 
 def fit_correlation(scores: Tensor, labels: Tensor, units: Tensor, weights: Tensor) -> float:
@@ -336,97 +228,57 @@ def fit_correlation(scores: Tensor, labels: Tensor, units: Tensor, weights: Tens
     return min(_CORRELATIONS, key=loss)
 
 
-def _with_random_labels(
-    parts: Tensor, labels: Tensor, weights: Tensor, fit: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Fit factors of parts [P, N, C] by expectation-maximisation, one label in a hundred being random.
-
-    Args:
-        parts: Their weighted sum are the scores.
-        labels: Int64 [N].
-        weights: Float64 [N], the weight of each image.
-        fit: Returns the factors [P] for such weights, times the probability that the label is right.
-
-    Returns:
-        The factors, and the weights [N] that gave them.
-    """
-    right = torch.ones_like(weights)
-    for _ in range(_ROUNDS):
-        used = right * weights
-        factors = fit(used)
-        before = right
-        right = _rightly_labelled(torch.einsum("p,pnc->nc", factors, parts), labels)
-        if bool((right - before).abs().max() < 1e-4):
-            break
-    return factors, used
-
-
-def _rightly_labelled(scores: Tensor, labels: Tensor) -> Tensor:
-    """Compute the probability under softmax(scores) [N, C] that a label is not one of the random ones; [N]."""
-    own = (1.0 - _AT_RANDOM) * scores.softmax(1).gather(1, labels[:, None])[:, 0]
-    return own / (own + _AT_RANDOM / scores.shape[1])
-
-
-def usual_weights(held_out: HeldOutScores) -> PartWeights:
-    """Return the weights for when too few images were held out to fit any.
-
-    The generative model has its usual temperature of 12, the text 15 % of the spread of both over the classes, and the
-    visual classifier no weight.
-    """
-    text = 0.0
-    visual = TEMPERED * mean_spread(held_out.likelihoods)
-    if held_out.text is not None and visual < math.inf:
-        text = _USUAL_TEXT / (1.0 - _USUAL_TEXT) * visual / mean_spread(held_out.text)
-    gate = Gate(TEMPERED, text)
-    return PartWeights(image=0.0, generative=TEMPERED, text=text, few_shot=gate, text_only=gate)
-
-
 def mean_spread(*parts: Tensor) -> float:
     """Compute the mean over images of the standard deviation of scores [N, C] over classes; infinite if alike."""
     spread = float(torch.cat([part.double().std(1, unbiased=False) for part in parts]).mean())
     return spread if spread > 1e-9 else math.inf
 
 
-def _fit(parts: Tensor, labels: Tensor, weights: Tensor, means: Tensor, precision: Tensor) -> Tensor:
-    """Fit factors [P], at least 0, that maximise weighted likelihood of softmax(sum of factor * part) and prior.
+def _most_probable(
+    parts: Tensor, labels: Tensor, weights: Tensor, means: Tensor, precision: Tensor
+) -> Tensor:
+    """Fit factors [P], at least 0, of parts [P, N, C] by projected Gauss-Newton steps, halved until the loss falls.
 
-    The problem is convex; it is solved by projected Newton steps, which are halved until the objective falls.
+    The loss is that of `fit_factors`, with a normal prior of the given means and precisions.
     """
-    stacked = parts - parts.mean(2, keepdim=True)  # [P, N, C]
-    right = stacked.gather(2, labels.expand(len(parts), -1)[:, :, None])[:, :, 0]
+    right = parts.gather(2, labels.expand(len(parts), -1)[:, :, None])[:, :, 0]
     # A tenth of an image more, of no class in particular, keeps the factors finite where all images are right.
     right = right * (1.0 - 0.1 / (0.1 + len(labels)))
     means = means.double()
     precision = precision.double()
+    least = math.log(_AT_RANDOM / parts.shape[2])
 
-    def loss(factors: Tensor) -> tuple[Tensor, Tensor]:
-        scores = torch.einsum("p,pnc->nc", factors, stacked)
-        likelihood = (weights * (scores.logsumexp(1) - factors @ right)).sum()
-        return likelihood + 0.5 * (precision * (factors - means).square()).sum(), scores
+    def loss(factors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        scores = torch.einsum("p,pnc->nc", factors, parts)
+        own = math.log1p(-_AT_RANDOM) + factors @ right - scores.logsumexp(1)
+        likely = torch.logaddexp(own, own.new_tensor(least))
+        prior = 0.5 * (precision * (factors - means).square()).sum()
+        return prior - weights @ likely, scores, (own - likely).exp()
 
     factors = means.clamp(min=0.0)
-    value, scores = loss(factors)
+    value, scores, trusted = loss(factors)
     for _ in range(_STEPS):
         chances = scores.softmax(1)
-        expected = (stacked * chances).sum(2)
-        gradient = ((expected - right) * weights).sum(1) + precision * (factors - means)
-        second = (stacked * (chances * weights[:, None])).flatten(1) @ stacked.flatten(1).T
-        second = second - (expected * weights) @ expected.T + precision.diag()
+        expected = (parts * chances).sum(2)
+        each = weights * trusted
+        gradient = ((expected - right) * each).sum(1) + precision * (factors - means)
+        second = torch.einsum("pnc,qnc->pq", parts * (chances * each[:, None]), parts)
+        second = second - (expected * each) @ expected.T + precision.diag()
         free = (factors > 0.0) | (gradient < 0.0)
         ridge = 1e-9 * second.diagonal().mean().clamp(min=1e-30)
         kept = second[free][:, free] + ridge * torch.eye(int(free.sum()), dtype=second.dtype)
         step = torch.zeros_like(factors)
         step[free] = torch.linalg.solve(kept, gradient[free])
         length = 1.0
-        while length > 1e-6:
+        while length > 1e-9:
             moved = (factors - length * step).clamp(min=0.0)
-            lower, scores = loss(moved)
+            lower, scores, trusted = loss(moved)
             if bool(lower <= value):
                 break
             length /= 2
         else:
             break
-        done = bool((moved - factors).abs().max() <= 1e-7 * (1.0 + factors.abs().max()))
+        done = bool((moved - factors).abs().max() <= 1e-9 * (1.0 + factors.abs().max()))
         factors = moved
         value = lower
         if done:

@@ -323,12 +323,13 @@ def fit_in_memory(
         bank=bank,
         places=places,
         units=images.units,
+        keys=images.contents,
         unseen=torch.zeros_like(images.labels, dtype=torch.bool),
         unseen_classes=torch.zeros(classes, dtype=torch.bool),
         visual_init=None,
         logit_scale=sentences.logit_scale,
         whole_texts=partial(sentences.features, classes),
-        anchors_without=lambda out: sentences.anchors(images, out, select)[0],
+        anchors_without=lambda out: (sentences.anchors(images, out, select)[0], []),
     )
     decision = fit_stage_two(data, recipe.lgr)
     assert decision.rows is not None

@@ -28,11 +28,8 @@ def frequencies_among(scorer: Scorer, features: Tensor, groups: Sequence[str | N
         groups: The group of each image, None for one without; default: none has one.
     """
     classes = len(scorer.class_ids)
-    scaled = scorer.under_prior(torch.zeros(classes))
     level, held_out = scorer.held_out("how common classes are")
-    assert scorer.saved.parts is not None
-    weights = scorer.saved.parts.weights.prior
-    strength = choose_strength(held_out, weights)
+    strength = choose_strength(held_out)
     if strength is None or not len(features):
         _log.warning("how common the classes are cannot be told: they are taken to be equally common")
         return torch.ones(classes, dtype=torch.float64)
@@ -42,7 +39,7 @@ def frequencies_among(scorer: Scorer, features: Tensor, groups: Sequence[str | N
     known = []
     for part in features.split(_BATCH):
         there = part.to(device)
-        top = scaled.exhaustive(there).log_scores.topk(min(BEST, classes))
+        top = scorer.exhaustive(there).log_scores.topk(min(BEST, classes))
         scores.append(top.values.cpu())
         columns.append(top.indices.cpu())
         known.append(scorer.fits(there).cpu() >= level)
@@ -51,4 +48,4 @@ def frequencies_among(scorer: Scorer, features: Tensor, groups: Sequence[str | N
     places = number_observations(best, units_of(features, best, groups or [None] * len(features)))
     votes = torch.cat(known) / torch.bincount(places)[places].double()
     _log.info("%d of %d images tell how common the classes are", int((votes > 0.0).sum()), len(features))
-    return estimate(torch.cat(scores), found, classes, votes, strength, weights.frequency).exp()
+    return estimate(torch.cat(scores), found, classes, votes, strength).exp()

@@ -68,7 +68,7 @@ class Explainer:
             return found
         column = self._columns[place]
         by_prior = explain_prior(plda, column, self._predicted(place), feature)
-        return found.weighed(*weights[column], by_prior)
+        return found.weighed(*weights, by_prior)
 
     def _map(self, place: int) -> Tensor:
         plda = self._scorer.plda

@@ -88,6 +88,7 @@ class Model(Scorer):
             stats=state.class_stats,
             fusion=state.fusion,
             merged=state.record.merged,
+            offsets=state.record.offsets,
             state=state,
             classes=state.classes,
             taxonomy=state.taxonomy,

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from vlltr_index.errors import MissingStepError, UsageError
+from vlltr_index.heads.configuration import TextLevel
 from vlltr_index.heads.fusion import (
     FusedScores,
     Kinds,
@@ -25,7 +25,7 @@ from vlltr_index.heads.fusion import (
     with_prior,
 )
 from vlltr_index.heads.plda import PLDA, prior_means
-from vlltr_index.heads.rejection import FitWeights, fit_parts
+from vlltr_index.heads.rejection import FEWEST_GROUPS, fit_parts, fit_scores
 from vlltr_index.tensors import class_positions, unit_rows
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ OTHER_RULE = 'Put rule = "ours" under [recipe.fusion] in vlltr.toml, then run: v
 _BATCH = 512
 _SCORES_AT_ONCE = 2**21  # images times classes: dozens of tensors of 8 MiB
 _PASSES = 8
+_NOT_FOUND = -1e5  # offset of a class of which nothing is known, below any score
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +54,8 @@ class Scorer:
         stats: Statistics of the classes' images.
         fusion: The rule; `ours` only for a head with parts, see `ModelState.fusion`.
         merged: Id of each merged class, to the class it was merged into, which has its visual row now.
-        log_prior: Float [C], the weighted logarithm of each class's frequency, see `under_prior`; None: all are equally
-            common.
+        offsets: Offset of added classes by class id; a class that is not listed has 0.
+        log_prior: Float [C], the logarithm of each class's prior, see `under_prior`; None: the prior is uniform.
     """
 
     anchors: Anchors
@@ -62,6 +63,7 @@ class Scorer:
     stats: ClassStats
     fusion: FusionConfig
     merged: Mapping[int, int]
+    offsets: Mapping[int, float] = field(default_factory=dict)
     log_prior: Tensor | None = field(default=None, kw_only=True)
 
     @property
@@ -84,20 +86,22 @@ class Scorer:
             return None
         parts = self.saved.parts
         classes = len(self.class_ids)
-        told = torch.zeros(classes, self.saved.head.dim)
         counts = self.stats.counts
         sums = self.stats.sums
         if not torch.equal(self.stats.class_ids, self.class_ids):
             at = class_positions(self.class_ids, self.stats.class_ids)
             counts = counts.new_zeros(classes).index_copy_(0, at, counts)
             sums = sums.new_zeros(classes, sums.shape[1]).index_copy_(0, at, sums)
+        predicted = torch.zeros(classes, len(parts.shared.spread))
         if self.bank.num_classes:
-            told[self._bank_columns] = self._told(parts)
+            predicted[self._bank_columns] = self._told(parts)
+        if parts.text_level == TextLevel.NONE:  # texts count for classes without images alone
+            predicted = torch.where((counts > 0)[:, None], 0.0, predicted)
         trust = torch.where(self.trained, 1.0, parts.text_trust).double()
-        return PLDA(parts.shared.told, counts, sums, told, trust, self._shifts(parts))
+        return PLDA(parts.shared, counts, sums, predicted, trust, self._shifts(parts))
 
     def _told(self, parts: Parts) -> Tensor:
-        """Return the prior means that texts give, [C_a, D]: as the head has them, of classes with the same anchors."""
+        """Return the prior means that texts give, [C_a, Z]: as the head has them, of classes with the same anchors."""
         if parts.shared.kernel is None:
             return prior_means(self.bank, parts.shared)
         if parts.told is None:
@@ -172,7 +176,7 @@ class Scorer:
         return known
 
     def under_prior(self, log_frequency: Tensor) -> Self:
-        """Return the same model for classes that are not equally common.
+        """Return the same model under a class prior.
 
         The answers on held-out images are those under this prior, too.
 
@@ -184,18 +188,14 @@ class Scorer:
             UsageError: If another rule than `ours` was asked for.
         """
         parts = self._with_weights()
-        weights = parts.weights
-        log_prior = weights.prior.frequency * log_frequency
         held = parts.held_out
         if held is not None:
             rows = class_positions(self.class_ids, self.row_owners)
-            known = torch.where(rows >= 0, log_prior[rows], -torch.inf)  # a class that is gone is no answer
-            held = held.under_prior(known, weights.prior.parts)
-        saved = replace(self.saved, parts=replace(parts, weights=weights.under_prior(), held_out=held))
-        found = replace(self, saved=saved, log_prior=log_prior)
+            known = torch.where(rows >= 0, log_frequency[rows], -torch.inf)  # a class that is gone is no answer
+            held = held.under_prior(known)
+        saved = replace(self.saved, parts=replace(parts, held_out=held))
+        found = replace(self, saved=saved, log_prior=log_frequency)
         found.__dict__["plda"] = self.plda  # the same; it places itself
-        if "_compared" in self.__dict__:
-            found.__dict__["_compared"] = self._compared
         return found
 
     def _with_weights(self) -> Parts:
@@ -209,16 +209,21 @@ class Scorer:
             )
         return self.saved.parts
 
-    @cached_property
-    def text_weights(self) -> list[tuple[float, float]] | None:
-        """The weights of each class's text logit and of its log-likelihood; None under another rule than `ours`."""
-        if self.saved.parts is None or self.plda is None or self.fusion.rule != "ours":
+    @property
+    def text_weights(self) -> tuple[float, float] | None:
+        """gamma and beta, the weights of a class's text logit and log-likelihood; None under another rule than
+        `ours`."""
+        if self.saved.parts is None or self.fusion.rule != "ours":
             return None
-        weights = self.saved.parts.weights
-        trained = weights.text, weights.generative
-        later = [(gate.text, gate.generative + gate.fit) for gate in (weights.text_only, weights.few_shot)]
-        kinds = zip(self.trained.tolist(), (self.plda.counts > 0).tolist(), strict=True)
-        return [trained if is_trained else later[with_images] for is_trained, with_images in kinds]
+        return self.saved.parts.weights.text, self.saved.parts.weights.generative
+
+    @cached_property
+    def offset(self) -> Tensor:
+        """The offset of each class, float64 [C]: 0 for base classes."""
+        found = torch.tensor([self.offsets.get(i, 0.0) for i in self.class_ids.tolist()], dtype=torch.float64)
+        if self.saved.texts_are_mute:
+            found[self.kinds.text_only] = _NOT_FOUND
+        return found
 
     def held_out(self, what: str) -> tuple[float, HeldOutAnswers]:
         """Return the acceptance level and the answers on the images held out in training; see `Parts`.
@@ -227,7 +232,7 @@ class Scorer:
             what: The question that they are to answer, for the error message.
 
         Raises:
-            MissingStepError: If no image was held out.
+            MissingStepError: If too few images were held out.
         """
         lacking = f"this head cannot say {what}: "
         if self.saved.parts is None:
@@ -236,7 +241,7 @@ class Scorer:
         answers = self.saved.parts.held_out
         if level is None or answers is None:
             raise MissingStepError(
-                f"{lacking}no image could be held out when it was trained",
+                f"{lacking}fewer than {FEWEST_GROUPS} groups of images were held out when it was trained",
                 "Bring in more images, then run: vlltr train lgr",
             )
         return level, answers
@@ -263,37 +268,24 @@ class Scorer:
         """Return how well features [B, D] fit the classes, float [B], see `rejection.fit_parts`."""
         assert self.plda is not None
         assert self.saved.parts is not None
-        rejection = self.saved.parts.rejection
-        weights = FitWeights() if rejection is None else rejection.weights
-        return weights.sum(fit_parts(self.plda, unit_rows(features), self._compared))
-
-    @cached_property
-    def _compared(self) -> Tensor:
-        """Directions of the training images of classes that are still there, and of later classes' means, [K, D]."""
-        assert self.plda is not None
-        assert self.saved.parts is not None
-        rejection = self.saved.parts.rejection
-        device = self.bank.vectors.device
-        if rejection is None or not len(rejection.rows):
-            return torch.zeros(0, self.saved.head.dim, device=device)
-        owners = self.row_owners[rejection.rows]
-        there = torch.isin(owners, self.class_ids)
-        later = (~torch.isin(self.class_ids, owners)).nonzero()[:, 0]
-        means = [self.plda.select(some).posterior[0].float() for some in later.split(_BATCH)]
-        return torch.cat([rejection.images[there].float(), F.normalize(torch.cat(means), dim=1)]).to(device)
+        return fit_scores(fit_parts(self.plda, unit_rows(features)), self.saved.parts.ratio_weight)
 
     def visual_scores(self, features: Tensor) -> VisualScores:
-        """Score features by the visual side: log-scores under `ours`, else the visual classifier's logits."""
+        """Score features without attention: z under `ours`, else the linear classifier's logits."""
+        base = self.kinds.trained.to(features.device, non_blocking=True)
+        offset = self.offset.to(features.device, torch.float32, non_blocking=True)
         if self.saved.parts is None or self.fusion.rule != "ours":
             logits = self.visual_logits(features)
-            return VisualScores(logits, logits, logits, self.kinds)
+            return VisualScores(logits, logits, logits, None, base, offset)
         assert self.plda is not None
         weights = self.saved.parts.weights
-        likelihoods = self.log_likelihoods(features)
-        visual = self.visual_logits(features) if weights.image else likelihoods
+        generative = weights.generative * self.log_likelihoods(features)
         plain = self.plda.without_text
-        wordless = None if plain is self.plda else plain.log_likelihoods(unit_rows(features))
-        return visual_scores(visual, likelihoods, self.kinds, weights, wordless)
+        wordless = generative
+        if plain is not self.plda:
+            wordless = weights.generative * plain.log_likelihoods(unit_rows(features))
+        linear = weights.image * self.visual_logits(features)[:, base] if weights.image else None
+        return visual_scores(generative, wordless, linear, base, offset)
 
     def text_logits(self, features: Tensor) -> Tensor:
         """Return text logits [B, C]; a class without anchors gets the mean of the others."""
@@ -320,9 +312,8 @@ class Scorer:
         if self.fusion.rule != "ours":
             return fuse_protocol(image.scores, text_logits, self.fusion.rule, self.fusion.alpha)
         assert self.saved.parts is not None
-        weights = self.saved.parts.weights
-        fused = fuse(image, text_logits, weights)
-        return fused if self.log_prior is None else with_prior(fused, image, weights, self.log_prior)
+        fused = fuse(image, text_logits, self.saved.parts.weights)
+        return fused if self.log_prior is None else with_prior(fused, self.log_prior)
 
     def resting(self, image: VisualScores, text_logits: Tensor) -> tuple[FusedScores, Tensor]:
         """Return fused scores, and how much of an answer depends on each class's text logit, [B, C]."""

@@ -87,6 +87,7 @@ class Info(Record):
         protocol: Protocol of that recipe.
         tuned: The visual tower that stage 2 tuned, if it did.
         merged: Id of each merged class, to the class it was merged into; no chains.
+        offsets: The offset of each added class, by its id.
         groupings: How images of a source are grouped, by its address, where that was said; see `data.grouping`.
         followed: Addresses of the sources of images whose links out of the folder are followed.
         next: By table, the lowest id that no row has or ever had.
@@ -109,6 +110,7 @@ class Info(Record):
     protocol: str | None = None
     tuned: Tuned | None = None
     merged: dict[Count, Count] = Field(default_factory=dict)
+    offsets: dict[Count, float] = Field(default_factory=dict)
     groupings: dict[str, str] = Field(default_factory=dict)
     followed: list[str] = Field(default_factory=list)
     next: dict[str, Count] = Field(default_factory=dict)
@@ -551,6 +553,7 @@ class Snapshot:
             selection_id=commit.selection_id,
             fusion=commit.fusion or self.recipe.fusion,
             merged=commit.info.merged,
+            offsets=commit.info.offsets,
         )
 
 
