@@ -88,11 +88,6 @@ COMMANDS: dict[str, Entry] = {  # in the order of a first session
     "explain": Entry(
         "predict", "Show why an image is, or is not, of a class.", ("recognizer.Recognizer.explain",)
     ),
-    "cross-validate": Entry(
-        "evaluate",
-        "Fit the head anew without parts of the images, to measure it.",
-        ("pipelines.cross_validate.cross_validate",),
-    ),
     "evaluate": Entry(
         "evaluate",
         "Measure accuracy: overall, many, medium, few.",

@@ -1,4 +1,4 @@
-"""Commands `vlltr cross-validate`, `vlltr evaluate` and `vlltr report`."""
+"""Commands `vlltr evaluate` and `vlltr report`."""
 
 from __future__ import annotations
 
@@ -17,24 +17,9 @@ _against_option = click.option(
 )
 _split_option = click.option(
     "--split",
-    help="Which images; default: test, or where there is none cross-validation: training images, each answered by a"
-    " model of `vlltr cross-validate` that was fitted without it.",
+    help="Which images; default: test, or cross-validation if test has no image: training images, each answered by a"
+    " model that was fitted without it.",
 )
-
-
-@click.command("cross-validate")
-@click.option("--resume/--restart", default=True, help="Go on from an interrupted run.")
-@device_option
-@pass_context
-def cross_validate_command(context: Context, resume: bool) -> None:
-    """Fit the head anew without each of five parts of the training images; `evaluate` measures these models.
-
-    Everything but the encoder is fitted anew, weights and thresholds too. Near duplicates and groups are in one part;
-    each class with two is tested. From 5,000 on there is one part, a tenth. The models stay in the commit.
-    """
-    from vlltr_index.pipelines.cross_validate import cross_validate
-
-    context.show(cross_validate(context.open(), context.progress, resume), ("Next: vlltr evaluate",))
 
 
 @click.command("evaluate")

@@ -40,9 +40,6 @@ _BY_PICTURES = (
 @set_option
 @click.option("--to", type=DIR, help="The workspace, as by -w; default: DIR-model beside DIR.")
 @click.option(
-    "--measure/--no-measure", default=True, help="Measure the model, which takes longer than training it."
-)
-@click.option(
     "--prior",
     default="balanced",
     metavar="balanced|training",
@@ -62,7 +59,6 @@ def fit_command(
     recipe: str | None,
     overrides: tuple[str, ...],
     to: Path | None,
-    measure: bool,
     prior: Measurable,
     group: str | None,
     dry_run: bool,
@@ -86,7 +82,6 @@ def fit_command(
         recipe=recipe,
         overrides=overrides,
         to=to,
-        measure=measure,
         prior=prior,
         group=group,
         dry_run=dry_run,

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from vlltr_index.classes.relabelling import RelabelReport
     from vlltr_index.evaluation.metrics import EvaluationReport, Interval
     from vlltr_index.pipelines.build_index import IndexReport
-    from vlltr_index.pipelines.cross_validate import CrossValidation
     from vlltr_index.pipelines.embed import EmbedReport
     from vlltr_index.pipelines.history import DiffReport, PruneReport, RollbackReport
     from vlltr_index.pipelines.import_release import ImportReport
@@ -314,26 +313,6 @@ def _prediction(prediction: Prediction) -> list[str]:
     return prediction_lines(prediction, terminal_width())
 
 
-def _cross_validation(report: CrossValidation) -> list[str]:
-    apart = "" if report.units == report.images else f" ({units_of_pictures(report.units)})"
-    lines = [
-        f"Fitted {plural(report.folds, 'model')}, each without its part of {plural(report.images, 'picture')}{apart}"
-        f" of {plural(report.classes, 'class', 'classes')}: {report.digest[:16]}"
-    ]
-    if report.untested:
-        lines.append(
-            f"Not tested: {preview(report.untested)}. Their pictures all belong together (--group says what does), or"
-            " there is a single one."
-        )
-    if report.alike:
-        lines.append(
-            f"Like another of their class, or taken with it: {report.alike:,} of these pictures. Copies that were"
-            " turned or cut, and other pictures of one thing, are not all found: say which belong together, --group of"
-            " fit and ingest images."
-        )
-    return lines
-
-
 def _refit(report: RefitReport) -> list[str]:
     more = ", ".join(report.new_classes[:5]) + (" ..." if len(report.new_classes) > 5 else "")
     alone = "Not known, as texts have no weight" if report.mute else "Known by text alone"
@@ -344,8 +323,7 @@ def _refit(report: RefitReport) -> list[str]:
     ]
     effect = effect_lines(report.effect)
     if report.effect.unmeasured:
-        by = "vlltr evaluate" if report.tested else "vlltr cross-validate"
-        effect = [f"The new head has not been measured: {by}"]
+        effect = ["The new head has not been compared with the one before: vlltr evaluate"]
     return [*lines, *report.notes, *effect, *_warning(report.effect.warning, report.before)]
 
 
@@ -359,16 +337,15 @@ def effect_lines(report: Effect) -> list[str]:
     """Return the effect as lines of text."""
     if report.unmeasured:
         return [
-            "What the other classes lose by it was not measured: no image of theirs in split val is embedded,"
-            " and the head was not cross-validated (vlltr cross-validate)."
+            "Accuracy on existing classes was not measured: no training image is held out (vlltr train lgr holds out"
+            " images of classes with two groups)."
         ]
     if report.before is None or report.after is None:
         return []
-    asked = f"Old classes on {plural(report.images, 'held-out image')}"
-    if report.images < FEW_UNITS:
-        before, after = (round(share * report.images) for share in (report.before, report.after))
-        return [f"{asked}: {before} right before, {after} after. So few say little."]
-    return [f"{asked}: {100 * report.before:.1f} % before, {100 * report.after:.1f} % after."]
+    asked = f"Existing classes on {plural(report.images, 'held-out image')}"
+    few = " So few images say little." if report.groups < FEW_UNITS else ""
+    before, after = 100 * report.before, 100 * report.after
+    return [f"{asked}: balanced accuracy {before:.1f}% before, {after:.1f}% after.{few}"]
 
 
 def _class(one: AddedClass, verb: str) -> str:
@@ -548,7 +525,6 @@ _LOOKS: dict[str, Callable[[Any], list[Any]]] = {
     "BaselineRow": lambda row: [baseline_line(row)],
     "EvaluationReport": _evaluation,
     "ReportFile": _report_file,
-    "CrossValidation": _cross_validation,
     "RefitReport": _refit,
     "Prediction": _prediction,
     "PredictReport": _predict,

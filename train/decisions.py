@@ -69,7 +69,9 @@ def _of_texts(data: StageTwoData, chosen: Chosen, parts: Parts) -> str:
     level = chosen.configuration.level
     share = f"{100 * parts.shared.text_r2:.0f}%"
     if level == TextLevel.NONE or (not parts.shared.text_r2 and not parts.weights.text):
-        return "Texts are not used for classes that have images: with them the held-out images are no likelier."
+        return (
+            "Texts are not used for classes that have images: with them the held-out images are no likelier."
+        )
     of_prior = f"Texts predict {share} of the variance of class means, and shift those of small classes"
     if level == TextLevel.ATTENTION and parts.weights.text:
         return f"{of_prior}; attention over anchor sentences adds to the answer."
@@ -83,4 +85,3 @@ def _of_text_only(data: StageTwoData, parts: Parts) -> list[str]:
     if parts.texts_are_mute:
         return ["Text-only classes cannot be recognised: the texts do not predict class means."]
     return ["Text-only classes can be recognised; such a class may attract unknown images, too."]
-

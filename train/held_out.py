@@ -1,4 +1,4 @@
-"""The out-of-fold table: models that were fitted without a part of the images each, and their scores of these images."""
+"""The out-of-fold table: models that were fitted without a part of the images, and their scores of these images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vlltr_index.heads.configuration import SHRINKAGES, Configuration, OutOfFold, TextLevel
-from vlltr_index.heads.dealing import class_order, deal_groups, group_order
+from vlltr_index.heads.dealing import FOLDS, class_order, deal_groups, group_order
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.heads.plda import PLDA
 from vlltr_index.heads.rejection import fit_parts, fit_scores
@@ -18,8 +18,6 @@ from vlltr_index.heads.weighing import image_weights, share_range
 from vlltr_index.tensors import unit_rows
 from vlltr_index.train.stage_two_data import StageTwoData
 
-FOLDS = 5
-"""Number of folds of the cross-validation, and into which the groups of a single held-out part are split."""
 _MANY_IMAGES = 5000  # from so many on, one part is held out
 _ONE_PART = 10
 _MOST_HELD = 1000

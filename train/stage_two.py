@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vlltr_index.heads.checkpoint import Parts
 from vlltr_index.heads.configuration import TEMPERED, USUAL, Chosen, Configuration, OutOfFold, choose
+from vlltr_index.heads.dealing import FOLDS
 from vlltr_index.heads.fusion import PartWeights
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.heads.plda import PLDA, SharedGaussian
@@ -22,7 +23,6 @@ from vlltr_index.heads.weighing import fit_correlation
 from vlltr_index.schemas.config import LGRConfig
 from vlltr_index.train.decisions import what_was_decided
 from vlltr_index.train.held_out import (
-    FOLDS,
     Fold,
     false_accept_rate,
     fit_of_rows,
@@ -52,8 +52,9 @@ class StageTwoResult:
         log: One entry for each check of the head's training; empty for an untrained head.
         notes: What was decided, in sentences for the user.
         rows: Bool [C], the base classes, which have a row in the linear classifier; None: all.
-        folds: The models of the folds, with the shared parameters of the configuration that was chosen.
+        folds: The models of the folds, or the one that was fitted without the single held-out part.
         fold_of: Int64 [N], the fold of each image in the out-of-fold table, -1 for one that is not in it.
+        scalars: What the rows of the other folds choose for each fold.
     """
 
     head: LGRHead
@@ -63,6 +64,7 @@ class StageTwoResult:
     rows: Tensor | None = None
     folds: Sequence[FoldModel] = ()
     fold_of: Tensor | None = None
+    scalars: Mapping[int, tuple[Configuration, PartWeights]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,9 +117,8 @@ def fit_stage_two(
     if trains:
         rows = torch.where(rows == _STOPPING, -1, rows)
     steps = round(sum(fold.steps for fold in folds) / len(folds)) if folds else 0
-    found, notes, configuration = _decide(data, folds, rows, linear=trains)
-    everything = torch.ones_like(data.unseen)
-    head = _head(data, config, data.model(data.moments(everything), configuration.shrinkage), everything)
+    decision = _decide(data, folds, rows, linear=trains)
+    head = _head(data, config, decision.model, torch.ones_like(data.unseen))
     log = list[dict[str, float]]()
     if steps:
         images = _stored(data, _learned(data, branches))
@@ -127,12 +128,13 @@ def fit_stage_two(
     _keep_rows(head.cpu(), data.rows)
     return StageTwoResult(
         head=head.eval(),
-        parts=found,
+        parts=decision.parts,
         log=log,
-        notes=notes,
+        notes=decision.notes,
         rows=data.rows,
-        folds=[_to_keep(fold, data.rows, configuration) for fold in folds],
+        folds=_to_keep(folds, data.rows, decision),
         fold_of=rows,
+        scalars=decision.scalars,
     )
 
 
@@ -143,10 +145,18 @@ def weigh(data: StageTwoData, head: LGRHead) -> StageTwoResult:
     head = head.to(data.features.device)
     folds = [Fold(data, out, fold_models(data, out), head, steps=0) for out in parts]
     rows = row_folds(data, parts)
-    found, notes, configuration = _decide(data, folds, rows, linear=True)
+    decision = _decide(data, folds, rows, linear=True)
     head.cpu()
-    kept = [_to_keep(fold, data.rows, configuration) for fold in folds]
-    return StageTwoResult(head, found, [], notes, data.rows, folds=kept, fold_of=rows)
+    return StageTwoResult(
+        head,
+        decision.parts,
+        log=[],
+        notes=decision.notes,
+        rows=data.rows,
+        folds=_to_keep(folds, data.rows, decision),
+        fold_of=rows,
+        scalars=decision.scalars,
+    )
 
 
 def without_images(bank: AnchorBank, config: LGRConfig, logit_scale: float) -> StageTwoResult:
@@ -165,23 +175,44 @@ def without_images(bank: AnchorBank, config: LGRConfig, logit_scale: float) -> S
     return StageTwoResult(head=head.eval(), parts=Parts(shared, weights, texts=note), log=[], notes=[note])
 
 
-def _decide(
-    data: StageTwoData, folds: list[Fold], rows: Tensor, linear: bool
-) -> tuple[Parts, list[str], Configuration]:
+@dataclass(frozen=True, eq=False)
+class _Decision:
+    """What the table decides.
+
+    Attributes:
+        parts: All that is stored beside the head.
+        notes: Sentences for the user.
+        model: The PLDA of all images.
+        configuration: Of this model.
+        scalars: See `StageTwoResult`.
+    """
+
+    parts: Parts
+    notes: list[str]
+    model: PLDA
+    configuration: Configuration
+    scalars: Mapping[int, tuple[Configuration, PartWeights]] = field(default_factory=dict)
+
+
+def _decide(data: StageTwoData, folds: list[Fold], rows: Tensor, linear: bool) -> _Decision:
     """Choose configuration, scalars and thresholds; fit the PLDA on all images; say what was decided."""
     moments = data.moments(torch.ones_like(data.unseen))
     if not bool((rows >= 0).any()):
         model = data.model(moments, USUAL.shrinkage)
         weights = PartWeights(image=0.0, generative=TEMPERED, text=0.0)
-        parts = _parts(data, model, USUAL, weights)
-        return replace(parts, texts=_NO_TABLE), [_NO_TABLE], USUAL
+        parts = replace(_parts(data, model, USUAL, weights), texts=_NO_TABLE)
+        return _Decision(parts, [_NO_TABLE], model, USUAL)
     table = out_of_fold(data, folds, rows, linear)
     chosen = choose(table)
     model = data.model(moments, chosen.configuration.shrinkage)
     parts = _parts(data, model, chosen.configuration, chosen.weights)
     parts = _with_table(data, folds, rows, table, chosen, parts)
     notes, texts = what_was_decided(data, table, chosen, parts)
-    return replace(parts, texts=texts), notes, chosen.configuration
+    best = chosen.configuration
+    scalars = chosen.of_folds
+    if len(folds) == 1:  # one PLDA, of the configuration that all rows choose
+        scalars = {fold: (best, table.fit(best, [fold])) for fold in scalars}
+    return _Decision(replace(parts, texts=texts), notes, model, best, scalars)
 
 
 def _parts(data: StageTwoData, model: PLDA, configuration: Configuration, weights: PartWeights) -> Parts:
@@ -276,18 +307,24 @@ def _stored(data: StageTwoData, chosen: Tensor) -> StoredImages:
     return StoredImages(data.features[:, chosen], data.labels[chosen], data.bank, data.places)
 
 
-def _to_keep(fold: Fold, rows: Tensor, configuration: Configuration) -> FoldModel:
-    """Return what is kept of a fold, on the CPU."""
-    model = fold.models[configuration.shrinkage]
-    _keep_rows(fold.head.cpu(), rows)
-    return FoldModel(
-        out=fold.out,
-        shared=model.shared.to("cpu"),
-        shifts=None if model.shifts is None else model.shifts[rows].cpu(),
-        head=fold.head.eval(),
-        bank=fold.data.bank.to("cpu"),
-        sentence_ids=fold.data.sentence_ids,
-    )
+def _to_keep(folds: Sequence[Fold], rows: Tensor, decision: _Decision) -> list[FoldModel]:
+    """Return what is kept of the folds, on the CPU; that of a single part has the configuration of all rows."""
+    found = []
+    for number, fold in enumerate(folds):
+        usual = decision.configuration, decision.parts.weights
+        configuration, _ = usual if len(folds) == 1 else decision.scalars.get(number, usual)
+        model = fold.models[configuration.shrinkage]
+        _keep_rows(fold.head.cpu(), rows)
+        kept = FoldModel(
+            out=fold.out,
+            shared=model.shared.to("cpu"),
+            shifts=None if model.shifts is None else model.shifts[rows].cpu(),
+            head=fold.head.eval(),
+            bank=fold.data.bank.to("cpu"),
+            sentence_ids=fold.data.sentence_ids,
+        )
+        found.append(kept)
+    return found
 
 
 def _keep_rows(head: LGRHead, rows: Tensor) -> None:

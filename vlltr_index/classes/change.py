@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shlex
 from collections import Counter, defaultdict
@@ -37,7 +36,7 @@ from vlltr_index.store.ingestion import image_rows
 from vlltr_index.store.tables import one_of
 from vlltr_index.tensors import class_positions
 from vlltr_index.train.augment import ViewAugment
-from vlltr_index.wording import plural, preview, share_within
+from vlltr_index.wording import plural, preview
 
 if TYPE_CHECKING:
     from vlltr_index.heads.anchor_bank import AnchorBank
@@ -48,11 +47,9 @@ if TYPE_CHECKING:
     from vlltr_index.store.workspace import Workspace
 
 _NARROW = ("classes", "sentences", "sentence_scores", "anchors", "class_stats", "images")
-_MUTE = (
-    "Texts of classes without pictures have no weight in this head: a class is not found by text alone, until it has"
-    " images (vlltr images add)."
-)
-_SEVERAL = 3  # later classes from which it is said how much of several is found
+_MUTE = "Text-only classes cannot be recognised: the texts do not predict class means. Add images: vlltr images add"
+_ATTRACTS = "A text-only class may attract unknown images, too."
+_SEVERAL = 3  # added classes from which a refit is recommended
 _TIDY = 32  # commits between two compactions of the tables
 _SMALL = 200_000  # rows of a table worth compacting; in larger ones small fragments hardly slow a scan
 _RIVALS = 3
@@ -244,7 +241,9 @@ def change(
             tx.note(merged=merged)
             state = ModelState(tx, before=before)
             after = replace(Model.of(state), merged=merged)
-            effect = measure(before, after, done.touched)
+            effect, offsets = measure(before, after, done.touched)
+            after = replace(after, offsets=offsets)
+            tx.note(offsets=offsets)
         after = after or Model.of(before)
         classes = _states(tx, after, done.touched.union(done.shown))
         report = ChangeReport(
@@ -255,7 +254,7 @@ def change(
             effect=effect,
             before=tx.commit.id,
         )
-        report.notes.extend(_of_later(after, classes, with_images=done.images is not None))
+        report.notes.extend(_of_added(after, classes, effect))
         if done.images is not None:
             report.notes.extend(_copies_of_others(tx, done.images))
             report.notes.extend(_named_otherwise(tx, after, usable(done.images)))
@@ -393,43 +392,25 @@ def _states(tx: Transaction, model: Model, class_ids: set[int]) -> list[AddedCla
     ]
 
 
-def _of_later(model: Model, classes: Sequence[AddedClass], with_images: bool) -> list[str]:
-    """Say what is found of those of some classes that are later ones: known by text alone, or, if asked, by images."""
+def _of_added(model: Model, classes: Sequence[AddedClass], effect: Effect) -> list[str]:
+    """Say what some classes that are added ones take from the others, and how certain that is."""
     notes = list[str]()
     bare = set(model.class_ids[model.kinds.text_only].tolist())
     if bare.intersection(one.class_id for one in classes):
-        notes += [_MUTE] if model.saved.texts_are_mute else _foretold(model, [0], len(bare))
-    images = [one.images for one in classes if one.visual == "images"] if with_images else []
-    if images:
-        later = Counter(model.visual_sides().values())["images"]
-        notes += _foretold(model, images, later)
-        if later >= _SEVERAL:
-            notes.append(
-                f"The head was not trained on {plural(later, 'class', 'classes')} that have pictures. To train on them:"
-                " vlltr refit"
-            )
+        notes.append(_MUTE if model.saved.texts_are_mute else _ATTRACTS)
+    notes += [
+        f"{name!r} takes {plural(number, 'held-out image')} from existing classes, most from {owner!r}."
+        for name, number, owner in effect.takes[:_RIVALS]
+    ]
+    if effect.certainty:
+        notes.append(effect.certainty)
+    added = Counter(model.visual_sides().values())["images"]
+    if added >= _SEVERAL and any(one.visual == "images" for one in classes):
+        notes.append(
+            f"The head was not trained on {plural(added, 'class', 'classes')} that have images. To train on them: vlltr"
+            " refit"
+        )
     return notes
-
-
-def _foretold(model: Model, images: Sequence[int], others: int) -> list[str]:
-    """Say how much is found of later classes, by the head's estimate for about as many, if it has one.
-
-    Args:
-        model: The model with them.
-        images: How many images each class in question has: none, or all some.
-        others: How many later classes are known alike, these included.
-    """
-    parts = model.saved.parts
-    usual = sorted(images)[len(images) // 2]
-    told = [one for one in parts.later if bool(one.images) is bool(usual)] if parts is not None else []
-    if not told:
-        return []
-    number = min((one.number for one in told), key=lambda number: abs(math.log(number / others)))
-    nearest = min((one for one in told if one.number == number), key=lambda one: abs(one.images - usual))
-    known = f"by {plural(nearest.images, 'image')}" if nearest.images else "by text alone"
-    of = f"{number:,} classes that are" if number > 1 else "a class that is"
-    found = share_within(nearest.found, nearest.found_range)
-    return [f"Estimated on classes left out: of {of} known {known} {found} of the pictures are found."]
 
 
 def _copies_of_others(tx: Transaction, images: pa.Table) -> list[str]:

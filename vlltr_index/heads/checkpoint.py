@@ -138,6 +138,14 @@ class SavedHead:
         return 1.0 if self.parts is None else self.parts.unit_correlation
 
 
+PROJECTIONS = ("query_proj.weight", "key_proj.weight")
+"""Parameters of the head that its file lacks where they are the identity, as they are before any training."""
+
+
+def _is_identity(matrix: Tensor) -> bool:
+    return torch.equal(matrix, torch.eye(len(matrix), dtype=matrix.dtype))
+
+
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
@@ -189,7 +197,8 @@ def save_head(
         log: The log of its training, one entry for each epoch; times are left out.
         config: The settings of its training.
     """
-    tensors = {f"head.{k}": v.detach().cpu().contiguous() for k, v in saved.head.state_dict().items()}
+    state = {k: v.detach().cpu().contiguous() for k, v in saved.head.state_dict().items()}
+    tensors = {f"head.{k}": v for k, v in state.items() if k not in PROJECTIONS or not _is_identity(v)}
     tensors["class_ids"] = saved.class_ids.long().contiguous()
     parts = saved.parts
     part_facts = None
@@ -259,7 +268,10 @@ def load_head(folder: Path) -> SavedHead:
                 normalise_values=facts.normalise_values,
                 loss_bias=facts.loss_bias,
             )
-        head.load_state_dict({k.removeprefix("head."): v.float() for k, v in tensors.items()}, assign=True)
+        state = {k.removeprefix("head."): v.float() for k, v in tensors.items()}
+        for name in PROJECTIONS:
+            state.setdefault(name, torch.eye(facts.dim))
+        head.load_state_dict(state, assign=True)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise WorkspaceError(
             f"the head in {folder} cannot be read: {error}", "Train it again: vlltr train lgr"

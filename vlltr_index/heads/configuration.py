@@ -121,12 +121,13 @@ class Chosen:
     Attributes:
         configuration: By all rows.
         weights: The scalars, by all rows.
-        log_probabilities: Float64 [N, C], of each fold's rows by the configuration and the scalars that the rows of the
-            other folds give.
+        of_folds: Configuration and scalars by the rows of all folds but each one.
+        log_probabilities: Float64 [N, C], of each fold's rows by these.
     """
 
     configuration: Configuration
     weights: PartWeights
+    of_folds: Mapping[int, tuple[Configuration, PartWeights]]
     log_probabilities: Tensor
 
 
@@ -137,7 +138,8 @@ def choose(table: OutOfFold) -> Chosen:
     if len(table.groups.unique()) < FEWEST_GROUPS or len(folds) < 3:
         usual = Configuration(SHRINKAGES[0], min(USUAL.level, table.configurations[-1].level))
         weights = PartWeights(image=0.0, generative=TEMPERED, text=0.0)
-        return Chosen(usual, weights, table.scores(usual, weights, everything))
+        of_folds = dict.fromkeys(folds, (usual, weights))
+        return Chosen(usual, weights, of_folds, table.scores(usual, weights, everything))
     configurations = table.configurations
     fit = cache(lambda number, out: table.fit(configurations[number], out))
 
@@ -153,18 +155,18 @@ def choose(table: OutOfFold) -> Chosen:
         return configurations[_least(configurations, losses[:, rows], table, rows)]
 
     answers = torch.zeros(len(table.labels), table.likelihoods[SHRINKAGES[0], False].shape[1]).double()
+    of_folds = {}
     for fold in folds:
         rows = table.folds == fold
         out = frozenset([fold])
         best = likeliest([one for one in folds if one != fold], out)
-        answers[rows] = table.scores(best, fit(configurations.index(best), out), rows)
+        of_folds[fold] = best, fit(configurations.index(best), out)
+        answers[rows] = table.scores(*of_folds[fold], rows)
     chosen = likeliest(folds, frozenset())
-    return Chosen(chosen, table.fit(chosen), answers)
+    return Chosen(chosen, table.fit(chosen), of_folds, answers)
 
 
-def _least(
-    configurations: Sequence[Configuration], losses: Tensor, table: OutOfFold, rows: Tensor
-) -> int:
+def _least(configurations: Sequence[Configuration], losses: Tensor, table: OutOfFold, rows: Tensor) -> int:
     """Choose by losses [K, n] of the rows bool [N]: within a level the first shrinkage unless it is worse by a standard
     error, then the level of the least loss."""
     weights = table.weights[rows]

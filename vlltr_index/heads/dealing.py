@@ -15,6 +15,9 @@ from torch import Tensor
 
 from vlltr_index.schemas.fingerprint import digest_bytes
 
+FOLDS = 5
+"""Number of folds of the cross-validation, and into which the groups of a single held-out part are split."""
+
 
 def row_keys(features: Tensor) -> list[str]:
     """Return a key of each row's content, for images that have no file: a digest of the bytes of float32 [N, D]."""

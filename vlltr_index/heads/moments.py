@@ -249,9 +249,7 @@ def _scatter(features: Tensor, means: Tensor, owners: Tensor) -> Tensor:
     return scatter
 
 
-def shrinkage_of(
-    covariance: Tensor, observations: float, shrinkage: float, dim: int
-) -> tuple[float, float]:
+def shrinkage_of(covariance: Tensor, observations: float, shrinkage: float, dim: int) -> tuple[float, float]:
     """Return 1 - r and r tr(S) / D, with which `shrunk` multiplies S and the identity.
 
     Args:
@@ -267,9 +265,7 @@ def shrinkage_of(
     return 1.0 - r, r * trace / dim
 
 
-def shrunk(
-    covariance: Tensor, observations: float, shrinkage: float = 1.0, dim: int | None = None
-) -> Tensor:
+def shrunk(covariance: Tensor, observations: float, shrinkage: float = 1.0, dim: int | None = None) -> Tensor:
     """Shrink a covariance towards a multiple of the identity: (1 - r) S + r tr(S) / D I, [R, R] in its dtype.
 
     Args:

@@ -1,9 +1,9 @@
 """Offsets of added classes: calibrated stacking (Chao et al., ECCV 2016) with a budget for what base classes lose.
 
-The margin of a held-out image of a base class is how much an added class's score lies below the largest score of a base
-class. With an offset delta, the images whose margin is below delta go to the added class. The offset is the largest one,
-at most 0, with which an estimated share of one hundredth is lost, each class counting alike. Few margins are that small:
-the tail of the tenth that is nearest is taken to fall exponentially.
+The margin of a held-out image is the largest score of a base class less that of an added class. With an offset delta,
+the images whose margin is below delta go to the added class. The offset is the largest one, at most 0, with which an
+estimated share of one hundredth is lost, each class counting alike. Few margins are that small: the tail of the tenth
+that is nearest is taken to fall exponentially.
 """
 
 from __future__ import annotations

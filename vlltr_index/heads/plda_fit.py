@@ -134,9 +134,7 @@ class _Told:
     fit: TextFit
 
 
-def _told_by(
-    moments: Moments, prototypes: Tensor, shrinkage: float, kernel: TextKernel | None
-) -> _Told:
+def _told_by(moments: Moments, prototypes: Tensor, shrinkage: float, kernel: TextKernel | None) -> _Told:
     """Fit what texts tell of class means; the arguments are those of `fit_model`."""
     there = moments.counts > 0
     n = moments.counts[there].double()

@@ -39,7 +39,7 @@ def fit_parts(model: PLDA, features: Tensor) -> Tensor:
 
 
 def ratio_weight(parts: Tensor) -> float:
-    """Return the weight of the second of the parts, float [M, 2] of held-out images, that gives both the same spread."""
+    """Return the weight of the second part that gives both the same spread, by parts [M, 2] of held-out images."""
     first, second = parts.double().std(0, correction=0).tolist()
     return min(first / second, _LARGEST) if second > _NO_SPREAD else 0.0
 

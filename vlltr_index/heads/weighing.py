@@ -161,7 +161,9 @@ def fit_temperature(logits: Tensor, labels: Tensor, weights: Tensor) -> float:
     return fit_factors([logits], None, labels, weights)[0]
 
 
-def fit_factors(visual: Sequence[Tensor], text: Tensor | None, labels: Tensor, weights: Tensor) -> list[float]:
+def fit_factors(
+    visual: Sequence[Tensor], text: Tensor | None, labels: Tensor, weights: Tensor
+) -> list[float]:
     """Fit the most probable factors of parts, whose sum gives log-probabilities up to a constant; none is negative.
 
     The loss of an image is -log(0.99 p + 0.01 / C), p being the probability of its class: one label in a hundred is

@@ -173,8 +173,8 @@ def evaluation(
 
     Args:
         workspace: What to evaluate.
-        split: Which images, or `CROSS_VALIDATION`: training images, each answered by the model of `cross_validate`
-            that was fitted without it. Default: test, or cross-validation where no image is in test.
+        split: Which images, or `CROSS_VALIDATION`: training images, each answered by the model of its fold, which was
+            fitted without it. Default: test, or cross-validation where no image is in test.
         retrieval: `faiss` scores the classes that the index retrieves; `exhaustive` all of them.
         at: Which commit; default the newest.
         progress: Called while scoring and embedding.
@@ -187,7 +187,7 @@ def evaluation(
             baselines that of training alone.
 
     Raises:
-        MissingStepError: If the split is empty or not embedded, there is no head, or it was not cross-validated.
+        MissingStepError: If the split is empty or not embedded, there is no head, or no image was held out.
         UsageError: If there is no row `against`, another number of crops, or retrieval from folds, which have no index.
     """
     snapshot = workspace.snapshot(at)
@@ -282,8 +282,8 @@ def _measured(model: Model, snapshot: Snapshot, split: str | None) -> Measured:
     folds = [] if stored is None else [fold for fold in stored.opened(model) if fold.image_ids]
     if stored is None or not folds:
         raise MissingStepError(
-            "there is nothing to measure on: no image is in split test, and the head has not been cross-validated",
-            "Run: vlltr cross-validate, or bring images: vlltr ingest images PATH --split test",
+            "there is nothing to measure on: split test has no image, and train lgr could hold out no image",
+            "Add images: vlltr ingest images PATH --split test",
         )
     ends = torch.tensor([len(fold.image_ids) for fold in folds]).cumsum(0).tolist()
     places = [torch.arange(end - len(fold.image_ids), end) for fold, end in zip(folds, ends, strict=True)]
@@ -303,7 +303,7 @@ def _measured(model: Model, snapshot: Snapshot, split: str | None) -> Measured:
         number_names(named),
         tuple(answering),
         torn=sum(fold.torn for fold in folds),
-        came=stored.came_since(snapshot),
+        came=stored.came_since(model),
     )
 
 
@@ -311,14 +311,13 @@ def _left_out(measured: Measured) -> tuple[str, ...]:
     """Say how many training images are not measured on, and why."""
     said = []
     if measured.came:
-        said.append(f"{plural(measured.came, 'picture')} that came after the cross-validation")
+        said.append(f"{plural(measured.came, 'image')} of existing classes added after training")
     if measured.torn:
-        torn = plural(measured.torn, "picture that belongs", "pictures that belong")
-        why = "together with others that came or moved after the cross-validation, which its model may know"
-        said.append(f"{torn} {why}")
+        torn = plural(measured.torn, "image", "images")
+        said.append(f"{torn} grouped with others that were added or moved after training")
     sentences = [f"Not measured on: {one}." for one in said]
     if sentences:
-        sentences[-1] += " To measure on all: vlltr cross-validate"
+        sentences[-1] += " To measure on all: vlltr refit"
     return tuple(sentences)
 
 

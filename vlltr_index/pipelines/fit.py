@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, get_args
 from vlltr_index.data.grouping import Grouping
 from vlltr_index.errors import InputError, MissingStepError, UsageError
 from vlltr_index.evaluation.metrics import CROSS_VALIDATION
-from vlltr_index.pipelines.cross_validate import cross_validate
 from vlltr_index.pipelines.ingest import ingest_images, ingest_text
 from vlltr_index.pipelines.init import check_encoder, encoder_note, require_encoder
 from vlltr_index.pipelines.plan import Runner, Step, StepMaker
@@ -31,7 +30,6 @@ from vlltr_index.tensors import choose_device, computing_on
 from vlltr_index.wording import plural
 
 if TYPE_CHECKING:
-    from vlltr_index.pipelines.cross_validate import CrossValidation
     from vlltr_index.pipelines.ingest import IngestReport
     from vlltr_index.pipelines.plan import OnStep
     from vlltr_index.pipelines.report import ReportFile
@@ -58,9 +56,9 @@ class FitResult:
 
     Attributes:
         workspace: The workspace with the model; after a dry run where nothing was committed yet it is gone.
-        report: The report that was written, with the accuracy on pictures that the models had not seen; None if nothing
-            was measured.
-        unmeasured: Why nothing was measured, where that was asked for.
+        report: The report that was written, with the accuracy on pictures that the models had not seen; None after a
+            dry run, or if nothing was measured.
+        unmeasured: Why nothing was measured.
     """
 
     workspace: Workspace
@@ -87,12 +85,8 @@ class Sources:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Steps that measure a model: simple rules to compare with, and the report.
+    """Steps that measure a model: simple rules to compare with, and the report."""
 
-    Before them, without pictures of their own to measure on, the cross-validation.
-    """
-
-    cross_validate: Step[CrossValidation] | None
     rules: tuple[Step[BaselineRow], ...]
     report: Step[ReportFile]
 
@@ -106,7 +100,7 @@ class FitPlan:
         pictures: Bring in the pictures.
         gone: Remove what came from a part of the folder that is no more.
         train: Train on them.
-        measure: Measure the model; None if that is not asked for.
+        measure: Measure the model; None for a dry run.
         remarks: What is not done that one might expect.
     """
 
@@ -123,8 +117,6 @@ class FitPlan:
         steps: list[Step[Any]] = [] if self.texts is None else [self.texts]
         steps += [*self.pictures, *self.gone, *self.train]
         if self.measure is not None:
-            if self.measure.cross_validate is not None:
-                steps.append(self.measure.cross_validate)
             steps += [*self.measure.rules, self.measure.report]
         return steps
 
@@ -137,7 +129,6 @@ def fit(
     recipe: str | None = None,
     overrides: Sequence[str] = (),
     to: str | os.PathLike[str] | None = None,
-    measure: bool = True,
     prior: Measurable = "balanced",
     group: str | None = None,
     dry_run: bool = False,
@@ -160,7 +151,6 @@ def fit(
         recipe: Name of a recipe that ships with the package, or path of a TOML file; default: `ours`.
         overrides: `section.key=value` strings that change values of the recipe.
         to: The workspace; default: `FOLDER-model` beside the folder.
-        measure: Whether it is measured.
         prior: By what it is measured and compared: `balanced`, each class counting alike, or `training`, each picture
             counting alike and classes being as common as in training. The report has both.
         group: Which pictures belong together, and are held out together, see `ingest_images`.
@@ -202,7 +192,7 @@ def fit(
             workspace = _make(at, wanted)
         held.enter_context(computing_on(device, workspace.recipe.device))
         maker = StepMaker(workspace, str(at), device, progress)
-        plan = plan_fit(maker, sources, measure, agree, prior=prior, group=group, dry_run=dry_run)
+        plan = plan_fit(maker, sources, agree, prior=prior, group=group, dry_run=dry_run)
         if dry_run:
             held.enter_context(workspace.trial())
         return _run(plan, workspace, Runner(on_step, len(plan.steps)))
@@ -261,20 +251,18 @@ def _run(plan: FitPlan, workspace: Workspace, runner: Runner) -> FitResult:
         runner.run(step)
     if plan.measure is None:
         return FitResult(workspace)
-    if plan.measure.cross_validate is not None:
-        try:
-            runner.run(plan.measure.cross_validate)
-        except MissingStepError as error:
-            return FitResult(workspace, unmeasured=f"Nothing is measured: {error.message}. {error.hint}")
     for rule in plan.measure.rules:
         runner.run(rule)
-    return FitResult(workspace, runner.run(plan.measure.report))
+    try:
+        report = runner.run(plan.measure.report)
+    except MissingStepError as error:
+        return FitResult(workspace, unmeasured=f"Nothing is measured: {error.message}. {error.hint}")
+    return FitResult(workspace, report)
 
 
 def plan_fit(
     maker: StepMaker,
     sources: Sources,
-    measure: bool,
     agree: Callable[[str], None] | None = None,
     *,
     prior: Measurable = "balanced",
@@ -308,9 +296,7 @@ def plan_fit(
         pictures=tuple(sync.pictures(title, path, split=split, group=group) for title, split, path in asked),
         gone=(*gone_texts, *gone_tests),
         train=() if dry_run else tuple(plan_training(maker, stage_one=False).values()),
-        measure=_measurement(maker, has_test, bool(sources.texts), prior)
-        if measure and not dry_run
-        else None,
+        measure=None if dry_run else _measurement(maker, has_test, bool(sources.texts), prior),
         remarks=tuple(remarks),
     )
 
@@ -373,15 +359,7 @@ def _measurement(maker: StepMaker, has_test: bool, has_texts: bool, prior: Measu
     device = maker.on_device
     made = maker.workspace.snapshot().commit.info.baselines
     split = "test" if has_test else CROSS_VALIDATION
-    cross = None
-    if not has_test:
-        cross = maker.step(
-            "Models that have not seen a part of the pictures each",
-            ("cross-validate", *device),
-            cross_validate,
-        )
     return Measurement(
-        cross_validate=cross,
         rules=tuple(
             maker.step(
                 f"A simple rule on the same vectors: {what}",

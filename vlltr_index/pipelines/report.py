@@ -34,7 +34,6 @@ from vlltr_index.schemas.manifests import TrainingLog
 from vlltr_index.schemas.options import Prior, named_prior
 from vlltr_index.schemas.records import BASELINES
 from vlltr_index.store.tables import one_of
-from vlltr_index.wording import plural, points_within, share_within
 
 if TYPE_CHECKING:
     from vlltr_index.evaluation.metrics import EvaluationReport
@@ -388,7 +387,6 @@ def facts(snapshot: Snapshot, split: str, state: StatusReport) -> tuple[tuple[st
         ("fingerprints", f"text {commit.text_fp or 'none'}, images {commit.image_fp or 'none'}"),
         ("head", short(commit.head) if commit.head else "none"),
         ("fusion", _fusion(parts, fusion)),
-        *_later(parts),
         ("classes", f"{state.classes:,} ({_by_shot(snapshot)})"),
         ("images", f"{images}; {state.quarantined:,} quarantined"),
         ("sentences", f"{state.sentences:,}, of which {state.anchors:,} are anchors"),
@@ -412,28 +410,9 @@ def _fusion(parts: Parts | None, fusion: FusionConfig) -> str:
         return "rule ours"
     w = parts.weights
     return (
-        f"rule ours: visual classifier {w.image:.3g}, generative model {w.generative:.3g}, text {w.text:.3g};"
-        f" between old and new classes {w.few_shot.generative:.3g}, text {w.few_shot.text:.3g}, fit"
-        f" {w.few_shot.fit:.3g}, offset {w.few_shot.offset_among(1):.2f}; texts predict"
-        f" {100 * parts.shared.text_r2:.0f} % of the class means"
+        f"rule ours: PLDA {w.generative:.3g}, text logits {w.text:.3g}, linear classifier {w.image:.3g}; texts predict"
+        f" {100 * parts.shared.text_r2:.0f}% of the variance of class means"
     )
-
-
-def _later(parts: Parts | None) -> list[tuple[str, str]]:
-    """Tell what classes that are added later get and cost, by an estimate: a row for each number of images."""
-    rows = dict[int, list[str]]()
-    for one in parts.later if parts is not None else ():
-        found = share_within(one.found, one.found_range)
-        lost = points_within(one.lost, one.lost_range)
-        figures = f"{one.number}: {found} found, the others lose {lost}"
-        rows.setdefault(one.images, []).append(figures)
-    return [
-        (
-            f"classes added later, {plural(images, 'image')}" if images else "classes added later by text",
-            "; ".join(some),
-        )
-        for images, some in rows.items()
-    ]
 
 
 def _by_shot(snapshot: Snapshot) -> str:

@@ -116,11 +116,9 @@ def status(workspace: Workspace, at: int | None = None) -> StatusReport:
         encoder = f"{model}, trained here ({short(commit.checkpoint)})"
     lacking = {"sentence": len(hashes) - text_vectors, "image": len(keys) - image_vectors}
     todo = list(_todo(workspace, snapshot, images, lacking))
-    folds = commit.info.folds
-    measurable = bool(images.get("test")) or (folds is not None and folds.head == commit.head)
-    way = "vlltr evaluate" if measurable else "vlltr cross-validate"
+    way = "vlltr evaluate"
     measured, mend = _measured(workspace, snapshot, way) if commit.head else (None, False)
-    use = way if measurable and mend else "vlltr predict IMAGE --explain 3"
+    use = way if mend else "vlltr predict IMAGE --explain 3"
     return StatusReport(
         workspace=workspace.address,
         recipe=workspace.recipe.name,
@@ -156,12 +154,7 @@ def _measured(workspace: Workspace, snapshot: Snapshot, way: str) -> tuple[str, 
     found = map(_KEPT.fullmatch, workspace.storage.names("reports"))
     kept = sorted({int(one[1]) for one in found if one and int(one[1]) <= snapshot.commit.id}, reverse=True)
     if not kept:
-        why = (
-            "not yet"
-            if way == "vlltr evaluate"
-            else "no image is in split test, and nothing was cross-validated"
-        )
-        return f"{why}: {way}", True
+        return f"not yet: {way}", True
     told = dict[int, str]()
     for number in kept:
         try:

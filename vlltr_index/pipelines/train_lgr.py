@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import compress
@@ -20,14 +20,18 @@ from vlltr_index.embedding import loading
 from vlltr_index.embedding.vectors import embed_images
 from vlltr_index.errors import MissingStepError
 from vlltr_index.heads.checkpoint import SavedHead, ToldMeans, save_head
+from vlltr_index.heads.configuration import USUAL, Configuration
 from vlltr_index.heads.plda import prior_means
 from vlltr_index.pipelines import training
 from vlltr_index.pipelines.status import reading_change
+from vlltr_index.recognition.added import added_offsets
+from vlltr_index.recognition.folds import Dealt, FoldScalars, save_deal, save_fold
 from vlltr_index.recognition.model import Model
 from vlltr_index.recognition.state import ModelState
 from vlltr_index.schemas.config import LGRConfig, SelectConfig, require_text_tower
 from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.store.holdout import HeldOut, read_held_out
+from vlltr_index.store.snapshot import CrossValidated
 from vlltr_index.tensors import choose_device, class_positions, device_name, memory_mended_by
 from vlltr_index.train.data import TrainImages
 from vlltr_index.train.distributed import by_first, meet, own_part
@@ -37,6 +41,8 @@ from vlltr_index.train.stage_two import StageTwoResult, fit_stage_two, weigh, wi
 from vlltr_index.train.stage_two_data import StageTwoData
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vlltr_index.encoders.encoder import Encoder
     from vlltr_index.heads.anchor_bank import AnchorBank
     from vlltr_index.heads.lgr import LGRHead
@@ -85,13 +91,15 @@ class HeadData:
         state: The commit's anchors.
         images: The training images with their plain vectors; None where there is none.
         features: Float [V, N, D], their views, the plain one first.
-        units: The unit of each image.
+        units: The group of each image.
+        contents: The hash of each image's content.
     """
 
     state: ModelState
     images: loading.ImageSet | None
     features: Tensor
     units: list[str]
+    contents: list[str]
 
 
 def _train_head(
@@ -122,7 +130,9 @@ def _train_head(
             if run.data.images is not None:
                 _keep_stats(tx, run.data.images, run.data.units, saved)
             tx.note(merged={})
-            return _keep_head(tx, run.data.state, saved, config, decision.log)
+            digest = _keep_head(tx, run.data.state, saved, config, decision.log)
+            _keep_folds(tx, run.data, saved, decision)
+            return digest
 
         digest = run.commit(keep)
     images = run.data.images
@@ -155,7 +165,7 @@ def head_data(snapshot: Snapshot, config: LGRConfig) -> HeadData:
     if ours and not loading.usable_images(snapshot, "train", []).num_rows:
         hint = "Run: vlltr ingest images PATH --split train"
         require_text_tower(snapshot.commit.has_text_tower, "there are no training images", hint)
-        return HeadData(state, None, torch.empty(0, 0, dim), [])
+        return HeadData(state, None, torch.empty(0, 0, dim), [], [])
     stored = snapshot.commit.info.views
     if stored < config.views:
         raise MissingStepError(
@@ -169,7 +179,15 @@ def head_data(snapshot: Snapshot, config: LGRConfig) -> HeadData:
     for view in range(1, config.views):
         features[view] = loading.image_set(snapshot, "train", view, augment).features
     units = loading.image_units(snapshot, first.image_ids, first.class_ids, first.features)
-    return HeadData(state, replace(first, features=features[0]), features, units)
+    contents = contents_of(snapshot, first.image_ids)
+    return HeadData(state, replace(first, features=features[0]), features, units, contents)
+
+
+def contents_of(snapshot: Snapshot, image_ids: Sequence[str]) -> list[str]:
+    """Return the hash of the content of training images."""
+    rows = loading.usable_images(snapshot, "train", ["content_hash"])
+    found = dict(zip(rows["image_id"].to_pylist(), rows["content_hash"].to_pylist(), strict=True))
+    return [found[image_id] for image_id in image_ids]
 
 
 def _fit_head(
@@ -186,6 +204,7 @@ def _fit_head(
     if run.snapshot.recipe.fusion.rule == "ours":
         data, class_ids = stage_two_data(state, images, run.data.features, run.data.units)
         decision = fit_stage_two(data, config, run.folder, progress)
+        assert decision.rows is not None
         return decision, class_ids[decision.rows]
     class_ids, labels = torch.unique(images.class_ids, return_inverse=True)
     bank = _trained_bank(state, class_ids)
@@ -235,7 +254,7 @@ def stage_two_data(
     places = class_positions(loaded.bank.class_ids, class_ids)
     there = places[places >= 0]
     bank = loaded.with_words.select(there) if len(there) else loaded.bank
-    again: Callable[[Tensor], AnchorBank] | None = None
+    again: Callable[[Tensor], tuple[AnchorBank, list[str]]] | None = None
     selected = commit.info.select
     # Without a text tower images do not choose anchors.
     if commit.has_text_tower and selected and selected.split == "train" and held == HeldOut():
@@ -246,6 +265,7 @@ def stage_two_data(
         bank=bank,
         places=torch.where(places >= 0, (places >= 0).cumsum(0) - 1, -1),
         units=units,
+        keys=contents_of(snapshot, images.image_ids),
         visual_init=init,
         logit_scale=commit.logit_scale,
         whole_texts=partial(loading.sentence_features, snapshot, class_ids),
@@ -258,9 +278,10 @@ def stage_two_data(
 
 def _anchors_without(
     snapshot: Snapshot, config: SelectConfig, class_ids: Tensor, image_ids: list[str], out: Tensor
-) -> AnchorBank:
+) -> tuple[AnchorBank, list[str]]:
     left_out = frozenset(compress(image_ids, out.tolist()))
-    return loading.with_words(snapshot, *anchors_without(snapshot, config, class_ids, images=left_out))
+    bank, sentence_ids = anchors_without(snapshot, config, class_ids, images=left_out)
+    return loading.with_words(snapshot, bank, sentence_ids), sentence_ids
 
 
 def _unseen(held: HeldOut, image_ids: list[str], class_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -360,15 +381,22 @@ def _keep_tuned(
     images = loading.image_set(tx, "train", image_fp=encoder.image_fp)
     units = loading.image_units(tx, images.image_ids, images.class_ids, images.features)
     parts = None
+    decision = None
     state = ModelState(tx)
     if tx.recipe.fusion.rule == "ours":
         whole, class_ids = stage_two_data(state, images, images.features[None], units)
         unseen, apart = _unseen(held, images.image_ids, class_ids)
         whole = replace(whole, unseen=unseen, unseen_classes=apart, visual_init=None)
-        parts, notes = weigh(whole, head)
+        decision = weigh(whole, head)
+        parts, notes = decision.parts, decision.notes
     saved = SavedHead(head, data.class_ids, text_fp=encoder.text_fp, image_fp=encoder.image_fp, parts=parts)
     _keep_stats(tx, images, units, saved)
-    return _keep_head(tx, state, saved, config, stage.log), notes
+    digest = _keep_head(tx, state, saved, config, stage.log)
+    tx.note(folds=None, offsets={})
+    if decision is not None:
+        held_data = HeadData(state, images, images.features[None], units, list(whole.keys))
+        _keep_folds(tx, held_data, saved, decision)
+    return digest, notes
 
 
 def _parted(
@@ -408,6 +436,32 @@ def _keep_head(tx: Transaction, state: ModelState, saved: SavedHead, config: LGR
     tx.set(head=digest, fusion=recipe.fusion)
     tx.note(lgr=settings, recipe=recipe.name, protocol=recipe.protocol)
     return digest
+
+
+def _keep_folds(tx: Transaction, data: HeadData, saved: SavedHead, decision: StageTwoResult) -> None:
+    """Commit the models of the folds with the head, and the offsets of added classes, which they give."""
+    tx.note(folds=None, offsets={})
+    if not decision.folds or data.images is None or saved.parts is None or decision.fold_of is None:
+        return
+    parts = replace(saved.parts, held_out=None, told=None)
+    usual = Configuration(USUAL.shrinkage, parts.text_level), parts.weights
+    numbers = range(int(decision.fold_of.max()) + 1)
+    scalars = [decision.scalars.get(number, usual) for number in numbers]
+    images = data.images
+
+    def write(place: Path) -> None:
+        for number, fold in enumerate(decision.folds):
+            apart = replace(parts, shared=fold.shared, shifts=fold.shifts)
+            folder = place / str(number)
+            folder.mkdir()
+            save_fold(folder, replace(saved, head=fold.head, parts=apart), fold.bank, fold.sentence_ids)
+        of_folds = [FoldScalars(level=int(one.level), weights=weights) for one, weights in scalars]
+        rows = Dealt(data.contents, images.class_ids, decision.fold_of, data.units)
+        save_deal(place, rows, of_folds, models=len(decision.folds))
+
+    digest = tx.objects.put("heads", write)
+    tx.note(folds=CrossValidated(digest=digest, head=tx.commit.head or ""))
+    tx.note(offsets=added_offsets(Model.of(ModelState(tx))))
 
 
 def _start(snapshot: Snapshot, config: LGRConfig) -> str | None:
@@ -490,7 +544,7 @@ def refit(workspace: Workspace, config: LGRConfig, progress: Progress | None = N
     after = Model.open(trained)
     names = trained.class_table().names
     known = set(before.row_owners.tolist())
-    effect = measure(before.state, after, set(before.class_ids.tolist()) - known)
+    effect, _ = measure(before.state, after, set(before.class_ids.tolist()) - known)
     text_only = len(after.class_ids) - len(after.visual_sides())
     return RefitReport(
         digest=report.digest,

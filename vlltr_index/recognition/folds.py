@@ -1,18 +1,19 @@
-"""The models of an outer cross-validation (`vlltr cross-validate`): each answers for images it was fitted without."""
+"""The models of the folds, which are kept with the head: each answers for images that it was fitted without."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import compress
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from vlltr_index.anchors.anss import ranks_in_runs
@@ -26,6 +27,9 @@ from vlltr_index.embedding.loading import (
 from vlltr_index.embedding.vectors import embedded
 from vlltr_index.errors import MissingStepError, WorkspaceError
 from vlltr_index.heads.checkpoint import SavedHead, load_head, save_head
+from vlltr_index.heads.configuration import TextLevel
+from vlltr_index.heads.dealing import deal_groups
+from vlltr_index.heads.fusion import PartWeights
 from vlltr_index.heads.moments import class_sums, observation_weights
 from vlltr_index.heads.units import number_observations
 from vlltr_index.recognition.state import TEXT_COLUMNS, Anchors, ClassStats, texts_of
@@ -39,7 +43,7 @@ if TYPE_CHECKING:
     from vlltr_index.recognition.model import Model
     from vlltr_index.store.snapshot import Snapshot
 
-_AGAIN = "Make it again: vlltr cross-validate"
+_AGAIN = "Make them again: vlltr train lgr"
 _IMAGES = pa.schema(
     {"content_hash": pa.string(), "class_id": pa.int32(), "fold": pa.int32(), "unit": pa.string()}
 )
@@ -48,40 +52,62 @@ _ANCHORS = pa.schema(
 )
 
 
+class FoldScalars(BaseModel):
+    """What the images of the other folds choose for a fold: the text level, see `TextLevel`, and the weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    level: int = Field(ge=0, le=2)
+    weights: PartWeights
+
+
 class FoldsManifest(Manifest):
     """Content of `folds.json`.
 
     Attributes:
         format: Format of the folder.
-        folds: How many folds there are.
+        models: How many models there are: one for each fold, or one for all.
+        folds: What is chosen for each fold.
     """
 
-    format: Literal[2] = 2
-    folds: int
+    format: Literal[3] = 3
+    models: int
+    folds: tuple[FoldScalars, ...]
+
+
+class Dealt(NamedTuple):
+    """The training images of a head.
+
+    Attributes:
+        contents: N hashes of their contents, by which they are known, for files are renamed; a content in several folds
+            by its class, too.
+        class_ids: Int64 [N].
+        fold: Int64 [N], -1 for an image of no fold.
+        groups: The group of each.
+    """
+
+    contents: Sequence[str]
+    class_ids: Tensor
+    fold: Tensor
+    groups: Sequence[str]
 
 
 def save_fold(folder: Path, saved: SavedHead, bank: AnchorBank, sentence_ids: Sequence[str]) -> None:
-    """Write what was fitted without one fold's images: the head, and the anchors in the bank's order."""
-    parts = saved.parts
-    if parts is not None:  # whether an image is of no class is not asked of these models
-        saved = replace(saved, parts=replace(parts, rejection=None))
+    """Write what was fitted without one fold's images: the head, and the anchors in the bank's order, if selected."""
     save_head(saved, folder)
+    if len(sentence_ids) != len(bank.vectors):  # no anchor was selected by images
+        return
     owners = bank.class_ids.repeat_interleave(bank.offsets.diff())
     columns = [owners.numpy(), ranks_in_runs(owners).numpy(), list(sentence_ids), bank.losses.float().numpy()]
     rows = pa.table(dict(zip(_ANCHORS.names, columns, strict=True))).cast(_ANCHORS)
     _write(rows, folder / "anchors.arrow")
 
 
-def save_deal(
-    folder: Path, contents: Sequence[str], class_ids: Tensor, *, fold: Tensor, units: Sequence[str]
-) -> None:
-    """Write which fold each image is in, int64 [N] with -1 for none, and its unit, beside the folders of the folds.
-
-    Images are known by their `contents`, for files are renamed; a content in several folds by its class, too.
-    """
-    columns = [list(contents), class_ids.numpy(), fold.numpy(), list(units)]
+def save_deal(folder: Path, dealt: Dealt, folds: Sequence[FoldScalars], models: int) -> None:
+    """Write which fold each image is in, and what was chosen for the folds, next to the folders of their models."""
+    columns = [list(dealt.contents), dealt.class_ids.numpy(), dealt.fold.numpy(), list(dealt.groups)]
     _write(pa.table(dict(zip(_IMAGES.names, columns, strict=True))).cast(_IMAGES), folder / "images.arrow")
-    FoldsManifest(folds=int(fold.max()) + 1).save(folder / "folds.json")
+    FoldsManifest(models=models, folds=tuple(folds)).save(folder / "folds.json")
 
 
 def _write(rows: pa.Table, path: Path) -> None:
@@ -101,6 +127,7 @@ class Fold:
         units: The unit of each image.
         without: The ids of all images that the model was fitted without.
         torn: How many of these are not among the N, as the model learned from images that belong to them now.
+        same: Bool [N], images of base classes whose label is the one that they had in training.
     """
 
     model: Model
@@ -110,6 +137,16 @@ class Fold:
     units: list[str]
     without: frozenset[str]
     torn: int
+    same: Tensor
+
+
+class _Place(NamedTuple):
+    """The fold and group of an image, and whether it has the label that it had in training, or is of an added class."""
+
+    fold: int
+    group: str
+    same: bool
+    is_added: bool
 
 
 class Folds:
@@ -123,11 +160,17 @@ class Folds:
         self._folder = folder
         self._heads: dict[int, SavedHead] = {}
         self._last: tuple[pa.Table, frozenset[str]] | None = None
+        self._placed: tuple[Mapping[int, int], pa.Table, list[_Place | None]] | None = None
         try:
-            self.number = FoldsManifest.load(folder / "folds.json").folds
+            self._facts = FoldsManifest.load(folder / "folds.json")
             self._deal = pa.ipc.open_file(pa.memory_map(str(folder / "images.arrow"))).read_all()
         except (OSError, ValueError, pa.ArrowException) as error:
             raise WorkspaceError(f"{folder} cannot be read: {error}", _AGAIN) from None
+
+    @property
+    def number(self) -> int:
+        """Number of folds."""
+        return len(self._facts.folds)
 
     def opened(self, model: Model) -> Iterator[Fold]:
         """Yield the folds; one may have no image any more."""
@@ -148,21 +191,21 @@ class Folds:
         snapshot = model.state.snapshot
         rows = usable_images(snapshot, "train", ["content_hash"])
         apart = self._torn(snapshot, rows)
-        unit_of = self._units[number]
-        named = zip(rows["content_hash"].to_pylist(), rows["class_id"].to_pylist(), strict=True)
-        found = [unit_of.get((content, None), unit_of.get((content, owner))) for content, owner in named]
-        rows = rows.filter(pa.array([unit is not None for unit in found], pa.bool_()))
-        units = [unit for unit in found if unit is not None]
+        places = self._places(model, rows)
+        one_model = self._facts.models == 1
+        known = [
+            one is not None and (one.fold == number or (one_model and not one.is_added)) for one in places
+        ]
+        rows = rows.filter(pa.array(known, pa.bool_()))
+        mine = [one for one in compress(places, known) if one is not None]
         ids: list[str] = rows["image_id"].to_pylist()
         owners = numbers(rows, "class_id")
         features = image_vectors_of(snapshot, ids)
         out = frozenset(ids)
-        if number not in self._heads:
-            self._heads[number] = load_head(self._folder / str(number))
-        stats = _without(model, owners, features, units)
+        stats = _without(model, owners, features, [one.group for one in mine])
         fitted = replace(
             model,
-            saved=self._heads[number],
+            saved=self._head(number),
             stats=stats,
             anchors=self._anchors(model, number) if own_anchors else model.anchors,
             state=model.state.apart(
@@ -170,7 +213,7 @@ class Folds:
                 read_texts=lambda: texts_of(snapshot.table("sentences", TEXT_COLUMNS)),
             ),
         )
-        asked = torch.isin(owners, stats.class_ids)
+        asked = torch.isin(owners, stats.class_ids) & torch.tensor([one.fold == number for one in mine])
         torn = torch.tensor([image_id in apart for image_id in ids], dtype=torch.bool)
         lost = int((asked & torn).sum())
         asked &= ~torn
@@ -179,16 +222,75 @@ class Folds:
             image_ids=list(compress(ids, asked.tolist())),
             class_ids=owners[asked],
             features=features[asked],
-            units=list(compress(units, asked.tolist())),
+            units=list(compress((one.group for one in mine), asked.tolist())),
             without=out,
             torn=lost,
+            same=torch.tensor([one.same for one in mine], dtype=torch.bool)[asked],
         )
 
-    def came_since(self, snapshot: Snapshot) -> int:
-        """Count the training images of a commit that came after the deal: no model was fitted without them."""
+    def _head(self, number: int) -> SavedHead:
+        """Return what was fitted without a fold, with the scalars that the other folds choose."""
+        model = self._model_of(number)
+        if model not in self._heads:
+            self._heads[model] = load_head(self._folder / str(model))
+        saved = self._heads[model]
+        assert saved.parts is not None
+        chosen = self._facts.folds[number]
+        parts = replace(saved.parts, weights=chosen.weights, text_level=TextLevel(chosen.level))
+        return replace(saved, parts=parts)
+
+    def _model_of(self, number: int) -> int:
+        return 0 if self._facts.models == 1 else number
+
+    def _places(self, model: Model, rows: pa.Table) -> list[_Place | None]:
+        """Return the fold of each image: as it was dealt or, of an added class, as its content determines."""
+        if self._placed is not None and self._placed[0] == model.merged and self._placed[1].equals(rows):
+            return self._placed[2]
+        given = list(zip(rows["content_hash"].to_pylist(), rows["class_id"].to_pylist(), strict=True))
+        found: list[_Place | None] = [None] * len(given)
+        for fold, unit_of in enumerate(self._units):
+            for place, (content, owner) in enumerate(given):
+                known = unit_of.get((content, None), unit_of.get((content, owner)))
+                if known is not None:
+                    group, before = known
+                    found[place] = _Place(fold, group, model.merged.get(before, before) == owner, False)
+        base = set(model.row_owners.tolist())
+        known_contents = set(self._deal["content_hash"].to_pylist())
+        places = [
+            n
+            for n, (content, owner) in enumerate(given)
+            if owner not in base and content not in known_contents
+        ]
+        if places:
+            for place, one in zip(places, self._added(model, rows.take(places)), strict=True):
+                found[place] = one
+        self._placed = model.merged, rows, found
+        return found
+
+    def _added(self, model: Model, rows: pa.Table) -> list[_Place | None]:
+        """Return the fold of each image of an added class; None for one that is not embedded."""
+        snapshot = model.state.snapshot
+        hashes = rows["content_hash"].to_pylist()
+        contents = list(map(content_id, rows["image_id"].to_pylist(), hashes))
+        there = embedded(snapshot, snapshot.commit.image_fp or "", contents)
+        mine = rows.filter(pa.array(there, pa.bool_()))
+        owners = numbers(mine, "class_id")
+        features = content_vectors(snapshot, list(compress(contents, there)))
+        units = image_units(snapshot, mine["image_id"].to_pylist(), owners, features)
+        groups = [f"{owner} {unit}" for owner, unit in zip(owners.tolist(), units, strict=True)]
+        fold = deal_groups(owners, groups, list(compress(hashes, there)), self.number)
+        found = iter(
+            _Place(number, group, False, True) for number, group in zip(fold.tolist(), groups, strict=True)
+        )
+        return [next(found) if embedded_too else None for embedded_too in there]
+
+    def came_since(self, model: Model) -> int:
+        """Count the training images of base classes that were added after training, which are in no fold."""
         known = set(self._deal["content_hash"].to_pylist())
-        rows = usable_images(snapshot, "train", ["content_hash"])
-        return sum(content not in known for content in rows["content_hash"].to_pylist())
+        base = set(model.row_owners.tolist())
+        rows = usable_images(model.state.snapshot, "train", ["content_hash"])
+        given = zip(rows["content_hash"].to_pylist(), rows["class_id"].to_pylist(), strict=True)
+        return sum(content not in known and owner in base for content, owner in given)
 
     def _torn(self, snapshot: Snapshot, rows: pa.Table) -> frozenset[str]:
         """Return the ids of those training images that belong together now, and are not all in one fold.
@@ -225,25 +327,27 @@ class Folds:
         return frozenset(i for i, unit in zip(ids, units, strict=True) if len(folds[unit]) > 1)
 
     @cached_property
-    def _units(self) -> list[dict[tuple[str, int | None], str]]:
-        """For each fold the unit of each content, and of one that is in several folds by its class, too."""
+    def _units(self) -> list[dict[tuple[str, int | None], tuple[str, int]]]:
+        """For each fold the group and class of each content, and of one in several folds by its class, too."""
         rows = self._deal.to_pylist()
         folds: dict[str, set[int]] = {}
         for row in rows:
             folds.setdefault(row["content_hash"], set()).add(row["fold"])
-        units: list[dict[tuple[str, int | None], str]] = [{} for _ in range(self.number)]
+        units: list[dict[tuple[str, int | None], tuple[str, int]]] = [{} for _ in range(self.number)]
         for row in rows:
             content = row["content_hash"]
             if row["fold"] >= 0:
                 owner = row["class_id"] if len(folds[content]) > 1 else None
-                units[row["fold"]][content, owner] = row["unit"]
+                units[row["fold"]][content, owner] = row["unit"], row["class_id"]
         return units
 
     def _anchors(self, model: Model, number: int) -> Anchors:
         """Return the anchors that were selected without the fold's images; of later classes the commit's."""
         own = model.anchors
         snapshot = model.state.snapshot
-        path = self._folder / str(number) / "anchors.arrow"
+        path = self._folder / str(self._model_of(number)) / "anchors.arrow"
+        if not path.exists():
+            return own
         stored = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         sentences = snapshot.table("sentences", ["sentence_id", "text", "text_hash", "class_id"])
         at = pc.index_in(
@@ -299,7 +403,7 @@ def _images_without(model: Model, out: frozenset[str], class_id: int) -> tuple[p
 
 
 def open_folds(snapshot: Snapshot) -> Folds | None:
-    """Return the folds by which a commit's head was cross-validated; None if it was not, or another head was.
+    """Return the folds of a commit's head; None if no image could be held out.
 
     Raises:
         MissingStepError: Their files are gone.

@@ -191,7 +191,9 @@ class Scorer:
         held = parts.held_out
         if held is not None:
             rows = class_positions(self.class_ids, self.row_owners)
-            known = torch.where(rows >= 0, log_frequency[rows], -torch.inf)  # a class that is gone is no answer
+            known = torch.where(
+                rows >= 0, log_frequency[rows], -torch.inf
+            )  # a class that is gone is no answer
             held = held.under_prior(known)
         saved = replace(self.saved, parts=replace(parts, held_out=held))
         found = replace(self, saved=saved, log_prior=log_frequency)

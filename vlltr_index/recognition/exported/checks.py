@@ -24,7 +24,7 @@ from vlltr_index.encoders import openclip, text_tower
 from vlltr_index.encoders.openclip import GENERIC, SAVED_KEYS
 from vlltr_index.encoders.weights import check_packages
 from vlltr_index.errors import InputError, MissingPackageError, PretrainedError, VlltrError
-from vlltr_index.heads.checkpoint import SHARED, HeadManifest
+from vlltr_index.heads.checkpoint import PROJECTIONS, SHARED, HeadManifest
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.heads.text_prior import NUMBERS
 from vlltr_index.recognition.exported.arrow_file import check_plain
@@ -65,7 +65,6 @@ _UNPACKED = 64  # times that a table may be larger in memory than in its file
 _SMALL_TABLE = 256 << 20  # bytes in memory that any table may have
 _BATCH = 1024
 _LARGEST = 1e6
-_UNIT = 1.01  # longest row of one that has length one, in float16
 _LARGEST_NUMBER = 1 << 21  # a vocabulary, the widest layer
 _DEEPEST = 512
 _LONGEST_TEXT = 4096  # tokens; the attention mask is the square of them
@@ -73,7 +72,7 @@ _LARGEST_IMAGE = 4096
 _LONGEST_NAME = 10_000  # characters
 _LONGEST_PLACE = 200  # characters of the keys of a number, which are copied for each
 _TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
-_INTEGERS = {"class_ids", "told.class_ids", "told.digests", "held_out.labels", "rejection.rows"}
+_INTEGERS = {"class_ids", "told.class_ids", "told.digests", "held_out.labels"}
 
 _Kind = TypeVar("_Kind", bound=Manifest)
 
@@ -224,7 +223,11 @@ def check_head(folder: Path, config: ExportedConfig) -> None:
     held = _length(tensors, "held_out.labels")
     with torch.device("meta"):
         head = LGRHead(config.dim, rows, facts.visual, loss_bias=facts.loss_bias)
-    expected = {f"head.{name}": tuple(value.shape) for name, value in head.state_dict().items()}
+    expected = {
+        f"head.{name}": tuple(value.shape)
+        for name, value in head.state_dict().items()
+        if name not in PROJECTIONS or f"head.{name}" in tensors
+    }
     if facts.parts is not None:
         marks = tensors.get("kernel.landmarks")
         width = config.dim + NUMBERS
@@ -236,9 +239,8 @@ def check_head(folder: Path, config: ExportedConfig) -> None:
         told = _length(tensors, "told.class_ids")
         if told:
             expected |= {"told.class_ids": (told,), "told.digests": (told,), "told.means": (told, config.dim)}
-        if facts.parts.rejection is not None:
-            compared = _length(tensors, "rejection.rows")
-            expected |= {"rejection.rows": (compared,), "rejection.images": (compared, config.dim)}
+        if facts.parts.outside is not None:
+            damaged(weights, "the basis of an exported head must have all dimensions")
         if held:
             expected |= {"held_out.labels": (held,), "held_out.probabilities": (held, rows)}
     _check_tensors(weights, tensors, expected | {"class_ids": (rows,)}, _INTEGERS)
@@ -246,13 +248,9 @@ def check_head(folder: Path, config: ExportedConfig) -> None:
         ids = tensors.get(name, torch.zeros(0, dtype=torch.int64))
         if not bool((ids >= 0).all() and (ids[1:] > ids[:-1]).all()):
             damaged(weights, f"{name} must be at least 0 and ascending")
-    for name in ("held_out.labels", "rejection.rows"):
-        labels = tensors.get(name, torch.zeros(0, dtype=torch.int64))
-        if not bool(((labels >= 0) & (labels < rows)).all()):
-            damaged(weights, f"{name} must be integers from 0 to {rows - 1}")
-    images = tensors.get("rejection.images", torch.zeros(0, config.dim))
-    if not bool((images.double().norm(dim=1) < _UNIT).all()):
-        damaged(weights, "rejection.images must have rows of length one")
+    labels = tensors.get("held_out.labels", torch.zeros(0, dtype=torch.int64))
+    if not bool(((labels >= 0) & (labels < rows)).all()):
+        damaged(weights, f"held_out.labels must be integers from 0 to {rows - 1}")
     if "held_out.labels" in tensors:
         chances = tensors["held_out.probabilities"]
         if not bool((chances >= 0).all() and (chances <= 1).all()):

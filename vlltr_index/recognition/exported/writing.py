@@ -315,8 +315,7 @@ def _attends(model: Model) -> bool:
     parts = model.saved.parts
     if parts is None or model.fusion.rule != "ours":
         return True
-    weights = parts.weights
-    return bool(weights.text) or bool(weights.few_shot.text) or bool(weights.text_only.text)
+    return bool(parts.weights.text)
 
 
 def _answering_rows(snapshot: Snapshot) -> dict[str, pa.Table]:
