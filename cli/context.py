@@ -95,8 +95,8 @@ class Context:
         place = f"[{event.number}/{event.total}]" if event.number else "[0]"
         if event.state == "begins":
             self.say("", f"{place} {step.title}", f"$ {shlex.join(('vlltr', *step.argv))}")
-        elif event.state == "done before":
-            self.say(f"{place} {step.title}: done before")
+        elif event.state in ("done before", "left out"):
+            self.say(f"{place} {step.title}: {event.state}")
         else:
             self._show_report(event.report)
             self.say(f"({event.seconds:.1f} s)")

@@ -239,11 +239,17 @@ def baseline(context: Context, /, name: str, processes: int, resume: bool, **giv
     `fc` trains the same visual tower with a linear layer under cross-entropy. The others are made from stored
     vectors, `rest` makes all that the encoder can have. From fc's tower: `ncm` (nearest class mean; without fc of the
     workspace's encoder), `crt` (classifier trained again on balanced classes), `tau-norm`, `lws` (a learned scale a
-    class). From the workspace's encoder: `discriminant` (linear, with a shrunk covariance), `zero-shot` (prompt
-    ensemble), `knn` (votes of the nearest sentences), `tip-adapter` (a cache of at most 16 images a class). What they
-    choose from is in the recipe's section `baselines`; split val chooses, never test.
+    class). From the workspace's encoder: `discriminant` (linear, with a shrunk covariance), `logistic` (logistic
+    regression, up to 200 classes and 20,000 images), `zero-shot` (prompt ensemble), `knn` (votes of the nearest
+    sentences), `tip-adapter` (a cache of at most 16 images a class). What they choose from is in the recipe's section
+    `baselines`; split val chooses, never test. `logistic` chooses C on folds of the training images.
     """
-    from vlltr_index.pipelines.train_baseline import possible_baselines, train_baseline, train_baseline_stage
+    from vlltr_index.pipelines.train_baseline import (
+        absent_baselines,
+        possible_baselines,
+        train_baseline,
+        train_baseline_stage,
+    )
 
     following = "vlltr evaluate"
     if name == "fc":
@@ -255,6 +261,9 @@ def baseline(context: Context, /, name: str, processes: int, resume: bool, **giv
         raise click.UsageError(f"baseline {name} is made in one process; --processes is for fc")
     workspace = context.open()
     config = _recipe(workspace, part="baselines", **given).baselines
+    if name == "rest":
+        for one, why in absent_baselines(workspace.snapshot()).items():
+            context.say(f"{one} is absent: {why}")
     made = {}
     for one in possible_baselines(workspace) if name == "rest" else (name,):
         row = train_baseline(workspace, one, config, context.progress)

@@ -258,13 +258,17 @@ class BaselineConfig(_Training):
 
 
 class BaselinesConfig(_Config):
-    """Baselines on stored vectors. Of several values the best on split val, or on held-back images, is used."""
+    """Baselines on stored vectors. Of several values the best on split val, or on held-back images, is used.
+
+    `logistic` chooses by five folds of the training images.
+    """
 
     epochs: int = Field(default=10, ge=1)  # crt and lws
     batch_size: int = Field(default=256, ge=1)
     lrs: tuple[_Positive, ...] = Field(default=(1e-3, 3e-3, 1e-2), min_length=1)  # crt and lws
     weight_decay: float = Field(default=0.0, ge=0)
     taus: tuple[float, ...] = Field(default=tuple(n / 10 for n in range(11)), min_length=1)  # tau-norm
+    logistic_c: tuple[_Positive, ...] = Field(default=(1.0, 10.0, 100.0, 1000.0), min_length=1)  # logistic
     neighbours: tuple[_Whole, ...] = Field(default=(1, 3, 10, 30, 100), min_length=1)  # knn
     cache_images: int = Field(default=16, ge=1)  # per class, tip-adapter
     alphas: tuple[_Positive, ...] = Field(default=(0.1, 0.3, 1.0, 3.0, 10.0, 30.0), min_length=1)

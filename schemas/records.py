@@ -12,7 +12,17 @@ Progress = Callable[[str, int, int | None], None]
 IndexKind = Literal["torch", "flat", "ivf", "hnsw"]
 """Kinds of an index over anchors; the first two are exact."""
 
-BASELINES = ("ncm", "crt", "tau-norm", "lws", "discriminant", "zero-shot", "knn", "tip-adapter")
+BASELINES = (
+    "ncm",
+    "crt",
+    "tau-norm",
+    "lws",
+    "discriminant",
+    "logistic",
+    "zero-shot",
+    "knn",
+    "tip-adapter",
+)
 """The baselines on stored vectors, in the order of the table; each takes seconds to minutes."""
 
 

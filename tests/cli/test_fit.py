@@ -12,6 +12,7 @@ from tests.support import drawings
 from tests.support.commands import run, vlltr
 from tests.support.commits import work
 from vlltr_index.cli.context import Context
+from vlltr_index.evaluation.baselines import Limits, Logistic
 from vlltr_index.evaluation.metrics import AccuracyReport, EvaluationReport, Interval, Measure
 from vlltr_index.pipelines.fit import FitResult
 from vlltr_index.pipelines.ingest import IngestReport
@@ -68,6 +69,7 @@ def test_from_a_folder_to_a_model(capsys: pytest.CaptureFixture[str], shots: Pat
     for words in (
         "ncm",
         "discriminant",
+        "logistic",
         "zero-shot",
         "Wrote ",
         "each shown to a model that was trained without it",
@@ -88,6 +90,22 @@ def test_from_a_folder_to_a_model(capsys: pytest.CaptureFixture[str], shots: Pat
     made = {"workspace": str(tmp_path / "shots-model"), "evaluation": None, "unmeasured": None}
     assert json.loads(out) == made
     assert workspace.snapshot().count("images", "split = 'train'") == 16
+
+
+@pytest.mark.slow
+def test_a_baseline_above_its_limits_is_left_out(
+    capsys: pytest.CaptureFixture[str], shots: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The steps, a warning and the report say so; the others are measured."""
+    monkeypatch.setattr(Logistic, "limits", Limits(2, 20_000))
+    code, out, err = run(capsys, "fit", shots, "--encoder", "vlltr-tiny:glyphs")
+    assert code == 0, err
+    why = "it is limited to 2 classes and 20,000 training images, and there are 3 classes and 15 images"
+    assert f"the baseline logistic is absent: {why}" in err
+    assert "A baseline on the same vectors: logistic regression: left out\n" in out
+    assert f"logistic: absent, as {why}\n" in out
+    assert "train baseline discriminant" in out
+    assert "train baseline logistic" not in out
 
 
 @pytest.mark.parametrize("units", [29, 30])

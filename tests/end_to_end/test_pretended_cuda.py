@@ -319,7 +319,7 @@ def test_the_steps_of_a_workspace_on_a_gpu(tmp_path: Path, monkeypatch: pytest.M
     trained = drawings.workspace(tmp_path, *sets, *drawings.QUICK)
     ingest_images(trained, drawings.write(tmp_path / "others", 1), "test")
     train_all(trained, trained.recipe, stage_one=False)
-    for name in ("ncm", "discriminant", "knn", "tip-adapter"):
+    for name in ("ncm", "discriminant", "logistic", "knn", "tip-adapter"):
         train_baseline(trained, name, trained.recipe.baselines)
     plain = evaluate(trained).rows
     with pretended():
@@ -327,7 +327,7 @@ def test_the_steps_of_a_workspace_on_a_gpu(tmp_path: Path, monkeypatch: pytest.M
         assert embed(trained).images == 0
         select(trained, trained.recipe.select)
         train_lgr_stage(trained, trained.recipe.lgr)
-        for name in ("ncm", "discriminant", "knn", "tip-adapter"):
+        for name in ("ncm", "discriminant", "logistic", "knn", "tip-adapter"):
             train_baseline(trained, name, trained.recipe.baselines)
         found = evaluate(trained).rows
     assert found.keys() == plain.keys()

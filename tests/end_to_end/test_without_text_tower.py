@@ -137,7 +137,7 @@ def test_what_needs_a_text_tower_says_so(
     steps = [step.argv[2:] for step in plan_fit(maker, find_sources(few), True).steps]
     assert ("train", "baseline", "ncm") in steps
     assert ("train", "baseline", "zero-shot") not in steps
-    assert possible_baselines(space) == ["ncm", "crt", "tau-norm", "lws", "discriminant"]
+    assert possible_baselines(space) == ["ncm", "crt", "tau-norm", "lws", "discriminant", "logistic"]
     capsys.readouterr()
     _, out, _ = run(capsys, "-w", space.path, "--json", "evaluate")
     assert set(json.loads(out)["rows"]) == {"vl-ltr", "image branch", "vl-ltr, --prior training"}

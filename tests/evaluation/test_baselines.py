@@ -6,8 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from torch.nn import functional as F
 
-from vlltr_index.evaluation.baselines import BY_NAME, FitData, Linear, Texts
+from vlltr_index.evaluation.baselines import BY_NAME, FitData, Linear, Logistic, Texts
+from vlltr_index.heads.dealing import deal_units
 from vlltr_index.schemas.config import BaselinesConfig
 from vlltr_index.schemas.records import BASELINES
 
@@ -31,6 +35,7 @@ def drawn(seen: int) -> FitData:
         logit_scale=10.0,
         classifier=(centres, torch.zeros(3)),
         texts=Texts(centres[owners] + 0.1 * torch.randn(6, 5, generator=g), owners, 3, "fp"),
+        units=[str(number) for number in range(12)],
     )
 
 
@@ -90,6 +95,69 @@ def test_a_rule_under_a_prior_is_fitted_on_images_that_it_was_not_fitted_on(name
     assert fitted.under_prior(scores, torch.zeros(2)) is None
     together = replace(alike, units=["one"] * 48)
     assert fitted.with_prior(together, CONFIG).parts is None
+
+
+def blurred() -> FitData:
+    """Images of three classes that overlap, one of which is common; 60 units of two equal images."""
+    g = torch.Generator().manual_seed(1)
+    labels = torch.tensor([0, 0, 0, 1, 2]).repeat(12).repeat_interleave(2)
+    centres = 0.2 * torch.randn(3, 8, generator=g)
+    places = torch.arange(len(labels)) // 2
+    return replace(
+        drawn(0),
+        features=centres[labels] + torch.randn(60, 8, generator=g)[places],
+        labels=labels,
+        units=[str(place) for place in places.tolist()],
+    )
+
+
+def test_logistic_regression_chooses_c_on_folds_of_units() -> None:
+    """The likeliest C on units that the model was fitted without, each counting as one; and the same every time."""
+    data = blurred()
+    config = BaselinesConfig(logistic_c=(100.0, 0.01, 1.0))
+    folds = deal_units(data.labels, data.units, 5)
+    rows = F.normalize(data.features, dim=1).numpy()
+    losses = {}
+    for c in config.logistic_c:
+        loss = 0.0
+        for fold in range(5):
+            kept = (folds != fold).numpy()
+            model = LogisticRegression(C=c, max_iter=1000).fit(rows[kept], data.labels[kept].numpy())
+            loss += log_loss(data.labels[~kept], model.predict_proba(rows[~kept]), normalize=False)
+        losses[c] = loss
+    fitted = Logistic.fit(data, config, None)
+    assert fitted.settings["c"] == fitted.c == min(losses, key=lambda c: losses[c]) == 0.01
+    assert fitted.settings["chosen_on"] == "folds of the training images"
+    apart = replace(data, units=[str(number) for number in range(len(data.labels))])
+    assert Logistic.fit(apart, config, None).c == 1.0, "a copy of each image would be fitted on"
+    again = Logistic.fit(data, config, None)
+    assert torch.equal(again.weight, fitted.weight)
+    assert torch.equal(again.bias, fitted.bias)
+    assert (again.parts, again.frequency) == (fitted.parts, fitted.frequency)
+
+
+def test_logistic_regression_answers_as_if_classes_were_equally_common() -> None:
+    """Its probabilities times the classes' shares of the training images are scikit-learn's."""
+    data = blurred()
+    fitted = Logistic.fit(data, BaselinesConfig(logistic_c=(1.0,)), None)
+    rows = F.normalize(data.features, dim=1)
+    plain = LogisticRegression(C=1.0, max_iter=1000).fit(rows.numpy(), data.labels.numpy())
+    shares = torch.bincount(data.labels) / len(data.labels)
+    found = (fitted.scores(7.0 * data.features) + shares.log()).softmax(1)
+    expected = torch.from_numpy(plain.predict_proba(rows.numpy()))
+    assert float((found - expected).abs().max()) < 1e-2  # 1e-4 of the solver times C times the images
+    assert fitted.with_prior(data, CONFIG) is fitted
+    common = fitted.under_prior(fitted.scores(data.features), shares.log())
+    assert common is not None
+    assert int((common.argmax(1) == 0).sum()) > int((fitted.scores(data.features).argmax(1) == 0).sum())
+
+
+def test_logistic_regression_of_single_units_takes_the_middle_c() -> None:
+    """Nothing can be held out: no C is chosen, and no prior is known."""
+    data = drawn(0)
+    fitted = Logistic.fit(replace(data, units=[str(label) for label in data.labels.tolist()]), CONFIG, None)
+    assert fitted.settings == {"c": 100.0, "chosen_on": "nothing: defaults"}
+    assert fitted.parts is None
 
 
 def test_a_burst_tells_no_more_of_how_common_a_class_is_than_one_image() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -24,6 +25,7 @@ from vlltr_index.evaluation.rules import (
     hold_back,
     knn_sentence_logits,
     linear_logits,
+    logistic_regression,
     lws_scales,
     shrunk_discriminant,
     tip_logits,
@@ -80,6 +82,33 @@ def test_class_means_equal_their_twin(seed: int, counts: list[int]) -> None:
         torch.testing.assert_close(mean, expected / expected.norm())
     with pytest.raises(InputError, match=f"class {len(counts)} has no row to take the mean of"):
         class_means(x, labels, len(counts) + 1)
+
+
+@pytest.mark.parametrize(("images", "width", "classes"), [(40, 64, 5), (40, 6, 5), (30, 64, 2)])
+def test_logistic_regression_is_scikit_learns_at_full_width(images: int, width: int, classes: int) -> None:
+    """The probabilities are those without centring, rotation and warm start.
+
+    The tolerance is that of the solver's gradient, 1e-4 for the mean loss, times the largest C times the images.
+    """
+    y = torch.arange(images) % classes
+    rows = torch.nn.functional.normalize(draw(0, images, width) + 0.5 * y[:, None], dim=1)
+    queries = torch.nn.functional.normalize(draw(1, 20, width), dim=1)
+    strengths = (0.1, 1.0)
+    found = list(logistic_regression(rows, y, classes, strengths))
+    for strength, (weight, bias) in zip(strengths, found, strict=True):
+        assert (weight.shape, bias.shape) == ((classes, width), (classes,))
+        plain = LogisticRegression(C=strength, max_iter=10_000, tol=1e-10).fit(rows.numpy(), y.numpy())
+        expected = torch.from_numpy(plain.predict_proba(queries.numpy()))
+        chances = linear_logits(queries, weight, bias).softmax(1)
+        assert float((chances - expected).abs().max()) < 1e-4 * strength * images
+
+
+def test_logistic_regression_of_one_class() -> None:
+    """It has nothing to tell apart."""
+    ((weight, bias),) = logistic_regression(draw(0, 4, 3), torch.zeros(4, dtype=torch.int64), 1, [1.0])
+    assert not weight.any()
+    assert not bias.any()
+    assert (weight.shape, bias.shape) == ((1, 3), (1,))
 
 
 def test_the_discriminant_is_the_textbooks() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from vlltr_index.evaluation.metrics import AccuracyReport, ClassFigures, EvaluationReport, Interval, Measure
-from vlltr_index.evaluation.verdict import verdict
+from vlltr_index.evaluation.verdict import caveats, verdict
 
 
 def row(value: float, low: float, high: float, images: int) -> AccuracyReport:
@@ -41,19 +41,43 @@ def report(
 
 @pytest.mark.parametrize(
     ("less", "said"),
-    [((0.1, 0.02, 0.2), " The model is better."), ((-0.1, -0.2, -0.02), " ncm is better than the model."),
-     ((-0.1, -0.2, 0.1), " The difference may be chance."), ((0.0, -0.1, 0.1), "")],
-)  # fmt: skip
-def test_the_model_beside_the_best_simple_rule(less: tuple[float, float, float], said: str) -> None:
-    """Whether the difference is more than chance, by what is measured; the other accuracy too, with intervals."""
+    [
+        ((0.1, 0.02, 0.2), "The model is 10.0 points ahead of ncm in balanced accuracy (95% CI 2.0-20.0)."),
+        (
+            (-0.1, -0.2, 0.1),
+            "The model and ncm are not distinguishable on these images: the difference in balanced accuracy is -10.0"
+            " points (95% CI -20.0 to +10.0).",
+        ),
+        (
+            (0.0, -0.1, 0.1),
+            "The model and ncm are not distinguishable on these images: the difference in balanced accuracy is +0.0"
+            " points (95% CI -10.0 to +10.0).",
+        ),
+    ],
+)
+def test_the_model_beside_the_best_baseline(less: tuple[float, float, float], said: str) -> None:
+    """Which is ahead by about two standard errors of the paired difference, if any; the other accuracy too."""
     found = report(against="ncm", less=Interval(*less, 100, 100))
     alone = (
         "Of 100 pictures that it had not seen, the model named 25.0 % rightly, each class counted alike (95 %: 45.0 to"
         " 55.0); each picture counted alike, 50.0 % (95 %: 45.0 to 55.0); naming the same class every time, 33.3 %"
     )
-    assert verdict(found) == (f"{alone}; the best simple rule, ncm, 20.0 %.{said}",)
-    assert verdict(replace(found, against_asked=True)) == (f"{alone}; ncm, 20.0 %.{said}",)
+    assert verdict(found) == (f"{alone}; the best baseline, ncm, 20.0 %. {said}",)
+    assert verdict(replace(found, against_asked=True)) == (f"{alone}; ncm, 20.0 %. {said}",)
     assert verdict(report()) == (f"{alone}.",)
+
+
+def test_a_baseline_that_is_ahead_is_said_first() -> None:
+    """Before what makes the figures doubtful, and before any figure; of few units nothing is said of who is ahead."""
+    found = replace(report(against="ncm", less=Interval(-0.1, -0.2, -0.02, 100, 100)), in_training=40)
+    said = verdict(found)
+    ahead = "is 10.0 points ahead of the model in balanced accuracy (95% CI 2.0-20.0)."
+    assert said[0] == f"The best baseline, ncm, {ahead}"
+    assert caveats(found) == said[:2]
+    assert said[2].endswith("; the best baseline, ncm, 20.0 %.")
+    assert verdict(replace(found, against_asked=True))[0] == f"The row ncm {ahead}"
+    few = verdict(report(images=20, against="ncm", less=Interval(-0.1, -0.2, -0.02, 20, 20)))
+    assert not any("ahead" in one for one in few)
 
 
 def test_near_chance_is_said_first_and_the_encoder_is_named_where_no_rule_is_better() -> None:
@@ -78,7 +102,7 @@ def test_few_pictures_are_counted() -> None:
     assert found == (
         "20 pictures say little.",
         "Of 20 pictures that it had not seen, the model named 10 rightly; the most frequent class every time, 8;"
-        " the best simple rule, ncm, 8. Too few to tell which is better.",
+        " the best baseline, ncm, 8. Too few to tell which is better.",
     )
 
 
@@ -167,13 +191,16 @@ def test_both_measures_are_said_and_the_one_asked_for_first() -> None:
     uneven = tuple(replace(one, train=one.images) for one in found.by_class)
     found = replace(found, rows={**found.rows, **rows}, by_class=uneven)
     assert verdict(found) == (
+        "With --prior training, the best baseline, ncm, is 10.0 points ahead of the model in accuracy"
+        " (95% CI 1.0-20.0).",
         "Of 100 pictures that it had not seen, the model named 25.0 % rightly, each class counted alike (95 %: 45.0 to"
-        " 55.0); naming the same class every time, 33.3 %; the best simple rule, ncm, 20.0 %. The model is better.",
+        " 55.0); naming the same class every time, 33.3 %; the best baseline, ncm, 20.0 %. The model is 10.0 points"
+        " ahead of ncm in balanced accuracy (95% CI 1.0-20.0).",
         "With --prior training, each picture counted alike: 60.0 % (95 %: 50.0 to 70.0), with balanced 50.0 %; naming"
-        " the most frequent class every time, 40.0 %; the best simple rule, ncm, 70.0 %. ncm is better than the model.",
+        " the most frequent class every time, 40.0 %; the best baseline, ncm, 70.0 %.",
     )
     plain = replace(found, measures=(balanced, replace(common, against="ncm")))
-    assert "the best simple rule, ncm, 40.0 %. ncm is better" in verdict(plain)[1]
+    assert verdict(plain)[2].endswith("the best baseline, ncm, 40.0 %.")
     even = replace(
         found,
         by_class=tuple(
@@ -184,7 +211,8 @@ def test_both_measures_are_said_and_the_one_asked_for_first() -> None:
     for some in (even, replace(even, by_class=even.by_class + later)):
         assert not any("--prior training" in said for said in verdict(some))
     asked = verdict(replace(even, prior="training", measures=(common, balanced)))
-    assert "each picture counted alike" in asked[0]
-    assert asked[1].startswith("With --prior balanced, each class counted alike: ")
+    assert asked[0].startswith("The best baseline, ncm, is 10.0 points ahead of the model in accuracy")
+    assert "each picture counted alike" in asked[1]
+    assert asked[2].startswith("With --prior balanced, each class counted alike: ")
     few = replace(report(images=20), measures=(balanced, replace(common, row="vl-ltr")))
     assert len(verdict(few)) == 2

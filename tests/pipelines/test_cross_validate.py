@@ -21,8 +21,9 @@ from vlltr_index.classes import (
     remove_classes,
     remove_images,
 )
-from vlltr_index.cli.render import report_lines
+from vlltr_index.cli.render import remarks, report_lines
 from vlltr_index.errors import MissingStepError, UsageError, WorkspaceError
+from vlltr_index.evaluation.baselines import Limits, Logistic
 from vlltr_index.evaluation.metrics import CROSS_VALIDATION, METHOD
 from vlltr_index.evaluation.verdict import verdict
 from vlltr_index.pipelines import cross_validate as crossing
@@ -93,9 +94,29 @@ def test_copies_are_not_recognised(fitted: Workspace) -> None:
     assert overall.units == UNITS * CLASSES
     assert overall.low < report.chance("training")
     assert overall.value < 0.5
-    assert {"ncm", "discriminant"} <= report.rows.keys()
-    assert report.rows["discriminant"].top1["overall"].value < 0.5
-    assert evaluate(fitted, "train").rows["discriminant"].top1["overall"].value > 0.7
+    assert {"ncm", "discriminant", "logistic"} <= report.rows.keys()
+    trained = evaluate(fitted, "train")
+    for rule in ("discriminant", "logistic"):
+        assert report.rows[rule].top1["overall"].value < 0.5
+        assert trained.rows[rule].top1["overall"].value > 0.7
+
+
+def test_a_baseline_above_its_limits_is_absent(fitted: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not fitted again for the folds; the evaluation and the report say why."""
+    monkeypatch.setattr(Logistic, "limits", Limits(CLASSES - 1, 20_000))
+    report = evaluate(fitted)
+    assert "logistic" not in report.rows
+    images = 3 * UNITS * CLASSES
+    note = (
+        "absent, as it is limited to 3 classes and 20,000 training images, and there are 4 classes and"
+        f" {images} images"
+    )
+    assert report.notes["logistic"] == note
+    assert f"logistic: {note}" in remarks(report)
+    html = Path(write_report(fitted).path).read_text(encoding="utf-8")
+    assert f"logistic: {note}" in html
+    with pytest.raises(UsageError, match="no row 'logistic' to compare with"):
+        evaluate(fitted, against="logistic")
 
 
 def test_pictures_that_are_alike_are_told(fitted: Workspace) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import sys
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torchvision.datasets import ImageFolder
 
-import vlltr_index
 from vlltr_index import Recognizer, VLLTRClassifier, fit
 from vlltr_index.data.glyphs import glyph_files
 from vlltr_index.embedding.loading import usable_images
 from vlltr_index.encoders.encoder import Encoder
-from vlltr_index.errors import FingerprintMismatch, InputError, MissingPackageError, UsageError
+from vlltr_index.errors import FingerprintMismatch, InputError, UsageError
 from vlltr_index.pipelines.in_memory import picture_features
 
 EXPECTED_FAILURES: dict[str, str] = {}
@@ -229,14 +227,6 @@ def test_one_picture_is_no_list(one: Any) -> None:
     with pytest.raises(InputError, match="one picture, or can be read once only") as caught:
         VLLTRClassifier().fit(one, ["a"])
     assert caught.value.hint == "Give a list: [picture], list(pictures)"
-
-
-def test_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error names the extra; the rest of the package does not need it."""
-    monkeypatch.delitem(sys.modules, "vlltr_index.pipelines.estimator")
-    monkeypatch.setitem(sys.modules, "sklearn.base", None)
-    with pytest.raises(MissingPackageError, match=r'pip install "vlltr-index\[sklearn\]"'):
-        _ = vlltr_index.VLLTRClassifier
 
 
 @pytest.mark.slow

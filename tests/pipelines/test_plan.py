@@ -10,23 +10,25 @@ from vlltr_index.store.workspace import Workspace
 
 
 def test_a_runner_tells_of_each_step() -> None:
-    """Its beginning, its end with the report, and that one was done before; an error ends it without an end."""
+    """Its beginning, its end with the report, that it was done before or is left out; an error leaves out the end."""
     events: list[StepEvent] = []
-    runner = Runner(events.append, 3)
+    runner = Runner(events.append, 4)
     assert runner.run(Step("One", ("one",), lambda: 7)) == 7
     runner.skip(Step("Two", ("two",), lambda: 8))
+    runner.leave_out(Step("Three", ("three",), lambda: 9))
 
     def fail() -> None:
         raise KeyError("no")
 
     with pytest.raises(KeyError):
-        runner.run(Step("Three", ("three",), fail))
+        runner.run(Step("Four", ("four",), fail))
     found = [(event.number, event.total, event.step.title, event.state, event.report) for event in events]
     assert found == [
-        (1, 3, "One", "begins", None),
-        (1, 3, "One", "ended", 7),
-        (2, 3, "Two", "done before", None),
-        (3, 3, "Three", "begins", None),
+        (1, 4, "One", "begins", None),
+        (1, 4, "One", "ended", 7),
+        (2, 4, "Two", "done before", None),
+        (3, 4, "Three", "left out", None),
+        (4, 4, "Four", "begins", None),
     ]
     assert Runner(None, 1).run(Step("One", ("one",), lambda: 7)) == 7
 

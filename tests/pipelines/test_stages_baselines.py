@@ -12,9 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.support import drawings
+from tests.support.commands import run
 from vlltr_index.embedding.loading import image_set, usable_images
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import FingerprintMismatch, MissingStepError, UsageError, WorkspaceError
+from vlltr_index.evaluation.baselines import Limits, Logistic
 from vlltr_index.evaluation.compared import ADJUSTED
 from vlltr_index.evaluation.rules import linear_logits, tau_normalised
 from vlltr_index.pipelines import train_baseline as pipeline
@@ -22,7 +24,9 @@ from vlltr_index.pipelines.baseline_scores import FC, baseline_labels, score_bas
 from vlltr_index.pipelines.ingest import ingest_images, ingest_text
 from vlltr_index.pipelines.train_baseline import (
     BaselineRow,
+    absent_baselines,
     fc_checkpoint,
+    possible_baselines,
     train_baseline,
     train_baseline_stage,
 )
@@ -249,6 +253,31 @@ def test_missing_steps_are_named(workspace: Workspace, small: Workspace) -> None
         tx.delete("images", "split = 'train'")
     with pytest.raises(MissingStepError, match="there are no images in split 'train'"):
         make(small, "discriminant")
+
+
+@pytest.mark.parametrize("limits", [Limits(7, 20_000), Limits(200, 50)])
+def test_too_many_classes_or_images_are_refused(
+    small: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], limits: Limits
+) -> None:
+    """The error has the limits and the numbers; nothing is committed, and `rest` says what it leaves out."""
+    monkeypatch.setattr(Logistic, "limits", limits)
+    images = usable_images(small.snapshot(), "train", []).num_rows
+    why = (
+        f"it is limited to {limits.classes:,} classes and {limits.images:,} training images, and there are 8 classes"
+        f" and {images} images"
+    )
+    with pytest.raises(WorkspaceError, match="cannot be fitted") as refused:
+        make(small, "logistic")
+    assert refused.value.message == f"the baseline 'logistic' cannot be fitted: {why}"
+    assert refused.value.hint == "Run: vlltr train baseline discriminant"
+    assert not small.snapshot().commit.info.baselines
+    assert "logistic" not in possible_baselines(small)
+    assert absent_baselines(small.snapshot()) == {"logistic": why}
+    code, out, _ = run(capsys, "-w", small.path, "train", "baseline", "rest")
+    assert code == 1, "crt needs fc"
+    assert f"logistic is absent: {why}\n" in out
+    monkeypatch.setattr(Logistic, "limits", Limits(8, images))
+    assert make(small, "logistic").settings["chosen_on"] == "folds of the training images"
 
 
 def test_a_baseline_of_another_format_names_the_command(all_made: Workspace, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,16 +19,16 @@ from vlltr_index.evaluation.rules import (
     first_of_each_class,
     knn_sentence_logits,
     linear_logits,
+    logistic_regression,
     lws_scales,
     shrunk_discriminant,
     tau_normalised,
     tip_logits,
 )
-from vlltr_index.heads.dealing import deal_units
-from vlltr_index.heads.fusion import log_frequencies
+from vlltr_index.heads.dealing import deal_groups, row_keys
 from vlltr_index.heads.units import count_units, number_names
-from vlltr_index.heads.weighing import fit_prior, fit_temperature, image_weights
-from vlltr_index.tensors import cosine_logits
+from vlltr_index.heads.weighing import fit_temperature, image_weights, nll
+from vlltr_index.tensors import cosine_logits, unit_rows
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.config import BaselinesConfig
@@ -53,6 +53,13 @@ class Texts:
     labels: Tensor
     num_classes: int
     text_fp: str  # the encoder's fingerprint
+
+
+class Limits(NamedTuple):
+    """Up to how many classes and training images a baseline is fitted."""
+
+    classes: int
+    images: int
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,7 @@ class FitData:
         """
         labels = self.labels.cpu()
         many = len(labels) >= _MANY
-        folds = deal_units(labels, self.units, _ONE_PART if many else _FOLDS)
+        folds = deal_groups(labels, self.units, row_keys(self.features), _ONE_PART if many else _FOLDS)
         for fold in range(1 if many else _FOLDS):
             out = folds == fold
             out &= torch.bincount(labels[~out], minlength=self.num_classes)[labels] > 0
@@ -138,12 +145,12 @@ class Baseline:
             of a class without any; None: it needs no text.
         reads_texts: Whether it scores by `texts`, which are not stored with it.
         probabilities: Whether the softmax of its scores is a probability.
-        knows_prior: Whether `with_prior` fits how it answers where classes are not equally common. It is for a baseline
-            without settings, for none are chosen in its folds.
+        knows_prior: Whether `with_prior` fits how it answers where classes are not equally common. A baseline that
+            chooses its settings on the same folds does it in `fit`.
+        limits: Up to how many classes and training images it is fitted; None: any number.
         choice: How a setting was chosen; None without settings.
         texts: The sentences that it scores by.
         parts: Factor of its scores in an answer under a prior; None: it knows none.
-        frequency: Factor of the logarithm of a class's frequency there.
     """
 
     name: ClassVar[str]
@@ -152,10 +159,10 @@ class Baseline:
     reads_texts: ClassVar[bool] = False
     probabilities: ClassVar[bool] = True
     knows_prior: ClassVar[bool] = False
+    limits: ClassVar[Limits | None] = None
     choice: Choice | None = None
     texts: Texts | None = None
     parts: float | None = None
-    frequency: float | None = None
 
     @classmethod
     def fit(cls, data: FitData, config: BaselinesConfig, progress: Progress | None) -> Baseline:
@@ -167,32 +174,31 @@ class Baseline:
         raise NotImplementedError
 
     def with_prior(self, data: FitData, config: BaselinesConfig) -> Self:
-        """Fit on held-out training images, as for the method, how much scores and frequencies count under a prior."""
+        """Fit the temperature of the scores, by which they count under a prior, on held-out training images."""
         scores = []
         places = []
         for rest, held in data.held_out():
             features = data.features[held.to(data.features.device)]
             scores.append(self.fit(rest, config, None).scores(features).cpu())
             places.append(held)
-        if not places:
-            return self
-        at = torch.cat(places)
+        return self._weighed(torch.cat(scores), torch.cat(places), data) if places else self
+
+    def _weighed(self, scores: Tensor, at: Tensor, data: FitData) -> Self:
+        """Fit the temperature on scores [M, C] of the held-out training images at some positions, int64 [M]."""
         labels = data.labels.cpu()
         units = number_names(data.units)
         counts = count_units(labels, units, data.num_classes)
         weights = image_weights(labels[at], counts, units[at])
-        whole = torch.cat(scores)
-        level = fit_temperature(whole, labels[at], weights)
-        found = fit_prior(level * whole, log_frequencies(counts), labels[at], units[at])
-        return replace(self, parts=level * found.parts, frequency=found.frequency)
+        level = fit_temperature(scores, labels[at], weights)
+        return replace(self, parts=level)
 
     def under_prior(self, scores: Tensor, log_frequency: Tensor) -> Tensor | None:
         """Return scores [N, C] where classes are as common as [C] says; None if the baseline knows no prior."""
-        if self.parts is None or self.frequency is None:
+        if self.parts is None:
             return None
         known = log_frequency.to(scores)
         gone = known == -torch.inf  # 0 times it is no number
-        return torch.where(gone, -torch.inf, self.parts * scores + self.frequency * known)
+        return torch.where(gone, -torch.inf, self.parts * scores + known)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -355,6 +361,63 @@ class Discriminant(Linear):
         return cls(weight=weight, bias=bias)
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Logistic(Linear):
+    """Logistic regression on normalised features, less the logarithm of each class's share of the training images."""
+
+    name = "logistic"
+    knows_prior = True
+    limits = Limits(classes=200, images=20_000)
+    c: float
+
+    @classmethod
+    def fit(cls, data: FitData, config: BaselinesConfig, progress: Progress | None) -> Logistic:
+        """Choose C by the likelihood of held-out images, each unit counting as one, and fit it on all images."""
+        strengths = sorted(set(config.logistic_c))
+        logits: dict[float, list[Tensor]] = {c: [] for c in strengths}
+        common = []
+        places = []
+        for rest, held in data.held_out():
+            rows = unit_rows(data.features[held.to(data.features.device)])
+            fits = logistic_regression(unit_rows(rest.features), rest.labels, data.num_classes, strengths)
+            for c, (weight, bias) in zip(strengths, fits, strict=True):
+                logits[c].append(linear_logits(rows, weight, bias).cpu())
+                if progress is not None:
+                    progress("choose C of logistic regression", sum(map(len, logits.values())), None)
+            common.append(_log_shares(rest).cpu().expand(len(held), -1))
+            places.append(held)
+        if not places:
+            return cls._fit_one(data, strengths[len(strengths) // 2], "nothing: defaults")
+        at = torch.cat(places)
+        units = number_names(data.units)[at]
+        labels = data.labels.cpu()[at]
+        weights = 1.0 / torch.bincount(units)[units].double()
+        best = min(strengths, key=lambda c: nll(torch.cat(logits[c]), labels, weights))
+        fitted = cls._fit_one(data, best, "folds of the training images")
+        return fitted._weighed(torch.cat(logits[best]) - torch.cat(common), at, data)
+
+    @classmethod
+    def _fit_one(cls, data: FitData, c: float, chosen_on: str) -> Logistic:
+        """Fit it with one C."""
+        rows = unit_rows(data.features)
+        ((weight, bias),) = logistic_regression(rows, data.labels, data.num_classes, [c])
+        return cls(weight=weight, bias=bias - _log_shares(data), c=c, choice=Choice(chosen_on, None))
+
+    def with_prior(self, data: FitData, config: BaselinesConfig) -> Self:
+        """Return the baseline as it is: `fit` has fitted both factors."""
+        return self
+
+    def scores(self, features: Tensor) -> Tensor:
+        """Return the logits [N, C] where all classes are equally common."""
+        return linear_logits(unit_rows(features), self.weight, self.bias)
+
+
+def _log_shares(data: FitData) -> Tensor:
+    """Return the logarithm of each class's share of the images, float64 [C]; every class has an image."""
+    counts = torch.bincount(data.labels, minlength=data.num_classes).double()
+    return (counts / counts.sum()).log()
+
+
 class ZeroShot(Cosine):
     """The prompt ensemble: each class's mean normalised prompt."""
 
@@ -450,6 +513,7 @@ _CLASSES: tuple[type[Baseline], ...] = (
     TauNormalised,
     WeightScaling,
     Discriminant,
+    Logistic,
     ZeroShot,
     NearestSentences,
     TipAdapter,

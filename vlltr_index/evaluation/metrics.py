@@ -162,7 +162,7 @@ class EvaluationReport:
             class counting alike.
         against: The row that the method is compared with, of the first measure.
         against_asked: Whether it was asked for, instead of chosen as the best.
-        notes: A remark for the reader about a row.
+        notes: A remark for the reader about a row, or why a baseline is absent.
         crops: Number of crops of each image.
         rule: The fusion rule.
         prior: How common the classes were taken to be, see `named_prior`.

@@ -8,7 +8,8 @@ Recognition", ICLR 2020; logit adjustment from Menon et al., ICLR 2021; KNN over
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
 
 _BATCH = 512
+_LBFGS_STEPS = 300
 _Setting = TypeVar("_Setting")
 
 
@@ -66,7 +68,7 @@ def class_means(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
 
 
 def shrunk_discriminant(
-    features: Tensor, labels: Tensor, num_classes: int, shrinkage: float | None = 1.0
+    features: Tensor, labels: Tensor, num_classes: int, shrinkage: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """Fit a linear discriminant with equal priors; return weight [C, D] and bias [C].
 
@@ -88,6 +90,46 @@ def shrunk_discriminant(
     bias = -(means * weight).sum(1) / 2
     weight = weight if span is None else weight @ span.T
     return weight.to(features), bias.to(features)
+
+
+def logistic_regression(
+    features: Tensor, labels: Tensor, num_classes: int, strengths: Sequence[float]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Fit multinomial logistic regression with an L2 penalty once per C; yield weight [C, D] and bias [C], float64.
+
+    The solver is scikit-learn's L-BFGS with at most 300 steps, on the CPU. Each fit starts from the previous one. Rows
+    are centred, which the bias undoes. With fewer rows than dimensions the fit runs in their span, where the weights
+    lie.
+
+    Args:
+        features: Float [N, D], normalised; the fit has their dtype.
+        labels: Int64 [N], 0 to C - 1; every class has a row.
+        num_classes: C.
+        strengths: Values of scikit-learn's `C`, the inverse strength of the penalty.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    if num_classes == 1:  # scikit-learn refuses a single class
+        weight = features.new_zeros(1, features.shape[1], dtype=torch.float64)
+        yield from ((weight, weight[:, 0]) for _ in strengths)
+        return
+    mean = features.double().mean(0)
+    rows = features.double() - mean
+    span = row_span(rows)
+    solved = (rows if span is None else rows @ span).to(features.dtype).cpu().numpy()
+    model = LogisticRegression(max_iter=_LBFGS_STEPS, warm_start=True)
+    for strength in strengths:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # the number of steps is bounded on purpose
+            model.set_params(C=strength).fit(solved, labels.cpu().numpy())
+        weight = torch.from_numpy(model.coef_.copy()).to(rows)
+        bias = torch.from_numpy(model.intercept_.copy()).to(rows)
+        if num_classes == 2:  # scikit-learn returns the logit of the second class alone
+            weight = torch.cat([torch.zeros_like(weight), weight])
+            bias = torch.cat([torch.zeros_like(bias), bias])
+        weight = weight if span is None else weight @ span.T
+        yield weight, bias - weight @ mean
 
 
 def tau_normalised(weight: Tensor, tau: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""What an evaluation means, in sentences: against chance and simple rules, and which classes and texts suffer."""
+"""What an evaluation means, in sentences: against chance and baselines, and which classes and texts suffer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from vlltr_index.evaluation.metrics import METHOD, ClassFigures, EvaluationRepor
 from vlltr_index.wording import plural, units_of_pictures
 
 _NAMED = 5
-_SIMPLE = ("ncm", "discriminant", "zero-shot", "knn", "tip-adapter")
+_SIMPLE = ("ncm", "discriminant", "logistic", "zero-shot", "knn", "tip-adapter")
 _HALF = 0.5
 _WORTH_SAYING = 0.05  # share of answers that wrongly name classes without training pictures
 _SAME = 1e-9
@@ -16,17 +16,23 @@ _SAME = 1e-9
 
 def verdict(report: EvaluationReport) -> tuple[str, ...]:
     """Say what an evaluation means, the worst first; each sentence stands by itself."""
-    asked, *others = report.measures
-    if not _as_in_training(report):
-        others = [one for one in others if one.prior != "training"]
+    asked, *others = _measures(report)
     said = [*caveats(report), _accuracy(report, asked, alone=not others)]
-    said += [_other_accuracy(report, one) for one in others if not report.rows[one.row].balanced.few]
+    said += [_other_accuracy(report, one) for one in others]
     if report.tested < len(report.by_class):
         classes = plural(len(report.by_class), "class", "classes")
         said.append(f"{report.tested} of {classes} tested.")
     said += _takers(report)
     said += _sufferers(report.by_class, report.texts_count)
     return tuple(said)
+
+
+def _measures(report: EvaluationReport) -> list[Measure]:
+    """Return the measures that say something about these pictures, the one that was asked for first."""
+    asked, *others = report.measures
+    if not _as_in_training(report):
+        others = [one for one in others if one.prior != "training"]
+    return [asked, *(one for one in others if not report.rows[one.row].balanced.few)]
 
 
 def _as_in_training(report: EvaluationReport) -> bool:
@@ -41,7 +47,45 @@ def _as_in_training(report: EvaluationReport) -> bool:
 
 def caveats(report: EvaluationReport) -> tuple[str, ...]:
     """Say what is to be known before any figure; the first sentences of the verdict."""
-    return (*_near_chance(report), *_doubts(report))
+    return (*_behind(report), *_near_chance(report), *_doubts(report))
+
+
+def _behind(report: EvaluationReport) -> list[str]:
+    """Say by which measures the row that is compared with is ahead of the method."""
+    return [_comparison(report, one) for one in _measures(report) if _is_behind(report, one)]
+
+
+def _is_behind(report: EvaluationReport, measure: Measure) -> bool:
+    few = report.rows[measure.row].balanced.few
+    return not few and measure.difference is not None and measure.difference.high < 0
+
+
+def _comparison(report: EvaluationReport, measure: Measure) -> str:
+    """Say which of the method and the row that is compared with is ahead, or that they are not distinguishable.
+
+    One is ahead where the 95% interval of the paired difference excludes zero, which is about two standard errors.
+    """
+    less = measure.difference
+    assert less is not None
+    assert measure.rule is not None
+    accuracy = "balanced accuracy" if report.rows[measure.row].alike(measure.prior) else "accuracy"
+    if less.low > 0:
+        return (
+            f"The model is {100 * less.value:.1f} points ahead of {measure.rule} in {accuracy}"
+            f" (95% CI {100 * less.low:.1f}-{100 * less.high:.1f})."
+        )
+    if less.high < 0:
+        the = "The" if measure == report.measures[0] else f"With --prior {measure.prior}, the"
+        named = _named(measure.rule, report.against_asked)
+        first = f"row {measure.rule}" if named == measure.rule else f"best baseline, {measure.rule},"
+        return (
+            f"{the} {first} is {-100 * less.value:.1f} points ahead of the model in {accuracy}"
+            f" (95% CI {-100 * less.high:.1f}-{-100 * less.low:.1f})."
+        )
+    return (
+        f"The model and {measure.rule} are not distinguishable on these images: the difference in {accuracy} is"
+        f" {100 * less.value:+.1f} points (95% CI {100 * less.low:+.1f} to {100 * less.high:+.1f})."
+    )
 
 
 def _doubts(report: EvaluationReport) -> list[str]:
@@ -129,18 +173,16 @@ def _interval(of: Interval) -> str:
 
 
 def _beside(report: EvaluationReport, measure: Measure) -> str:
-    """End a sentence with what one answer for all and the row that is compared with give, and which is better."""
+    """End a sentence with what one answer for all and the row that is compared with give, and which is ahead.
+
+    If the other row is ahead, the first sentences of the verdict say so.
+    """
     said = f"; {_one_answer(measure.prior)} every time, {100 * report.chance(measure.prior):.1f} %"
-    less = measure.difference
-    if measure.rule is None or measure.against is None or less is None:
+    if measure.rule is None or measure.against is None or measure.difference is None:
         return f"{said}."
     theirs = report.rows[measure.against].measured(measure.prior).value
     said += f"; {_named(measure.rule, report.against_asked)}, {100 * theirs:.1f} %."
-    if less.low > 0:
-        return f"{said} The model is better."
-    if less.high < 0:
-        return f"{said} {measure.rule} is better than the model."
-    return f"{said} The difference may be chance." if less.value else said
+    return said if _is_behind(report, measure) else f"{said} {_comparison(report, measure)}"
 
 
 def _beside_few(report: EvaluationReport, measure: Measure) -> str:
@@ -156,7 +198,7 @@ def _beside_few(report: EvaluationReport, measure: Measure) -> str:
 
 def _named(rule: str, asked: bool) -> str:
     """Name what the method is compared with, which was `asked` for or is the best."""
-    return f"the best simple rule, {rule}" if rule in _SIMPLE and not asked else rule
+    return f"the best baseline, {rule}" if rule in _SIMPLE and not asked else rule
 
 
 def _pictures(of: Interval, one: str = "", more: str = "") -> str:

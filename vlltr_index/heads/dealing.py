@@ -38,17 +38,17 @@ def deal_groups(labels: Tensor, groups: Sequence[str], keys: Sequence[str], fold
     """
     hashes = [_hash(key) for key in keys]
     first: dict[str, tuple[str, int]] = {}
-    for mine in zip(groups, hashes, labels.tolist(), strict=True):
-        group, own = mine[0], mine[1:]
-        first[group] = min(own, first.get(group, own))
+    for group, smallest, owner in zip(groups, hashes, labels.tolist(), strict=True):
+        found = (smallest, owner)
+        first[group] = min(found, first.get(group, found))
     of_class: dict[int, list[tuple[str, str]]] = defaultdict(list)
     for group, (smallest, owner) in first.items():
         of_class[owner].append((smallest, group))
     fold_of: dict[str, int] = {}
-    for own in of_class.values():
-        own.sort()
-        start = int(own[0][0][:8], 16)
-        fold_of |= {group: (start + place) % folds for place, (_, group) in enumerate(own)}
+    for members in of_class.values():
+        members.sort()
+        start = int(members[0][0][:8], 16)
+        fold_of |= {group: (start + place) % folds for place, (_, group) in enumerate(members)}
     return torch.tensor([fold_of[group] for group in groups], dtype=torch.int64)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from vlltr_index.pipelines.train_baseline import (
     BaselineManifest,
     BaselineRow,
     Making,
+    absent_baselines,
     embed_missing,
     fc_checkpoint,
     kept_folder,
@@ -113,7 +114,7 @@ def _rows(snapshot: Snapshot) -> Iterator[tuple[str, BaselineRow]]:
         settings = ImageOnlySettings.load(folder / "train.json")
         visual = load_file(folder / "visual.safetensors")
         linear = Linear(weight=visual["weight"], bias=visual["bias"])
-        adjusted = replace(linear, parts=1.0, frequency=1.0)  # knows the prior by Bayes' rule
+        adjusted = replace(linear, parts=1.0)  # knows the prior by Bayes' rule
         ids = visual["class_ids"]
         row = BaselineRow(FC, linear, "fc", info.baseline_fc, image_fp=None, class_ids=ids)
         if settings.logit_adjustment == 0:
@@ -127,6 +128,14 @@ def _rows(snapshot: Snapshot) -> Iterator[tuple[str, BaselineRow]]:
             yield name, _load(snapshot, name, info.baselines[name])
 
 
+def _rows_of_folds(snapshot: Snapshot) -> Iterator[tuple[str, BaselineRow]]:
+    """Yield the committed baselines that can be fitted again for each fold."""
+    absent = absent_baselines(snapshot)
+    for name, row in _rows(snapshot):
+        if row.tower == "own" and name not in absent:
+            yield name, row
+
+
 def baseline_labels(snapshot: Snapshot, of_folds: bool = False) -> list[str]:
     """Return the names of the rows that `score_baselines` gives, or `cross_validated_baselines`, in their order.
 
@@ -134,7 +143,12 @@ def baseline_labels(snapshot: Snapshot, of_folds: bool = False) -> list[str]:
         MissingStepError: If a baseline's files are gone.
         WorkspaceError: If they are damaged.
     """
-    return [row.label for _, row in _rows(snapshot) if not of_folds or row.tower == "own"]
+    return [row.label for _, row in (_rows_of_folds if of_folds else _rows)(snapshot)]
+
+
+def absence_notes(snapshot: Snapshot, rows: Container[str]) -> dict[str, str]:
+    """Return a note, by name, on each baseline that cannot be fitted and is none of the rows."""
+    return {name: f"absent, as {why}" for name, why in absent_baselines(snapshot).items() if name not in rows}
 
 
 def score_baselines(
@@ -196,8 +210,8 @@ def cross_validated_baselines(
 ) -> Iterator[ScoredRow]:
     """Yield each baseline of the commit with its scores for the training images of all parts, in order.
 
-    It is fitted anew for each part, on vectors of the commit's encoder and for the classes that there are. Baselines
-    over the image-only baseline's tower, which was trained on all images, are left out.
+    It is fitted again for each part, on vectors of the commit's encoder and for the classes that there are. Baselines
+    over the image-only baseline's tower, which was trained on all images, are left out, and absent ones.
 
     Args:
         workspace: Where vectors are.
@@ -211,9 +225,7 @@ def cross_validated_baselines(
         WorkspaceError: If they are damaged.
     """
     making = Making(workspace, snapshot, workspace.recipe.baselines, progress)
-    for name, row in _rows(snapshot):
-        if row.tower != "own":
-            continue
+    for name, row in _rows_of_folds(snapshot):
         classes = []
         scores = []
         common = []

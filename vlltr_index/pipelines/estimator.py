@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, Any, Self, get_args
 import numpy as np
 import torch
 from PIL import Image
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import check_array, check_random_state, column_or_1d
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
 from torch import Tensor
 
 from vlltr_index.data.decoding import ImageSource
 from vlltr_index.data.ready_made import is_ready_made, ready_made_labels, ready_made_pictures
 from vlltr_index.embedding.loading import recipe_encoder
-from vlltr_index.errors import FingerprintMismatch, InputError, MissingPackageError, UsageError
+from vlltr_index.errors import FingerprintMismatch, InputError, UsageError
 from vlltr_index.pipelines.in_memory import (
     Images,
     Sentences,
@@ -27,16 +31,6 @@ from vlltr_index.pipelines.in_memory import (
 from vlltr_index.schemas.options import Measurable
 from vlltr_index.schemas.recipes import load_recipe
 from vlltr_index.tensors import check_matrix, computing_on
-
-try:
-    from sklearn.base import BaseEstimator, ClassifierMixin
-    from sklearn.utils import check_array, check_random_state, column_or_1d
-    from sklearn.utils.multiclass import check_classification_targets
-    from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
-except ImportError:
-    raise MissingPackageError(
-        "VLLTRClassifier needs scikit-learn; it is not installed", 'Run: pip install "vlltr-index[sklearn]"'
-    ) from None
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -25,6 +25,7 @@ from vlltr_index.heads.units import number_names
 from vlltr_index.pipelines.baseline_scores import (
     ClassFrequencies,
     ScoredRow,
+    absence_notes,
     baseline_labels,
     cross_validated_baselines,
     score_baselines,
@@ -225,7 +226,7 @@ def evaluation(
         images=len(labels),
         classes=len(class_ids),
         retrieval=retrieval,
-        notes={name: note for name, note in notes.items() if note},
+        notes={name: note for name, note in notes.items() if note} | absence_notes(snapshot, notes),
         crops=crops,
         rule=fusion.rule,
         prior=named_prior(prior),

@@ -20,7 +20,7 @@ from vlltr_index.pipelines.init import check_encoder, encoder_note, require_enco
 from vlltr_index.pipelines.plan import Runner, Step, StepMaker
 from vlltr_index.pipelines.report import write_report
 from vlltr_index.pipelines.train_all import plan_training
-from vlltr_index.pipelines.train_baseline import train_baseline
+from vlltr_index.pipelines.train_baseline import absent_baselines, train_baseline
 from vlltr_index.schemas.config import CONFIG_NAME
 from vlltr_index.schemas.options import Measurable
 from vlltr_index.schemas.recipes import load_recipe
@@ -42,6 +42,7 @@ _TESTS = ("test", "val", "validation", "valid")
 _RULES = {
     "ncm": "nearest class mean",
     "discriminant": "linear discriminant",
+    "logistic": "logistic regression",
     "zero-shot": "prompts alone, without training",
 }
 _TEST = "split = 'test' AND class_id IS NOT NULL AND problem IS NULL"
@@ -85,9 +86,9 @@ class Sources:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Steps that measure a model: simple rules to compare with, and the report."""
+    """Steps that measure a model: baselines to compare with, by name, and the report."""
 
-    rules: tuple[Step[BaselineRow], ...]
+    rules: dict[str, Step[BaselineRow]]
     report: Step[ReportFile]
 
 
@@ -117,7 +118,7 @@ class FitPlan:
         steps: list[Step[Any]] = [] if self.texts is None else [self.texts]
         steps += [*self.pictures, *self.gone, *self.train]
         if self.measure is not None:
-            steps += [*self.measure.rules, self.measure.report]
+            steps += [*self.measure.rules.values(), self.measure.report]
         return steps
 
 
@@ -251,8 +252,13 @@ def _run(plan: FitPlan, workspace: Workspace, runner: Runner) -> FitResult:
         runner.run(step)
     if plan.measure is None:
         return FitResult(workspace)
-    for rule in plan.measure.rules:
-        runner.run(rule)
+    absent = absent_baselines(workspace.snapshot())
+    for name, rule in plan.measure.rules.items():
+        if name in absent:
+            _log.warning("the baseline %s is absent: %s", name, absent[name])
+            runner.leave_out(rule)
+        else:
+            runner.run(rule)
     try:
         report = runner.run(plan.measure.report)
     except MissingStepError as error:
@@ -360,9 +366,9 @@ def _measurement(maker: StepMaker, has_test: bool, has_texts: bool, prior: Measu
     made = maker.workspace.snapshot().commit.info.baselines
     split = "test" if has_test else CROSS_VALIDATION
     return Measurement(
-        rules=tuple(
-            maker.step(
-                f"A simple rule on the same vectors: {what}",
+        rules={
+            name: maker.step(
+                f"A baseline on the same vectors: {what}",
                 ("train", "baseline", name, *device),
                 train_baseline,
                 name=name,
@@ -371,7 +377,7 @@ def _measurement(maker: StepMaker, has_test: bool, has_texts: bool, prior: Measu
             for name, what in _RULES.items()
             if name != "zero-shot"
             or (maker.workspace.recipe.encoder.has_text_tower and (has_texts or name in made))
-        ),
+        },
         report=maker.step(
             "Accuracy on pictures that it has not seen, and the report",
             ("report", "--split", split, *(("--prior", "training") if prior == "training" else ()), *device),

@@ -34,7 +34,7 @@ class Step(Generic[R]):
 
 @dataclass(frozen=True)
 class StepEvent:
-    """The beginning or the end of a step, or that it was done before.
+    """The beginning or the end of a step, or that it was done before or is left out.
 
     Attributes:
         step: The step.
@@ -48,7 +48,7 @@ class StepEvent:
     step: Step[Any]
     number: int
     total: int
-    state: Literal["begins", "ended", "done before"]
+    state: Literal["begins", "ended", "done before", "left out"]
     report: Any = None
     seconds: float = 0.0
 
@@ -78,10 +78,15 @@ class Runner:
         self._tell(step, "done before")
         self._number += 1
 
+    def leave_out(self, step: Step[Any]) -> None:
+        """Pass over the next step, which cannot be run on this data."""
+        self._tell(step, "left out")
+        self._number += 1
+
     def _tell(
         self,
         step: Step[Any],
-        state: Literal["begins", "ended", "done before"],
+        state: Literal["begins", "ended", "done before", "left out"],
         report: Any = None,
         seconds: float = 0.0,
     ) -> None:

@@ -175,9 +175,24 @@ def train_baseline_stage(
 
 
 def possible_baselines(workspace: Workspace) -> list[str]:
-    """Return those of `BASELINES` that there can be: without a text tower those that are fitted on no sentence."""
+    """Return those of `BASELINES` that are not absent; without a text tower none that is fitted on sentences."""
     there = workspace.history.last().has_text_tower
-    return [name for name in BASELINES if there or BY_NAME[name].sentences is None]
+    absent = absent_baselines(workspace.snapshot())
+    return [name for name in BASELINES if name not in absent and (there or BY_NAME[name].sentences is None)]
+
+
+def absent_baselines(snapshot: Snapshot) -> dict[str, str]:
+    """Return why some of `BASELINES` cannot be fitted, by name: there are too many classes or training images."""
+    limits = {name: BY_NAME[name].limits for name in BASELINES}
+    owners = usable_images(snapshot, "train", [])["class_id"]
+    images = len(owners)
+    classes = len(owners.unique())
+    return {
+        name: f"it is limited to {limit.classes:,} classes and {limit.images:,} training images,"
+        f" and there are {classes:,} classes and {images:,} images"
+        for name, limit in limits.items()
+        if limit is not None and (classes > limit.classes or images > limit.images)
+    }
 
 
 def train_baseline(
@@ -188,7 +203,8 @@ def train_baseline(
     Raises:
         UsageError: If there is no such baseline.
         MissingStepError: If a step before has not been run; the hint names it.
-        WorkspaceError: If the training images or the encoder changed meanwhile.
+        WorkspaceError: If there are too many classes or images for it, or the training images or the encoder changed
+            meanwhile.
     """
     if name not in BY_NAME:
         raise UsageError(f"no baseline {name!r}", f"There are: fc, {', '.join(BASELINES)}.")
@@ -199,6 +215,12 @@ def train_baseline(
         lambda _: (None, f"baseline-{name}"),
         facts=training.vector_facts,
     ) as run:
+        absent = absent_baselines(run.snapshot)
+        if name in absent:
+            raise WorkspaceError(
+                f"the baseline {name!r} cannot be fitted: {absent[name]}",
+                "Run: vlltr train baseline discriminant",
+            )
         row = Making(workspace, run.snapshot, config, progress).row(BY_NAME[name])
         row = replace(row, made_of=made_of(run.snapshot, BY_NAME[name]))
 
@@ -325,10 +347,11 @@ class Making:
             if kind.sentences == "prompts":
                 sentences, note = _prompts(sentences)
             data = replace(data, texts=self.texts(tower.encoder, sentences))
+        if kind.knows_prior:
+            data = replace(data, units=self.units(tower, without))
         fitted = kind.fit(data, self.config, self.progress)
         if kind.knows_prior:
-            units = self.units(tower, without)
-            fitted = fitted.with_prior(replace(data, units=units), self.config)
+            fitted = fitted.with_prior(data, self.config)
         return BaselineRow(
             label=kind.name,
             baseline=fitted.to(torch.device("cpu")),

@@ -445,9 +445,9 @@ def _keep_folds(tx: Transaction, data: HeadData, saved: SavedHead, decision: Sta
         return
     parts = replace(saved.parts, held_out=None, told=None)
     usual = Configuration(USUAL.shrinkage, parts.text_level), parts.weights
-    numbers = range(int(decision.fold_of.max()) + 1)
-    scalars = [decision.scalars.get(number, usual) for number in numbers]
     images = data.images
+    fold_of = decision.fold_of
+    scalars = [decision.scalars.get(number, usual) for number in range(int(fold_of.max()) + 1)]
 
     def write(place: Path) -> None:
         for number, fold in enumerate(decision.folds):
@@ -456,7 +456,7 @@ def _keep_folds(tx: Transaction, data: HeadData, saved: SavedHead, decision: Sta
             folder.mkdir()
             save_fold(folder, replace(saved, head=fold.head, parts=apart), fold.bank, fold.sentence_ids)
         of_folds = [FoldScalars(level=int(one.level), weights=weights) for one, weights in scalars]
-        rows = Dealt(data.contents, images.class_ids, decision.fold_of, data.units)
+        rows = Dealt(data.contents, images.class_ids, fold_of, data.units)
         save_deal(place, rows, of_folds, models=len(decision.folds))
 
     digest = tx.objects.put("heads", write)

@@ -63,7 +63,7 @@ class Scorer:
     stats: ClassStats
     fusion: FusionConfig
     merged: Mapping[int, int]
-    offsets: Mapping[int, float] = field(default_factory=dict)
+    offsets: Mapping[int, float] = field(default_factory=dict, kw_only=True)
     log_prior: Tensor | None = field(default=None, kw_only=True)
 
     @property
