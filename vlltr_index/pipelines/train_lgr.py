@@ -25,7 +25,7 @@ from vlltr_index.heads.plda import prior_means
 from vlltr_index.pipelines import training
 from vlltr_index.pipelines.status import reading_change
 from vlltr_index.recognition.added import added_offsets
-from vlltr_index.recognition.folds import Dealt, FoldScalars, save_deal, save_fold
+from vlltr_index.recognition.folds import Dealt, Folds, FoldScalars, save_deal, save_fold
 from vlltr_index.recognition.model import Model
 from vlltr_index.recognition.state import ModelState
 from vlltr_index.schemas.config import LGRConfig, SelectConfig, require_text_tower
@@ -131,7 +131,7 @@ def _train_head(
                 _keep_stats(tx, run.data.images, run.data.units, saved)
             tx.note(merged={})
             digest = _keep_head(tx, run.data.state, saved, config, decision.log)
-            _keep_folds(tx, run.data, saved, decision)
+            _keep_folds(tx, digest, run.data, saved, decision)
             return digest
 
         digest = run.commit(keep)
@@ -395,7 +395,7 @@ def _keep_tuned(
     tx.note(folds=None, offsets={})
     if decision is not None:
         held_data = HeadData(state, images, images.features[None], units, list(whole.keys))
-        _keep_folds(tx, held_data, saved, decision)
+        _keep_folds(tx, digest, held_data, saved, decision)
     return digest, notes
 
 
@@ -438,7 +438,9 @@ def _keep_head(tx: Transaction, state: ModelState, saved: SavedHead, config: LGR
     return digest
 
 
-def _keep_folds(tx: Transaction, data: HeadData, saved: SavedHead, decision: StageTwoResult) -> None:
+def _keep_folds(
+    tx: Transaction, head: str, data: HeadData, saved: SavedHead, decision: StageTwoResult
+) -> None:
     """Commit the models of the folds with the head, and the offsets of added classes, which they give."""
     tx.note(folds=None, offsets={})
     if not decision.folds or data.images is None or saved.parts is None or decision.fold_of is None:
@@ -460,8 +462,19 @@ def _keep_folds(tx: Transaction, data: HeadData, saved: SavedHead, decision: Sta
         save_deal(place, rows, of_folds, models=len(decision.folds))
 
     digest = tx.objects.put("heads", write)
-    tx.note(folds=CrossValidated(digest=digest, head=tx.commit.head or ""))
-    tx.note(offsets=added_offsets(Model.of(ModelState(tx))))
+    tx.note(folds=CrossValidated(digest=digest, head=head))
+    state = ModelState(tx)
+    model = Model(
+        anchors=data.state.anchors,
+        saved=saved,
+        stats=state.class_stats,
+        fusion=tx.recipe.fusion,
+        merged={},
+        state=state,
+        classes=state.classes,
+        taxonomy=state.taxonomy,
+    )
+    tx.note(offsets=added_offsets(model, Folds(tx.objects.path("heads", digest))))
 
 
 def _start(snapshot: Snapshot, config: LGRConfig) -> str | None:

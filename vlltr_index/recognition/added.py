@@ -74,13 +74,18 @@ class FoldScores:
         return best
 
 
-def fold_scores(model: Model) -> FoldScores | None:
-    """Score the images of the folds, as many as are needed; None if the head has no folds."""
-    folds = open_folds(model.state.snapshot) if model.saved.parts is not None else None
-    return None if folds is None else _scores(model, folds)
+def fold_scores(model: Model, folds: Folds | None = None) -> FoldScores | None:
+    """Score the images of the folds, as many as are needed; None if no image is held out.
 
-
-def _scores(model: Model, folds: Folds) -> FoldScores | None:
+    Args:
+        model: The model.
+        folds: Those of its head; None: as its commit has them.
+    """
+    if model.saved.parts is None:
+        return None
+    folds = folds or open_folds(model.state.snapshot)
+    if folds is None:
+        return None
     most = max(_FEWEST, min(_MOST, _SCORES // max(1, len(model.class_ids))))
     each = -(-most // folds.number)
     scores, labels, same = list[Tensor](), list[Tensor](), list[Tensor]()
@@ -128,9 +133,9 @@ def _log_scores(judge: Model, features: Tensor) -> Tensor:
     return torch.cat(found)
 
 
-def added_offsets(model: Model) -> dict[int, float]:
+def added_offsets(model: Model, folds: Folds) -> dict[int, float]:
     """Compute the offsets of a model's added classes by their ids; those of 0 are left out."""
     if bool(model.trained.all()):
         return {}
-    found = fold_scores(model)
+    found = fold_scores(model, folds)
     return {} if found is None else found.offsets()
