@@ -89,8 +89,9 @@ def make(unit: Unit, seed: int, encoding: Encoding, photos: Path) -> Draw:
     """Make one draw; the classes keep their names, whatever their texts are."""
     kinds, added = drawn(read_photographs(photos), unit.setting, seed)
     names = [kind.name for kind in (*kinds, *added)]
-    parts = (_with_texts(some, unit.texts, seed) for some in (kinds, added))
-    return encoding.draw(*parts, GROUP, names)
+    return encoding.draw(
+        _with_texts(kinds, unit.texts, seed), _with_texts(added, unit.texts, seed), GROUP, names
+    )
 
 
 def _with_texts(kinds: Sequence[Kind], texts: str, seed: int) -> Sequence[Kind]:

@@ -76,7 +76,8 @@ def _rows(unit: Unit) -> list[str]:
 
 
 def _gap(values: Sequence[float], digits: int = 1, factor: float = 100.0) -> str:
-    return Gap(*values, error=0.0, freedom=0).shown(digits, factor)
+    mean, low, high = values
+    return Gap(mean, low, high, error=0.0, freedom=0).shown(digits, factor)
 
 
 def _added(encoder: str, unit: Unit) -> list[str]:

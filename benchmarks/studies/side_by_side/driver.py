@@ -182,7 +182,7 @@ class Workers:
         return found
 
     def _start(self, rows_only: bool) -> subprocess.Popen[str]:
-        words = [self._python, "-P", worker.__file__, *(["--rows-only"] if rows_only else [])]
+        words = [str(self._python), "-P", worker.__file__, *(["--rows-only"] if rows_only else [])]
         return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **_OUTSIDE)
 
 

@@ -21,7 +21,7 @@ from vlltr_index.data.decoding import probe
 from vlltr_index.data.text import class_prompts, normalise_text, sentence_id, text_hash
 from vlltr_index.embedding.loading import recipe_encoder, thumbnail_tensor
 from vlltr_index.embedding.pixels import in_batches
-from vlltr_index.embedding.vectors import Engine, LocalEngine
+from vlltr_index.embedding.vectors import LocalEngine
 from vlltr_index.heads.units import join_copies, units_of
 from vlltr_index.schemas.fingerprint import digest_bytes
 from vlltr_index.schemas.recipes import load_recipe
@@ -45,7 +45,7 @@ class Encoding:
         self.name = "" if name == CLIP else name
         self.templates = load_recipe("ours", (), self.name or None).templates
         self.logit_scale = SCALE
-        self._engine: Engine = ClipGeometry()
+        self._engine: LocalEngine | ClipGeometry = ClipGeometry()
         if self.name:
             encoder = recipe_encoder(load_recipe("ours", (), self.name).encoder).eval()
             self.logit_scale = encoder.logit_scale

@@ -96,8 +96,9 @@ class Draw:
     def save(self, path: Path) -> None:
         """Write the draw, whole or not at all."""
         part = path.with_suffix(f".{os.getpid()}.part")
+        arrays: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         with part.open("wb") as file:
-            np.savez(file, **{field.name: np.asarray(getattr(self, field.name)) for field in fields(self)})
+            np.savez(file, **arrays)
         part.replace(path)
 
     @classmethod
