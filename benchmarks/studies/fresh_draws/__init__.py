@@ -37,7 +37,7 @@ from benchmarks.studies.side_by_side.driver import (
     measure,
 )
 from benchmarks.studies.side_by_side.encoding import Encoding
-from benchmarks.studies.side_by_side.figures import by_class, compact
+from benchmarks.studies.side_by_side.figures import by_class, compact, recalls
 from benchmarks.studies.side_by_side.worker import METHOD, Draw
 from benchmarks.study import Command, Study, add_folder
 
@@ -92,7 +92,11 @@ def _figures(unit: Unit, seed: int, lines: dict[str, dict[str, Any]], folder: Pa
     if unit.source == PHOTOGRAPHS and all("failed" not in side for side in found.values()):
         names = Draw.load(draw_file(unit.unit, seed, folder)).names.tolist()
         for side in SIDES:
-            found[side]["classes"] = by_class(lines[side]["result"]["rows"][METHOD], names)
+            result = lines[side]["result"]
+            found[side]["classes"] = by_class(result["rows"][METHOD], names)
+            found[side]["added_classes"] = {
+                how: recalls(one["classes"], names) for how, one in result["added"].items()
+            }
     return found
 
 

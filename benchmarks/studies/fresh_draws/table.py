@@ -99,21 +99,18 @@ def _existing(kinds: Mapping[str, Sequence[str]], done: Mapping[str, Sequence[Dr
 def _gaps(kind: str, draws: Sequence[Draw]) -> tuple[Gap, Gap]:
     """Return how much more balanced accuracy and NLL are after than before."""
     if kind == PHOTOGRAPHS:
-        by_measure = [
-            [
-                {
-                    name: draw[AFTER]["classes"][name][place] - value[place]
-                    for name, value in draw[BEFORE]["classes"].items()
-                }
-                for draw in draws
-            ]
-            for place in (0, 1)
-        ]
-        return of_classes(by_measure[0]), of_classes(by_measure[1])
+        sides = [[draw[side]["classes"] for side in SIDES] for draw in draws]
+        balanced, nll = ([_less(*pair, place) for pair in sides] for place in (0, 1))
+        return of_classes(balanced), of_classes(nll)
     return (
         of_draws([_row(draw, AFTER)["balanced"] - _row(draw, BEFORE)["balanced"] for draw in draws]),
         of_draws([_row(draw, AFTER)["nll"] - _row(draw, BEFORE)["nll"] for draw in draws]),
     )
+
+
+def _less(before: Mapping[str, Any], after: Mapping[str, Any], place: int) -> dict[str, float]:
+    """Return by class how much more one of its figures is after than before."""
+    return {name: after[name][place] - value[place] for name, value in before.items()}
 
 
 def _row(draw: Draw, side: str) -> Mapping[str, float]:
@@ -154,15 +151,16 @@ def _added(kinds: Mapping[str, Sequence[str]], done: Mapping[str, Sequence[Draw]
     behind: dict[str, bool] = {}
     for count, shots in ADDITIONS:
         how = f"{count} x {shots}"
-        for names in kinds.values():
+        for kind, names in kinds.items():
             for name in names:
                 draws = [draw for draw in done[name] if how in draw[AFTER]["added"]]
                 if not draws:
                     continue
-                lines.append(_added_row(name, _words(count, shots), how, draws))
+                gap = _added_gap(kind, draws, how)
+                lines.append(_added_row(name, _words(count, shots), how, draws, gap))
                 case = f"{name}, {_words(count, shots)}"
                 lost[case] = fmean(draw[AFTER]["added"][how]["lost"] for draw in draws) <= LOST_MOST
-                behind[case] = fmean(_more(draws, how)) > BEHIND_MOST
+                behind[case] = gap.mean > BEHIND_MOST
     return [
         *lines,
         "",
@@ -177,11 +175,17 @@ def _words(count: int, shots: int) -> str:
     return f"{count}, {what}"
 
 
-def _more(draws: Sequence[Draw], how: str) -> list[float]:
-    return [draw[AFTER]["added"][how]["all"] - draw[BEFORE]["added"][how]["all"] for draw in draws]
+def _added_gap(kind: str, draws: Sequence[Draw], how: str) -> Gap:
+    """Return how much more balanced accuracy over existing and added classes is after than before."""
+    if kind == PHOTOGRAPHS:
+        sides = [[draw[side]["added_classes"][how] for side in SIDES] for draw in draws]
+        return of_classes(
+            [{name: after[name] - value for name, value in before.items()} for before, after in sides]
+        )
+    return of_draws([draw[AFTER]["added"][how]["all"] - draw[BEFORE]["added"][how]["all"] for draw in draws])
 
 
-def _added_row(name: str, words: str, how: str, draws: Sequence[Draw]) -> str:
+def _added_row(name: str, words: str, how: str, draws: Sequence[Draw], gap: Gap) -> str:
     def values(side: str, what: str) -> list[float]:
         return [draw[side]["added"][how][what] for draw in draws]
 
@@ -190,7 +194,7 @@ def _added_row(name: str, words: str, how: str, draws: Sequence[Draw]) -> str:
         f"{100 * fmean(values(side, 'lost')):.2f} ({100 * max(values(side, 'lost')):.1f})" for side in SIDES
     ]
     cells += [f"{100 * fmean(values(side, what)):.1f}" for what in ("found", "all") for side in SIDES]
-    cells.append(of_draws(_more(draws, how)).shown())
+    cells.append(gap.shown())
     return f"| {' | '.join(cells)} |"
 
 

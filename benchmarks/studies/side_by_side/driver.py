@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from filelock import FileLock
+
 from benchmarks.kept import commit
 from benchmarks.studies.side_by_side import worker
 from benchmarks.studies.side_by_side.worker import Draw
@@ -86,7 +88,7 @@ def measure(
             job.make().save(drawn)
         found = ask(job, drawn)
         line = {"unit": job.unit, "seed": job.seed, "digest": _digest(drawn), **version, "result": found}
-        with path.open("a", encoding="utf-8") as file:
+        with FileLock(path.with_suffix(".lock")), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         _log.info("%s, %s: %s", side, drawn.stem, found.get("failed") or _shown(found))
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.studies.side_by_side.worker import METHOD
 
-__all__ = ["MEASURES", "addition", "by_class", "compact", "recall"]
+__all__ = ["MEASURES", "addition", "by_class", "compact", "recall", "recalls"]
 
 MEASURES = ("accuracy", "balanced", "nll", "ece")
 Line = Mapping[str, Any]
@@ -64,3 +64,8 @@ def by_class(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, list[flo
         for name, (count, hits, nll) in zip(names, row["classes"], strict=False)
         if count
     }
+
+
+def recalls(classes: Sequence[Sequence[float]], names: Sequence[str]) -> dict[str, float]:
+    """Return the recall of each class that has test images, by name."""
+    return {name: round(row[1] / row[0], 6) for name, row in zip(names, classes, strict=False) if row[0]}
