@@ -39,7 +39,8 @@ def generated(units: Mapping[str, Unit]) -> str:
     lines = [
         f"Before: commit `{first['commits'][BEFORE]}`; after: `{first['commits'][AFTER]}`; torch"
         f" {first['versions']['torch']}, one thread. Means over draws; intervals of the paired difference are 95%, by"
-        " Student's t over draws, on photographs by bootstrap over classes. Bold: a kind, all its draws.",
+        " Student's t over draws, on photographs by bootstrap over classes, of which each weighs the same there, for NLL"
+        " too. Bold: a kind, all its draws.",
         "",
         *_missing(done),
         *_existing(kinds, done),
@@ -100,7 +101,7 @@ def _gaps(kind: str, draws: Sequence[Draw]) -> tuple[Gap, Gap]:
     """Return how much more balanced accuracy and NLL are after than before."""
     if kind == PHOTOGRAPHS:
         sides = [[draw[side]["classes"] for side in SIDES] for draw in draws]
-        balanced, nll = ([_less(*pair, place) for pair in sides] for place in (0, 1))
+        balanced, nll = ([_less(before, after, place) for before, after in sides] for place in (0, 1))
         return of_classes(balanced), of_classes(nll)
     return (
         of_draws([_row(draw, AFTER)["balanced"] - _row(draw, BEFORE)["balanced"] for draw in draws]),
