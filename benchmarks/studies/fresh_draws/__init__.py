@@ -74,8 +74,8 @@ def _check(chosen: Sequence[Unit], folders: Path, photos: Path) -> None:
     missing = [f"{place} ({source})" for source, place in places.items() if not place.is_dir()]
     if missing:
         raise SystemExit(
-            f"missing: {', '.join(missing)}; make them (recipes/photos_lt/README.md; python -m benchmarks draws folders),"
-            " or name other settings: --units"
+            f"missing: {', '.join(missing)}; make them (recipes/photos_lt/README.md; python -m benchmarks draws"
+            " folders), or name other settings: --units"
         )
 
 

@@ -39,8 +39,8 @@ def generated(units: Mapping[str, Unit]) -> str:
     lines = [
         f"Before: commit `{first['commits'][BEFORE]}`; after: `{first['commits'][AFTER]}`; torch"
         f" {first['versions']['torch']}, one thread. Means over draws; intervals of the paired difference are 95%, by"
-        " Student's t over draws, on photographs by bootstrap over classes, of which each weighs the same there, for NLL"
-        " too. Bold: a kind, all its draws.",
+        " Student's t over draws, on photographs by bootstrap over classes, of which each weighs the same there, for"
+        " NLL too. Bold: a kind, all its draws.",
         "",
         *_missing(done),
         *_existing(kinds, done),
