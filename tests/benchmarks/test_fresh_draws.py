@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 
 from benchmarks import kept
+from benchmarks.__main__ import main
 from benchmarks.studies import fresh_draws
-from benchmarks.studies.draws.sources import UNITS, of_units
+from benchmarks.studies.draws.sources import UNITS, Kind, of_units
 from benchmarks.studies.fresh_draws.collections import FOLDERS, make, units
 from benchmarks.studies.fresh_draws.table import generated
 from benchmarks.studies.photographs import units as photograph_units
+from benchmarks.studies.side_by_side.driver import draw_file
 from benchmarks.studies.side_by_side.encoding import CLIP, Encoding
 from benchmarks.studies.side_by_side.worker import METHOD
 
@@ -52,6 +54,25 @@ def test_a_draw_has_ten_classes_to_add(tmp_path: Path) -> None:
     assert made[0].can_add(10, 5)
     assert (made[0].train == made[1].train).all()
     assert made[0].names.tolist() != made[2].names.tolist()
+
+
+def test_a_missing_folder_ends_a_run_before_it_starts(tmp_path: Path) -> None:
+    """The message names the folder; a setting that does not exist is answered by those that do."""
+    command = [
+        "fresh_draws",
+        "run",
+        "--side",
+        "after",
+        "--dir",
+        str(tmp_path),
+        "--folders",
+        str(tmp_path),
+        "--units",
+    ]
+    with pytest.raises(SystemExit, match=r"missing: .*emoji \(emoji\)"):
+        main([*command, "emoji 30xhalf"])
+    with pytest.raises(SystemExit, match="--units takes: characters 10x20; "):
+        main([*command, "emoji"])
 
 
 @pytest.mark.slow
@@ -108,6 +129,34 @@ def test_equal_versions_differ_by_nothing(results: Path) -> None:
     assert "does not hold" not in page
     assert page.count(": holds.") == 6
     assert "are in no table:** photographs, long tail (20), photographs, 5 per class (20)" in page
+
+
+def test_intervals_of_photographs_are_over_classes(results: Path) -> None:
+    """Two draws of the same images, in which one of two classes gains twenty points; an added class gains as much."""
+    encoding = Encoding(CLIP, results)
+    bird, fish, coin = (
+        Kind(name, (), (("a-1.png", b""),), (("a-2.png", b""),)) for name in ("bird", "fish", "coin")
+    )
+    made = encoding.draw([bird, fish], [coin])
+    name = "photographs, long tail"
+    (unit,) = (unit for unit in units() if unit.unit == name)
+    for seed in unit.seeds[:2]:
+        draw_file(name, seed, results).parent.mkdir(exist_ok=True)
+        made.save(draw_file(name, seed, results))
+        for side, gain in (("before", 0), ("after", 2)):
+            one = {"unit": name, "seed": seed, **line(0.5, 0.5, 0)}
+            one["result"]["rows"][METHOD]["classes"][0][1] += gain
+            one["result"]["added"]["1 x 1"]["classes"][2][1] += gain
+            with (results / f"{side}.jsonl").open("a") as file:
+                file.write(json.dumps(one) + "\n")
+    fresh_draws.keep_results(results)
+    page = generated(kept.read("fresh_draws"))
+    assert "| photographs, long tail | 2 | 50.0 | 50.0 | +10.0 [+0.0, +20.0] |" in page
+    assert "| photographs, long tail | 1, 1 image | 2 |" in page
+    row = next(
+        text for text in page.splitlines() if text.startswith("| photographs, long tail | 1, 1 image |")
+    )
+    assert row.endswith("| +6.7 [+0.0, +20.0] |")
 
 
 def test_a_bound_that_does_not_hold_is_named(results: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks import kept
+from benchmarks.__main__ import main
 from benchmarks.datasets.photos_lt.listing import CUTOUT, SCENE, facts
 from benchmarks.studies import photographs as study
 from benchmarks.studies.photographs import units
@@ -129,3 +130,12 @@ def test_settings_are_those_of_the_splits() -> None:
     names = {unit.name for unit in units()}
     assert len(names) == len(units()) == 2 * len(SETTINGS) * 4
     assert {unit.setting for unit in units()} == set(SETTINGS)
+
+
+def test_a_wrong_setting_or_folder_ends_a_run(tmp_path: Path) -> None:
+    """The message names what there is."""
+    command = ["photographs", "run", "--side", "rules", "--dir", str(tmp_path), "--photos"]
+    with pytest.raises(SystemExit, match="missing: "):
+        main([*command, str(tmp_path / "none")])
+    with pytest.raises(SystemExit, match="no setting 7 per class; --units takes: 3 per class; "):
+        main([*command, str(tmp_path), "--units", "7 per class"])

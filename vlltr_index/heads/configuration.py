@@ -11,13 +11,16 @@ from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
 from itertools import product
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vlltr_index.heads.fusion import PartWeights
 from vlltr_index.heads.weighing import fit_factors, paired_mean, robust_nll
+
+if TYPE_CHECKING:
+    from vlltr_index.schemas.records import Progress
 
 SHRINKAGES = (1.0, 10.0)
 """Factors of the covariances' shrinkage intensity (OAS) that are compared, see `shrunk`."""
@@ -137,8 +140,13 @@ class Chosen:
     log_probabilities: Tensor
 
 
-def choose(table: OutOfFold) -> Chosen:
-    """Choose configuration and scalars; below 30 groups they are `USUAL` and `TEMPERED`."""
+def choose(table: OutOfFold, progress: Progress | None = None) -> Chosen:
+    """Choose configuration and scalars; below 30 groups they are `USUAL` and `TEMPERED`.
+
+    Args:
+        table: The table.
+        progress: Called after the choice for each fold.
+    """
     everything = torch.ones_like(table.labels, dtype=torch.bool)
     folds = table.folds.unique().tolist()
     if len(table.groups.unique()) < FEWEST_GROUPS or len(folds) < 3:
@@ -163,13 +171,17 @@ def choose(table: OutOfFold) -> Chosen:
 
     answers = torch.zeros(len(table.labels), table.likelihoods[SHRINKAGES[0], False].shape[1]).double()
     of_folds = {}
-    for fold in folds:
+    for done, fold in enumerate(folds):
+        if progress:
+            progress("choose configuration", done, len(folds) + 1)
         rows = table.folds == fold
         out = frozenset([fold])
         best = likeliest([one for one in folds if one != fold], out)
         of_folds[fold] = best, fit(configurations.index(best), out)
         answers[rows] = table.scores(*of_folds[fold], rows)
     chosen = likeliest(folds, frozenset())
+    if progress:
+        progress("choose configuration", len(folds) + 1, len(folds) + 1)
     return Chosen(chosen, whole[configurations.index(chosen)], of_folds, answers)
 
 

@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.kept import keep, surroundings
-from benchmarks.studies.fresh_draws.collections import PHOTOGRAPHS, Unit, make, units
+from benchmarks.studies.fresh_draws.collections import FOLDERS, PHOTOGRAPHS, Unit, make
+from benchmarks.studies.fresh_draws.collections import units as settings
 from benchmarks.studies.fresh_draws.table import parts
 from benchmarks.studies.side_by_side.driver import (
     SIDES,
@@ -52,15 +53,36 @@ def run(
     photos: Path,
 ) -> None:
     """Measure one side on the draws that it has not measured yet."""
+    chosen = [unit for unit in settings() if units is None or unit.unit in units]
+    _check(chosen, folders, photos)
     with Workers(python) as workers:
-        measure(_jobs(units, draws, folder, folders, photos), side, workers.version, workers.ask, folder)
+        jobs = _jobs(chosen, draws, folder, folders, photos)
+        measure(jobs, side, workers.version, workers.ask, folder)
+
+
+def _check(chosen: Sequence[Unit], folders: Path, photos: Path) -> None:
+    """Check that the folders of all settings are there.
+
+    Raises:
+        SystemExit: One is missing, or no setting is left.
+    """
+    if not chosen:
+        raise SystemExit(f"no such setting; --units takes: {'; '.join(unit.unit for unit in settings())}")
+    places = {unit.source: folders / unit.source for unit in chosen if unit.source in FOLDERS}
+    if any(unit.source == PHOTOGRAPHS for unit in chosen):
+        places[PHOTOGRAPHS] = photos
+    missing = [f"{place} ({source})" for source, place in places.items() if not place.is_dir()]
+    if missing:
+        raise SystemExit(
+            f"missing: {', '.join(missing)}; make them (recipes/photos_lt/README.md; python -m benchmarks draws"
+            " folders), or name other settings: --units"
+        )
 
 
 def _jobs(
-    names: Sequence[str] | None, draws: int | None, folder: Path, folders: Path, photos: Path
+    chosen: Sequence[Unit], draws: int | None, folder: Path, folders: Path, photos: Path
 ) -> Iterator[Job]:
     """Yield the draws, of each encoder together."""
-    chosen = [unit for unit in units() if names is None or unit.unit in names]
     for encoder in dict.fromkeys(unit.encoder for unit in chosen):
         encoding = Encoding(encoder, folder)
         for unit in chosen:
@@ -71,7 +93,7 @@ def _jobs(
 
 def keep_results(folder: Path) -> None:
     """Keep the figures of the draws that both sides have measured."""
-    of_unit = {unit.unit: unit for unit in units()}
+    of_unit = {unit.unit: unit for unit in settings()}
     for name, rows in matched(folder).items():
         unit = of_unit[name]
         lines = next(iter(rows.values()))

@@ -111,6 +111,10 @@ def run(
     texts: Sequence[str],
 ) -> None:
     """Measure one side on the draws that it has not measured yet."""
+    if not photos.is_dir():
+        raise SystemExit(f"missing: {photos}; make it: recipes/photos_lt/README.md")
+    if unknown := set(units or ()) - set(SETTINGS):
+        raise SystemExit(f"no setting {', '.join(sorted(unknown))}; --units takes: {'; '.join(SETTINGS)}")
     jobs = _jobs(units, draws, folder, photos, [TRUE] if side == RULES else texts)
     with Workers(python) as workers:
         ask = measure_rules if side == RULES else workers.ask

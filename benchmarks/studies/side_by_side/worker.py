@@ -275,17 +275,78 @@ def accepted(scorer: Scorer, features: Tensor) -> Tensor | None:
 
 
 def added(scorer: Scorer, draw: Draw, recipe: Recipe, count: int, shots: int) -> Scorer:
-    """Return the model with the first `count` added classes, which have `shots` images each, or text alone.
-
-    FILL IN for the new method: compute the offsets of the added classes with the models of the folds.
-    """
-    if IS_EARLIER:
-        return _added_earlier(scorer, draw, recipe, count, shots)
-    raise NotImplementedError("the offsets of added classes, by the models of the folds")
+    """Return the model with the first `count` added classes, which have `shots` images each, or text alone."""
+    found = _with_classes(scorer, draw, recipe, count, shots)
+    return found if IS_EARLIER else replace(found, offsets=_offsets(found, draw, count, shots))
 
 
-def _added_earlier(scorer: Scorer, draw: Draw, recipe: Recipe, count: int, shots: int) -> Scorer:
-    """Do what `vlltr classes add` did: select anchors by all images, and count and sum the new ones."""
+def _offsets(scorer: Scorer, draw: Draw, count: int, shots: int) -> dict[int, float]:
+    """Compute the offsets of added classes by the models of the folds, as `vlltr classes add` does."""
+    from vlltr_index.heads.units import number_names, number_observations
+    from vlltr_index.recognition.added import FoldScores
+
+    decision = _DECISIONS[-1]
+    if not decision.folds:
+        return {}
+    parts = replace(scorer.saved.parts, held_out=None, told=None)
+    labels = torch.from_numpy(draw.labels)
+    observations = number_observations(labels, draw.units.tolist())
+    scores, rows = [], []
+    for number, (level, weights) in decision.scalars.items():
+        out = decision.fold_of == number
+        fold = decision.folds[number if len(decision.folds) > 1 else 0]
+        apart = replace(
+            parts, shared=fold.shared, shifts=fold.shifts, weights=weights, text_level=level.level
+        )
+        stats = _without(scorer, draw, fold.out, labels, observations)
+        judge = replace(
+            scorer, saved=replace(scorer.saved, head=fold.head, parts=apart), stats=stats, offsets={}
+        )
+        images = torch.from_numpy(draw.train)[out]
+        scores.append(judge.exhaustive(images).log_scores.double())
+        rows.append(out.nonzero()[:, 0])
+    at = torch.cat(rows)
+    table = FoldScores(
+        class_ids=scorer.class_ids,
+        base=scorer.trained,
+        scores=torch.cat(scores),
+        image_ids=[],
+        labels=labels[at],
+        same=torch.ones_like(at, dtype=torch.bool),
+        groups=number_names([draw.units[n] for n in at.tolist()]),
+    )
+    return table.offsets()
+
+
+def _without(scorer: Scorer, draw: Draw, out: Tensor, labels: Tensor, observations: Tensor) -> Any:
+    """Return the statistics of the classes without the training images bool [N]."""
+    from vlltr_index.heads.moments import class_sums, observation_weights
+
+    weights = observation_weights(observations, scorer.saved.unit_correlation)
+    images = unit_rows(torch.from_numpy(draw.train)[out])
+    stats = scorer.stats
+    counts, sums = class_sums(images, labels[out], len(stats.class_ids), weights[out])
+    return replace(stats, counts=stats.counts - counts, sums=stats.sums - sums)
+
+
+_DECISIONS: list[Any] = []
+
+
+def keep_decisions() -> None:
+    """Keep what stage 2 decides beside the model, which has the models of the folds."""
+    import vlltr_index.pipelines.in_memory as pipeline
+
+    fitted = pipeline.fit_stage_two
+
+    def kept(*arguments: Any, **more: Any) -> Any:
+        _DECISIONS[:] = [fitted(*arguments, **more)]
+        return _DECISIONS[0]
+
+    pipeline.fit_stage_two = kept
+
+
+def _with_classes(scorer: Scorer, draw: Draw, recipe: Recipe, count: int, shots: int) -> Scorer:
+    """Do what `vlltr classes add` does: select anchors by all images, and count and sum the new ones."""
     import pyarrow as pa
 
     from vlltr_index.heads.moments import class_sums, observation_weights
@@ -319,6 +380,8 @@ def _added_earlier(scorer: Scorer, draw: Draw, recipe: Recipe, count: int, shots
 
 def main(arguments: Sequence[str]) -> None:
     """Measure the draws that are named on standard input."""
+    if not IS_EARLIER:
+        keep_decisions()
     for line in sys.stdin:
         try:
             found = measure(Draw.load(Path(line.strip())), "--rows-only" in arguments)
