@@ -36,7 +36,7 @@ def run(state: Any) -> Arrays:
     return ours.run(state)
 
 
-def fit_model(moments: Moments, prototypes: Tensor, shrinkage: float | None) -> PLDA:
+def fit_model(moments: Moments, prototypes: Tensor, shrinkage: float) -> PLDA:
     """Fit the model as `plda_fit.fit_model` does, with all matrices [D, D]."""
     n = moments.counts.double()
     weights = n / (n + 2.0)
@@ -62,7 +62,7 @@ def fit_model(moments: Moments, prototypes: Tensor, shrinkage: float | None) -> 
     shared = SharedGaussian(
         centre, whitening @ rotation, spread, blank, text_centre, text_map=mapped, text_r2=r2
     )
-    return PLDA(shared, moments.counts, moments.sums, prototypes)
+    return PLDA(shared, moments.counts, moments.sums, plda_fit.predict(shared, prototypes))
 
 
 def _fit_texts(text: Tensor, seen: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, float]:
