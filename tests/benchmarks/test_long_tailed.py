@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from benchmarks.studies import ablation
-from benchmarks.studies.long_tailed.table import ORDER, generated
+from benchmarks.studies.long_tailed import measure
+from benchmarks.studies.long_tailed.table import ADJUSTED, IMAGE_ONLY, ORDER, generated
 from benchmarks.studies.new_classes import at_equal_loss
 from benchmarks.studies.paired import METHOD, bits_of
 from benchmarks.studies.without_text import WHOLE
 from vlltr_index.schemas.recipes import load_recipe, override
+from vlltr_index.store.workspace import Workspace
 
 BITS = "1101101011"
 
@@ -50,6 +52,17 @@ def test_the_page_has_rows_differences_and_decisions() -> None:
     assert f"| **{METHOD}, own texts less permuted** | +0.0 [+0.0, +0.0] |" in text
     assert "| permuted | 0 | 0.5 | 0.5 | 0.5 | 0.5 |" in text
     assert "| 1 | 30 |" in text
+
+
+@pytest.mark.slow
+def test_rows_of_a_trained_workspace(trained: Workspace) -> None:
+    """All rows but the image-only ones, for the same test images; the decisions name the weights of both models."""
+    found = measure(trained, baseline=False)
+    assert set(found["right"]) == set(ORDER) - {IMAGE_ONLY, ADJUSTED}
+    assert {len(row) for row in found["right"].values()} == {len(found["labels"])}
+    assert found["decided"][METHOD].keys() == found["decided"][WHOLE].keys()
+    assert found["decided"][WHOLE]["text"] == 0.0
+    assert {"image", "generative", "text", "text_r2"} <= found["decided"][METHOD].keys()
 
 
 def test_ablated_rows_change_only_what_they_are_about() -> None:

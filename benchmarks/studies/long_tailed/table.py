@@ -11,7 +11,17 @@ from benchmarks.studies.paired import BINS, METHOD, WITHOUT_BRANCH, Runs, differ
 from benchmarks.studies.without_text import WHOLE
 from benchmarks.studies.workspaces import DATA, GLYPHS, NAMES, RECIPES, by_data
 
-__all__ = ["BY_FAMILY", "ORDER", "generated", "of_data", "parts", "summary", "write_rows"]
+__all__ = [
+    "ADJUSTED",
+    "BY_FAMILY",
+    "IMAGE_ONLY",
+    "ORDER",
+    "generated",
+    "of_data",
+    "parts",
+    "summary",
+    "write_rows",
+]
 
 IMAGE_ONLY = "image-only"
 ADJUSTED = "image-only + logit adjustment"
