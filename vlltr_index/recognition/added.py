@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _SCORES = 4_000_000
 _FEWEST = 300
 _MOST = 1000
+_MOST_CLASSES = 10_000  # of more, reading the anchors that a fold's images did not select takes too long
 _BATCH = 256
 
 
@@ -91,7 +92,7 @@ def fold_scores(model: Model, folds: Folds | None = None) -> FoldScores | None:
     scores, labels, same = list[Tensor](), list[Tensor](), list[Tensor]()
     groups, ids = list[str](), list[str]()
     for number in range(folds.number):
-        fold = folds.open(model, number, own_anchors=False)
+        fold = folds.open(model, number, own_anchors=len(model.class_ids) <= _MOST_CLASSES)
         if not fold.image_ids:
             continue
         # Ordered by ids, which are hashes, so that the first ones are a random sample.
