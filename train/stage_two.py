@@ -251,6 +251,8 @@ def _with_table(
 
 def _text_trust(data: StageTwoData, folds: list[Fold], configuration: Configuration) -> float:
     """Find how far texts of added classes are to be trusted: those that stage 1 saw look too good."""
+    if not bool(data.unseen_classes.any()):
+        return 1.0
     moments = data.moments(torch.ones_like(data.unseen))
     unseen = data.unseen_classes & (data.places >= 0) & (moments.counts > 0).cpu()
     if not bool(unseen.any()):

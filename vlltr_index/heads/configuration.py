@@ -92,11 +92,17 @@ class OutOfFold:
         counts = self.text is not None and configuration.level == TextLevel.ATTENTION
         return visual, self.text[rows] if counts and self.text is not None else None
 
-    def fit(self, configuration: Configuration, out: Iterable[int] = ()) -> PartWeights:
-        """Fit the scalars by all rows but those of the folds `out`."""
+    def fit(
+        self, configuration: Configuration, out: Iterable[int] = (), start: PartWeights | None = None
+    ) -> PartWeights:
+        """Fit the scalars by all rows but those of the folds `out`; the search may start from those by more rows."""
         rows = ~torch.isin(self.folds, torch.tensor(sorted(out), dtype=torch.int64))
         visual, text = self._parts(configuration, rows)
-        factors = fit_factors(visual, text, self.labels[rows], self.weights[rows])
+        before = None
+        if start is not None:
+            before = [start.generative, *([] if self.linear is None else [start.image])]
+            before += [] if text is None else [start.text]
+        factors = fit_factors(visual, text, self.labels[rows], self.weights[rows], before)
         return PartWeights(
             generative=factors[0],
             image=0.0 if self.linear is None else factors[1],
@@ -141,7 +147,8 @@ def choose(table: OutOfFold) -> Chosen:
         of_folds = dict.fromkeys(folds, (usual, weights))
         return Chosen(usual, weights, of_folds, table.scores(usual, weights, everything))
     configurations = table.configurations
-    fit = cache(lambda number, out: table.fit(configurations[number], out))
+    whole = [table.fit(one) for one in configurations]
+    fit = cache(lambda number, out: table.fit(configurations[number], out, whole[number]))
 
     def likeliest(others: Sequence[int], out: frozenset[int]) -> Configuration:
         """Choose by the rows of the folds `others`, each by scalars that know neither it nor the folds `out`."""
@@ -163,7 +170,7 @@ def choose(table: OutOfFold) -> Chosen:
         of_folds[fold] = best, fit(configurations.index(best), out)
         answers[rows] = table.scores(*of_folds[fold], rows)
     chosen = likeliest(folds, frozenset())
-    return Chosen(chosen, table.fit(chosen), of_folds, answers)
+    return Chosen(chosen, whole[configurations.index(chosen)], of_folds, answers)
 
 
 def _least(configurations: Sequence[Configuration], losses: Tensor, table: OutOfFold, rows: Tensor) -> int:
