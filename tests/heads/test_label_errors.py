@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vlltr_index.heads import label_errors as module
-from vlltr_index.heads.cross_validated import cross_validate
+
 from vlltr_index.heads.label_errors import label_errors
 
 
