@@ -20,7 +20,6 @@ STUDIES = {
     "baselines": "studies.baselines",
     "draws": "studies.draws",
     "duplicates": "studies.duplicates",
-    "fitted_weights": "studies.fitted_weights",
     "fresh_draws": "studies.fresh_draws",
     "groups": "studies.groups",
     "honest_figure": "studies.honest_figure",

@@ -192,8 +192,8 @@ def cvlp(context: Context, /, **given: Any) -> None:
 def lgr(context: Context, /, **given: Any) -> None:
     """Stage 2: fit the PLDA and the language-guided recognition head on stored vectors.
 
-    Parameters are chosen by models that were fitted without the images they answer; `evaluate`, `report` and
-    `review` use these models. Attention and linear classifier are trained only after stage 1, for the protocols paper and
+    Parameters are chosen by models that were fitted without the images they answer; `evaluate`, `report` and `review`
+    use these models. Attention and linear classifier are trained only after stage 1, for the protocols paper and
     release, or with `--set lgr.train=true`. With `--set lgr.tune=visual`, or `lora` for low-rank adapters, the visual
     tower is trained, too; run `vlltr embed` after it. With mixup or cutmix, images pass the tower in every step.
     """

@@ -4,8 +4,8 @@
     python -m benchmarks honest_figure table
 
 A model is made of a drawn collection, and `evaluate` measures it by the models of its folds. The truth is the accuracy
-on 48 new units a class: of the folds' own models, of each class in the share in which they were asked for it, and of the
-final model in the same shares of the classes. Beside the interval stands that of a plain bootstrap over pictures.
+on 48 new units a class: of the folds' own models, of each class in the share in which they were asked for it, and of
+the final model in the same shares of the classes. Beside the interval stands that of a plain bootstrap over pictures.
 
 Each answer is kept, so that another form of interval needs no new draws. That of today was chosen among several by its
 score on augmented, visits, products, reposts and single, with the first hundred draws of the others in sight.
