@@ -138,7 +138,7 @@ def test_copies_in_another_split(tmp_path: Path, drawn: dict[str, list[bytes]]) 
 
 
 def test_answers_are_made_once(spoilt: Workspace) -> None:
-    """Answers are kept until the head changes; damaged ones are made again."""
+    """Answers are kept until a label or the head changes; damaged ones are made again."""
     made = 0
 
     def progress(step: str, done: int, total: int) -> None:
@@ -154,9 +154,16 @@ def test_answers_are_made_once(spoilt: Workspace) -> None:
     (spoilt.path / "runs" / "review" / "answers.arrow").write_bytes(b"no table")
     assert answered().equals(first)
     assert made == 2
-    train_lgr_stage(spoilt, spoilt.recipe.lgr.model_copy(update={"seed": 5}))
+    rows = spoilt.snapshot().table("images", ["uri"]).to_pylist()
+    path = next(row["uri"] for row in rows if row["uri"].endswith("class 1/wrong.png"))
+    table = spoilt.path.parent / "labels.csv"
+    table.write_text(f"path,class\n{path},class 0\n", encoding="utf-8")
+    relabel_images(spoilt, table)
     answered()
     assert made == 3
+    train_lgr_stage(spoilt, spoilt.recipe.lgr)
+    answered()
+    assert made == 4
 
 
 def rotated(data: bytes, degrees: float) -> bytes:
