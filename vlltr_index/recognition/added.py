@@ -100,7 +100,7 @@ def fold_scores(model: Model, folds: Folds | None = None) -> FoldScores | None:
         columns = class_positions(judge.class_ids, model.class_ids)
         features = fold.features[:each]
         whole = torch.full((len(features), len(columns)), -torch.inf, dtype=torch.float64)
-        whole[:, columns >= 0] = _log_scores(judge, features)[:, columns[columns >= 0]]
+        whole[:, columns >= 0] = log_scores(judge, features)[:, columns[columns >= 0]]
         scores.append(whole)
         labels.append(fold.class_ids[:each])
         same.append(fold.same[:each])
@@ -120,8 +120,8 @@ def fold_scores(model: Model, folds: Folds | None = None) -> FoldScores | None:
 
 
 @torch.inference_mode()
-def _log_scores(judge: Model, features: Tensor) -> Tensor:
-    """Return z of features without offsets, float64 [N, C]."""
+def log_scores(judge: Model, features: Tensor) -> Tensor:
+    """Return z of features, float64 [N, C], for a model without offsets."""
     assert judge.saved.parts is not None
     attends = bool(judge.saved.parts.weights.text)
     found = []
