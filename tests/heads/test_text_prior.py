@@ -15,7 +15,7 @@ from vlltr_index.data.words import number_words
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.moments import Moments
 from vlltr_index.heads.plda import PLDA
-from vlltr_index.heads.plda_fit import better_kernel, fit_model
+from vlltr_index.heads.plda_fit import better_kernel, fit_model, predict
 from vlltr_index.heads.text_prior import TextKernel, class_features, fit_text, sentence_features
 
 RIDGES = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0)
@@ -119,13 +119,13 @@ def test_words_tell_what_no_encoder_read() -> None:
     assert model.shared.kernel is kernel
     new = int((~old).sum())
     nothing = torch.zeros(new, dtype=torch.int64), torch.zeros(new, 6, dtype=torch.float64)
-    later = PLDA(model.shared, *nothing, texts[~old])
+    later = PLDA(model.shared, *nothing, predict(model.shared, texts[~old]))
     assert (later.log_likelihoods(means[~old]).argmax(1) == torch.arange(new)).float().mean() > 0.7
     order = torch.randperm(int(old.sum()), generator=torch.Generator().manual_seed(0))
     other = fit_model(moments, texts[old][order], kernel=kernel)
     assert other.shared.kernel is None
     assert other.shared.text_r2 < 0.05
-    assert other.prototypes.shape[1] == 6
+    assert other.shared.text_map.shape == (6, 6)
 
 
 def test_a_class_is_told_of_as_if_it_were_left_out() -> None:
@@ -170,7 +170,7 @@ def test_likeness_in_many_dimensions_equals_the_whole_computation(monkeypatch: p
         torch.testing.assert_close(
             one.log_likelihoods(images), models[1].log_likelihoods(images), rtol=1e-8, atol=1e-8
         )
-    later = [replace(model, prototypes=texts[1:], shifts=None) for model in models]
+    later = [replace(model, predicted=predict(model.shared, texts[1:]), shifts=None) for model in models]
     found, expected = (model.prior[0] @ model.prior[0].T for model in later)
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
 
