@@ -58,7 +58,8 @@ def drawn(
         groups=groups,
         weights=image_weights(labels, torch.bincount(labels, minlength=CLASSES), groups),
         likelihoods={
-            (k, told): 4.0 * ((size + wide * (k > 1.0)) * right + noise[1 if told else 0] + 0.1 * k * noise[3])
+            (k, told): 4.0
+            * ((size + wide * (k > 1.0)) * right + noise[1 if told else 0] + 0.1 * k * noise[3])
             for (k, told), size in known.items()
         },
         text=None if text is None else text * right + noise[2],
@@ -154,7 +155,9 @@ def test_what_is_chosen_for_a_fold_does_not_depend_on_its_labels() -> None:
     for fold in (0, 3):
         rows = table.folds == fold
         labels = torch.where(rows, (table.labels + 1) % CLASSES, table.labels)
-        likelihoods = {key: torch.where(rows[:, None], -part, part) for key, part in table.likelihoods.items()}
+        likelihoods = {
+            key: torch.where(rows[:, None], -part, part) for key, part in table.likelihoods.items()
+        }
         for other in (replace(table, labels=labels), replace(table, likelihoods=likelihoods)):
             found = choose(other)
             assert found.of_folds[fold] == whole.of_folds[fold]

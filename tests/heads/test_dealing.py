@@ -108,9 +108,7 @@ def test_images_of_no_fold_are_not_asked_for() -> None:
 
 @quick
 @given(images=images, seed=st.integers(0, 3))
-def test_orders_of_groups_and_classes_follow_from_contents(
-    images: list[tuple[int, int]], seed: int
-) -> None:
+def test_orders_of_groups_and_classes_follow_from_contents(images: list[tuple[int, int]], seed: int) -> None:
     """Each group and each class has one place, the same in any order of the images."""
     labels = torch.tensor([owner for owner, _ in images])
     groups = [str(group) for _, group in images]

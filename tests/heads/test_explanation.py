@@ -121,9 +121,7 @@ def test_shares_of_the_prior_are_shapley_values(
     for m in range(count):
         rest = torch.cat([told_by[:m], told_by[m + 1 :]])
         mean = rest.mean(0, keepdim=True) if count > 1 else torch.zeros_like(told_by)
-        assert float(effects[m]) == pytest.approx(
-            whole - likelihood(replace(plda, predicted=mean)), abs=1e-8
-        )
+        assert float(effects[m]) == pytest.approx(whole - likelihood(replace(plda, predicted=mean)), abs=1e-8)
     if plda.without_text is plda:
         assert not bool(shares.any())
         return

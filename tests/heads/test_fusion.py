@@ -163,9 +163,7 @@ def test_an_added_class_preserves_the_ratios_between_base_classes(
     log_prior = drawn(seed + 2, 2.0, CLASSES + 2)
 
     def among(classes: int) -> Tensor:
-        seen = side(
-            linear[:, :classes], likelihoods[:, :classes], base[:classes], weights, offsets[:classes]
-        )
+        seen = side(linear[:, :classes], likelihoods[:, :classes], base[:classes], weights, offsets[:classes])
         fused = fuse(seen, text[:, :classes], weights)
         fused = with_prior(fused, log_prior[:classes]) if prior else fused
         return fused.log_scores[:, :CLASSES].log_softmax(1)
@@ -232,7 +230,9 @@ def test_an_answer_depends_on_the_level_of_base_classes_too() -> None:
 
 
 @quick
-@given(rule=st.sampled_from(["ours", "logits"]), weights=weights_of, size=sizes, prior=st.booleans(), seed=seeds)
+@given(
+    rule=st.sampled_from(["ours", "logits"]), weights=weights_of, size=sizes, prior=st.booleans(), seed=seeds
+)
 def test_parts_add_up_to_the_log_odds(
     rule: Rule, weights: PartWeights, size: float, prior: bool, seed: int
 ) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -141,9 +139,7 @@ def test_fewer_images_than_dimensions_equal_the_whole_covariances(
     prototypes = torch.cat([texts, more])
     images = torch.cat([features[0, ::5], added[0, :1], 3.0 + torch.randn(1, dim).double()])
     trust = torch.ones(len(all_counts), dtype=torch.float64)
-    wanted = twins.log_likelihoods(
-        expected, all_counts.tolist(), sums, prototypes, trust, images=images
-    )
+    wanted = twins.log_likelihoods(expected, all_counts.tolist(), sums, prototypes, trust, images=images)
     model = PLDA(fitted.shared, all_counts, sums, predict(fitted.shared, prototypes))
     for one in (model, model.whole):
         torch.testing.assert_close(apart(one.log_likelihoods(images)), apart(wanted), rtol=1e-8, atol=1e-8)
@@ -197,9 +193,7 @@ def test_many_classes_are_computed_some_at_a_time(monkeypatch: pytest.MonkeyPatc
     dim=st.integers(1, 5),
     seed=seeds,
 )
-def test_log_likelihoods_equal_their_twin(
-    classes: list[tuple[int, bool]], dim: int, seed: int
-) -> None:
+def test_log_likelihoods_equal_their_twin(classes: list[tuple[int, bool]], dim: int, seed: int) -> None:
     """A class of n images, none too, has log N(x; m, V) with the whole covariance; in float32 as well."""
     counts, told = [n for n, _ in classes], [there for _, there in classes]
     features, labels, texts = drawn(counts, told, dim, seed=seed)

@@ -63,7 +63,9 @@ def accepted(scores: list[float], groups: list[int], level: float) -> float:
 
 @quick
 @given(
-    groups=st.lists(st.integers(1, 4), min_size=1, max_size=60), ties=st.booleans(), seed=st.integers(0, 2**31)
+    groups=st.lists(st.integers(1, 4), min_size=1, max_size=60),
+    ties=st.booleans(),
+    seed=st.integers(0, 2**31),
 )
 def test_the_threshold_is_the_highest_that_accepts_95_of_100_groups(
     groups: list[int], ties: bool, seed: int

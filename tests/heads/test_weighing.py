@@ -45,8 +45,10 @@ def drawn(
 
 
 def loss_of(scores: Tensor, labels: Tensor, weights: Tensor) -> float:
-    """Image by image: -log(0.99 p + 0.01 / C), where p is the probability of its class by softmax(scores), if a tenth of
-    an image more had been of any class."""
+    """Image by image: -log(0.99 p + 0.01 / C), where p is the probability of its class by softmax(scores).
+
+    It is that if a tenth of an image more had been of any class.
+    """
     unsure = 0.1 / (0.1 + len(labels))
     total = 0.0
     for row, label, weight in zip(scores.numpy(), labels.tolist(), weights.tolist(), strict=True):
