@@ -11,7 +11,7 @@ from sklearn.metrics import log_loss
 from torch.nn import functional as F
 
 from vlltr_index.evaluation.baselines import BY_NAME, FitData, Linear, Logistic, Texts
-from vlltr_index.heads.dealing import deal_units
+from vlltr_index.heads.dealing import deal_groups, row_keys
 from vlltr_index.schemas.config import BaselinesConfig
 from vlltr_index.schemas.records import BASELINES
 
@@ -115,7 +115,7 @@ def test_logistic_regression_chooses_c_on_folds_of_units() -> None:
     """The likeliest C on units that the model was fitted without, each counting as one; and the same every time."""
     data = blurred()
     config = BaselinesConfig(logistic_c=(100.0, 0.01, 1.0))
-    folds = deal_units(data.labels, data.units, 5)
+    folds = deal_groups(data.labels, data.units, row_keys(data.features), 5)
     rows = F.normalize(data.features, dim=1).numpy()
     losses = {}
     for c in config.logistic_c:
