@@ -142,9 +142,7 @@ def test_what_a_class_is_known_by(trained: Workspace, heldout: dict[str, list[st
     assert said == ["by its name and images", "by text and images", "by text alone"]
 
 
-def test_existing_classes_keep_their_ratios(
-    trained: Workspace, heldout: dict[str, list[str]]
-) -> None:
+def test_existing_classes_keep_their_ratios(trained: Workspace, heldout: dict[str, list[str]]) -> None:
     """A class added by text takes the same share from each existing class."""
     features = image_set(trained.snapshot(), "test").features[:50]
     before = Model.open(trained.snapshot()).exhaustive(features).probabilities
