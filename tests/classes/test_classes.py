@@ -23,7 +23,6 @@ from vlltr_index.classes import (
     add_classes,
     add_images,
     read_manifest,
-    remove_images,
 )
 from vlltr_index.cli.render import report_lines
 from vlltr_index.data.decoding import open_image

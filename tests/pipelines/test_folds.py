@@ -1,4 +1,4 @@
-"""The folds that `train lgr` keeps with the head: accuracy without a split test, after changes, and where there is none."""
+"""The folds that `train lgr` keeps with the head: accuracy without a split test, also after changes, and why not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from tests.support import drawings
-from tests.support.commands import run
 from vlltr_index.classes import (
     ChangeOptions,
     add_class,

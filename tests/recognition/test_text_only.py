@@ -22,10 +22,14 @@ def with_texts(model: Model, level: TextLevel, r2: float) -> Model:
     parts = model.saved.parts
     assert parts is not None
     shared = parts.shared
-    text_map = 3.0 * shared.basis if r2 else torch.zeros_like(shared.text_map)
-    shared = replace(shared, kernel=None, text_map=text_map, text_r2=r2)
+    text_map = 3.0 * shared.basis if r2 else torch.zeros_like(shared.basis)
+    blank = 1000.0 * shared.spread  # so wide that the prior by text is likelier
+    centre = shared.text_centre[: len(shared.centre)]
+    shared = replace(shared, kernel=None, text_centre=centre, text_map=text_map, text_r2=r2, blank=blank)
     weights = replace(parts.weights, text=0.2 if level == TextLevel.ATTENTION else 0.0)
-    parts = replace(parts, shared=shared, shifts=None, told=None, text_level=level, weights=weights)
+    parts = replace(
+        parts, shared=shared, shifts=None, told=None, text_level=level, weights=weights, text_trust=1.0
+    )
     return replace(model, saved=replace(model.saved, parts=parts), offsets={})
 
 
