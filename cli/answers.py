@@ -9,7 +9,7 @@ from vlltr_index.schemas.records import ClassScore, Prediction, SentenceShare, b
 from vlltr_index.wording import NO_DIFFERENCE, NOTHING_KNOWN, UNKNOWN
 
 _INDENT = " " * 11
-_SILENT = f"{NO_DIFFERENCE} (vlltr status says how much texts count)"
+_SILENT = f"{NO_DIFFERENCE} (vlltr status says what texts are used for)"
 _BARE = "none of these classes has a sentence"
 
 
@@ -40,7 +40,7 @@ def prediction_lines(prediction: Prediction, width: int | None = None, covered: 
         lines += [] if silent else _said(by_group(answer.sentences), width)
     for score in prediction.classes if answer is None else ():
         lines += _head(score, width)
-        lines += [] if silent else _said(score.folded, width)
+        lines += _said(score.folded, width) if score.is_explained_by_text else []
         lines += [f"{_INDENT}near {near.cosine:.3f}  {near.uri}" for near in score.neighbours]
     return lines + _notes(prediction.classes, silent, width)
 
@@ -70,7 +70,7 @@ def _head(score: ClassScore, width: int | None) -> list[str]:
     if min(sides.values()) > 0:
         bar = f"image {share} % {drawn} text {100 - share} %"
     elif max(sides.values()) > 0:
-        bar = f"{drawn} {'image' if share else 'text'} alone" + (bar and f", {bar}")
+        bar = f"{'image' if share else 'text'} alone" + (bar and f", {bar}")
     if score.prior_part:
         bar = ", ".join(filter(None, (bar, f"how common it is {score.prior_part:+.1f}")))
     if bar and width is not None and len(head) + len(bar) + 3 > width:
@@ -102,8 +102,8 @@ def _without_images(scores: Sequence[ClassScore]) -> list[str]:
 
 
 def _silent(scores: Sequence[ClassScore]) -> bool:
-    """Say whether the text gave none of the classes anything, so that no sentence decided."""
-    return all(score.mute for score in scores)
+    """Say whether no class is explained by its text."""
+    return not any(score.is_explained_by_text for score in scores)
 
 
 def _silence(scores: Sequence[ClassScore]) -> list[str]:
@@ -134,6 +134,10 @@ def explanation_lines(image: str, scores: Sequence[ClassScore], width: int | Non
         attended = score.cosine is not None
         cosine = f", cosine {score.cosine:.3f}" if attended else ""
         lines += broken(_INDENT, f"{parts}; text score {score.text_score:+.3f}{cosine}", width)
+        if not score.is_explained_by_text:
+            for s in score.sentences:
+                lines += broken(_INDENT, f"{s.text}  [{s.source}]", width)
+            continue
         lines.append(f"{_INDENT}    %   share  effect" + ("  attention" if attended else ""))
         for s in score.sentences:
             numbers = f"{s.percent:5.1f}  {s.share:+.3f}  {s.effect:+.3f}  "
@@ -141,5 +145,5 @@ def explanation_lines(image: str, scores: Sequence[ClassScore], width: int | Non
             lines += broken(_INDENT + numbers, f"{s.text}  [{s.source}]", width)
     said = "share: points of the text score, which all shares add up to; effect: what it loses without the sentence"
     known = [score for score in scores if not score.unknown]
-    notes = [said, *_without_images(known), *(_silence(known) if _silent(known) else [])] if known else []
+    notes = [*(_silence(known) if _silent(known) else [said]), *_without_images(known)] if known else []
     return lines + [line for note in notes for line in broken("  ", note, width)]

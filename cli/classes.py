@@ -61,7 +61,7 @@ def show(context: Context, name: str, every: bool) -> None:
 def _detail_lines(detail: ClassDetail, every: bool) -> list[str]:
     alone = "known by text alone"
     if detail.mute:
-        alone = "not known yet: texts have no weight, vlltr status says why"
+        alone = "not recognised yet: texts do not predict class means, see vlltr status"
     if detail.pictures:
         alone += ", and none of its pictures is to train on"
     row = {

@@ -67,7 +67,7 @@ def fit_command(
 ) -> None:
     """Make a model of the pictures in DIR: a folder of class folders, or of the folders train and test.
 
-    The model is trained on all pictures. Beside simple rules it is measured by cross-validation, or in the folder test,
+    The model is trained on all pictures. It is measured against baselines by cross-validation, or in the folder test,
     and a report is written. Run it again when pictures or texts came, moved or went: the model is of what DIR is then,
     and vectors are kept.
     """

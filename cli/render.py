@@ -315,7 +315,7 @@ def _prediction(prediction: Prediction) -> list[str]:
 
 def _refit(report: RefitReport) -> list[str]:
     more = ", ".join(report.new_classes[:5]) + (" ..." if len(report.new_classes) > 5 else "")
-    alone = "Not known, as texts have no weight" if report.mute else "Known by text alone"
+    alone = "Not recognised, as texts do not predict class means" if report.mute else "Known by text alone"
     lines = [
         f"Trained the head on {plural(report.images, 'image')} of {plural(report.classes, 'class', 'classes')}:"
         f" {report.digest[:16]}",

@@ -100,6 +100,9 @@ class SentenceShare:
     group: int
 
 
+_TOLD = 0.1  # share of a class's contributions below which those of its text are not explained
+
+
 @dataclass(frozen=True, slots=True)
 class Neighbour:
     """A training image of a class, and its cosine with the query image."""
@@ -161,6 +164,12 @@ class ClassScore:
     def mute(self) -> bool:
         """Whether the text gave nothing, but for rounding, so that no sentence explains the answer."""
         return abs(self.text_part) < 1e-5
+
+    @property
+    def is_explained_by_text(self) -> bool:
+        """Whether the text contribution is a tenth of the sum of all, at least, so that sentences explain something."""
+        whole = self.image_part + self.text_part + self.prior_part
+        return not self.mute and abs(self.text_part) >= _TOLD * abs(whole)
 
     @property
     def by_image(self) -> bool:

@@ -41,7 +41,7 @@ def what_was_decided(
 def _of_accuracy(data: StageTwoData, table: OutOfFold, chosen: Chosen) -> list[str]:
     """Report the accuracy on the table."""
     right = (chosen.log_probabilities.argmax(1) == table.labels).double()
-    shares = balanced_shares(table.labels, table.groups)
+    shares = balanced_shares(table.labels)
     accuracy = float(right @ shares)
     ends = share_range(right, shares, table.groups)
     interval = "" if ends is None else f" (95% CI {100 * ends[0]:.1f}-{100 * ends[1]:.1f})"

@@ -117,7 +117,7 @@ def fit_stage_two(
     if trains:
         rows = torch.where(rows == _STOPPING, -1, rows)
     steps = round(sum(fold.steps for fold in folds) / len(folds)) if folds else 0
-    decision = _decide(data, folds, rows, linear=trains)
+    decision = _decide(data, folds, rows, linear=trains, progress=progress)
     head = _head(data, config, decision.model, torch.ones_like(data.unseen))
     log = list[dict[str, float]]()
     if steps:
@@ -194,7 +194,9 @@ class _Decision:
     scalars: Mapping[int, tuple[Configuration, PartWeights]] = field(default_factory=dict)
 
 
-def _decide(data: StageTwoData, folds: list[Fold], rows: Tensor, linear: bool) -> _Decision:
+def _decide(
+    data: StageTwoData, folds: list[Fold], rows: Tensor, linear: bool, progress: Progress | None = None
+) -> _Decision:
     """Choose configuration, scalars and thresholds; fit the PLDA on all images; say what was decided."""
     moments = data.moments(torch.ones_like(data.unseen))
     if not bool((rows >= 0).any()):
@@ -203,7 +205,7 @@ def _decide(data: StageTwoData, folds: list[Fold], rows: Tensor, linear: bool) -
         parts = replace(_parts(data, model, USUAL, weights), texts=_NO_TABLE)
         return _Decision(parts, [_NO_TABLE], model, USUAL)
     table = out_of_fold(data, folds, rows, linear)
-    chosen = choose(table)
+    chosen = choose(table, progress)
     model = data.model(moments, chosen.configuration.shrinkage)
     parts = _parts(data, model, chosen.configuration, chosen.weights)
     parts = _with_table(data, folds, rows, table, chosen, parts)
@@ -251,6 +253,8 @@ def _with_table(
 
 def _text_trust(data: StageTwoData, folds: list[Fold], configuration: Configuration) -> float:
     """Find how far texts of added classes are to be trusted: those that stage 1 saw look too good."""
+    if not bool(data.unseen_classes.any()):
+        return 1.0
     moments = data.moments(torch.ones_like(data.unseen))
     unseen = data.unseen_classes & (data.places >= 0) & (moments.counts > 0).cpu()
     if not bool(unseen.any()):

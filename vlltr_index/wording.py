@@ -21,10 +21,10 @@ _UNSEEN = re.compile(
 )
 NOTHING_KNOWN = "that of a class nothing is known of"
 """What the image side of a class without training pictures is, in the terminal, the page and the report."""
-UNKNOWN = "nothing is known of it: it has no training picture, and the text has no weight"
+UNKNOWN = "nothing is known of it: it has no training image, and texts do not predict class means"
 """What is said there of such a class where the text gave nothing, in place of its parts."""
-NO_DIFFERENCE = "the text makes no difference here: no sentence decided anything"
-"""What is said there of classes with sentences whose text part is nothing."""
+NO_DIFFERENCE = "the text contributes less than a tenth of the answer: no sentence is shown"
+"""What is said there of classes with sentences whose text contribution is below a tenth."""
 # What a spreadsheet takes for a formula, and what `cell` makes of it, so that `uncell` gives back either.
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
 

@@ -33,7 +33,7 @@ from vlltr_index.embedding.loading import image_set, stats_rows
 from vlltr_index.embedding.vectors import vector_table
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.heads.checkpoint import Parts, SavedHead, save_head
-from vlltr_index.heads.fusion import Gate, PartWeights
+from vlltr_index.heads.fusion import PartWeights
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.heads.moments import Moments
 from vlltr_index.heads.plda_fit import fit_model
@@ -195,8 +195,7 @@ def _workspace(folder: Path, classes: int, sentences: int = SENTENCES_EACH) -> W
     each = torch.arange(len(images.class_ids))
     moments = Moments.of(unit_rows(images.features)[None], images.class_ids, each, classes)
     shared = fit_model(moments, unit_rows(centres)).shared
-    later = Gate(0.1, 0.1)
-    parts = Parts(shared, PartWeights(1.0, 0.1, 0.1, later, later))
+    parts = Parts(shared, PartWeights(image=1.0, generative=0.1, text=0.1))
     saved = SavedHead(head, torch.arange(classes), encoder.text_fp, encoder.image_fp, parts)
     with workspace.transaction("a head out of the air") as tx:
         tx.set(head=workspace.objects.put("heads", lambda path: save_head(saved, path)))

@@ -80,11 +80,11 @@ def measured(encoder: Encoder, name: str, number: int) -> dict[str, Any]:
 
 
 def _density_of_means(model: PLDA, means: Tensor, worth: Tensor) -> Tensor:
-    """Compute log N(x; m_c, s / worth + v_c - s), up to a constant, of mean features x [U, D]: [U, C]."""
+    """Compute log N(x; m_c, 1 / worth + v_c - 1), up to a constant, of mean features x [U, D]: [U, C]."""
     shared = model.shared
-    z = ((means - shared.centre) @ shared.basis)[:, None]
+    z = shared.coordinates(means)[:, None]
     middle, variance = model.posterior
-    width = variance + shared.noise * (1.0 / worth[:, :, None] - 1.0)
+    width = variance + (1.0 / worth[:, :, None] - 1.0)
     return -0.5 * ((z - middle).square() / width + width.log()).sum(2)
 
 

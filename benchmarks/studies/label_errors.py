@@ -5,11 +5,11 @@
     python -m benchmarks label_errors table
 
 Labels of whole units are swapped, 5 or 10 in a hundred: for any other class at random, or for the class with which
-held-out answers to the right labels confuse the true one most. Answers are those of `cross_validate`, without texts, by
-the shipped encoder's vectors; all methods get the same. Of Glyphs-LT and Icons-LT a draw takes every fourth class by
-name with all its training pictures, the second, third or fourth quarter in turn. Settings were chosen on the first one,
-on draws from 101 on, and on other small collections, some of which have pictures of all quarters. Counted are units
-that were held out; a unit's score is the mean of its pictures'.
+held-out answers to the right labels confuse the true one most. Answers are those of the models of the folds, without
+texts, by the shipped encoder's vectors; all methods get the same. Of Glyphs-LT and Icons-LT a draw takes every fourth
+class by name with all its training pictures, the second, third or fourth quarter in turn. Settings were chosen on the
+first one, on draws from 101 on, and on other small collections, some of which have pictures of all quarters. Counted
+are units that were held out; a unit's score is the mean of its pictures'.
 """
 
 from __future__ import annotations
@@ -28,16 +28,20 @@ from benchmarks.studies.draws.sources import Setting, draw
 from benchmarks.studies.heldout import features_of
 from benchmarks.studies.honest_figure.collections import KINDS, drawn_units
 from benchmarks.studies.paired import mean_interval
-from benchmarks.studies.rejections import SHIPPED
+from benchmarks.studies.rejections import SHIPPED, without_texts
 from benchmarks.studies.workspaces import ICONS, files_of
 from benchmarks.study import Command, Study, no_arguments
 from vlltr_index.embedding.loading import recipe_encoder
 from vlltr_index.encoders.encoder import Encoder
-from vlltr_index.heads.cross_validated import CrossValidated, cross_validate
+from vlltr_index.heads.dealing import FOLDS, answerable, deal_groups
 from vlltr_index.heads.label_errors import label_errors
+from vlltr_index.heads.plda import PLDA
 from vlltr_index.heads.pooling import unit_means
 from vlltr_index.heads.units import number_observations, units_of
 from vlltr_index.heads.weighing import balanced_accuracy
+from vlltr_index.schemas.config import LGRConfig
+from vlltr_index.tensors import unit_rows
+from vlltr_index.train.stage_two import fit_stage_two
 
 OURS, SELF, MARGIN, ISSUES = "ours", "self-confidence", "normalised margin", "find_label_issues"
 METHODS = {SELF: "self_confidence", MARGIN: "normalized_margin"}
@@ -60,6 +64,13 @@ class Labelled(NamedTuple):
     features: Tensor
     labels: Tensor
     units: list[str]
+
+
+class HeldOut(NamedTuple):
+    """Answers of models without a picture: positions of the pictures, int64 [M], and log-probabilities [M, C]."""
+
+    asked: Tensor
+    log_probabilities: Tensor
 
 
 def run() -> None:
@@ -129,13 +140,36 @@ def measured(collection: Callable[[int], Labelled], number: int) -> dict[str, An
     return found
 
 
-def _held_out(data: Labelled, labels: Tensor) -> CrossValidated:
-    return cross_validate(
-        data.features, labels, data.units, torch.zeros(int(data.labels.max()) + 1, data.features.shape[1])
-    )
+def _held_out(data: Labelled, labels: Tensor) -> HeldOut:
+    """Answer for pictures by the models of the folds, as `vlltr review` does.
+
+    Pictures that training puts into no fold are dealt into five more, which the first model answers.
+    """
+    classes = int(data.labels.max()) + 1
+    stage = without_texts(data.features, labels, classes, data.units)
+    found = fit_stage_two(stage, LGRConfig())
+    assert found.fold_of is not None
+    fold = found.fold_of.clone()
+    number = int(fold.max()) + 1
+    others = (fold < 0).nonzero()[:, 0]
+    names = [data.units[place] for place in others.tolist()]
+    keys = [stage.keys[place] for place in others.tolist()]
+    fold[others] = number + deal_groups(labels[others], names, keys, FOLDS)
+    answers = torch.zeros(len(labels), classes)
+    asked = answerable(labels, fold)
+    for one in fold[asked].unique().tolist():
+        own = one if one < number else 0
+        model = found.folds[own if len(found.folds) > 1 else 0]
+        moments = stage.moments(fold != one)
+        plda = PLDA(model.shared, moments.counts, moments.sums, stage.prototypes)
+        rows = asked & (fold == one)
+        _, weights = found.scalars[own]
+        likelihoods = plda.log_likelihoods(unit_rows(data.features[rows]))
+        answers[rows] = (weights.generative * likelihoods).log_softmax(1).float()
+    return HeldOut(asked.nonzero()[:, 0], answers[asked])
 
 
-def _most_confused(held: CrossValidated, labels: Tensor) -> Tensor:
+def _most_confused(held: HeldOut, labels: Tensor) -> Tensor:
     """Return the other class that answers to each class's images give most probability, -1 without any; int64 [C]."""
     own = labels[held.asked]
     sums = torch.zeros(2 * [held.log_probabilities.shape[1]])
@@ -161,7 +195,7 @@ def _swapped(data: Labelled, share: float, confused: Tensor | None, number: int)
     return owners[observations]
 
 
-def _measures(held: CrossValidated, labels: Tensor, data: Labelled) -> dict[str, Any]:
+def _measures(held: HeldOut, labels: Tensor, data: Labelled) -> dict[str, Any]:
     """Measure the rankings, what is flagged, and how the probabilities that were told are met."""
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores

@@ -33,7 +33,7 @@ from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.evaluation.baselines import BY_NAME, FitData
 from vlltr_index.evaluation.metrics import expected_calibration_error, under
 from vlltr_index.heads.frequencies import BEST, choose_strength, estimate
-from vlltr_index.heads.fusion import Kinds, VisualScores, fuse, log_frequencies, visual_scores, with_prior
+from vlltr_index.heads.fusion import log_frequencies
 from vlltr_index.heads.weighing import balanced_accuracy, item_nll
 from vlltr_index.schemas.config import BaselinesConfig
 from vlltr_index.tensors import unit_rows
@@ -64,9 +64,8 @@ def in_folders(encoder: Encoder, source: str, size: str, number: int) -> dict[st
     test, answers = features_of_kinds(encoder, kinds)
     model, parts = fitted(train, labels, len(kinds))
     assert parts.held_out is not None
-    weights = parts.weights
-    strength = choose_strength(parts.held_out, weights.prior)
-    scores = weights.under_prior().generative * model.log_likelihoods(unit_rows(test).double())
+    strength = choose_strength(parts.held_out)
+    scores = parts.weights.generative * model.log_likelihoods(unit_rows(test).double())
     order = torch.randperm(len(kinds), generator=torch.Generator().manual_seed(number))
     found: dict[str, Any] = {"strength": strength}
     for present in PRESENT:
@@ -75,8 +74,7 @@ def in_folders(encoder: Encoder, source: str, size: str, number: int) -> dict[st
         votes = torch.ones(len(best.values), dtype=torch.float64)
         shift = torch.zeros(len(kinds), dtype=torch.float64)
         if strength is not None:
-            eta = weights.prior.frequency
-            shift = eta * estimate(best.values, best.indices, len(kinds), votes, strength, eta)
+            shift = estimate(best.values, best.indices, len(kinds), votes, strength)
         right = [
             (row.argmax(1) == answers[some]).double().mean() for row in (scores[some], scores[some] + shift)
         ]
@@ -85,35 +83,23 @@ def in_folders(encoder: Encoder, source: str, size: str, number: int) -> dict[st
 
 
 def measured(encoder: Encoder, source: str, size: str, number: int) -> dict[str, Any]:
-    """Return what each row has right in one draw, in `ROWS`, and the weights that were fitted."""
+    """Return what each row has right in one draw, in `ROWS`."""
     kinds = [_divided(kind, number) for kind in draw(source, Setting.of(size), number).kinds]
     train, labels = features_of_kinds(encoder, kinds, test=False)
     test, answers = features_of_kinds(encoder, kinds)
     model, parts = fitted(train, labels, len(kinds))
     known = log_frequencies(model.counts)
-    weights = parts.weights
-    likelihoods = model.log_likelihoods(unit_rows(test).double())
-    every = torch.ones(len(kinds), dtype=torch.bool)
-    nothing = torch.zeros_like(likelihoods)
-
-    def side(of: Any) -> VisualScores:
-        return visual_scores(nothing, likelihoods, Kinds.of(every, every), of)
-
-    weighed = weights.under_prior()
-    plain = fuse(side(weights), nothing, weights)
-    common = with_prior(
-        fuse(side(weighed), nothing, weighed), side(weighed), weighed, weights.prior.frequency * known
-    )
-    rows = {"balanced": plain.probabilities, "training": common.probabilities}
+    scores = parts.weights.generative * model.log_likelihoods(unit_rows(test).double())
+    rows = {"balanced": scores.softmax(1), "training": (scores + known).softmax(1)}
     data = _fit_data(train, labels, len(kinds))
     for name in _RULES:
         rule = BY_NAME[name].fit(data, _CONFIG, None).with_prior(data, _CONFIG)
-        scores = rule.scores(test)
-        again = rule.under_prior(scores, known)
+        plain = rule.scores(test)
+        again = rule.under_prior(plain, known)
         assert again is not None
-        rows |= {name: scores.softmax(1), under(name, "training"): again.softmax(1)}
+        rows |= {name: plain.softmax(1), under(name, "training"): again.softmax(1)}
     found: dict[str, Any] = {name: _measures(shares, answers) for name, shares in rows.items()}
-    return {"images": len(train), "frequency": weights.prior.frequency, "parts": weights.prior.parts, **found}
+    return {"images": len(train), **found}
 
 
 def _fit_data(features: Tensor, labels: Tensor, classes: int) -> FitData:

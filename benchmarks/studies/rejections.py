@@ -32,6 +32,7 @@ from vlltr_index.embedding.loading import recipe_encoder
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.checkpoint import Parts
+from vlltr_index.heads.dealing import row_keys
 from vlltr_index.heads.moments import class_sums
 from vlltr_index.heads.plda import PLDA
 from vlltr_index.heads.rejection import fit_parts
@@ -123,25 +124,31 @@ def features_of_kinds(encoder: Encoder, kinds: Sequence[Kind], test: bool = True
 def fitted(features: Tensor, labels: Tensor, classes: int, units: Tensor | None = None) -> tuple[PLDA, Parts]:
     """Fit the generative model of classes without text as `train lgr` does; by default each image is a unit."""
     numbers = torch.arange(len(labels)) if units is None else units
+    data = without_texts(features, labels, classes, [str(unit) for unit in numbers.tolist()])
+    parts = fit_stage_two(data, LGRConfig()).parts
+    assert parts is not None
+    counts, sums = class_sums(unit_rows(features), labels, classes, data.weights)
+    return PLDA(parts.shared, counts, sums, data.prototypes), parts
+
+
+def without_texts(features: Tensor, labels: Tensor, classes: int, groups: Sequence[str]) -> StageTwoData:
+    """Return the training data of classes without text, of features [N, D]."""
     none = torch.empty(0, dtype=torch.int64)
     bank = AnchorBank(
         torch.empty(0, features.shape[1]), torch.zeros(1, dtype=torch.int64), none, none, torch.empty(0)
     )
-    data = StageTwoData(
+    return StageTwoData(
         features=features[None],
         labels=labels,
         bank=bank,
         places=torch.full((classes,), -1),
-        units=[str(unit) for unit in numbers.tolist()],
+        units=groups,
+        keys=row_keys(features),
         unseen=torch.zeros(len(labels), dtype=torch.bool),
         unseen_classes=torch.zeros(classes, dtype=torch.bool),
         visual_init=None,
         logit_scale=1.0,
     )
-    parts = fit_stage_two(data, LGRConfig()).parts
-    assert parts is not None
-    counts, sums = class_sums(unit_rows(features), labels, classes, data.weights)
-    return PLDA(parts.shared, counts, sums, data.prototypes), parts
 
 
 def scores(model: PLDA, parts: Parts, features: Tensor) -> dict[str, Tensor]:

@@ -39,11 +39,12 @@ from benchmarks.studies.rejections import SHIPPED, features_of_kinds, fitted, sc
 from benchmarks.study import Command, Study
 from vlltr_index.embedding.loading import recipe_encoder
 from vlltr_index.encoders.encoder import Encoder
+from vlltr_index.heads.configuration import TEMPERED
 from vlltr_index.heads.moments import Moments
 from vlltr_index.heads.plda import PLDA
 from vlltr_index.heads.plda_fit import fit_model
 from vlltr_index.heads.teaching import alike_groups, most_teaching
-from vlltr_index.heads.weighing import TEMPERED, balanced_accuracy
+from vlltr_index.heads.weighing import balanced_accuracy
 from vlltr_index.tensors import unit_rows
 
 COLLECTIONS = {

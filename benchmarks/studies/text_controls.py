@@ -28,7 +28,7 @@ from torch import Tensor
 from benchmarks.kept import surroundings
 from benchmarks.studies.long_tailed.table import BY_FAMILY
 from benchmarks.studies.paired import BINS, METHOD, Runs, difference, keep_run, mean, read_runs
-from benchmarks.studies.without_text import training_data, with_rows_for_all
+from benchmarks.studies.without_text import training_data, weighted_visual, with_rows_for_all
 from benchmarks.studies.workspaces import (
     DATA,
     about,
@@ -43,7 +43,7 @@ from benchmarks.studies.workspaces import (
 from benchmarks.study import Command, Study
 from vlltr_index.anchors.selection import select
 from vlltr_index.embedding.loading import image_set, usable_images
-from vlltr_index.heads.fusion import Kinds, fuse, visual_scores
+from vlltr_index.heads.fusion import fuse
 from vlltr_index.heads.moments import class_sums
 from vlltr_index.heads.plda import PLDA
 from vlltr_index.pipelines.baseline_scores import score_baselines
@@ -187,14 +187,13 @@ def _prior_off(workspace: Workspace, scorer: Model, features: Tensor) -> Tensor:
     places = class_positions(scorer.bank.class_ids, scorer.class_ids)
     data = replace(data, bank=scorer.bank, places=places)
     data = _Untold(**{field.name: getattr(data, field.name) for field in fields(data)})
-    parts, _ = weigh(data, with_rows_for_all(scorer))
+    parts = weigh(data, with_rows_for_all(scorer)).parts
+    assert parts is not None
     counts, sums = class_sums(unit_rows(data.features[0]), data.labels, data.classes, data.weights)
     model = PLDA(parts.shared, counts, sums, data.prototypes)
     with torch.inference_mode():
         likelihoods = model.log_likelihoods(unit_rows(features))
-        visual = scorer.visual_logits(features)
-        kinds = Kinds.of(scorer.trained, counts > 0)
-        image = visual_scores(visual, likelihoods, kinds, parts.weights)
+        image = weighted_visual(parts.weights, likelihoods, scorer.visual_logits(features), scorer.trained)
         text = torch.cat([scorer.text_logits(part) for part in features.split(512)])
         return fuse(image, text, parts.weights).probabilities
 

@@ -41,7 +41,7 @@ from vlltr_index.encoders.sentence_model import SentenceModel
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.moments import Moments
 from vlltr_index.heads.plda import PLDA
-from vlltr_index.heads.plda_fit import fit_model
+from vlltr_index.heads.plda_fit import fit_model, predict
 from vlltr_index.heads.text_prior import TextKernel, class_features
 from vlltr_index.tensors import unit_rows
 
@@ -127,14 +127,13 @@ def measured(old: Old, new: Group, encoder: Encoder, reader: SentenceModel | Non
 
 def _added(old: Old, new: Group, fitted: PLDA, told: Tensor, shots: int) -> list[int]:
     """Which images of the new classes are right, 0 or 1 each, where the old ones lose a point to them."""
-    width = fitted.prototypes.shape[1]
     counts = torch.zeros(len(new.names), dtype=torch.int64)
     sums = torch.zeros(len(new.names), old.test.shape[1], dtype=torch.float64)
     for number, name in enumerate(new.names):
         there = drawn(name, len(new.support[name]), shots, 0)
         counts[number] = len(there)
         sums[number] = unit_rows(new.support[name][there]).double().sum(0)
-    later = PLDA(fitted.shared, counts, sums, told[:, :width])
+    later = PLDA(fitted.shared, counts, sums, predict(fitted.shared, told))
     images = unit_rows(new.features)
     of_new = torch.cat([fitted.log_likelihoods(images), later.log_likelihoods(images)], 1)
     of_old = torch.cat([fitted.log_likelihoods(old.test), later.log_likelihoods(old.test)], 1)

@@ -9,12 +9,13 @@ from vlltr_index.embedding.loading import image_set, image_units
 from vlltr_index.evaluation.rules import class_means
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.checkpoint import Parts
-from vlltr_index.heads.fusion import Kinds, visual_scores
+from vlltr_index.heads.fusion import PartWeights, VisualScores, visual_scores
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.heads.moments import class_sums
 from vlltr_index.heads.plda import PLDA
 from vlltr_index.heads.units import count_units
-from vlltr_index.heads.weighing import HeldOutScores, fit_weights, image_weights
+from vlltr_index.heads.weighing import fit_factors, image_weights
+from vlltr_index.pipelines.train_lgr import contents_of
 from vlltr_index.recognition.model import Model
 from vlltr_index.store.holdout import read_held_out
 from vlltr_index.store.snapshot import Snapshot
@@ -29,6 +30,7 @@ __all__ = [
     "held_out",
     "rows_without_text",
     "training_data",
+    "weighted_visual",
     "with_rows_for_all",
     "without_branch",
 ]
@@ -50,14 +52,14 @@ def rows_without_text(data: StageTwoData, scorer: Model, features: Tensor) -> tu
 
     The linear layer is the head's. The generative model is fitted anew with prototypes of zero, and weighed beside it
     as `vlltr train lgr` does. In the other products both sides have the same spread over the classes, taken from the
-    images that stage 1 did not see. Classes without a row in the linear layer meet the others by the chain rule; the
-    simple rules have no offset in it.
+    images that stage 1 did not see. Classes without a row in the linear layer are added classes without an offset.
     """
     assert data.classes == len(scorer.class_ids), "classes were added after training"
     plain = data.features[0]
     trained = scorer.trained
     counts, sums = class_sums(unit_rows(plain), data.labels, data.classes, data.weights)
-    parts, _ = weigh(data, with_rows_for_all(scorer))
+    parts = weigh(data, with_rows_for_all(scorer)).parts
+    assert parts is not None
     model = PLDA(parts.shared, counts, sums, data.prototypes)
     means = class_means(plain, data.labels, data.classes)
 
@@ -70,15 +72,32 @@ def rows_without_text(data: StageTwoData, scorer: Model, features: Tensor) -> tu
         }
 
     linear, rows = said(features)
-    kinds = Kinds.of(trained, counts > 0)
-    rows[WHOLE] = visual_scores(linear, rows[GENERATIVE], kinds, parts.weights).scores
+    rows[WHOLE] = weighted_visual(parts.weights, rows[GENERATIVE], linear, trained).scores
     images, labels, each = held_out(data, trained)
     held_linear, held = said(images)
     for name, short in ((MEANS, MEANS), (DISCRIMINANT, "discriminant")):
-        scores = HeldOutScores(labels, held_linear[:, trained], held[name][:, trained], None, each)
-        weights = fit_weights(scores)
-        rows[f"linear + {short}"] = visual_scores(linear, rows[name], kinds, weights).scores
+        of_rule, of_linear = fit_factors(
+            [held[name][:, trained], held_linear[:, trained]], None, labels, each
+        )
+        weights = PartWeights(image=of_linear, generative=of_rule, text=0.0)
+        rows[f"linear + {short}"] = weighted_visual(weights, rows[name], linear, trained).scores
     return rows, parts
+
+
+def weighted_visual(
+    weights: PartWeights, generative: Tensor, linear: Tensor, trained: Tensor
+) -> VisualScores:
+    """Fuse scores [N, C] of the generative model, or of a rule in its place, with the linear layer's, [N, C].
+
+    Args:
+        weights: The weights of both.
+        generative: Float [N, C].
+        linear: Float [N, C]; only the columns of `trained` count.
+        trained: Bool [C], the classes with a row in the linear layer.
+    """
+    base = trained.nonzero()[:, 0]
+    likely = weights.generative * generative
+    return visual_scores(likely, likely, weights.image * linear[:, base], base, torch.zeros(len(trained)))
 
 
 def held_out(data: StageTwoData, trained: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -127,6 +146,7 @@ def training_data(workspace: Workspace, snapshot: Snapshot) -> StageTwoData:
         bank=empty,
         places=torch.full_like(class_ids, -1),
         units=image_units(snapshot, first.image_ids, first.class_ids, first.features),
+        keys=contents_of(snapshot, first.image_ids),
         unseen=torch.tensor([held.has(image) for image in first.image_ids]),
         unseen_classes=torch.tensor([i in held.classes for i in class_ids.tolist()]),
         visual_init=None,

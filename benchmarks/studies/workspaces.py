@@ -123,7 +123,7 @@ def permuted(texts: Path, target: Path) -> Path:
 
 def decided(parts: Parts) -> dict[str, Any]:
     """Return what `train lgr` decided."""
-    return asdict(parts.weights) | {"noise": parts.shared.noise, "text_r2": parts.shared.text_r2}
+    return asdict(parts.weights) | {"text_r2": parts.shared.text_r2}
 
 
 def dataset(data: GlyphFiles) -> str:

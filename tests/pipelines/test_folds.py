@@ -96,9 +96,9 @@ def test_copies_are_not_recognised(fitted: Workspace) -> None:
     assert overall.value < 0.5
     assert {"ncm", "discriminant", "logistic"} <= report.rows.keys()
     trained = evaluate(fitted, "train")
-    for rule in ("discriminant", "logistic"):
+    for rule, least in {"discriminant": 0.7, "logistic": 0.5}.items():
         assert report.rows[rule].top1["overall"].value < 0.5
-        assert trained.rows[rule].top1["overall"].value > 0.6
+        assert trained.rows[rule].top1["overall"].value > least
 
 
 def test_a_baseline_above_its_limits_is_absent(fitted: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,13 +11,16 @@ from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
 from itertools import product
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vlltr_index.heads.fusion import PartWeights
 from vlltr_index.heads.weighing import fit_factors, paired_mean, robust_nll
+
+if TYPE_CHECKING:
+    from vlltr_index.schemas.records import Progress
 
 SHRINKAGES = (1.0, 10.0)
 """Factors of the covariances' shrinkage intensity (OAS) that are compared, see `shrunk`."""
@@ -92,11 +95,17 @@ class OutOfFold:
         counts = self.text is not None and configuration.level == TextLevel.ATTENTION
         return visual, self.text[rows] if counts and self.text is not None else None
 
-    def fit(self, configuration: Configuration, out: Iterable[int] = ()) -> PartWeights:
-        """Fit the scalars by all rows but those of the folds `out`."""
+    def fit(
+        self, configuration: Configuration, out: Iterable[int] = (), start: PartWeights | None = None
+    ) -> PartWeights:
+        """Fit the scalars by all rows but those of the folds `out`; the search may start from those by more rows."""
         rows = ~torch.isin(self.folds, torch.tensor(sorted(out), dtype=torch.int64))
         visual, text = self._parts(configuration, rows)
-        factors = fit_factors(visual, text, self.labels[rows], self.weights[rows])
+        before = None
+        if start is not None:
+            before = [start.generative, *([] if self.linear is None else [start.image])]
+            before += [] if text is None else [start.text]
+        factors = fit_factors(visual, text, self.labels[rows], self.weights[rows], before)
         return PartWeights(
             generative=factors[0],
             image=0.0 if self.linear is None else factors[1],
@@ -131,8 +140,13 @@ class Chosen:
     log_probabilities: Tensor
 
 
-def choose(table: OutOfFold) -> Chosen:
-    """Choose configuration and scalars; below 30 groups they are `USUAL` and `TEMPERED`."""
+def choose(table: OutOfFold, progress: Progress | None = None) -> Chosen:
+    """Choose configuration and scalars; below 30 groups they are `USUAL` and `TEMPERED`.
+
+    Args:
+        table: The table.
+        progress: Called after the choice for each fold.
+    """
     everything = torch.ones_like(table.labels, dtype=torch.bool)
     folds = table.folds.unique().tolist()
     if len(table.groups.unique()) < FEWEST_GROUPS or len(folds) < 3:
@@ -141,7 +155,8 @@ def choose(table: OutOfFold) -> Chosen:
         of_folds = dict.fromkeys(folds, (usual, weights))
         return Chosen(usual, weights, of_folds, table.scores(usual, weights, everything))
     configurations = table.configurations
-    fit = cache(lambda number, out: table.fit(configurations[number], out))
+    whole = [table.fit(one) for one in configurations]
+    fit = cache(lambda number, out: table.fit(configurations[number], out, whole[number]))
 
     def likeliest(others: Sequence[int], out: frozenset[int]) -> Configuration:
         """Choose by the rows of the folds `others`, each by scalars that know neither it nor the folds `out`."""
@@ -156,14 +171,18 @@ def choose(table: OutOfFold) -> Chosen:
 
     answers = torch.zeros(len(table.labels), table.likelihoods[SHRINKAGES[0], False].shape[1]).double()
     of_folds = {}
-    for fold in folds:
+    for done, fold in enumerate(folds):
+        if progress:
+            progress("choose configuration", done, len(folds) + 1)
         rows = table.folds == fold
         out = frozenset([fold])
         best = likeliest([one for one in folds if one != fold], out)
         of_folds[fold] = best, fit(configurations.index(best), out)
         answers[rows] = table.scores(*of_folds[fold], rows)
     chosen = likeliest(folds, frozenset())
-    return Chosen(chosen, table.fit(chosen), of_folds, answers)
+    if progress:
+        progress("choose configuration", len(folds) + 1, len(folds) + 1)
+    return Chosen(chosen, whole[configurations.index(chosen)], of_folds, answers)
 
 
 def _least(configurations: Sequence[Configuration], losses: Tensor, table: OutOfFold, rows: Tensor) -> int:

@@ -162,7 +162,11 @@ def fit_temperature(logits: Tensor, labels: Tensor, weights: Tensor) -> float:
 
 
 def fit_factors(
-    visual: Sequence[Tensor], text: Tensor | None, labels: Tensor, weights: Tensor
+    visual: Sequence[Tensor],
+    text: Tensor | None,
+    labels: Tensor,
+    weights: Tensor,
+    start: Sequence[float] | None = None,
 ) -> list[float]:
     """Fit the most probable factors of parts, whose sum gives log-probabilities up to a constant; none is negative.
 
@@ -176,6 +180,7 @@ def fit_factors(
         text: Float [N, C]; None: there is none.
         labels: Int64 [N].
         weights: Float64 [N], the weight of each image.
+        start: Where the search starts, such as the result for more images; None: at the prior mean.
 
     Returns:
         The factors of the visual parts, then that of the text.
@@ -188,12 +193,18 @@ def fit_factors(
     if spreads[:first] == [math.inf] * first:
         return [1.0] * first + [0.0] * (len(parts) - first)
     middle = scaled[:first].mean(0, keepdim=True)
-    found = _most_probable(middle, labels, weights, torch.ones(1), torch.zeros(1))
+    before = of_middle = None
+    if start is not None:
+        before = torch.tensor(
+            [factor * spread for factor, spread in zip(start, spreads, strict=True)]
+        ).double()
+        of_middle = before[:first].sum().reshape(1)
+    found = _most_probable(middle, labels, weights, torch.ones(1), torch.zeros(1), of_middle)
     if len(parts) > 1:
         common = float(found[0])
         means = torch.tensor([common / first] * first + [0.0] * (len(parts) - first))
         precision = torch.full_like(means, (_PRIOR_SPREAD * max(common, 1e-6)) ** -2)
-        found = _most_probable(scaled, labels, weights, means, precision)
+        found = _most_probable(scaled, labels, weights, means, precision, before)
     return [float(factor) / spread for factor, spread in zip(found, spreads, strict=True)]
 
 
@@ -237,7 +248,12 @@ def mean_spread(*parts: Tensor) -> float:
 
 
 def _most_probable(
-    parts: Tensor, labels: Tensor, weights: Tensor, means: Tensor, precision: Tensor
+    parts: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    means: Tensor,
+    precision: Tensor,
+    start: Tensor | None = None,
 ) -> Tensor:
     """Fit factors [P], at least 0, of parts [P, N, C] by projected Gauss-Newton steps, halved until the loss falls.
 
@@ -257,7 +273,7 @@ def _most_probable(
         prior = 0.5 * (precision * (factors - means).square()).sum()
         return prior - weights @ likely, scores, (own - likely).exp()
 
-    factors = means.clamp(min=0.0)
+    factors = means.clamp(min=0.0) if start is None else start
     value, scores, trusted = loss(factors)
     for _ in range(_STEPS):
         chances = scores.softmax(1)

@@ -20,6 +20,7 @@ from vlltr_index.errors import MissingStepError, UsageError, WorkspaceError, rea
 from vlltr_index.evaluation import metrics
 from vlltr_index.evaluation.compared import OWN_ROWS, Asked, RowAnswers, compared
 from vlltr_index.evaluation.metrics import CROSS_VALIDATION, METHOD, under
+from vlltr_index.heads.configuration import TextLevel
 from vlltr_index.heads.fusion import Rule
 from vlltr_index.heads.units import number_names
 from vlltr_index.pipelines.baseline_scores import (
@@ -401,7 +402,7 @@ def _lacking(snapshot: Snapshot, row: BaselineRow, asked: Tensor) -> str:
 def _texts_count(model: Model) -> bool:
     """Say whether texts have a weight in the answers, and a text tower read them."""
     parts = model.saved.parts
-    count = parts is None or bool(parts.weights.text) or not parts.texts_are_mute
+    count = parts is None or (parts.text_level > TextLevel.NONE and not parts.texts_are_mute)
     return count and not model.bank.without_text_tower
 
 

@@ -140,7 +140,7 @@ def fit(
 ) -> FitResult:
     """Make a model of the pictures in a folder of class folders, or of the folders train and test.
 
-    The model is trained on all pictures. Beside simple rules it is measured by cross-validation, or in the folder test
+    The model is trained on all pictures. It is measured against baselines by cross-validation, or in the folder test
     (or on thirty or more pictures of split test that came another way), and a report is written. Run it again when
     pictures or texts came, moved or went: the model is of what the folder is then, and vectors are kept.
 
@@ -361,7 +361,7 @@ def _gone_tests(sync: _Sync, sources: Sources) -> list[Step[IngestReport]]:
 
 
 def _measurement(maker: StepMaker, has_test: bool, has_texts: bool, prior: Measurable) -> Measurement:
-    """Return the steps that measure the model on split `test` or by cross-validation, beside simple rules."""
+    """Return the steps that measure the model on split `test` or by cross-validation, and baselines."""
     device = maker.on_device
     made = maker.workspace.snapshot().commit.info.baselines
     split = "test" if has_test else CROSS_VALIDATION

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _SCORES = 4_000_000
 _FEWEST = 300
 _MOST = 1000
+_MOST_CLASSES = 10_000  # of more, reading the anchors that a fold's images did not select takes too long
 _BATCH = 256
 
 
@@ -91,7 +92,7 @@ def fold_scores(model: Model, folds: Folds | None = None) -> FoldScores | None:
     scores, labels, same = list[Tensor](), list[Tensor](), list[Tensor]()
     groups, ids = list[str](), list[str]()
     for number in range(folds.number):
-        fold = folds.open(model, number, own_anchors=False)
+        fold = folds.open(model, number, own_anchors=len(model.class_ids) <= _MOST_CLASSES)
         if not fold.image_ids:
             continue
         # Ordered by ids, which are hashes, so that the first ones are a random sample.
@@ -99,7 +100,7 @@ def fold_scores(model: Model, folds: Folds | None = None) -> FoldScores | None:
         columns = class_positions(judge.class_ids, model.class_ids)
         features = fold.features[:each]
         whole = torch.full((len(features), len(columns)), -torch.inf, dtype=torch.float64)
-        whole[:, columns >= 0] = _log_scores(judge, features)[:, columns[columns >= 0]]
+        whole[:, columns >= 0] = log_scores(judge, features)[:, columns[columns >= 0]]
         scores.append(whole)
         labels.append(fold.class_ids[:each])
         same.append(fold.same[:each])
@@ -119,8 +120,8 @@ def fold_scores(model: Model, folds: Folds | None = None) -> FoldScores | None:
 
 
 @torch.inference_mode()
-def _log_scores(judge: Model, features: Tensor) -> Tensor:
-    """Return z of features without offsets, float64 [N, C]."""
+def log_scores(judge: Model, features: Tensor) -> Tensor:
+    """Return z of features, float64 [N, C], for a model without offsets."""
     assert judge.saved.parts is not None
     attends = bool(judge.saved.parts.weights.text)
     found = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -28,10 +28,10 @@ from vlltr_index.embedding.vectors import embedded
 from vlltr_index.errors import MissingStepError, WorkspaceError
 from vlltr_index.heads.checkpoint import SavedHead, load_head, save_head
 from vlltr_index.heads.configuration import TextLevel
-from vlltr_index.heads.dealing import deal_groups
+from vlltr_index.heads.dealing import FOLDS, deal_groups
 from vlltr_index.heads.fusion import PartWeights
 from vlltr_index.heads.moments import class_sums, observation_weights
-from vlltr_index.heads.units import number_observations
+from vlltr_index.heads.units import number_names, number_observations
 from vlltr_index.recognition.state import TEXT_COLUMNS, Anchors, ClassStats, texts_of
 from vlltr_index.schemas.manifests import Manifest
 from vlltr_index.schemas.tables import content_id
@@ -229,6 +229,42 @@ class Folds:
             same=torch.tensor([one.same for one in mine], dtype=torch.bool)[asked],
         )
 
+    def covering(
+        self, model: Model, rows: pa.Table, features: Tensor, groups: Sequence[str]
+    ) -> Iterator[tuple[Model, Tensor]]:
+        """Yield models, and the positions int64 [M] of the images that each answers for.
+
+        An image has the fold of the out-of-fold table if its whole group has. The others are dealt into five more
+        folds: images outside a single held-out part, images that were added after training, and groups that are spread
+        over several folds. The first model answers for these without its linear classifier. Its shared parameters and
+        anchors may have been fitted to their labels. The statistics of the classes never are: they are those of the
+        given images without the fold. Images of classes that these statistics lack are left out.
+
+        Args:
+            model: Of the commit.
+            rows: `class_id` and `content_hash` of N embedded training images.
+            features: Float [N, D], stored vectors, unnormalised.
+            groups: The group of each image; it may be larger than in training.
+        """
+        owners = numbers(rows, "class_id")
+        dealt = [-1 if one is None else one.fold for one in self._dealt(model, rows)]
+        fold = torch.tensor(dealt, dtype=torch.int64)
+        fold[_divided(fold, number_names(groups))] = -1
+        others = (fold < 0).nonzero()[:, 0]
+        hashes = rows["content_hash"].take(pa.array(others.numpy())).to_pylist()
+        names = [groups[place] for place in others.tolist()]
+        fold[others] = self.number + deal_groups(owners[others], names, hashes, FOLDS)
+        anchors_of = cache(partial(self._anchors, model))
+        for number in range(self.number + FOLDS):
+            own = number if number < self.number else 0
+            saved = self._head(own) if number < self.number else _without_linear(self._head(own))
+            out = fold == number
+            rest = list(compress(groups, (~out).tolist()))
+            stats = _stats_of(features[~out], owners[~out], rest, model.saved.unit_correlation)
+            asked = (out & torch.isin(owners, stats.class_ids)).nonzero()[:, 0]
+            if len(asked):
+                yield replace(model, saved=saved, stats=stats, anchors=anchors_of(self._model_of(own))), asked
+
     def _head(self, number: int) -> SavedHead:
         """Return what was fitted without a fold, with the scalars that the other folds choose."""
         model = self._model_of(number)
@@ -247,14 +283,8 @@ class Folds:
         """Return the fold of each image: as it was dealt or, of an added class, as its content determines."""
         if self._placed is not None and self._placed[0] == model.merged and self._placed[1].equals(rows):
             return self._placed[2]
-        given = list(zip(rows["content_hash"].to_pylist(), rows["class_id"].to_pylist(), strict=True))
-        found: list[_Place | None] = [None] * len(given)
-        for fold, unit_of in enumerate(self._units):
-            for place, (content, owner) in enumerate(given):
-                known = unit_of.get((content, None), unit_of.get((content, owner)))
-                if known is not None:
-                    group, before = known
-                    found[place] = _Place(fold, group, model.merged.get(before, before) == owner, False)
+        found = self._dealt(model, rows)
+        given = zip(rows["content_hash"].to_pylist(), rows["class_id"].to_pylist(), strict=True)
         base = set(model.row_owners.tolist())
         pairs = list(zip(found, given, strict=True))
         moved = {one.group for one, (_, owner) in pairs if one is not None and owner not in base}
@@ -269,6 +299,18 @@ class Folds:
             for place, one in zip(places, self._added(model, rows.take(places)), strict=True):
                 found[place] = one
         self._placed = model.merged, rows, found
+        return found
+
+    def _dealt(self, model: Model, rows: pa.Table) -> list[_Place | None]:
+        """Return the fold of each image as it was dealt in training; None for one without."""
+        given = list(zip(rows["content_hash"].to_pylist(), rows["class_id"].to_pylist(), strict=True))
+        found: list[_Place | None] = [None] * len(given)
+        for fold, unit_of in enumerate(self._units):
+            for place, (content, owner) in enumerate(given):
+                known = unit_of.get((content, None), unit_of.get((content, owner)))
+                if known is not None:
+                    group, before = known
+                    found[place] = _Place(fold, group, model.merged.get(before, before) == owner, False)
         return found
 
     def _added(self, model: Model, rows: pa.Table) -> list[_Place | None]:
@@ -433,15 +475,36 @@ def _without(model: Model, owners: Tensor, features: Tensor, units: Sequence[str
         units: The unit of each image, none of which has other images.
     """
     stats = model.stats
-    places = class_positions(stats.class_ids, owners)
-    known = places >= 0
+    known = torch.isin(owners, stats.class_ids)
     if not bool(known.any()):
         return stats
-    labels = places[known]
-    named = [unit for unit, there in zip(units, known.tolist(), strict=True) if there]
-    numbered = number_observations(labels, named)
-    weights = observation_weights(numbered, model.saved.unit_correlation)
-    counts, sums = class_sums(unit_rows(features[known]), labels, len(stats.class_ids), weights)
-    left = stats.counts - counts
+    named = list(compress(units, known.tolist()))
+    out = _stats_of(features[known], owners[known], named, model.saved.unit_correlation)
+    places = class_positions(stats.class_ids, out.class_ids)
+    left = stats.counts.index_add(0, places, out.counts, alpha=-1)
+    sums = stats.sums.index_add(0, places, out.sums.to(stats.sums), alpha=-1)
     there = left > 0
-    return ClassStats(stats.class_ids[there], left[there], (stats.sums - sums.to(stats.sums))[there])
+    return ClassStats(stats.class_ids[there], left[there], sums[there])
+
+
+def _divided(fold: Tensor, groups: Tensor) -> Tensor:
+    """Return which images are of a group whose images are not all in one fold, bool [N]; both int64 [N]."""
+    count = int(groups.max()) + 1 if len(groups) else 0
+    least = fold.new_empty(count).scatter_reduce_(0, groups, fold, "amin", include_self=False)
+    most = fold.new_empty(count).scatter_reduce_(0, groups, fold, "amax", include_self=False)
+    return (least != most)[groups]
+
+
+def _stats_of(features: Tensor, owners: Tensor, groups: Sequence[str], correlation: float) -> ClassStats:
+    """Return the statistics of the classes int64 [N] of images [N, D], see `stats_rows`."""
+    class_ids, labels = owners.unique(return_inverse=True)
+    weights = observation_weights(number_observations(labels, groups), correlation)
+    counts, sums = class_sums(unit_rows(features), labels, len(class_ids), weights)
+    return ClassStats(class_ids, counts, sums)
+
+
+def _without_linear(saved: SavedHead) -> SavedHead:
+    """Return a head whose linear classifier has no weight."""
+    assert saved.parts is not None
+    weights = replace(saved.parts.weights, image=0.0)
+    return replace(saved, parts=replace(saved.parts, weights=weights))

@@ -5,6 +5,7 @@ Every class has images and a text that is read by its vector.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -21,7 +22,6 @@ from vlltr_index.heads.text_prior import weighted_mean
 _LEAST_SPREAD = 0.02
 _TIE_BREAK = 1e-6
 _RIDGES = tuple(10.0**n for n in range(-2, 5))
-_FOLDS = 5
 
 
 def prepare(inputs: Arrays, values: dict[str, Any]) -> Any:
@@ -36,7 +36,7 @@ def run(state: Any) -> Arrays:
     return ours.run(state)
 
 
-def fit_model(moments: Moments, prototypes: Tensor, shrinkage: float | None) -> PLDA:
+def fit_model(moments: Moments, prototypes: Tensor, shrinkage: float) -> PLDA:
     """Fit the model as `plda_fit.fit_model` does, with all matrices [D, D]."""
     n = moments.counts.double()
     weights = n / (n + 2.0)
@@ -62,36 +62,53 @@ def fit_model(moments: Moments, prototypes: Tensor, shrinkage: float | None) -> 
     shared = SharedGaussian(
         centre, whitening @ rotation, spread, blank, text_centre, text_map=mapped, text_r2=r2
     )
-    return PLDA(shared, moments.counts, moments.sums, prototypes)
+    return PLDA(shared, moments.counts, moments.sums, plda_fit.predict(shared, prototypes))
 
 
 def _fit_texts(text: Tensor, seen: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Choose the map [D, D] from centred texts to class means on classes left out, with its residuals and R^2."""
-    folds = torch.arange(len(text)) % _FOLDS
-    alone = torch.zeros_like(seen)
-    predicted = torch.zeros(1 + len(_RIDGES), *seen.shape, dtype=seen.dtype)
-    for fold in range(_FOLDS):
-        out = folds == fold
-        kept = torch.where(out, 0.0, weights)
-        x0 = weighted_mean(text, kept)
-        y0 = weighted_mean(seen, kept)
-        alone[out] = seen[out] - y0
-        for which, mapped in enumerate(_maps(text - x0, seen - y0, kept)):
-            predicted[which][out] = (text[out] - x0) @ mapped
-    left = (weights[:, None] * (alone - predicted).square()).sum((1, 2))
+    """Choose the map [D, D] from centred texts to class means; return it, the residuals of left-out classes, and R^2.
+
+    Each class is left out by itself.
+    """
+    x = text - weighted_mean(text, weights)
+    y = seen - weighted_mean(seen, weights)
+    alone = y / (1.0 - weights / weights.sum())[:, None]
+    maps, residuals = zip(*_maps(x, y, weights), strict=True)
+    left = torch.stack([(weights[:, None] * rows.square()).sum() for rows in residuals])
     best = int(left.argmin())
     r2 = float(1.0 - left[best] / (weights[:, None] * alone.square()).sum())
     if r2 <= 0.0:
-        return torch.zeros_like(text.T @ text), seen, 0.0
-    chosen = _maps(text - weighted_mean(text, weights), seen - weighted_mean(seen, weights), weights)[best]
-    return chosen, alone - predicted[best], r2
+        return torch.zeros_like(maps[0]), seen, 0.0
+    return maps[best], residuals[best], r2
 
 
-def _maps(text: Tensor, seen: Tensor, weights: Tensor) -> list[Tensor]:
-    """Fit a multiple of the identity, and beside it a ridge regression of the rest of each strength."""
-    weighted = weights[:, None] * text
-    identity = torch.eye(text.shape[1], dtype=text.dtype) * (weighted * seen).sum() / (weighted * text).sum()
-    values, vectors = torch.linalg.eigh(weighted.T @ text)
-    toward = vectors.T @ (weighted.T @ (seen - text @ identity))
-    ridges = [identity + vectors @ (toward / (values + ridge * values.mean())[:, None]) for ridge in _RIDGES]
-    return [identity, *ridges]
+def _maps(x: Tensor, y: Tensor, weights: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Fit a multiple of the identity, and with it a ridge regression of the rest of each strength.
+
+    Yields each map [D, D] with the residuals [C, D] of left-out classes.
+    """
+    share = weights / weights.sum()
+    multiple = _multiple(x, y, weights)
+    of_others = x.new_tensor([_multiple_without(x, y, weights, one) for one in range(len(x))])[:, None]
+    weighted = weights[:, None] * x
+    identity = torch.eye(x.shape[1], dtype=x.dtype)
+    yield multiple * identity, (y - of_others * x) / (1.0 - share)[:, None]
+    values, vectors = torch.linalg.eigh(weighted.T @ x)
+    for ridge in _RIDGES:
+        inverse = vectors / (values + ridge * values.mean()) @ vectors.T
+        hat = x @ inverse @ weighted.T
+        missed = y - hat @ y - of_others * (x - hat @ x)
+        mapped = multiple * identity + inverse @ weighted.T @ (y - multiple * x)
+        yield mapped, missed / (1.0 - hat.diagonal() - share)[:, None]
+
+
+def _multiple(x: Tensor, y: Tensor, weights: Tensor) -> float:
+    """Fit a of a I, which maps centred texts to class means."""
+    return float((weights @ (x * y)).sum() / (weights @ x.square()).sum())
+
+
+def _multiple_without(x: Tensor, y: Tensor, weights: Tensor, one: int) -> float:
+    """Fit a of a I without a class."""
+    rest = weights.clone()
+    rest[one] = 0.0
+    return _multiple(x - weighted_mean(x, rest), y - weighted_mean(y, rest), rest)

@@ -9,8 +9,8 @@ import torch
 from benchmarks.speed.feature_width import FITS
 from benchmarks.speed.harness import Arrays
 from vlltr_index.heads import plda_fit
+from vlltr_index.heads.configuration import SHRINKAGES
 from vlltr_index.heads.moments import Moments
-from vlltr_index.heads.weighing import SHRINKAGES
 
 
 def prepare(inputs: Arrays, values: dict[str, Any]) -> Any:

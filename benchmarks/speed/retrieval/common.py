@@ -15,7 +15,7 @@ from benchmarks.speed.harness import Arrays
 from vlltr_index.anchors.index import WithDelta
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.checkpoint import Parts, SavedHead
-from vlltr_index.heads.fusion import Gate, PartWeights
+from vlltr_index.heads.fusion import PartWeights
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.heads.plda import SharedGaussian
 from vlltr_index.recognition.model import Model
@@ -132,8 +132,7 @@ def parts(dim: int) -> Parts:
     zeros = torch.zeros(dim, dtype=torch.float64)
     eye = torch.eye(dim, dtype=torch.float64)
     shared = SharedGaussian(zeros, dim**0.5 * eye, zeros + 1.0, zeros + 1.0, zeros, 0.0 * eye)
-    later = Gate(generative=0.1, text=0.2)
-    return Parts(shared, PartWeights(0.5, 0.05, 0.2, later, later))
+    return Parts(shared, PartWeights(image=0.5, generative=0.05, text=0.2))
 
 
 def built(inputs: Arrays, values: dict[str, Any], kind: str) -> State:

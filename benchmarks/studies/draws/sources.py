@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from benchmarks.studies.honest_figure.collections import KINDS, NAMED, drawn_units
+from benchmarks.studies.honest_figure.collections import CLASSES, KINDS, NAMED, drawn_units
 from benchmarks.studies.workspaces import ICONS as ICONS_LT
 from benchmarks.studies.workspaces import files_of
 from vlltr_index.data.glyphs import glyph_files
@@ -28,6 +28,7 @@ __all__ = [
     "Kind",
     "Setting",
     "draw",
+    "of_units",
     "with_texts",
     "write_picture",
 ]
@@ -109,7 +110,7 @@ def draw(source: str, setting: Setting, number: int, final: bool = False) -> Dra
     if source in UNITS:
         if setting != Setting.of(UNITS_SETTING):
             raise ValueError(f"collections of {source} are of one size: --setting {UNITS_SETTING}")
-        return _of_units(source, number)
+        return of_units(source, number)
     pools = _pools(source, number, final)
     fits = [p for p in pools if len(p.train) >= _least(source, setting)]
     chance = random.Random(f"{Path(source).name}:{setting.classes}:{number}")
@@ -125,17 +126,24 @@ def draw(source: str, setting: Setting, number: int, final: bool = False) -> Dra
     return Draw(kinds, _kind(new, few, number), tuple(_kind(p, few, number) for p in others))
 
 
-def _of_units(source: str, number: int) -> Draw:
-    """Draw a collection without texts, nine classes and one that is added; its test pictures are of new units."""
+def of_units(source: str, number: int, others: int = 0) -> Draw:
+    """Draw a collection without texts, nine classes and one that is added; its test pictures are of new units.
+
+    Args:
+        source: One of `UNITS`.
+        number: Of the draw; the ten classes depend on nothing else.
+        others: How many other classes there are besides.
+    """
     kind = KINDS[UNITS[source]]
     pools = dict[int, _Pool]()
-    learned, fresh = drawn_units(kind, number, _NEW_UNITS)
+    learned, fresh = drawn_units(kind, number, _NEW_UNITS, CLASSES + others)
     for at, (label, unit, data) in enumerate([*learned, *fresh]):
         pool = pools.setdefault(label, _Pool(f"class {label}", (), [], []))
         part = pool.train if at < len(learned) else pool.test
         part.append((f"{unit}-{at}.jpg" if kind.named else f"{at}.jpg", data))
-    *kinds, new = (Kind(p.name, p.sentences, tuple(p.train), tuple(p.test)) for p in pools.values())
-    return Draw(tuple(kinds), new, (), NAMED if kind.named else None)
+    found = [Kind(p.name, p.sentences, tuple(p.train), tuple(p.test)) for p in pools.values()]
+    *kinds, new = found[:CLASSES]
+    return Draw(tuple(kinds), new, tuple(found[CLASSES:]), NAMED if kind.named else None)
 
 
 def _pools(source: str, number: int, final: bool) -> list[_Pool]:

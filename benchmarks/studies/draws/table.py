@@ -13,7 +13,7 @@ from benchmarks.studies.draws.rules import TEXTLESS
 from benchmarks.studies.draws.sources import ALL_SHARE, TEXTS, UNITS
 from benchmarks.studies.paired import METHOD, UNDER_TRAINING, WITHOUT_BRANCH
 
-__all__ = ["bound", "generated", "parts"]
+__all__ = ["bound", "generated", "parts", "student"]
 
 SETTINGS = ("2x10", "9xall", "10x20", "10x5", "40x8", "99x3", "200x3", "60xall", "all")
 SOURCES = {
@@ -41,10 +41,13 @@ def bound(values: Sequence[float], level: float = 0.95) -> float:
     """Return the upper end of the one-sided interval of the mean, by Student's t; of one value there is none."""
     if len(values) < 2:
         return math.nan
+    return fmean(values) + student(level, len(values) - 1) * stdev(values) / math.sqrt(len(values))
+
+
+def student(level: float, freedom: float) -> float:
+    """Return a quantile of Student's t, by Cornish and Fisher."""
     z = NormalDist().inv_cdf(level)
-    n = len(values) - 1
-    t = z + (z**3 + z) / (4 * n) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)  # Cornish and Fisher
-    return fmean(values) + t * stdev(values) / math.sqrt(len(values))
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
 def parts() -> dict[str, str]:

@@ -1,11 +1,11 @@
-"""Is the figure of `cross-validate` honest? Collections of bursts and series, beside new units of the same kind.
+"""Is the figure of `train lgr` honest? Collections of bursts and series, beside new units of the same kind.
 
     python -m benchmarks honest_figure run --kind scans --draws 100 --dir runs    resumable
     python -m benchmarks honest_figure table
 
-`fit` makes a model of a drawn collection, and `cross_validate` measures it. The truth is the accuracy on 48 new units a
-class: of the folds' own models, of each class in the share in which they were asked for it, and of the final model in
-the same shares of the classes. Beside the interval stands that of a plain bootstrap over pictures.
+A model is made of a drawn collection, and `evaluate` measures it by the models of its folds. The truth is the accuracy
+on 48 new units a class: of the folds' own models, of each class in the share in which they were asked for it, and of
+the final model in the same shares of the classes. Beside the interval stands that of a plain bootstrap over pictures.
 
 Each answer is kept, so that another form of interval needs no new draws. That of today was chosen among several by its
 score on augmented, visits, products, reposts and single, with the first hundred draws of the others in sight.
@@ -30,11 +30,14 @@ from benchmarks.kept import cleared, keep_draws
 from benchmarks.studies.honest_figure.collections import KINDS, NAMED, Kind, files, write_collection
 from benchmarks.studies.honest_figure.table import parts
 from benchmarks.study import Command, Study, add_folder
-from vlltr_index import fit
 from vlltr_index.evaluation.metrics import METHOD
-from vlltr_index.pipelines.cross_validate import cross_validate
 from vlltr_index.pipelines.evaluate import Evaluation, evaluation
+from vlltr_index.pipelines.ingest import ingest_images
+from vlltr_index.pipelines.plan import StepMaker
+from vlltr_index.pipelines.train_all import plan_training
 from vlltr_index.recognition.model import Model
+from vlltr_index.schemas.recipes import load_recipe
+from vlltr_index.store.workspace import Workspace
 
 _ENCODER = "vlltr-tiny:glyphs"
 
@@ -56,8 +59,10 @@ def measured(kind: Kind, number: int, place: Path) -> dict[str, Any]:
     """Return one draw's figures, with its workspace below `place`."""
     drawn = write_collection(kind, number, place / "pictures")
     group = NAMED if kind.named else None
-    workspace = fit(drawn.folder, encoder=_ENCODER, to=place / "model", group=group, measure=False).workspace
-    cross_validate(workspace)
+    workspace = Workspace.create(place / "model", load_recipe(None, (), _ENCODER))
+    ingest_images(workspace, drawn.folder, "train", group=group)
+    for step in plan_training(StepMaker(workspace, "model", None, None), stage_one=False).values():
+        step.call()
     found = evaluation(workspace)
     model = Model.open(workspace.snapshot())
     named = list(files(drawn.new))

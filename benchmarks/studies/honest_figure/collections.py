@@ -255,14 +255,19 @@ class Picture(NamedTuple):
     data: bytes
 
 
-def drawn_units(kind: Kind, number: int, new: int) -> tuple[list[Picture], list[Picture]]:
-    """Draw a collection as `write_collection` does, and whole units of each class that are new to it, `new` of them."""
+def drawn_units(
+    kind: Kind, number: int, new: int, classes: int = CLASSES
+) -> tuple[list[Picture], list[Picture]]:
+    """Draw a collection as `write_collection` does, and whole units of each class that are new to it, `new` of them.
+
+    The first classes are the same for any number of classes.
+    """
     rng = np.random.default_rng([number, new, sum(map(ord, kind.unit.__name__))])
     drawings = _drawings(kind.source, (_UNITS[1] + new) * kind.drawings)
     learned: list[Picture] = []
     fresh: list[Picture] = []
     unit = 0
-    for label, name in enumerate(rng.permutation(sorted(drawings))[:CLASSES]):
+    for label, name in enumerate(rng.permutation(sorted(drawings))[:classes]):
         own = drawings[name]
         order = iter(rng.permutation(len(own)))
         count = int(np.exp(rng.uniform(*np.log(_UNITS))) + 0.5)

@@ -14,7 +14,6 @@ result of the seed, which does not depend on the method; `--baseline` trains the
 from __future__ import annotations
 
 from argparse import ArgumentParser
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.kept import read, surroundings
-from benchmarks.studies.long_tailed.table import WEIGHED, parts, write_rows
+from benchmarks.studies.long_tailed.table import parts, write_rows
 from benchmarks.studies.paired import METHOD, WITHOUT_BRANCH, keep_run
 from benchmarks.studies.without_text import WHOLE, held_out, rows_without_text, training_data, without_branch
 from benchmarks.studies.workspaces import (
@@ -41,8 +40,7 @@ from benchmarks.study import Command, Study, add_folder
 from vlltr_index.embedding.loading import image_set, usable_images
 from vlltr_index.evaluation.compared import ADJUSTED
 from vlltr_index.evaluation.metrics import expected_calibration_error
-from vlltr_index.heads.fusion import PartWeights
-from vlltr_index.heads.weighing import HeldOutScores, fit_temperature, fit_weights, image_weights
+from vlltr_index.heads.weighing import fit_temperature
 from vlltr_index.pipelines.baseline_scores import FC, score_baselines
 from vlltr_index.pipelines.evaluate import training_counts
 from vlltr_index.pipelines.train_baseline import train_baseline_stage
@@ -106,9 +104,6 @@ def measure(workspace: Workspace, baseline: bool) -> dict[str, Any]:
     chances = {METHOD: fused.probabilities, WHOLE: rows[WHOLE].softmax(1)}
     chances |= {name: scores.softmax(1) for name, scores in tempered.items()}
     assert scorer.saved.parts is not None
-    weighed = weights_of(scorer, test.features, labels, counts)
-    saved = replace(scorer.saved, parts=replace(scorer.saved.parts, weights=weighed))
-    rows[WEIGHED] = replace(scorer, saved=saved).exhaustive(test.features).probabilities
     return {
         "counts": counts[labels].tolist(),
         "labels": labels.tolist(),
@@ -122,7 +117,6 @@ def measure(workspace: Workspace, baseline: bool) -> dict[str, Any]:
         "decided": {
             METHOD: decided(scorer.saved.parts),
             WHOLE: decided(parts),
-            "of test images": asdict(weighed),
         },
     }
 
@@ -136,21 +130,6 @@ def _tempered(data: StageTwoData, scorer: Model, features: Tensor) -> dict[str, 
         factor = fit_temperature(logits(held)[:, scorer.trained], labels, weights)
         rows[name] = factor * torch.cat([logits(part) for part in features.split(512)])
     return rows
-
-
-@torch.inference_mode()
-def weights_of(scorer: Model, features: Tensor, labels: Tensor, counts: Tensor) -> PartWeights:
-    """What images of the test split would have weighed the parts, had they been the ones held out."""
-    known = scorer.trained[labels]
-    some = features[known]
-    position = scorer.trained.long().cumsum(0) - 1
-    parts = [
-        logits(some)[:, scorer.trained]
-        for logits in (scorer.visual_logits, scorer.log_likelihoods, scorer.text_logits)
-    ]
-    owners = position[labels[known]]
-    weights = image_weights(owners, counts[scorer.trained], torch.arange(len(owners)))
-    return fit_weights(HeldOutScores(owners, *parts, weights))
 
 
 def _arguments(parser: ArgumentParser) -> None:

@@ -11,14 +11,22 @@ from benchmarks.studies.paired import BINS, METHOD, WITHOUT_BRANCH, Runs, differ
 from benchmarks.studies.without_text import WHOLE
 from benchmarks.studies.workspaces import DATA, GLYPHS, NAMES, RECIPES, by_data
 
-__all__ = ["BY_FAMILY", "ORDER", "WEIGHED", "generated", "of_data", "parts", "summary", "write_rows"]
+__all__ = [
+    "ADJUSTED",
+    "BY_FAMILY",
+    "IMAGE_ONLY",
+    "ORDER",
+    "generated",
+    "of_data",
+    "parts",
+    "summary",
+    "write_rows",
+]
 
-WEIGHED = f"{METHOD}, had test images weighed"
 IMAGE_ONLY = "image-only"
 ADJUSTED = "image-only + logit adjustment"
 ORDER = (
     METHOD,
-    WEIGHED,
     WITHOUT_BRANCH,
     "linear layer",
     "text branch",
@@ -170,21 +178,9 @@ def _accuracies(runs: Runs, shown: Sequence[str] = ORDER) -> list[str]:
 
 
 def _decisions(runs: Runs) -> list[str]:
-    columns = ("image", "generative", "text")
-    more = ("few_shot", "text_only")
-    heads = [*columns, "later, with images", "later, by text", "noise", "text_r2"]
-    lines = ["| texts | seed | " + " | ".join(heads) + " |", "| --- | --- |" + " --- |" * len(heads)]
+    columns = ("image", "generative", "text", "text_r2")
+    lines = ["| texts | seed | " + " | ".join(columns) + " |", "| --- | --- |" + " --- |" * len(columns)]
     for run in runs:
-        mine = run["decided"][METHOD]
-        unseen = run["decided"]["of test images"]
-        cells = [f"{mine[name]:.3g}" for name in columns]
-        for name in more:
-            met = mine[name]
-            cells.append(f"{met['generative']:.3g} / {met['text']:.3g} / {met['offset']:+.2f}")
-        cells += [f"{mine[name]:.3g}" for name in ("noise", "text_r2")]
-        lines.append(f"| {run['texts']} | {run['seed']} | {' | '.join(cells)} |")
-        cells = [f"{unseen[name]:.3g}" for name in columns]
-        lines.append(
-            f"| {run['texts']}, had test images weighed | {run['seed']} | {' | '.join(cells)} | | | | |"
-        )
+        cells = " | ".join(f"{run['decided'][METHOD][name]:.3g}" for name in columns)
+        lines.append(f"| {run['texts']} | {run['seed']} | {cells} |")
     return lines

@@ -1,14 +1,13 @@
-"""Answers for training images by models that were fitted without them, and near duplicates; made once, and kept.
+"""Answers for training images by the models of the folds, and near duplicates; made once, and kept.
 
-They are made again when images, labels, sentences or vectors have changed.
+They are made again when images, labels, sentences, vectors or the head have changed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from itertools import compress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -20,24 +19,27 @@ from vlltr_index.data.writing import scratch_folder, settle
 from vlltr_index.embedding.loading import (
     content_vectors,
     numbers,
-    sentence_means,
     thumbnail_tensor,
 )
 from vlltr_index.embedding.vectors import embedded
 from vlltr_index.errors import MissingStepError, write_error
 from vlltr_index.heads.bursts import folder_of
-from vlltr_index.heads.cross_validated import cross_validate
 from vlltr_index.heads.duplicates_across import near_duplicates_across
 from vlltr_index.heads.label_errors import label_errors
 from vlltr_index.heads.near_duplicates import near_duplicates
 from vlltr_index.heads.units import connected, join_copies, number_names, units_by
 from vlltr_index.heads.weighing import balanced_shares, paired_mean
+from vlltr_index.recognition.added import log_scores
+from vlltr_index.recognition.folds import open_folds
+from vlltr_index.recognition.model import Model
 from vlltr_index.schemas.fingerprint import digest_json
 from vlltr_index.schemas.manifests import Manifest
 from vlltr_index.schemas.tables import content_id
 from vlltr_index.store.holdout import read_held_out
+from vlltr_index.tensors import class_positions
 
 if TYPE_CHECKING:
+    from vlltr_index.recognition.folds import Folds
     from vlltr_index.schemas.records import Progress
     from vlltr_index.store.snapshot import Snapshot
 
@@ -112,15 +114,16 @@ def held_out_labels(snapshot: Snapshot, place: Path, progress: Progress | None =
     """Return the answers for a commit's training images; they are made where there are none yet, and kept in `place`.
 
     Raises:
-        MissingStepError: There is no training image with a label, or none is embedded.
-        WorkspaceError: They cannot be written.
+        MissingStepError: There is no training image with a label, or none is embedded, or there is no head with folds.
+        WorkspaceError: They cannot be written, or the files of the folds are damaged.
     """
     rows = _embedded_rows(snapshot)
     facts = _facts(snapshot, rows)
     before = _read(place)
     if before is not None and before.facts.facts == facts:
         return before
-    made = _make(snapshot, rows, facts, before, progress)
+    folds = _folds(snapshot)
+    made = _make(snapshot, folds, rows, facts, before, progress)
     try:
         with scratch_folder(place.parent) as unfinished:
             _write(made, unfinished)
@@ -145,6 +148,24 @@ def _embedded_rows(snapshot: Snapshot) -> pa.Table:
     return rows
 
 
+def _folds(snapshot: Snapshot) -> Folds:
+    """Return the folds of the head.
+
+    Raises:
+        MissingStepError: There is no head, or it has none.
+    """
+    what = "labels are judged by the models of the folds, which are trained with the head"
+    if not snapshot.commit.head:
+        raise MissingStepError(f"there is no head yet: {what}", "Run: vlltr train lgr")
+    folds = open_folds(snapshot)
+    if folds is None:
+        raise MissingStepError(
+            f"the head has no folds: {what} if images can be held out",
+            'Add images (two of a class at least), check that vlltr.toml has rule = "ours", then run: vlltr train lgr',
+        )
+    return folds
+
+
 def _contents(rows: pa.Table) -> list[str]:
     return list(map(content_id, rows["image_id"].to_pylist(), rows["content_hash"].to_pylist()))
 
@@ -158,12 +179,14 @@ def _facts(snapshot: Snapshot, rows: pa.Table) -> str:
             "images": evidence,
             "sentences": commit.tables.get("sentences"),
             "towers": [commit.image_fp, commit.text_fp],
+            "head": [commit.head, commit.info.folds.digest if commit.info.folds else None],
         }
     )
 
 
 def _make(
     snapshot: Snapshot,
+    folds: Folds,
     rows: pa.Table,
     facts: str,
     before: HeldOutLabels | None,
@@ -180,9 +203,9 @@ def _make(
     same = _same_content(rows["content_hash"].to_pylist())
     lots = connected(len(ids), [*same, *torch.cat([within, across]).tolist()])
     copies = [[ids[place] for place in lot] for lot in lots if len(lot) > 1]
-    units = _units(rows.filter(pa.array(train.tolist())), _among(torch.cat([within, _nearest(alike)]), train))
-    own = list(compress(ids, train.tolist()))
-    answers = _answers(snapshot, own, class_ids[train], features[train], units, progress)
+    own = rows.filter(pa.array(train.tolist()))
+    units = _units(own, _among(torch.cat([within, _nearest(alike)]), train))
+    answers = _answers(Model.open(snapshot), folds, own, features[train], units, progress)
     learned = _learned(snapshot, answers["image_id"].to_pylist())
     moved = None if before is None else _moved(before.answers, answers)
     figures = KeptManifest(facts=facts, learned=learned, moved=moved)
@@ -191,28 +214,51 @@ def _make(
 
 
 def _answers(
-    snapshot: Snapshot,
-    image_ids: Sequence[str],
-    class_ids: Tensor,
+    model: Model,
+    folds: Folds,
+    rows: pa.Table,
     features: Tensor,
     units: Sequence[str],
     progress: Progress | None,
 ) -> pa.Table:
-    """Compute the answers for training images, see `HeldOutLabels`."""
-    owners, labels = class_ids.unique(return_inverse=True)
-    found = cross_validate(features, labels, units, sentence_means(snapshot, owners), progress)
-    asked = found.asked
+    """Compute the answers for training images, see `HeldOutLabels`; all classes with images are equally common."""
+    owners, labels = numbers(rows, "class_id").unique(return_inverse=True)
+    found = [torch.empty(0, len(owners))]
+    places = [torch.empty(0, dtype=torch.int64)]
+    done = 0
+    for judge, asked in folds.covering(model, rows, features, units):
+        found.append(_log_probabilities(judge, features[asked], owners))
+        places.append(asked)
+        done += len(asked)
+        if progress:
+            progress("answers", done, len(units))
+    asked, order = torch.cat(places).sort()
+    log_probabilities = torch.cat(found)[order]
+    best = log_probabilities.topk(min(_LIKELY, len(owners)), dim=1)
     of = [units[place] for place in asked.tolist()]
-    best = found.log_probabilities.topk(min(_LIKELY, len(owners)), dim=1)
+    ids = rows["image_id"].to_pylist()
     columns = {
-        "image_id": [image_ids[place] for place in asked.tolist()],
-        "class_id": class_ids[asked].tolist(),
+        "image_id": [ids[place] for place in asked.tolist()],
+        "class_id": owners[labels[asked]].tolist(),
         "unit": of,
-        "wrong": label_errors(found.log_probabilities, labels[asked], of).tolist(),
+        "wrong": label_errors(log_probabilities, labels[asked], of).tolist(),
         "likely": owners[best.indices].tolist(),
         "chances": best.values.exp().tolist(),
     }
     return pa.table(columns, schema=_ANSWERS)
+
+
+def _log_probabilities(judge: Model, features: Tensor, owners: Tensor) -> Tensor:
+    """Return log-probabilities among the classes int64 [C], float32 [N, C].
+
+    Added classes have no offset: it would make their labels look wrong. A class that the model does not know has the
+    least score of the others.
+    """
+    columns = class_positions(judge.class_ids, owners)
+    scores = log_scores(replace(judge, offsets={}), features)[:, columns]
+    known = columns >= 0
+    least = scores[:, known].amin(1, keepdim=True)
+    return torch.where(known, scores, least).log_softmax(1).float()
 
 
 def _near_duplicates(
@@ -261,7 +307,8 @@ def _among(pairs: Tensor, chosen: Tensor) -> Tensor:
 def _units(rows: pa.Table, pairs: Tensor) -> list[str]:
     """Return the unit of each image: its group or burst, with near duplicates, of other classes too, and copies.
 
-    Else two near duplicates in different classes speak each for its own label where the other is asked.
+    A unit is in one fold, see `Folds.covering`. Otherwise, of two near duplicates in different classes, each would be
+    evidence for its own label where the other is answered.
     """
     units = units_by(
         pairs,

@@ -109,12 +109,12 @@ def review(workspace: Workspace, top: int | None = None, progress: Progress | No
     those within a class. Left out is what a person has confirmed.
 
     Args:
-        workspace: With labelled and embedded images; no head is needed.
+        workspace: With labelled and embedded images, and a head.
         top: How many at most; default: all.
         progress: Called while answers are made.
 
     Raises:
-        MissingStepError: There is no training image with a label, or none is embedded.
+        MissingStepError: There is no training image with a label, or none is embedded, or there is no head with folds.
         WorkspaceError: The answers cannot be kept.
     """
     snapshot = workspace.snapshot()
