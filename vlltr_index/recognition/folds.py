@@ -284,7 +284,7 @@ class Folds:
         if self._placed is not None and self._placed[0] == model.merged and self._placed[1].equals(rows):
             return self._placed[2]
         found = self._dealt(model, rows)
-        given = zip(rows["content_hash"].to_pylist(), rows["class_id"].to_pylist(), strict=True)
+        given = list(zip(rows["content_hash"].to_pylist(), rows["class_id"].to_pylist(), strict=True))
         base = set(model.row_owners.tolist())
         pairs = list(zip(found, given, strict=True))
         moved = {one.group for one, (_, owner) in pairs if one is not None and owner not in base}
