@@ -101,33 +101,35 @@ def test_images_are_counted_and_recognised(
     assert score.probability > told.probability
 
 
-def test_pictures_that_the_model_names_otherwise_are_told(trained: Workspace, pictures: Path) -> None:
-    """As the model answers afterwards, for the pictures that came; nothing is said where all are named so."""
+def test_misclassified_new_images_are_reported(trained: Workspace, pictures: Path) -> None:
+    """As the model answers afterwards; nothing is said where all are recognised."""
     files = [*sorted(pictures.glob("known-*.png")), *sorted((pictures / "unseen").glob("*.png"))]
     report = add_classes(trained, [NewClass("mixed", images=tuple(files))])
     found = [p.classes[0].name for p in Recognizer.open(trained).predict(files)]
     wrong = [name for name in found if name != "mixed"]
-    (told,) = [note for note in report.notes if "named otherwise" in note]
+    (told,) = [note for note in report.notes if "misclassified" in note]
     assert told.startswith(
-        f"{len(wrong)} of 10 pictures that came would be named otherwise, though the model knows"
+        f"{len(wrong)} of 10 new images are still misclassified, although the model was updated with them: "
     )
     assert f"{wrong[0]!r} {wrong.count(wrong[0])}" in told
     alone = add_classes(trained, [NewClass("a sign", ("It is a sign.",))])
-    assert not any("named otherwise" in note for note in alone.notes)
+    assert not any("misclassified" in note for note in alone.notes)
 
 
-def test_pictures_that_another_class_has_are_told(trained: Workspace, pictures: Path, tmp_path: Path) -> None:
+def test_duplicates_of_another_class_are_reported(trained: Workspace, pictures: Path, tmp_path: Path) -> None:
     """By their bytes, under whatever names; a class's own copies are none."""
     first = add_classes(trained, [NewClass("a sign", images=(pictures / "unseen",))])
-    assert not any("Byte for byte" in note for note in first.notes)
+    assert not any("Exact duplicates" in note for note in first.notes)
     copy = shutil.copytree(pictures / "unseen", tmp_path / "copies")
     again = add_images(trained, "a sign", [copy])
-    assert not any("Byte for byte" in note for note in again.notes)
+    assert not any("Exact duplicates" in note for note in again.notes)
     report = add_classes(
         trained, [NewClass("another", images=(Path(shutil.copytree(copy, tmp_path / "more")),))]
     )
-    (told,) = [note for note in report.notes if "Byte for byte" in note]
-    assert told == "Byte for byte there in another class: 'a sign' 4. Their labels contradict each other."
+    (told,) = [note for note in report.notes if "Exact duplicates" in note]
+    assert (
+        told == "Exact duplicates of images in another class: 'a sign' 4. Their labels contradict each other."
+    )
 
 
 def test_what_a_class_is_known_by(trained: Workspace, heldout: dict[str, list[str]], pictures: Path) -> None:
@@ -220,7 +222,7 @@ def test_a_folder_of_class_folders(
     shutil.copy(pictures / "unseen" / "0.png", later)
     report = add_classes(trained, read_manifest(later))
     assert [(one.name, one.images) for one in report.classes] == [("okapi", 4), ("quagga", 4)]
-    (told,) = [note for note in report.notes if "Byte for byte" in note]
+    (told,) = [note for note in report.notes if "Exact duplicates" in note]
     assert "'okapi' 4, 'quagga' 4" in told
     left_out = [message for message in caplog.messages if message.startswith("left out")]
     assert [message.split(": ")[1:] for message in left_out] == [

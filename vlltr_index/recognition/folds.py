@@ -388,7 +388,7 @@ class Folds:
         return units
 
     def _anchors(self, model: Model, number: int) -> Anchors:
-        """Return the anchors that were selected without the fold's images; of later classes the commit's."""
+        """Return the anchors that were selected without the fold's images; of added classes the commit's."""
         own = model.anchors
         snapshot = model.state.snapshot
         path = self._folder / str(self._model_of(number)) / "anchors.arrow"
