@@ -74,7 +74,7 @@ def test_from_a_folder_to_a_model(capsys: pytest.CaptureFixture[str], shots: Pat
         "Wrote ",
         "each shown to a model that was trained without it",
         "2 of 3 classes tested.",
-        "Not tested: ",
+        " groups, 2 of 3 classes.",
         "What to do with it:",
     ):
         assert words in out
