@@ -118,8 +118,7 @@ def status(workspace: Workspace, at: int | None = None) -> StatusReport:
     todo = list(_todo(workspace, snapshot, images, lacking))
     way = "vlltr evaluate"
     measured, mend = _measured(workspace, snapshot, way) if commit.head else (None, False)
-    folds = commit.info.folds
-    if commit.head and not images.get("test") and (folds is None or folds.head != commit.head):
+    if commit.head and not images.get("test") and not commit.info.folds:
         measured, mend = _UNMEASURABLE, False
     use = way if mend else "vlltr predict IMAGE --explain 3"
     return StatusReport(

@@ -461,10 +461,10 @@ def open_folds(snapshot: Snapshot) -> Folds | None:
         WorkspaceError: Their files are damaged.
     """
     commit = snapshot.commit
-    if not commit.info.folds or commit.info.folds.head != commit.head:
+    if not commit.head or not commit.info.folds:
         return None
     try:
-        folder = snapshot.objects.whole("heads", commit.info.folds.digest)
+        folder = snapshot.objects.whole("heads", commit.info.folds)
     except (MissingStepError, WorkspaceError) as error:
         raise type(error)(error.message, _AGAIN) from None
     return Folds(folder)
