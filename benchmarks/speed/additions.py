@@ -3,7 +3,8 @@
     python -m benchmarks additions run
 
 The classes that are there have random vectors in clusters, written straight into the tables: the cost does not depend
-on what they mean. Encoder: vlltr-tiny with random weights. Timed is `add_classes` with a `Recognizer` that is loaded,
+on what they mean. Their head has no out-of-fold table, so that no offset is computed. Encoder: vlltr-tiny with random
+weights. Timed is `add_classes` with a `Recognizer` that is loaded,
 from files and sentences to the commit, with 80 sentences and 5 images (or none) for each new class. Seconds are of
 processor time, all threads together, since other programs may run beside it; wall-clock time stands in the result too.
 """

@@ -228,7 +228,7 @@ def _paired(kept: dict[str, Any]) -> list[str]:
 
 
 def _arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--draws", type=int, default=10)
+    parser.add_argument("--draws", type=int, default=8)
 
 
 STUDY = Study({"run": Command(run, _arguments)}, parts)
