@@ -199,7 +199,8 @@ def test_what_an_addition_measured_is_reported(trained: Workspace, pictures: Pat
     for name, number, owner in effect.takes:
         images = plural(number, "held-out image")
         assert f"{name!r} takes {images} from existing classes, most from {owner!r}." in two.notes
-    bounded = f"Measured on {effect.right_groups} correctly classified groups of images: the loss on new images is not bounded."
+    right = f"{effect.right_groups} correctly classified groups"
+    bounded = f"Measured on {right} of images: the loss on new images is not bounded."
     assert (bounded in two.notes) == (effect.right_groups < BOUNDED)
     assert not any("not trained on" in note for note in two.notes)
     third = add_classes(trained, [NewClass("new 2", images=(files[2],))])
