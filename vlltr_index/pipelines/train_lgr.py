@@ -531,7 +531,6 @@ class RefitReport:
     effect: Effect
     before: int  # number of the commit whose head was trained again
     mute: bool = False  # texts have no weight in the head
-    tested: bool = False  # there are test images
 
 
 def refit(workspace: Workspace, config: LGRConfig, progress: Progress | None = None) -> RefitReport:
@@ -569,5 +568,4 @@ def refit(workspace: Workspace, config: LGRConfig, progress: Progress | None = N
         effect=effect,
         before=snapshot.commit.id,
         mute=after.saved.texts_are_mute,
-        tested=bool(loading.usable_images(trained, "test", []).num_rows),
     )

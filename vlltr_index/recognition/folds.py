@@ -127,7 +127,8 @@ class Fold:
         units: The unit of each image.
         without: The ids of all images that the model was fitted without.
         torn: How many of these are not among the N, as the model learned from images that belong to them now.
-        same: Bool [N], images of base classes whose label is the one that they had in training.
+        same: Bool [N], images of base classes that have the label of training, and of whose group no image is in an
+            added class.
     """
 
     model: Model
@@ -141,7 +142,7 @@ class Fold:
 
 
 class _Place(NamedTuple):
-    """The fold and group of an image, and whether it has the label that it had in training, or is of an added class."""
+    """The fold and group of an image, `Fold.same` of it, and whether it was not there in training."""
 
     fold: int
     group: str
@@ -203,15 +204,17 @@ class Folds:
         features = image_vectors_of(snapshot, ids)
         out = frozenset(ids)
         stats = _without(model, owners, features, [one.group for one in mine])
+        state = model.state.apart(
+            class_images=partial(_images_without, model, out),
+            read_texts=lambda: texts_of(snapshot.table("sentences", TEXT_COLUMNS)),
+        )
+        state.index = model.state.index
         fitted = replace(
             model,
             saved=self._head(number),
             stats=stats,
             anchors=self._anchors(model, number) if own_anchors else model.anchors,
-            state=model.state.apart(
-                class_images=partial(_images_without, model, out),
-                read_texts=lambda: texts_of(snapshot.table("sentences", TEXT_COLUMNS)),
-            ),
+            state=state,
         )
         asked = torch.isin(owners, stats.class_ids) & torch.tensor([one.fold == number for one in mine])
         torn = torch.tensor([image_id in apart for image_id in ids], dtype=torch.bool)
@@ -283,8 +286,11 @@ class Folds:
         if self._placed is not None and self._placed[0] == model.merged and self._placed[1].equals(rows):
             return self._placed[2]
         found = self._dealt(model, rows)
-        given = zip(rows["content_hash"].to_pylist(), rows["class_id"].to_pylist(), strict=True)
+        given = list(zip(rows["content_hash"].to_pylist(), rows["class_id"].to_pylist(), strict=True))
         base = set(model.row_owners.tolist())
+        pairs = list(zip(found, given, strict=True))
+        moved = {one.group for one, (_, owner) in pairs if one is not None and owner not in base}
+        found = [one._replace(same=False) if one is not None and one.group in moved else one for one in found]
         known_contents = set(self._deal["content_hash"].to_pylist())
         places = [
             n
@@ -384,7 +390,7 @@ class Folds:
         return units
 
     def _anchors(self, model: Model, number: int) -> Anchors:
-        """Return the anchors that were selected without the fold's images; of later classes the commit's."""
+        """Return the anchors that were selected without the fold's images; of added classes the commit's."""
         own = model.anchors
         snapshot = model.state.snapshot
         path = self._folder / str(self._model_of(number)) / "anchors.arrow"
@@ -423,7 +429,10 @@ class Folds:
         losses = torch.from_numpy(rows["loss"].to_numpy().copy())
         columns = {"sentence_id": rows["sentence_id"], "text": sentences["text"].take(at)}
         read = {name: column.combine_chunks() for name, column in columns.items()}.__getitem__
-        keys = torch.arange(len(rows))
+        at = pc.index_in(rows["sentence_id"].combine_chunks(), value_set=own.read("sentence_id"))
+        at = torch.from_numpy(pc.fill_null(at, -1).to_numpy().copy()).long()
+        fresh = int(own.keys.max()) + 1 + torch.arange(len(rows))
+        keys = torch.where(at >= 0, own.keys[at], fresh)  # so that the commit's index finds what both have
         owner = numbers(rows, "class_id")
         reading = model.state.record.reading
         return Anchors.of(owner, keys, vectors, losses, read, own.selection_id, reading)
