@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vlltr_index.heads.configuration import SHRINKAGES, Configuration, OutOfFold, TextLevel
-from vlltr_index.heads.dealing import FOLDS, class_order, deal_groups, group_order
+from vlltr_index.heads.dealing import FOLDS, class_order, deal_groups, group_folds, group_order
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.heads.plda import PLDA
 from vlltr_index.heads.rejection import fit_parts, fit_scores
@@ -87,7 +87,7 @@ def row_folds(data: StageTwoData, parts: list[Tensor]) -> Tensor:
     if len(parts) == 1:
         names = [unit for unit, out in zip(data.units, parts[0].tolist(), strict=True) if out]
         keys = [key for key, out in zip(data.keys, parts[0].tolist(), strict=True) if out]
-        fold[parts[0]] = group_order(names, keys) % FOLDS
+        fold[parts[0]] = group_folds(names, keys, FOLDS)
     return fold
 
 

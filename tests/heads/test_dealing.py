@@ -8,7 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlltr_index.heads.dealing import answerable, class_order, deal_groups, group_order, row_keys
+from vlltr_index.heads.dealing import (
+    answerable,
+    class_order,
+    deal_groups,
+    group_folds,
+    group_order,
+    row_keys,
+)
 
 quick = settings(max_examples=60, deadline=None)
 images = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 9)), min_size=1, max_size=60)
@@ -124,6 +131,28 @@ def test_orders_of_groups_and_classes_follow_from_contents(images: list[tuple[in
     assert torch.equal(group_order([groups[n] for n in order.tolist()], moved), place[order])
     assert class_order(labels[order], moved) == owners
     assert class_order(4 - labels, keys) == [4 - owner for owner in owners]
+
+
+@quick
+@given(images=images, folds=st.integers(2, 6), seed=st.integers(0, 3))
+def test_a_group_of_the_held_out_part_has_the_fold_of_its_own_hash(
+    images: list[tuple[int, int]], folds: int, seed: int
+) -> None:
+    """Groups stay whole in any order of the images, and another group moves none."""
+    groups = [str(group) for _, group in images]
+    keys = keys_of(len(images), seed)
+    fold = group_folds(groups, keys, folds)
+    assert 0 <= int(fold.min()) <= int(fold.max()) < folds
+    assert len(set(zip(groups, fold.tolist(), strict=True))) == len(set(groups))
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
+    again = group_folds([groups[n] for n in order], [keys[n] for n in order], folds)
+    assert torch.equal(again, fold[order])
+    assert torch.equal(group_folds([*groups, "another"], [*keys, "new"], folds)[:-1], fold)
+
+
+def test_groups_of_the_held_out_part_are_spread_over_the_folds() -> None:
+    number = torch.bincount(group_folds([str(n) for n in range(500)], keys_of(500), 5), minlength=5)
+    assert 70 <= int(number.min()) <= int(number.max()) <= 130
 
 
 def test_the_order_of_groups_is_not_that_of_their_names() -> None:

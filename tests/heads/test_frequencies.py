@@ -68,3 +68,20 @@ def test_the_strength_is_chosen_by_what_held_out_images_lose() -> None:
     scores = held.probabilities[few].float().clamp(min=1e-7).log()
     gained = (scores + found(scores, strength).log()).argmax(1) == labels[few]
     assert float(gained.double().mean()) > float((scores.argmax(1) == labels[few]).double().mean()) + 0.02
+
+
+def test_the_strength_does_not_depend_on_the_numbers_of_the_classes() -> None:
+    """Nor on the order of the images."""
+    chosen = set()
+    for seed in range(8):
+        scores, labels = drawn([12] * 12, 2.2, seed)
+        held = HeldOutAnswers(labels, scores.softmax(1).half())
+        strength = choose_strength(held)
+        chosen.add(strength)
+        for order in range(3):
+            g = torch.Generator().manual_seed(order)
+            columns, rows = torch.randperm(12, generator=g), torch.randperm(len(labels), generator=g)
+            place = columns.argsort()
+            other = HeldOutAnswers(place[labels[rows]], held.probabilities[rows][:, columns])
+            assert choose_strength(other) == strength
+    assert len(chosen) > 1

@@ -52,12 +52,19 @@ def deal_groups(labels: Tensor, groups: Sequence[str], keys: Sequence[str], fold
     return torch.tensor([fold_of[group] for group in groups], dtype=torch.int64)
 
 
+def group_folds(groups: Sequence[str], keys: Sequence[str], folds: int) -> Tensor:
+    """Assign groups to folds by their own hashes, int64 [N], so that another group moves none.
+
+    Args:
+        groups, keys, folds: As for `deal_groups`.
+    """
+    hashes = _hashes(groups, keys)
+    return torch.tensor([int(hashes[group][:8], 16) % folds for group in groups], dtype=torch.int64)
+
+
 def group_order(groups: Sequence[str], keys: Sequence[str]) -> Tensor:
     """Number each image's group from 0, int64 [N], in a pseudo-random order that follows from the contents."""
-    hashes: dict[str, str] = {}
-    for group, key in zip(groups, keys, strict=True):
-        own = _hash(key)
-        hashes[group] = min(own, hashes.get(group, own))
+    hashes = _hashes(groups, keys)
     number = {group: place for place, group in enumerate(sorted(hashes, key=lambda one: hashes[one]))}
     return torch.tensor([number[group] for group in groups], dtype=torch.int64)
 
@@ -83,6 +90,15 @@ def answerable(labels: Tensor, fold: Tensor) -> Tensor:
     pairs = torch.zeros(classes, int(fold.max()) + 2 if len(fold) else 1, dtype=torch.int64)
     pairs.index_put_((owners, fold + 1), torch.ones_like(owners), accumulate=True)
     return (fold >= 0) & (pairs[owners, fold + 1] < pairs.sum(1)[owners])
+
+
+def _hashes(groups: Sequence[str], keys: Sequence[str]) -> dict[str, str]:
+    """Return the smallest hash of each group's images."""
+    hashes: dict[str, str] = {}
+    for group, key in zip(groups, keys, strict=True):
+        own = _hash(key)
+        hashes[group] = min(own, hashes.get(group, own))
+    return hashes
 
 
 def _hash(key: str) -> str:

@@ -59,6 +59,8 @@ def choose_strength(held_out: HeldOutAnswers) -> float | None:
         held_out: Answers, were all classes equally common.
     """
     there = held_out.labels.unique()
+    # In an order that does not depend on the classes' numbers.
+    there = there[held_out.probabilities[:, there].double().sum(0).argsort()]
     likely = held_out.probabilities.double().clamp(min=_NOTHING).log()
     generator = torch.Generator().manual_seed(0)
     sizes = [*(size for size in _SIZES if size < len(there)), len(there)]
