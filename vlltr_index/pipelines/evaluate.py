@@ -50,7 +50,7 @@ _log = logging.getLogger(__name__)
 
 _BATCH = 512
 _NEVER = -1e30  # a score that no other one is below
-_NO_INDEX = "in cross-validation, and under a prior, all classes are scored, not those that an index finds"
+_NO_INDEX = "under a prior all classes are scored, not those that an index finds"
 _PRIOR_NOTES = {
     "balanced": "",
     "training": "classes as common as in training",
@@ -196,7 +196,7 @@ def evaluation(
     model = Model.open(snapshot)
     measured = _measured(model, snapshot, split)
     folds = measured.folds
-    _check_index(retrieval, folds, prior)
+    _check_index(retrieval, prior)
     _check_row(against, [*_own_rows(model)[1:], *baseline_labels(snapshot, of_folds=folds > 0)])
     class_ids = model.class_ids
     labels = _labels(snapshot, class_ids, measured.data, measured.split)
@@ -243,9 +243,9 @@ def evaluation(
     return Evaluation(report, answers, measured, class_ids=class_ids, labels=labels, counts=counts)
 
 
-def _check_index(retrieval: str, folds: int, prior: Prior) -> None:
+def _check_index(retrieval: str, prior: Prior) -> None:
     """Refuse retrieval by the index where all classes are scored."""
-    if retrieval != "exhaustive" and (folds or prior != "balanced"):
+    if retrieval != "exhaustive" and prior != "balanced":
         raise UsageError(_NO_INDEX, "Leave out: --retrieval faiss")
 
 

@@ -204,15 +204,17 @@ class Folds:
         features = image_vectors_of(snapshot, ids)
         out = frozenset(ids)
         stats = _without(model, owners, features, [one.group for one in mine])
+        state = model.state.apart(
+            class_images=partial(_images_without, model, out),
+            read_texts=lambda: texts_of(snapshot.table("sentences", TEXT_COLUMNS)),
+        )
+        state.index = model.state.index
         fitted = replace(
             model,
             saved=self._head(number),
             stats=stats,
             anchors=self._anchors(model, number) if own_anchors else model.anchors,
-            state=model.state.apart(
-                class_images=partial(_images_without, model, out),
-                read_texts=lambda: texts_of(snapshot.table("sentences", TEXT_COLUMNS)),
-            ),
+            state=state,
         )
         asked = torch.isin(owners, stats.class_ids) & torch.tensor([one.fold == number for one in mine])
         torn = torch.tensor([image_id in apart for image_id in ids], dtype=torch.bool)
@@ -427,7 +429,10 @@ class Folds:
         losses = torch.from_numpy(rows["loss"].to_numpy().copy())
         columns = {"sentence_id": rows["sentence_id"], "text": sentences["text"].take(at)}
         read = {name: column.combine_chunks() for name, column in columns.items()}.__getitem__
-        keys = torch.arange(len(rows))
+        at = pc.index_in(rows["sentence_id"].combine_chunks(), value_set=own.read("sentence_id"))
+        at = torch.from_numpy(pc.fill_null(at, -1).to_numpy().copy()).long()
+        fresh = int(own.keys.max()) + 1 + torch.arange(len(rows))
+        keys = torch.where(at >= 0, own.keys[at], fresh)  # so that the commit's index finds what both have
         owner = numbers(rows, "class_id")
         reading = model.state.record.reading
         return Anchors.of(owner, keys, vectors, losses, read, own.selection_id, reading)

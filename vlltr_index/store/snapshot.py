@@ -62,7 +62,7 @@ class Reading(Record):
 
 
 class CrossValidated(Record):
-    """Models of an outer cross-validation: their object below `heads/`, and the head whose accuracy they estimate."""
+    """Models of the folds: their object below `heads/`, and the head that they belong to."""
 
     digest: str
     head: str
@@ -93,7 +93,7 @@ class Info(Record):
         next: By table, the lowest id that no row has or ever had.
         baseline_fc: Digest of the image-only baseline's checkpoint.
         baselines: Digest of each other baseline by its name.
-        folds: The models of the newest cross-validation.
+        folds: The models of the folds.
     """
 
     encoder: EncoderConfig | None = None

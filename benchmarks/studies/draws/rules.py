@@ -15,6 +15,7 @@ from vlltr_index.evaluation.rules import (
     linear_logits,
     shrunk_discriminant,
 )
+from vlltr_index.heads.configuration import SHRINKAGES
 from vlltr_index.heads.weighing import balanced_accuracy, fit_temperature
 from vlltr_index.tensors import cosine_logits, unit_rows
 
@@ -83,9 +84,10 @@ def nearest_mean(x: Tensor, y: Tensor, queries: Tensor) -> Scores:
 
 
 def discriminant(x: Tensor, y: Tensor, queries: Tensor) -> Scores:
-    """The library's, and with its covariance shrunk by the numbers of images and dimensions alone."""
-    for name, shrinkage in (("OAS", 1.0), ("D / (N - C + D)", None)):
-        yield name, linear_logits(queries, *shrunk_discriminant(x, y, int(y.max()) + 1, shrinkage))
+    """The library's, with the shrinkages that the method chooses from."""
+    for shrinkage in SHRINKAGES:
+        weight, bias = shrunk_discriminant(x, y, int(y.max()) + 1, shrinkage)
+        yield f"{shrinkage:g} x OAS", linear_logits(queries, weight, bias)
 
 
 def logistic_regression(x: Tensor, y: Tensor, queries: Tensor) -> Scores:
