@@ -24,8 +24,6 @@ from vlltr_index.errors import InputError
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.fusion import (
     FusedScores,
-    Gate,
-    Kinds,
     PartWeights,
     class_logits,
     fuse,
@@ -116,11 +114,12 @@ class World:
         if self.alpha is not None:
             fused = fuse_protocol(self.by_class[rows], text_logits, "paper", self.alpha)
             return fused, fused.text_part
-        weights = PartWeights(0.5, 0.5, 1.0, Gate(1.0, 1.0), Gate(0.5, 1.5))
-        likelihoods = self.features[rows] @ self.centres.T / 20
-        trained = torch.arange(self.classes) < self.rows
-        pictured = torch.arange(self.classes) <= self.rows
-        image = visual_scores(self.by_class[rows], likelihoods, Kinds.of(trained, pictured), weights)
+        weights = PartWeights(image=0.5, generative=0.5, text=1.0)
+        generative = weights.generative * self.features[rows] @ self.centres.T / 20
+        base = torch.arange(self.rows)
+        linear = weights.image * self.by_class[rows][:, base] if self.rows else None
+        offsets = torch.where(torch.arange(self.classes) < self.rows, 0.0, -0.5)
+        image = visual_scores(generative, generative, linear, base, offsets)
         fused = fuse(image, text_logits, weights)
         return fused, resting(image, text_logits, fused.probabilities, weights)
 

@@ -193,13 +193,13 @@ def test_what_an_addition_measured_is_reported(trained: Workspace, pictures: Pat
     effect = two.effect
     assert effect.before is not None
     assert effect.after is not None
-    assert 0 < effect.groups <= effect.images
+    assert 0 < effect.right_groups <= effect.groups <= effect.images
     lost = sum(number for _, number, _ in effect.takes)
     assert (lost > 0) == (effect.after < effect.before)
     for name, number, owner in effect.takes:
         images = plural(number, "held-out image")
         assert f"{name!r} takes {images} from existing classes, most from {owner!r}." in two.notes
-    right = f"{effect.right_groups} correctly classified groups"
+    right = plural(effect.right_groups, "correctly classified group")
     bounded = f"Measured on {right} of images: the loss on new images is not bounded."
     assert (bounded in two.notes) == (effect.right_groups < BOUNDED)
     assert not any("not trained on" in note for note in two.notes)

@@ -366,9 +366,9 @@ def test_a_report_on_old_baselines_and_on_nothing(fitted: Workspace, noise: Path
 
 
 def test_what_cannot_be_measured(fitted: Workspace, tmp_path: Path) -> None:
-    """Retrieval from folds, and a workspace without a head."""
+    """Retrieval under a prior, and a workspace without a head."""
     with pytest.raises(UsageError, match="index"):
-        evaluate(fitted, retrieval="faiss")
+        evaluate(fitted, retrieval="faiss", prior="training")
     with pytest.raises(MissingStepError, match="no anchor sentences have been selected yet"):
         evaluate(Workspace.create(tmp_path / "empty", fitted.recipe), CROSS_VALIDATION)
 

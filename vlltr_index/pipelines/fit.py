@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, get_args
 
 from vlltr_index.data.grouping import Grouping
-from vlltr_index.errors import InputError, MissingStepError, UsageError
+from vlltr_index.errors import InputError, UsageError
 from vlltr_index.evaluation.metrics import CROSS_VALIDATION
 from vlltr_index.pipelines.ingest import ingest_images, ingest_text
 from vlltr_index.pipelines.init import check_encoder, encoder_note, require_encoder
@@ -57,8 +57,8 @@ class FitResult:
 
     Attributes:
         workspace: The workspace with the model; after a dry run where nothing was committed yet it is gone.
-        report: The report that was written, with the accuracy on pictures that the models had not seen; None after a
-            dry run, or if nothing was measured.
+        report: The report that was written, with the accuracy on pictures that the models had not seen, if it was
+            measured; None after a dry run.
         unmeasured: Why nothing was measured.
     """
 
@@ -259,11 +259,12 @@ def _run(plan: FitPlan, workspace: Workspace, runner: Runner) -> FitResult:
             runner.leave_out(rule)
         else:
             runner.run(rule)
-    try:
-        report = runner.run(plan.measure.report)
-    except MissingStepError as error:
-        return FitResult(workspace, unmeasured=f"Nothing is measured: {error.message}. {error.hint}")
-    return FitResult(workspace, report)
+    report = runner.run(plan.measure.report)
+    unmeasured = None
+    if report.evaluation is None:
+        reasons = (f"{one.why}. {one.mend}" for one in report.missing)
+        unmeasured = f"Nothing is measured: {' '.join(reasons)}"
+    return FitResult(workspace, report, unmeasured)
 
 
 def plan_fit(

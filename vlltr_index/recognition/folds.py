@@ -394,7 +394,7 @@ class Folds:
         own = model.anchors
         snapshot = model.state.snapshot
         path = self._folder / str(self._model_of(number)) / "anchors.arrow"
-        if not path.exists():
+        if not path.exists() or not len(own.keys):
             return own
         stored = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         sentences = snapshot.table("sentences", ["sentence_id", "text", "text_hash", "class_id"])
