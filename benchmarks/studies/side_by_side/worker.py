@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vlltr_index.data.text import text_hash
 from vlltr_index.evaluation.metrics import expected_calibration_error
 from vlltr_index.pipelines.in_memory import Images, Sentences, fit_in_memory
 from vlltr_index.schemas.recipes import load_recipe
@@ -140,13 +141,16 @@ class Draw:
             written = np.isin(self.text_owners, self.text_owners[self.text_roles != NAME])
             new &= (self.text_roles != NAME) | ~written
         at = np.flatnonzero(base | new)
+        said = self.sentences[at].tolist()
+        hashes = {} if IS_EARLIER else {"hashes": [text_hash(text) for text in said]}
         return Sentences(
-            torch.from_numpy(self.texts[at]),
-            torch.from_numpy(self.text_owners[at]),
-            torch.from_numpy(self.text_roles[at] == PROMPT),
-            self.text_ids[at].tolist(),
-            self.sentences[at].tolist(),
-            self.logit_scale,
+            vectors=torch.from_numpy(self.texts[at]),
+            owner=torch.from_numpy(self.text_owners[at]),
+            prompts=torch.from_numpy(self.text_roles[at] == PROMPT),
+            ids=self.text_ids[at].tolist(),
+            texts=said,
+            logit_scale=self.logit_scale,
+            **hashes,
         )
 
     def can_add(self, count: int, shots: int) -> bool:
