@@ -43,8 +43,8 @@ _BY_PICTURES = (
     "--prior",
     default="balanced",
     metavar="balanced|training",
-    help="By what it is measured and compared: each class counting alike, or each picture, with classes as common as in"
-    " training. The report has both.",
+    help="Weigh each class equally in the accuracy, or each picture, with training frequencies as the class prior."
+    " The report has both.",
 )
 @group_option
 @dry_run_option
@@ -67,9 +67,9 @@ def fit_command(
 ) -> None:
     """Make a model of the pictures in DIR: a folder of class folders, or of the folders train and test.
 
-    The model is trained on all pictures. It is measured against baselines by cross-validation, or in the folder test,
-    and a report is written. Run it again when pictures or texts came, moved or went: the model is of what DIR is then,
-    and vectors are kept.
+    The model is trained on all pictures. It is compared with simple baselines by five-fold cross-validation, or on the
+    folder test, and a report is written. Run it again when pictures or texts were added, moved or removed: the
+    workspace is synced with DIR, and stored vectors are reused.
     """
     from vlltr_index.pipelines.fit import fit, from_here
 

@@ -178,7 +178,7 @@ def _train(report: TrainReport) -> list[str]:
     if report.held_images or report.held_classes:
         classes = f" and {plural(report.held_classes, 'class', 'classes')}" if report.held_classes else ""
         lines.append(
-            f"Kept out, so that train lgr weighs its parts on what this stage never saw:"
+            f"Held out of this stage, so that train lgr can choose by what it never saw:"
             f" {plural(report.held_images, 'image')}{classes} (cvlp.hold_out, cvlp.hold_out_classes)"
         )
     return [*lines, *report.notes]

@@ -28,7 +28,7 @@ def review_command(context: Context, folders: tuple[str, ...], top: int, outs: t
 
     Without FOLDER the training pictures: one file in two classes, labels that may be wrong, near duplicates in
     two classes, in two splits and within a class. Labels are judged by models that were fitted without the picture and
-    what belongs to it; these answers are kept until pictures or labels change.
+    what belongs to it; these answers are kept until pictures, labels or the head change.
 
     With FOLDER pictures without labels (folders, images, patterns, lists, Parquet files): groups that no class stands
     for, then those whose label would teach most.

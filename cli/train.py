@@ -190,10 +190,12 @@ def cvlp(context: Context, /, **given: Any) -> None:
 @device_option
 @pass_context
 def lgr(context: Context, /, **given: Any) -> None:
-    """Stage 2: the language-guided recognition head, on stored vectors.
+    """Stage 2: fit the PLDA and the language-guided recognition head on stored vectors.
 
-    With `--set lgr.tune=visual`, or `lora` for low-rank adapters, the visual tower learns too; run `vlltr embed` after
-    it. With mixup or cutmix images pass the tower in every step, frozen or not.
+    Parameters are chosen by models that were fitted without the images they answer; `evaluate`, `report` and `review`
+    use these models. Attention and linear classifier are trained only after stage 1, for the protocols paper and
+    release, or with `--set lgr.train=true`. With `--set lgr.tune=visual`, or `lora` for low-rank adapters, the visual
+    tower is trained, too; run `vlltr embed` after it. With mixup or cutmix, images pass the tower in every step.
     """
     from vlltr_index.pipelines.train_lgr import train_lgr_stage
 
@@ -277,10 +279,10 @@ def baseline(context: Context, /, name: str, processes: int, resume: bool, **giv
 @device_option
 @pass_context
 def refit_command(context: Context, overrides: tuple[str, ...]) -> None:
-    """Train the head again, on stored vectors, over all classes that have images by now.
+    """Fit the head again on stored vectors, with all classes that have images.
 
-    Worth it when many classes came by images, or trained ones got more: they take part in the training
-    then. Takes seconds to minutes; the encoder, the anchors and the index stay.
+    Use it when many classes with images were added, or existing classes got more images: they become base classes,
+    which have no offset. Takes seconds to minutes. The encoder, the anchors and the index stay.
     """
     from vlltr_index.pipelines.train_lgr import refit
 

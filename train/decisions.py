@@ -72,10 +72,11 @@ def _of_texts(data: StageTwoData, chosen: Chosen, parts: Parts) -> str:
         return (
             "Texts are not used for classes that have images: with them the held-out images are no likelier."
         )
+    attends = level == TextLevel.ATTENTION and parts.weights.text
+    if not parts.shared.text_r2:
+        return "Attention over anchor sentences adds to the answer; texts do not predict class means."
     of_prior = f"Texts predict {share} of the variance of class means, and shift those of small classes"
-    if level == TextLevel.ATTENTION and parts.weights.text:
-        return f"{of_prior}; attention over anchor sentences adds to the answer."
-    return f"{of_prior}."
+    return f"{of_prior}; attention over anchor sentences adds to the answer." if attends else f"{of_prior}."
 
 
 def _of_text_only(data: StageTwoData, parts: Parts) -> list[str]:

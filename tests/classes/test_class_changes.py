@@ -165,7 +165,8 @@ def test_sentences_come_and_go(small: Workspace, names: list[str], tmp_path: Pat
     (tmp_path / "long.txt").write_text(f"It is short.\n\n{'la ' * 2000}", encoding="utf-8")
     told = f"Left out: {tmp_path / 'long.txt'}: a piece of 5,999 characters without an end of sentence"
     assert add_sentences(small, names[4], text=tmp_path / "long.txt").notes == ["1 sentence added.", told]
-    assert add_classes(small, [NewClass("okapi", text=tmp_path / "long.txt")]).notes == [told]
+    attracts = "A text-only class may attract unknown images, too."
+    assert add_classes(small, [NewClass("okapi", text=tmp_path / "long.txt")]).notes == [told, attracts]
 
 
 def test_what_images_say_comes_and_goes_with_them(small: Workspace, world: World, tmp_path: Path) -> None:
@@ -260,18 +261,22 @@ def test_harm_is_warned_of() -> None:
     """A loss of more than one point has a line of its own that names the way back."""
     assert effect_lines(Effect()) == []
     assert "was not measured" in effect_lines(Effect(unmeasured=True))[0]
-    harm = ChangeReport("classes remove 'owl'", False, [], [], Effect(0.9, 0.85, 1000), before=7)
-    assert report_lines(replace(harm, effect=Effect(0.9, 0.895, 100)))[1:] == []
+    harm = ChangeReport("classes remove 'owl'", False, [], [], Effect(0.9, 0.85, 1000, 400), before=7)
+    assert report_lines(replace(harm, effect=Effect(0.9, 0.895, 100, 100)))[1:] == []
+    few = replace(harm, effect=Effect(0.9, 0.5, 100, 29))
+    assert report_lines(few)[1:] == [], "groups count, not images"
+    assert report_lines(few)[0].endswith("before, 50.0% after. So few images say little.")
     assert report_lines(harm) == [
-        "Old classes on 1,000 held-out images: 90.0 % before, 85.0 % after.",
-        "Warning: the old classes lose 5.0 points. To take it back: vlltr rollback 7",
+        "Existing classes on 1,000 held-out images: balanced accuracy 90.0% before, 85.0% after.",
+        "Warning: accuracy on existing classes drops by 5.0 points. To take it back: vlltr rollback 7",
     ]
-    assert report_lines(replace(harm, dry_run=True))[-1] == "Warning: the old classes lose 5.0 points."
+    dropped = "Warning: accuracy on existing classes drops by 5.0 points."
+    assert report_lines(replace(harm, dry_run=True))[-1] == dropped
     for text, helps in (
         ("own", "Sentences that tell a class apart, or more images of it,"),
         ("none", "More images of a class"),
     ):
         added = AddedClass("okapi", 3, sentences=2, anchors=2, images=1, rivals=[], text=text)
         assert report_lines(replace(harm, added=True, classes=[added]))[-1] == (
-            f"Warning: the old classes lose 5.0 points. {helps} may help. To take it back: vlltr rollback 7"
+            f"{dropped} {helps} may help. To take it back: vlltr rollback 7"
         )

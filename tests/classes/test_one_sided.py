@@ -108,7 +108,11 @@ def test_without_a_sentence_the_images_answer(mute: Workspace, drawn: list[Path]
         best, other, *_ = recognizer.predict([image], PredictOptions(explain=3))[0].classes
         assert best.sentences == ()
         assert (best.text_part, best.cosine) == (0.0, None)
-        assert best.image_part == pytest.approx(math.log(best.probability / other.probability), abs=1e-4)
+        if other.probability > 1e-30:  # below that it is rounded
+            odds = math.log(best.probability / other.probability)
+            assert best.image_part == pytest.approx(odds, abs=1e-4)
+        else:
+            assert best.image_part > 60.0
     explained = recognizer.explain(drawn[0], "wave")
     assert (explained.text_part, explained.sentences) == (0.0, ())
     found = evaluate(mute).rows
@@ -133,7 +137,7 @@ def test_without_a_sentence_nothing_is_left_to_do_but_text(
     assert mute.history.last() == before
     code, out, _ = run(capsys, "-w", mute.path, "train", "lgr")
     assert code == 0
-    told = "There is no sentence: the images alone count."
+    told = "There is no sentence: images alone decide."
     assert told in out
     assert status(mute).texts == told
     assert ("texts", told) in status_rows(status(mute))
@@ -150,12 +154,9 @@ def test_classes_come_and_go_without_a_sentence(
     report = add_class(mute, "okapi", images=new)
     added = report.classes[0]
     assert (added.visual, added.images, added.sentences, added.anchors) == ("images", 4, 1, 1)
-    assert report.effect.images == 14
+    assert report.effect.images == 26, "all but those of classes with one"
     assert "4 images, known by its images alone. Nearest by images: " in report_lines(report)[0]
-    told = (
-        "Texts of classes without pictures have no weight in this head: a class is not found by text alone, until it"
-        " has images (vlltr images add)."
-    )
+    told = "Text-only classes cannot be recognised: the texts do not predict class means. Add images: vlltr images add"
     assert told not in report_lines(report)
     lines = report_lines(add_class(mute, "gnu", ["It is an animal."]))
     assert told in lines
@@ -236,11 +237,11 @@ def test_without_an_image_the_texts_answer(
     left = looked.scores(struck).probabilities
     report = evaluate(told).rows
     assert report["vl-ltr"].top1["overall"].value == report["text branch"].top1["overall"].value > 0.5
-    with pytest.raises(MissingStepError, match="no image could be held out when it was trained"):
+    with pytest.raises(MissingStepError, match="fewer than 20 groups of images were held out"):
         recognizer.predict(asked[:1], PredictOptions(reject=True))
     code, out, _ = run(capsys, "-w", told.path, "train", "lgr")
     assert code == 0
-    assert "There is no training image: the classes are told apart by their texts alone." in out
+    assert "There is no training image: the classes are recognised by their texts alone." in out
     assert status(told).stale == ("there are no training images",)
     remove_sentences(told, best.name, ids=sorted(struck))
     removed = Recognizer.open(told).current().exhaustive(features[:1]).probabilities

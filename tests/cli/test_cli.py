@@ -186,7 +186,8 @@ def test_evaluate_and_classes(
     assert out.startswith(
         f"Added {name!r} (class 60): 3 sentences, 3 anchors, 0 images, known by text alone."
     )
-    assert "Old classes on" in out
+    assert "\nExisting classes on " in out
+    assert "A text-only class may attract unknown images, too." in out
     code, out, _ = run(capsys, "-w", trained.path, "classes", "list")
     assert (code, len(out.splitlines())) == (0, 61)
     code, out, _ = run(capsys, "-w", trained.path, "history")

@@ -258,15 +258,14 @@ def test_what_belongs_together_is_counted_where_a_head_is_trained() -> None:
     assert report_lines(replace(trained, units=65)) == [f"Trained lgr on 65 images of 12 classes: {'d' * 16}"]
 
 
-def test_a_refit_is_measured_anew() -> None:
-    """The folds of the head before say nothing of it."""
+def test_a_refit_is_compared_with_the_head_before() -> None:
+    """On the images of the folds that both heads have; without any the next command is named."""
     report = RefitReport("d" * 64, 2, [], 0, images=9, notes=(), effect=Effect(unmeasured=True), before=4)
-    assert report_lines(report)[-1] == "The new head has not been measured: vlltr cross-validate"
-    assert report_lines(replace(report, tested=True))[-1].endswith("measured: vlltr evaluate")
-    measured = replace(report, effect=Effect(0.9, 0.8, 50))
-    assert report_lines(measured)[-2] == "Old classes on 50 held-out images: 90.0 % before, 80.0 % after."
-    few = replace(report, effect=Effect(1.0, 0.75, 4))
     assert (
-        report_lines(few)[-1]
-        == "Old classes on 4 held-out images: 4 right before, 3 after. So few say little."
+        report_lines(report)[-1] == "The new head has not been compared with the one before: vlltr evaluate"
     )
+    measured = replace(report, effect=Effect(0.9, 0.8, 50, 40))
+    accuracy = "Existing classes on 50 held-out images: balanced accuracy 90.0% before, 80.0% after."
+    assert report_lines(measured)[-2] == accuracy
+    few = replace(report, effect=Effect(0.9, 0.8, 50, 4))
+    assert report_lines(few)[-1] == f"{accuracy} So few images say little."

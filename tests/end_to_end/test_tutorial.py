@@ -62,10 +62,10 @@ def test_what_the_page_shows_is_what_comes(run: list[tuple[Block, str]]) -> None
 
 def test_it_learns_and_explains(run: list[tuple[Block, str]]) -> None:
     """The tail is recognised, the reasons are named, and a class known by its text comes among the first two."""
-    predicted = outputs(run, 'predict "../test/square ring/0.png"').splitlines()
-    assert predicted[1].split("%")[1].split("   ")[0].strip() == "square ring"
+    predicted = outputs(run, 'predict "../test/tall pole/0.png"').splitlines()
+    assert predicted[1].split("%")[1].split("   ")[0].strip() == "tall pole"
     assert predicted[2].endswith("[texts]")
-    assert "square ring rather than square bar because " in outputs(run, "vlltr explain")
+    assert "tall pole rather than square pole because " in outputs(run, "vlltr explain")
     added = outputs(run, 'classes add "square dot"')
     assert "%  square dot" in added
     assert "%  triangle pole" in added

@@ -11,7 +11,7 @@ from sklearn.metrics import log_loss
 from torch.nn import functional as F
 
 from vlltr_index.evaluation.baselines import BY_NAME, FitData, Linear, Logistic, Texts
-from vlltr_index.heads.dealing import deal_units
+from vlltr_index.heads.dealing import deal_groups, row_keys
 from vlltr_index.schemas.config import BaselinesConfig
 from vlltr_index.schemas.records import BASELINES
 
@@ -114,8 +114,8 @@ def blurred() -> FitData:
 def test_logistic_regression_chooses_c_on_folds_of_units() -> None:
     """The likeliest C on units that the model was fitted without, each counting as one; and the same every time."""
     data = blurred()
-    config = BaselinesConfig(logistic_c=(100.0, 0.01, 1.0))
-    folds = deal_units(data.labels, data.units, 5)
+    config = BaselinesConfig(logistic_c=(100.0, 0.1, 0.01, 1.0))
+    folds = deal_groups(data.labels, data.units, row_keys(data.features), 5)
     rows = F.normalize(data.features, dim=1).numpy()
     losses = {}
     for c in config.logistic_c:
@@ -126,14 +126,14 @@ def test_logistic_regression_chooses_c_on_folds_of_units() -> None:
             loss += log_loss(data.labels[~kept], model.predict_proba(rows[~kept]), normalize=False)
         losses[c] = loss
     fitted = Logistic.fit(data, config, None)
-    assert fitted.settings["c"] == fitted.c == min(losses, key=lambda c: losses[c]) == 0.01
+    assert fitted.settings["c"] == fitted.c == min(losses, key=lambda c: losses[c]) == 0.1
     assert fitted.settings["chosen_on"] == "folds of the training images"
     apart = replace(data, units=[str(number) for number in range(len(data.labels))])
     assert Logistic.fit(apart, config, None).c == 1.0, "a copy of each image would be fitted on"
     again = Logistic.fit(data, config, None)
     assert torch.equal(again.weight, fitted.weight)
     assert torch.equal(again.bias, fitted.bias)
-    assert (again.parts, again.frequency) == (fitted.parts, fitted.frequency)
+    assert again.parts == fitted.parts
 
 
 def test_logistic_regression_answers_as_if_classes_were_equally_common() -> None:
@@ -160,8 +160,8 @@ def test_logistic_regression_of_single_units_takes_the_middle_c() -> None:
     assert fitted.parts is None
 
 
-def test_a_burst_tells_no_more_of_how_common_a_class_is_than_one_image() -> None:
-    """A class's pictures taken many times over give the same factors."""
+def test_a_burst_counts_as_one_image_under_a_prior() -> None:
+    """A class's images taken many times over give the same temperature."""
     g = torch.Generator().manual_seed(0)
     labels = torch.tensor([0] * 40 + [1] * 8)
     single = replace(
@@ -182,15 +182,15 @@ def test_a_burst_tells_no_more_of_how_common_a_class_is_than_one_image() -> None
         BY_NAME["ncm"].fit(data, CONFIG, None).with_prior(data, CONFIG) for data in (single, bursts)
     )
     assert once.parts is not None
-    assert (often.parts, often.frequency) == pytest.approx((once.parts, once.frequency), rel=1e-2)
+    assert often.parts == pytest.approx(once.parts, rel=1e-2)
 
 
 def test_a_class_that_is_gone_is_never_named_under_a_prior() -> None:
-    """Not even where frequencies have no weight."""
-    rule = Linear(weight=torch.eye(3), bias=torch.zeros(3), parts=1.0, frequency=0.0)
+    """Also where its score is the largest."""
+    rule = Linear(weight=torch.eye(3), bias=torch.zeros(3), parts=1.0)
     found = rule.under_prior(torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([0.0, -1.0, -torch.inf]))
     assert found is not None
-    assert found.tolist() == [[0.0, 1.0, -torch.inf]]
+    assert found.tolist() == [[0.0, 0.0, -torch.inf]]
 
 
 def test_of_many_images_a_tenth_is_held_out_once() -> None:

@@ -1,65 +1,145 @@
-"""`deal_units`: units stay whole, and every class with two of its own is tested."""
+"""Folds and orders that follow from the images' contents: groups stay whole, and every class is tested."""
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlltr_index.heads.dealing import answerable, deal_units
+from vlltr_index.heads.dealing import answerable, class_order, deal_groups, group_order, row_keys
 
+quick = settings(max_examples=60, deadline=None)
 images = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 9)), min_size=1, max_size=60)
+counts_of = st.lists(st.integers(1, 12), min_size=1, max_size=8)
 
 
+def keys_of(number: int, seed: int = 0) -> list[str]:
+    """Contents of images."""
+    return [f"{seed} image {place}" for place in range(number)]
+
+
+def separate(counts: list[int]) -> tuple[torch.Tensor, list[str]]:
+    """Labels of classes with so many images, each of which is a group."""
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    return labels, [str(n) for n in range(len(labels))]
+
+
+@quick
 @given(images=images, folds=st.integers(2, 6), seed=st.integers(0, 3))
-def test_units_stay_whole(images: list[tuple[int, int]], folds: int, seed: int) -> None:
-    """Whatever the images' order; units of several classes too."""
+def test_folds_keep_groups_whole_and_know_no_order(
+    images: list[tuple[int, int]], folds: int, seed: int
+) -> None:
+    """Neither the order of the images nor the numbers of the classes matter; groups may have several classes."""
     labels = torch.tensor([owner for owner, _ in images])
-    units = [str(unit) for _, unit in images]
-    fold = deal_units(labels, units, folds)
-    assert -1 <= int(fold.min()) <= int(fold.max()) < folds
+    groups = [str(group) for _, group in images]
+    keys = keys_of(len(images), seed)
+    fold = deal_groups(labels, groups, keys, folds)
+    assert 0 <= int(fold.min()) <= int(fold.max()) < folds
     dealt: dict[str, int] = {}
-    for unit, place in zip(units, fold.tolist(), strict=True):
-        assert dealt.setdefault(unit, place) == place
+    for group, place in zip(groups, fold.tolist(), strict=True):
+        assert dealt.setdefault(group, place) == place
     asked = answerable(labels, fold)
     for n, (owner, place) in enumerate(zip(labels.tolist(), fold.tolist(), strict=True)):
-        assert bool(asked[n]) == (place >= 0 and bool((fold[labels == owner] != place).any()))
-    order = torch.randperm(len(units), generator=torch.Generator().manual_seed(seed))
-    again = deal_units(labels[order], [units[n] for n in order.tolist()], folds)
-    assert torch.equal(again, fold[order])
+        assert bool(asked[n]) == bool((fold[labels == owner] != place).any())
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(groups), generator=generator)
+    renumbered = torch.randperm(5, generator=generator)[labels]
+    moved = [groups[n] for n in order.tolist()], [keys[n] for n in order.tolist()]
+    assert torch.equal(deal_groups(renumbered[order], *moved, folds), fold[order])
 
 
-@given(counts=st.lists(st.integers(1, 12), min_size=1, max_size=8), folds=st.integers(2, 6))
-def test_each_class_with_two_units_is_tested_evenly(counts: list[int], folds: int) -> None:
-    """A class's units are dealt to the folds in turn; one with a single unit is left out."""
-    labels = torch.cat([torch.full((count,), owner) for owner, count in enumerate(counts)])
-    fold = deal_units(labels, [str(n) for n in range(len(labels))], folds)
+@quick
+@given(images=images, owner=st.integers(0, 4), group=st.integers(0, 12), seed=st.integers(0, 3))
+def test_another_image_moves_only_groups_of_its_own_class(
+    images: list[tuple[int, int]], owner: int, group: int, seed: int
+) -> None:
+    """And, if it joins a group that has other classes, too, groups of those."""
+    labels = torch.tensor([one for one, _ in images])
+    groups = [str(one) for _, one in images]
+    keys = keys_of(len(images), seed)
+    before = deal_groups(labels, groups, keys, 5)
+    after = deal_groups(torch.cat([labels, torch.tensor([owner])]), [*groups, str(group)], [*keys, "new"], 5)
+    own = {owner} | {one for one, other in images if other == group}
+    may_move = {other for one, other in images if one in own}
+    for n, (_, other) in enumerate(images):
+        if other not in may_move:
+            assert int(before[n]) == int(after[n])
+
+
+@quick
+@given(counts=counts_of, folds=st.integers(2, 6), seed=st.integers(0, 3))
+def test_each_class_is_spread_over_the_folds_evenly(counts: list[int], folds: int, seed: int) -> None:
+    """So one with two groups or more is in two folds or more, and each of its images is held out once."""
+    labels, groups = separate(counts)
+    fold = deal_groups(labels, groups, keys_of(len(labels), seed), folds)
     for owner, count in enumerate(counts):
-        own = fold[labels == owner]
-        if count == 1:
-            assert own.tolist() == [-1]
-        else:
-            number = torch.bincount(own, minlength=folds)
-            assert int(number.max() - number.min()) <= 1
+        number = torch.bincount(fold[labels == owner], minlength=folds)
+        assert int(number.max() - number.min()) <= 1
+        assert bool(answerable(labels, fold)[labels == owner].all()) is (count > 1)
+
+
+def test_small_classes_start_in_all_folds() -> None:
+    """Of 200 classes with two images about a fifth is in each fold."""
+    labels, groups = separate([2] * 200)
+    number = torch.bincount(deal_groups(labels, groups, keys_of(400), 5), minlength=5)
+    assert 55 <= int(number.min()) <= int(number.max()) <= 105
 
 
 def test_a_class_seen_at_one_site_does_not_keep_the_site_from_being_held_out() -> None:
-    """Every site is, with its common classes; the class that is nowhere else is not asked for."""
+    """Every site is in a fold, with its common classes; the class that is nowhere else is not asked for."""
     owners = [common for common in range(4) for _ in range(12)] + [4 + site for site in range(12)]
-    units = [str(site) for _ in range(5) for site in range(12)]
+    groups = [str(site) for _ in range(5) for site in range(12)]
     labels = torch.tensor(owners)
-    fold = deal_units(labels, units, 5)
+    fold = deal_groups(labels, groups, keys_of(60), 5)
     assert bool((fold >= 0).all())
-    assert torch.equal(answerable(labels, fold), labels < 4)
+    assert not bool(answerable(labels, fold)[labels >= 4].any())
+    assert bool(answerable(labels, fold)[labels < 4].all())
 
 
-@given(seed=st.integers(0, 200))
-def test_both_sites_of_a_rare_class_are_not_in_one_fold(seed: int) -> None:
-    """So that it is tested."""
-    generator = torch.Generator().manual_seed(seed)
-    images = [(0, site) for site in range(20)]
-    for rare in range(1, 15):
-        images += [(rare, site) for site in torch.randperm(20, generator=generator)[:2].tolist()]
+def test_images_of_no_fold_are_not_asked_for() -> None:
+    """But their class is known from them."""
+    asked = answerable(torch.tensor([0, 0, 1, 1, 2]), torch.tensor([-1, 0, 3, 3, -1]))
+    assert asked.tolist() == [False, True, False, False, False]
+    none = torch.zeros(0, dtype=torch.int64)
+    assert answerable(none, none).tolist() == []
+
+
+@quick
+@given(images=images, seed=st.integers(0, 3))
+def test_orders_of_groups_and_classes_follow_from_contents(images: list[tuple[int, int]], seed: int) -> None:
+    """Each group and each class has one place, the same in any order of the images."""
     labels = torch.tensor([owner for owner, _ in images])
-    fold = deal_units(labels, [str(site) for _, site in images], 5)
-    assert len(labels[answerable(labels, fold)].unique()) == 15
+    groups = [str(group) for _, group in images]
+    keys = keys_of(len(images), seed)
+    place = group_order(groups, keys)
+    of_group = dict(zip(groups, place.tolist(), strict=True))
+    assert [of_group[group] for group in groups] == place.tolist()
+    assert sorted(of_group.values()) == list(range(len(set(groups))))
+    owners = class_order(labels, keys)
+    assert sorted(owners) == sorted(set(labels.tolist()))
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    moved = [keys[n] for n in order.tolist()]
+    assert torch.equal(group_order([groups[n] for n in order.tolist()], moved), place[order])
+    assert class_order(labels[order], moved) == owners
+    assert class_order(4 - labels, keys) == [4 - owner for owner in owners]
+
+
+def test_the_order_of_groups_is_not_that_of_their_names() -> None:
+    """Nor that in which they come: it is as random as a hash."""
+    first = Counter[int]()
+    for seed in range(100):
+        first[group_order(["a", "b", "c", "d"], keys_of(4, seed)).argmin().item()] += 1
+    assert len(first) == 4
+    assert max(first.values()) < 50
+
+
+def test_keys_of_rows_are_those_of_their_numbers() -> None:
+    """Equal rows have equal keys, in any precision that holds them."""
+    rows = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)).half()
+    rows[4] = rows[1]
+    keys = row_keys(rows)
+    assert keys[4] == keys[1]
+    assert len(set(keys)) == 5
+    assert row_keys(rows.double()) == keys

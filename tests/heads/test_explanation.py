@@ -15,6 +15,7 @@ from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.explanation import explain_class, explain_prior
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.heads.plda import PLDA, SharedGaussian
+from vlltr_index.heads.plda_fit import predict
 
 quick = settings(max_examples=25, deadline=None)
 
@@ -99,30 +100,28 @@ def test_shares_of_the_prior_are_shapley_values(
         centre=0.1 * torch.randn(dim).double(),
         basis=torch.randn(dim, dim).double(),
         spread=spread,
-        blank=spread + 2.0 * torch.rand(dim).double(),
+        blank=spread + 2.0 * torch.rand(dim).double() * predicts,
         text_centre=0.1 * torch.randn(dim).double(),
         text_map=torch.randn(dim, dim).double() * predicts,
-        noise=0.7,
     )
     sentences = torch.randn(count, dim)
     image = torch.randn(dim)
     each = F.normalize(sentences.double(), dim=1)
     sums = units * torch.randn(1, dim).double()
     trusts = torch.tensor([trust], dtype=torch.float64)
-    plda = PLDA(shared, torch.tensor([units]), sums, each.mean(0, keepdim=True), trusts)
+    told_by = predict(shared, each)
+    plda = PLDA(shared, torch.tensor([units]), sums, told_by.mean(0, keepdim=True), trusts)
 
     def likelihood(model: PLDA) -> float:
         return float(model.log_likelihoods(F.normalize(image.double(), dim=0)[None]))
 
-    shares, effects = explain_prior(plda, 0, plda.map_sentences(0, each), image)
+    shares, effects = explain_prior(plda, 0, plda.map_sentences(0, told_by), image)
     whole = likelihood(plda)
     assert float(shares.sum()) == pytest.approx(whole - likelihood(plda.without_text), abs=1e-8)
     for m in range(count):
-        rest = torch.cat([each[:m], each[m + 1 :]])
-        mean = rest.mean(0, keepdim=True) if count > 1 else torch.zeros_like(each)
-        assert float(effects[m]) == pytest.approx(
-            whole - likelihood(replace(plda, prototypes=mean)), abs=1e-8
-        )
+        rest = torch.cat([told_by[:m], told_by[m + 1 :]])
+        mean = rest.mean(0, keepdim=True) if count > 1 else torch.zeros_like(told_by)
+        assert float(effects[m]) == pytest.approx(whole - likelihood(replace(plda, predicted=mean)), abs=1e-8)
     if plda.without_text is plda:
         assert not bool(shares.any())
         return
@@ -134,9 +133,9 @@ def test_shares_of_the_prior_are_shapley_values(
     def value(of: tuple[int, ...]) -> float:
         prior = terms[list(of)].sum(0) if of else torch.zeros(dim).double()
         width = told if of else shared.blank
-        gain = units * width / (units * width + shared.noise)
+        gain = units * width / (units * width + 1.0)
         mean = prior + gain * (seen - prior)
-        variance = shared.noise + width * (1.0 - gain)
+        variance = 1.0 + width * (1.0 - gain)
         return float(-0.5 * ((z - mean).square() / variance + variance.log()).sum())
 
     expected = [0.0] * count

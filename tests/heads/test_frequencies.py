@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vlltr_index.heads.frequencies import choose_strength, estimate
-from vlltr_index.heads.fusion import PriorWeights
 from vlltr_index.heads.tree import HeldOutAnswers
 
 
@@ -26,7 +25,7 @@ def found(scores: Tensor, strength: float, best: int | None = None) -> Tensor:
     """The frequencies, float64 [C]."""
     some = scores.topk(best or scores.shape[1])
     votes = torch.ones(len(scores), dtype=torch.float64)
-    return estimate(some.values, some.indices, scores.shape[1], votes, strength, 1.0).exp()
+    return estimate(some.values, some.indices, scores.shape[1], votes, strength).exp()
 
 
 def test_frequencies_are_found_where_counting_answers_is_wrong() -> None:
@@ -59,10 +58,10 @@ def test_one_image_does_not_prove_itself() -> None:
 def test_the_strength_is_chosen_by_what_held_out_images_lose() -> None:
     """Where classes are told apart anyway nothing is gained, and the strongest is taken; else a weaker one."""
     clear, labels = drawn([20] * 10, 12.0)
-    assert choose_strength(HeldOutAnswers(labels, clear.softmax(1).half()), PriorWeights()) == 30.0
+    assert choose_strength(HeldOutAnswers(labels, clear.softmax(1).half())) == 30.0
     doubtful, labels = drawn([40] * 10, 2.0)
     held = HeldOutAnswers(labels, doubtful.softmax(1).half())
-    strength = choose_strength(held, PriorWeights())
+    strength = choose_strength(held)
     assert strength is not None
     assert strength < 30.0
     few = labels < 5

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Literal
 
 import pytest
@@ -15,7 +15,6 @@ from torch import Tensor
 from tests.support import twins
 from vlltr_index.heads.fusion import (
     FusedScores,
-    Gate,
     Kinds,
     PartWeights,
     Rule,
@@ -23,23 +22,21 @@ from vlltr_index.heads.fusion import (
     class_logits,
     fuse,
     fuse_protocol,
+    log_frequencies,
     parts_of,
     resting,
     visual_scores,
     with_prior,
 )
 
-quick = settings(max_examples=40, deadline=None)
+quick = settings(max_examples=20, deadline=None)
 DENORMAL = 700.0  # log-odds from which on probabilities lose digits
 CLASSES = 5
 NONE = -math.inf
-EVEN = PartWeights(1.0, 1.0, 1.0, Gate(1.0, 1.0), Gate(1.0, 1.0))
+EVEN = PartWeights(1.0, 1.0, 1.0)
 
 factors = st.sampled_from([0.0, 0.05, 1.0, 3.0])
-meetings = st.builds(
-    Gate, factors, factors, st.sampled_from([-2.0, 0.0, 1.5]), st.sampled_from([0.5, 1e6]), factors
-)
-weights_of = st.builds(PartWeights, factors, factors, factors, meetings, meetings)
+weights_of = st.builds(PartWeights, factors, factors, factors)
 sizes = st.sampled_from([0.0, 1.0, 30.0, 1e4])
 masks = st.lists(st.booleans(), min_size=CLASSES, max_size=CLASSES)
 seeds = st.integers(0, 2**31)
@@ -57,41 +54,65 @@ def odds(fused: FusedScores, row: int, position: int) -> float:
     return float(own.log() - others.max().log())
 
 
-def trained_alone(scores: Tensor) -> VisualScores:
-    """The visual side where every class was trained and each has these scores."""
-    every = torch.ones(scores.shape[1], dtype=torch.bool)
-    return VisualScores(scores, scores, scores, Kinds.of(every, every))
+def side(
+    linear: Tensor,
+    likelihoods: Tensor,
+    base: Tensor,
+    weights: PartWeights,
+    offsets: Tensor | None = None,
+    wordless: Tensor | None = None,
+) -> VisualScores:
+    """The visual scores by all parts [B, C] without weights; `base` is a mask, only added classes have an offset."""
+    offset = torch.zeros(len(base)) if offsets is None else torch.where(base, 0.0, offsets)
+    columns = base.nonzero()[:, 0]
+    return visual_scores(
+        weights.generative * likelihoods,
+        weights.generative * (likelihoods if wordless is None else wordless),
+        weights.image * linear[:, columns] if weights.image else None,
+        columns,
+        offset,
+    )
 
 
 @quick
-@given(trained=masks, with_images=masks, weights=weights_of, size=sizes, seed=seeds)
-def test_ours_equals_its_twin(
-    trained: list[bool], with_images: list[bool], weights: PartWeights, size: float, seed: int
-) -> None:
-    """All classes trained, none, some, whatever stands in the visual columns that do not count; in float32 too."""
-    visual, likelihoods, text, wordless = drawn(seed, size, 4, 3, CLASSES)
-    known = torch.tensor(trained)
-    kinds = Kinds.of(known, torch.tensor(with_images))
-    spoilt = visual.masked_fill(~known, NONE) if weights.image else torch.full_like(visual, math.nan)
-    fused = fuse(visual_scores(spoilt, likelihoods, kinds, weights, wordless), text, weights)
+@given(base=masks, weights=weights_of, size=sizes, seed=seeds)
+def test_ours_equals_its_twin(base: list[bool], weights: PartWeights, size: float, seed: int) -> None:
+    """All classes are base classes, none, some; with a linear classifier and without; in float32 too.
+
+    The contribution of images is the twin's score where no class has a text, with the offset, and that of texts is the
+    rest.
+    """
+    linear, likelihoods, text, wordless = drawn(seed, size, 4, 3, CLASSES)
+    offsets = -drawn(seed + 1, 2.0, CLASSES).abs()
+    known = torch.tensor(base)
+    told = text if weights.text else torch.full_like(text, math.nan)  # logits without a weight do not count
+    seen = side(linear, likelihoods, known, weights, offsets, wordless)
+    fused = fuse(seen, told, weights)
     near = 1e-12 * (1.0 + size)
-    for row, both in enumerate(zip(visual.tolist(), likelihoods.tolist(), text.tolist(), strict=True)):
-        seen, read = twins.ours(*both, trained, with_images, asdict(weights))
-        images, _ = twins.ours(
-            both[0], wordless[row].tolist(), both[2], trained, with_images, asdict(weights)
-        )
-        texts = [s + r - i for s, r, i in zip(seen, read, images, strict=True)]
+    delta = torch.where(known, 0.0, offsets).tolist()
+    for row in range(3):
+        parts = (linear[row].tolist(), text[row].tolist())
+        mute = asdict(replace(weights, text=0.0))
+        z = twins.ours(parts[0], likelihoods[row].tolist(), parts[1], base, delta, asdict(weights))
+        images = twins.ours(parts[0], wordless[row].tolist(), parts[1], base, delta, mute)
+        alone = twins.ours(parts[0], likelihoods[row].tolist(), parts[1], base, delta, mute)
+        assert seen.scores[row].tolist() == pytest.approx(alone, rel=1e-9, abs=near)
         assert fused.visual_part[row].tolist() == pytest.approx(images, rel=1e-9, abs=near)
+        texts = [whole - image for whole, image in zip(z, images, strict=True)]
         assert fused.text_part[row].tolist() == pytest.approx(texts, rel=1e-9, abs=10 * near)
+        assert fused.log_scores[row].tolist() == pytest.approx(z, rel=1e-9, abs=10 * near)
         assert fused.by_image[row].tolist() == pytest.approx(twins.softmax(images), abs=1e-9)
-        assert fused.by_text[row].tolist() == pytest.approx(twins.softmax(both[2]), abs=1e-12)
-        total = [i + t for i, t in zip(images, texts, strict=True)]
-        assert fused.probabilities[row].tolist() == pytest.approx(twins.softmax(total), abs=1e-9)
+        assert fused.probabilities[row].tolist() == pytest.approx(twins.softmax(z), abs=1e-9)
+        if weights.text:
+            assert fused.by_text[row].tolist() == pytest.approx(twins.softmax(parts[1]), abs=1e-12)
+    if not weights.text:
+        return
     narrow = fuse(
-        visual_scores(spoilt.float(), likelihoods.float(), kinds, weights), text.float(), weights
+        side(linear.float(), likelihoods.float(), known, weights, offsets), text.float(), weights
     ).probabilities
+    wide = fuse(side(linear, likelihoods, known, weights, offsets), text, weights).probabilities
     torch.testing.assert_close(narrow.sum(1), torch.ones(3))
-    torch.testing.assert_close(narrow.double(), fused.probabilities, rtol=0, atol=2e-2)
+    torch.testing.assert_close(narrow.double(), wide, rtol=0, atol=2e-2)
 
 
 @quick
@@ -131,70 +152,106 @@ def test_logits_of_classes_equal_their_twin(owners: list[int], size: float, seed
 
 
 @quick
-@given(weights=weights_of, size=sizes, seed=seeds)
-def test_an_addition_leaves_the_trained_classes_among_themselves(
-    weights: PartWeights, size: float, seed: int
+@given(weights=weights_of, size=st.sampled_from([0.0, 1.0, 30.0]), prior=st.booleans(), seed=seeds)
+def test_an_added_class_preserves_the_ratios_between_base_classes(
+    weights: PartWeights, size: float, prior: bool, seed: int
 ) -> None:
-    """Among the trained classes the probabilities are to each other as they were, whatever is added beside them."""
-    visual, likelihoods, text = drawn(seed, size, 3, 4, CLASSES + 2)
-    trained = torch.arange(CLASSES + 2) < CLASSES
+    """Whatever is added and whatever the prior: among base classes the probabilities stay as they were."""
+    linear, likelihoods, text = drawn(seed, size, 3, 4, CLASSES + 2)
+    base = torch.arange(CLASSES + 2) < CLASSES
+    offsets = -drawn(seed + 1, 2.0, CLASSES + 2).abs()
+    log_prior = drawn(seed + 2, 2.0, CLASSES + 2)
 
     def among(classes: int) -> Tensor:
-        kinds = Kinds.of(trained[:classes], torch.arange(classes) <= CLASSES)
-        image = visual_scores(visual[:, :classes], likelihoods[:, :classes], kinds, weights)
-        fused = fuse(image, text[:, :classes], weights)
-        return (fused.visual_part + fused.text_part)[:, :CLASSES].log_softmax(1)
+        seen = side(linear[:, :classes], likelihoods[:, :classes], base[:classes], weights, offsets[:classes])
+        fused = fuse(seen, text[:, :classes], weights)
+        fused = with_prior(fused, log_prior[:classes]) if prior else fused
+        return fused.log_scores[:, :CLASSES].log_softmax(1)
 
     torch.testing.assert_close(among(CLASSES + 2), among(CLASSES), rtol=1e-9, atol=1e-9)
 
 
-def test_what_the_trained_classes_have_together_their_classifier_does_not_say() -> None:
-    """Their share is that of the generative model and the text by the later classes' weights."""
+def test_the_linear_classifier_says_nothing_of_base_classes_as_a_whole() -> None:
+    """Their share against added classes is that of the PLDA and the text, whatever it says."""
     likelihoods, text = drawn(4, 1.0, 2, 1, 4)
-    trained = torch.tensor([True, True, False, False])
-    weights = PartWeights(1.0, 0.5, 0.7, Gate(0.8, 0.3, fit=0.2), Gate(2.0, 2.0))
-    fits = 0.2 * likelihoods * ~trained
-    expected = (0.8 * likelihoods + 0.3 * text + fits).softmax(1)[:, :2].sum()
-    for visual in ([0.0, 0.0, 0.0, 0.0], [9.0, 0.0, 50.0, 50.0]):
-        logits = torch.tensor([visual], dtype=torch.float64)
-        side = visual_scores(logits, likelihoods, Kinds.of(trained, torch.ones_like(trained)), weights)
-        chances = fuse(side, text, weights).probabilities
+    base = torch.tensor([True, True, False, False])
+    weights = PartWeights(image=1.0, generative=0.5, text=0.7)
+    offsets = torch.tensor([0.0, 0.0, -0.3, -1.0]).double()
+    expected = (0.5 * likelihoods + 0.7 * text + offsets).softmax(1)[:, :2].sum()
+    for scores in ([0.0, 0.0, 0.0, 0.0], [9.0, 0.0, 50.0, 50.0]):
+        linear = torch.tensor([scores], dtype=torch.float64)
+        chances = fuse(side(linear, likelihoods, base, weights, offsets), text, weights).probabilities
         torch.testing.assert_close(chances[:, :2].sum(), expected)
     assert float(chances[0, 0]) > 0.99 * float(expected)
 
 
-def test_an_answer_rests_on_the_level_of_the_trained_classes_too() -> None:
-    """A class that the classifier rules out can make up the level that a later class is measured by."""
+def test_without_a_linear_classifier_the_score_is_the_sum() -> None:
+    """beta g + gamma t + offset of each class, so that no class matters to the score of another."""
+    likelihoods, text = drawn(1, 3.0, 2, 4, CLASSES)
+    offsets = -drawn(2, 1.0, CLASSES).abs()
+    weights = PartWeights(image=0.0, generative=0.3, text=2.0)
+    for base in (torch.arange(CLASSES) < 3, torch.zeros(CLASSES, dtype=torch.bool)):
+        fused = fuse(side(likelihoods, likelihoods, base, weights, offsets), text, weights)
+        expected = 0.3 * likelihoods + 2.0 * text + torch.where(base, 0.0, offsets)
+        torch.testing.assert_close(fused.log_scores, expected)
+
+
+@quick
+@given(weights=weights_of, size=st.sampled_from([1.0, 30.0]), prior=st.booleans(), seed=seeds)
+def test_an_answer_among_some_classes_keeps_the_level_of_all_base_classes(
+    weights: PartWeights, size: float, prior: bool, seed: int
+) -> None:
+    """`--only`: the classes that are left are to each other as among all, also where only one base class is left."""
+    linear, likelihoods, text = drawn(seed, size, 3, 2, CLASSES)
+    base = torch.arange(CLASSES) < 3
+    fused = fuse(side(linear, likelihoods, base, weights, -drawn(seed, 1.0, CLASSES).abs()), text, weights)
+    fused = with_prior(fused, drawn(seed + 1, 2.0, CLASSES)) if prior else fused
+    columns = torch.tensor([1, 4, 3])
+    some = fused.among(columns, "ours")
+    torch.testing.assert_close(some.probabilities, fused.log_scores[:, columns].softmax(1))
+    for part, whole in zip(some.tensors[1:], fused.tensors[1:], strict=True):
+        assert torch.equal(part, whole[:, columns])
+
+
+def test_an_answer_depends_on_the_level_of_base_classes_too() -> None:
+    """A class that the classifier rules out can make up the level that an added class is compared with."""
     likelihoods = torch.zeros(1, 3)
-    trained = torch.tensor([True, True, False])
+    base = torch.tensor([True, True, False])
     text = torch.tensor([[0.0, 10.0, 9.5]])
-    side = visual_scores(torch.tensor([[30.0, 0.0, 0.0]]), likelihoods, Kinds.of(trained, trained), EVEN)
-    chances = fuse(side, text, EVEN).probabilities
-    rests = resting(side, text, chances, EVEN)
+    seen = side(torch.tensor([[30.0, 0.0, 0.0]]), likelihoods, base, EVEN)
+    chances = fuse(seen, text, EVEN).probabilities
+    rests = resting(seen, text, chances, EVEN)
     later = float(chances[0, 2])
     assert chances[0, 1] < 1e-4
     assert float(rests[0, 1]) == pytest.approx(4 * later * (1 - later), rel=1e-3)
     torch.testing.assert_close(rests[0, [0, 2]], chances[0, [0, 2]])
+    plain = side(likelihoods, likelihoods, base, PartWeights(0.0, 1.0, 1.0))
+    assert torch.equal(resting(plain, text, chances, EVEN), chances)
 
 
 @quick
-@given(rule=st.sampled_from(["ours", "logits"]), weights=weights_of, size=sizes, seed=seeds)
-def test_parts_add_up_to_the_log_odds(rule: Rule, weights: PartWeights, size: float, seed: int) -> None:
-    """In a product both parts of a class add up to its log-odds against the best other class, also where those are so
-    long that the others' probabilities are zero."""
-    visual, likelihoods, text = drawn(seed, size, 3, 2, CLASSES)
-    trained = torch.tensor([True, True, True, False, False])
+@given(
+    rule=st.sampled_from(["ours", "logits"]), weights=weights_of, size=sizes, prior=st.booleans(), seed=seeds
+)
+def test_parts_add_up_to_the_log_odds(
+    rule: Rule, weights: PartWeights, size: float, prior: bool, seed: int
+) -> None:
+    """The contributions to a class add up to its log-odds against the best other class, also where those are so large
+    that the others' probabilities are zero."""
+    linear, likelihoods, text, wordless = drawn(seed, size, 4, 2, CLASSES)
+    base = torch.tensor([True, True, True, False, False])
     if rule == "ours":
-        kinds = Kinds.of(trained, torch.arange(CLASSES) < CLASSES - 1)
-        fused = fuse(visual_scores(visual, likelihoods, kinds, weights), text, weights)
+        seen = side(linear, likelihoods, base, weights, -drawn(seed, 1.0, CLASSES).abs(), wordless)
+        fused = fuse(seen, text, weights)
+        fused = with_prior(fused, drawn(seed + 1, 2.0, CLASSES)) if prior else fused
     else:
-        fused = fuse_protocol(visual.masked_fill(~trained, NONE), text, rule, 0.5)
-    total = fused.visual_part + fused.text_part
-    image, by_text, prior = parts_of(fused, torch.arange(CLASSES).expand(2, -1), rule)
-    assert not bool(prior.any())
+        fused = fuse_protocol(linear.masked_fill(~base, NONE), text, rule, 0.5)
+    total = fused.log_scores
+    found = parts_of(fused, torch.arange(CLASSES).expand(2, -1), rule)
+    assert bool(found[2].any()) is (prior and rule == "ours")
     for row in range(2):
         for position in range(CLASSES):
-            parts = (float(image[row, position]), float(by_text[row, position]))
+            parts = [float(part[row, position]) for part in found]
             others = torch.cat([total[row, :position], total[row, position + 1 :]])
             assert sum(parts) == pytest.approx(float(total[row, position] - others.max()), abs=1e-9)
             expected = odds(fused, row, position)
@@ -207,60 +264,49 @@ def test_parts_of_the_papers_sum_add_up_to_the_probability() -> None:
     fused = fuse_protocol(drawn(0, 2.0, 2, 4), drawn(1, 2.0, 2, 4), "paper", 0.3)
     whole = sum(parts_of(fused, torch.arange(4).expand(2, -1), "paper"))
     assert torch.equal(whole, fused.probabilities)
-    alone = fuse(trained_alone(torch.tensor([[-3.0]])), torch.tensor([[2.0]]), EVEN)
+    score = torch.tensor([[-3.0]])
+    alone = fuse(side(score, score, torch.tensor([True]), EVEN), torch.tensor([[2.0]]), EVEN)
     assert alone.probabilities.tolist() == [[1.0]]
-    assert [float(part) for part in parts_of(alone, torch.zeros(1, 1, dtype=torch.int64), "ours")] == 3 * [
-        0.0
-    ]
+    found = parts_of(alone, torch.zeros(1, 1, dtype=torch.int64), "ours")
+    assert [float(part) for part in found] == [0.0, 0.0, 0.0]
 
 
 @quick
-@given(
-    weights=weights_of, size=st.sampled_from([0.0, 1.0, 30.0]), trained=masks, with_images=masks, seed=seeds
-)
-def test_a_prior_is_bayes_rule_in_each_step_of_the_chain(
-    weights: PartWeights, size: float, trained: list[bool], with_images: list[bool], seed: int
-) -> None:
-    """In plain Python: of trained classes P(c | trained, x) times the frequency; a later class beside all of them."""
-    visual, likelihoods, text = drawn(seed, size, 3, 1, CLASSES)
-    kinds = Kinds.of(torch.tensor(trained), torch.tensor(with_images))
-    side = visual_scores(visual, likelihoods, kinds, weights)
-    before = fuse(side, text, weights)
+@given(weights=weights_of, size=st.sampled_from([0.0, 1.0, 30.0]), base=masks, seed=seeds)
+def test_a_prior_is_bayes_rule(weights: PartWeights, size: float, base: list[bool], seed: int) -> None:
+    """P(c | x) is proportional to what it is under a uniform prior times the prior; the other parts stay."""
+    linear, likelihoods, text = drawn(seed, size, 3, 2, CLASSES)
+    before = fuse(side(linear, likelihoods, torch.tensor(base), weights), text, weights)
     prior = drawn(seed + 1, 2.0, CLASSES)
-    fused = with_prior(before, side, weights, prior)
+    fused = with_prior(before, prior)
+    expected = (before.log_scores + prior).softmax(1)
+    torch.testing.assert_close(fused.probabilities, expected, rtol=1e-9, atol=1e-12)
     assert fused.prior_part is not None
-    known = [c for c in range(CLASSES) if trained[c]]
-    own = (before.visual_part + before.text_part)[0].tolist()
-    scores = list[float]()
-    for c in range(CLASSES):
-        among = [own[k] + float(prior[k]) for k in known]
-        score = own[c] + float(prior[c])
-        if not trained[c]:
-            gate = weights.few_shot if with_images[c] else weights.text_only
-            g = [gate.generative * float(likelihoods[0, k]) + gate.text * float(text[0, k]) for k in known]
-            score += log_sum(g) - log_sum(
-                [value + float(prior[k]) for value, k in zip(g, known, strict=True)]
-            )
-        else:
-            score -= log_sum(among)
-        scores.append(score)
-    expected = torch.tensor(scores, dtype=torch.float64)
-    torch.testing.assert_close(fused.probabilities[0], expected.softmax(0), rtol=1e-6, atol=1e-9)
-    parts = torch.stack(parts_of(fused, torch.arange(CLASSES)[None], "ours")).sum(0)[0]
-    for c in range(CLASSES):
-        others = torch.cat([expected[:c], expected[c + 1 :]])
-        assert float(parts[c]) == pytest.approx(float(expected[c] - others.max()), abs=1e-6)
-
-
-def log_sum(values: list[float]) -> float:
-    """The logarithm of the sum of exponentials; 0 for none."""
-    return float(torch.tensor(values, dtype=torch.float64).logsumexp(0)) if values else 0.0
-
-
-def test_equally_common_classes_change_nothing() -> None:
-    visual, likelihoods, text = drawn(0, 2.0, 3, 4, CLASSES)
-    trained = torch.arange(CLASSES) < 3
-    side = visual_scores(visual, likelihoods, Kinds.of(trained, trained), EVEN)
-    before = fuse(side, text, EVEN)
-    same = with_prior(before, side, EVEN, torch.full((CLASSES,), -3.0))
+    torch.testing.assert_close(fused.prior_part, prior.expand(2, -1))
+    assert torch.equal(fused.visual_part, before.visual_part)
+    assert torch.equal(fused.text_part, before.text_part)
+    same = with_prior(before, torch.full((CLASSES,), -3.0))
     torch.testing.assert_close(same.probabilities, before.probabilities)
+
+
+def test_frequencies_of_classes_count_half_an_image_more() -> None:
+    """So that a class without images has one, too."""
+    found = log_frequencies(torch.tensor([0, 1, 3])).exp()
+    assert found.tolist() == pytest.approx([0.5 / 5.5, 1.5 / 5.5, 3.5 / 5.5])
+
+
+def test_scores_are_joined_in_their_order() -> None:
+    """Given some images at a time, or all at once."""
+    scores = drawn(0, 1.0, 7, CLASSES)
+    seen = side(scores, scores, torch.ones(CLASSES, dtype=torch.bool), EVEN)
+    whole = fuse(seen, scores, EVEN)
+    parts = [fuse(seen.rows(rows), scores[rows], EVEN) for rows in torch.arange(7).split(3)]
+    for one in (FusedScores.joined(iter(parts), 7), FusedScores.joined(iter([whole]), 7)):
+        for found, expected in zip(one.tensors, whole.tensors, strict=True):
+            torch.testing.assert_close(found, expected)
+
+
+def test_classes_are_of_three_kinds() -> None:
+    """Base classes, added ones with images, and those with a text alone."""
+    kinds = Kinds.of(torch.tensor([True, False, False, True]), torch.tensor([True, True, False, False]))
+    assert [columns.tolist() for columns in kinds] == [[0, 3], [1], [2]]

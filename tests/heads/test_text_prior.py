@@ -11,12 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.support import twins
 from vlltr_index.data.words import number_words
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.moments import Moments
 from vlltr_index.heads.plda import PLDA
-from vlltr_index.heads.plda_fit import better_kernel, fit_model
-from vlltr_index.heads.text_prior import TextKernel, class_features, fit_text, sentence_features
+from vlltr_index.heads.plda_fit import better_kernel, fit_model, predict
+from vlltr_index.heads.text_prior import (
+    TextKernel,
+    class_features,
+    fit_text,
+    sentence_features,
+    weighted_mean,
+)
 
 RIDGES = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0)
 TEMPLATES = ("a {}.", "the {} of a class.")
@@ -105,6 +112,60 @@ def test_classes_are_left_out_exactly(seed: int, some: bool) -> None:
     torch.testing.assert_close(fit.of_alike, mapped, rtol=1e-6, atol=1e-7)
 
 
+@quick
+@given(
+    classes=st.sampled_from([3, 4, 9, 30]),
+    dim=st.sampled_from([1, 5, 12]),
+    known=st.sampled_from([0.0, 0.5, 3.0]),
+    turned=st.booleans(),
+    some=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_vectors_predict_classes_that_are_left_out_exactly(
+    classes: int, dim: int, known: float, turned: bool, some: bool, seed: int
+) -> None:
+    """The closed form equals fits without each class: residuals, the map and R^2.
+
+    With fewer classes than dimensions and more, where a multiple of the identity suffices and where it does not, also
+    where classes have no text.
+    """
+    g = torch.Generator().manual_seed(seed)
+    vectors, noise = torch.randn(2, classes, dim, generator=g, dtype=torch.float64)
+    mapped = torch.linalg.qr(torch.randn(dim, dim, generator=g, dtype=torch.float64)).Q
+    seen = known * (vectors @ mapped if turned else vectors) + noise
+    weights = torch.rand(classes, generator=g, dtype=torch.float64) + 0.1
+    if some and classes > 4:
+        weights[::4] = 0.0
+    seen = seen - weighted_mean(seen, weights)
+    vectors = torch.where(weights[:, None] > 0, vectors - weighted_mean(vectors, weights), 0.0)
+    fit = fit_text(vectors, torch.zeros(classes, 0).double(), seen, weights)
+    has = [bool(weight) for weight in weights]
+    expected, residuals, r2 = twins.text_fit(list(vectors), list(seen), weights.tolist(), has)
+    assert fit.r2 == pytest.approx(r2, abs=1e-9)
+    eye = torch.eye(dim, dtype=torch.float64)
+    torch.testing.assert_close(fit.of_vectors(eye), expected, rtol=1e-7, atol=1e-8)
+    torch.testing.assert_close(
+        fit.residuals[weights > 0], torch.stack(residuals)[weights > 0], rtol=1e-7, atol=1e-8
+    )
+    assert not bool(fit.shifts.any())
+
+
+def test_the_order_of_the_classes_does_not_matter() -> None:
+    """Nor do the order of the sentences, and the axes of the features, to 1e-9."""
+    g = torch.Generator().manual_seed(0)
+    vectors, noise = torch.randn(2, 40, 8, generator=g, dtype=torch.float64)
+    weights = torch.rand(40, generator=g, dtype=torch.float64)
+    fit = fit_text(vectors, torch.zeros(40, 0).double(), vectors + noise, weights)
+    order = torch.randperm(40, generator=g)
+    axes = torch.linalg.qr(torch.randn(8, 8, generator=g, dtype=torch.float64)).Q
+    moved = (rows[order] @ axes for rows in (vectors, vectors + noise))
+    other, seen = moved
+    again = fit_text(other, torch.zeros(40, 0).double(), seen, weights[order])
+    assert fit.r2 > 0.1
+    assert again.r2 == pytest.approx(fit.r2, abs=1e-9)
+    torch.testing.assert_close(again.residuals, fit.residuals[order] @ axes, rtol=1e-9, atol=1e-9)
+
+
 def test_words_tell_what_no_encoder_read() -> None:
     """Each class is found among new ones by the words that other classes have too; by permuted ones nothing is told."""
     names, means = pairs(9, 9), composed(9, 9, 6, 1)
@@ -119,13 +180,13 @@ def test_words_tell_what_no_encoder_read() -> None:
     assert model.shared.kernel is kernel
     new = int((~old).sum())
     nothing = torch.zeros(new, dtype=torch.int64), torch.zeros(new, 6, dtype=torch.float64)
-    later = PLDA(model.shared, *nothing, texts[~old])
+    later = PLDA(model.shared, *nothing, predict(model.shared, texts[~old]))
     assert (later.log_likelihoods(means[~old]).argmax(1) == torch.arange(new)).float().mean() > 0.7
     order = torch.randperm(int(old.sum()), generator=torch.Generator().manual_seed(0))
     other = fit_model(moments, texts[old][order], kernel=kernel)
     assert other.shared.kernel is None
     assert other.shared.text_r2 < 0.05
-    assert other.prototypes.shape[1] == 6
+    assert other.shared.text_map.shape == (6, 6)
 
 
 def test_a_class_is_told_of_as_if_it_were_left_out() -> None:
@@ -170,7 +231,7 @@ def test_likeness_in_many_dimensions_equals_the_whole_computation(monkeypatch: p
         torch.testing.assert_close(
             one.log_likelihoods(images), models[1].log_likelihoods(images), rtol=1e-8, atol=1e-8
         )
-    later = [replace(model, prototypes=texts[1:], shifts=None) for model in models]
+    later = [replace(model, predicted=predict(model.shared, texts[1:]), shifts=None) for model in models]
     found, expected = (model.prior[0] @ model.prior[0].T for model in later)
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
 

@@ -91,9 +91,7 @@ def test_answers_are_those_of_a_workspace(glyphs: Path, tmp_path: Path) -> None:
     """By the same pictures in the same order, sentences and seed: anchors, head and probabilities are alike."""
     texts = glyphs / "texts.json"
     settings = ("lgr.seed=3", *VIEWS)
-    made = fit(
-        glyphs / "pictures", text=texts, encoder=ENCODER, overrides=settings, to=tmp_path, measure=False
-    )
+    made = fit(glyphs / "pictures", text=texts, encoder=ENCODER, overrides=settings, to=tmp_path)
     snapshot = made.workspace.snapshot()
     names = snapshot.class_table().names
     rows = usable_images(snapshot, "train", ["uri"])

@@ -13,23 +13,25 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageChops, ImageEnhance
 
 from tests.support.commands import run
 from tests.support.pictures import encoded, put
-from vlltr_index.classes import relabel_images, remove_classes
+from vlltr_index.anchors.selection import select
+from vlltr_index.classes import add_class, relabel_images, remove_classes
 from vlltr_index.cli.render import report_lines
 from vlltr_index.data.glyphs import glyph_files
 from vlltr_index.errors import InputError, MissingStepError, UsageError
 from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.ingest import ingest_images
-from vlltr_index.pipelines.review import held_out
 from vlltr_index.pipelines.review.files import check_targets, root_of, write_list
 from vlltr_index.pipelines.review.folder import review_folder
 from vlltr_index.pipelines.review.held_out import held_out_labels
 from vlltr_index.pipelines.review.queue import Beside, Entry, Review, review
+from vlltr_index.pipelines.train_lgr import train_lgr_stage
 from vlltr_index.schemas.config import EncoderConfig, Recipe
 from vlltr_index.store.holdout import read_held_out
 from vlltr_index.store.workspace import Workspace
@@ -58,25 +60,39 @@ def written(folder: Path, drawn: dict[str, list[bytes]]) -> list[str]:
     return names
 
 
-def embedded(place: Path, folder: Path) -> Workspace:
-    """A workspace of class folders, embedded and no more."""
-    made = Workspace.create(place, RECIPE)
-    ingest_images(made, folder, "train")
+def with_head(made: Workspace) -> Workspace:
+    """Embed the images of a workspace, and train its head."""
     embed(made)
+    select(made, made.recipe.select)
+    train_lgr_stage(made, made.recipe.lgr)
     return made
 
 
-@pytest.fixture
-def spoilt(tmp_path: Path, drawn: dict[str, list[bytes]]) -> Workspace:
+def trained_on(place: Path, folder: Path) -> Workspace:
+    """Make a workspace of class folders with a head."""
+    made = Workspace.create(place, RECIPE)
+    ingest_images(made, folder, "train")
+    return with_head(made)
+
+
+@pytest.fixture(scope="module")
+def spoilt_once(tmp_path_factory: pytest.TempPathFactory, drawn: dict[str, list[bytes]]) -> Workspace:
     """Pictures of which two lie in a wrong folder, one is in two folders, and one is in a folder twice, darkened."""
-    folder = tmp_path / "pictures"
+    place = tmp_path_factory.mktemp("spoilt")
+    folder = place / "pictures"
     written(folder, drawn)
     shutil.move(folder / "class 0" / "3.png", folder / "class 1" / "wrong.png")
     shutil.move(folder / "class 2" / "4.png", folder / "class 3" / "wrong.png")
     shutil.copy(folder / "class 4" / "5.png", folder / "class 0" / "twice.png")
     darker = ImageEnhance.Brightness(Image.open(folder / "class 4" / "7.png").convert("RGB")).enhance(0.9)
     darker.save(folder / "class 4" / "darker.png")
-    return embedded(tmp_path / "workspace", folder)
+    return trained_on(place / "workspace", folder)
+
+
+@pytest.fixture
+def spoilt(spoilt_once: Workspace, tmp_path: Path) -> Workspace:
+    """A copy that a test may change."""
+    return Workspace.open(shutil.copytree(spoilt_once.path, tmp_path / "workspace"))
 
 
 def listed(found: Review) -> list[tuple[str, str]]:
@@ -116,27 +132,65 @@ def test_copies_in_another_split(tmp_path: Path, drawn: dict[str, list[bytes]]) 
     workspace = Workspace.create(tmp_path / "workspace", RECIPE)
     ingest_images(workspace, tmp_path / "train", "train")
     ingest_images(workspace, tmp_path / "test", "test")
-    embed(workspace)
+    with_head(workspace)
     (entry,) = (one for one in review(workspace).entries if one.reason == "two splits")
     assert {entry.split, entry.beside[0].split} == {"train", "test"}
 
 
-def test_answers_are_made_once(spoilt: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Until a label changes; what is damaged is made again."""
-    made = []
+def test_answers_are_made_once(spoilt: Workspace) -> None:
+    """Answers are kept until a label or the head changes; damaged ones are made again."""
+    made = 0
 
-    def counted(*args: object) -> object:
-        made.append(1)
-        return cross_validate(*args)  # type: ignore[arg-type]  # handed on as they came
+    def progress(step: str, done: int, total: int) -> None:
+        nonlocal made
+        made += step == "answers" and done == total
 
-    cross_validate = held_out.cross_validate
-    monkeypatch.setattr(held_out, "cross_validate", counted)
-    first = held_out_labels(spoilt.snapshot(), spoilt.path / "runs" / "review")
-    assert held_out_labels(spoilt.snapshot(), spoilt.path / "runs" / "review").answers.equals(first.answers)
-    assert len(made) == 1
+    def answered() -> pa.Table:
+        return held_out_labels(spoilt.snapshot(), spoilt.path / "runs" / "review", progress).answers
+
+    first = answered()
+    assert answered().equals(first)
+    assert made == 1
     (spoilt.path / "runs" / "review" / "answers.arrow").write_bytes(b"no table")
-    assert held_out_labels(spoilt.snapshot(), spoilt.path / "runs" / "review").answers.equals(first.answers)
-    assert len(made) == 2
+    assert answered().equals(first)
+    assert made == 2
+    rows = spoilt.snapshot().table("images", ["uri"]).to_pylist()
+    path = next(row["uri"] for row in rows if row["uri"].endswith("class 1/wrong.png"))
+    table = spoilt.path.parent / "labels.csv"
+    table.write_text(f"path,class\n{path},class 0\n", encoding="utf-8")
+    relabel_images(spoilt, table)
+    answered()
+    assert made == 3
+    train_lgr_stage(spoilt, spoilt.recipe.lgr)
+    answered()
+    assert made == 4
+
+
+def rotated(data: bytes, degrees: float) -> bytes:
+    """A picture, turned."""
+    return encoded(Image.open(io.BytesIO(data)).convert("L").rotate(degrees))
+
+
+def test_images_added_after_training_are_judged(
+    spoilt: Workspace, drawn: dict[str, list[bytes]], tmp_path: Path
+) -> None:
+    """Images of existing and added classes have an answer, which an offset of an added class does not change."""
+    known, other, *_ = drawn.values()
+    folder = tmp_path / "later"
+    put(folder / "class 0" / "later.png", rotated(known[0], 3.0))
+    ingest_images(spoilt, folder, "train")
+    embed(spoilt)
+    for number, data in enumerate(other[:8]):
+        put(tmp_path / "new" / f"{number}.png", rotated(data, 180.0))
+    add_class(spoilt, "new", images=tmp_path / "new")
+    names = [f"new/{number}.png" for number in range(8)]
+    rows = spoilt.snapshot().table("images", ["image_id", "uri"]).to_pylist()
+    name_of = {row["image_id"]: "/".join(Path(row["uri"]).parts[-2:]) for row in rows}
+    found = held_out_labels(spoilt.snapshot(), tmp_path / "first").answers
+    assert {"class 0/later.png", *names} <= {name_of[one] for one in found["image_id"].to_pylist()}
+    with spoilt.transaction("test") as tx:
+        tx.note(offsets={tx.class_table().lookup("new"): -100.0})
+    assert held_out_labels(spoilt.snapshot(), tmp_path / "second").answers.equals(found)
 
 
 def _filled(path: Path, classes: dict[str, str]) -> None:
@@ -223,7 +277,7 @@ def test_a_sheet_shows_what_cannot_be_seen_in_names(tmp_path: Path) -> None:
 
 
 def test_what_lacks(tmp_path: Path, drawn: dict[str, list[bytes]]) -> None:
-    """Pictures, or their vectors: the hint says which command brings them."""
+    """Pictures, their vectors, or the head: the hint names the command that makes them."""
     workspace = Workspace.create(tmp_path / "workspace", RECIPE)
     with pytest.raises(MissingStepError, match="no training images with a label"):
         review(workspace)
@@ -232,6 +286,19 @@ def test_what_lacks(tmp_path: Path, drawn: dict[str, list[bytes]]) -> None:
     with pytest.raises(MissingStepError, match="no training image has been embedded") as lacking:
         review(workspace)
     assert lacking.value.hint == "Run: vlltr embed"
+    embed(workspace)
+    with pytest.raises(MissingStepError, match="there is no head yet") as lacking:
+        review(workspace)
+    assert lacking.value.hint == "Run: vlltr train lgr"
+
+
+def test_a_head_without_folds(tmp_path: Path, drawn: dict[str, list[bytes]]) -> None:
+    """With one image per class none is held out: the hint says what to add."""
+    written(tmp_path / "pictures", {name: some[:1] for name, some in drawn.items()})
+    workspace = trained_on(tmp_path / "workspace", tmp_path / "pictures")
+    with pytest.raises(MissingStepError, match="the head has no folds") as lacking:
+        review(workspace)
+    assert "vlltr train lgr" in lacking.value.hint
 
 
 def test_the_command(spoilt: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -372,7 +439,7 @@ def test_what_belongs_together_is_held_out_together(tmp_path: Path, drawn: dict[
     for owner, name in (("class 1", "darker"), ("class 0", "lighter")):
         changed = ImageEnhance.Brightness(Image.open(folder / "class 1" / "wrong.png").convert("RGB"))
         changed.enhance(0.9 if name == "darker" else 0.95).save(folder / owner / f"{name}.png")
-    workspace = embedded(tmp_path / "workspace", folder)
+    workspace = trained_on(tmp_path / "workspace", folder)
     rows = workspace.snapshot().table("images", ["image_id", "uri"]).to_pylist()
     name_of = {row["image_id"]: Path(row["uri"]).stem for row in rows}
     kept = held_out_labels(workspace.snapshot(), workspace.path / "runs" / "review")
@@ -398,7 +465,7 @@ def test_a_name_that_a_spreadsheet_would_compute(tmp_path: Path, drawn: dict[str
     written(folder, drawn)
     (folder / "class 0").rename(folder / "=1+1")
     shutil.copy(folder / "=1+1" / "0.png", folder / "class 1" / "twice.png")
-    workspace = embedded(tmp_path / "workspace", folder)
+    workspace = trained_on(tmp_path / "workspace", folder)
     table = tmp_path / "queue.csv"
     write_list(table, review(workspace), workspace.snapshot())
     assert "'=1+1" in table.read_text(encoding="utf-8")
@@ -430,7 +497,7 @@ def test_groups_stay_apart(tmp_path: Path, drawn: dict[str, list[bytes]]) -> Non
             light.enhance(0.8 + 0.04 * group).save(folder / f"{group}-copy.png")
     workspace = Workspace.create(tmp_path / "workspace", RECIPE)
     ingest_images(workspace, tmp_path / "pictures", "train", group=r"name:^(\d)-")
-    embed(workspace)
+    with_head(workspace)
     rows = workspace.snapshot().table("images", ["image_id", "group"]).to_pylist()
     group_of = {row["image_id"]: row["group"] for row in rows}
     kept = held_out_labels(workspace.snapshot(), tmp_path / "kept")

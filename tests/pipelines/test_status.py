@@ -182,26 +182,30 @@ def test_what_the_last_figures_do_not_know_is_said(finished: Workspace) -> None:
     """Classes, images and sentences that came since, another head; and why there are no figures."""
     assert status(finished, 4).measured is None
     assert status(finished).measured == "not yet: vlltr evaluate"
-    with finished.transaction("no test") as tx:
-        tx.delete("images", "split = 'test'")
-    none = "no image is in split test, and nothing was cross-validated: vlltr cross-validate"
-    assert dict(status_rows(status(finished)))["measured"] == none
     finished.storage.write("reports/evaluate-test-6.json", b"{}")
     commit(finished, more_images, more_text, other_anchors)
-    changed = "at commit 6; 1 class, 2 images, 1 sentence came, went or changed since: vlltr cross-validate"
+    changed = "at commit 6; 1 class, 1 image, 1 sentence came, went or changed since: vlltr evaluate"
     assert status(finished).measured == changed
     with finished.transaction("relabelled") as tx:
         rows = tx.table("images", where="image_id = 'train7'")
         tx.upsert("images", rows.set_column(rows.column_names.index("class_id"), "class_id", [[1]]))
     finished.storage.write("reports/evaluate-val-9.json", b"{}")
-    assert (
-        status(finished).measured == "at commit 9; 1 image came, went or changed since: vlltr cross-validate"
-    )
+    assert status(finished).measured == "at commit 9; 1 image came, went or changed since: vlltr evaluate"
     with finished.transaction("train lgr") as tx:
         tx.set(
             head=files(finished, "heads", "head.json", json.dumps({"text_fp": "t", "image_fp": "i", "n": 2}))
         )
-    assert status(finished).measured == "at commit 9; the head was trained since: vlltr cross-validate"
+    assert status(finished).measured == "at commit 9; the head was trained since: vlltr evaluate"
+    with finished.transaction("no test") as tx:
+        tx.delete("images", "split = 'test'")
+    report = status(finished)
+    none = "no image is in split test, and train lgr held out no image"
+    assert dict(status_rows(report))["measured"] == none
+    assert report.next != "vlltr evaluate"
+    with finished.transaction("folds") as tx:
+        tx.note(folds="f")
+    assert status(finished).measured is not None
+    assert status(finished).measured != none
 
 
 def more_text(workspace: Workspace, tx: Transaction) -> None:

@@ -21,7 +21,6 @@ from vlltr_index.classes import add_class
 from vlltr_index.data.decoding import open_image
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import MissingPackageError, PretrainedError, UsageError
-from vlltr_index.heads.fusion import Gate
 from vlltr_index.recognition.exported import graph, onnx_folder
 from vlltr_index.recognition.exported.onnx_folder import export_onnx
 from vlltr_index.recognition.exported.preprocess import resized_pixels
@@ -202,15 +201,9 @@ def test_texts_count_by_every_rule(graphed: Graphed, tmp_path: Path, rule: str) 
     if rule == "ours":
         parts = model.saved.parts
         assert parts is not None
-        weights = replace(
-            parts.weights,
-            text=0.3,
-            few_shot=Gate(0.2, 0.3, fit=0.05),
-            text_only=Gate(0.1, 0.6, 0.5, 2.0, 0.02),
-        )
-        other = replace(model, saved=replace(model.saved, parts=replace(parts, weights=weights))).under(
-            "training"
-        )
+        weights = replace(parts.weights, text=0.3)
+        saved = replace(model.saved, parts=replace(parts, weights=weights))
+        other = replace(model, saved=saved).under("training")
     elif rule == "no text":
         other = replace(model, anchors=model.anchors.exchanged(model.bank.class_ids, None, [], []))
     else:

@@ -22,17 +22,16 @@ from vlltr_index.store.workspace import Workspace
 def test_the_model_under_a_prior_is_the_model_with_one_part_more(
     recognizer: Recognizer, pictures: Path
 ) -> None:
-    """Its weights and frequencies are those of the head; the parts of each class add up to its log-odds."""
+    """The prior is added as it is; the contributions of each class add up to its log-odds."""
     model = recognizer.current()
     images = sorted(pictures.glob("known-*.png"))
     features = recognizer.features(images)[0]
     under = model.under("training")
     assert under is model.under("training")
-    assert under.saved.parts is not None
     side = under.visual_scores(features)
     plain = under.fuse(side, under.text_logits(features))
     assert under.log_prior is not None
-    expected = with_prior(plain._replace(prior_part=None), side, under.saved.parts.weights, under.log_prior)
+    expected = with_prior(plain._replace(prior_part=None), under.log_prior)
     torch.testing.assert_close(under.exhaustive(features).probabilities, expected.probabilities)
     for found in recognizer.predict(images, PredictOptions(top=2, prior="training")):
         first, second = found.classes
@@ -106,7 +105,7 @@ def test_held_out_answers_know_the_prior() -> None:
     there = torch.tensor([0, 1, -1])
     for weight in (1.0, 1e-12):
         log_prior = torch.tensor([weight, 2 * weight, 0.0], dtype=torch.float64).log()
-        found = held.under_prior(log_prior, 1.0).among(there, 2).probabilities
+        found = held.under_prior(log_prior).among(there, 2).probabilities
         expected = torch.tensor([[0.5, 0.5], [1 / 6, 5 / 6]])
         torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
 

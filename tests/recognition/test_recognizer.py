@@ -24,7 +24,6 @@ from vlltr_index.errors import (
     UsageError,
 )
 from vlltr_index.heads.checkpoint import save_head
-from vlltr_index.heads.fusion import Gate
 from vlltr_index.pipelines.build_index import index_anchors
 from vlltr_index.pipelines.history import rollback
 from vlltr_index.pipelines.ingest import ingest_images
@@ -97,18 +96,17 @@ def test_shares_add_up_to_the_text_score(recognizer: Recognizer, pictures: Path)
         assert [s.text for s in top.sentences] == [s.text for s in score.folded[0]]
 
 
-def test_text_scores_of_later_classes_are_by_the_weights_of_their_kind(
+def test_text_scores_of_added_classes_follow_their_text_contributions(
     trained: Workspace, heldout: dict[str, list[str]], pictures: Path
 ) -> None:
-    """Their difference within a kind is that of the text parts; under a prior the parts add up, too."""
+    """Their differences are those of the text contributions; under a prior the contributions add up, too."""
     names = sorted(heldout)[:4]
     images = sorted((pictures / "unseen").iterdir())
     for place, name in enumerate(names):
         add_class(trained, name, heldout[name], images=images[place] if place > 1 else None)
     plain = Recognizer.open(trained).current()
     assert plain.saved.parts is not None
-    gates = {"few_shot": Gate(0.3, 0.2, fit=0.1), "text_only": Gate(0.05, 0.4, fit=0.02)}
-    weights = replace(plain.saved.parts.weights, text=0.1, **gates)
+    weights = replace(plain.saved.parts.weights, text=0.1)
     plain = replace(plain, saved=replace(plain.saved, parts=replace(plain.saved.parts, weights=weights)))
     for found in (plain, plain.under("training")):
         feature = found.feature(images[0])

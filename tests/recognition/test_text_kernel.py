@@ -71,15 +71,15 @@ def test_a_head_keeps_what_texts_told(model: Model, pictures: Path, tmp_path: Pa
     save_head(replace(model.saved, parts=replace(parts, told=told)), tmp_path)
     again = replace(model, saved=load_head(tmp_path))
     assert again.plda is not None
-    assert bool((again.plda.prototypes[4] == 7.0).all()), "the kept one is taken"
-    torch.testing.assert_close(again.plda.prototypes[:4], means[:4], rtol=1e-2, atol=1e-2)
+    assert bool((again.plda.predicted[4] == 7.0).all()), "the kept one is taken"
+    torch.testing.assert_close(again.plda.predicted[:4], means[:4], rtol=1e-2, atol=1e-2)
     kept[4] = means[4]
     told = ToldMeans(anchors.bank.class_ids[1:], digests[1:], kept[1:])
     again = replace(model, saved=replace(model.saved, parts=replace(parts, told=told)))
     features = model.features([pictures / "known-0.png", pictures / "known-1.png"])[0]
     for one in (again, replace(again, anchors=replace(anchors, keys=anchors.keys + 1))):
         assert one.plda is not None
-        torch.testing.assert_close(one.plda.prototypes, means, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(one.plda.predicted, means, rtol=1e-4, atol=1e-5)
         found = one.exhaustive(features).probabilities
         torch.testing.assert_close(found, model.exhaustive(features).probabilities, rtol=1e-4, atol=1e-5)
 
@@ -131,7 +131,7 @@ def test_a_struck_sentence_is_gone_from_the_prior(model: Model, pictures: Path) 
     assert struck not in left.anchors.sentence_ids
     assert left.plda is not None
     assert model.plda is not None
-    moved = (left.plda.prototypes - model.plda.prototypes).abs().amax(1)
+    moved = (left.plda.predicted - model.plda.predicted).abs().amax(1)
     column = int((model.class_ids == best.class_id).nonzero()[0])
     assert float(moved[column]) > 1e-3
     moved[column] = 0.0
@@ -184,7 +184,7 @@ def test_new_combinations_of_known_words_are_found(tmp_path: Path) -> None:
     parts = recognizer.current().saved.parts
     assert parts is not None
     assert parts.shared.kernel is not None
-    assert parts.weights.text_only.text == 0.0  # the text tower never read these words
+    assert parts.weights.text == 0.0  # the text tower never read these words
     for name in HELD:
         add_class(made.workspace, name, [f"a {name}."])
     pictures = sorted((tmp_path / "new").rglob("*.png"))

@@ -189,7 +189,7 @@ def test_the_texts_of_the_others_do_not_name_them(
     monkeypatch.setattr(holdout, "CLASS_SHARE", 8)
     _, said, _ = run(capsys, "-w", workspace.path, "train", "cvlp")
     assert said.splitlines()[1] == (
-        "Kept out, so that train lgr weighs its parts on what this stage never saw: 3 images and 1 class"
+        "Held out of this stage, so that train lgr can choose by what it never saw: 3 images and 1 class"
         " (cvlp.hold_out, cvlp.hold_out_classes)"
     )
     folder = workspace.objects.path("checkpoints", str(workspace.history.last().checkpoint))

@@ -136,36 +136,24 @@ def class_logits(rows: list[float], owners: list[int], classes: int) -> list[flo
 
 
 def ours(
-    visual: list[float],
+    linear: list[float],
     likelihoods: list[float],
     text: list[float],
-    trained: list[bool],
-    with_images: list[bool],
+    base: list[bool],
+    offsets: list[float],
     weights: dict[str, Any],
-) -> tuple[list[float], list[float]]:
-    """The chain rule for one image: what images and text give each class, up to a constant of the image."""
-    known = [c for c, there in enumerate(trained) if there]
-
-    def level(scores: list[float]) -> float:
-        return logsumexp(scores) if known else 0.0
-
-    def three(c: int) -> float:
-        seen = weights["image"] * visual[c] if weights["image"] else 0.0
-        return seen + float(weights["generative"] * likelihoods[c])
-
-    images, texts = [], []
-    for c in range(len(trained)):
-        if trained[c]:
-            w, offset, own, beside = weights["text"], 0.0, three(c), [three(k) for k in known]
-        else:
-            later = weights["few_shot" if with_images[c] else "text_only"]
-            g, w = later["generative"], later["text"]
-            offset = min(later["offset"], later["limit"] - math.log(trained.count(False)))
-            own, beside = (g + later["fit"]) * likelihoods[c], [g * likelihoods[k] for k in known]
-        images.append(own - level(beside) + offset)
-        both = level([b + w * text[k] for b, k in zip(beside, known, strict=True)])
-        texts.append(w * text[c] - both + level(beside))
-    return images, texts
+) -> list[float]:
+    """z of one image: base classes among themselves with the linear classifier, their level without it."""
+    u = [
+        weights["generative"] * g + (weights["text"] * t if weights["text"] else 0.0)
+        for g, t in zip(likelihoods, text, strict=True)
+    ]
+    known = [c for c, there in enumerate(base) if there]
+    a = {c: u[c] + (weights["image"] * linear[c] if weights["image"] else 0.0) for c in known}
+    if not known:
+        return [score + offset for score, offset in zip(u, offsets, strict=True)]
+    level = logsumexp([u[c] for c in known]) - logsumexp(list(a.values()))
+    return [a[c] + level if base[c] else u[c] + offsets[c] for c in range(len(u))]
 
 
 def protocol(visual: list[float], text: list[float], rule: str, alpha: float) -> list[float]:
@@ -188,17 +176,14 @@ def weighted_mean(rows: list[Tensor], weights: list[float]) -> Tensor:
     return total / sum(weights)
 
 
-def shrunk(covariance: Tensor, observations: float, shrinkage: float | None) -> Tensor:
-    """Toward the multiple of the identity that has its trace: by OAS times `shrinkage`, or by the sizes alone."""
+def shrunk(covariance: Tensor, observations: float, shrinkage: float) -> Tensor:
+    """Toward the multiple of the identity that has its trace: by OAS times `shrinkage`."""
     dim = len(covariance)
-    if shrinkage is None:
-        r = dim / (observations + dim)
-    else:
-        squares = sum(value**2 for value in covariance.flatten().tolist())
-        trace = sum(covariance.diagonal().tolist())
-        above = (1 - 2 / dim) * squares + trace**2
-        below = (observations + 1 - 2 / dim) * (squares - trace**2 / dim)
-        r = min(1.0, shrinkage * above / below) if below > 0 and above > 0 else 1.0
+    squares = sum(value**2 for value in covariance.flatten().tolist())
+    trace = sum(covariance.diagonal().tolist())
+    above = (1 - 2 / dim) * squares + trace**2
+    below = (observations + 1 - 2 / dim) * (squares - trace**2 / dim)
+    r = min(1.0, shrinkage * above / below) if below > 0 and above > 0 else 1.0
     return (1 - r) * covariance + r * covariance.trace() / dim * torch.eye(dim, dtype=covariance.dtype)
 
 
@@ -282,8 +267,8 @@ def correlation_of(images: Tensor, labels: list[int], units: list[int]) -> float
     return of_unit / (of_unit + inside) if of_unit + inside else 1.0
 
 
-def text_maps(text: list[Tensor], seen: list[Tensor], weights: list[float]) -> list[Tensor]:
-    """a I, and a I + R for each strength of the ridge, from centred rows."""
+def text_maps(text: list[Tensor], seen: list[Tensor], weights: list[float], level: float) -> list[Tensor]:
+    """a I, and a I + R for each strength of the ridge, in units of `level`, from centred rows."""
     dim, both, own = len(text[0]), 0.0, 0.0
     square = torch.zeros(dim, dim, dtype=torch.float64)
     for t, m, w in zip(text, seen, weights, strict=True):
@@ -296,7 +281,7 @@ def text_maps(text: list[Tensor], seen: list[Tensor], weights: list[float]) -> l
     identity = torch.eye(dim, dtype=torch.float64)
     maps = [scale * identity]
     for ridge in (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0):
-        rest = torch.linalg.solve(square + ridge * square.trace() / dim * identity, cross)
+        rest = torch.linalg.solve(square + ridge * level * identity, cross)
         maps.append(scale * identity + rest)
     return maps
 
@@ -310,31 +295,30 @@ def text_fit(
     known = [c for c, there in enumerate(told) if there]
     if len(known) < 3:
         return nothing
-    folds = [known[f::5] for f in range(5)] if len(known) >= 10 else [[c] for c in known]
-    alone, foretold = dict[int, Tensor](), [dict[int, Tensor]() for _ in range(8)]
-    for fold in folds:
-        rest = [c for c in known if c not in fold]
+    w = [weights[c] for c in known]
+    x0, y0 = (weighted_mean([rows[c] for c in known], w) for rows in (text, seen))
+    level = sum(weights[c] * float((text[c] - x0) @ (text[c] - x0)) for c in known) / dim
+    whole = text_maps([text[c] - x0 for c in known], [seen[c] - y0 for c in known], w, level)
+    alone, predicted = dict[int, Tensor](), [dict[int, Tensor]() for _ in whole]
+    for out in known:
+        rest = [c for c in known if c != out]
         w = [weights[c] for c in rest]
-        x0, y0 = weighted_mean([text[c] for c in rest], w), weighted_mean([seen[c] for c in rest], w)
-        maps = text_maps([text[c] - x0 for c in rest], [seen[c] - y0 for c in rest], w)
-        for c in fold:
-            alone[c] = seen[c] - y0
-            for found, mapped in zip(foretold, maps, strict=True):
-                found[c] = (text[c] - x0) @ mapped
+        x0, y0 = (weighted_mean([rows[c] for c in rest], w) for rows in (text, seen))
+        maps = text_maps([text[c] - x0 for c in rest], [seen[c] - y0 for c in rest], w, level)
+        alone[out] = seen[out] - y0
+        for found, mapped in zip(predicted, maps, strict=True):
+            found[out] = (text[out] - x0) @ mapped
     total = sum(weights[c] * float(alone[c] @ alone[c]) for c in known)
-    left = [sum(weights[c] * float((alone[c] - f[c]).square().sum()) for c in known) for f in foretold]
+    left = [sum(weights[c] * float((alone[c] - f[c]).square().sum()) for c in known) for f in predicted]
     best = left.index(min(left))
     if not left[best] < total:
         return nothing
-    residuals = [alone[c] - foretold[best][c] if c in alone else seen[c] for c in range(len(seen))]
-    w = [weights[c] for c in known]
-    x0, y0 = (weighted_mean([rows[c] for c in known], w) for rows in (text, seen))
-    mapped = text_maps([text[c] - x0 for c in known], [seen[c] - y0 for c in known], w)[best]
-    return mapped, residuals, 1.0 - left[best] / total
+    residuals = [alone[c] - predicted[best][c] if c in alone else seen[c] for c in range(len(seen))]
+    return whole[best], residuals, 1.0 - left[best] / total
 
 
 def between(
-    apart: list[Tensor], counts: list[float], weights: list[float], noise: Tensor, shrinkage: float | None
+    apart: list[Tensor], counts: list[float], weights: list[float], noise: Tensor, shrinkage: float
 ) -> Tensor:
     """How class means lie apart, [D, D]: the weighted squares less what sampling adds, shrunk; of one class, I."""
     if len(apart) == 1:
@@ -351,7 +335,7 @@ def shared_gaussian(
     units: list[int],
     prototypes: Tensor,
     correlation: float,
-    shrinkage: float | None,
+    shrinkage: float,
 ) -> dict[str, Tensor]:
     """What all classes share, in the features' own coordinates: g, Sigma, Lambda, tbar, T and R^2.
 
@@ -410,7 +394,6 @@ def gaussian(x: Tensor, mean: Tensor, variance: Tensor) -> float:
 
 def log_likelihoods(
     shared: dict[str, Tensor],
-    noise: float,
     counts: list[int],
     sums: Tensor,
     prototypes: Tensor,
@@ -418,17 +401,17 @@ def log_likelihoods(
     images: Tensor,
 ) -> Tensor:
     """log N(x; m, V) with whole covariance matrices, image by image and class by class."""
-    sigma = noise * shared["sigma"]
+    sigma = shared["sigma"]
     rows = []
     for x in images:
         row = []
         for n, total, text, share in zip(counts, sums, prototypes, trust, strict=True):
             blank = shared["centre"], shared["blank"]
-            foretold = (
+            predicted = (
                 shared["centre"] + share * (text - shared["text_centre"]) @ shared["text_map"],
                 share * shared["spread"] + (1.0 - share) * shared["blank"],
             )
-            priors = [foretold, blank] if bool((text != 0).any()) else [blank]
+            priors = [predicted, blank] if bool((text != 0).any()) else [blank]
             if n:
                 priors.sort(key=lambda prior: -gaussian(total / n, prior[0], prior[1] + sigma / n))
             (mean, spread), prior = priors[0], priors[0][0]

@@ -1,4 +1,4 @@
-"""Stage 2 that decides by itself how much each part counts, on drawn vectors."""
+"""Stage 2 that chooses everything by an out-of-fold table, on drawn vectors."""
 
 from __future__ import annotations
 
@@ -13,20 +13,27 @@ from tests.support import drawings
 from vlltr_index.data.words import number_words
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.checkpoint import Parts
-from vlltr_index.heads.fusion import Gate, Kinds, fuse, visual_scores
+from vlltr_index.heads.configuration import TEMPERED, TextLevel
+from vlltr_index.heads.dealing import row_keys
+from vlltr_index.heads.fusion import PartWeights, fuse, visual_scores
 from vlltr_index.heads.moments import Moments, class_sums
 from vlltr_index.heads.plda import PLDA
-from vlltr_index.heads.rejection import directions, fit_parts
+from vlltr_index.heads.plda_fit import predict
+from vlltr_index.heads.rejection import fit_parts, fit_scores
 from vlltr_index.heads.units import units_of
 from vlltr_index.schemas.config import LGRConfig
 from vlltr_index.tensors import unit_rows
-from vlltr_index.train.held_out import near_chance
+from vlltr_index.train.held_out import held_out_parts, row_folds
 from vlltr_index.train.stage_two import StageTwoResult, fit_stage_two, weigh, without_images
-from vlltr_index.train.stage_two_data import StageTwoData, text_matches
+from vlltr_index.train.stage_two_data import StageTwoData
 from vlltr_index.wording import share_within
 
 WIDTH = 8
 CONFIG = LGRConfig(batch_size=16, lr=1e-2, projection_lr=0.1, views=2)
+TRAINED = CONFIG.model_copy(update={"train": True})
+NOTHING_CHOSEN = PartWeights(image=0.0, generative=TEMPERED, text=0.0)
+NO_TABLE = "No image could be held out: nothing was chosen, and the accuracy is not measured."
+NOT_USED = "Texts are not used for classes that have images: with them the held-out images are no likelier."
 Fits = list[tuple[set[int], Tensor]]
 
 
@@ -54,16 +61,26 @@ def drawn(
     bank = AnchorBank(sentences, torch.zeros(1, dtype=torch.int64), none, none, torch.empty(0))
     if there:
         bank = AnchorBank.build(sentences, torch.tensor(there).repeat_interleave(3), there)
+    return data_of(
+        features, labels, bank, places, units_of(features[0], labels, groups or [None] * len(labels))
+    )
+
+
+def data_of(
+    features: Tensor, labels: Tensor, bank: AnchorBank, places: Tensor, units: list[str]
+) -> StageTwoData:
+    """Training data without a stage 1."""
     return StageTwoData(
-        features,
-        labels,
-        bank,
-        places,
-        units_of(features[0], labels, groups or [None] * len(labels)),
-        torch.zeros(len(labels), dtype=torch.bool),
-        torch.zeros(len(counts), dtype=torch.bool),
-        None,
-        20.0,
+        features=features,
+        labels=labels,
+        bank=bank,
+        places=places,
+        units=units,
+        keys=row_keys(features[0]),
+        unseen=torch.zeros(len(labels), dtype=torch.bool),
+        unseen_classes=torch.zeros(len(places), dtype=torch.bool),
+        visual_init=None,
+        logit_scale=20.0,
     )
 
 
@@ -72,15 +89,21 @@ def answers(decision: StageTwoResult, data: StageTwoData) -> Tensor:
     plain, head, parts = data.features[0], decision.head, parts_of(decision)
     assert decision.rows is not None
     counts, sums = class_sums(unit_rows(plain), data.labels, data.classes, data.weights)
-    model = PLDA(parts.shared, counts, sums, data.prototypes)
-    likelihoods = model.log_likelihoods(unit_rows(plain))
+    predicted = predict(parts.shared, data.prototypes)
+    if parts.text_level == TextLevel.NONE:
+        predicted[counts > 0] = 0.0
+    images = unit_rows(plain)
+    likelihoods = parts.weights.generative * PLDA(parts.shared, counts, sums, predicted).log_likelihoods(
+        images
+    )
+    text = torch.zeros(len(plain), data.classes)
     with torch.no_grad():
-        visual, text = torch.zeros(2, len(plain), data.classes)
-        visual[:, decision.rows] = head.visual_logits(plain)
+        linear = parts.weights.image * head.visual_logits(plain) if parts.weights.image else None
         if data.bank.num_classes:
             there = data.places >= 0
             text[:, there] = head.text_logits(plain, data.bank)[:, data.places[there]]
-    side = visual_scores(visual, likelihoods, Kinds.of(decision.rows, counts > 0), parts.weights)
+    base = decision.rows.nonzero()[:, 0]
+    side = visual_scores(likelihoods, likelihoods, linear, base, torch.zeros(data.classes))
     return fuse(side, text, parts.weights).probabilities
 
 
@@ -91,7 +114,7 @@ def parts_of(decision: StageTwoResult) -> Parts:
 
 
 def held_out(decision: StageTwoResult) -> int:
-    """How many images the weights were fitted on."""
+    """How many images the scalars were fitted on."""
     answers = parts_of(decision).held_out
     return 0 if answers is None else len(answers.labels)
 
@@ -147,27 +170,52 @@ def test_what_goes_together_is_held_out_together(fits: Fits) -> None:
     assert right(decision, data) > 0.9
 
 
-@pytest.mark.slow
 def test_a_fold_has_the_anchors_that_its_own_images_chose() -> None:
-    """Sentences that only the held-out images made look right do not count; asked for once a fold, for its images, and
-    once more for these and those of the classes that play later ones.
-    """
-    data, asked = drawn([6] * 8, apart=1.5), list[set[int]]()
+    """Sentences that only the held-out images made look right do not count; asked for once a fold, for its images."""
+    data, asked = drawn([6] * 8, apart=1.5, seed=1), list[set[int]]()
     assert parts_of(fit_stage_two(data, CONFIG)).weights.text > 0.0
     wrong = AnchorBank.build(data.bank.vectors.roll(9, 0), data.bank.class_of_row, data.bank.class_ids)
 
-    def without(out: Tensor) -> AnchorBank:
+    def without(out: Tensor) -> tuple[AnchorBank, list[str]]:
         asked.append(set(out.nonzero()[:, 0].tolist()))
-        return wrong
+        return wrong, [f"sentence {n}" for n in range(24)]
 
-    assert parts_of(fit_stage_two(replace(data, anchors_without=without), CONFIG)).weights.text == 0.0
-    folds, later = asked[:5], asked[5:]
-    assert sorted(n for out in folds for n in out) == list(range(48))
-    assert len(later) == 5
-    for out, more in zip(folds, later, strict=True):
-        classes = {n // 6 for n in more - out}
-        assert classes
-        assert more == out | {n for n in range(48) if n // 6 in classes}
+    decision = fit_stage_two(replace(data, anchors_without=without), CONFIG)
+    assert parts_of(decision).weights.text == 0.0
+    assert len(asked) == 5
+    assert sorted(n for out in asked for n in out) == list(range(48))
+    for fold, out in zip(decision.folds, asked, strict=True):
+        assert set(fold.out.nonzero()[:, 0].tolist()) == out
+        assert torch.equal(fold.bank.vectors, wrong.vectors)
+        assert list(fold.sentence_ids) == [f"sentence {n}" for n in range(24)]
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_the_models_of_the_folds_give_the_answers_of_the_table(told: bool) -> None:
+    """Each with the classes' other images and the scalars of the other folds; nothing else is needed."""
+    data = drawn([6] * 8, [told] * 8, apart=1.0)
+    decision = fit_stage_two(data, CONFIG)
+    held, fold_of = parts_of(decision).held_out, decision.fold_of
+    assert held is not None
+    assert fold_of is not None
+    rows = torch.cat([(fold_of == number).nonzero()[:, 0] for number in range(5)])
+    assert torch.equal(held.labels, data.labels[rows])
+    images = unit_rows(data.features[0])
+    found = torch.zeros(48, 8)
+    for number, fold in enumerate(decision.folds):
+        assert torch.equal(fold.out, fold_of == number)
+        configuration, weights = decision.scalars[number]
+        counts, sums = class_sums(images[~fold.out], data.labels[~fold.out], 8)
+        predicted = predict(fold.shared, data.prototypes)
+        if configuration.level == TextLevel.NONE:
+            predicted = torch.zeros_like(predicted)
+        model = PLDA(fold.shared, counts, sums, predicted, shifts=fold.shifts)
+        scores = weights.generative * model.log_likelihoods(images[fold.out])
+        if weights.text:
+            with torch.no_grad():
+                scores = scores + weights.text * fold.head.text_logits(data.features[0, fold.out], fold.bank)
+        found[fold.out] = scores.softmax(1).float()
+    torch.testing.assert_close(held.probabilities.float(), found[rows], rtol=0, atol=1e-3)
 
 
 def test_a_class_keeps_its_last_images(fits: Fits) -> None:
@@ -184,13 +232,47 @@ def test_a_class_keeps_its_last_images(fits: Fits) -> None:
 
 
 def test_from_5000_images_on_one_part_is_held_out(fits: Fits) -> None:
-    """A tenth of the images, and then the trained classifier counts too."""
+    """A tenth of the images; nothing is trained by gradient."""
     data = drawn([2500, 2500], [False, False], apart=1.5)
-    decision = fit_stage_two(data, CONFIG.model_copy(update={"batch_size": 256, "lr": 0.1}))
+    decision = fit_stage_two(data, CONFIG)
     assert 400 <= held_out(decision) <= 600
     of_both = {len(labels) for _, labels in fits if len(labels.unique()) == 2}
     assert of_both == {5000, 5000 - held_out(decision)}
-    assert parts_of(decision).weights.image > 0.0
+    assert (parts_of(decision).weights.image, decision.log) == (0.0, [])
+    assert len(decision.folds) == 1
+    assert set(decision.scalars) == set(range(5))
+    assert decision.fold_of is not None
+    assert torch.bincount(decision.fold_of + 1).tolist()[1:] == pytest.approx([100] * 5, abs=25)
+
+
+def test_an_untrained_head_attends_with_identity_projections() -> None:
+    """Without a stage 1 nothing is trained unless the recipe asks for it."""
+    decision = fit_stage_two(drawn([6] * 8, apart=1.5), CONFIG)
+    eye = torch.eye(WIDTH)
+    heads = [decision.head, *(fold.head for fold in decision.folds)]
+    for head in heads:
+        assert torch.equal(head.query_proj.weight, eye)
+        assert torch.equal(head.key_proj.weight, eye)
+    assert decision.log == []
+    assert parts_of(decision).weights.image == 0.0
+
+
+@pytest.mark.slow
+def test_on_request_the_head_is_trained_and_images_that_stop_it_decide_nothing_else() -> None:
+    """A tenth of the groups is held out: a fifth of it decides the number of steps, the rest is the table."""
+    data = drawn([60] * 8, apart=0.7)
+    parts = held_out_parts(data, one_part=True)
+    rows = row_folds(data, parts)
+    decision = fit_stage_two(data, TRAINED)
+    assert len(parts) == len(decision.folds) == 1
+    assert 40 <= int(parts[0].sum()) <= 48
+    assert decision.fold_of is not None
+    assert torch.equal(decision.fold_of, torch.where(rows == 4, -1, rows))
+    assert int((rows == 4).sum()) > 0
+    assert held_out(decision) == int((decision.fold_of >= 0).sum()) < int(parts[0].sum())
+    assert decision.log[-1]["steps"] > 0
+    assert not torch.equal(decision.head.query_proj.weight, torch.eye(WIDTH))
+    assert right(decision, data) > 0.8
 
 
 @pytest.mark.parametrize(
@@ -204,47 +286,41 @@ def test_from_5000_images_on_one_part_is_held_out(fits: Fits) -> None:
     ids=["one class", "no sentence", "a class without a sentence", "few images"],
 )
 def test_classes_of_all_kinds_are_answered(data: StageTwoData) -> None:
-    """The head has a row for each class, the weights are finite, and the training images are named."""
+    """The head has a row for each class, the weights are finite, and the training images are recognised."""
     decision = fit_stage_two(data, CONFIG)
+    parts = parts_of(decision)
     assert decision.head.num_visual_classes == data.classes
     assert not decision.head.training
     assert right(decision, data) > 0.9
-    said = decision.notes[0]
-    assert said.startswith("Parts that count: ")
-    assert f". Their weights were chosen on {held_out(decision)} training images (" in said
-    assert (
-        " % of these are right, each class and unit counted alike. New pictures are not measured so" in said
+    covered = int((torch.bincount(data.labels) > 1).sum())
+    classes = f"{data.classes} class{'es' * (data.classes > 1)}"
+    measured = (
+        f" on {held_out(decision)} held-out images in {held_out(decision)} groups, {covered} of {classes}."
     )
+    assert decision.notes[0].startswith("Balanced accuracy ")
+    assert decision.notes[0].endswith(measured)
     if not data.bank.num_classes:
-        assert decision.notes[1] == "There is no sentence: the images alone count."
-        assert parts_of(decision).weights.text == parts_of(decision).shared.text_r2 == 0.0
-    level, rejection = parts_of(decision).ood_threshold, parts_of(decision).rejection
-    assert level is not None
-    assert rejection is not None
+        assert parts.texts == "There is no sentence: images alone decide."
+        assert parts.texts in decision.notes
+        assert parts.weights.text == parts.shared.text_r2 == 0.0
+    if held_out(decision) < 20:
+        assert parts.ood_threshold is None
+        assert any("too few groups of images were held out" in note for note in decision.notes)
+        return
+    assert parts.ood_threshold is not None
     images = unit_rows(data.features[0])
     counts, sums = class_sums(images, data.labels, data.classes)
-    model = PLDA(parts_of(decision).shared, counts, sums, data.prototypes)
-    fits = rejection.weights.sum(fit_parts(model, images, rejection.images))
-    assert float((fits >= level).double().mean()) > 0.8
-    assert len(rejection.rows) == pytest.approx(0.95 * len(data.labels), abs=1)
-
-
-def test_nothing_is_compared_with_a_foreign_image_under_a_wrong_label() -> None:
-    """So that its like is not let in."""
-    data = drawn([8] * 10, [False] * 10, apart=2.0)
-    data.features[0, 3] = -20.0 * data.features[0].mean(0)
-    parts = parts_of(fit_stage_two(data, CONFIG))
-    assert parts.rejection is not None
-    foreign = directions(parts.shared, unit_rows(data.features[0, 3:4]))
-    assert float((foreign @ parts.rejection.images.float().T).max()) < 0.99
-    assert len(parts.rejection.rows) == 76
+    predicted = predict(parts.shared, data.prototypes)
+    predicted = predicted if parts.text_level else torch.zeros_like(predicted)
+    fits = fit_scores(fit_parts(PLDA(parts.shared, counts, sums, predicted), images), parts.ratio_weight)
+    assert float((fits >= parts.ood_threshold).double().mean()) > 0.8
 
 
 @pytest.mark.parametrize(("apart", "least", "most"), [(0.1, 0.0, 0.1), (5.0, 0.8, 1.0)])
-def test_what_none_of_these_lets_in_is_measured_on_classes_left_out(
+def test_the_false_accept_rate_is_measured_on_classes_left_out(
     apart: float, least: float, most: float
 ) -> None:
-    """Nothing of classes that lie apart, nearly all where classes do not differ; the user is told."""
+    """No image of classes that lie apart is accepted, nearly all where classes do not differ; the user is told."""
     decision = fit_stage_two(drawn([8] * 10, [False] * 10, apart=apart), CONFIG)
     share = parts_of(decision).unknown_accepted
     assert share is not None
@@ -252,84 +328,82 @@ def test_what_none_of_these_lets_in_is_measured_on_classes_left_out(
     ends = parts_of(decision).unknown_range
     assert ends is not None
     assert 0.0 <= ends[0] <= share <= ends[1] <= 1.0
-    let_in = f"and {share_within(share, ends)} of images of other classes like these"
-    assert any(let_in in note for note in decision.notes)
+    accepted = f"and {share_within(share, ends)} of images of classes left out."
+    assert any(accepted in note for note in decision.notes)
 
 
-def test_held_out_images_do_not_meet_themselves() -> None:
-    """Their likeness to the images of the fit varies, as it would not to themselves; a unit is compared with once."""
-    data = drawn([9] * 10, [False] * 10, groups=[f"{n // 3}" for n in range(90)])
-    rejection = parts_of(fit_stage_two(data, CONFIG)).rejection
-    assert rejection is not None
-    assert rejection.weights.likeness > 0
-    assert 28 <= len(rejection.rows) <= 30
-
-
-def test_few_images_of_classes_left_out_say_nothing() -> None:
+def test_of_few_images_of_classes_left_out_no_rate_is_reported() -> None:
     decision = fit_stage_two(drawn([7] * 4, [False] * 4), CONFIG)
     assert parts_of(decision).unknown_accepted is None
     assert parts_of(decision).ood_threshold is not None
 
 
-def test_where_every_class_has_one_image_nothing_is_weighed() -> None:
-    """The images count, with the text as a prior; the classifier starts from the discriminant and stays there."""
+def test_where_every_class_has_one_image_nothing_is_chosen() -> None:
+    """The PLDA decides, with the text as a prior; the classifier is the linear discriminant."""
     data = drawn([1] * 6)
     decision = fit_stage_two(data, CONFIG)
+    parts = parts_of(decision)
     assert held_out(decision) == 0
-    assert decision.log == []
-    assert parts_of(decision).ood_threshold is None
-    weights = parts_of(decision).weights
-    assert (weights.image, weights.text) == (0.0, 0.0)
-    assert weights.generative > 0.0
-    assert decision.notes == [
-        "No image could be kept out of training, so nothing could be weighed: the images count, text as a prior."
-    ]
+    assert (decision.log, list(decision.folds)) == ([], [])
+    assert (parts.ood_threshold, parts.held_out) == (None, None)
+    assert (parts.weights, parts.text_level) == (NOTHING_CHOSEN, TextLevel.PRIOR)
+    assert decision.notes == [NO_TABLE]
     assert right(decision, data) == 1.0
     with torch.no_grad():
         rows = decision.head.visual_logits(data.features[0])
     assert rows.argmax(1).tolist() == data.labels.tolist()
 
 
-def test_texts_of_other_classes_do_not_count() -> None:
-    """Swapped between the classes they are seen not to match, and the answers are those of the images alone."""
-    data = drawn([6] * 8, order=[3, 4, 5, 6, 7, 0, 1, 2])
-    assert text_matches(data) is False
+def test_below_30_held_out_groups_nothing_is_chosen() -> None:
+    """But the table measures the accuracy."""
+    data = drawn([7] * 4)
     decision = fit_stage_two(data, CONFIG)
-    assert parts_of(decision).weights.text == 0.0
-    assert decision.notes[1] == (
-        "The texts do not match the images: permuted between the classes they fit as well. They do not count."
-    )
+    assert held_out(decision) == 28
+    assert parts_of(decision).weights == NOTHING_CHOSEN
+    assert "Too few groups of images were held out to choose anything by." in decision.notes
+    assert all(weights == NOTHING_CHOSEN for _, weights in decision.scalars.values())
+    assert parts_of(fit_stage_two(drawn([8] * 4), CONFIG)).weights != NOTHING_CHOSEN
+
+
+def test_texts_of_other_classes_do_not_count() -> None:
+    """Permuted between the classes they make no held-out image likelier: the answers are those of the images alone."""
+    data = drawn([6] * 8, order=[3, 4, 5, 6, 7, 0, 1, 2])
+    decision = fit_stage_two(data, CONFIG)
+    parts = parts_of(decision)
+    assert parts.text_level == TextLevel.NONE or not parts.shared.text_r2
+    assert parts.weights.text == 0.0
+    assert parts.texts == NOT_USED
+    assert NOT_USED in decision.notes
     assert right(decision, data) > 0.9
 
 
-def test_texts_match_where_they_lie_nearer_to_their_own_images() -> None:
-    """True texts do, permuted ones seldom; below five classes with both nobody can say."""
-    true = [text_matches(drawn([3] * 12, seed=seed)) for seed in range(6)]
-    permuted = [
-        text_matches(drawn([3] * 12, order=[*range(5, 12), *range(5)], seed=seed)) for seed in range(12)
-    ]
-    assert true == [True] * 6
-    assert permuted.count(False) >= 10
-    assert text_matches(drawn([3] * 4)) is None
-    assert text_matches(drawn([3] * 8, [True] * 4 + [False] * 4)) is None
+def test_text_only_classes_are_reported_by_what_texts_predict() -> None:
+    """Where they say where images lie, such a class can be recognised; where they say nothing, it cannot."""
+    known = fit_stage_two(drawn([8] * 10, apart=0.2), CONFIG)
+    assert parts_of(known).shared.text_r2 > 0.5
+    assert not parts_of(known).texts_are_mute
+    assert "Text-only classes can be recognised; such a class may attract unknown images, too." in known.notes
+    silent, attending = (fit_stage_two(of_noise(seed), CONFIG) for seed in (0, 4))
+    assert parts_of(silent).shared.text_r2 == parts_of(attending).shared.text_r2 == 0.0
+    assert parts_of(silent).texts_are_mute
+    assert NOT_USED in silent.notes
+    assert "Text-only classes cannot be recognised: the texts do not predict class means." in silent.notes
+    assert parts_of(attending).weights.text > 0.0
+    said = "Attention over anchor sentences adds to the answer; texts do not predict class means."
+    assert said in attending.notes
 
 
-@pytest.mark.slow
-def test_classes_left_out_tell_how_many_are_found_by_text_alone() -> None:
-    """Those whose texts say where their images lie are; of silent ones nothing is known."""
-    parts = parts_of(fit_stage_two(drawn([8] * 10, apart=0.2), CONFIG))
-    assert parts.weights.text_only.offset != 0.0
-    (found,) = [one.found for one in parts.later if (one.images, one.number) == (0, 1)]
-    assert found > 0.9
-    silent = parts_of(fit_stage_two(drawn([8] * 10, [False] * 10, apart=0.2), CONFIG))
-    assert silent.weights.text_only.offset == -1e5  # nothing is known of them
-    assert {one.images for one in silent.later} == {1, 5}
+def of_noise(seed: int) -> StageTwoData:
+    """Classes with sentences that say nothing."""
+    data = drawn([8] * 10, apart=0.2)
+    vectors = torch.randn(data.bank.vectors.shape, generator=torch.Generator().manual_seed(seed))
+    return replace(data, bank=AnchorBank.build(vectors, data.bank.class_of_row, data.bank.class_ids))
 
 
 @pytest.mark.slow
 def test_a_decision_is_made_again() -> None:
     """The same numbers whatever the caller's random state, which stays."""
-    data, config = drawn([4] * 4, apart=0.7), CONFIG.model_copy(update={"projection_lr": 0.05})
+    data, config = drawn([40] * 4, apart=0.7), TRAINED.model_copy(update={"projection_lr": 0.05})
     calls = list[int]()
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
@@ -359,105 +433,108 @@ def after_stage_one(data: StageTwoData, unseen: list[int], classes: list[int]) -
 
 
 def test_after_stage_one_the_images_that_it_did_not_see_decide(fits: Fits) -> None:
-    """The weights rest on those alone, the final parts on all; but never on a class's last images."""
+    """The scalars rest on those alone, the final parts on all; but never on a class's last images.
+
+    A fifth of these images decides how long the head is trained, and is not in the table.
+    """
     data = drawn([70] * 8 + [1], apart=0.8)
-    data = after_stage_one(data, [*range(0, 560, 5), 560], [])
+    unseen = [*range(0, 560, 5), 560]
+    data = after_stage_one(data, unseen, [])
     decision = fit_stage_two(data, CONFIG.model_copy(update={"lr": 1e-3}))
-    assert held_out(decision) == 112
-    assert {frozenset(some) for some in left_out(fits, data)} == {frozenset(range(0, 560, 5))}
+    assert {frozenset(some) for some in left_out(fits, data)} == {frozenset(unseen[:-1])}
+    rows = row_folds(data, held_out_parts(data, one_part=True))
+    assert rows[unseen[:-1]].min() == 0
+    assert held_out(decision) == int(((rows >= 0) & (rows < 4)).sum())
+    assert 80 <= held_out(decision) <= 100
+    assert decision.fold_of is not None
+    assert set(decision.fold_of.tolist()) == {-1, 0, 1, 2, 3}
     assert parts_of(decision).weights.image > 0.0
-    weights = parts_of(decision).weights
-    # By classes that stage 1 saw.
-    assert max(weights.few_shot.limit, weights.text_only.limit) < 10.0
-    assert parts_of(decision).later == ()
     assert right(decision, data) > 0.8
 
 
 @pytest.mark.parametrize("images", [12, 1])
-def test_classes_that_stage_one_did_not_see_set_how_new_ones_meet_the_others(images: int, fits: Fits) -> None:
-    """They stand for new ones: none of their images is weighed on, and the offset lets them in; with few images too."""
-    data = drawn([20] * 8 + [images] * 5, apart=0.4)
-    data = after_stage_one(data, list(range(0, 160, 5)), list(range(8, 13)))
+def test_classes_that_stage_one_did_not_see_are_in_no_choice(images: int, fits: Fits) -> None:
+    """None of their images is in the table or in a fit of the folds; they say how far texts of added classes count."""
+    data = drawn([25] * 8 + [images] * 5, apart=0.4)
+    data = after_stage_one(data, list(range(0, 200, 5)), list(range(8, 13)))
     decision = fit_stage_two(data, CONFIG)
-    assert held_out(decision) == 32
+    parts = parts_of(decision)
+    assert parts.held_out is not None
+    assert int(parts.held_out.labels.max()) < 8
+    assert parts.held_out.probabilities.shape[1] == 8
     for some in left_out(fits, data):
-        assert some >= set(range(160, len(data.labels)))
+        assert some >= set(range(200, len(data.labels)))
     assert decision.rows is not None
-    assert decision.rows.tolist() == [True] * 8 + [False] * 5  # as classes that come later have none
+    assert decision.rows.tolist() == [True] * 8 + [False] * 5  # as classes that are added later have none
     assert decision.head.num_visual_classes == 8
     assert all(bool(value.isfinite().all()) for value in decision.head.state_dict().values())
     assert right(decision, data) > 0.9
-    weights = parts_of(decision).weights
-    assert weights.text_only.offset != 0.0
-    assert (weights.few_shot.offset != 0.0) is (images > 1)  # with one each there is none left to ask about
-    later = parts_of(decision).later
-    assert [one.images for one in later] == [0] * 3 + ([1] * 3 + [5] * 3 if images > 1 else [])
-    assert all(one.found_range is not None for one in later)
-    assert len([note for note in decision.notes if "classes left out: " in note]) == len(later) / 3
-    told = next(note for note in decision.notes if "known by its text alone" in note)
-    assert f" {share_within(later[0].found, later[0].found_range)} of the images would be found" in told
-    assert told.endswith(
-        f"; of 100 such classes {100 * later[2].found:.0f} %, and {100 * later[2].lost:.1f} points."
+    assert parts.text_trust in (1.0, 0.75, 0.5, 0.25, 0.0)
+    assert any("Texts of added classes shift their means by" in one for one in decision.notes) is (
+        parts.text_trust < 1.0
     )
+
+
+def test_texts_of_classes_that_stage_one_did_not_see_are_trusted_as_far_as_they_are_right() -> None:
+    """Fully where they say as much as those of the classes that it saw, not at all where they are permuted."""
+    counts = [25] * 10 + [12] * 6
+    seen, unseen = list(range(0, 250, 5)), list(range(10, 16))
+    found = []
+    for order in (None, [*range(10), *range(11, 16), 10]):
+        data = after_stage_one(drawn(counts, order=order, apart=0.3), seen, unseen)
+        found.append(parts_of(fit_stage_two(data, CONFIG)).text_trust)
+    assert found[0] >= 0.75
+    assert found[1] <= 0.25
 
 
 @pytest.mark.parametrize("unseen", [0, 8])
-def test_few_images_that_stage_one_did_not_see_weigh_nothing(unseen: int) -> None:
-    """Of those it saw its classifier would be sure: the generative model answers, with some text."""
+def test_few_images_that_stage_one_did_not_see_choose_nothing(unseen: int) -> None:
+    """Its classifier is too confident of those that it saw: the PLDA decides."""
     data = after_stage_one(drawn([10] * 8, apart=0.4), list(range(0, 10 * unseen, 10)), [])
     decision = fit_stage_two(data, CONFIG)
-    assert held_out(decision) == unseen
-    assert (parts_of(decision).ood_threshold is None) is (unseen == 0)
-    none = "No image could be kept out of training, so nothing could be weighed: the images count, text as a prior."
-    few = (
-        "Too few images were held out to weigh the parts by: the usual weights hold, and texts count little."
-    )
-    untold = (
-        "Too little was kept out of stage 1: what later classes get is not foretold, and they may cost the others more"
-        " than a point."
-    )
-    assert decision.notes == ([few, untold] if unseen else [none])
-    assert decision.notes[0] == parts_of(decision).texts
-    assert parts_of(decision).weights.image == 0.0
-    assert (parts_of(decision).weights.text > 0.0) is (unseen > 0)
+    assert held_out(decision) <= unseen
+    assert parts_of(decision).ood_threshold is None
+    assert parts_of(decision).weights == NOTHING_CHOSEN
+    few = "Too few groups of images were held out to choose anything by."
+    assert few in decision.notes if unseen else decision.notes == [NO_TABLE]
     assert right(decision, data) > 0.9
 
 
 def test_a_head_that_is_trained_already_is_weighed_as_it_is() -> None:
-    """On the images that it did not see; without such images the default weights hold."""
+    """By the images that it did not see; without such images nothing is chosen."""
     data = after_stage_one(drawn([40] * 5, apart=0.8), list(range(0, 200, 5)), [])
     head = fit_stage_two(data, CONFIG).head
     before = {name: value.clone() for name, value in head.state_dict().items()}
-    parts, notes = weigh(data, head)
+    found = weigh(data, head)
     assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())
-    assert "chosen on 40 training images (40 units) that the parts were not fitted on;" in notes[0]
-    assert parts.weights.image > 0.0
-    parts, notes = weigh(replace(data, unseen=torch.zeros_like(data.unseen)), head)
-    assert notes == [
-        "No image could be kept out of training, so nothing could be weighed: the images count, text as a prior."
-    ]
-    assert parts.ood_threshold is None
+    assert held_out(found) == 40
+    assert " on 40 held-out images in 40 groups, 5 of 5 classes." in found.notes[0]
+    assert parts_of(found).weights.image > 0.0
+    found = weigh(replace(data, unseen=torch.zeros_like(data.unseen)), head)
+    assert found.notes == [NO_TABLE]
+    assert parts_of(found).ood_threshold is None
 
 
 def test_without_any_image_the_texts_decide() -> None:
-    """A head without a visual row; the answer is the text branch's."""
+    """A head without a visual row; the answer is that of attention."""
     data = drawn([1] * 4)
     decision = without_images(data.bank, CONFIG, 20.0)
     assert decision.head.num_visual_classes == 0
-    assert decision.notes == ["There is no training image: the classes are told apart by their texts alone."]
+    assert decision.notes == ["There is no training image: the classes are recognised by their texts alone."]
     weights = parts_of(decision).weights
     text = decision.head.text_logits(data.features[0], data.bank).detach()
     nothing = torch.zeros(4, dtype=torch.int64), torch.zeros(4, WIDTH).double()
-    model = PLDA(parts_of(decision).shared, *nothing, data.prototypes)
-    likelihoods = model.log_likelihoods(unit_rows(data.features[0]))
-    none = torch.zeros(4, dtype=torch.bool)
-    side = visual_scores(likelihoods, likelihoods, Kinds.of(none, none), weights)
+    shared = parts_of(decision).shared
+    model = PLDA(shared, *nothing, predict(shared, data.prototypes))
+    likelihoods = weights.generative * model.log_likelihoods(unit_rows(data.features[0]))
+    none = torch.zeros(0, dtype=torch.int64)
+    side = visual_scores(likelihoods, likelihoods, None, none, torch.zeros(4))
     torch.testing.assert_close(fuse(side, text, weights).probabilities, text.softmax(1))
 
 
 @pytest.mark.parametrize("alike", [0.0, 0.9])
-def test_how_alike_the_images_of_a_unit_are_is_fitted(alike: float) -> None:
-    """Units of four images, which share most of their distance to the class's mean or none; 1 without such units."""
+def test_how_alike_the_images_of_a_group_are_is_fitted(alike: float) -> None:
+    """Groups of four images, which share most of their distance to the class's mean or none; 1 without such groups."""
     counts = [40] * 6
     data = drawn(counts, apart=0.9)
     g = torch.Generator().manual_seed(1)
@@ -466,30 +543,23 @@ def test_how_alike_the_images_of_a_unit_are_is_fitted(alike: float) -> None:
     own = torch.randn(60, WIDTH, generator=g)[units]
     noise = alike**0.5 * own + (1.0 - alike) ** 0.5 * torch.randn(240, WIDTH, generator=g)
     features = (centres[data.labels] + 1.5 * noise)[None]
-    data = replace(data, features=features, units=[str(unit) for unit in units.tolist()])
+    data = replace(
+        data, features=features, keys=row_keys(features[0]), units=[str(unit) for unit in units.tolist()]
+    )
     decision = fit_stage_two(replace(data, places=torch.full((6,), -1)), CONFIG)
     found = parts_of(decision).correlation
     assert found < 0.4 if alike == 0.0 else found > 0.6
-    assert any("five together (predict --group)" in note for note in decision.notes) is (found < 1.0)
+    assert any("five images together (predict --group)" in note for note in decision.notes) is (found < 1.0)
     alone = fit_stage_two(drawn([8] * 5, told=[False] * 5), CONFIG)
     assert parts_of(alone).correlation == 1.0
 
 
-def test_near_chance_is_said_first() -> None:
-    """Where images are named rightly no more often than by chance; not where they are, nor where one unit decides."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(4).repeat(30)
-    scores = torch.randn(120, 4, generator=generator)
-    weights = torch.ones(120, dtype=torch.float64)
-    units = torch.arange(120)
-    (said,) = near_chance(scores, labels, weights, units)
-    assert said.startswith("Near chance: of held-out images ")
-    assert ", and 25 % by chance." in said
-    known = scores + 3.0 * torch.nn.functional.one_hot(labels, 4)
-    assert near_chance(known, labels, weights, units) == []
-    (said,) = near_chance(known, labels, weights, torch.zeros(120, dtype=torch.int64))
-    assert said.startswith("Near chance")
-    assert near_chance(scores[:, :1], 0 * labels, weights, units) == []
+def test_near_chance_is_reported() -> None:
+    """Where images are recognised no more often than by chance; not where they are."""
+    near = "That is near chance (25%): the encoder may not suit these images, or they are too few."
+    lost = fit_stage_two(drawn([12] * 4, [False] * 4, apart=60.0), CONFIG)
+    assert near in lost.notes
+    assert near not in fit_stage_two(drawn([12] * 4, [False] * 4), CONFIG).notes
 
 
 def wordy(order: list[int] | None = None, seed: int = 0) -> StageTwoData:
@@ -505,39 +575,22 @@ def wordy(order: list[int] | None = None, seed: int = 0) -> StageTwoData:
         torch.zeros(16, WIDTH), torch.arange(16), torch.arange(16), words=number_words(named)
     )
     units = units_of(features[0], labels, [None] * len(labels))
-    unseen = torch.zeros(len(labels), dtype=torch.bool)
-    return StageTwoData(
-        features, labels, bank, torch.arange(16), units, unseen, torch.zeros(16, dtype=torch.bool), None, 20.0
-    )
+    return data_of(features, labels, bank, torch.arange(16), units)
 
 
-def test_without_a_text_tower_words_match_images_or_not() -> None:
-    """Own names do, permuted ones seldom; below ten classes it cannot be told."""
-    shuffled = torch.randperm(16, generator=torch.Generator().manual_seed(3)).tolist()
-    assert all(text_matches(wordy(seed=seed)) for seed in range(6))
-    assert sum(bool(text_matches(wordy(shuffled, seed))) for seed in range(12)) <= 2
-    few = replace(wordy(), bank=wordy().bank.select(range(9)), places=torch.tensor([*range(9), *7 * [-1]]))
-    assert text_matches(few) is None
-
-
-@pytest.mark.slow
 def test_without_a_text_tower_texts_are_a_prior_alone() -> None:
-    """The text branch is not trained and has no weight; permuted texts tell nothing."""
-    data = wordy()
-    decision = fit_stage_two(data, CONFIG)
+    """Attention has no weight; permuted texts tell nothing, and text-only classes cannot be recognised by them."""
+    decision = fit_stage_two(wordy(), CONFIG)
     parts = parts_of(decision)
-    gates = (parts.weights, parts.weights.few_shot, parts.weights.text_only)
-    assert [one.text for one in gates] == [0.0, 0.0, 0.0]
+    assert parts.weights.text == 0.0
+    assert parts.text_level == TextLevel.PRIOR
     assert parts.shared.text_r2 > 0.3
     assert not parts.texts_are_mute
-    weightless = replace(parts.weights, text_only=Gate(0.0, 0.0, 1.1))
-    for one in (replace(parts, weights=weightless), replace(parts, text_trust=0.0)):
-        assert one.texts_are_mute  # the likelihoods of such classes would be the same
-        assert one.muted().weights.text_only.offset < -1e4
-        assert {figures.images for figures in one.muted().later} == {1, 5}
-    assert ", by their words: the encoder has no text tower." in " ".join(decision.notes)
-    assert any(one.images == 0 and one.found > 0.2 for one in parts.later if one.number == 1)
-    shuffled = torch.randperm(16, generator=torch.Generator().manual_seed(3)).tolist()
-    decision = fit_stage_two(wordy(shuffled), CONFIG)
-    assert parts_of(decision).texts_are_mute
-    assert "The texts do not match the images" in " ".join(decision.notes)
+    assert replace(parts, text_trust=0.0).texts_are_mute  # the likelihoods of such classes would be the same
+    assert parts.texts.startswith("Texts predict ")
+    assert "attention" not in parts.texts
+    mute = 0
+    for seed in range(4):
+        shuffled = torch.randperm(16, generator=torch.Generator().manual_seed(seed)).tolist()
+        mute += parts_of(fit_stage_two(wordy(shuffled), CONFIG)).texts_are_mute
+    assert mute >= 3

@@ -161,7 +161,7 @@ def positive_terms(
 def select_anchors(
     losses: Tensor,
     text_labels: Tensor,
-    sentence_ids: Sequence[str] | Sequence[int] | Tensor,
+    keys: Sequence[str] | Sequence[int] | Tensor,
     max_per_class: int | Tensor,
     mode: Literal["anss", "cutoff"] = "anss",
 ) -> Selection:
@@ -170,19 +170,19 @@ def select_anchors(
     Args:
         losses: L_lin, float [N_t]; ignored by `cutoff`.
         text_labels: Integers [N_t], class ids.
-        sentence_ids: [N_t] strings or integers that break ties, so that the input's order does not matter.
+        keys: [N_t] strings or integers that break ties, so that the input's order does not matter.
         max_per_class: M, at least 1; or integers [N_t], the M of each sentence's class.
-        mode: `anss`: the smallest losses, ties by sentence id. `cutoff`: the first M in the input's order
+        mode: `anss`: the smallest losses, ties by key. `cutoff`: the first M in the input's order
             (the paper's baseline).
 
     Returns:
-        Positions ordered by class, then loss, then sentence id, and their ranks.
+        Positions ordered by class, then loss, then key, and their ranks.
 
     Raises:
         InputError: A loss is NaN.
     """
     limits = torch.as_tensor(max_per_class).cpu().expand(losses.shape[0])
-    ids = np.asarray(sentence_ids)
+    ids = np.asarray(keys)
     labels = text_labels.detach().cpu()
     values = losses.detach().cpu().to(torch.float64).numpy()
     if mode == "anss" and np.isnan(values).any():

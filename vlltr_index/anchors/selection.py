@@ -114,7 +114,7 @@ def select(workspace: Workspace, config: SelectConfig, progress: Progress | None
 def choose_anchors(
     losses: Tensor,
     owner: Tensor,
-    ids: Sequence[str],
+    hashes: Sequence[str],
     prompts: Tensor,
     ranked: Tensor,
     config: SelectConfig,
@@ -126,7 +126,7 @@ def choose_anchors(
     Args:
         losses: L_lin, float [N_t].
         owner: Integers [N_t], class ids.
-        ids: N_t sentence ids.
+        hashes: Hashes of the N_t texts, which break ties: unlike ids they do not depend on the number of the class.
         prompts: Bool [N_t], which sentences are prompts.
         ranked: Bool [N_t], which sentences were scored against images of their class.
         config: The recipe's `select` section; without `max_share` prompts are treated like all sentences, as in the
@@ -134,7 +134,7 @@ def choose_anchors(
     """
     limits = anchor_limits(owner, prompts, ranked, most=config.max_anchors, share=config.max_share)
     kinds = owner if config.max_share is None else 2 * owner + prompts
-    chosen = select_anchors(losses, kinds, ids, limits, mode=config.mode).positions
+    chosen = select_anchors(losses, kinds, hashes, limits, mode=config.mode).positions
     return Selection(chosen, ranks_in_runs(owner[chosen]))
 
 
@@ -443,9 +443,9 @@ class _Rows:
 
     def chosen(self, losses: Tensor, at: Tensor, config: SelectConfig) -> Selection:
         """Choose anchors among the sentences `at`, int64 [S], by their losses [S]; positions are in `at`."""
-        ids = self.names(at)
+        hashes = self._hashes.take(pa.array(at.numpy())).to_pylist()
         return choose_anchors(
-            losses, self.owner[at], ids, prompts=self.prompts[at], ranked=self.ranked[at], config=config
+            losses, self.owner[at], hashes, prompts=self.prompts[at], ranked=self.ranked[at], config=config
         )
 
     def write(

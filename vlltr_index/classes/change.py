@@ -257,7 +257,7 @@ def change(
         report.notes.extend(_of_added(after, classes, effect))
         if done.images is not None:
             report.notes.extend(_copies_of_others(tx, done.images))
-            report.notes.extend(_named_otherwise(tx, after, usable(done.images)))
+            report.notes.extend(_misclassified(tx, after, usable(done.images)))
         if not options.dry_run:
             _tidy(tx)
     if tx.result_commit == tx.commit:
@@ -414,7 +414,7 @@ def _of_added(model: Model, classes: Sequence[AddedClass], effect: Effect) -> li
 
 
 def _copies_of_others(tx: Transaction, images: pa.Table) -> list[str]:
-    """Say how many of the images that came another class has, too, byte for byte."""
+    """Say how many of some new images are exact duplicates of images in another class."""
     came = set(zip(images["content_hash"].to_pylist(), images["class_id"].to_pylist(), strict=True))
     contents = one_of("content_hash", [content for content, _ in came if content is not None])
     there = tx.table("images", ["content_hash", "class_id"], f"{contents} AND class_id IS NOT NULL")
@@ -428,7 +428,9 @@ def _copies_of_others(tx: Transaction, images: pa.Table) -> list[str]:
         return []
     names = tx.class_table().names
     others = Counter(names[one] for one in found)
-    return [f"Byte for byte there in another class: {_listed(others)}. Their labels contradict each other."]
+    return [
+        f"Exact duplicates of images in another class: {_listed(others)}. Their labels contradict each other."
+    ]
 
 
 def _listed(classes: Counter[str]) -> str:
@@ -437,8 +439,8 @@ def _listed(classes: Counter[str]) -> str:
     return f"{listed} and others" if len(classes) > _RIVALS else listed
 
 
-def _named_otherwise(tx: Transaction, model: Model, images: pa.Table) -> list[str]:
-    """Say how many of the images that came are answered with another class, although the model knows them now."""
+def _misclassified(tx: Transaction, model: Model, images: pa.Table) -> list[str]:
+    """Say how many of some new images are misclassified, although the model was updated with them."""
     if not images.num_rows:
         return []
     features = loading.image_vectors_of(tx, images["image_id"].to_pylist())
@@ -449,10 +451,11 @@ def _named_otherwise(tx: Transaction, model: Model, images: pa.Table) -> list[st
     if not others:
         return []
     advice = "" if 2 * others.total() > images.num_rows else " They may be of these classes."
-    return [
-        f"{others.total()} of {plural(images.num_rows, 'picture')} that came would be named otherwise, though the model"
-        f" knows them now: {_listed(others)}.{advice}"
-    ]
+    wrong = (
+        f"{others.total()} of {plural(images.num_rows, 'new image')} {'is' if others.total() == 1 else 'are'}"
+    )
+    updated = "still misclassified, although the model was updated with them"
+    return [f"{wrong} {updated}: {_listed(others)}.{advice}"]
 
 
 def new_image_rows(

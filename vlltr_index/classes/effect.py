@@ -33,6 +33,7 @@ class Effect:
     Attributes:
         before, after: None if there are no such images, or the change cannot have an effect.
         images, groups: How many it is measured on.
+        right_groups: How many of the groups have an image that was classified correctly before.
         takes: How many images each touched class takes from one of the others, most first: the class, the number, and
             the class from which it takes most.
         unmeasured: Whether there may be an effect, but no image to measure it on.
@@ -42,6 +43,7 @@ class Effect:
     after: float | None = None
     images: int = 0
     groups: int = 0
+    right_groups: int = 0
     takes: tuple[tuple[str, int, str], ...] = ()
     unmeasured: bool = False
 
@@ -59,9 +61,10 @@ class Effect:
     @property
     def certainty(self) -> str | None:
         """What is said where few groups were held out: the loss on new images may be larger."""
-        if self.before is None or self.groups >= BOUNDED:
+        if self.before is None or self.right_groups >= BOUNDED:
             return None
-        return f"Measured on {plural(self.groups, 'group')} of images: the loss on new images is not bounded."
+        right = plural(self.right_groups, "correctly classified group")
+        return f"Measured on {right} of images: the loss on new images is not bounded."
 
 
 _kept: WeakKeyDictionary[AnchorBank, tuple[int, FoldScores | None]] = WeakKeyDictionary()
@@ -105,6 +108,7 @@ def measure(before: ModelState, after: Model, touched: set[int]) -> tuple[Effect
         after=accuracy[1],
         images=len(labels),
         groups=len(now.groups[rows].unique()),
+        right_groups=len(now.groups[rows][was == labels].unique()),
         takes=_takes(after, labels, was, found, touched),
     ), offsets
 

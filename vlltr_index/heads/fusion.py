@@ -165,7 +165,7 @@ class FusedScores(NamedTuple):
 def visual_scores(
     generative: Tensor, wordless: Tensor, linear: Tensor | None, base: Tensor, offsets: Tensor
 ) -> VisualScores:
-    """Compute the visual scores of the rule `ours`; the arguments are those of `VisualScores`."""
+    """Compute the visual scores [B, C] of the rule `ours`; the arguments are those of `VisualScores`."""
     scores = _compared(generative, linear, base, offsets)
     return VisualScores(scores, generative, wordless, linear, base, offsets)
 

@@ -25,6 +25,7 @@ from vlltr_index.tensors import full_precision, unit_rows
 
 NUMBERS = 512
 """Numbers that words are hashed to, see `data.words.number_words`."""
+_EQUAL = 1e-9  # share of the squares of texts that is rounding error
 _RIDGES = tuple(10.0**n for n in range(-2, 5))
 _WIDTH = 0.5
 _LANDMARKS = 2048  # classes at most
@@ -356,12 +357,14 @@ def _maps(x: Tensor, y: Tensor, weights: Tensor) -> Iterator[tuple[VectorMap, Te
 
 
 def _multiples_of_others(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-    """Fit a of a I without each class, about the means of the others: float64 [C]."""
+    """Fit a of a I without each class, about the means of the others: float64 [C]; 0 where their texts are equal."""
     apart = weights / (1.0 - weights / weights.sum())
     products = (x * y).sum(1)
     squares = x.square().sum(1)
+    total = (weights * squares).sum()
+    left = total - apart * squares
     above = (weights * products).sum() - apart * products
-    return above / ((weights * squares).sum() - apart * squares).clamp(min=1e-300)
+    return torch.where(left > _EQUAL * total, above / left.clamp(min=1e-300), 0.0)
 
 
 def _multiple(text: Tensor, seen: Tensor, weights: Tensor) -> float:

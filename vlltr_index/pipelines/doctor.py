@@ -194,7 +194,7 @@ def _problems(workspace: Workspace, commit: Commit) -> Iterator[Check]:
         ("baseline fc", "checkpoints", commit.info.baseline_fc),
     ]
     if commit.info.folds:
-        named.append(("cross-validation", "heads", commit.info.folds.digest))
+        named.append(("folds", "heads", commit.info.folds))
     named += [(f"baseline {name}", "heads", digest) for name, digest in commit.info.baselines.items()]
     named += [(f"part {number}", "parts", part.digest) for number, part in enumerate(commit.parts, 1)]
     looks += [

@@ -176,6 +176,7 @@ def _stage_two(
         rule = "paper" if own.rule == "ours" else own.rule
         fusion = FusionConfig(rule=rule, alpha=own.alpha if alpha is None else alpha)
         tx.set(checkpoint=digest, head=head_digest, fusion=fusion, image_fp=encoder.image_fp)
+        tx.note(folds=None, offsets={})
         if tx.commit.text_fp != encoder.text_fp:  # otherwise anchors and index stay valid
             tx.set(text_fp=None, image_fp=None, selection_id=None, index=None)
         tx.note(tuned={"checkpoint": digest, "start": start}, lgr=None, recipe=None, protocol=None)

@@ -157,7 +157,8 @@ class Sentences:
         vectors: Float32 [N_t, D], unnormalised.
         owner: Int64 [N_t], the class of each.
         prompts: Bool [N_t], which are prompts.
-        ids: By which ties are broken.
+        ids: Their ids.
+        hashes: Hashes of what they say, which break ties.
         texts: What they say; empty texts where that is not known.
         logit_scale: The multiplier of the cosine.
     """
@@ -166,6 +167,7 @@ class Sentences:
     owner: Tensor
     prompts: Tensor
     ids: list[str]
+    hashes: list[str]
     texts: list[str]
     logit_scale: float
 
@@ -189,6 +191,7 @@ class Sentences:
             torch.tensor([number for number, _ in told], dtype=torch.int64),
             torch.tensor([prompt for _, prompt in told.values()], dtype=torch.bool),
             [sentence_id(number, hashed) for number, hashed in told],
+            [hashed for _, hashed in told],
             [text for text, _ in told.values()],
             encoder.logit_scale,
         )
@@ -200,7 +203,7 @@ class Sentences:
         owner = torch.tensor([n for n, rows in vectors.items() for _ in rows], dtype=torch.int64)
         ids = [digest_bytes(row.numpy().tobytes()) for row in whole]
         prompts = torch.zeros(len(owner), dtype=torch.bool)
-        return cls(whole, owner, prompts, ids, [""] * len(ids), logit_scale)
+        return cls(whole, owner, prompts, ids, ids, [""] * len(ids), logit_scale)
 
     def anchors(self, images: Images, out: Tensor, config: SelectConfig) -> tuple[AnchorBank, list[int]]:
         """Select the anchors by all images but `out`, bool [N]; return them and their positions among the sentences."""
@@ -214,7 +217,7 @@ class Sentences:
         features = images.features[0, at]
         losses = score_sentences(self.vectors, self.owner, features, labels, self.logit_scale).loss
         ranked = torch.isin(self.owner, labels)
-        chosen = choose_anchors(losses, self.owner, self.ids, self.prompts, ranked, config).positions
+        chosen = choose_anchors(losses, self.owner, self.hashes, self.prompts, ranked, config).positions
         chosen = chosen[self.owner[chosen].argsort(stable=True)]
         return self._bank(chosen, losses[chosen].float()), chosen.tolist()
 

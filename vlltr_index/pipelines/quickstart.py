@@ -173,8 +173,8 @@ def _development_classes(maker: StepMaker, data: GlyphFiles) -> list[Step[Any]]:
         ),
         _images(maker, "Their images", data, "dev_test"),
         maker.step("Embed them", ("embed", *device), embed),
-        _accuracy(maker, "New classes among all", "dev_test"),
-        _accuracy(maker, "Old classes beside them", "test"),
+        _accuracy(maker, "Accuracy on added classes", "dev_test"),
+        _accuracy(maker, "Accuracy on existing classes", "test"),
     ]
 
 

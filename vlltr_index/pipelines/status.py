@@ -118,6 +118,8 @@ def status(workspace: Workspace, at: int | None = None) -> StatusReport:
     todo = list(_todo(workspace, snapshot, images, lacking))
     way = "vlltr evaluate"
     measured, mend = _measured(workspace, snapshot, way) if commit.head else (None, False)
+    if commit.head and not images.get("test") and not commit.info.folds:
+        measured, mend = _UNMEASURABLE, False
     use = way if mend else "vlltr predict IMAGE --explain 3"
     return StatusReport(
         workspace=workspace.address,
@@ -198,6 +200,7 @@ def _there(snapshot: Snapshot, name: str, column: str, keys: Iterable[str]) -> i
     return sum(key in have for key in keys)
 
 
+_UNMEASURABLE = "no image is in split test, and train lgr held out no image"
 _BESIDE = (
     0.25  # share of anchors outside the index above which a new index is quicker than exact search of these
 )

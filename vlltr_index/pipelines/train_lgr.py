@@ -31,7 +31,6 @@ from vlltr_index.recognition.state import ModelState
 from vlltr_index.schemas.config import LGRConfig, SelectConfig, require_text_tower
 from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.store.holdout import HeldOut, read_held_out
-from vlltr_index.store.snapshot import CrossValidated
 from vlltr_index.tensors import choose_device, class_positions, device_name, memory_mended_by
 from vlltr_index.train.data import TrainImages
 from vlltr_index.train.distributed import by_first, meet, own_part
@@ -131,7 +130,7 @@ def _train_head(
                 _keep_stats(tx, run.data.images, run.data.units, saved)
             tx.note(merged={})
             digest = _keep_head(tx, run.data.state, saved, config, decision.log)
-            _keep_folds(tx, digest, run.data, saved, decision)
+            _keep_folds(tx, run.data, saved, decision)
             return digest
 
         digest = run.commit(keep)
@@ -395,7 +394,7 @@ def _keep_tuned(
     tx.note(folds=None, offsets={})
     if decision is not None:
         held_data = HeadData(state, images, images.features[None], units, list(whole.keys))
-        _keep_folds(tx, digest, held_data, saved, decision)
+        _keep_folds(tx, held_data, saved, decision)
     return digest, notes
 
 
@@ -438,9 +437,7 @@ def _keep_head(tx: Transaction, state: ModelState, saved: SavedHead, config: LGR
     return digest
 
 
-def _keep_folds(
-    tx: Transaction, head: str, data: HeadData, saved: SavedHead, decision: StageTwoResult
-) -> None:
+def _keep_folds(tx: Transaction, data: HeadData, saved: SavedHead, decision: StageTwoResult) -> None:
     """Commit the models of the folds with the head, and the offsets of added classes, which they give."""
     tx.note(folds=None, offsets={})
     if not decision.folds or data.images is None or saved.parts is None or decision.fold_of is None:
@@ -462,7 +459,7 @@ def _keep_folds(
         save_deal(place, rows, of_folds, models=len(decision.folds))
 
     digest = tx.objects.put("heads", write)
-    tx.note(folds=CrossValidated(digest=digest, head=head))
+    tx.note(folds=digest)
     state = ModelState(tx)
     model = Model(
         anchors=data.state.anchors,
@@ -531,7 +528,6 @@ class RefitReport:
     effect: Effect
     before: int  # number of the commit whose head was trained again
     mute: bool = False  # texts have no weight in the head
-    tested: bool = False  # there are test images
 
 
 def refit(workspace: Workspace, config: LGRConfig, progress: Progress | None = None) -> RefitReport:
@@ -569,5 +565,4 @@ def refit(workspace: Workspace, config: LGRConfig, progress: Progress | None = N
         effect=effect,
         before=snapshot.commit.id,
         mute=after.saved.texts_are_mute,
-        tested=bool(loading.usable_images(trained, "test", []).num_rows),
     )

@@ -36,7 +36,7 @@ class FoldScores:
         scores: Float64 [N, C], z without offsets.
         image_ids: The images.
         labels: Int64 [N], the class id of each image.
-        same: Bool [N], images of base classes whose label is the one that they had in training.
+        same: Bool [N], rows that offsets are computed from, see `Fold`.
         groups: Int64 [N].
     """
 

@@ -127,7 +127,8 @@ class Fold:
         units: The unit of each image.
         without: The ids of all images that the model was fitted without.
         torn: How many of these are not among the N, as the model learned from images that belong to them now.
-        same: Bool [N], images of base classes whose label is the one that they had in training.
+        same: Bool [N], images of base classes that have the label of training, and of whose group no image is in an
+            added class.
     """
 
     model: Model
@@ -141,7 +142,7 @@ class Fold:
 
 
 class _Place(NamedTuple):
-    """The fold and group of an image, and whether it has the label that it had in training, or is of an added class."""
+    """The fold and group of an image, `Fold.same` of it, and whether it was not there in training."""
 
     fold: int
     group: str
@@ -285,8 +286,11 @@ class Folds:
         if self._placed is not None and self._placed[0] == model.merged and self._placed[1].equals(rows):
             return self._placed[2]
         found = self._dealt(model, rows)
-        given = zip(rows["content_hash"].to_pylist(), rows["class_id"].to_pylist(), strict=True)
+        given = list(zip(rows["content_hash"].to_pylist(), rows["class_id"].to_pylist(), strict=True))
         base = set(model.row_owners.tolist())
+        pairs = list(zip(found, given, strict=True))
+        moved = {one.group for one, (_, owner) in pairs if one is not None and owner not in base}
+        found = [one._replace(same=False) if one is not None and one.group in moved else one for one in found]
         known_contents = set(self._deal["content_hash"].to_pylist())
         places = [
             n
@@ -457,10 +461,10 @@ def open_folds(snapshot: Snapshot) -> Folds | None:
         WorkspaceError: Their files are damaged.
     """
     commit = snapshot.commit
-    if not commit.info.folds or commit.info.folds.head != commit.head:
+    if not commit.head or not commit.info.folds:
         return None
     try:
-        folder = snapshot.objects.whole("heads", commit.info.folds.digest)
+        folder = snapshot.objects.whole("heads", commit.info.folds)
     except (MissingStepError, WorkspaceError) as error:
         raise type(error)(error.message, _AGAIN) from None
     return Folds(folder)

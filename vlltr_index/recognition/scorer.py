@@ -161,7 +161,7 @@ class Scorer:
     def training_frequencies(self) -> Tensor:
         """The logarithm of how common each class is among the units of the training images, float64 [C].
 
-        A later class has the mean of the trained ones, for its few images are no frequency.
+        An added class has the mean of the base classes, for its few images are no frequency.
 
         Raises:
             MissingStepError, UsageError: As for `under_prior`.

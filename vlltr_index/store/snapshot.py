@@ -61,13 +61,6 @@ class Reading(Record):
     dim: int = Field(ge=1, le=2**14)
 
 
-class CrossValidated(Record):
-    """Models of an outer cross-validation: their object below `heads/`, and the head whose accuracy they estimate."""
-
-    digest: str
-    head: str
-
-
 class Info(Record):
     """Facts that commands note for later commands; each commit copies them to the next.
 
@@ -93,7 +86,7 @@ class Info(Record):
         next: By table, the lowest id that no row has or ever had.
         baseline_fc: Digest of the image-only baseline's checkpoint.
         baselines: Digest of each other baseline by its name.
-        folds: The models of the newest cross-validation.
+        folds: Digest of the models of the folds of the head, below `heads/`.
     """
 
     encoder: EncoderConfig | None = None
@@ -116,7 +109,7 @@ class Info(Record):
     next: dict[str, Count] = Field(default_factory=dict)
     baseline_fc: str | None = None
     baselines: dict[str, str] = Field(default_factory=dict)
-    folds: CrossValidated | None = None
+    folds: str | None = None
 
 
 class State(Record):

@@ -179,7 +179,7 @@ def _facts(snapshot: Snapshot, rows: pa.Table) -> str:
             "images": evidence,
             "sentences": commit.tables.get("sentences"),
             "towers": [commit.image_fp, commit.text_fp],
-            "head": [commit.head, commit.info.folds.digest if commit.info.folds else None],
+            "head": [commit.head, commit.info.folds],
         }
     )
 

@@ -1,17 +1,16 @@
-"""`cross-validate`: honest figures without a split test, what stays of them, and what they are refused for."""
+"""The folds that `train lgr` keeps with the head: accuracy without a split test, also after changes, and why not."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.support import drawings
-from tests.support.commands import run
 from vlltr_index.classes import (
     ChangeOptions,
     add_class,
@@ -21,26 +20,27 @@ from vlltr_index.classes import (
     remove_classes,
     remove_images,
 )
-from vlltr_index.cli.render import remarks, report_lines
+from vlltr_index.cli.render import remarks
 from vlltr_index.errors import MissingStepError, UsageError, WorkspaceError
 from vlltr_index.evaluation.baselines import Limits, Logistic
 from vlltr_index.evaluation.metrics import CROSS_VALIDATION, METHOD
 from vlltr_index.evaluation.verdict import verdict
-from vlltr_index.pipelines import cross_validate as crossing
-from vlltr_index.pipelines.cross_validate import cross_validate
 from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.evaluate import evaluate, evaluation
 from vlltr_index.pipelines.fit import fit
+from vlltr_index.pipelines.history import rollback
 from vlltr_index.pipelines.ingest import ingest_images
 from vlltr_index.pipelines.report import write_report
 from vlltr_index.pipelines.status import status
 from vlltr_index.pipelines.train_all import train_all
 from vlltr_index.pipelines.train_baseline import train_baseline_stage
-from vlltr_index.pipelines.train_lgr import train_lgr_stage
+from vlltr_index.pipelines.train_lgr import refit, train_lgr_stage
 from vlltr_index.recognition.folds import open_folds
 from vlltr_index.recognition.model import Model
 from vlltr_index.recognizer import Recognizer
+from vlltr_index.store.holdout import held_images
 from vlltr_index.store.workspace import Workspace
+from vlltr_index.train import stage_two
 
 pytestmark = pytest.mark.slow
 
@@ -74,7 +74,7 @@ def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def fitted_once(noise: Path) -> Workspace:
-    """A workspace of them, cross-validated."""
+    """A workspace of them, trained and measured."""
     return fit(noise, encoder="vlltr-tiny:glyphs").workspace
 
 
@@ -119,15 +119,6 @@ def test_a_baseline_above_its_limits_is_absent(fitted: Workspace, monkeypatch: p
         evaluate(fitted, against="logistic")
 
 
-def test_pictures_that_are_alike_are_told(fitted: Workspace) -> None:
-    """By what they show, where no group says it."""
-    report = cross_validate(fitted)
-    assert (report.units, report.alike) == (UNITS * CLASSES, 3 * UNITS * CLASSES)
-    assert any(
-        f"or taken with it: {report.alike} of these pictures." in line for line in report_lines(report)
-    )
-
-
 def test_a_fold_knows_nothing_of_its_images(fitted: Workspace) -> None:
     """Its statistics are those of all other images, its neighbours too."""
     model = Model.open(fitted.snapshot())
@@ -144,29 +135,29 @@ def test_a_fold_knows_nothing_of_its_images(fitted: Workspace) -> None:
     assert held == 3 * UNITS * CLASSES
 
 
-def test_it_goes_on_where_it_was_stopped(fitted: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts that were fitted are not fitted again, and the result is the same."""
-    whole = fitted.snapshot().commit.info.folds
+def test_training_again_makes_the_same_folds(fitted: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was interrupted between the folds commits nothing; the next one gives what the first gave."""
+    before = fitted.history.last()
+    made = stage_two.fold_models
     fits: list[int] = []
-    plain = crossing.fit_stage_two
 
-    def stops(at: int) -> Callable[..., object]:
-        def fit_one(*args: object, **how: object) -> object:
-            if len(fits) == at:
-                raise KeyboardInterrupt
-            fits.append(1)
-            return plain(*args, **how)  # type: ignore[arg-type]  # passed on as they came
+    def stops(*args: Any) -> Any:
+        if len(fits) == 2:
+            raise KeyboardInterrupt
+        fits.append(1)
+        return made(*args)
 
-        return fit_one
-
-    monkeypatch.setattr(crossing, "fit_stage_two", stops(2))
-    with pytest.raises(KeyboardInterrupt):
-        cross_validate(fitted)
-    monkeypatch.setattr(crossing, "fit_stage_two", stops(99))
-    report = cross_validate(fitted)
-    assert (len(fits), report.resumed) == (5, True)
-    assert whole is not None
-    assert report.digest == whole.digest
+    with monkeypatch.context() as patch:
+        patch.setattr(stage_two, "fold_models", stops)
+        with pytest.raises(KeyboardInterrupt):
+            train_lgr_stage(fitted, fitted.recipe.lgr)
+    assert fitted.history.last() == before
+    report = train_lgr_stage(fitted, fitted.recipe.lgr)
+    assert (report.images, report.units) == (3 * UNITS * CLASSES, UNITS * CLASSES)
+    after = fitted.history.last()
+    assert after.info.folds == before.info.folds
+    assert after.info.folds is not None
+    assert after.head == before.head
 
 
 def test_changes_of_classes_are_measured_on_it(fitted: Workspace, noise: Path) -> None:
@@ -209,7 +200,7 @@ def test_a_relabelled_picture_counts_under_its_new_class(fitted: Workspace, tmp_
 def test_pictures_whose_like_a_model_has_learned_are_left_out(
     fitted: Workspace, noise: Path, tmp_path: Path
 ) -> None:
-    """A near duplicate of some came in since, so that the fold's model knows them; that is said with the command."""
+    """A near duplicate of some was added, so that the fold's model learned from it; the sentence names the command."""
     before = evaluate(fitted)
     with Image.open(noise / "class-0" / "0-0.png") as image:
         image.putpixel((5, 5), 250)
@@ -218,25 +209,26 @@ def test_pictures_whose_like_a_model_has_learned_are_left_out(
     after = evaluate(fitted)
     assert after.images == before.images - 3
     assert after.left_out == (
-        "Not measured on: 1 picture that came after the cross-validation.",
-        "Not measured on: 3 pictures that belong together with others that came or moved after the cross-validation,"
-        " which its model may know. To measure on all: vlltr cross-validate",
+        "Not measured on: 1 image of existing classes added after training.",
+        "Not measured on: 3 images grouped with others that were added or moved after training."
+        " To measure on all: vlltr refit",
     )
     assert set(after.left_out) < set(verdict(after))
     assert before.left_out == ()
-    cross_validate(fitted)
-    assert evaluate(fitted).left_out == ()
+    refit(fitted, fitted.recipe.lgr)
+    last = evaluate(fitted)
+    assert (last.left_out, last.images) == ((), before.images + 1)
 
 
 def test_folds_that_are_damaged_are_made_again(fitted: Workspace) -> None:
     """By the command that made them."""
     folds = fitted.snapshot().commit.info.folds
     assert folds is not None
-    deal = fitted.objects.path("heads", folds.digest) / "images.arrow"
+    deal = fitted.objects.path("heads", folds) / "images.arrow"
     deal.write_bytes(deal.read_bytes()[::-1])
     with pytest.raises(WorkspaceError, match="is damaged") as damaged:
         evaluate(fitted)
-    assert damaged.value.hint == "Make it again: vlltr cross-validate"
+    assert damaged.value.hint == "Make them again: vlltr train lgr"
 
 
 def test_pictures_are_known_by_what_they_show(fitted: Workspace, noise: Path, tmp_path: Path) -> None:
@@ -256,24 +248,24 @@ def test_pictures_are_known_by_what_they_show(fitted: Workspace, noise: Path, tm
     assert after.rows[METHOD].top1["overall"].value == pytest.approx(before.value)
 
 
-def test_groups_that_change_meanwhile_begin_anew(fitted: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was fitted for another deal is not gone on with."""
-    plain = crossing.fit_stage_two
-
-    def stops(*args: object, **how: object) -> object:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(crossing, "fit_stage_two", stops)
-    with pytest.raises(KeyboardInterrupt):
-        cross_validate(fitted)
-    monkeypatch.setattr(crossing, "fit_stage_two", plain)
+def test_a_single_group_leaves_no_table(fitted: Workspace) -> None:
+    """Nothing can be held out: the scalars are the usual ones, training says so, and there is no figure."""
     with fitted.transaction("groups") as tx:
         rows = tx.table("images")
-        tx.upsert(
-            "images", rows.set_column(rows.schema.get_field_index("group"), "group", [["one"] * len(rows)])
-        )
-    with pytest.raises(MissingStepError, match="none can be held out"):
-        cross_validate(fitted)
+        at = rows.schema.get_field_index("group")
+        tx.upsert("images", rows.set_column(at, "group", [["one"] * len(rows)]))
+    report = train_lgr_stage(fitted, fitted.recipe.lgr)
+    none = "No image could be held out: nothing was chosen, and the accuracy is not measured."
+    assert report.notes == (none,)
+    weights = Model.open(fitted.snapshot()).saved.parts
+    assert weights is not None
+    assert (weights.weights.generative, weights.weights.text, weights.weights.image) == (1 / 12, 0.0, 0.0)
+    assert fitted.history.last().info.folds is None
+    with pytest.raises(MissingStepError, match="there is nothing to measure on"):
+        evaluate(fitted)
+    added = add_class(fitted, "more", ["A class more."])
+    assert added.effect.unmeasured
+    assert not fitted.history.last().info.offsets
 
 
 def test_an_earlier_commit_is_measured_on_its_own_classes(fitted: Workspace) -> None:
@@ -285,42 +277,48 @@ def test_an_earlier_commit_is_measured_on_its_own_classes(fitted: Workspace) -> 
     assert evaluate(fitted, at=commit).rows == before.rows
 
 
-def test_a_later_class_is_tested_but_not_trained(fitted: Workspace, noise: Path) -> None:
-    """The folds' heads have the classes of the commit's head; statistics know a later one, less its held-out part."""
+def test_an_added_class_is_tested_but_not_trained(fitted: Workspace, noise: Path) -> None:
+    """The folds' heads have the classes of training; each fold's statistics have an added class's other images."""
     folder = noise.parent / "more"
     folder.mkdir()
     rng = np.random.default_rng(1)
     for number in range(5):
         picture(rng).save(folder / f"{number}.png")
     add_class(fitted, "more", ["A class more."], folder)
-    report = cross_validate(fitted)
-    assert (report.classes, report.untested) == (CLASSES + 1, ())
-    assert report.units == UNITS * CLASSES + 5
     model = Model.open(fitted.snapshot())
-    later = fitted.snapshot().class_table().lookup("more")
+    added = fitted.snapshot().class_table().lookup("more")
     folds = open_folds(fitted.snapshot())
     assert folds is not None
     for fold in folds.opened(model):
         stats = fold.model.stats
-        assert later not in fold.model.saved.class_ids.tolist()
-        assert int(stats.counts[stats.class_ids == later]) == 4
-    assert evaluate(fitted).images == 3 * UNITS * CLASSES + 5
+        assert added not in fold.model.saved.class_ids.tolist()
+        assert int(stats.counts[stats.class_ids == added]) == 4
+    found = evaluate(fitted)
+    assert (found.classes, found.images) == (CLASSES + 1, 3 * UNITS * CLASSES + 5)
+    assert next(one for one in found.by_class if one.name == "more").images == 5
 
 
-def test_a_new_head_needs_new_folds(fitted: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
-    """The old ones say nothing of it; `evaluate` names the command."""
+def test_each_head_has_its_own_folds(fitted: Workspace, noise: Path) -> None:
+    """A refit makes those of its head; a rollback brings back the earlier ones, with the same figures."""
+    first = fitted.history.last()
+    before = evaluate(fitted)
     assert status(fitted).next == "vlltr predict IMAGE --explain 3", "fit measured it"
-    train_lgr_stage(fitted, fitted.recipe.lgr.model_copy(update={"seed": 5}))
-    assert status(fitted).next != "vlltr evaluate"
-    with pytest.raises(MissingStepError, match="has not been cross-validated") as caught:
-        evaluate(fitted)
-    assert "vlltr cross-validate" in caught.value.hint
-    code, out, _ = run(capsys, "--json", "-w", fitted.path, "cross-validate")
-    assert code == 0
-    assert '"folds": 5' in out
+    add_class(fitted, "more", ["A class more."], noise / "class-0" / "0-0.png")
+    add_images(fitted, "more", [noise / "class-0" / "1-0.png"])
+    report = refit(fitted, fitted.recipe.lgr)
+    assert report.new_classes == ["more"]
+    last = fitted.history.last()
+    assert last.info.folds is not None
+    assert first.info.folds is not None
+    assert last.info.folds != first.info.folds
+    assert last.head != first.head
+    assert not last.info.offsets, "all classes are base classes"
     assert status(fitted).next == "vlltr evaluate"
     assert evaluate(fitted).folds == 5
     assert status(fitted).next == "vlltr predict IMAGE --explain 3"
+    rollback(fitted, first.id)
+    assert fitted.history.last().info.folds == first.info.folds
+    assert evaluate(fitted).rows == before.rows
 
 
 def test_the_report_shows_who_answered(fitted: Workspace) -> None:
@@ -353,10 +351,9 @@ def test_a_picture_that_an_image_only_tower_cannot_read(fitted: Workspace, noise
 
 
 def test_a_report_on_old_baselines_and_on_nothing(fitted: Workspace, noise: Path) -> None:
-    """Those are fitted anew, on the classes that came too; without figures it is of what would have been measured."""
+    """The baselines are fitted again, on the added class too; without a head the report is of the same split."""
     add_class(fitted, "more", ["A class more."], noise / "class-0" / "0-0.png")
     add_images(fitted, "more", [noise / "class-0" / "1-0.png"])
-    cross_validate(fitted)
     made = write_report(fitted)
     assert made.missing == ()
     assert made.evaluation is not None
@@ -368,24 +365,51 @@ def test_a_report_on_old_baselines_and_on_nothing(fitted: Workspace, noise: Path
     assert f"report-{CROSS_VALIDATION}-" in write_report(fitted).path
 
 
-def test_what_cannot_be_measured(fitted: Workspace, trained: Workspace, tmp_path: Path) -> None:
-    """Retrieval from folds, and a workspace without a head. After a stage 1 what it kept out is measured on."""
+def test_what_cannot_be_measured(fitted: Workspace, tmp_path: Path) -> None:
+    """Retrieval from folds, and a workspace without a head."""
     with pytest.raises(UsageError, match="index"):
         evaluate(fitted, retrieval="faiss")
-    with pytest.raises(MissingStepError, match="no head has been trained yet"):
-        cross_validate(Workspace.create(tmp_path / "empty", fitted.recipe))
-    seen = cross_validate(trained)
-    assert 0 < seen.images < trained.snapshot().count("images", "split = 'train'")
-    held = len(evaluation(trained, CROSS_VALIDATION).measured.data.image_ids)
-    assert seen.images == held
+    with pytest.raises(MissingStepError, match="no anchor sentences have been selected yet"):
+        evaluate(Workspace.create(tmp_path / "empty", fitted.recipe), CROSS_VALIDATION)
 
 
-def test_a_stage_one_that_saw_all_leaves_no_honest_figure(tmp_path: Path) -> None:
-    """It is said, with how to get one; nothing is committed."""
+def test_after_a_stage_one_there_is_one_part(trained: Workspace) -> None:
+    """It is what the stage held out, for the scalars in five; no image of it is known to the model that answers it."""
+    found = evaluation(trained, CROSS_VALIDATION)
+    ids = found.measured.data.image_ids
+    assert 0 < len(ids) == len(set(ids)) < trained.snapshot().count("images", "split = 'train'")
+    held = held_images(trained.snapshot())
+    assert set(ids) <= held
+    folds = open_folds(trained.snapshot())
+    assert folds is not None
+    model = Model.open(trained.snapshot())
+    opened = list(folds.opened(model))
+    assert len(opened) > 1
+    assert len({fold.without for fold in opened}) == 1
+    assert all(set(ids) <= fold.without for fold in opened)
+
+
+def test_training_the_head_holds_out_one_part(fitted: Workspace) -> None:
+    """With `lgr.train` a tenth is held out; the fifth of it by which training stops is not in the table."""
+    settings = fitted.recipe.lgr.model_copy(update={"train": True, "epochs": 1})
+    train_lgr_stage(fitted, settings)
+    found = evaluate(fitted)
+    images = 3 * UNITS * CLASSES
+    assert 0 < found.images < images // 10
+    folds = open_folds(fitted.snapshot())
+    assert folds is not None
+    model = Model.open(fitted.snapshot())
+    opened = list(folds.opened(model))
+    assert sum(len(fold.image_ids) for fold in opened) == found.images
+    assert len({fold.without for fold in opened}) == 1
+
+
+def test_a_stage_one_that_saw_all_images_leaves_no_figure(tmp_path: Path) -> None:
+    """Its encoder is too confident of them: there are no folds, and the evaluation says how to get a figure."""
     settings = ("cvlp.epochs=1", "cvlp.batch_size=28", "cvlp.hold_out=0", *drawings.QUICK)
     workspace = drawings.workspace(tmp_path, *settings)
     train_all(workspace, workspace.recipe)
-    with pytest.raises(MissingStepError, match="no figure on them would be honest") as caught:
-        cross_validate(workspace)
-    assert "--hold-out" in caught.value.hint
     assert workspace.snapshot().commit.info.folds is None
+    with pytest.raises(MissingStepError, match="train lgr could hold out no image") as caught:
+        evaluate(workspace)
+    assert caught.value.hint == "Add images: vlltr ingest images PATH --split test"
