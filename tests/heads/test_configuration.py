@@ -130,7 +130,7 @@ def same(one: PartWeights, other: PartWeights) -> bool:
 @pytest.mark.parametrize(
     "table",
     [
-        drawn(),
+        drawn(by_text=1.0, text=2.0, seed=1),
         drawn(text=None, seed=1),
         drawn(plain=2.5, by_text=0.5, text=-0.2, seed=2),
         drawn(linear=2.0, wide=0.4, text=None, seed=3),
