@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vlltr_index.heads.configuration import SHRINKAGES, Configuration, OutOfFold, TextLevel
-from vlltr_index.heads.dealing import FOLDS, class_order, deal_groups, group_folds, group_order
+from vlltr_index.heads.dealing import FOLDS, answerable, class_order, deal_groups, group_folds, group_order
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.heads.plda import PLDA
 from vlltr_index.heads.rejection import fit_parts, fit_scores
@@ -56,27 +56,21 @@ def held_out_parts(data: StageTwoData, one_part: bool) -> list[Tensor]:
     After a stage 1 that is the part which it did not see; none if it saw all images, for its encoder is too confident
     of these. Otherwise there are five folds, or a tenth of the images if `one_part` or from 5,000 images on.
     """
+    fold = torch.full_like(data.labels, -1)
     if bool(data.unseen.any()):
-        parts = [data.unseen]
+        fold[data.unseen] = 0
     elif data.visual_init is not None:
-        parts = []
+        return []
     elif one_part or len(data.labels) >= _MANY_IMAGES:
         place = group_order(data.units, data.keys)
         sizes = torch.bincount(place)
         most = min(max(len(place) // _ONE_PART, 1), _MOST_HELD)
         small = sizes <= most
-        parts = [(small & ((sizes * small).cumsum(0) <= most))[place]]
+        fold[(small & ((sizes * small).cumsum(0) <= most))[place]] = 0
     else:
         fold = deal_groups(data.labels, data.units, data.keys, FOLDS)
-        parts = [fold == number for number in range(FOLDS)]
-    left = []
-    for part in parts:
-        out = part & data.rows[data.labels]
-        counts = torch.bincount(data.labels[~out], minlength=data.classes)
-        out = out & (counts[data.labels] > 0)
-        if bool(out.any()):
-            left.append(out)
-    return left
+    asked = answerable(data.labels, fold) & data.rows[data.labels]
+    return [asked & (fold == number) for number in fold[asked].unique().tolist()]
 
 
 def row_folds(data: StageTwoData, parts: list[Tensor]) -> Tensor:

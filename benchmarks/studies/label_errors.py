@@ -36,6 +36,7 @@ from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.heads.dealing import FOLDS, answerable, deal_groups
 from vlltr_index.heads.label_errors import label_errors
 from vlltr_index.heads.plda import PLDA
+from vlltr_index.heads.plda_fit import predict
 from vlltr_index.heads.pooling import unit_means
 from vlltr_index.heads.units import number_observations, units_of
 from vlltr_index.heads.weighing import balanced_accuracy
@@ -161,7 +162,8 @@ def _held_out(data: Labelled, labels: Tensor) -> HeldOut:
         own = one if one < number else 0
         model = found.folds[own if len(found.folds) > 1 else 0]
         moments = stage.moments(fold != one)
-        plda = PLDA(model.shared, moments.counts, moments.sums, stage.prototypes)
+        predicted = predict(model.shared, stage.prototypes)
+        plda = PLDA(model.shared, moments.counts, moments.sums, predicted)
         rows = asked & (fold == one)
         _, weights = found.scalars[own]
         likelihoods = plda.log_likelihoods(unit_rows(data.features[rows]))
