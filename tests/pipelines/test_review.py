@@ -293,12 +293,15 @@ def test_what_lacks(tmp_path: Path, drawn: dict[str, list[bytes]]) -> None:
 
 
 def test_a_head_without_folds(tmp_path: Path, drawn: dict[str, list[bytes]]) -> None:
-    """With one image per class none is held out: the hint says what to add."""
-    written(tmp_path / "pictures", {name: some[:1] for name, some in drawn.items()})
+    """With one image per class none is held out, and no label is judged; copies in two classes are found."""
+    once = {name: some[:1] for name, some in drawn.items()}
+    once[next(iter(once))] = once[list(once)[1]]
+    written(tmp_path / "pictures", once)
     workspace = trained_on(tmp_path / "workspace", tmp_path / "pictures")
-    with pytest.raises(MissingStepError, match="the head has no folds") as lacking:
-        review(workspace)
-    assert "vlltr train lgr" in lacking.value.hint
+    report = review(workspace)
+    assert report.pictures == 0
+    assert any("No label is judged" in note for note in report.notes)
+    assert [entry.reason for entry in report.entries] == ["two classes"]
 
 
 def test_the_command(spoilt: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

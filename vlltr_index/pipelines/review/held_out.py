@@ -114,7 +114,7 @@ def held_out_labels(snapshot: Snapshot, place: Path, progress: Progress | None =
     """Return the answers for a commit's training images; they are made where there are none yet, and kept in `place`.
 
     Raises:
-        MissingStepError: There is no training image with a label, or none is embedded, or there is no head with folds.
+        MissingStepError: There is no training image with a label, or none is embedded, or there is no head.
         WorkspaceError: They cannot be written, or the files of the folds are damaged.
     """
     rows = _embedded_rows(snapshot)
@@ -148,22 +148,16 @@ def _embedded_rows(snapshot: Snapshot) -> pa.Table:
     return rows
 
 
-def _folds(snapshot: Snapshot) -> Folds:
-    """Return the folds of the head.
+def _folds(snapshot: Snapshot) -> Folds | None:
+    """Return the folds of the head; None if no image could be held out, so that no label is judged.
 
     Raises:
-        MissingStepError: There is no head, or it has none.
+        MissingStepError: There is no head.
     """
-    what = "labels are judged by the models of the folds, which are trained with the head"
     if not snapshot.commit.head:
+        what = "labels are judged by the models of the folds, which are trained with the head"
         raise MissingStepError(f"there is no head yet: {what}", "Run: vlltr train lgr")
-    folds = open_folds(snapshot)
-    if folds is None:
-        raise MissingStepError(
-            f"the head has no folds: {what} if images can be held out",
-            'Add images (two of a class at least), check that vlltr.toml has rule = "ours", then run: vlltr train lgr',
-        )
-    return folds
+    return open_folds(snapshot)
 
 
 def _contents(rows: pa.Table) -> list[str]:
@@ -186,7 +180,7 @@ def _facts(snapshot: Snapshot, rows: pa.Table) -> str:
 
 def _make(
     snapshot: Snapshot,
-    folds: Folds,
+    folds: Folds | None,
     rows: pa.Table,
     facts: str,
     before: HeldOutLabels | None,
@@ -215,7 +209,7 @@ def _make(
 
 def _answers(
     model: Model,
-    folds: Folds,
+    folds: Folds | None,
     rows: pa.Table,
     features: Tensor,
     units: Sequence[str],
@@ -226,7 +220,7 @@ def _answers(
     found = [torch.empty(0, len(owners))]
     places = [torch.empty(0, dtype=torch.int64)]
     done = 0
-    for judge, asked in folds.covering(model, rows, features, units):
+    for judge, asked in folds.covering(model, rows, features, units) if folds is not None else ():
         found.append(_log_probabilities(judge, features[asked], owners))
         places.append(asked)
         done += len(asked)

@@ -114,7 +114,7 @@ def review(workspace: Workspace, top: int | None = None, progress: Progress | No
         progress: Called while answers are made.
 
     Raises:
-        MissingStepError: There is no training image with a label, or none is embedded, or there is no head with folds.
+        MissingStepError: There is no training image with a label, or none is embedded, or there is no head.
         WorkspaceError: The answers cannot be kept.
     """
     snapshot = workspace.snapshot()
@@ -133,6 +133,8 @@ def review(workspace: Workspace, top: int | None = None, progress: Progress | No
 
 def _notes(kept: HeldOutLabels) -> Iterator[str]:
     """Say what has to be known about the answers."""
+    if not len(kept.answers):
+        yield "No label is judged: train lgr could hold out no image. Near duplicates are listed."
     if kept.facts.learned:
         some = plural(kept.facts.learned, "picture was", "pictures were")
         yield (
