@@ -17,7 +17,12 @@ def what_was_decided(
 ) -> tuple[list[str], str]:
     """Return sentences on what was decided, and the one of them that says what texts are used for."""
     texts = _of_texts(data, chosen, parts)
-    notes = [*_of_accuracy(data, table, chosen), texts, *_of_text_only(data, parts)]
+    notes = [
+        *_of_accuracy(data, table, chosen),
+        texts,
+        *_of_readings(data, parts),
+        *_of_text_only(data, parts),
+    ]
     if parts.unknown_accepted is not None:
         notes.append(
             f"Rejection (--reject) accepts {100 * ACCEPTED:.0f}% of held-out images of known classes, and"
@@ -77,6 +82,16 @@ def _of_texts(data: StageTwoData, chosen: Chosen, parts: Parts) -> str:
         return "Attention over anchor sentences adds to the answer; texts do not predict class means."
     of_prior = f"Texts predict {share} of the variance of class means, and shift those of small classes"
     return f"{of_prior}; attention over anchor sentences adds to the answer." if attends else f"{of_prior}."
+
+
+def _of_readings(data: StageTwoData, parts: Parts) -> list[str]:
+    """Say whether the prior uses a sentence-embedding model that read the sentences."""
+    if data.bank.readings is None:
+        return []
+    kernel = parts.shared.kernel
+    if kernel is not None and kernel.knows_readings(data.bank.dim):
+        return ["The prior uses the sentence-embedding model."]
+    return ["The prior does not use the sentence-embedding model: it predicts class means no better."]
 
 
 def _of_text_only(data: StageTwoData, parts: Parts) -> list[str]:

@@ -209,10 +209,11 @@ def test_stage_two_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     with pretended():
         monkeypatch.setenv("VLLTR_DEVICE", "cuda")
         found = fit_stage_two(data, CONFIG)
-        judged, _ = weigh(replace(data, unseen=torch.arange(42) % 5 == 0), deepcopy(found.head))
+        judged = weigh(replace(data, unseen=torch.arange(42) % 5 == 0), deepcopy(found.head)).parts
     assert held_out(found) == held_out(plain)
     assert plain.parts is not None
     assert found.parts is not None
+    assert judged is not None
     assert found.parts.weights.generative == pytest.approx(plain.parts.weights.generative, rel=1e-2)
     for one, other in zip(astuple(found.parts.shared), astuple(plain.parts.shared), strict=True):
         torch.testing.assert_close(one, other, atol=1e-8, rtol=1e-6)

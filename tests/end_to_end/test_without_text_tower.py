@@ -165,7 +165,7 @@ def test_a_sentence_model_reads_beside_the_words(tmp_path: Path, capsys: pytest.
     inside(space, "select")
     capsys.readouterr()
     inside(space, "train", "lgr")
-    assert "The sentence-embedding model tells" in capsys.readouterr().out
+    assert "sentence-embedding model" in capsys.readouterr().out
     bank = Recognizer.open(space.path).current().anchors.bank
     assert bank.readings is not None
     assert bank.without_text_tower

@@ -63,7 +63,7 @@ def test_readings_count_from_training_to_export(read: Workspace, pictures: Path,
     there = int((later.class_ids == later.anchors.bank.class_ids[-1]).nonzero()[0])
     assert later.plda is not None
     means = prior_means(later.anchors.with_words, parts.shared)
-    torch.testing.assert_close(later.plda.prototypes[there], means[-1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(later.plda.predicted[there], means[-1], rtol=1e-4, atol=1e-5)
 
     struck = later.anchors.sentence_ids[later.anchors.bank.bounds[place]]
     left = Examination.of(later, picture)._left([struck]).model
@@ -93,7 +93,7 @@ def test_another_model_is_refused_until_it_has_read(read: Workspace) -> None:
     before = read.snapshot().commit.info.reading
     embed(read)
     report = train_lgr_stage(read, read.recipe.lgr)
-    assert "The sentence-embedding model tells some of it." in " ".join(report.notes)
+    assert "The prior uses the sentence-embedding model." in " ".join(report.notes)
     index_anchors(read)
     assert read.snapshot().commit.info.reading != before
     add_class(read, "later", ["a later one."])

@@ -402,13 +402,14 @@ def _of_added(model: Model, classes: Sequence[AddedClass], effect: Effect) -> li
         f"{name!r} takes {plural(number, 'held-out image')} from existing classes, most from {owner!r}."
         for name, number, owner in effect.takes[:_RIVALS]
     ]
-    if effect.certainty:
+    added = set(model.class_ids[~model.trained].tolist())
+    if effect.certainty and added.intersection(one.class_id for one in classes):
         notes.append(effect.certainty)
-    added = Counter(model.visual_sides().values())["images"]
-    if added >= _SEVERAL and any(one.visual == "images" for one in classes):
+    untrained = Counter(model.visual_sides().values())["images"]
+    if untrained >= _SEVERAL and any(one.visual == "images" for one in classes):
         notes.append(
-            f"The head was not trained on {plural(added, 'class', 'classes')} that have images. To train on them: vlltr"
-            " refit"
+            f"The head was not trained on {plural(untrained, 'class', 'classes')} that have images. To train on"
+            " them: vlltr refit"
         )
     return notes
 
