@@ -249,7 +249,7 @@ def test_changes_are_those_of_the_commands(trained: Workspace, pictures: Path) -
         report = server.change("POST", "/sentences", more).json()
         assert report["notes"][0] == "1 sentence added."
         report = server.change("DELETE", "/sentences?name=okapi&matching=EARS").json()
-        assert report["notes"] == ["1 sentence removed:", "  It has ears."]
+        assert report["notes"][:2] == ["1 sentence removed:", "  It has ears."]
         again = server.change("POST", "/classes", {"name": ["okapi"]})
         assert again.status_code == 422
         assert again.json() == {
