@@ -90,7 +90,7 @@ def test_what_a_class_without_training_pictures_is_known_by() -> None:
     """Text alone, if that counts, whatever pictures are of other splits."""
     detail = ClassDetail(3, "okapi", "added", [], images=0, sentences=2, anchors=[])
     picture = ImageRow("a" * 64, "okapi/1.png", "test", None)
-    mute = "not known yet: texts have no weight, vlltr status says why"
+    mute = "not recognised yet: texts do not predict class means, see vlltr status"
     for one, said in (
         (detail, "known by text alone"),
         (replace(detail, pictures=[picture]), "known by text alone, and none of its pictures is to train on"),

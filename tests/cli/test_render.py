@@ -19,6 +19,7 @@ from vlltr_index.pipelines.train_lgr import RefitReport
 from vlltr_index.pipelines.training import TrainReport
 from vlltr_index.recognition.counterfactual import ExaminedClass, ExaminedSentence
 from vlltr_index.schemas.records import ClassScore, Neighbour, Prediction, SentenceShare
+from vlltr_index.wording import NO_DIFFERENCE, UNKNOWN
 
 LONG = "A very large and heavy bird with a grey head, a chestnut breast and a back that is barred in black and gold."
 
@@ -75,9 +76,9 @@ def test_a_prediction_in_words() -> None:
     ("image", "text", "said"),
     [
         (3.0, 1.0, "image 75 % ████████░░ text 25 %"),
-        (3.0, -1.0, "██████████ image alone, text against it"),
-        (-1.0, 3.0, "░░░░░░░░░░ text alone, image against it"),
-        (3.0, 0.0, "██████████ image alone"),
+        (3.0, -1.0, "image alone, text against it"),
+        (-1.0, 3.0, "text alone, image against it"),
+        (3.0, 0.0, "image alone"),
         (-3.0, -1.0, "image and text against it"),
         (0.0, 0.0, ""),
     ],
@@ -104,21 +105,24 @@ def test_an_explanation_has_the_exact_numbers() -> None:
 
 
 def test_sentences_without_weight_are_said_to_decide_nothing() -> None:
-    """Where the text gave none of the log-odds, whatever weight it has; not where it gave some.
+    """Where the text gave less than a tenth of the log-odds, whatever weight it has; not where it gave more.
 
     Where the classes have no sentence, that is said instead, if sentences were asked for.
     """
-    told = "  the text makes no difference here: no sentence decided anything (vlltr status says how much texts count)"
+    told = f"  {NO_DIFFERENCE} (vlltr status says what texts are used for)"
     none = "  none of these classes has a sentence"
     mute = [replace(one, unit="log-odds", text_part=0.0) for one in prediction().classes]
+    little = [replace(one, image_part=5.0, text_part=0.2) for one in mute]
     some = [mute[0], replace(mute[1], text_part=0.1)]
     bare = [replace(one, sentences=()) for one in mute]
     unasked = [replace(one, text_score=None) for one in bare]
-    for scores, said in ((mute, [told]), (some, []), (bare, [none]), (unasked, [])):
+    for scores, said in ((mute, [told]), (little, [told]), (some, []), (bare, [none]), (unasked, [])):
         lines = prediction_lines(replace(prediction(), classes=tuple(scores)))
         assert [line for line in lines if line in (told, none)] == said
-    for scores, said in ((mute, [told]), (prediction().classes, []), (bare, [none])):
+    assert not any(LONG in line for line in prediction_lines(replace(prediction(), classes=tuple(little))))
+    for scores, said in ((mute, [told]), (little, [told]), (prediction().classes, []), (bare, [none])):
         assert [line for line in explanation_lines("bird.jpg", scores) if line in (told, none)] == said
+    assert f"{' ' * 11}{LONG}  [wikipedia]" in explanation_lines("bird.jpg", little)
 
 
 def test_what_the_image_side_of_a_class_without_pictures_is() -> None:
@@ -132,7 +136,7 @@ def test_what_the_image_side_of_a_class_without_pictures_is() -> None:
 
 def test_a_class_of_which_nothing_is_known_has_no_figures() -> None:
     """Neither pictures nor texts tell it: that is said in place of its parts and sentences."""
-    told = "nothing is known of it: it has no training picture, and the text has no weight"
+    told = UNKNOWN
     first, second = (replace(one, unit="log-odds", text_part=0.0) for one in prediction().classes)
     unknown = replace(first, probability=0.0, image_part=-1e5, without_images=True, unknown=True)
     assert explanation_lines("bird.jpg", [unknown])[1:3] == ["    0.0 %  great bustard", f"{' ' * 11}{told}"]
@@ -170,7 +174,7 @@ def test_the_page_and_the_report_say_so_too() -> None:
     said = prediction().classes[0].sentences
     one = examined(-1e5, without_images=True, unknown=True, sentences=said)
     for shown in (in_the_report(one), piece("best", [one], "")):
-        assert "nothing is known of it: it has no training picture, and the text has no weight" in shown
+        assert UNKNOWN in shown
         assert "100000" not in shown
         assert LONG not in shown
 
@@ -183,7 +187,7 @@ def test_the_page_and_the_report_say_why_no_sentence_decided() -> None:
     )
     told = examined(2.0, sentences=tuple(shares))
     bare = examined(2.0)
-    silent = "The text makes no difference here: no sentence decided anything."
+    silent = f"{NO_DIFFERENCE[:1].upper()}{NO_DIFFERENCE[1:]}."
     for one, in_page, in_report in (
         (told, silent, silent),
         (bare, "0 sentences", "The class has no sentence."),
