@@ -116,10 +116,8 @@ def out_of_fold(data: StageTwoData, folds: list[Fold], rows: Tensor, linear: boo
         return torch.cat(found)
 
     def likelihoods(shrinkage: float, by_text: bool) -> Tensor:
-        level = TextLevel.PRIOR if by_text else TextLevel.NONE
-        at = Configuration(shrinkage, level)
-        models = {id(fold): fold.model(at) for fold in folds}
-        return scored(lambda fold, some: models[id(fold)].log_likelihoods(unit_rows(some.double())))
+        at = Configuration(shrinkage, TextLevel.PRIOR if by_text else TextLevel.NONE)
+        return scored(lambda fold, some: fold.model(at).log_likelihoods(unit_rows(some.double())))
 
     by_text = [False, True] if data.has_text else [False]
     return OutOfFold(

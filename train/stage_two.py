@@ -208,6 +208,7 @@ def _decide(
     chosen = choose(table, progress)
     model = data.model(moments, chosen.configuration.shrinkage)
     parts = _parts(data, model, chosen.configuration, chosen.weights)
+    parts = replace(parts, text_trust=_text_trust(data, folds, chosen.configuration, model))
     parts = _with_table(data, folds, rows, table, chosen, parts)
     notes, texts = what_was_decided(data, table, chosen, parts)
     best = chosen.configuration
@@ -247,19 +248,18 @@ def _with_table(
         unknown_accepted=rate,
         unknown_range=ends,
         correlation=fit_correlation(chosen.log_probabilities, table.labels, table.groups, table.weights),
-        text_trust=_text_trust(data, folds, chosen.configuration),
     )
 
 
-def _text_trust(data: StageTwoData, folds: list[Fold], configuration: Configuration) -> float:
-    """Find how far texts of added classes are to be trusted: those that stage 1 saw look too good."""
-    if not bool(data.unseen_classes.any()):
-        return 1.0
-    moments = data.moments(torch.ones_like(data.unseen))
-    unseen = data.unseen_classes & (data.places >= 0) & (moments.counts > 0).cpu()
+def _text_trust(data: StageTwoData, folds: list[Fold], configuration: Configuration, whole: PLDA) -> float:
+    """Find how far texts of added classes are to be trusted: those that stage 1 saw look too good.
+
+    The classes that it did not see have the statistics of `whole`, the PLDA of all images.
+    """
+    unseen = data.unseen_classes & (data.places >= 0) & (whole.counts > 0).cpu()
     if not bool(unseen.any()):
         return 1.0
-    model = replace(folds[0].models[configuration.shrinkage], counts=moments.counts, sums=moments.sums)
+    model = replace(folds[0].models[configuration.shrinkage], counts=whole.counts, sums=whole.sums)
     return fit_trust(model.select(unseen.nonzero()[:, 0]))
 
 

@@ -98,7 +98,7 @@ def measure(before: ModelState, after: Model, touched: set[int]) -> tuple[Effect
     rows = (old >= 0) & torch.isin(now.labels, others) & torch.isin(now.labels, after.class_ids)
     if not bool(rows.any()):
         return Effect(unmeasured=True), offsets
-    was = were.answers(model.class_ids, dict(model.offsets))[old[rows]]
+    was = were.answers(model.class_ids, model.offsets)[old[rows]]
     found = now.answers(after.class_ids, offsets)[rows]
     labels = now.labels[rows]
     shares = balanced_shares(labels, now.groups[rows])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -67,7 +68,7 @@ class FoldScores:
         pairs = zip(self.class_ids[added].tolist(), found.tolist(), strict=True)
         return {class_id: offset for class_id, offset in pairs if offset}
 
-    def answers(self, among: Tensor, offsets: dict[int, float]) -> Tensor:
+    def answers(self, among: Tensor, offsets: Mapping[int, float]) -> Tensor:
         """Return the class id of each image's answer among the classes int64 [K], int64 [N], with some offsets."""
         columns = class_positions(self.class_ids, among)
         offset = torch.tensor([offsets.get(i, 0.0) for i in among.tolist()], dtype=torch.float64)
