@@ -306,7 +306,7 @@ def test_scores_are_joined_in_their_order() -> None:
             torch.testing.assert_close(found, expected)
 
 
-def test_classes_are_of_three_kinds() -> None:
-    """Base classes, added ones with images, and those with a text alone."""
+def test_columns_of_each_kind() -> None:
+    """Base classes, also without an image by now, and added ones with a text alone."""
     kinds = Kinds.of(torch.tensor([True, False, False, True]), torch.tensor([True, True, False, False]))
-    assert [columns.tolist() for columns in kinds] == [[0, 3], [1], [2]]
+    assert [columns.tolist() for columns in kinds] == [[0, 3], [2]]

@@ -55,18 +55,16 @@ class Kinds(NamedTuple):
 
     Attributes:
         trained: Of the base classes.
-        few_shot: Of added classes that have images.
         text_only: Of added classes without images.
     """
 
     trained: Tensor
-    few_shot: Tensor
     text_only: Tensor
 
     @classmethod
     def of(cls, trained: Tensor, with_images: Tensor) -> Kinds:
         """Make it from the masks of the base classes and of those that have images, bool [C]."""
-        masks = (trained, ~trained & with_images, ~trained & ~with_images)
+        masks = (trained, ~trained & ~with_images)
         return cls(*(mask.cpu().nonzero()[:, 0] for mask in masks))
 
 

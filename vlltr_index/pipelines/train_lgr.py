@@ -201,7 +201,7 @@ def _fit_head(
         return nothing, torch.empty(0, dtype=torch.int64)
     _log.info("%s on %s, fp32", run.command, device_name(choose_device()))
     if run.snapshot.recipe.fusion.rule == "ours":
-        data, class_ids = stage_two_data(state, images, run.data.features, run.data.units)
+        data, class_ids = stage_two_data(run.data)
         decision = fit_stage_two(data, config, run.folder, progress)
         assert decision.rows is not None
         return decision, class_ids[decision.rows]
@@ -224,17 +224,11 @@ def _check_reading(snapshot: Snapshot) -> None:
         raise MissingStepError(change, "Run: vlltr embed")
 
 
-def stage_two_data(
-    state: ModelState, images: loading.ImageSet, features: Tensor, units: list[str]
-) -> tuple[StageTwoData, Tensor]:
-    """Return the training data of stage 2, and the ids int64 [C] of the classes that these images are of.
-
-    Args:
-        state: Of the commit.
-        images: Training images.
-        features: Float [V, N, D], their views.
-        units: The unit of each.
-    """
+def stage_two_data(read: HeadData) -> tuple[StageTwoData, Tensor]:
+    """Return the training data of stage 2, and the ids int64 [C] of the classes that its images are of."""
+    state = read.state
+    images = read.images
+    assert images is not None
     snapshot = state.snapshot
     commit = snapshot.commit
     loaded = state.anchors
@@ -259,12 +253,12 @@ def stage_two_data(
     if commit.has_text_tower and selected and selected.split == "train" and held == HeldOut():
         again = partial(_anchors_without, snapshot, selected, bank.class_ids, images.image_ids)
     data = StageTwoData(
-        features=features,
+        features=read.features,
         labels=labels,
         bank=bank,
         places=torch.where(places >= 0, (places >= 0).cumsum(0) - 1, -1),
-        units=units,
-        keys=contents_of(snapshot, images.image_ids),
+        units=read.units,
+        keys=read.contents,
         visual_init=init,
         logit_scale=commit.logit_scale,
         whole_texts=partial(loading.sentence_features, snapshot, class_ids),
@@ -383,7 +377,9 @@ def _keep_tuned(
     decision = None
     state = ModelState(tx)
     if tx.recipe.fusion.rule == "ours":
-        whole, class_ids = stage_two_data(state, images, images.features[None], units)
+        contents = contents_of(tx, images.image_ids)
+        read = HeadData(state, images, images.features[None], units, contents)
+        whole, class_ids = stage_two_data(read)
         unseen, apart = _unseen(held, images.image_ids, class_ids)
         whole = replace(whole, unseen=unseen, unseen_classes=apart, visual_init=None)
         decision = weigh(whole, head)
@@ -393,8 +389,7 @@ def _keep_tuned(
     digest = _keep_head(tx, state, saved, config, stage.log)
     tx.note(folds=None, offsets={})
     if decision is not None:
-        held_data = HeadData(state, images, images.features[None], units, list(whole.keys))
-        _keep_folds(tx, held_data, saved, decision)
+        _keep_folds(tx, read, saved, decision)
     return digest, notes
 
 
