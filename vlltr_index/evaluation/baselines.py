@@ -404,7 +404,7 @@ class Logistic(Linear):
         return cls(weight=weight, bias=bias - _log_shares(data), c=c, choice=Choice(chosen_on, None))
 
     def with_prior(self, data: FitData, config: BaselinesConfig) -> Self:
-        """Return the baseline as it is: `fit` has fitted both factors."""
+        """Return the baseline as it is: `fit` has fitted the temperature."""
         return self
 
     def scores(self, features: Tensor) -> Tensor:
