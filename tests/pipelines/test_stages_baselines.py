@@ -21,6 +21,7 @@ from vlltr_index.evaluation.compared import ADJUSTED
 from vlltr_index.evaluation.rules import linear_logits, tau_normalised
 from vlltr_index.pipelines import train_baseline as pipeline
 from vlltr_index.pipelines.baseline_scores import FC, baseline_labels, score_baselines
+from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.ingest import ingest_images, ingest_text
 from vlltr_index.pipelines.train_baseline import (
     BaselineRow,
@@ -234,6 +235,24 @@ def test_images_that_change_meanwhile_are_refused(small: Workspace, monkeypatch:
     monkeypatch.undo()
     make(small, "ncm")
     assert list(small.snapshot().commit.info.baselines) == ["ncm"]
+
+
+def test_stored_vectors_need_no_encoder(small: Workspace, tmp_path: Path) -> None:
+    """Once all is embedded, baselines are the same without the encoder's weights."""
+    embed(small)
+    names = "zero-shot", "knn", "ncm", "logistic", "tip-adapter"
+    before = [make(small, name) for name in names]
+    weights = Path(str(small.recipe.encoder.pretrained))
+    weights.rename(tmp_path / "gone")
+    try:
+        after = [make(small, name) for name in names]
+    finally:
+        (tmp_path / "gone").rename(weights)
+    for old, new in zip(before, after, strict=True):
+        assert (old.image_fp, old.settings) == (new.image_fp, new.settings)
+        assert all(
+            torch.equal(value, new.baseline.tensors[name]) for name, value in old.baseline.tensors.items()
+        )
 
 
 def test_missing_steps_are_named(workspace: Workspace, small: Workspace) -> None:

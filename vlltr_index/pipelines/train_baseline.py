@@ -5,6 +5,7 @@ What can be chosen is chosen on split val, or on held-back training images where
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import compress
@@ -296,14 +297,20 @@ class _Tower:
     """A visual tower, and the classes of a baseline over its features.
 
     Attributes:
-        encoder: The encoder that it is part of.
+        image_fp: Its fingerprint.
+        text_fp: That of the text tower beside it.
+        logit_scale: The encoder's multiplier of the cosine.
+        encoder: Opens the encoder, which only images and sentences without vectors need.
         whose: The fc baseline's, or the workspace's own.
         checkpoint: Of the encoder; None where it is the recipe's pretrained start.
         class_ids: Int64 [C].
         classifier: Weight [C, D] and bias [C] that the fc baseline has for these classes.
     """
 
-    encoder: Encoder
+    image_fp: str
+    text_fp: str
+    logit_scale: float
+    encoder: Callable[[], Encoder]
     whose: Tower
     checkpoint: str | None
     class_ids: Tensor
@@ -346,7 +353,7 @@ class Making:
         if sentences is not None:
             if kind.sentences == "prompts":
                 sentences, note = _prompts(sentences)
-            data = replace(data, texts=self.texts(tower.encoder, sentences))
+            data = replace(data, texts=self.texts(tower, sentences))
         if kind.knows_prior:
             data = replace(data, units=self.units(tower, without))
         fitted = kind.fit(data, self.config, self.progress)
@@ -357,7 +364,7 @@ class Making:
             baseline=fitted.to(torch.device("cpu")),
             tower=tower.whose,
             checkpoint=tower.checkpoint,
-            image_fp=tower.encoder.image_fp,
+            image_fp=tower.image_fp,
             class_ids=tower.class_ids,
             note=note,
         )
@@ -372,15 +379,36 @@ class Making:
             visual = load_file(folder / "visual.safetensors")
             rows = torch.isin(visual["class_ids"], self.trained_classes(without))
             device = choose_device()
+            encoder = saved_encoder(folder)
             return _Tower(
-                encoder=saved_encoder(folder),
+                image_fp=encoder.image_fp,
+                text_fp=encoder.text_fp,
+                logit_scale=encoder.logit_scale,
+                encoder=lambda: encoder,
                 whose="fc",
                 checkpoint=commit.info.baseline_fc,
                 class_ids=visual["class_ids"][rows],
                 classifier=(visual["weight"][rows].to(device), visual["bias"][rows].to(device)),
             )
         class_ids = self.trained_classes(without) if sentences is None else sentences.class_ids
-        return _Tower(self.own_encoder, "own", commit.checkpoint, class_ids)
+        image_fp, text_fp, logit_scale = self._own_facts()
+        return _Tower(
+            image_fp=image_fp,
+            text_fp=text_fp,
+            logit_scale=logit_scale,
+            encoder=lambda: self.own_encoder,
+            whose="own",
+            checkpoint=commit.checkpoint,
+            class_ids=class_ids,
+        )
+
+    def _own_facts(self) -> tuple[str, str, float]:
+        """Return both towers' fingerprints and the scale of the encoder that made, or will make, the vectors."""
+        commit = self.snapshot.commit
+        if commit.image_fp is None or commit.text_fp is None:
+            encoder = self.own_encoder
+            return encoder.image_fp, encoder.text_fp, encoder.logit_scale
+        return commit.image_fp, commit.text_fp, commit.logit_scale
 
     @cached_property
     def own_encoder(self) -> Encoder:
@@ -389,11 +417,11 @@ class Making:
 
     def data(self, tower: _Tower, without: frozenset[str]) -> FitData:
         """Read splits train and val; without val, hold back some training images to choose settings on."""
-        features, labels = self.split(tower.encoder, "train", tower.class_ids, without)
+        features, labels = self.split(tower, "train", tower.class_ids, without)
         fitted = torch.ones(len(labels), dtype=torch.bool)
         chosen_on = "val"
         try:
-            seen, seen_labels = self.split(tower.encoder, "val", tower.class_ids)
+            seen, seen_labels = self.split(tower, "val", tower.class_ids)
         except MissingStepError:
             fitted = ~hold_back(labels, self.config.held_back)
             seen = features[~fitted]
@@ -407,48 +435,50 @@ class Making:
             seen=seen,
             seen_labels=seen_labels,
             chosen_on=chosen_on,
-            logit_scale=tower.encoder.logit_scale,
+            logit_scale=tower.logit_scale,
             classifier=tower.classifier,
             texts=None,
         )
 
     def units(self, tower: _Tower, without: frozenset[str]) -> list[str]:
         """Return the unit of each training image of `data`."""
-        found = self.images(tower.encoder, "train")
-        if tower.encoder.image_fp not in self.known_units:
+        found = self.images(tower, "train")
+        if tower.image_fp not in self.known_units:
             named = image_units(self.snapshot, found.image_ids, found.class_ids, found.features)
-            self.known_units[tower.encoder.image_fp] = named
+            self.known_units[tower.image_fp] = named
         owned = (class_positions(tower.class_ids, found.class_ids) >= 0).tolist()
-        there = zip(found.image_ids, owned, self.known_units[tower.encoder.image_fp], strict=True)
+        there = zip(found.image_ids, owned, self.known_units[tower.image_fp], strict=True)
         return [unit for image_id, own, unit in there if own and image_id not in without]
 
-    def texts(self, encoder: Encoder, sentences: Sentences) -> Texts:
+    def texts(self, tower: _Tower, sentences: Sentences) -> Texts:
         """Read the vectors of sentences; missing ones are embedded first."""
         try:
-            found = stored_texts(self.snapshot, sentences, encoder.text_fp)
+            found = stored_texts(self.snapshot, sentences, tower.text_fp)
         except MissingStepError:
             with self.workspace.transaction("embed for a baseline") as tx:  # only the cache grows: no commit
-                embed_sentences(tx, encoder, sentences.hashes, sentences.texts, progress=self.progress)
-            found = stored_texts(self.snapshot, sentences, encoder.text_fp)
+                embed_sentences(
+                    tx, tower.encoder(), sentences.hashes, sentences.texts, progress=self.progress
+                )
+            found = stored_texts(self.snapshot, sentences, tower.text_fp)
         return replace(found, vectors=found.vectors.to(choose_device()))
 
     def split(
-        self, encoder: Encoder, split: str, class_ids: Tensor, without: frozenset[str] = frozenset()
+        self, tower: _Tower, split: str, class_ids: Tensor, without: frozenset[str] = frozenset()
     ) -> tuple[Tensor, Tensor]:
         """Return features [N, D] and labels [N] of a split's images of `class_ids`, but for those of some ids; missing
         vectors are embedded first."""
-        found = self.images(encoder, split)
+        found = self.images(tower, split)
         labels = class_positions(class_ids, found.class_ids)
         labels[torch.tensor([image_id in without for image_id in found.image_ids])] = -1
         device = choose_device()
         return found.features[labels >= 0].to(device), labels[labels >= 0].to(device)
 
-    def images(self, encoder: Encoder, split: str) -> ImageSet:
+    def images(self, tower: _Tower, split: str) -> ImageSet:
         """Read the readable images of a split, once; missing vectors are embedded first.
 
         Images that have gone since and were never embedded are left out.
         """
-        key = split, encoder.image_fp
+        key = split, tower.image_fp
         if key not in self.known:
             rows = usable_images(self.snapshot, split, [])
             ids = rows["image_id"].to_pylist()
@@ -458,10 +488,14 @@ class Making:
                     f"Run: vlltr ingest images PATH --split {split}",
                 )
             contents = content_ids(self.snapshot, ids)
-            embed_missing(self.workspace, encoder, split, contents=contents, progress=self.progress)
             newest = self.workspace.snapshot()
-            there = embedded(newest, encoder.image_fp, contents)
-            vectors = content_vectors(newest, list(compress(contents, there)), image_fp=encoder.image_fp)
+            if not all(embedded(newest, tower.image_fp, contents)):
+                embed_missing(
+                    self.workspace, tower.encoder(), split, contents=contents, progress=self.progress
+                )
+                newest = self.workspace.snapshot()
+            there = embedded(newest, tower.image_fp, contents)
+            vectors = content_vectors(newest, list(compress(contents, there)), image_fp=tower.image_fp)
             owners = numbers(rows, "class_id")[torch.tensor(there)]
             self.known[key] = ImageSet(list(compress(ids, there)), owners, vectors)
         return self.known[key]
