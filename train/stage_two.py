@@ -167,9 +167,7 @@ def without_images(bank: AnchorBank, config: LGRConfig, logit_scale: float) -> S
     none = torch.zeros(dim, dim, dtype=torch.float64)
     ones = zeros + 1.0
     eye = torch.eye(dim, dtype=torch.float64)
-    shared = SharedGaussian(
-        centre=zeros, basis=eye, spread=ones, blank=ones, text_centre=zeros, text_map=none
-    )
+    shared = SharedGaussian(centre=zeros, basis=eye, spread=ones, text_centre=zeros, text_map=none)
     weights = PartWeights(image=0.0, generative=0.0, text=1.0)
     note = "There is no training image: the classes are recognised by their texts alone."
     return StageTwoResult(head=head.eval(), parts=Parts(shared, weights, texts=note), log=[], notes=[note])

@@ -118,7 +118,7 @@ def test_the_discriminant_is_the_textbooks() -> None:
     means = torch.stack([x[y == c].mean(0) for c in range(3)])
     pooled = sum((x[i] - means[y[i]]).outer(x[i] - means[y[i]]) for i in range(12)) / 9
     away = queries[:, None] - means
-    for shrinkage in (1.0, 10.0):
+    for shrinkage in (1.0, 2.0):
         covariance = twins.shrunk(pooled, 9, shrinkage)
         distance = torch.einsum("qcd,de,qce->qc", away, covariance.inverse(), away)
         found = linear_logits(queries, *shrunk_discriminant(x, y, 3, shrinkage))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -40,7 +41,7 @@ def drawn(
         images: Number of images.
         plain: Of the PLDA without texts.
         by_text: Of the PLDA with texts.
-        wide: What ten times the shrinkage adds to both.
+        wide: What a stronger shrinkage adds to both.
         text: Of the text logits; None: there are none.
         linear: Of the linear classifier's logits; None: there is none.
         burst: Images in a group, which have the same scores.
@@ -59,7 +60,11 @@ def drawn(
         weights=image_weights(labels, torch.bincount(labels, minlength=CLASSES), groups),
         likelihoods={
             (k, told): 4.0
-            * ((size + wide * (k > 1.0)) * right + noise[1 if told else 0] + 0.1 * k * noise[3])
+            * (
+                (size + wide * (k > 1.0)) * right
+                + noise[1 if told else 0]
+                + SHRINKAGES.index(k) * noise[3] / 2.0
+            )
             for (k, told), size in known.items()
         },
         text=None if text is None else text * right + noise[2],
@@ -89,7 +94,7 @@ def plain_choice(table: OutOfFold) -> Chosen:
         for level in (NONE, PRIOR, ATTENTION):
             if level == ATTENTION and table.text is None:
                 continue
-            for shrinkage in (1.0, 10.0):
+            for shrinkage in SHRINKAGES:
                 one = Configuration(shrinkage, level)
                 loss = torch.zeros(len(table.labels), dtype=torch.float64)
                 for fold in folds:
@@ -100,9 +105,11 @@ def plain_choice(table: OutOfFold) -> Chosen:
         weights, groups = table.weights[inside], table.groups[inside]
         kept = list[Configuration]()
         for level in dict.fromkeys(one.level for one in losses):
-            narrow, wide = Configuration(1.0, level), Configuration(10.0, level)
-            worse, error = paired_mean((losses[narrow] - losses[wide])[None], weights, groups)
-            kept.append(wide if float(worse) > float(error) else narrow)
+            best = Configuration(1.0, level)
+            for wide in (Configuration(2.0, level), Configuration(math.inf, level)):
+                worse, error = paired_mean((losses[best] - losses[wide])[None], weights, groups)
+                best = wide if float(worse) > float(error) else best
+            kept.append(best)
         return min(kept, key=lambda one: float(losses[one] @ weights))
 
     of_folds, answers = {}, torch.zeros(len(table.labels), CLASSES).double()
@@ -190,7 +197,7 @@ def test_below_30_groups_nothing_is_chosen(images: int, burst: int) -> None:
 
 def test_covariances_are_shrunk_more_only_where_that_is_clearly_likelier() -> None:
     """By more than a standard error: seldom by chance."""
-    assert choose(drawn(wide=2.0, text=None)).configuration.shrinkage == 10.0
+    assert choose(drawn(wide=2.0, text=None)).configuration.shrinkage > 1.0
     assert choose(drawn(wide=-2.0, text=None)).configuration.shrinkage == 1.0
     chosen = [choose(drawn(60, wide=0.05, text=None, seed=seed)).configuration for seed in range(6)]
     assert [one.shrinkage for one in chosen].count(1.0) >= 4

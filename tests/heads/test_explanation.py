@@ -100,9 +100,9 @@ def test_shares_of_the_prior_are_shapley_values(
         centre=0.1 * torch.randn(dim).double(),
         basis=torch.randn(dim, dim).double(),
         spread=spread,
-        blank=spread + 2.0 * torch.rand(dim).double() * predicts,
         text_centre=0.1 * torch.randn(dim).double(),
         text_map=torch.randn(dim, dim).double() * predicts,
+        text_r2=0.8 * predicts,
     )
     sentences = torch.randn(count, dim)
     image = torch.randn(dim)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vlltr_index.heads.checkpoint import Parts, SavedHead, load_head, save_head
-from vlltr_index.heads.configuration import TextLevel
+from vlltr_index.heads.configuration import SHRINKAGES, TextLevel
 from vlltr_index.heads.explanation import explain_prior
 from vlltr_index.heads.fusion import PartWeights
 from vlltr_index.heads.lgr import LGRHead
@@ -65,7 +65,7 @@ def with_added(model: PLDA, texts: Tensor, seed: int) -> tuple[PLDA, Tensor]:
 
 
 @quick
-@given(seed=seeds, each=st.integers(1, 5), shrinkage=st.sampled_from([1.0, 10.0]))
+@given(seed=seeds, each=st.integers(1, 5), shrinkage=st.sampled_from(SHRINKAGES))
 def test_the_span_gives_the_numbers_of_all_dimensions(seed: int, each: int, shrinkage: float) -> None:
     """Likelihoods, which prior each class has, rejection, and the answer without any text, to 1e-8."""
     fit, features, texts = fitted(seed, each, shrinkage)

@@ -28,7 +28,6 @@ def some_shared(dim: int, seed: int) -> SharedGaussian:
         centre=torch.randn(dim, generator=g, dtype=torch.float64) * 0.1,
         basis=torch.randn(dim, dim, generator=g, dtype=torch.float64),
         spread=spread,
-        blank=spread,
         text_centre=torch.zeros(dim, dtype=torch.float64),
         text_map=torch.zeros(dim, dim, dtype=torch.float64),
     )

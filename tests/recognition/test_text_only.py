@@ -23,9 +23,9 @@ def with_texts(model: Model, level: TextLevel, r2: float) -> Model:
     assert parts is not None
     shared = parts.shared
     text_map = 3.0 * shared.basis if r2 else torch.zeros_like(shared.basis)
-    blank = 1000.0 * shared.spread  # so wide that the prior by text is likelier
     centre = shared.text_centre[: len(shared.centre)]
-    shared = replace(shared, kernel=None, text_centre=centre, text_map=text_map, text_r2=r2, blank=blank)
+    spread = 1000.0 * shared.spread  # so wide that the prior by text is likelier
+    shared = replace(shared, spread=spread, kernel=None, text_centre=centre, text_map=text_map, text_r2=r2)
     weights = replace(parts.weights, text=0.2 if level == TextLevel.ATTENTION else 0.0)
     parts = replace(
         parts, shared=shared, shifts=None, told=None, text_level=level, weights=weights, text_trust=1.0

@@ -177,13 +177,13 @@ def weighted_mean(rows: list[Tensor], weights: list[float]) -> Tensor:
 
 
 def shrunk(covariance: Tensor, observations: float, shrinkage: float) -> Tensor:
-    """Toward the multiple of the identity that has its trace: by OAS times `shrinkage`."""
+    """Toward the multiple of the identity that has its trace: by the `shrinkage`-th root of OAS."""
     dim = len(covariance)
     squares = sum(value**2 for value in covariance.flatten().tolist())
     trace = sum(covariance.diagonal().tolist())
     above = (1 - 2 / dim) * squares + trace**2
     below = (observations + 1 - 2 / dim) * (squares - trace**2 / dim)
-    r = min(1.0, shrinkage * above / below) if below > 0 and above > 0 else 1.0
+    r = min(1.0, above / below) ** (1.0 / shrinkage) if below > 0 and above > 0 else 1.0
     return (1 - r) * covariance + r * covariance.trace() / dim * torch.eye(dim, dtype=covariance.dtype)
 
 
@@ -366,20 +366,14 @@ def shared_gaussian(
     chosen = [there or not r2 for there in told]
     kept = [[v for v, there in zip(of, chosen, strict=True) if there] for of in (residuals, n, weights)]
     about_texts = between(*kept, noise, shrinkage)  # type: ignore[arg-type]
-    about_centre = between(seen, n, weights, noise, shrinkage)
-    blank = torch.zeros_like(spread)
-    # Lambda_0 breaks ties of the axes; without a tie it turns them by a millionth.
-    for direction in torch.linalg.eigh(about_texts + 1e-6 * about_centre)[1].T:
-        own = max(float(direction @ about_texts @ direction), 0.02)
-        wider = max(float(direction @ about_centre @ direction), own) if r2 else own
-        spread += own * torch.outer(direction, direction)
-        blank += wider * torch.outer(direction, direction)
+    for direction in torch.linalg.eigh(about_texts)[1].T:
+        spread += max(float(direction @ about_texts @ direction), 0.02) * torch.outer(direction, direction)
     back = torch.linalg.inv(whitening)
     return {
         "centre": centre,
         "sigma": sigma,
         "spread": back.T @ spread @ back,
-        "blank": back.T @ blank @ back,
+        "blank": back.T @ spread @ back / max(1.0 - r2, 0.02),
         "text_centre": text_centre,
         "text_map": whitening @ mapped @ back,
         "text_r2": torch.tensor(r2, dtype=torch.float64),

@@ -25,7 +25,7 @@ from vlltr_index.heads.tree import HeldOutAnswers
 from vlltr_index.schemas.manifests import Manifest
 
 _TIMES = ("seconds", "images_per_s")  # left out of the log, so that the same training gives the same digest
-SHARED = ("centre", "basis", "spread", "blank", "text_centre", "text_map")
+SHARED = ("centre", "basis", "spread", "text_centre", "text_map")
 """Names of the generative model's tensors in a head's file, after the prefix `generative.`."""
 KERNEL = ("centre", "scale", "landmarks")
 """Names of the tensors of its kernel in that file, after `kernel.`; missing where it reads the vectors alone."""
@@ -284,7 +284,7 @@ def load_head(folder: Path) -> SavedHead:
 def _parts(facts: PartFacts, tensors: dict[str, Tensor]) -> Parts:
     """Make the parts of a head, and remove their tensors from `tensors`."""
     shared = {name: tensors.pop(f"generative.{name}").double() for name in SHARED}
-    if not all(bool((shared[name] > 0.0).all()) for name in ("spread", "blank")):
+    if not bool((shared["spread"] > 0.0).all()):
         raise ValueError("a variance in head.safetensors is not above 0")
     held = None
     if "held_out.labels" in tensors:

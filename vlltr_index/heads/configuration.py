@@ -6,6 +6,7 @@ comes from the rows of the other folds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -22,8 +23,8 @@ from vlltr_index.heads.weighing import fit_factors, paired_mean, robust_nll
 if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
 
-SHRINKAGES = (1.0, 10.0)
-"""Factors of the covariances' shrinkage intensity (OAS) that are compared, see `shrunk`."""
+SHRINKAGES = (1.0, 2.0, math.inf)
+"""The roots of the covariances' shrinkage intensity (OAS) that are compared, see `shrunk`; the weakest first."""
 FEWEST_GROUPS = 30
 """Held-out groups below which nothing is chosen."""
 TEMPERED = 1 / 12
@@ -42,7 +43,7 @@ class Configuration(NamedTuple):
     """What is chosen before the scalars.
 
     Attributes:
-        shrinkage: k, the factor of the covariances' shrinkage intensity.
+        shrinkage: k: the covariances' shrinkage intensity is the k-th root of that of OAS.
         level: What texts are used for.
     """
 
@@ -186,8 +187,8 @@ def choose(table: OutOfFold, progress: Progress | None = None) -> Chosen:
 
 
 def _least(configurations: Sequence[Configuration], losses: Tensor, table: OutOfFold, rows: Tensor) -> int:
-    """Choose by losses [K, n] of the rows bool [N]: within a level the first shrinkage unless it is worse by a standard
-    error, then the level of the least loss."""
+    """Choose by losses [K, n] of the rows bool [N]: within a level the weakest shrinkage unless a stronger one is
+    better by a standard error, then the level of the least loss."""
     weights = table.weights[rows]
     groups = table.groups[rows]
     kept = list[int]()

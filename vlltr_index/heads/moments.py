@@ -261,7 +261,7 @@ def shrinkage_of(covariance: Tensor, observations: float, shrinkage: float, dim:
     of_sphere = trace * trace / dim
     apart = (observations + 1.0 - 2.0 / dim) * (square - of_sphere)
     best = (1.0 - 2.0 / dim) * square + dim * of_sphere
-    r = min(1.0, shrinkage * best / apart) if apart > 0.0 and best > 0.0 else 1.0
+    r = min(1.0, best / apart) ** (1.0 / shrinkage) if apart > 0.0 and best > 0.0 else 1.0
     return 1.0 - r, r * trace / dim
 
 
@@ -271,8 +271,8 @@ def shrunk(covariance: Tensor, observations: float, shrinkage: float = 1.0, dim:
     Args:
         covariance: S, float [R, R]; the difference of two covariances may be indefinite.
         observations: n, the number of observations less that of estimated means; r is 1 for 0.
-        shrinkage: r is this many times that of the oracle approximating shrinkage (OAS; Chen et al., "Shrinkage
-            Algorithms for MMSE Covariance Estimation", 2010, Eq. 23), at most 1.
+        shrinkage: k, at least 1; r is the k-th root of that of the oracle approximating shrinkage (OAS; Chen et al.,
+            "Shrinkage Algorithms for MMSE Covariance Estimation", 2010, Eq. 23): 1 for infinity.
         dim: D, of which S is zero in the D - R dimensions that are not given; None: R.
     """
     kept, level = shrinkage_of(covariance, observations, shrinkage, dim or len(covariance))

@@ -7,8 +7,8 @@ Probabilistic LDA (Ioffe 2006; Prince & Elder 2007) with a prior mean that the c
 A class is described by the number of its observations (images, of which those of a unit count as fewer), their
 features, and its text prototype. So classes can be added and removed without a new fit, also ones without images. A
 class without text, or whose images are less likely under the prior of its text than without, has the wider prior
-N(g, Lambda_0). All is computed in the basis where Sigma is the identity and Lambda is diagonal; of Lambda_0 only the
-diagonal is used there.
+N(g, Lambda_0), where Lambda_0 is Lambda / (1 - R^2). All is computed in the basis where Sigma is the identity and
+Lambda is diagonal.
 
 Where images and texts are fewer than dimensions, they span R of D dimensions. Outside of this span Sigma, Lambda and
 Lambda_0 are multiples of the identity, so that only R dimensions need a basis, see `Outside`.
@@ -28,6 +28,7 @@ from vlltr_index.heads.text_prior import TextKernel, sentence_features
 from vlltr_index.tensors import full_precision
 
 _CLASSES_AT_ONCE = 4096
+_LEAST_LEFT = 0.02  # of the variance of class means
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +70,6 @@ class SharedGaussian:
         basis: [D, R]; (x - centre) @ basis has within-class covariance I, and Lambda is diagonal there; R is D, or the
             dimensions of the span.
         spread: [Z], Lambda's diagonal.
-        blank: [Z], Lambda_0's diagonal: the variance of class means about g, at least that of `spread`.
         text_centre: [T], tbar.
         text_map: [T, R]; (t - text_centre) @ text_map is a class's prior mean in the basis. Zero where texts do not
             predict the class means.
@@ -81,12 +81,16 @@ class SharedGaussian:
     centre: Tensor
     basis: Tensor
     spread: Tensor
-    blank: Tensor
     text_centre: Tensor
     text_map: Tensor
     text_r2: float = 0.0
     kernel: TextKernel | None = None
     outside: Outside | None = None
+
+    @property
+    def blank(self) -> Tensor:
+        """Lambda_0's diagonal, [Z]: texts leave the share 1 - `text_r2` of the variance of class means about g."""
+        return self.spread / max(1.0 - self.text_r2, _LEAST_LEFT)
 
     def coordinates(self, features: Tensor) -> Tensor:
         """Compute features, float [M, D], normalised, in the basis: [M, Z], in their dtype, float32 at least."""
@@ -137,14 +141,13 @@ class SharedGaussian:
             self,
             basis=torch.cat([self.basis, self.outside.scale * beyond], 1),
             spread=self.spread[:dim],
-            blank=self.blank[:dim],
             text_map=torch.cat([self.text_map, self.outside.text_scale * of_text], 1),
             outside=None,
         )
 
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float64) -> SharedGaussian:
         """Return the parameters on another device, in a dtype."""
-        names = ("centre", "basis", "spread", "blank", "text_centre", "text_map")
+        names = ("centre", "basis", "spread", "text_centre", "text_map")
         kernel = self.kernel if self.kernel is None else self.kernel.to(device)
         outside = self.outside and replace(self.outside, span=self.outside.span.to(device, dtype))
         moved = {name: getattr(self, name).to(device, dtype) for name in names}

@@ -17,7 +17,6 @@ from vlltr_index.heads.plda import PLDA, Outside, SharedGaussian
 from vlltr_index.heads.text_prior import TextFit, TextKernel, fit_text, is_less, weighted_mean
 
 _LEAST_SPREAD = 0.02
-_TIE_BREAK = 1e-6
 
 
 def fit_model(
@@ -62,7 +61,6 @@ def fit_model(
         centre=told.centre,
         basis=basis,
         spread=between.spread,
-        blank=between.blank,
         text_centre=told.text_centre[:width],
         text_map=text_map,
         text_r2=fit.r2,
@@ -164,18 +162,17 @@ class _Between:
 
     Attributes:
         axes: Float64 [D, R], orthonormal columns, along which Lambda is diagonal; they span images and texts.
-        spread, blank: Float64 [Z], see `SharedGaussian`.
+        spread: Float64 [Z], see `SharedGaussian`.
         outside: Whether anything lies outside of their span.
     """
 
     axes: Tensor
     spread: Tensor
-    blank: Tensor
     outside: bool
 
 
 def _between_classes(told: _Told, moments: Moments, shrinkage: float) -> _Between:
-    """Measure Lambda on the residuals of the texts' predictions, and Lambda_0 on the class means."""
+    """Measure Lambda on the residuals of the texts' predictions."""
     n = moments.counts[moments.counts > 0].double()
     weights = n / (n + 2.0)
     fit = told.fit
@@ -190,23 +187,14 @@ def _between_classes(told: _Told, moments: Moments, shrinkage: float) -> _Betwee
         noise = turn @ noise @ turn.T
     with_residual = told.has_text if fit.r2 else torch.ones_like(told.has_text)
     residuals = fit.residuals[with_residual] @ span
-    about_texts, spread_outside = _between(
+    covariance, spread_outside = _between(
         residuals, n[with_residual], weights[with_residual], noise=noise, shrinkage=shrinkage, dim=dim
     )
-    about_centre, blank_outside = _between(
-        told.seen @ span, n, weights, noise=noise, shrinkage=shrinkage, dim=dim
-    )
-    # Where Lambda has equal eigenvalues, any axes would do: those that make Lambda_0 diagonal, too, are taken.
-    rotation = torch.linalg.eigh(about_texts + _TIE_BREAK * about_centre)[1]
-    spread = (rotation * (about_texts @ rotation)).sum(0)
-    blank = (rotation * (about_centre @ rotation)).sum(0)
+    spread, rotation = torch.linalg.eigh(covariance)
     outside = span.shape[1] < dim
     if outside:
         spread = torch.cat([spread, spread.new_full((dim,), spread_outside)])
-        blank = torch.cat([blank, blank.new_full((dim,), blank_outside)])
-    spread = spread.clamp(min=_LEAST_SPREAD)
-    blank = torch.maximum(blank, spread) if fit.r2 else spread
-    return _Between(span @ rotation, spread, blank, outside)
+    return _Between(span @ rotation, spread.clamp(min=_LEAST_SPREAD), outside)
 
 
 def _span_of(told: _Told, moments: Moments) -> Tensor:

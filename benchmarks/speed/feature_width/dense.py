@@ -20,7 +20,6 @@ from vlltr_index.heads.plda import PLDA, SharedGaussian
 from vlltr_index.heads.text_prior import weighted_mean
 
 _LEAST_SPREAD = 0.02
-_TIE_BREAK = 1e-6
 _RIDGES = tuple(10.0**n for n in range(-2, 5))
 
 
@@ -49,18 +48,16 @@ def fit_model(moments: Moments, prototypes: Tensor, shrinkage: float) -> PLDA:
     text_map, residuals, r2 = _fit_texts((prototypes - text_centre) @ whitening, seen, weights)
     share = weights / weights.sum()
 
-    def between(rows: Tensor) -> Tensor:
-        covariance = (share[:, None] * rows).T @ rows - (share / n).sum() * noise
-        return shrunk(covariance, len(rows), shrinkage)
-
-    about_texts = between(residuals)
-    about_centre = between(seen)
-    rotation = torch.linalg.eigh(about_texts + _TIE_BREAK * about_centre)[1]
-    spread = (rotation.T @ about_texts @ rotation).diagonal().clamp(min=_LEAST_SPREAD)
-    blank = torch.maximum((rotation.T @ about_centre @ rotation).diagonal(), spread) if r2 else spread
+    covariance = (share[:, None] * residuals).T @ residuals - (share / n).sum() * noise
+    spread, rotation = torch.linalg.eigh(shrunk(covariance, len(residuals), shrinkage))
     mapped = whitening @ text_map @ rotation
     shared = SharedGaussian(
-        centre, whitening @ rotation, spread, blank, text_centre, text_map=mapped, text_r2=r2
+        centre,
+        basis=whitening @ rotation,
+        spread=spread.clamp(min=_LEAST_SPREAD),
+        text_centre=text_centre,
+        text_map=mapped,
+        text_r2=r2,
     )
     return PLDA(shared, moments.counts, moments.sums, plda_fit.predict(shared, prototypes))
 

@@ -131,7 +131,7 @@ def parts(dim: int) -> Parts:
     """A generative model in which each direction varies alike, and weights of the size that training fits."""
     zeros = torch.zeros(dim, dtype=torch.float64)
     eye = torch.eye(dim, dtype=torch.float64)
-    shared = SharedGaussian(zeros, dim**0.5 * eye, zeros + 1.0, zeros + 1.0, zeros, 0.0 * eye)
+    shared = SharedGaussian(zeros, dim**0.5 * eye, zeros + 1.0, zeros, 0.0 * eye)
     return Parts(shared, PartWeights(image=0.5, generative=0.05, text=0.2))
 
 
