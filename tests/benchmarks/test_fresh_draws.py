@@ -22,16 +22,20 @@ from benchmarks.studies.side_by_side.encoding import CLIP, Encoding
 from benchmarks.studies.side_by_side.worker import METHOD
 
 
-def seeds(name: str) -> tuple[int, ...]:
+SEEN = {"characters 10x20", "CLIP's geometry 10x5", "photographs, long tail"}
+"""Settings whose first 20 draws were looked at before the last change of the method: the next 20 are measured."""
+
+
+def seeds(name: str, first: int = 0) -> tuple[int, ...]:
     """Return the seeds by the rule that made them."""
-    digests = [hashlib.sha256(f"{name}:{number}".encode()).hexdigest() for number in range(20)]
+    digests = [hashlib.sha256(f"{name}:{number}".encode()).hexdigest() for number in range(first, first + 20)]
     return tuple(2 * 10**6 + int(digest[:8], 16) % 10**6 for digest in digests)
 
 
 def test_seeds_were_not_chosen() -> None:
     """They are digests of the setting's name and the number of the draw, beyond all that earlier studies drew."""
     for unit in units():
-        assert unit.seeds == seeds(unit.unit)
+        assert unit.seeds == seeds(unit.unit, 20 if unit.unit in SEEN else 0)
     for one in photograph_units():
         assert one.seeds == seeds(f"{one.setting} (photographs)")
 
