@@ -21,7 +21,6 @@ from benchmarks.studies.side_by_side.driver import draw_file
 from benchmarks.studies.side_by_side.encoding import CLIP, Encoding
 from benchmarks.studies.side_by_side.worker import METHOD
 
-
 SEEN = {"characters 10x20", "CLIP's geometry 10x5", "photographs, long tail"}
 """Settings whose first 20 draws were looked at before the last change of the method: the next 20 are measured."""
 
