@@ -51,7 +51,7 @@ class Encoding:
             self.logit_scale = encoder.logit_scale
             self._engine = LocalEngine(encoder)
         self._path = folder / f"vectors-{re.sub(r'[^a-z0-9]+', '-', name)}.safetensors"
-        self._images: dict[str, Tensor] = load_file(self._path) if self._path.exists() else {}
+        self._images = self._stored()
         self._texts: dict[str, Tensor] = {}
 
     def images(self, pictures: Sequence[Picture]) -> tuple[Tensor, list[str]]:
@@ -69,13 +69,18 @@ class Encoding:
             self._keep()
         return torch.stack([self._images[content] for content in contents]), contents
 
+    def _stored(self) -> dict[str, Tensor]:
+        """Read the vectors in the file. They are copied: what is mapped from it may change when it is replaced."""
+        if not self._path.exists():
+            return {}
+        return {content: vector.clone() for content, vector in load_file(self._path).items()}
+
     def _keep(self) -> None:
         """Write the vectors, with those that another process has written."""
         if not self.name:
             return  # they are drawn from names
         with FileLock(self._path.with_suffix(".lock")):
-            if self._path.exists():
-                self._images = load_file(self._path) | self._images
+            self._images = self._stored() | self._images
             part = self._path.with_suffix(".part")
             save_file(self._images, part)
             part.replace(self._path)
