@@ -240,7 +240,7 @@ def test_changes_are_those_of_the_commands(trained: Workspace, pictures: Path) -
         assert report["command"] == "classes add 'a/b c'"
         assert (report["commit"], report["added"], report["changed"]) == (first + 1, True, True)
         assert report["classes"][0]["images"] == 2
-        (answer,) = server.predict(seen[0], options='{"top": 3}').json()
+        (answer,) = server.predict(seen[0], options='{"top": 8}').json()
         assert answer["commit"] == first + 1
         assert "a/b c" in [one["name"] for one in answer["classes"]]
         uris = trained.snapshot().table("images", ["uri"], "uri LIKE 'given#%'")["uri"].to_pylist()
