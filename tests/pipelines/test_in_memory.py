@@ -131,7 +131,7 @@ def test_no_order_matters(drawn: Drawn, kind: str) -> None:
     """
     whole, notes, answers = fitted(drawn, kind)
     parts = parts_of(whole)
-    assert (parts.text_level == TextLevel.ATTENTION) is (kind == "vectors")
+    assert parts.text_level == (TextLevel.PRIOR if kind == "sentences" else TextLevel.ATTENTION)
     g = torch.Generator().manual_seed(1)
     rows, place = torch.randperm(len(drawn.labels), generator=g), torch.randperm(CLASSES, generator=g)
     expected = likelihoods(whole, drawn.queries).softmax(1)
