@@ -329,6 +329,26 @@ def between(
     return shrunk(total, len(apart), shrinkage)
 
 
+def left_by_texts(
+    left: list[Tensor],
+    seen: list[Tensor],
+    counts: list[float],
+    weights: list[float],
+    told: list[bool],
+    noise: Tensor,
+) -> float:
+    """Share of the variance of class means, less what sampling adds, that texts leave; each class is left out."""
+    known = [c for c, there in enumerate(told) if there]
+    before = after = 0.0
+    for c, residual in zip(known, left, strict=True):
+        rest = [other for other in known if other != c]
+        alone = seen[c] - weighted_mean([seen[other] for other in rest], [weights[other] for other in rest])
+        of_sampling = float(noise.trace()) / counts[c]
+        before += weights[c] * (float(alone @ alone) - of_sampling)
+        after += weights[c] * (float(residual @ residual) - of_sampling)
+    return max(after / before, 0.05) if before > 0 else 0.05
+
+
 def shared_gaussian(
     features: Tensor,
     labels: list[int],
@@ -337,7 +357,7 @@ def shared_gaussian(
     correlation: float,
     shrinkage: float,
 ) -> dict[str, Tensor]:
-    """What all classes share, in the features' own coordinates: g, Sigma, Lambda, tbar, T and R^2.
+    """What all classes share, in the features' own coordinates: g, Sigma, Lambda, Lambda_0, tbar, T and R^2.
 
     Whitened by a Cholesky factor: any other root of Sigma turns the space, and nothing here depends on that.
     """
@@ -368,12 +388,14 @@ def shared_gaussian(
     about_texts = between(*kept, noise, shrinkage)  # type: ignore[arg-type]
     for direction in torch.linalg.eigh(about_texts)[1].T:
         spread += max(float(direction @ about_texts @ direction), 0.02) * torch.outer(direction, direction)
+    if r2:
+        r2 = 1.0 - left_by_texts(kept[0], seen, n, weights, told, noise)
     back = torch.linalg.inv(whitening)
     return {
         "centre": centre,
         "sigma": sigma,
         "spread": back.T @ spread @ back,
-        "blank": back.T @ spread @ back / max(1.0 - r2, 0.02),
+        "blank": back.T @ spread @ back / (1.0 - r2),
         "text_centre": text_centre,
         "text_map": whitening @ mapped @ back,
         "text_r2": torch.tensor(r2, dtype=torch.float64),

@@ -156,7 +156,7 @@ class PartFacts(BaseModel):
 
     weights: PartWeights
     text_level: int = Field(ge=0, le=2)
-    text_r2: float
+    text_r2: float = Field(ge=0.0, lt=1.0)
     ood_threshold: float | None
     ratio_weight: RatioWeight = 0.0
     unknown_accepted: float | None = Field(default=None, ge=0.0, le=1.0)

@@ -28,7 +28,6 @@ from vlltr_index.heads.text_prior import TextKernel, sentence_features
 from vlltr_index.tensors import full_precision
 
 _CLASSES_AT_ONCE = 4096
-_LEAST_LEFT = 0.02  # of the variance of class means
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +73,8 @@ class SharedGaussian:
         text_map: [T, R]; (t - text_centre) @ text_map is a class's prior mean in the basis. Zero where texts do not
             predict the class means.
         kernel: Makes the last T - D numbers of a text, see `text_prior.class_features`; None: T is D.
-        text_r2: Share of the class means' variance that texts predict for classes left out of the fit, 0 to 1.
+        text_r2: Share of the class means' variance, less what sampling adds, that texts predict for classes left out of
+            the fit, 0 to 0.95.
         outside: What is outside the span; None: nothing, R is D.
     """
 
@@ -90,7 +90,7 @@ class SharedGaussian:
     @property
     def blank(self) -> Tensor:
         """Lambda_0's diagonal, [Z]: texts leave the share 1 - `text_r2` of the variance of class means about g."""
-        return self.spread / max(1.0 - self.text_r2, _LEAST_LEFT)
+        return self.spread / (1.0 - self.text_r2)
 
     def coordinates(self, features: Tensor) -> Tensor:
         """Compute features, float [M, D], normalised, in the basis: [M, Z], in their dtype, float32 at least."""

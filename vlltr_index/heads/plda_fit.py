@@ -14,9 +14,10 @@ from torch import Tensor
 from vlltr_index.errors import InputError
 from vlltr_index.heads.moments import Moments, row_span, shrinkage_of
 from vlltr_index.heads.plda import PLDA, Outside, SharedGaussian
-from vlltr_index.heads.text_prior import TextFit, TextKernel, fit_text, is_less, weighted_mean
+from vlltr_index.heads.text_prior import TextFit, TextKernel, about_others, fit_text, is_less, weighted_mean
 
 _LEAST_SPREAD = 0.02
+_LEAST_LEFT = 0.05  # of the variance of class means, by their texts
 
 
 def fit_model(
@@ -63,7 +64,7 @@ def fit_model(
         spread=between.spread,
         text_centre=told.text_centre[:width],
         text_map=text_map,
-        text_r2=fit.r2,
+        text_r2=between.text_r2,
         kernel=kernel,
         outside=outside,
     )
@@ -163,11 +164,13 @@ class _Between:
     Attributes:
         axes: Float64 [D, R], orthonormal columns, along which Lambda is diagonal; they span images and texts.
         spread: Float64 [Z], see `SharedGaussian`.
+        text_r2: See `SharedGaussian`.
         outside: Whether anything lies outside of their span.
     """
 
     axes: Tensor
     spread: Tensor
+    text_r2: float
     outside: bool
 
 
@@ -191,10 +194,16 @@ def _between_classes(told: _Told, moments: Moments, shrinkage: float) -> _Betwee
         residuals, n[with_residual], weights[with_residual], noise=noise, shrinkage=shrinkage, dim=dim
     )
     spread, rotation = torch.linalg.eigh(covariance)
+    text_r2 = 0.0
+    if fit.r2:
+        share = weights * told.has_text / weights[told.has_text].sum()
+        total = (share @ about_others(told.seen, share).square()).sum() - (share / n).sum() * noise.trace()
+        left = covariance.trace() + (dim - span.shape[1]) * spread_outside
+        text_r2 = 1.0 - (max(float(left / total), _LEAST_LEFT) if total > 0 else _LEAST_LEFT)
     outside = span.shape[1] < dim
     if outside:
         spread = torch.cat([spread, spread.new_full((dim,), spread_outside)])
-    return _Between(span @ rotation, spread.clamp(min=_LEAST_SPREAD), outside)
+    return _Between(span @ rotation, spread.clamp(min=_LEAST_SPREAD), text_r2, outside)
 
 
 def _span_of(told: _Told, moments: Moments) -> Tensor:

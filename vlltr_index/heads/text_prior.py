@@ -225,9 +225,9 @@ def fit_text(vectors: Tensor, alike: Tensor, seen: Tensor, weights: Tensor) -> T
     identity = replace(VectorMap.zero(seen), multiple=_multiple(vectors, seen, weights))
     rest = seen - identity(vectors)
     found, left, shifts = _fit_alike(alike, rest, weights)
-    apart = _about_others(seen, weights)
+    apart = about_others(seen, weights)
     if not all(
-        is_less(left, other, weights) for other in (residuals if r2 else apart, _about_others(rest, weights))
+        is_less(left, other, weights) for other in (residuals if r2 else apart, about_others(rest, weights))
     ):
         return first
     total = (weights[:, None] * apart.square()).sum()
@@ -270,7 +270,7 @@ def _fit_alike(alike: Tensor, apart: Tensor, weights: Tensor) -> tuple[Tensor, T
     return best[1:]
 
 
-def _about_others(rows: Tensor, weights: Tensor) -> Tensor:
+def about_others(rows: Tensor, weights: Tensor) -> Tensor:
     """Return rows [C, D] less the weighted mean of the others."""
     return (rows - weighted_mean(rows, weights)) / (1.0 - weights / weights.sum())[:, None]
 

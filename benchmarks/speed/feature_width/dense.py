@@ -20,6 +20,7 @@ from vlltr_index.heads.plda import PLDA, SharedGaussian
 from vlltr_index.heads.text_prior import weighted_mean
 
 _LEAST_SPREAD = 0.02
+_LEAST_LEFT = 0.05
 _RIDGES = tuple(10.0**n for n in range(-2, 5))
 
 
@@ -45,10 +46,12 @@ def fit_model(moments: Moments, prototypes: Tensor, shrinkage: float) -> PLDA:
     whitening = inverse_root(shrunk(moments.within, moments.freedom, shrinkage))
     noise = whitening @ moments.sampling @ whitening
     seen = (means - centre) @ whitening
-    text_map, residuals, r2 = _fit_texts((prototypes - text_centre) @ whitening, seen, weights)
+    text_map, residuals, predicts = _fit_texts((prototypes - text_centre) @ whitening, seen, weights)
     share = weights / weights.sum()
-
-    covariance = (share[:, None] * residuals).T @ residuals - (share / n).sum() * noise
+    sampling = (share / n).sum() * noise
+    covariance = (share[:, None] * residuals).T @ residuals - sampling
+    apart = (seen - weighted_mean(seen, weights)) / (1.0 - share)[:, None]
+    left = covariance.trace() / ((share @ apart.square()).sum() - sampling.trace())
     spread, rotation = torch.linalg.eigh(shrunk(covariance, len(residuals), shrinkage))
     mapped = whitening @ text_map @ rotation
     shared = SharedGaussian(
@@ -57,15 +60,18 @@ def fit_model(moments: Moments, prototypes: Tensor, shrinkage: float) -> PLDA:
         spread=spread.clamp(min=_LEAST_SPREAD),
         text_centre=text_centre,
         text_map=mapped,
-        text_r2=r2,
+        text_r2=1.0 - float(left.clamp(min=_LEAST_LEFT)) if predicts else 0.0,
     )
     return PLDA(shared, moments.counts, moments.sums, plda_fit.predict(shared, prototypes))
 
 
-def _fit_texts(text: Tensor, seen: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Choose the map [D, D] from centred texts to class means; return it, the residuals of left-out classes, and R^2.
+def _fit_texts(text: Tensor, seen: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """Choose the map [D, D] from centred texts to class means.
 
     Each class is left out by itself.
+
+    Returns:
+        The map, the residuals of left-out classes, and whether texts predict anything.
     """
     x = text - weighted_mean(text, weights)
     y = seen - weighted_mean(seen, weights)
@@ -73,10 +79,9 @@ def _fit_texts(text: Tensor, seen: Tensor, weights: Tensor) -> tuple[Tensor, Ten
     maps, residuals = zip(*_maps(x, y, weights), strict=True)
     left = torch.stack([(weights[:, None] * rows.square()).sum() for rows in residuals])
     best = int(left.argmin())
-    r2 = float(1.0 - left[best] / (weights[:, None] * alone.square()).sum())
-    if r2 <= 0.0:
-        return torch.zeros_like(maps[0]), seen, 0.0
-    return maps[best], residuals[best], r2
+    if left[best] >= (weights[:, None] * alone.square()).sum():
+        return torch.zeros_like(maps[0]), seen, False
+    return maps[best], residuals[best], True
 
 
 def _maps(x: Tensor, y: Tensor, weights: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
