@@ -97,7 +97,8 @@ def weighted_visual(
     """
     base = trained.nonzero()[:, 0]
     likely = weights.generative * generative
-    return visual_scores(likely, likely, weights.image * linear[:, base], base, torch.zeros(len(trained)))
+    offsets = torch.zeros(len(trained))
+    return visual_scores(likely, likely, weights.image * linear[:, base], base, offsets, weights.combined)
 
 
 def held_out(data: StageTwoData, trained: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import pytest
 import torch
@@ -76,17 +76,24 @@ def plain_choice(table: OutOfFold) -> Chosen:
     """The rule written plainly: each fold's loss under scalars of the other folds, with all folds and without each."""
 
     def scalars(one: Configuration, rows: Tensor) -> list[float]:
-        visual = [table.likelihoods[one.shrinkage, one.level > NONE][rows]]
-        visual += [] if table.linear is None else [table.linear[rows]]
+        likely = table.likelihoods[one.shrinkage, one.level > NONE][rows]
         text = table.text[rows] if one.level == ATTENTION and table.text is not None else None
-        return fit_factors(visual, text, table.labels[rows], table.weights[rows])
+        known = table.labels[rows], table.weights[rows]
+        factors = fit_factors([likely], text, *known)
+        if table.linear is None:
+            return factors
+        u = factors[0] * likely if text is None else factors[0] * likely + factors[1] * text
+        combined, linear = fit_factors([u, table.linear[rows]], None, *known)
+        if not linear:
+            return [*factors, 0.0, 1.0]
+        return [*(combined * factor for factor in factors), linear, combined]
 
     def scores(one: Configuration, factors: list[float], rows: Tensor) -> Tensor:
         parts = [table.likelihoods[one.shrinkage, one.level > NONE][rows]]
-        parts += [] if table.linear is None else [table.linear[rows]]
         if one.level == ATTENTION and table.text is not None:
             parts.append(table.text[rows])
-        return sum(f * part for f, part in zip(factors, parts, strict=True)).log_softmax(1)  # type: ignore[union-attr]
+        parts += [] if table.linear is None else [table.linear[rows]]
+        return sum(f * part for f, part in zip(factors, parts, strict=False)).log_softmax(1)  # type: ignore[union-attr]
 
     def best_among(folds: list[int]) -> Configuration:
         losses = dict[Configuration, Tensor]()
@@ -116,8 +123,9 @@ def plain_choice(table: OutOfFold) -> Chosen:
     everything = torch.ones_like(table.labels, dtype=torch.bool)
 
     def weights_of(one: Configuration, factors: list[float]) -> PartWeights:
-        linear = 0.0 if table.linear is None else factors[1]
-        return PartWeights(linear, factors[0], factors[-1] if one.level == ATTENTION else 0.0)
+        linear, combined = (0.0, 1.0) if table.linear is None else factors[-2:]
+        text = factors[1] / combined if one.level == ATTENTION else 0.0
+        return PartWeights(linear, factors[0] / combined, text, combined)
 
     for fold in range(5):
         one = best_among([other for other in range(5) if other != fold])
@@ -130,8 +138,9 @@ def plain_choice(table: OutOfFold) -> Chosen:
 
 def same(one: PartWeights, other: PartWeights) -> bool:
     """Whether the scalars are equal up to rounding."""
-    pairs = [(one.image, other.image), (one.generative, other.generative), (one.text, other.text)]
-    return all(a == pytest.approx(b, rel=1e-6, abs=1e-9) for a, b in pairs)
+    return all(
+        a == pytest.approx(b, rel=1e-6, abs=1e-9) for a, b in zip(astuple(one), astuple(other), strict=True)
+    )
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ NONE = -math.inf
 EVEN = PartWeights(1.0, 1.0, 1.0)
 
 factors = st.sampled_from([0.0, 0.05, 1.0, 3.0])
-weights_of = st.builds(PartWeights, factors, factors, factors)
+weights_of = st.builds(PartWeights, factors, factors, factors, st.sampled_from([0.5, 1.0, 2.0]))
 sizes = st.sampled_from([0.0, 1.0, 30.0, 1e4])
 masks = st.lists(st.booleans(), min_size=CLASSES, max_size=CLASSES)
 seeds = st.integers(0, 2**31)
@@ -71,6 +71,7 @@ def side(
         weights.image * linear[:, columns] if weights.image else None,
         columns,
         offset,
+        weights.combined,
     )
 
 

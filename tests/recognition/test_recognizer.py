@@ -79,6 +79,7 @@ def test_shares_add_up_to_the_text_score(recognizer: Recognizer, pictures: Path)
         assert len(score.sentences) == bank.bounds[position + 1] - bank.bounds[position]
         total = sum(s.share for s in score.sentences)
         expected = weights.text * float(logits[position]) + weights.generative * float(shifts[position])
+        expected *= weights.combined  # all are base classes
         assert total == pytest.approx(score.text_score, abs=1e-6)
         assert total == pytest.approx(expected, abs=1e-3)
         assert sum(s.attention for s in score.sentences) == pytest.approx(1.0, abs=1e-5)

@@ -149,7 +149,10 @@ def ours(
         for g, t in zip(likelihoods, text, strict=True)
     ]
     known = [c for c, there in enumerate(base) if there]
-    a = {c: u[c] + (weights["image"] * linear[c] if weights["image"] else 0.0) for c in known}
+    a = {
+        c: weights["combined"] * u[c] + weights["image"] * linear[c] if weights["image"] else u[c]
+        for c in known
+    }
     if not known:
         return [score + offset for score, offset in zip(u, offsets, strict=True)]
     level = logsumexp([u[c] for c in known]) - logsumexp(list(a.values()))

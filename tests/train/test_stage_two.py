@@ -103,7 +103,8 @@ def answers(decision: StageTwoResult, data: StageTwoData) -> Tensor:
             there = data.places >= 0
             text[:, there] = head.text_logits(plain, data.bank)[:, data.places[there]]
     base = decision.rows.nonzero()[:, 0]
-    side = visual_scores(likelihoods, likelihoods, linear, base, torch.zeros(data.classes))
+    offsets = torch.zeros(data.classes)
+    side = visual_scores(likelihoods, likelihoods, linear, base, offsets, parts.weights.combined)
     return fuse(side, text, parts.weights).probabilities
 
 

@@ -7,8 +7,8 @@ a sentence-embedding model, by the names of these classes. With the logits l = W
 
 The rows of N are MiniLM's unit vectors of "a photo of a NAME", less their mean: all texts share that direction, which
 distinguishes no classes (Mu & Viswanath, "All-but-the-Top", ICLR 2018). An image becomes a weighted sum of the vectors
-of its likely classes, and texts about other classes can be compared with it. DeViSE (Frome et al., NIPS 2013) learns such a
-map from images to vectors of words; ConSE (Norouzi et al., ICLR 2014) weights the vectors by probabilities.
+of its likely classes, and texts about other classes can be compared with it. DeViSE (Frome et al., NIPS 2013) learns
+such a map from images to vectors of words; ConSE (Norouzi et al., ICLR 2014) weights the vectors by probabilities.
 The formula is timm's projection `mlp` with these weights. The text tower is MiniLM, pooled by the mean.
 """
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cache
 from itertools import product
@@ -87,40 +87,42 @@ class OutOfFold:
             levels.append(TextLevel.ATTENTION)
         return [Configuration(k, level) for level, k in product(levels, SHRINKAGES)]
 
-    def _parts(self, configuration: Configuration, rows: Tensor) -> tuple[list[Tensor], Tensor | None]:
-        """Return the visual parts of some rows, [n, C] each, and the text logits if they count."""
+    def _parts(self, configuration: Configuration, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the log-likelihoods of some rows, [n, C], and the text logits if they count."""
         known = (configuration.shrinkage, configuration.level > TextLevel.NONE)
-        visual = [self.likelihoods[known][rows]]
-        if self.linear is not None:
-            visual.append(self.linear[rows])
         counts = self.text is not None and configuration.level == TextLevel.ATTENTION
-        return visual, self.text[rows] if counts and self.text is not None else None
+        return self.likelihoods[known][rows], self.text[rows] if counts and self.text is not None else None
 
     def fit(
         self, configuration: Configuration, out: Iterable[int] = (), start: PartWeights | None = None
     ) -> PartWeights:
-        """Fit the scalars by all rows but those of the folds `out`; the search may start from those by more rows."""
+        """Fit the scalars by all rows but those of the folds `out`; the search may start from those by more rows.
+
+        beta and gamma are fitted without the linear classifier, which says nothing of added classes.
+        """
         rows = ~torch.isin(self.folds, torch.tensor(sorted(out), dtype=torch.int64))
-        visual, text = self._parts(configuration, rows)
+        labels, weights = self.labels[rows], self.weights[rows]
+        likelihoods, text = self._parts(configuration, rows)
         before = None
         if start is not None:
-            before = [start.generative, *([] if self.linear is None else [start.image])]
-            before += [] if text is None else [start.text]
-        factors = fit_factors(visual, text, self.labels[rows], self.weights[rows], before)
-        return PartWeights(
-            generative=factors[0],
-            image=0.0 if self.linear is None else factors[1],
-            text=0.0 if text is None else factors[-1],
-        )
+            before = [start.generative] if text is None else [start.generative, start.text]
+        factors = fit_factors([likelihoods], text, labels, weights, before)
+        found = PartWeights(image=0.0, generative=factors[0], text=0.0 if text is None else factors[1])
+        if self.linear is None:
+            return found
+        before = None if start is None else [start.combined, start.image]
+        together = [self.scores(configuration, found, rows), self.linear[rows]]
+        combined, image = fit_factors(together, None, labels, weights, before)
+        return replace(found, image=image, combined=combined) if image else found
 
     def scores(self, configuration: Configuration, weights: PartWeights, rows: Tensor) -> Tensor:
         """Return the log-probabilities, float64 [n, C], of the rows bool [N]."""
-        visual, text = self._parts(configuration, rows)
-        fused = weights.generative * visual[0].double()
-        if self.linear is not None:
-            fused = fused + weights.image * visual[1].double()
+        likelihoods, text = self._parts(configuration, rows)
+        fused = weights.generative * likelihoods.double()
         if text is not None:
             fused = fused + weights.text * text.double()
+        if self.linear is not None:
+            fused = weights.combined * fused + weights.image * self.linear[rows].double()
         return fused.log_softmax(1)
 
 

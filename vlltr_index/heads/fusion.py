@@ -5,7 +5,7 @@ There are three rules:
 - `ours`: with g the log-likelihood of the PLDA, t the text logit and l the linear classifier's logit,
 
       u_c = beta g_c + gamma t_c                                every class
-      a_c = u_c + lambda l_c                                    base classes
+      a_c = kappa u_c + lambda l_c                              base classes
       z_c = a_c - lse_base(a) + lse_base(u)                     base classes
       z_c = u_c + offset_c                                      added classes
       P = softmax(z + log prior)
@@ -43,11 +43,13 @@ class PartWeights:
         image: lambda, of the linear classifier's logits.
         generative: beta, of the PLDA's log-likelihoods.
         text: gamma, of the text logits.
+        combined: kappa, of u next to the linear classifier; 1 without one.
     """
 
     image: Weight
     generative: Weight
     text: Weight
+    combined: Weight = 1.0
 
 
 class Kinds(NamedTuple):
@@ -78,6 +80,7 @@ class VisualScores(NamedTuple):
         linear: Float [B, C_b], lambda l of the base classes; None: lambda is 0.
         base: Int64 [C_b], the columns of the base classes, on the device of the scores.
         offsets: Float [C], 0 for base classes.
+        combined: kappa.
     """
 
     scores: Tensor
@@ -86,6 +89,7 @@ class VisualScores(NamedTuple):
     linear: Tensor | None
     base: Tensor
     offsets: Tensor
+    combined: float = 1.0
 
     def rows(self, rows: Tensor) -> VisualScores:
         """Return the scores of the images at the positions int64 [b]: all that are [B, C] become [b, C]."""
@@ -161,20 +165,25 @@ class FusedScores(NamedTuple):
 
 
 def visual_scores(
-    generative: Tensor, wordless: Tensor, linear: Tensor | None, base: Tensor, offsets: Tensor
+    generative: Tensor,
+    wordless: Tensor,
+    linear: Tensor | None,
+    base: Tensor,
+    offsets: Tensor,
+    combined: float = 1.0,
 ) -> VisualScores:
     """Compute the visual scores [B, C] of the rule `ours`; the arguments are those of `VisualScores`."""
-    scores = _compared(generative, linear, base, offsets)
-    return VisualScores(scores, generative, wordless, linear, base, offsets)
+    image = VisualScores(generative, generative, wordless, linear, base, offsets, combined)
+    return image._replace(scores=_compared(generative, image))
 
 
-def _compared(u: Tensor, linear: Tensor | None, base: Tensor, offsets: Tensor) -> Tensor:
+def _compared(u: Tensor, image: VisualScores) -> Tensor:
     """Compute z of u, [B, C]: see the head of this file."""
-    z = u + offsets.to(u)
-    if linear is not None and linear.shape[1]:
-        own = u[:, base]
-        a = own + linear.to(u)
-        z[:, base] = a - _level(a) + _level(own)
+    z = u + image.offsets.to(u)
+    if image.linear is not None and image.linear.shape[1]:
+        own = u[:, image.base]
+        a = image.combined * own + image.linear.to(u)
+        z[:, image.base] = a - _level(a) + _level(own)
     return z
 
 
@@ -199,9 +208,7 @@ def fuse(image: VisualScores, text_logits: Tensor, weights: PartWeights) -> Fuse
     u = image.generative.to(dtype)
     if weights.text:  # logits without a weight may be no numbers
         u = u + weights.text * logits
-    z, wordless = (
-        _compared(of.to(dtype), image.linear, image.base, image.offsets) for of in (u, image.wordless)
-    )
+    z, wordless = (_compared(of.to(dtype), image) for of in (u, image.wordless))
     return FusedScores(
         probabilities=z.softmax(1),
         visual_part=wordless,

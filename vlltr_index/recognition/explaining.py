@@ -62,11 +62,11 @@ class Explainer:
     def _explain(self, feature: Tensor, place: int) -> ClassExplanation:
         bank = self._anchors.bank
         found = explain_class(self._scorer.saved.head, bank, place, feature)
-        weights = self._scorer.text_weights
+        column = self._columns[place]
+        weights = self._scorer.text_weights(column)
         plda = self._scorer.plda
         if weights is None or plda is None:
             return found
-        column = self._columns[place]
         by_prior = explain_prior(plda, column, self._predicted(place), feature)
         return found.weighed(*weights, by_prior)
 

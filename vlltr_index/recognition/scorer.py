@@ -211,13 +211,13 @@ class Scorer:
             )
         return self.saved.parts
 
-    @property
-    def text_weights(self) -> tuple[float, float] | None:
-        """gamma and beta, the weights of a class's text logit and log-likelihood; None under another rule than
-        `ours`."""
+    def text_weights(self, column: int) -> tuple[float, float] | None:
+        """Return the weights of a class's text logit and log-likelihood; None under another rule than `ours`."""
         if self.saved.parts is None or self.fusion.rule != "ours":
             return None
-        return self.saved.parts.weights.text, self.saved.parts.weights.generative
+        weights = self.saved.parts.weights
+        factor = weights.combined if self.trained[column] else 1.0
+        return factor * weights.text, factor * weights.generative
 
     @cached_property
     def offset(self) -> Tensor:
@@ -287,7 +287,7 @@ class Scorer:
         if plain is not self.plda:
             wordless = weights.generative * plain.log_likelihoods(unit_rows(features))
         linear = weights.image * self.visual_logits(features)[:, base] if weights.image else None
-        return visual_scores(generative, wordless, linear, base, offset)
+        return visual_scores(generative, wordless, linear, base, offset, weights.combined)
 
     def text_logits(self, features: Tensor) -> Tensor:
         """Return text logits [B, C]; a class without anchors gets the mean of the others."""
