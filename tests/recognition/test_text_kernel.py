@@ -110,13 +110,15 @@ def test_sentences_explain_it_exactly(model: Model, pictures: Path) -> None:
     """The shares of a class's anchors add up to what its text adds by both parts that read it."""
     features = model.features([pictures / "known-0.png"])[0]
     assert model.plda is not None
+    assert model.saved.parts is not None
+    combined = model.saved.parts.weights.combined  # all are base classes
     unit = F.normalize(features.double(), dim=1)
     shifts = (model.plda.log_likelihoods(unit) - model.plda.without_text.log_likelihoods(unit))[0]
     with torch.no_grad():
         logits = model.saved.head.text_logits(features, model.bank)[0]
     for position in (0, 7, 31):
         score = model.explain(pictures / "known-0.png", model.names[int(model.bank.class_ids[position])])
-        expected = 0.05 * float(logits[position]) + 0.03 * float(shifts[position])
+        expected = combined * (0.05 * float(logits[position]) + 0.03 * float(shifts[position]))
         assert sum(s.share for s in score.sentences) == pytest.approx(expected, abs=1e-3)
         assert score.text_score == pytest.approx(expected, abs=1e-3)
 
