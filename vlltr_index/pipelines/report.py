@@ -409,7 +409,7 @@ def _fusion(parts: Parts | None, fusion: FusionConfig) -> str:
     if parts is None:
         return "rule ours"
     w = parts.weights
-    linear = f", linear classifier {w.image:.3g} next to {w.combined:.3g} times both" if w.image else ""
+    linear = f", both times {w.combined:.3g} plus linear classifier {w.image:.3g}" if w.image else ""
     return (
         f"rule ours: PLDA {w.generative:.3g}, text logits {w.text:.3g}{linear}; texts predict"
         f" {100 * parts.shared.text_r2:.0f}% of the variance of class means"
