@@ -54,7 +54,8 @@ def test_each_image_is_in_one_fold(training: Training) -> None:
         assert judge.saved.parts == fold.model.saved.parts
     for judge, _ in found[training.folds.number :]:
         assert judge.saved.parts is not None
-        assert judge.saved.parts.weights.image == 0.0
+        weights = judge.saved.parts.weights
+        assert (weights.image, weights.combined) == (0.0, 1.0)
 
 
 def test_statistics_of_classes_are_without_the_fold(training: Training) -> None:

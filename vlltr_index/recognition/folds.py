@@ -511,5 +511,5 @@ def _stats_of(features: Tensor, owners: Tensor, groups: Sequence[str], correlati
 def _without_linear(saved: SavedHead) -> SavedHead:
     """Return a head whose linear classifier has no weight."""
     assert saved.parts is not None
-    weights = replace(saved.parts.weights, image=0.0)
+    weights = replace(saved.parts.weights, image=0.0, combined=1.0)
     return replace(saved, parts=replace(saved.parts, weights=weights))
