@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from scipy.cluster.hierarchy import fcluster, linkage
 from torch import Tensor
 
 from vlltr_index.heads.plda import SharedGaussian
@@ -130,41 +132,13 @@ def same_class_ratios(z: Tensor, shared: SharedGaussian) -> Tensor:
 
 
 def join_by_average(likeness: Tensor, least: float) -> Tensor:
-    """Join the two groups of the greatest mean likeness again and again while it is above `least`: int64 [R].
-
-    The chain of nearest neighbours finds the joins of average linkage in O(R^2). Groups are numbered from 0.
+    """Join the two groups with the greatest mean likeness while it is above `least` (average linkage): int64 [R].
 
     Args:
-        likeness: Float [R, R], symmetric; the diagonal is not used.
+        likeness: Float [R, R], symmetric; the diagonal is not used. R is at least 2.
         least: Of two groups that are joined.
     """
-    mean = likeness.clone().fill_diagonal_(-torch.inf)
-    sizes = [1] * len(mean)
-    group = torch.arange(len(mean))
-    alive = torch.ones(len(mean), dtype=torch.bool)
-    chain: list[int] = []
-    while bool(alive.any()):
-        if not chain:
-            chain.append(int(alive.nonzero()[0, 0]))
-        last = chain[-1]
-        value, found = mean[last].max(0)
-        nearest = int(found)
-        if float(value) <= least:  # nothing that comes later is nearer
-            alive[last] = False
-            mean[last] = mean[:, last] = -torch.inf
-            chain.pop()
-        elif len(chain) > 1 and float(mean[last, chain[-2]]) >= float(value):
-            before = chain[-2]
-            del chain[-2:]
-            total = sizes[last] + sizes[before]
-            row = (sizes[last] * mean[last] + sizes[before] * mean[before]) / total
-            row[before] = -torch.inf
-            mean[before] = mean[:, before] = row
-            mean[last] = mean[:, last] = -torch.inf
-            sizes[before] = total
-            alive[last] = False
-            group[group == last] = before
-        else:
-            chain.append(nearest)
-    numbered: Tensor = group.unique(return_inverse=True)[1]
-    return numbered
+    pairs = likeness.numpy()[np.triu_indices(len(likeness), 1)]
+    largest = pairs.max()
+    groups = fcluster(linkage(largest - pairs, "average"), largest - least, "distance")
+    return torch.from_numpy(groups.astype(np.int64)) - 1

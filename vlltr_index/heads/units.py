@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 
+import numpy as np
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from vlltr_index.heads.bursts import AT_ONCE, bursts
@@ -63,25 +66,22 @@ def units_by(
     folders = [None] * count if places is None else places
     alone = [None if groups[n] else time for n, time in enumerate(taken)]
     burst_of = bursts(alone, list(zip(labels.tolist(), folders, strict=True)), AT_ONCE)
-    parts = _Parts(count)
-    for n, first in enumerate(burst_of):
-        if first is not None:
-            parts.join(n, first)
+    joins = [(n, first) for n, first in enumerate(burst_of) if first is not None]
     joined = defaultdict[int, set[str]](set)  # by an image without a group, the groups of its near duplicates
     for one, other in pairs.tolist():
         mine = groups[one]
         theirs = groups[other]
         if not mine and not theirs:
-            parts.join(one, other)
+            joins.append((one, other))
         elif mine and not theirs:
             joined[other].add(mine)
         elif theirs and not mine:
             joined[one].add(theirs)
     group_of: dict[int, str] = {}
+    roots = _firsts(count, joins)
     for n, names in joined.items():
-        root = parts.root(n)
+        root = roots[n]
         group_of[root] = min(*names, group_of.get(root, min(names)))
-    roots = [parts.root(n) for n in range(count)]
     found = [group or group_of.get(root) for group, root in zip(groups, roots, strict=True)]
     return [
         f"image {root}" if group is None else f"group {group}"
@@ -98,39 +98,31 @@ def join_copies(units: Sequence[str], contents: Sequence[Hashable]) -> list[str]
     """
     names = list(dict.fromkeys(units))
     numbers = {name: n for n, name in enumerate(names)}
-    parts = _Parts(len(names))
     first: dict[Hashable, int] = {}
-    for unit, content in zip(units, contents, strict=True):
-        parts.join(numbers[unit], first.setdefault(content, numbers[unit]))
-    return [names[parts.root(numbers[unit])] for unit in units]
+    joins = [
+        (numbers[unit], first.setdefault(content, numbers[unit]))
+        for unit, content in zip(units, contents, strict=True)
+    ]
+    roots = _firsts(len(names), joins)
+    return [names[roots[numbers[unit]]] for unit in units]
 
 
-class _Parts:
-    """Numbers from 0 to N - 1 in parts, each known by its smallest number."""
-
-    def __init__(self, count: int) -> None:
-        self._above = list(range(count))
-
-    def root(self, n: int) -> int:
-        while self._above[n] != n:
-            self._above[n] = self._above[self._above[n]]
-            n = self._above[n]
-        return n
-
-    def join(self, one: int, other: int) -> None:
-        first, last = sorted((self.root(one), self.root(other)))
-        self._above[last] = first
-
-
-def connected(count: int, pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
+def connected(count: int, pairs: Sequence[tuple[int, int]]) -> list[list[int]]:
     """Group the numbers from 0 to `count` - 1 that pairs connect, in however many steps; ascending."""
-    parts = _Parts(count)
-    for one, other in pairs:
-        parts.join(one, other)
     found = defaultdict[int, list[int]](list)
-    for n in range(count):
-        found[parts.root(n)].append(n)
+    for n, first in enumerate(_firsts(count, pairs)):
+        found[first].append(n)
     return list(found.values())
+
+
+def _firsts(count: int, pairs: Sequence[tuple[int, int]]) -> list[int]:
+    """Return for each number from 0 to `count` - 1 the smallest one that pairs connect it with."""
+    one, other = np.array(pairs, np.int64).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(one)), (one, other)), shape=(count, count))
+    labels = connected_components(graph, directed=False)[1]
+    _, firsts = np.unique(labels, return_index=True)
+    roots: list[int] = firsts[labels].tolist()
+    return roots
 
 
 def is_group(unit: str) -> bool:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 from vlltr_index.heads.pooling import log_means, worths
@@ -126,7 +127,7 @@ def share_range(values: Tensor, weights: Tensor, units: Tensor) -> tuple[float, 
     shrunk = (share * images + 0.5) / (images + 1.0)
     of_image = shrunk * (1.0 - shrunk)
     variance = max(float(errors) ** 2, of_image / images)
-    return wilson(share, of_image / variance, _student(freedom))
+    return wilson(share, of_image / variance, float(stdtrit(freedom, 0.975)))
 
 
 def wilson(share: float, images: float, quantile: float = _NORMAL) -> tuple[float, float]:
@@ -142,12 +143,6 @@ def wilson(share: float, images: float, quantile: float = _NORMAL) -> tuple[floa
     half = (share * (1 - share) * spread + spread**2 / 4) ** 0.5 / (1 + spread)
     # Rounding must not leave the share outside.
     return max(min(middle - half, share), 0.0), min(max(middle + half, share), 1.0)
-
-
-def _student(freedom: int) -> float:
-    """Approximate the 97.5 % quantile of Student's t by the expansion of Cornish and Fisher."""
-    z = _NORMAL
-    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
 def fit_temperature(logits: Tensor, labels: Tensor, weights: Tensor) -> float:
