@@ -203,17 +203,14 @@ def _decide(
         parts = replace(_parts(data, model, USUAL, weights), texts=_NO_TABLE)
         return _Decision(parts, [_NO_TABLE], model, USUAL)
     table = out_of_fold(data, folds, rows, linear)
-    chosen = choose(table, progress)
+    chosen = choose(table, one_model=len(folds) == 1, progress=progress)
     model = data.model(moments, chosen.configuration.shrinkage)
     parts = _parts(data, model, chosen.configuration, chosen.weights)
     parts = replace(parts, text_trust=_text_trust(data, folds, chosen.configuration, model))
     parts = _with_table(data, folds, rows, table, chosen, parts)
     notes, texts = what_was_decided(data, table, chosen, parts)
     best = chosen.configuration
-    scalars = chosen.of_folds
-    if len(folds) == 1:  # one PLDA, of the configuration that all rows choose
-        scalars = {fold: (best, table.fit(best, [fold])) for fold in scalars}
-    return _Decision(replace(parts, texts=texts), notes, model, best, scalars)
+    return _Decision(replace(parts, texts=texts), notes, model, best, chosen.of_folds)
 
 
 def _parts(data: StageTwoData, model: PLDA, configuration: Configuration, weights: PartWeights) -> Parts:

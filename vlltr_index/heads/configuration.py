@@ -1,7 +1,7 @@
 """The choice of configuration and scalars by the out-of-fold table, and the accuracy that it gives.
 
 A configuration says how much covariances are shrunk and what texts are used for. All that is chosen for a fold's rows
-comes from the rows of the other folds.
+comes from the rows of the other folds, except where one model scored all of them.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class Chosen:
     Attributes:
         configuration: By all rows.
         weights: The scalars, by all rows.
-        of_folds: Configuration and scalars by the rows of all folds but each one.
+        of_folds: Configuration and scalars by the rows of all folds but each one, see `choose`.
         log_probabilities: Float64 [N, C], of each fold's rows by these.
     """
 
@@ -143,11 +143,13 @@ class Chosen:
     log_probabilities: Tensor
 
 
-def choose(table: OutOfFold, progress: Progress | None = None) -> Chosen:
+def choose(table: OutOfFold, one_model: bool = False, progress: Progress | None = None) -> Chosen:
     """Choose configuration and scalars; below 30 groups they are `USUAL` and `TEMPERED`.
 
     Args:
         table: The table.
+        one_model: Whether one model scored all folds. All rows choose its configuration, and those of the other folds
+            the scalars of each.
         progress: Called after the choice for each fold.
     """
     everything = torch.ones_like(table.labels, dtype=torch.bool)
@@ -172,17 +174,17 @@ def choose(table: OutOfFold, progress: Progress | None = None) -> Chosen:
         rows = torch.isin(table.folds, torch.tensor(others))
         return configurations[_least(configurations, losses[:, rows], table, rows)]
 
+    chosen = likeliest(folds, frozenset())
     answers = torch.zeros(len(table.labels), table.likelihoods[SHRINKAGES[0], False].shape[1]).double()
     of_folds = {}
     for done, fold in enumerate(folds):
         if progress:
-            progress("choose configuration", done, len(folds) + 1)
+            progress("choose configuration", done + 1, len(folds) + 1)
         rows = table.folds == fold
         out = frozenset([fold])
-        best = likeliest([one for one in folds if one != fold], out)
+        best = chosen if one_model else likeliest([one for one in folds if one != fold], out)
         of_folds[fold] = best, fit(configurations.index(best), out)
         answers[rows] = table.scores(*of_folds[fold], rows)
-    chosen = likeliest(folds, frozenset())
     if progress:
         progress("choose configuration", len(folds) + 1, len(folds) + 1)
     return Chosen(chosen, whole[configurations.index(chosen)], of_folds, answers)

@@ -45,6 +45,8 @@ def fit_model(
     told = _told_by(moments, prototypes, shrinkage, kernel)
     fit = told.fit
     between = _between_classes(told, moments, shrinkage)
+    if fit.r2 and not between.text_r2:  # what they predict is sampling noise
+        return fit_model(moments, torch.zeros_like(prototypes), shrinkage)
     basis = told.whitening(between.axes.T).T
     of_vectors = fit.of_vectors
     text_map = of_vectors.multiple * basis
@@ -199,7 +201,8 @@ def _between_classes(told: _Told, moments: Moments, shrinkage: float) -> _Betwee
         share = weights * told.has_text / weights[told.has_text].sum()
         total = (share @ about_others(told.seen, share).square()).sum() - (share / n).sum() * noise.trace()
         left = covariance.trace() + (dim - span.shape[1]) * spread_outside
-        text_r2 = 1.0 - (max(float(left / total), _LEAST_LEFT) if total > 0 else _LEAST_LEFT)
+        share_left = float(left / total) if total > 0 else 1.0
+        text_r2 = 1.0 - min(max(share_left, _LEAST_LEFT), 1.0)
     outside = span.shape[1] < dim
     if outside:
         spread = torch.cat([spread, spread.new_full((dim,), spread_outside)])

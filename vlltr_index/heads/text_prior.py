@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from vlltr_index.heads.anchor_bank import AnchorBank
+from vlltr_index.heads.dealing import row_keys
 from vlltr_index.tensors import full_precision, unit_rows
 
 NUMBERS = 512
@@ -43,7 +44,7 @@ class TextKernel:
         centre: Float [X], the mean over the classes of the unit vectors, of the words, and of the unit readings; X is
             D + 512 + P, or D + 512 for a kernel that does not know the readings.
         scale: Float [X], by what these are multiplied, so that they count alike.
-        landmarks: Float [L, X], the texts of L classes, spread evenly over all, in these coordinates, normalised.
+        landmarks: Float [L, X], the texts of L classes, all or 2,048, in these coordinates, normalised.
     """
 
     centre: Tensor
@@ -70,8 +71,11 @@ class TextKernel:
             size = apart[:, at].square().sum(1).mean().sqrt()
             scale[at] = torch.where(size > _NOTHING, 1.0 / size, 0.0)
             first += width
-        count = bank.num_classes
-        some = apart[torch.linspace(0, count - 1, min(count, _LANDMARKS)).long()]
+        some = apart
+        if bank.num_classes > _LANDMARKS:
+            # Chosen by the content of each class's first anchor, so that the order of the classes has no effect.
+            keys = row_keys(bank.vectors[bank.offsets[:-1]])
+            some = apart[sorted(range(len(keys)), key=keys.__getitem__)[:_LANDMARKS]]
         return cls(centre=centre, scale=scale, landmarks=unit_rows(some * scale))
 
     def alike(self, vectors: Tensor, words: Tensor, readings: Tensor | None = None) -> Tensor:

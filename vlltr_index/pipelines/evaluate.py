@@ -190,7 +190,7 @@ def evaluation(
 
     Raises:
         MissingStepError: If the split is empty or not embedded, there is no head, or no image was held out.
-        UsageError: If there is no row `against`, another number of crops, or retrieval from folds, which have no index.
+        UsageError: If there is no row `against`, another number of crops, or retrieval by an index under a prior.
     """
     snapshot = workspace.snapshot(at)
     model = Model.open(snapshot)
