@@ -14,10 +14,7 @@ from collections.abc import Sequence
 from benchmarks.study import Study, write_tables
 
 STUDIES = {
-    "ablation": "studies.ablation",
     "additions": "speed.additions",
-    "baseline_trials": "studies.baseline_trials",
-    "baselines": "studies.baselines",
     "draws": "studies.draws",
     "duplicates": "studies.duplicates",
     "fresh_draws": "studies.fresh_draws",
@@ -26,26 +23,15 @@ STUDIES = {
     "label_errors": "studies.label_errors",
     "long_tailed": "studies.long_tailed",
     "new_classes": "studies.new_classes",
-    "noise": "studies.noise",
     "onnx_graph": "studies.onnx_graph",
     "photographs": "studies.photographs",
-    "predicting": "speed.predicting",
-    "pretrained_tower": "studies.pretrained_tower",
     "priors": "studies.priors",
-    "protocols": "studies.protocols",
     "ranks": "studies.ranks",
-    "reject": "studies.reject",
     "rejections": "studies.rejections",
     "scaling": "speed.scaling",
-    "senses": "studies.senses",
     "serve": "speed.serving",
     "speed": "speed.questions",
     "teaching": "studies.teaching",
-    "text_controls": "studies.text_controls",
-    "text_prior": "studies.text_prior",
-    "threads": "speed.threads",
-    "tuning": "studies.tuning",
-    "views": "speed.views",
 }
 
 

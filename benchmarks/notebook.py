@@ -1,17 +1,16 @@
-"""The notebook: run it, keep its outputs, and write its page.
+"""The page docs/notebook.md: run its code, and write what it gives into the page.
 
     python -m benchmarks.notebook
 
-Runs the code cells of docs/notebook.ipynb in order, in an empty folder, puts what they give into the notebook, and
-writes docs/notebook.md with its pictures in docs/notebook/.
+Runs the Python blocks of the page in order, in an empty folder. What a block prints is the block of text behind it; a
+picture as its last expression is the file in docs/notebook/ that the link behind it names.
 """
 
 from __future__ import annotations
 
 import ast
-import base64
-import json
 import os
+import re
 import sys
 import tempfile
 import warnings
@@ -22,110 +21,70 @@ from typing import Any
 
 from PIL import Image
 
-DOCS = Path(__file__).parents[1] / "docs"
-NOTEBOOK = DOCS / "notebook.ipynb"
-
-Cell = dict[str, Any]
-
-
-def read(path: Path = NOTEBOOK) -> dict[str, Any]:
-    """The notebook as its file says it."""
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+PAGE = Path(__file__).parents[1] / "docs" / "notebook.md"
+PICTURES = PAGE.with_suffix("")
+_BLOCK = re.compile(
+    r"^```python\n(?P<code>.*?)^```\n(\n(```text\n.*?^```|(?P<link>!\[[^]]*\]\(notebook/(?P<name>[\w-]+\.png)\)))\n)?",
+    re.M | re.S,
+)
 
 
-def run(notebook: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The notebook with the outputs that its code cells give in `folder`, an empty one."""
+def run(page: str, folder: Path) -> tuple[str, dict[str, bytes]]:
+    """Return the page with the outputs that its code gives in `folder`, an empty one, and its pictures by file name."""
     names: dict[str, Any] = {"__name__": "__main__"}
+    pictures: dict[str, bytes] = {}
+
+    def done(block: re.Match[str]) -> str:
+        printed, value = _run(block["code"], names)
+        parts = [f"```python\n{block['code']}```\n"]
+        if printed:
+            parts.append(f"```text\n{printed.rstrip()}\n```\n")
+        if isinstance(value, Image.Image):
+            pictures[block["name"]] = _png(value)
+            parts.append(f"{block['link']}\n")
+        return "\n".join(parts)
+
     before = Path.cwd()
     os.chdir(folder)
     try:
-        cells = [_run(cell, names, number) for number, cell in enumerate(notebook["cells"])]
+        return _BLOCK.sub(done, page), pictures
     finally:
         os.chdir(before)
-    return notebook | {"cells": cells}
 
 
-def _run(cell: Cell, names: dict[str, Any], number: int) -> Cell:
-    """A cell with its outputs: what it prints, and the value of a last line that is an expression."""
-    if cell["cell_type"] != "code":
-        return cell
-    tree = ast.parse("".join(cell["source"]))
+def _run(code: str, names: dict[str, Any]) -> tuple[str, object]:
+    """Return what a block prints, and the value of its last line if that is an expression."""
+    tree = ast.parse(code)
     last = tree.body[-1]
     value = None
     printed = StringIO()
     with redirect_stdout(printed), redirect_stderr(StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if isinstance(last, ast.Expr):
-            exec(compile(ast.Module(tree.body[:-1], []), f"cell {number}", "exec"), names)
-            value = eval(compile(ast.Expression(last.value), f"cell {number}", "eval"), names)
+            exec(compile(ast.Module(tree.body[:-1], []), PAGE.name, "exec"), names)
+            value = eval(compile(ast.Expression(last.value), PAGE.name, "eval"), names)
         else:
-            exec(compile(tree, f"cell {number}", "exec"), names)
-    outputs: list[dict[str, Any]] = []
-    if printed.getvalue():
-        outputs.append({"name": "stdout", "output_type": "stream", "text": _lines(printed.getvalue())})
-    if value is not None:
-        outputs.append({"output_type": "display_data", "metadata": {}, "data": _shown(value)})
-    return cell | {"outputs": outputs, "execution_count": None}
+            exec(compile(tree, PAGE.name, "exec"), names)
+    return printed.getvalue(), value
 
 
-def _lines(text: str) -> list[str]:
-    return text.splitlines(keepends=True)
-
-
-def _shown(value: object) -> dict[str, Any]:
-    """What a value is shown as: a picture, or its text."""
-    if not isinstance(value, Image.Image):
-        return {"text/plain": _lines(repr(value))}
+def _png(picture: Image.Image) -> bytes:
     file = BytesIO()
-    value.quantize(64).save(file, "PNG", optimize=True)
-    size = f"a picture of {value.width} x {value.height} pixels"
-    return {"image/png": base64.b64encode(file.getvalue()).decode() + "\n", "text/plain": [size]}
-
-
-def pictures(notebook: dict[str, Any]) -> dict[str, bytes]:
-    """The notebook's pictures as PNG files, by name: the cell's id."""
-    return {
-        f"{cell['id']}.png": base64.b64decode(output["data"]["image/png"])
-        for cell in notebook["cells"]
-        for output in cell.get("outputs", ())
-        if "image/png" in output.get("data", {})
-    }
-
-
-def page(notebook: dict[str, Any]) -> str:
-    """The notebook as a page in Markdown, with its pictures in `notebook/`."""
-    parts = []
-    for cell in notebook["cells"]:
-        source = "".join(cell["source"])
-        if cell["cell_type"] == "markdown":
-            parts.append(source)
-            continue
-        parts.append(f"```python\n{source}\n```")
-        for output in cell["outputs"]:
-            data = output.get("data", {})
-            if "image/png" in data:
-                parts.append(f"![{cell['metadata']['caption']}](notebook/{cell['id']}.png)")
-            else:
-                text = "".join(output.get("text", data.get("text/plain", ())))
-                parts.append(f"```text\n{text.rstrip()}\n```")
-    return "\n\n".join(parts) + "\n"
+    picture.quantize(64).save(file, "PNG", optimize=True)
+    return file.getvalue()
 
 
 def write() -> None:
-    """Run the notebook, and write it, its page and its pictures."""
+    """Run the page, and write it and its pictures."""
     with tempfile.TemporaryDirectory() as folder:
-        notebook = run(read(), Path(folder))
-    NOTEBOOK.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (DOCS / "notebook.md").write_text(page(notebook), encoding="utf-8")
-    place = DOCS / "notebook"
-    place.mkdir(exist_ok=True)
-    found = pictures(notebook)
-    for old in place.glob("*.png"):
-        if old.name not in found:
+        page, pictures = run(PAGE.read_text(encoding="utf-8"), Path(folder))
+    PAGE.write_text(page, encoding="utf-8")
+    PICTURES.mkdir(exist_ok=True)
+    for old in PICTURES.glob("*.png"):
+        if old.name not in pictures:
             old.unlink()
-    for name, data in found.items():
-        (place / name).write_bytes(data)
+    for name, data in pictures.items():
+        (PICTURES / name).write_bytes(data)
 
 
 if __name__ == "__main__":

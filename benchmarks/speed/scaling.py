@@ -43,7 +43,12 @@ BATCH = 128
 TRAIN_BATCH = 32
 STEPS = 20
 PICTURED = 5  # each fifth class has an image
-SETTINGS = ("prompts=[]", "lgr.views=1", f"select.max_anchors={ANCHORS}", "select.max_share=none")
+SETTINGS = (
+    "encoder.pretrained=glyphs",
+    "lgr.views=1",
+    f"select.max_anchors={ANCHORS}",
+    "select.max_share=none",
+)
 SIZES = (1_000, 4_000, 62_500)  # classes, of 16 anchors
 WIDTHS = (128, 512)
 LARGEST = {"hnsw": 64_000 * 128, "": 1_000_000 * 128}  # numbers in an index of a kind
@@ -77,7 +82,7 @@ def make(folder: Path, classes: int) -> Facts:
     from vlltr_index.store.workspace import Workspace
 
     facts: Facts = {}
-    workspace = Workspace.create(folder, load_recipe("glyphs_lt/ablation", SETTINGS))
+    workspace = Workspace.create(folder, load_recipe("glyphs_lt/ours", SETTINGS))
     encoder = recipe_encoder(workspace.recipe.encoder)
     centre = centres(np.random.default_rng(0), classes, encoder.dim)
     owners = np.repeat(np.arange(classes, dtype=np.int32), ANCHORS)

@@ -46,7 +46,7 @@ Bits = NDArray[np.float64]
 Run = Mapping[str, Any]
 """What was kept of a run, with `labels`, `counts` and `groups` [N] of its test images, and rows `right` [N] by name."""
 Runs = Sequence[Run]
-_BY_ROW = ("right", "top5", "calibration_error", "decided", "notes", "settings")
+_BY_ROW = ("right", "top5", "calibration_error", "decided")
 _OF_IMAGES = ("labels", "counts", "groups")
 
 

@@ -26,7 +26,6 @@ from torch import Tensor
 from benchmarks.kept import keep_draws, read
 from benchmarks.studies.draws.sources import Kind, Setting, draw
 from benchmarks.studies.heldout import features_of
-from benchmarks.studies.reject import LARGEST, LIKELIHOOD, SCORE, auroc, fpr95
 from benchmarks.study import Command, Study
 from vlltr_index.embedding.loading import recipe_encoder
 from vlltr_index.encoders.encoder import Encoder
@@ -52,7 +51,10 @@ COLLECTIONS = (
     ("icons", "99x3"),
     ("icons", "60xall"),
 )
+SCORE = "the sum"
+LIKELIHOOD = "best log-likelihood"
 RATIO = "ratio to an unknown class"
+LARGEST = "largest probability"
 _FIRST = 40  # the first draw
 UNKNOWN = ("related", "foreign")
 _FOREIGN = "20x5"
@@ -163,6 +165,47 @@ def scores(model: PLDA, parts: Parts, features: Tensor) -> dict[str, Tensor]:
         RATIO: ratio,
         LARGEST: chances.amax(1),
     }
+
+
+def auroc(scores: Tensor, positives: Tensor) -> float:
+    """Probability that a positive scores above a negative, ties counting half.
+
+    Args:
+        scores: Float [N], larger means more likely positive.
+        positives: Bool [N]; for rejection: the image is of a known class.
+
+    Raises:
+        ValueError: Lengths differ, a score is NaN, or one of the two sides is empty.
+    """
+    values, right = _two_sides(scores, positives)
+    ordered = values[~right].sort().values
+    above = torch.searchsorted(ordered, values[right]) + torch.searchsorted(
+        ordered, values[right], right=True
+    )
+    return float(above.double().mean() / (2 * len(ordered)))
+
+
+def fpr95(scores: Tensor, positives: Tensor) -> float:
+    """Share of negatives accepted at the highest threshold that accepts at least 95 % of the positives.
+
+    Args:
+        scores: Float [N], larger means more likely positive; a score at the threshold is accepted.
+        positives: Bool [N].
+
+    Raises:
+        ValueError: As `auroc`.
+    """
+    values, right = _two_sides(scores, positives)
+    accepted = values[right].sort(descending=True).values
+    threshold = accepted[-(-95 * len(accepted) // 100) - 1]
+    return float((values[~right] >= threshold).double().mean())
+
+
+def _two_sides(scores: Tensor, positives: Tensor) -> tuple[Tensor, Tensor]:
+    right = positives.bool()
+    if bool(scores.isnan().any()) or not bool(right.any()) or bool(right.all()):
+        raise ValueError("scores must be numbers, with at least one positive and one negative")
+    return scores.double(), right
 
 
 def _share(accepted: Tensor) -> float:

@@ -34,8 +34,7 @@ from benchmarks.kept import keep_draws, read
 from benchmarks.studies.draws.sources import UNITS, Setting, draw
 from benchmarks.studies.heldout import features_of
 from benchmarks.studies.honest_figure.collections import KINDS, drawn_units
-from benchmarks.studies.reject import SCORE
-from benchmarks.studies.rejections import SHIPPED, features_of_kinds, fitted, scores
+from benchmarks.studies.rejections import SCORE, SHIPPED, features_of_kinds, fitted, scores
 from benchmarks.study import Command, Study
 from vlltr_index.embedding.loading import recipe_encoder
 from vlltr_index.encoders.encoder import Encoder

@@ -26,12 +26,9 @@ from vlltr_index.train.stage_two_data import StageTwoData
 
 __all__ = [
     "WHOLE",
-    "discriminant",
     "held_out",
     "rows_without_text",
     "training_data",
-    "weighted_visual",
-    "with_rows_for_all",
     "without_branch",
 ]
 
@@ -58,7 +55,7 @@ def rows_without_text(data: StageTwoData, scorer: Model, features: Tensor) -> tu
     plain = data.features[0]
     trained = scorer.trained
     counts, sums = class_sums(unit_rows(plain), data.labels, data.classes, data.weights)
-    parts = weigh(data, with_rows_for_all(scorer)).parts
+    parts = weigh(data, _with_rows_for_all(scorer)).parts
     assert parts is not None
     model = PLDA(parts.shared, counts, sums, data.prototypes)
     means = class_means(plain, data.labels, data.classes)
@@ -72,7 +69,7 @@ def rows_without_text(data: StageTwoData, scorer: Model, features: Tensor) -> tu
         }
 
     linear, rows = said(features)
-    rows[WHOLE] = weighted_visual(parts.weights, rows[GENERATIVE], linear, trained).scores
+    rows[WHOLE] = _weighted_visual(parts.weights, rows[GENERATIVE], linear, trained).scores
     images, labels, each = held_out(data, trained)
     held_linear, held = said(images)
     for name, short in ((MEANS, MEANS), (DISCRIMINANT, "discriminant")):
@@ -80,11 +77,11 @@ def rows_without_text(data: StageTwoData, scorer: Model, features: Tensor) -> tu
             [held[name][:, trained], held_linear[:, trained]], None, labels, each
         )
         weights = PartWeights(image=of_linear, generative=of_rule, text=0.0)
-        rows[f"linear + {short}"] = weighted_visual(weights, rows[name], linear, trained).scores
+        rows[f"linear + {short}"] = _weighted_visual(weights, rows[name], linear, trained).scores
     return rows, parts
 
 
-def weighted_visual(
+def _weighted_visual(
     weights: PartWeights, generative: Tensor, linear: Tensor, trained: Tensor
 ) -> VisualScores:
     """Fuse scores [N, C] of the generative model, or of a rule in its place, with the linear layer's, [N, C].
@@ -109,7 +106,7 @@ def held_out(data: StageTwoData, trained: Tensor) -> tuple[Tensor, Tensor, Tenso
     return data.features[0, data.unseen], labels, weights
 
 
-def with_rows_for_all(scorer: Model) -> LGRHead:
+def _with_rows_for_all(scorer: Model) -> LGRHead:
     """A head with the scorer's visual rows, in its columns; zeros for a class without one."""
     layer = scorer.saved.head.visual_head
     assert isinstance(layer, nn.Linear)

@@ -7,13 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.studies import ablation
 from benchmarks.studies.long_tailed import measure
 from benchmarks.studies.long_tailed.table import ADJUSTED, IMAGE_ONLY, ORDER, generated
 from benchmarks.studies.new_classes import at_equal_loss
 from benchmarks.studies.paired import METHOD, bits_of
 from benchmarks.studies.without_text import WHOLE
-from vlltr_index.schemas.recipes import load_recipe, override
 from vlltr_index.store.workspace import Workspace
 
 BITS = "1101101011"
@@ -63,16 +61,6 @@ def test_rows_of_a_trained_workspace(trained: Workspace) -> None:
     assert found["decided"][METHOD].keys() == found["decided"][WHOLE].keys()
     assert found["decided"][WHOLE]["text"] == 0.0
     assert {"image", "generative", "text", "text_r2"} <= found["decided"][METHOD].keys()
-
-
-def test_ablated_rows_change_only_what_they_are_about() -> None:
-    """Each row's recipe differs from the recipe in the values that it names, and in the seeds."""
-    base = load_recipe(ablation.RECIPE)
-    none = ("cvlp.distillation='none'", "cvlp.distillation_weight=0.0")
-    changes = {2: none, 3: (*none, "encoder.pretrained=none"), 4: none, 7: ("select.mode=cutoff",)}
-    for number, row in ablation.ROWS.items():
-        values = ("cvlp.seed=4", "lgr.seed=4", *changes.get(number, ()))
-        assert ablation.recipe_of(row, 4) == override(base, values)
 
 
 def test_offsets_are_compared_at_equal_loss() -> None:

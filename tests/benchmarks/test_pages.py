@@ -11,14 +11,7 @@ from benchmarks.kept import read
 from benchmarks.speed.questions import QUESTIONS
 from benchmarks.study import DOCS, placed
 
-SLOW = {
-    "long_tailed",
-    "new_classes",
-    "pretrained_tower",
-    "protocols",
-    "text_controls",
-    "tuning",
-}  # many intervals
+SLOW = {"long_tailed", "new_classes"}  # many intervals
 
 
 def test_no_measured_size_is_left_out_of_the_page() -> None:

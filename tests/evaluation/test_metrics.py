@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.studies.reject import auroc, fpr95
+from benchmarks.studies.rejections import auroc, fpr95
 from tests.support import twins
 from vlltr_index.errors import InputError
 from vlltr_index.evaluation.metrics import (

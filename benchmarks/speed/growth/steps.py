@@ -42,7 +42,9 @@ def _folder() -> Path:
 
 
 def _workspace(folder: Path, *overrides: str) -> Workspace:
-    return Workspace.create(folder / "ws", load_recipe("glyphs_lt/ablation", ("prompts=[]", *overrides)))
+    return Workspace.create(
+        folder / "ws", load_recipe("glyphs_lt/ours", ("encoder.pretrained=glyphs", *overrides))
+    )
 
 
 def _texts(folder: Path, classes: int, each: int) -> Path:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.kept import read, surroundings
-from benchmarks.studies.long_tailed.table import parts, write_rows
+from benchmarks.studies.long_tailed.table import parts
 from benchmarks.studies.paired import METHOD, WITHOUT_BRANCH, keep_run
 from benchmarks.studies.without_text import WHOLE, held_out, rows_without_text, training_data, without_branch
 from benchmarks.studies.workspaces import (
@@ -140,4 +140,4 @@ def _arguments(parser: ArgumentParser) -> None:
     add_data(parser)
 
 
-STUDY = Study({"run": Command(run, _arguments)}, parts, write_rows)
+STUDY = Study({"run": Command(run, _arguments)}, parts)

@@ -1,15 +1,14 @@
-"""Tables of the kept results of `long_tailed`: its page, the summary on docs/results.md, the quickstart's rows."""
+"""Tables of the kept results of `long_tailed`: its page and the summary on docs/results.md."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 import numpy as np
 
 from benchmarks.studies.paired import BINS, METHOD, WITHOUT_BRANCH, Runs, difference, mean, read_runs, spread
 from benchmarks.studies.without_text import WHOLE
-from benchmarks.studies.workspaces import DATA, GLYPHS, NAMES, RECIPES, by_data
+from benchmarks.studies.workspaces import DATA, NAMES, by_data
 
 __all__ = [
     "ADJUSTED",
@@ -20,7 +19,6 @@ __all__ = [
     "of_data",
     "parts",
     "summary",
-    "write_rows",
 ]
 
 IMAGE_ONLY = "image-only"
@@ -74,23 +72,6 @@ def summary(found: dict[str, Runs]) -> str:
                 cells.append("" if name == METHOD else difference(having, "few", against=name))
                 lines.append(f"| {NAMES[data]}: {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def write_rows() -> None:
-    """Write the image-only rows of Glyphs-LT that `vlltr quickstart` shows beside its own."""
-    runs = of_data(GLYPHS)
-    rows = [
-        {
-            "name": name,
-            "epochs": runs[0]["epochs"],
-            "seeds": len(runs),
-            "top1": {b: round(float(np.mean([mean(r, name, b) for r in runs])), 4) for b in BINS},
-        }
-        for name in (IMAGE_ONLY, ADJUSTED)
-    ]
-    target = RECIPES / GLYPHS / "results.json"
-    text = json.dumps({"dataset": runs[0]["dataset"], "rows": rows}, indent=1) + "\n"
-    target.write_text(text, encoding="utf-8")
 
 
 def generated(runs: Runs, swapped: Runs = ()) -> str:

@@ -36,9 +36,9 @@ from torch import Tensor
 
 from benchmarks.kept import keep, read, surroundings
 from benchmarks.studies.heldout import Group, drawn, read_group
+from benchmarks.studies.new_classes.random_words import waffle_noise, waffle_text
 from benchmarks.studies.new_classes.table import frozen_name, parts
 from benchmarks.studies.paired import pack, share
-from benchmarks.studies.random_words import waffle_noise, waffle_text
 from benchmarks.studies.rejections import SHIPPED
 from benchmarks.studies.workspaces import (
     SPLITS,
