@@ -81,6 +81,9 @@ def measured(kind: Kind, number: int, place: Path) -> dict[str, Any]:
         "answers": _answers(found),
         "truth of folds": _means(by_class, counts),
         "truth of final": _means(final, counts),
+        "truth by class": [
+            [round(float(share), 4) for share in both] for both in zip(by_class, final, strict=True)
+        ],
     }
 
 
