@@ -207,7 +207,7 @@ class Sitting:
     def _alone(self) -> Iterator[None]:
         """Keep other threads and processes from deciding meanwhile.
 
-        The workspace's own lock is another one, so that a decision does not wait for a training run.
+        The workspace's own lock is another one, so that a decision does not wait for `embed` or `ingest`.
 
         Raises:
             WorkspaceError: The system refuses to write the lock file.
