@@ -80,7 +80,7 @@ def build_page(desk: PageService, reviewing: ReviewService) -> gr.Blocks:
             with gr.Tab("Recognise"):
                 _Page(page, desk, name, status)
             with gr.Tab("Review") as tab:
-                ReviewTab(page, tab, reviewing)
+                ReviewTab(tab, reviewing)
     return page.queue(max_size=_QUEUE, default_concurrency_limit=1)
 
 

@@ -10,7 +10,6 @@ import logging
 import os
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import repeat
@@ -27,7 +26,7 @@ from vlltr_index.evaluation.report import SIDE, environment
 from vlltr_index.pipelines.review.files import sources_of, thumbnail_of
 from vlltr_index.pipelines.review.folder import review_folder
 from vlltr_index.pipelines.review.queue import Beside, Entry, Review, review
-from vlltr_index.pipelines.review.sitting import Decision, Settled, Sitting, key_of, pictures_of, still_open
+from vlltr_index.pipelines.review.sitting import Decision, Sitting, key_of, pictures_of
 from vlltr_index.wording import plural
 
 if TYPE_CHECKING:
@@ -112,7 +111,7 @@ class Counts:
     """How far the list is.
 
     Attributes:
-        left: Entries that nobody has decided on.
+        left: Entries without a decision.
         decided: Entries that were decided on, without those that were skipped, and not saved yet.
         skipped: Entries that were skipped.
     """
@@ -136,7 +135,7 @@ class _Stopped(Exception):
 
 
 class ReviewService:
-    """The list of one workspace, shared by all visitors of a page; safe for several threads.
+    """The list of one workspace, shared by all tabs of a page; safe for several threads.
 
     Args:
         workspace: The workspace.
@@ -161,9 +160,7 @@ class ReviewService:
         self._making: _Making | None = None
         self._list: Review | None = None
         self._number = 0  # of the list
-        self._open: list[Entry] = []  # entries of the list that the newest commit leaves to be decided
-        self._commit = -1  # the commit that `_open` is of
-        self._visitors = set[str]()
+        self._sitting = Sitting(workspace)  # the decisions on the list
         self._read()
 
     # The list.
@@ -201,10 +198,7 @@ class ReviewService:
             making.thread.join()
 
     def close(self) -> None:
-        """Stop making a list, and let others see what visitors of this page look at."""
-        with suppress(VlltrError):
-            for by in list(self._visitors):
-                self.leave(by)
+        """Stop making a list."""
         making = self._making
         if making is not None and making.thread is not None:
             making.stopped = True
@@ -234,8 +228,8 @@ class ReviewService:
             self.error = error
             if made is not None:
                 self._list = made
+                self._sitting = Sitting(self.workspace, made.entries)
                 self._number += 1
-                self._commit = -1
             self._making = None
 
     def _listed(self, progress: Any) -> Review:
@@ -267,47 +261,28 @@ class ReviewService:
             kept = json.loads((self.workspace.path / "runs" / _KEPT).read_bytes())
             if {key: kept.get(key) for key in self._facts()} == self._facts():
                 self._list = TypeAdapter(Review).validate_python(kept["review"])
+                self._sitting = Sitting(self.workspace, self._list.entries)
                 self._number = 1
         except (OSError, ValueError, KeyError, AttributeError, ValidationError, RecursionError):
             return
 
-    # What somebody is shown.
+    # What is shown.
 
-    def next(self, by: str) -> Entry | None:
-        """Return what somebody looks at next; None at the end."""
-        self._visitors.add(by)
-        while True:
-            commit = self._newest()
-            found = self._sitting(commit).next(by)
-            if commit == self._newest():  # else others saved meanwhile, and their decisions are none any more
-                return found
-
-    def stay(self, by: str, entry: Entry) -> bool:
-        """Go on looking at an entry; say whether it is still to be decided, and nobody else looks at it."""
-        sitting = self._sitting(self._newest())
-        return _is_listed(sitting, entry) and sitting.stay(by, entry)
-
-    def leave(self, by: str) -> None:
-        """Let others see what somebody looks at."""
-        if by in self._visitors:
-            self._visitors.discard(by)
-            Sitting(self.workspace, ()).leave(by)
+    def next(self, shown: Entry | None = None) -> Entry | None:
+        """Return the entry to show: the one that is shown as long as it has no decision; None at the end."""
+        return self._sitting.next(shown)
 
     def at(self, place: int) -> tuple[int, Entry | None]:
         """Return the entry at a position of the list, and its position: the nearest one that there is."""
-        entries = self._sitting(self._newest()).entries
+        entries = self._sitting.entries()
         place = max(0, min(place, len(entries) - 1))
         return place, entries[place] if entries else None
 
     def counts(self) -> Counts:
         """Count the entries of the list, and all decisions that are kept."""
-        sitting = self._sitting(self._newest())
-        decided = sitting.decided()
-        settled = Settled.by(decided.values())
-        others = (one for one in sitting.entries if key_of(one) not in decided)
-        left = sum(settled.entry(one) is not None for one in others)
+        decided = self._sitting.decided()
         skipped = sum(one.skips for one in decided.values())
-        return Counts(left, len(decided) - skipped, skipped)
+        return Counts(len(self._sitting.left()), len(decided) - skipped, skipped)
 
     def show(self, entry: Entry, place: int = 0) -> Shown:
         """Return an entry with its pictures, of which the one at `place` is large."""
@@ -332,7 +307,6 @@ class ReviewService:
 
     def decide(
         self,
-        by: str,
         entry: Entry,
         act: str,
         name: str = "",
@@ -342,7 +316,6 @@ class ReviewService:
         """Keep a decision; it is durable when this returns.
 
         Args:
-            by: Who decides.
             entry: What it is shown as.
             act: One of `Act`.
             name: With `correct` and `add`: the class.
@@ -353,20 +326,16 @@ class ReviewService:
             What was decided, in a sentence.
 
         Raises:
-            InputError: Somebody else has decided on it, the name cannot be a class's, or the entry cannot be decided
-                so.
+            InputError: It has a decision or is not what is shown, the name cannot be a class's, or the entry cannot be
+                decided so.
             UsageError: The page is for reading only.
         """
         if self.read_only:
             raise UsageError("this page is for reading only", "Start it without --read-only.")
-        entry = _cut(entry)
         if act not in _ACTS[entry.reason]:
             raise InputError("that cannot be decided of this entry", "Take one of the keys that are shown.")
-        sitting = self._sitting(self._newest())
-        if not _is_listed(sitting, entry):
-            raise InputError("somebody else has decided on this picture meanwhile", "Look at the next one.")
-        decision = Decision(entry=key_of(entry), by=by)
-        pictures = pictures_of(entry)
+        decision = Decision(entry=key_of(entry))
+        pictures = pictures_of(_cut(entry))
         large = pictures[place]
         said = "Skipped."
         if act == "confirm":
@@ -386,19 +355,19 @@ class ReviewService:
             if large.image_id is not None:
                 given: dict[str, dict[str, str]] = {"labels": {large.image_id: named}}
             else:
-                given = {"added": dict.fromkeys(_added(entry, dropped), named)}
+                given = {"added": dict.fromkeys(_added(pictures, dropped), named)}
             decision = decision.model_copy(update={"makes": makes, **given})
             new = ", a class that saving makes" if makes else ""
             count = len(decision.labels) + len(decision.added)
             said = f"Now {named!r}{new}: {plural(count, 'picture')}."
-        sitting.decide(decision, entry)
+        self._sitting.decide(decision, entry)
         return said
 
-    def undo(self, by: str) -> Entry | None:
-        """Take back somebody's own last decision, and return its entry; None if there is none."""
+    def undo(self) -> Entry | None:
+        """Take back the last decision on the list, and return what is shown then; None if there is no decision."""
         if self.read_only:
             raise UsageError("this page is for reading only", "Start it without --read-only.")
-        return self._sitting(self._newest()).undo(by)
+        return self._sitting.undo()
 
     def save(self) -> tuple[ChangeReport | None, int | None]:
         """Make one commit of all decisions.
@@ -413,7 +382,7 @@ class ReviewService:
             raise UsageError("this page is for reading only", "Start it without --read-only.")
         history = self.workspace.history
         newest = history.ids()[-1]
-        report = Sitting(self.workspace, ()).save(self._recognizer)
+        report = self._sitting.save(self._recognizer)
         if report is None or not report.changed:
             return report, None
         since = (history.read(number) for number in history.ids() if number > newest)
@@ -431,20 +400,8 @@ class ReviewService:
 
     def _coming(self) -> dict[str, str]:
         """Return the names of classes that saving makes, by what they are compared by."""
-        made = [one.makes for one in Sitting(self.workspace, ()).decided().values() if one.makes is not None]
+        made = [one.makes for one in self._sitting.decided().values() if one.makes is not None]
         return {folded(name): name for name in reversed(made)}
-
-    def _newest(self) -> int:
-        return self.workspace.history.ids()[-1]
-
-    def _sitting(self, commit: int) -> Sitting:
-        """Return the sitting on those entries that a commit leaves to be decided."""
-        with self._guard:
-            if commit != self._commit:
-                entries = self._list.entries if self._list is not None else ()
-                self._open = still_open(self.workspace.snapshot(commit), entries)
-                self._commit = commit
-            return Sitting(self.workspace, self._open)
 
 
 def choices_of(entry: Entry) -> tuple[Choice, ...]:
@@ -469,13 +426,9 @@ def _paths(entry: Entry) -> list[str]:
     return [one.picture for one in pictures_of(entry)]
 
 
-def _is_listed(sitting: Sitting, entry: Entry) -> bool:
-    return key_of(entry) in map(key_of, sitting.entries)
-
-
-def _added(entry: Entry, dropped: Sequence[int]) -> list[str]:
+def _added(pictures: Sequence[Entry | Beside], dropped: Sequence[int]) -> list[str]:
     """Return the files of a group but those that are dropped."""
-    kept = [path for place, path in enumerate(_paths(entry)) if place not in dropped]
+    kept = [one.picture for place, one in enumerate(pictures) if place not in dropped]
     if not kept:
         raise InputError("no picture is left of the group", "Take one back, or skip it.")
     if not all(map(os.path.isfile, kept)):

@@ -17,8 +17,8 @@ from vlltr_index.wording import plural
 
 _Drawing = dict[Any, Any]  # component to what it shows
 
-_FOLLOW = 2.0  # seconds between two looks at what others do
-_CLASH = "Somebody else has decided on that picture, or looks at it now."
+_FOLLOW = 2.0  # seconds between two checks for progress, and for decisions of other tabs
+_CHANGED = "That picture was decided on or changed since it was shown."
 
 _DO = """
 element.addEventListener('click', (event) => {
@@ -143,7 +143,7 @@ class Seat:
 class ReviewTab:
     """The tab's components and their handlers; made inside a `gr.Tab`."""
 
-    def __init__(self, page: gr.Blocks, tab: gr.Tab, desk: ReviewService) -> None:
+    def __init__(self, tab: gr.Tab, desk: ReviewService) -> None:
         self._desk = desk
         self._seat = gr.State(Seat())
         self._bar = gr.HTML(js_on_load=_DO, elem_id="vl-bar")
@@ -162,7 +162,6 @@ class ReviewTab:
             begun = self._bar.save(self._say_so, None, self._said, **quiet)
             saved = begun.then(self._save, None, self._report, concurrency_id="write", **quiet)
             self._on(saved.then, self._look_again)
-            page.unload(self._leave)
 
     def _on(self, listen: Callable[..., Any], handler: Callable[..., Any], **more: Any) -> None:
         """Connect a handler that takes the seat and draws; one runs at a time."""
@@ -171,18 +170,18 @@ class ReviewTab:
 
     # Handlers.
 
-    def _open(self, seat: Seat, request: gr.Request) -> _Drawing:
-        """Draw everything, and follow what others do from now on."""
+    def _open(self, seat: Seat) -> _Drawing:
+        """Draw everything, and follow what other tabs and commands do."""
         seat = replace(seat, bar="", names="", number=seat.number or self._desk.number)
-        return self._draw(seat, _who(request)) | {self._timer: gr.Timer(active=True)}
+        return self._draw(seat) | {self._timer: gr.Timer(active=True)}
 
-    def _follow(self, seat: Seat, request: gr.Request) -> _Drawing:
+    def _follow(self, seat: Seat) -> _Drawing:
         """Draw what became of the list, and of the entry."""
-        return self._draw(seat, _who(request))
+        return self._draw(seat)
 
-    def _make(self, seat: Seat, request: gr.Request) -> _Drawing:
+    def _make(self, seat: Seat) -> _Drawing:
         self._desk.make()
-        return self._draw(seat, _who(request)) | {self._report: ""}
+        return self._draw(seat) | {self._report: ""}
 
     def _say_so(self) -> str:
         counts = self._desk.counts()
@@ -202,16 +201,12 @@ class ReviewTab:
             lines.append("Make the list again to see how answers to pictures that were held out moved.")
         return piece("notice", lines)
 
-    def _look_again(self, seat: Seat, request: gr.Request) -> _Drawing:
+    def _look_again(self, seat: Seat) -> _Drawing:
         """Draw what is left after decisions were saved."""
-        return {self._said: ""} | self._draw(seat, _who(request))
+        return {self._said: ""} | self._draw(seat)
 
-    def _leave(self, request: gr.Request) -> None:
-        self._desk.leave(_who(request))
-
-    def _act(self, seat: Seat, event: gr.EventData, request: gr.Request) -> _Drawing:
+    def _act(self, seat: Seat, event: gr.EventData) -> _Drawing:
         """Keep what was decided of the entry, and show the next one."""
-        by = _who(request)
         if _told(event, "turn") != str(seat.turn):
             return {self._seat: seat}
         act = _told(event, "act")
@@ -219,26 +214,26 @@ class ReviewTab:
             return self._look(seat, seat.entry, _told(event, "number"))
         if self._desk.read_only:
             step = {"skip": 1, "undo": -1}.get(act, 0)
-            return self._draw(replace(seat, at=seat.at + step), by)
+            return self._draw(replace(seat, at=seat.at + step))
         try:
             if act == "undo":
-                return self._undo(seat, by)
+                return self._undo(seat)
             if seat.entry is None:
                 return {self._seat: seat}
             dropped = [int(word) for word in _told(event, "dropped").split() if word.isdecimal()]
             name = self._name(seat.entry, event)
-            said = self._desk.decide(by, seat.entry, act, name, dropped, seat.large)
+            said = self._desk.decide(seat.entry, act, name, dropped, seat.large)
         except VlltrError as error:
-            return self._draw(seat, by) | {self._said: piece("error", error)}
-        return self._draw(seat, by, said)
+            return self._draw(seat) | {self._said: piece("error", error)}
+        return self._draw(seat, said)
 
-    def _undo(self, seat: Seat, by: str) -> _Drawing:
-        """Show the entry again that the visitor decided on last."""
-        found = self._desk.undo(by)
+    def _undo(self, seat: Seat) -> _Drawing:
+        """Take the last decision back, and show its entry."""
+        found = self._desk.undo()
         if found is None:
-            return self._draw(seat, by, "Nothing that was decided in this tab can be taken back.")
+            return self._draw(seat, "There is no decision to take back.")
         seat = replace(seat, entry=found, large=0, turn=seat.turn + 1)
-        return self._draw_entry(found, seat.turn) | self._draw(seat, by, "Taken back.")
+        return self._draw_entry(found, seat.turn) | self._draw(seat, "Taken back.")
 
     def _look(self, seat: Seat, entry: Entry, number: str) -> _Drawing:
         """Make another picture of the entry the large one."""
@@ -256,11 +251,11 @@ class ReviewTab:
 
     # Drawing.
 
-    def _draw(self, seat: Seat, by: str, said: str | None = None) -> _Drawing:
+    def _draw(self, seat: Seat, said: str | None = None) -> _Drawing:
         """Return what changed: the next entry, unless the one that is shown is still to be decided, and the counts."""
         drawn: _Drawing = {}
         try:
-            at, entry = self._next(seat, by)
+            at, entry = self._next(seat)
             counts = self._desk.counts()
             names = "" if self._desk.read_only else review_piece("names", self._desk.names())
             if entry != seat.entry and entry is not None:
@@ -274,7 +269,7 @@ class ReviewTab:
         elif found is not None and seat.number != self._desk.number:
             drawn[self._report] = piece("notice", report_lines(replace(found, entries=())))
         elif said is None and seat.entry not in (None, entry) and not self._desk.read_only:
-            said = _CLASH
+            said = _CHANGED
         if said is not None:
             drawn[self._said] = review_piece("said", said, counts)
         making = self._desk.progress()
@@ -293,22 +288,15 @@ class ReviewTab:
         large = seat.large if entry == seat.entry else 0
         return drawn | {self._seat: Seat(turn, entry, large, at, self._desk.number, error, bar, end, names)}
 
-    def _next(self, seat: Seat, by: str) -> tuple[int, Entry | None]:
+    def _next(self, seat: Seat) -> tuple[int, Entry | None]:
         """Return what is shown: the same entry as long as it can be decided; with its position, for reading only."""
         if self._desk.read_only:
             return self._desk.at(seat.at)
-        if seat.entry is not None and self._desk.stay(by, seat.entry):
-            return 0, seat.entry
-        return 0, self._desk.next(by)
+        return 0, self._desk.next(seat.entry)
 
     def _draw_entry(self, entry: Entry, turn: int, large: int = 0) -> _Drawing:
         shown = self._desk.show(entry, large)
         return {self._entry: review_piece("entry", shown, turn, self._desk.read_only)}
-
-
-def _who(request: gr.Request) -> str:
-    """Return who decides: the random id of a browser tab."""
-    return str(request.session_hash)
 
 
 def _told(event: gr.EventData, name: str) -> str:

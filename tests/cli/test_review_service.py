@@ -1,12 +1,12 @@
-"""Tests of `vlltr_index.cli.ui.review_service` and of a sitting: what is shown to whom, what is kept, and saving."""
+"""Tests of `vlltr_index.cli.ui.review_service` and of a sitting: what is shown, what is kept, and saving."""
 
 from __future__ import annotations
 
 import json
 import re
 import threading
-import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -92,14 +92,14 @@ def test_every_kind_of_decision_is_written_in_one_commit(
     ]
     said = []
     for expected, (act, name, dropped) in zip(entries, decided, strict=True):
-        found = page.next("me")
+        found = page.next()
         assert found == expected
-        said.append(page.decide("me", found, act, name, dropped))
+        said.append(page.decide(found, act, name, dropped))
     assert said[1] == f"Confirmed: {listing.names[0]!r}."
     assert said[3] == "Now 'okapi', a class that saving makes: 1 picture."
     assert said[5] == f"Kept one, as {listing.names[6]!r}; 2 near duplicates go."
     assert said[6] == "Now 'dodo', a class that saving makes: 2 pictures."
-    assert page.next("me") is None
+    assert page.next() is None
     assert (page.counts().left, page.counts().decided, page.counts().skipped) == (0, 7, 1)
     assert {"okapi", "dodo"} < set(page.names())
     commits = trained.history.ids()
@@ -123,7 +123,7 @@ def test_every_kind_of_decision_is_written_in_one_commit(
     said_of = {row["image_id"] for row in trained.snapshot().table("reviewed").to_pylist()}
     assert {id_of(right), id_of(wrong), id_of(lot), id_of(two)} <= said_of
     assert not set(ids_beside(two)) & said_of
-    assert page.next("me") == skipped
+    assert page.next() == skipped
     assert page.counts().left == 1, "what was saved is not asked again, what was skipped is"
     rollback(trained, commit)
     assert classes(trained) == before
@@ -134,9 +134,9 @@ def test_saving_nothing_is_no_commit(trained: Workspace, listing: Listing, desk:
     page = desk(listing.entry("label"))
     commits = trained.history.ids()
     assert page.save() == (None, None)
-    entry = page.next("me")
+    entry = page.next()
     assert entry is not None
-    page.decide("me", entry, "skip")
+    page.decide(entry, "skip")
     assert page.save() == (None, None)
     assert trained.history.ids() == commits
 
@@ -147,73 +147,141 @@ def test_entries_follow_decisions_on_their_pictures(listing: Listing, desk: Open
     first = replace(lot, reason="label", beside=())
     last = replace(lot, reason="label", beside=(), image_id=lot.beside[0].image_id)
     page = desk(first, lot, last)
-    assert page.next("me") == first
-    page.decide("me", first, "correct", listing.names[8])
-    found = page.next("me")
+    assert page.next() == first
+    page.decide(first, "correct", listing.names[8])
+    found = page.next()
     assert found is not None
     assert key_of(found) == key_of(lot)
     assert [found.class_name, *(one.class_name for one in found.beside)] == [
         listing.names[8],
         *[listing.names[5]] * 2,
     ]
-    page.decide("me", found, "keep")
-    assert page.next("me") is None
+    page.decide(found, "keep")
+    assert page.next() is None
     assert page.counts().left == 0
-    assert page.undo("me") == found
-    assert page.undo("me") == first
-    assert page.undo("me") is None
+    assert page.undo() == found
+    assert page.undo() == first
+    assert page.undo() is None
 
 
-def test_two_people_see_different_pictures(trained: Workspace, listing: Listing, desk: Open) -> None:
-    """In one page and in two: not what another looks at, nor a lot that has it; a clash is said; who leaves lets go."""
+CHANGED = "this picture was decided on or changed since it was shown"
+
+
+def test_a_decision_of_another_tab_stays(trained: Workspace, listing: Listing, desk: Open) -> None:
+    """Two tabs show one entry: one decides, the other is refused and goes on; U takes the last decision back."""
+    first, second = (listing.entry("label", (n,)) for n in range(2))
+    page = desk(first, second)
+    other = ReviewService(trained)  # a second `vlltr ui` on the workspace
+    assert page.next() == other.next() == first
+    page.decide(first, "confirm")
+    for act in ("correct", "confirm", "skip"):
+        with pytest.raises(InputError, match=CHANGED):
+            other.decide(first, act, listing.names[9])
+    assert other.next(first) == second
+    other.decide(second, "correct", listing.names[9])
+    assert page.next(second) is None
+    assert page.undo() == second
+    assert other.next() == second
+    assert page.save()[0] is not None
+    assert other.counts().decided == 0
+    with pytest.raises(InputError, match=CHANGED):
+        other.decide(first, "correct", listing.names[9])
+    now = classes(trained)
+    assert [now[id_of(one)] for one in (first, second)] == [first.class_name, second.class_name]
+    assert other.save() == (None, None)
+
+
+def test_an_entry_that_another_tab_changed_is_shown_again(listing: Listing, desk: Open) -> None:
+    """A lot whose picture got another class, or lost it again, is not decided on as it was shown."""
     lot = listing.entry("copies", (5, 5))
-    entries = [replace(lot, reason="label", beside=()), lot, listing.entry("label", (6,))]
-    mine = desk(*entries)
-    yours = ReviewService(trained)
-    assert mine.next("me") == entries[0]
-    assert yours.next("you") == entries[2], "the lot has a picture that the other looks at"
-    assert mine.stay("me", entries[0])
-    assert not mine.stay("me", entries[2])
-    assert mine.next("me") == entries[0]
-    assert mine.next("third") is None
-    assert mine.counts().left == 3
-    mine.decide("me", entries[0], "confirm")
-    with pytest.raises(InputError, match="somebody else has decided on this picture meanwhile"):
-        yours.decide("you", entries[0], "correct", listing.names[9])
-    assert not yours.stay("you", entries[0])
-    assert mine.next("me") == entries[1]
-    mine.leave("me")
-    assert yours.next("you") == entries[1]
-    assert yours.undo("you") is None, "nobody takes back what another decided"
+    label = replace(lot, reason="label", beside=())
+    page = desk(label, lot)
+    page.decide(label, "correct", listing.names[8])
+    with pytest.raises(InputError, match=CHANGED):
+        page.decide(lot, "keep")
+    found = page.next(lot)
+    assert found == replace(lot, class_name=listing.names[8])
+    assert page.undo() == label
+    with pytest.raises(InputError, match=CHANGED):
+        page.decide(found, "confirm")
+    assert page.next(found) == lot
+    page.decide(lot, "keep")
+    assert page.counts().decided == 1
 
 
-def test_who_goes_away_is_not_waited_for(
-    listing: Listing, desk: Open, monkeypatch: pytest.MonkeyPatch
+def test_tabs_decide_at_once(trained: Workspace, listing: Listing, desk: Open) -> None:
+    """Two pages press keys at the same time: each entry has one decision, and every accepted decision is kept."""
+    entries = [listing.entry("label", (n % 5,)) for n in range(20)]
+    pages = [desk(*entries), ReviewService(trained)]
+    accepted: list[tuple[str, str]] = []
+
+    def press(page: ReviewService, name: str) -> None:
+        entry = page.next()
+        while entry is not None:
+            with suppress(InputError):
+                page.decide(entry, "correct", name)
+                accepted.append((id_of(entry), name))
+            entry = page.next(entry)
+
+    tabs = [
+        threading.Thread(target=press, args=(page, listing.names[9 + n % 2]))
+        for n, page in enumerate([*pages, *pages])
+    ]
+    for tab in tabs:
+        tab.start()
+    for tab in tabs:
+        tab.join()
+    assert len(accepted) == len(dict(accepted)) == len(entries)
+    assert (trained.path / "runs" / "sitting.jsonl").read_text(encoding="utf-8").count("{") == 2 * len(
+        entries
+    )
+    assert pages[0].save()[0] is not None
+    now = classes(trained)
+    assert {one: now[one] for one, _ in accepted} == dict(accepted)
+
+
+def test_a_decision_while_another_tab_saves(
+    trained: Workspace, listing: Listing, desk: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An entry is left to a visitor for a while; who comes back then goes on only if nobody else has it."""
-    page = desk(listing.entry("label"))
-    entry = page.next("me")
-    assert entry is not None
-    assert page.next("you") is None
-    start = time.time()
-    monkeypatch.setattr(sitting_module.time, "time", lambda: start + sitting_module.LOOKS + 1)
-    assert page.next("you") == entry
-    assert not page.stay("me", entry)
+    """It waits, and is kept for the next commit; one on an entry that is saved is refused."""
+    saved, left = (listing.entry("label", (n,)) for n in range(2))
+    page = desk(saved, left)
+    page.decide(saved, "confirm")
+    committed, go = threading.Event(), threading.Event()
+    commit = sitting_module.changed
 
+    def slow(*given: Any) -> Any:
+        report = commit(*given)
+        committed.set()
+        assert go.wait(10)
+        return report
 
-def test_saved_by_another_is_decided(trained: Workspace, listing: Listing, desk: Open) -> None:
-    """Who has an entry open that another page decided on and saved cannot decide on it again."""
-    mine = desk(listing.entry("label"), listing.entry("label", (1,)))
-    yours = ReviewService(trained)
-    entry = mine.next("me")
-    assert entry is not None
-    Sitting(trained, [entry]).leave("me")
-    assert yours.next("you") == entry
-    yours.decide("you", entry, "confirm")
-    assert yours.save()[0] is not None
-    assert not mine.stay("me", entry)
-    with pytest.raises(InputError, match="somebody else"):
-        mine.decide("me", entry, "correct", listing.names[9])
+    monkeypatch.setattr(sitting_module, "changed", slow)
+    saving = threading.Thread(target=page.save)
+    saving.start()
+    assert committed.wait(60)
+    refused: list[str] = []
+
+    def again() -> None:
+        try:
+            ReviewService(trained).decide(saved, "correct", listing.names[9])
+        except InputError as error:
+            refused.append(error.message)
+
+    tabs = [
+        threading.Thread(target=page.decide, args=(left, "correct", listing.names[9])),
+        threading.Thread(target=again),
+    ]
+    for tab in tabs:
+        tab.start()
+    go.set()
+    for thread in (saving, *tabs):
+        thread.join()
+    assert refused == [CHANGED]
+    assert page.counts().decided == 1
+    page.save()
+    now = classes(trained)
+    assert [now[id_of(one)] for one in (saved, left)] == [saved.class_name, listing.names[9]]
 
 
 def test_names_of_classes(trained: Workspace, listing: Listing, desk: Open) -> None:
@@ -221,9 +289,9 @@ def test_names_of_classes(trained: Workspace, listing: Listing, desk: Open) -> N
     page = desk(*(listing.entry("label", (n,)) for n in range(4)))
 
     def correct(name: str) -> str:
-        entry = page.next("me")
+        entry = page.next()
         assert entry is not None
-        return page.decide("me", entry, "correct", name)
+        return page.decide(entry, "correct", name)
 
     assert correct(f"  {listing.names[9].upper()} ") == f"Now {listing.names[9]!r}: 1 picture."
     assert correct("Okapi") == "Now 'Okapi', a class that saving makes: 1 picture."
@@ -231,8 +299,8 @@ def test_names_of_classes(trained: Workspace, listing: Listing, desk: Open) -> N
     for name in ("", " \t", "x" * 201, "\0"):
         with pytest.raises(InputError):
             correct(name)
-    page.undo("me")
-    page.undo("me")
+    page.undo()
+    page.undo()
     assert correct("okapi") == "Now 'okapi', a class that saving makes: 1 picture."
     report, _ = page.save()
     assert report is not None
@@ -240,11 +308,11 @@ def test_names_of_classes(trained: Workspace, listing: Listing, desk: Open) -> N
 
 
 def test_two_spellings_of_a_new_class_are_one(trained: Workspace, listing: Listing) -> None:
-    """Made by two pages at the same moment: saving makes one class of the first spelling."""
+    """Made in two tabs at the same moment: saving makes one class of the first spelling."""
     entries = [listing.entry("label", (n,)) for n in range(2)]
     sitting = Sitting(trained, entries)
-    for entry, by, name in zip(entries, ("me", "you"), ("Okapi", "okapi"), strict=True):
-        sitting.decide(Decision(entry=key_of(entry), by=by, labels={id_of(entry): name}, makes=name), entry)
+    for entry, name in zip(entries, ("Okapi", "okapi"), strict=True):
+        sitting.decide(Decision(entry=key_of(entry), labels={id_of(entry): name}, makes=name), entry)
     assert sitting.save() is not None
     assert {classes(trained)[id_of(entry)] for entry in entries} == {"Okapi"}
 
@@ -253,12 +321,12 @@ def test_what_is_gone_meanwhile_is_left_out(trained: Workspace, listing: Listing
     """Entries whose class another program removed are not shown; decisions for it are named in the report."""
     entries = [listing.entry("label", (0,)), listing.entry("label", (1,)), listing.entry("label", (2,))]
     page = desk(*entries)
-    found = page.next("me")
+    found = page.next()
     assert found is not None
-    page.decide("me", found, "correct", listing.names[9])
+    page.decide(found, "correct", listing.names[9])
     remove_classes(trained, [listing.names[1], listing.names[9]])
-    assert page.next("me") == entries[2]
-    page.decide("me", entries[2], "confirm")
+    assert page.next() == entries[2]
+    page.decide(entries[2], "confirm")
     remove_images(trained, [id_of(entries[2])])
     report, _ = page.save()
     assert report is not None
@@ -274,18 +342,18 @@ def test_only_what_is_offered_can_be_decided(listing: Listing, desk: Open, tmp_p
     page = desk(label, rows, group([str(tmp_path / "gone.png"), str(tmp_path / "gone2.png")]))
     for act in ("keep", "add", "undo", "", "rm -rf"):
         with pytest.raises(InputError, match="that cannot be decided"):
-            page.decide("me", label, act, "okapi")
+            page.decide(label, act, "okapi")
     for foreign in (
         Entry("/etc/passwd", "teaches"),
         replace(label, image_id="x"),
         group(["/etc/passwd", "/etc/hosts"]),
     ):
-        with pytest.raises(InputError, match="somebody else"):
-            page.decide("me", foreign, {"unknown": "add"}.get(foreign.reason, "correct"), "okapi")
+        with pytest.raises(InputError, match=CHANGED):
+            page.decide(foreign, {"unknown": "add"}.get(foreign.reason, "correct"), "okapi")
     assert page.show(rows).acts == ("skip",)
     assert page.show(rows).thumbnails[0].problem
     with pytest.raises(InputError, match="is no file here"):
-        page.decide("me", rows, "correct", "okapi")
+        page.decide(rows, "correct", "okapi")
     assert page.counts().decided == 0
 
 
@@ -294,8 +362,8 @@ def test_a_group_without_pictures_is_no_class(desk: Open, pictures: Path) -> Non
     found = group([str(path) for path in sorted((pictures / "unseen").glob("*.png"))[:2]])
     page = desk(found)
     with pytest.raises(InputError, match="no picture is left of the group"):
-        page.decide("me", found, "add", "okapi", (0, 1))
-    assert page.decide("me", found, "add", "okapi", (7, -1)).endswith("2 pictures.")
+        page.decide(found, "add", "okapi", (0, 1))
+    assert page.decide(found, "add", "okapi", (7, -1)).endswith("2 pictures.")
 
 
 def test_more_than_is_shown_is_not_decided(listing: Listing, desk: Open) -> None:
@@ -305,7 +373,7 @@ def test_more_than_is_shown_is_not_decided(listing: Listing, desk: Open) -> None
     shown = page.show(lot)
     assert (len(shown.thumbnails), shown.more) == (13, 3)
     assert "remove 12 near duplicates" in review_piece("entry", shown, 1, False)
-    assert page.decide("me", lot, "keep").endswith("; 12 near duplicates go.")
+    assert page.decide(lot, "keep").endswith("; 12 near duplicates go.")
 
 
 def test_the_large_picture_is_decided_on(trained: Workspace, listing: Listing, desk: Open) -> None:
@@ -318,8 +386,8 @@ def test_the_large_picture_is_decided_on(trained: Workspace, listing: Listing, d
     assert [place for place, *_ in page.show(lot, 1).beside] == [2, 0]
     drawn = review_piece("entry", shown, 1, False)
     assert "probability that it is wrong" not in drawn, "it is known of the entry's own picture alone"
-    page.decide("me", two, "correct", listing.names[3], place=1)
-    page.decide("me", lot, "keep", place=2)
+    page.decide(two, "correct", listing.names[3], place=1)
+    page.decide(lot, "keep", place=2)
     page.save()
     now = classes(trained)
     assert [now[one] for one in (id_of(two), *ids_beside(two))] == [listing.names[3]] * 2
@@ -369,10 +437,10 @@ def test_a_kept_list_is_there_at_once(trained: Workspace, listing: Listing, desk
     """As it was, with the decisions; not that of other folders, nor a damaged one."""
     entries = [listing.entry("label"), listing.entry("two classes", (3, 4))]
     page = desk(*entries)
-    page.decide("me", entries[0], "confirm")
+    page.decide(entries[0], "confirm")
     again = ReviewService(trained)
     assert again.found == page.found == review_of(entries)
-    assert again.next("you") == entries[1]
+    assert again.next() == entries[1]
     assert ReviewService(trained, ["shots"]).found is None
     kept = trained.path / "runs" / "listed.json"
     for text in (
@@ -391,20 +459,19 @@ def test_a_line_that_a_kill_cut_off_is_no_decision(trained: Workspace, listing: 
     """What was kept before and after it is there."""
     entries = [listing.entry("label", (n,)) for n in range(3)]
     page = desk(*entries)
-    page.decide("me", entries[0], "confirm")
+    page.decide(entries[0], "confirm")
     kept = trained.path / "runs" / "sitting.jsonl"
     with kept.open("a", encoding="utf-8") as file:
-        file.write('\n{"entry": "label: x", "by": "y"')
-    page.decide("me", entries[1], "confirm")
-    assert list(page._sitting(page._newest()).decided()) == list(map(key_of, entries[:2]))
-    (trained.path / "runs" / "looking.json").write_text('{"me"', encoding="utf-8")
-    assert page.next("me") == entries[2]
+        file.write('\n{"entry": "label: x", "labels"')
+    page.decide(entries[1], "confirm")
+    assert list(Sitting(trained, entries).decided()) == list(map(key_of, entries[:2]))
+    assert page.next() == entries[2]
 
 
 def test_a_list_is_made_beside(trained: Workspace, listing: Listing, monkeypatch: pytest.MonkeyPatch) -> None:
     """With progress, once at a time; the end of the page stops it; an error is kept in words without details."""
     page = ReviewService(trained)
-    assert (page.found, page.progress(), page.next("me")) == (None, None, None)
+    assert (page.found, page.progress(), page.next()) == (None, None, None)
     go = threading.Event()
     begun = threading.Event()
     calls = []
@@ -425,7 +492,7 @@ def test_a_list_is_made_beside(trained: Workspace, listing: Listing, monkeypatch
     go.set()
     page.wait()
     assert (len(calls), page.progress(), page.number) == (1, None, 1)
-    assert page.next("me") is not None
+    assert page.next() is not None
     assert ReviewService(trained).found == page.found
     go.clear()
     begun.clear()
@@ -467,13 +534,12 @@ def test_a_list_for_reading_only(trained: Workspace, listing: Listing) -> None:
     ]
     assert page.counts().left == 2
     for act in (
-        lambda: page.decide("me", entries[0], "confirm"),
-        lambda: page.undo("me"),
+        lambda: page.decide(entries[0], "confirm"),
+        lambda: page.undo(),
         lambda: page.save(),
     ):
         with pytest.raises(UsageError, match="this page is for reading only"):
             act()
-    page.leave("me")
     page.close()
     shown = review_piece("entry", page.show(entries[0]), 1, True)
     assert 'data-act="skip"' in shown

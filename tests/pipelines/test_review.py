@@ -236,6 +236,46 @@ def test_a_table_goes_round(spoilt: Workspace, tmp_path: Path) -> None:
         assert name not in {one for _, one in listed(review(spoilt))}
 
 
+def _split(path: Path, parts: int) -> list[Path]:
+    """Split a table as a team does: the header in each part, and the rows of an entry together."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    made = []
+    for number in range(parts):
+        made.append(path.with_name(f"part-{number + 1}.csv"))
+        with made[-1].open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, rows[0].keys())
+            writer.writeheader()
+            writer.writerows(row for row in rows if int(row["entry"]) % parts == number)
+    return made
+
+
+def test_a_split_table_goes_round(spoilt: Workspace, tmp_path: Path) -> None:
+    """Parts that are taken back one by one, in any order, have the effect of the whole table."""
+    whole = Workspace.open(shutil.copytree(spoilt.path, tmp_path / "whole"))
+    table = tmp_path / "queue.csv"
+    write_list(table, review(spoilt), spoilt.snapshot())
+    chosen = {
+        "class 1/wrong.png": "class 0",
+        "class 3/wrong.png": "class 2",
+        "class 0/twice.png": "class 4",
+        "class 4/5.png": "class 4",
+        "class 4/7.png": "class 4",
+        "class 4/darker.png": "class 4",
+    }
+    _filled(table, chosen)
+    parts = _split(table, 2)
+    at_once = relabel_images(whole, table)
+    reports = [relabel_images(spoilt, part) for part in reversed(parts)]
+    assert all(report.relabelled or report.same for report in reports), "each part decides something"
+    assert sum(len(report.relabelled) for report in reports) == len(at_once.relabelled)
+    assert sum(report.same for report in reports) == at_once.same
+    for name, columns in (("images", ["image_id", "class_id"]), ("reviewed", None)):
+        tables = [one.snapshot().table(name, columns).sort_by("image_id") for one in (spoilt, whole)]
+        assert tables[0].equals(tables[1])
+    assert listed(review(spoilt)) == listed(review(whole))
+
+
 def test_files(spoilt: Workspace, tmp_path: Path) -> None:
     """A table whose class is empty, and a sheet with thumbnails, where names are text; other endings are refused."""
     found = review(spoilt)
@@ -370,6 +410,20 @@ def test_a_folder_without_labels(trained: Workspace, camera: tuple[Path, list[st
     assert "embed images" not in steps
     with pytest.raises(InputError, match="no picture to look at: 1 picture has a label, 0 cannot be read"):
         review_folder(trained, [str(folder / "labelled.png")])
+
+
+def test_a_split_table_takes_pictures_in(
+    trained: Workspace, camera: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    """Pictures without labels that two parts give a class become training pictures, each once."""
+    folder, _ = camera
+    table = tmp_path / "queue.csv"
+    write_list(table, review_folder(trained, [str(folder)]), trained.snapshot())
+    name = trained.snapshot().class_table().names[0]
+    _filled(table, {f"known/{number}.png": name for number in range(1, 30)})
+    added = [relabel_images(trained, part, add=True).added_images for part in _split(table, 2)]
+    assert min(added) > 0
+    assert sum(added) == trained.snapshot().count("images", "uri LIKE '%camera/known/%'") == 29
 
 
 @pytest.mark.slow

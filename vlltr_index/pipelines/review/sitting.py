@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vlltr_index.classes import ChangeOptions, ChangeReport, Decisions
 from vlltr_index.classes.change import Edit
@@ -30,10 +29,7 @@ if TYPE_CHECKING:
     from vlltr_index.store.transaction import Transaction
     from vlltr_index.store.workspace import Workspace
 
-LOOKS = 30.0
-"""Seconds for which an entry is left to who looks at it, and has not said that he still does."""
 _FILE = "sitting.jsonl"
-_LOOKING = "looking.json"
 
 
 class Decision(BaseModel):
@@ -41,18 +37,16 @@ class Decision(BaseModel):
 
     Attributes:
         entry: The entry, see `key_of`.
-        by: Who decided.
         labels: Names of classes by the ids of pictures.
         added: Names of classes by the paths of pictures that the workspace does not have.
         removed: Ids of pictures that go.
         makes: The class that is made for it, if there was none of that name.
-        undone: Whether it takes back what the same person decided of the entry.
+        undone: Whether it takes back what was decided of the entry.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     entry: str
-    by: str
     labels: dict[str, str] = {}
     added: dict[str, str] = {}
     removed: tuple[str, ...] = ()
@@ -80,68 +74,56 @@ def ids_of(entry: Entry) -> list[str]:
     return [one.image_id or os.path.abspath(one.picture) for one in pictures_of(entry)]
 
 
-class _Looking(BaseModel):
-    """What somebody looks at, and until when others leave it alone."""
-
-    pictures: list[str]
-    until: float
-
-
-_LOOKED_AT = TypeAdapter(dict[str, _Looking])
-
-
-@dataclass(eq=False)
 class Sitting:
-    """Decisions of one or several people on one list; safe for several threads and processes.
+    """Decisions on one list; safe for several threads and processes, such as two tabs in which a page is open.
 
-    Attributes:
+    Args:
         workspace: The workspace.
-        entries: The list.
+        listed: The entries of the list.
     """
 
-    workspace: Workspace
-    entries: Sequence[Entry]
+    def __init__(self, workspace: Workspace, listed: Sequence[Entry] = ()) -> None:
+        self.workspace = workspace
+        self._listed = listed
+        self._open: tuple[int, list[Entry]] = (
+            -1,
+            [],
+        )  # a commit, and the entries that it leaves to be decided
 
-    def next(self, by: str) -> Entry | None:
-        """Return the first entry that nobody has decided on, and none of whose pictures somebody else looks at.
+    def entries(self) -> list[Entry]:
+        """Return the entries that the newest commit leaves to be decided."""
+        commit = self._newest()
+        known, entries = self._open
+        if known != commit:
+            entries = still_open(self.workspace.snapshot(commit), self._listed)
+            self._open = (commit, entries)
+        return entries
 
-        Its classes are those that are decided of its pictures, and pictures that go are left out.
+    def left(self) -> list[Entry]:
+        """Return the entries without a decision.
 
-        Raises:
-            WorkspaceError: What somebody looks at cannot be kept.
+        Their classes are those that are decided of their pictures, and pictures that go are left out.
         """
-        with self._looking() as looked_at:
-            looked_at.pop(by, None)
-            taken = {picture for other in looked_at.values() for picture in other.pictures}
+        while True:
+            commit = self._newest()
+            entries = self.entries()
             decided = self.decided()
-            settled = Settled.by(decided.values())
-            for one in self.entries:
-                if key_of(one) in decided or not taken.isdisjoint(ids_of(one)):
-                    continue
-                found = settled.entry(one)
-                if found is not None:
-                    looked_at[by] = _look_at(found)
-                    return found
-        return None
+            if commit == self._newest():  # otherwise a save may have removed the decisions on these entries
+                break
+        settled = Settled.by(decided.values())
+        found = (settled.entry(one) for one in entries if key_of(one) not in decided)
+        return [one for one in found if one is not None]
 
-    def stay(self, by: str, entry: Entry) -> bool:
-        """Go on looking at an entry; say whether nobody else looks at it now, or has decided on it.
+    def next(self, shown: Entry | None = None) -> Entry | None:
+        """Return the entry to decide on; None at the end.
 
-        Raises:
-            WorkspaceError: As for `next`.
+        Args:
+            shown: The entry that is shown. It stays, with what is decided of its pictures, until it has a decision.
         """
-        with self._looking() as looked_at:
-            looked_at.pop(by, None)
-            taken = {picture for other in looked_at.values() for picture in other.pictures}
-            if key_of(entry) in self.decided() or not taken.isdisjoint(ids_of(entry)):
-                return False
-            looked_at[by] = _look_at(entry)
-            return True
-
-    def leave(self, by: str) -> None:
-        """Let others see what somebody looks at."""
-        with self._looking() as looked_at:
-            looked_at.pop(by, None)
+        left = self.left()
+        if shown is not None:
+            left = [one for one in left if key_of(one) == key_of(shown)] or left
+        return left[0] if left else None
 
     def decided(self) -> dict[str, Decision]:
         """Return the decisions that are kept, by entry, in the order in which they were made."""
@@ -160,39 +142,33 @@ class Sitting:
             shown: The entry as it was shown.
 
         Raises:
-            InputError: Somebody else decided on the entry, or on a picture of it, meanwhile.
+            InputError: The entry has a decision, or is not what was shown.
             WorkspaceError: It cannot be kept.
         """
         with self._alone():
-            decided = self.decided()
-            before = decided.pop(decision.entry, None)
-            others = before is not None and before.by != decision.by
-            if others or Settled.by(decided.values()).entry(shown) != shown:
+            if shown not in self.left():
                 raise InputError(
-                    "somebody else has decided on this picture meanwhile", "Look at the next one."
+                    "this picture was decided on or changed since it was shown",
+                    "Decide on what is shown now.",
                 )
             _append(self._path, decision)
 
-    def undo(self, by: str) -> Entry | None:
-        """Take back the last decision that somebody made in this list, and return its entry; None if there is none.
+    def undo(self) -> Entry | None:
+        """Take back the last decision on this list, and return what is shown then; None if there is no decision.
 
         Raises:
             WorkspaceError: That cannot be kept.
         """
-        listed = {key_of(one): one for one in self.entries}
         with self._alone():
-            own = [key for key, one in self.decided().items() if one.by == by and key in listed]
-            if not own:
+            listed = {key_of(one): one for one in self.entries()}
+            made = [key for key in self.decided() if key in listed]
+            if not made:
                 return None
-            _append(self._path, Decision(entry=own[-1], by=by, undone=True))
-        found = Settled.by(self.decided().values()).entry(listed[own[-1]])
-        if found is not None:
-            with self._looking() as looked_at:
-                looked_at[by] = _look_at(found)
-        return found
+            _append(self._path, Decision(entry=made[-1], undone=True))
+            return self.next(listed[made[-1]])
 
     def save(self, recognizer: Recognizer | None = None) -> ChangeReport | None:
-        """Make one commit of all decisions, of whatever list and person; None if there is nothing to write.
+        """Make one commit of all decisions, of whatever list; None if there is nothing to write.
 
         Decisions on pictures that are gone, or for classes that are gone, are left out with a note.
 
@@ -224,49 +200,28 @@ class Sitting:
     def _path(self) -> Path:
         return self.workspace.path / "runs" / _FILE
 
+    def _newest(self) -> int:
+        return self.workspace.history.ids()[-1]
+
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Keep other threads and processes from deciding meanwhile."""
-        with _locked(run_folder(self.workspace) / _FILE):
+        """Keep other threads and processes from deciding meanwhile.
+
+        The workspace's own lock is another one, so that a decision does not wait for `embed` or `ingest`.
+
+        Raises:
+            WorkspaceError: The system refuses to write the lock file.
+        """
+        path = run_folder(self.workspace) / _FILE
+        lock = FileLock(path.with_suffix(".lock"))
+        try:
+            lock.acquire()
+        except OSError as error:
+            raise write_error(path, error) from error
+        try:
             yield
-
-    @contextmanager
-    def _looking(self) -> Iterator[dict[str, _Looking]]:
-        """Yield what each looks at, of whatever process, and keep what becomes of it; what lapsed is left out."""
-        path = run_folder(self.workspace) / _LOOKING
-        with _locked(path):
-            looked_at = dict[str, _Looking]()
-            with suppress(OSError, ValidationError):
-                looked_at = _LOOKED_AT.validate_json(path.read_bytes())
-            now = time.time()
-            looked_at = {by: one for by, one in looked_at.items() if one.until > now}
-            yield looked_at
-            try:
-                path.write_bytes(_LOOKED_AT.dump_json(looked_at))
-            except OSError as error:
-                raise write_error(path, error) from error
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Keep other threads and processes from a file.
-
-    Raises:
-        WorkspaceError: The system refuses to write it.
-    """
-    lock = FileLock(path.with_suffix(".lock"))
-    try:
-        lock.acquire()
-    except OSError as error:
-        raise write_error(path, error) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _look_at(entry: Entry) -> _Looking:
-    return _Looking(pictures=ids_of(entry), until=time.time() + LOOKS)
+        finally:
+            lock.release()
 
 
 @dataclass(frozen=True)
@@ -293,7 +248,10 @@ class Settled:
 
     def entry(self, entry: Entry) -> Entry | None:
         """Return an entry as these decisions, on other entries, leave it; None if nothing is left to decide."""
-        own, *others = ids_of(entry)
+        ids = ids_of(entry)
+        if self.gone.isdisjoint(ids) and self.labels.keys().isdisjoint(ids):
+            return entry
+        own, *others = ids
         beside = tuple(
             replace(other, class_name=self.labels.get(picture, other.class_name))
             for picture, other in zip(others, entry.beside, strict=True)
