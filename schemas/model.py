@@ -29,11 +29,10 @@ class Index(Record):
     text_fp: str | None = None
 
 
-class Part(Record):
-    """Object below `parts/`, with rows that answers are computed from: its digest and size."""
-
-    digest: str = Field(pattern="^[0-9a-f]{64}$")
-    bytes: Count
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+"""Name of an object: SHA-256 over the names and bytes of its files."""
+Parts = Annotated[tuple[Digest, ...], Field(max_length=2)]
+"""Rows that answers are computed from: a base, and a delta if rows have changed since it was written; or none."""
 
 
 class ModelRecord(Record):
@@ -44,7 +43,7 @@ class ModelRecord(Record):
         first_commit: The commit that first held this state, which differs from `commit` after a rollback.
         encoder: Digest of the encoder; or the recipe's, where stage 1 has not run.
         head: Digest of the head; None: none has been trained yet.
-        parts: Rows that answers are computed from, oldest first; none: they are made of the workspace's tables.
+        parts: Rows that answers are computed from; none: they are made of the workspace's tables.
         index: The index over the anchors; None: none was built over this encoder's vectors.
         text_fp: Fingerprint of the text tower; None: nothing has been embedded yet.
         image_fp: Fingerprint of the visual tower.
@@ -60,7 +59,7 @@ class ModelRecord(Record):
     first_commit: Count
     encoder: str | EncoderConfig
     head: str | None
-    parts: tuple[Part, ...]
+    parts: Parts
     index: Index | None
     text_fp: Fingerprint | None
     image_fp: Fingerprint | None

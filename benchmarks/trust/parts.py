@@ -1,4 +1,4 @@
-"""What parts cost: writing a base, adding a class, and reading, at some number of anchors, beside reading the tables.
+"""What parts cost: writing a base and deltas, and reading, at some number of anchors, next to reading the tables.
 
     python -m benchmarks.trust.parts [--anchors 100000]       # writes results/trust-parts.json
 
@@ -27,7 +27,7 @@ DIM, EACH = 512, 16
 
 
 def write(folder: Path, anchors: int) -> dict[str, Any]:
-    """Make a workspace with so many anchors; the seconds of its parts, and of those of one more class."""
+    """Make a workspace with so many anchors; return the seconds and sizes of its base and of deltas after it."""
     import torch  # noqa: F401  # now, and not while the parts are timed
 
     from vlltr_index.schemas.recipes import load_recipe
@@ -51,11 +51,25 @@ def write(folder: Path, anchors: int) -> dict[str, Any]:
         _write(tx, range(classes))
         tx.set(text_fp="t", image_fp="i", selection_id="s", head="ab" * 32)
         tx.note(dim=DIM, logit_scale=10.0)
-    with workspace.transaction("one more class") as tx:
-        _write(tx, range(classes, classes + 1))
-    base, added = workspace.history.last().parts
-    mib = {"base_mib": round(base.bytes / 2**20, 1), "addition_mib": round(added.bytes / 2**20, 3)}
-    return {"write_base": took[0], "write_addition": took[1], **mib}
+    many = classes // 10  # the delta is then almost as large as it may be
+    wrote = {}
+    for name, more in (("addition", 1), ("many", many), ("late_addition", 1)):
+        with workspace.transaction(name) as tx:
+            _write(tx, range(classes, classes + more))
+        classes += more
+        wrote[f"write_{name}"] = took[-1]
+        wrote[f"{name}_mib"] = _mib(workspace.path, workspace.history.last().parts[1])
+    return {
+        "write_base": took[0],
+        "base_mib": _mib(workspace.path, workspace.history.last().parts[0]),
+        **wrote,
+    }
+
+
+def _mib(workspace: Path, digest: str) -> float:
+    """Size of the files of a part."""
+    files = (workspace / "parts" / digest[:16]).iterdir()
+    return round(sum(path.stat().st_size for path in files) / 2**20, 3)
 
 
 def _write(tx: Any, classes: range) -> None:
@@ -122,7 +136,7 @@ def read(folder: Path) -> dict[str, Any]:
     workspace = Workspace.open(folder)
     snapshot = workspace.snapshot()
     workspace.store.names()
-    found = {"digests": _seconds(lambda: workspace.parts.together(snapshot.commit.parts))}
+    found = {"digests": _seconds(lambda: workspace.parts.read(snapshot.commit.parts))}
     found["anchors_of_parts"] = _seconds(lambda: ModelState(snapshot).anchors)
     tables = Snapshot(
         workspace.store, snapshot.commit, workspace.objects, recipe=workspace.recipe, reader=TableReader()

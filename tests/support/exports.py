@@ -93,7 +93,7 @@ def sign(folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         config["model"]["encoder"] = digest_folder(folder / "encoder")
         config["model"]["head"] = digest_folder(folder / "head")
-        config["model"]["parts"][0]["digest"] = digest_folder(folder / "parts")
+        config["model"]["parts"][0] = digest_folder(folder / "parts")
         (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     sign_as_named(folder)
 

@@ -196,7 +196,7 @@ def _problems(workspace: Workspace, commit: Commit) -> Iterator[Check]:
     if commit.info.folds:
         named.append(("folds", "heads", commit.info.folds))
     named += [(f"baseline {name}", "heads", digest) for name, digest in commit.info.baselines.items()]
-    named += [(f"part {number}", "parts", part.digest) for number, part in enumerate(commit.parts, 1)]
+    named += [(name, "parts", digest) for name, digest in zip(("base", "delta"), commit.parts, strict=False)]
     looks += [
         (what, partial(workspace.objects.whole, kind, digest)) for what, kind, digest in named if digest
     ]

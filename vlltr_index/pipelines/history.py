@@ -90,7 +90,7 @@ def _lacks_parts(workspace: Workspace, commit: Commit) -> bool:
     if not commit.parts:
         return commit.head is not None
     try:
-        workspace.parts.together(commit.parts)
+        workspace.parts.read(commit.parts)
     except WorkspaceError:
         return True
     return False

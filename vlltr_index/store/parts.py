@@ -1,7 +1,7 @@
 """Parts: objects that a commit names, with the rows that answers are computed from, beside encoder, head and index.
 
-A part holds rows of the tables below, and lists the tables that it holds whole and the keys that are gone. The first
-part of a commit holds all tables whole; each later one what a command changed. So a reader needs no table of the
+A commit names a base, which holds all rows of the tables below, and at most one delta: the rows that were added or
+changed since the base was written, and the keys of those that were removed. So a reader needs no table of the
 database, and the digests show whether the files are unchanged.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,7 +22,7 @@ from pydantic import ConfigDict, Field
 from vlltr_index.data.text import sentence_id, text_hash
 from vlltr_index.errors import MissingStepError, WorkspaceError
 from vlltr_index.schemas.manifests import Manifest
-from vlltr_index.schemas.model import Part
+from vlltr_index.schemas.model import Parts
 from vlltr_index.schemas.tables import (
     ANCHORS,
     CLASSES,
@@ -85,8 +86,8 @@ _ANCHOR = ["anchor_key", "class_id", "sentence_id"]
 _SENTENCE = ["sentence_id", "text_hash", *_TEXT]
 _FEW = 2000  # up to so many keys a SQL condition is quicker than a scan
 _ROWS = 65_536  # rows of a batch in a file
-_SHARE = 8  # later parts may together have this fraction (1/8) of the base's size
-_KEPT = 256  # parts that are cached
+_SHARE = 8  # a delta may have this fraction (1/8) of the base's size
+_KEPT = 8  # parts that are cached
 _DOCTOR = "See what is damaged: vlltr doctor"
 _SELECT = f"{_DOCTOR}; or select again: vlltr select"
 BACK = "Bring the table's folder below lance/ back from a backup."
@@ -99,40 +100,35 @@ class PartManifest(Manifest):
     Attributes:
         format: Format of the part.
         rows: Number of rows of each of `TABLES`, in `<table>.arrow`.
-        whole: Tables that this part holds whole, so that earlier parts are ignored.
-        gone: By table, keys of rows of earlier parts that were removed.
+        gone: By table, keys of rows of the base that a delta removes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal[1] = 1
     rows: dict[str, int]
-    whole: tuple[str, ...] = ()
     gone: dict[str, list[int | str]] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """What a part holds of one table: rows that are new or changed, and keys that are gone; or, with `whole`, all
-    rows."""
+    """Rows of one table that are new or changed, and keys of rows that are removed.
+
+    A base is read as a change, too: all rows, and no removed keys.
+    """
 
     rows: pa.Table
     gone: pa.Array
-    whole: bool = False
 
     def select(self, columns: Sequence[str] | None) -> Change:
         """Return the change of some columns, with the key among them; None: all."""
         return self if columns is None else replace(self, rows=self.rows.select(columns))
 
-    def after(self, older: Change, key: str) -> Change:
-        """Merge this change with an older one."""
-        if self.whole:
-            return self
-        mine = self.rows[key].combine_chunks()
-        kept = pa.concat_tables([_without(_without(older.rows, key, mine), key, self.gone), self.rows])
-        gone = pc.unique(pa.concat_arrays([older.gone, self.gone]))
-        gone = gone.filter(pc.invert(pc.is_in(gone, value_set=mine)))
-        return Change(kept, gone.slice(0, 0) if older.whole else gone, older.whole)
+    def applied(self, rows: pa.Table, key: str) -> pa.Table:
+        """Return `rows` after this change."""
+        kept = _without(rows, key, pa.concat_arrays([self.rows[key].combine_chunks(), self.gone]))
+        # Where all rows are replaced, vectors may have another width.
+        return pa.concat_tables([kept, self.rows]) if kept.num_rows else self.rows
 
 
 def _without(rows: pa.Table, key: str, keys: pa.Array) -> pa.Table:
@@ -170,8 +166,7 @@ class PartReader(TableReader):
     """
 
     def __init__(self, whole: Callable[[str], Path]) -> None:
-        self._whole = whole
-        self._read: dict[str, tuple[Path, dict[str, Change]]] = {}
+        self._part = lru_cache(_KEPT)(lambda digest: _read_part(whole(digest)))
 
     def rows(self, snapshot: Snapshot, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Return the rows of one of `TABLES` that answers of a snapshot rest on, or some columns with the key.
@@ -183,11 +178,11 @@ class PartReader(TableReader):
             WorkspaceError: If a part is damaged, or rows do not refer to each other.
         """
         parts = snapshot.commit.parts
-        before = self.change(parts, name, columns) if parts else None
+        before = self.stored_rows(parts, name, columns) if parts else None
         if isinstance(snapshot, Transaction):
             change = _change_of(snapshot, name, before).select(columns)
-            return change.rows if before is None else change.after(before, TABLES[name]).rows
-        return table_rows(snapshot, name, columns) if before is None else before.rows
+            return change.rows if before is None else change.applied(before, TABLES[name])
+        return table_rows(snapshot, name, columns) if before is None else before
 
     def vectors(self, snapshot: Snapshot, name: str, keys: Tensor) -> Tensor:
         """Return the vectors of rows as `TableReader` does, those that `rows` has."""
@@ -196,26 +191,36 @@ class PartReader(TableReader):
         parts = snapshot.commit.parts
         newer = list[pa.RecordBatch]()
         if isinstance(snapshot, Transaction):
-            changed = _change_of(snapshot, name, self.change(parts, name, BESIDE_VECTORS[name])).rows
+            changed = _change_of(snapshot, name, self.stored_rows(parts, name, BESIDE_VECTORS[name])).rows
             newer = changed.select(_VECTORS[name]).to_batches() if changed.num_rows else []
         return self.stored_vectors(parts, name, keys, newer)
 
+    def stored_rows(self, parts: Parts, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return the rows of one of `TABLES` in a base and its delta: all columns, or some with the key.
+
+        Raises:
+            MissingStepError: If one of the parts is gone.
+            WorkspaceError: If one is damaged.
+        """
+        base, delta = self.read(parts)
+        return delta[name].select(columns).applied(base[name].select(columns).rows, TABLES[name])
+
     def stored_vectors(
-        self, parts: Sequence[Part], name: str, keys: Tensor, newer: Iterable[pa.RecordBatch] = ()
+        self, parts: Parts, name: str, keys: Tensor, newer: Iterable[pa.RecordBatch] = ()
     ) -> Tensor:
-        """Return the vectors of rows by their keys, see `vectors`, of some parts, oldest first, and newer rows.
+        """Return the vectors of rows by their keys, see `vectors`, of a base and its delta, and newer rows.
 
         The files are read some rows at a time and not mapped, so that the vectors are in memory once.
         """
-        schema = self._changes(parts[0].digest)[name].select(_VECTORS[name]).rows.schema
-        stored = chain.from_iterable(self._vectors_in(part.digest, name) for part in parts)
+        schema = self._part(parts[0])[1][name].select(_VECTORS[name]).rows.schema
+        stored = chain.from_iterable(self._vectors_in(digest, name) for digest in parts)
         return _in_order(chain(stored, newer), keys, schema)
 
     def _vectors_in(self, digest: str, name: str) -> Iterator[pa.RecordBatch]:
         """Yield the keys and vectors of a table that a part holds."""
-        path = self._part(digest)[0] / f"{name}.arrow"
-        schema = self._changes(digest)[name].rows.schema
-        places = [schema.get_field_index(column) for column in _VECTORS[name]]
+        folder, tables = self._part(digest)
+        path = folder / f"{name}.arrow"
+        places = [tables[name].rows.schema.get_field_index(column) for column in _VECTORS[name]]
         wanted = pa.ipc.IpcReadOptions(included_fields=places)
         try:
             with pa.OSFile(str(path)) as file:
@@ -225,33 +230,11 @@ class PartReader(TableReader):
         except (OSError, pa.ArrowException) as error:
             raise WorkspaceError(f"{path} cannot be read: {error}", _DOCTOR) from None
 
-    def change(self, parts: Sequence[Part], name: str, columns: Sequence[str] | None = None) -> Change:
-        """Merge what some parts, oldest first, hold of one of `TABLES`: of all columns, or some with the key.
-
-        Raises:
-            MissingStepError: If one of the parts is gone.
-            WorkspaceError: If one is damaged.
-        """
-        *older, newest = (self._changes(part.digest)[name].select(columns) for part in parts)
-        for part in reversed(older):  # newest first, so that the large base is merged only once
-            newest = newest.after(part, TABLES[name])
-        return newest
-
-    def together(self, parts: Sequence[Part]) -> dict[str, Change]:
-        """Merge some parts, oldest first, into one change for each table; errors as for `change`."""
-        return {name: self.change(parts, name) for name in TABLES} if parts else {}
-
-    def _changes(self, digest: str) -> dict[str, Change]:
-        return self._part(digest)[1]
-
-    def _part(self, digest: str) -> tuple[Path, dict[str, Change]]:
-        found = self._read.get(digest)
-        if found is None:
-            folder = self._whole(digest)
-            found = folder, _read_part(folder)
-            # Replaced, not changed in place, since other threads read it.
-            self._read = {**(self._read if len(self._read) < _KEPT else {}), digest: found}
-        return found
+    def read(self, parts: Parts) -> tuple[dict[str, Change], dict[str, Change]]:
+        """Return the tables of a base, and of its delta, or an empty one; errors as for `stored_rows`."""
+        base, *deltas = (self._part(digest)[1] for digest in parts)
+        none = {name: _added(change.rows.slice(0, 0), name) for name, change in base.items()}
+        return base, deltas[0] if deltas else none
 
 
 def _in_order(batches: Iterable[pa.RecordBatch], keys: Tensor, schema: pa.Schema) -> Tensor:
@@ -275,8 +258,8 @@ def _in_order(batches: Iterable[pa.RecordBatch], keys: Tensor, schema: pa.Schema
     return torch.from_numpy(vectors)
 
 
-def _read_part(folder: Path) -> dict[str, Change]:
-    """Map the tables of a part."""
+def _read_part(folder: Path) -> tuple[Path, dict[str, Change]]:
+    """Map the tables of a part; return its folder, too."""
     try:
         facts = PartManifest.load(folder / "part.json")
         found = {}
@@ -285,23 +268,22 @@ def _read_part(folder: Path) -> dict[str, Change]:
             if rows.num_rows != facts.rows[name]:
                 raise ValueError(f"{name}.arrow has {rows.num_rows} rows, part.json says {facts.rows[name]}")
             gone = pa.array(facts.gone.get(name, []), rows.schema.field(key).type)
-            found[name] = Change(rows, gone, name in facts.whole)
+            found[name] = Change(rows, gone)
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise WorkspaceError(f"{folder} cannot be read as a part: {error}", _DOCTOR) from None
-    return found
+    return folder, found
 
 
-def write_whole(tables: Mapping[str, pa.Table], dim: int, folder: Path, reading: int = 0) -> int:
-    """Write a part that holds all of `TABLES` whole into an empty folder; return its size, see `Part`.
+def write_base(tables: Mapping[str, pa.Table], dim: int, folder: Path, reading: int = 0) -> None:
+    """Write a base that holds all rows of `TABLES` into an empty folder.
 
     Raises:
         WorkspaceError: If rows do not refer to each other, or are not finite.
     """
     schemas = part_schemas(dim, reading)
-    changes = {name: _change(tables[name].cast(schemas[name]), name, None) for name in TABLES}
+    changes = {name: _change(tables[name].cast(schemas[name]), name, None, None) for name in TABLES}
     _check_links({name: change.rows for name, change in changes.items()})
     _write_part(changes, folder)
-    return _size(changes)
 
 
 def _write_part(changes: dict[str, Change], folder: Path) -> None:
@@ -311,20 +293,17 @@ def _write_part(changes: dict[str, Change], folder: Path) -> None:
             writer.write_table(change.rows, max_chunksize=_ROWS)
     facts = PartManifest(
         rows={name: change.rows.num_rows for name, change in changes.items()},
-        whole=tuple(name for name, change in changes.items() if change.whole),
         gone={name: sorted(change.gone.to_pylist()) for name, change in changes.items() if len(change.gone)},
     )
     facts.save(folder / "part.json")
 
 
-def next_parts(
-    tx: Transaction, reader: PartReader, put: Callable[[Callable[[Path], object]], str]
-) -> tuple[Part, ...]:
-    """Write the parts of the commit that `tx` is about to make; return none if the commit cannot answer.
+def next_parts(tx: Transaction, reader: PartReader, put: Callable[[Callable[[Path], object]], str]) -> Parts:
+    """Write the part of the commit that `tx` is about to make, and return its parts; none if it cannot answer.
 
     Rows that the command wrote come from the tables and are checked; all others come from the parts of the commit
     before, whatever the tables hold by now. A rollback takes the target's parts; if there are none, or they are
-    damaged, they are made from the tables.
+    damaged, a base is made from the tables.
 
     Args:
         tx: The transaction, after the command's last write.
@@ -340,52 +319,67 @@ def next_parts(
     old = state.parts
     if tx.goes_back and old:
         try:
-            reader.together(old)
+            reader.read(old)
             return old
         except WorkspaceError:
             old = ()
-    before = reader.together(old)
+    before = {name: reader.stored_rows(old, name) for name in TABLES} if old else {}
     try:
         changes = {name: _change_of(tx, name, before.get(name)) for name in TABLES}
     except MissingStepError:  # vectors are missing until the next `vlltr embed`
         return ()
     after = {
-        name: change.after(before[name], TABLES[name]) if old else change for name, change in changes.items()
+        name: change.applied(before[name], TABLES[name]) if old else change.rows
+        for name, change in changes.items()
     }
     _check_counts(tx, after)
-    if not any(change.whole or change.rows.num_rows or len(change.gone) for change in changes.values()):
+    if old and not any(change.rows.num_rows or len(change.gone) for change in changes.values()):
         return old
-    size = _size(changes)
-    kept = list(old)
-    # Merging small parts as they come keeps their number low, and rewrites each row only a few times.
-    while len(kept) > 1 and kept[-1].bytes <= 2 * size:
-        last = reader.together([kept.pop()])
-        changes = {name: change.after(last[name], TABLES[name]) for name, change in changes.items()}
-        size = _size(changes)
-    if not kept or _SHARE * (sum(part.bytes for part in kept[1:]) + size) > kept[0].bytes:
-        kept = []
-        changes = after
-    return (*kept, Part(digest=put(lambda folder: _write_part(changes, folder)), bytes=_size(changes)))
+    delta = _merged(*reader.read(old), changes, after) if old else None
+    if delta is not None:
+        return old[0], put(partial(_write_part, delta))
+    base = {name: _added(rows, name) for name, rows in after.items()}
+    return (put(partial(_write_part, base)),)
+
+
+def _merged(
+    base: dict[str, Change], delta: dict[str, Change], changes: dict[str, Change], after: dict[str, pa.Table]
+) -> dict[str, Change] | None:
+    """Merge a delta with newer changes; return None if a new base has to be written.
+
+    Args:
+        base: All rows that there were when the base was written.
+        delta: What changed between then and the changes.
+        changes: Those of this command.
+        after: All rows after them.
+    """
+    merged = {}
+    for name, key in TABLES.items():
+        rows = changes[name].applied(delta[name].rows, key)
+        if not rows.schema.equals(base[name].rows.schema):  # vectors of another width
+            return None
+        merged[name] = Change(rows, _lacking(base[name].rows, after[name], key))
+    return merged if _SHARE * _size(merged) <= _size(base) else None
 
 
 def _size(changes: dict[str, Change]) -> int:
     return sum(change.rows.nbytes + change.gone.nbytes for change in changes.values())
 
 
-def _change_of(tx: Transaction, name: str, before: Change | None) -> Change:
+def _change_of(tx: Transaction, name: str, before: pa.Table | None) -> Change:
     """Return what a command changed in one of `TABLES`; all rows if there were no parts, or any may have changed."""
     if name in _COPIED:
         if before is None:
-            return _change(tx.table(name), name, None)
+            return _change(tx.table(name), name, None, None)
         if name not in tx.touched:
-            return _unchanged(before)
+            return _added(before.slice(0, 0), name)
         keys = tx.touched[name]
         if keys and name in _EDITED:
-            _check_edited(tx, name, before.rows, keys)
-        return _change(_some(tx, name, KEYS[name], keys), name, keys)
+            _check_edited(tx, name, before, keys)
+        return _change(_some(tx, name, KEYS[name], keys), name, keys, before)
     anew = before is None or (name == "anchors" and tx.state.text_fp != tx.commit.text_fp)
     if before is not None and not anew and tx.touched.keys().isdisjoint(_SOURCES):
-        return _unchanged(before)
+        return _added(before.slice(0, 0), name)
     moved = None if before is None else tx.touched.get("anchors", set())
     sentences = None if anew else tx.touched.get("sentence_scores" if name == "ranks" else "sentences", set())
     where = None
@@ -395,16 +389,12 @@ def _change_of(tx: Transaction, name: str, before: Change | None) -> Change:
     retold = _anchors_of(rows, sentences)
     if name == "ranks":
         ranked = None if moved is None or retold is None else moved | retold
-        return _change(_rank_rows(tx, _among(rows, "anchor_key", ranked)), name, ranked)
+        return _change(_rank_rows(tx, _among(rows, "anchor_key", ranked)), name, ranked, before)
     told = None
     if before is not None and moved is not None and retold is not None:
-        told = retold | _came_or_went(_among(rows, "anchor_key", moved), before.rows, moved)
+        told = retold | _came_or_went(_among(rows, "anchor_key", moved), before, moved)
     anchors = _anchor_rows(tx, _among(rows, "anchor_key", told), tx.state)
-    return _change(anchors, name, told)
-
-
-def _unchanged(before: Change) -> Change:
-    return Change(before.rows.slice(0, 0), before.gone.slice(0, 0))
+    return _change(anchors, name, told, before)
 
 
 def _came_or_went(now: pa.Table, before: pa.Table, keys: set[int]) -> set[int]:
@@ -424,8 +414,8 @@ def _came_or_went(now: pa.Table, before: pa.Table, keys: set[int]) -> set[int]:
     return here ^ there
 
 
-def _change(rows: pa.Table, name: str, keys: set[Any] | None) -> Change:
-    """Build the change of the rows with these keys to `rows`; with None, `rows` are all rows.
+def _change(rows: pa.Table, name: str, keys: set[Any] | None, before: pa.Table | None) -> Change:
+    """Build the change of the rows with these keys to `rows`; with None, `rows` replace all rows of `before`.
 
     Raises:
         WorkspaceError: If a number is not finite.
@@ -435,8 +425,20 @@ def _change(rows: pa.Table, name: str, keys: set[Any] | None) -> Change:
         values = pc.list_flatten(column) if pa.types.is_fixed_size_list(column.type) else column
         if pa.types.is_floating(values.type) and not _all(pc.is_finite(values.drop_null())):
             raise WorkspaceError(f"not all numbers for the table {name!r} are finite", _DOCTOR)
-    gone = () if keys is None else keys.difference(rows[key.name].to_pylist())
-    return Change(rows, pa.array(sorted(gone), key.type), keys is None)
+    if keys is not None:
+        return Change(rows, pa.array(sorted(keys.difference(rows[key.name].to_pylist())), key.type))
+    return _added(rows, name) if before is None else Change(rows, _lacking(before, rows, key.name))
+
+
+def _added(rows: pa.Table, name: str) -> Change:
+    """Return the change that adds rows and removes none."""
+    return Change(rows, pa.array([], rows.schema.field(TABLES[name]).type))
+
+
+def _lacking(older: pa.Table, newer: pa.Table, key: str) -> pa.Array:
+    """Return the keys of rows of `older` that are not in `newer`."""
+    keys = older[key].combine_chunks()
+    return keys.filter(pc.invert(pc.is_in(keys, value_set=newer[key].combine_chunks())))
 
 
 def _all(true: pa.ChunkedArray) -> bool:
@@ -555,21 +557,20 @@ def _other(name: str, key: Any, commit: int) -> str:
     return f"table {name!r} is not what commit {commit} answers with: {TABLES[name]} {key!r}, for example"
 
 
-def _check_counts(tx: Transaction, after: dict[str, Change]) -> None:
+def _check_counts(tx: Transaction, after: Mapping[str, pa.Table]) -> None:
     """Check that the parts have as many rows as the tables, and that their keys refer to each other.
 
     Raises:
         WorkspaceError: If they do not.
     """
-    rows = {name: change.rows for name, change in after.items()}
-    for name, part in rows.items():
+    for name, part in after.items():
         table = "anchors" if name == "ranks" else name
         if table in tx.touched and (count := tx.count(table)) != part.num_rows:
             raise WorkspaceError(
                 f"table {table!r} has {count:,} rows; with what this command wrote it should have {part.num_rows:,}",
                 f"{_DOCTOR}. {BACK}",
             )
-    _check_links(rows)
+    _check_links(after)
 
 
 def _check_links(rows: Mapping[str, pa.Table]) -> None:

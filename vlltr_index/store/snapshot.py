@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 from vlltr_index.errors import UsageError, WorkspaceError
 from vlltr_index.schemas.config import FORMAT, AugmentConfig, EncoderConfig, FusionConfig, SelectConfig
 from vlltr_index.schemas.fingerprint import digest_json
-from vlltr_index.schemas.model import Count, Fingerprint, Index, ModelRecord, Part, Record
+from vlltr_index.schemas.model import Count, Fingerprint, Index, ModelRecord, Parts, Record
 from vlltr_index.schemas.tables import (
     CLASS_STATS,
     COMMITTED,
@@ -123,8 +123,8 @@ class State(Record):
         fusion: How both branches are fused.
         index: The index over the anchors.
         selection_id: The selection that the table `anchors` holds.
-        parts: Rows that answers are computed from, beside encoder, head and index: a base and later changes, oldest
-            first; empty if the commit cannot answer.
+        parts: Rows that answers are computed from, in addition to encoder, head and index; none if the commit cannot
+            answer.
         info: Small facts that are copied from commit to commit.
     """
 
@@ -135,7 +135,7 @@ class State(Record):
     fusion: FusionConfig | None = None
     index: Index | None = None
     selection_id: str | None = None
-    parts: tuple[Part, ...] = ()
+    parts: Parts = ()
     info: Info = Info()
 
 

@@ -295,7 +295,7 @@ def _labels(model: Model, prior: Prior, files: dict[str, Comparison]) -> dict[st
             "text_tower": record.text_fp,
             "image_tower": record.image_fp,
             "head": record.head,
-            "parts": [part.digest for part in record.parts],
+            "parts": list(record.parts),
         },
         "opset": OPSET,
         "files": {

@@ -147,7 +147,7 @@ class Exported:
 
     def rows(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Return the rows of one of `parts.TABLES`: the key and other columns, default all."""
-        return self._parts.change(self.record.parts, name, columns).rows
+        return self._parts.stored_rows(self.record.parts, name, columns)
 
     def vectors(self, name: str, keys: Tensor) -> Tensor:
         """Return the vectors of rows of `anchors`, float32, or `class_stats`, float64, by their keys, int64 [N]."""
@@ -199,7 +199,7 @@ def _check_record(folder: Path, record: ModelRecord, files: Mapping[str, str]) -
     named: dict[Kind, str | None] = {
         "checkpoints": record.encoder,
         "heads": record.head,
-        "parts": record.parts[0].digest,
+        "parts": record.parts[0],
     }
     if "index/index.json" in files:
         named["index"] = None if record.index is None else record.index.digest

@@ -37,8 +37,8 @@ from vlltr_index.recognition.model import Model
 from vlltr_index.recognition.state import TEXT_COLUMNS, Anchors, ModelState, texts_of
 from vlltr_index.schemas.exported import LIBRARY, ExportedConfig, anchors_schema, sentences_schema
 from vlltr_index.schemas.fingerprint import digest_file
-from vlltr_index.schemas.model import ModelRecord, Part
-from vlltr_index.store.parts import TABLES, write_whole
+from vlltr_index.schemas.model import ModelRecord
+from vlltr_index.store.parts import TABLES, write_base
 from vlltr_index.store.tables import one_of, quote
 from vlltr_index.version import VERSION
 from vlltr_index.wording import preview
@@ -284,7 +284,7 @@ def _anchor_rows(sentences: pa.Table, anchors: Anchors) -> pa.Table:
 
 
 def _write_objects(snapshot: Snapshot, model: Model, folder: Path, with_index: bool) -> ModelRecord:
-    """Write encoder, head and a whole part, and the index if it is wanted; return the record that names them.
+    """Write encoder, head and a base, and the index if it is wanted; return the record that names them.
 
     The record names the commit's index also where it was not written: readers then search exactly.
     """
@@ -294,7 +294,7 @@ def _write_objects(snapshot: Snapshot, model: Model, folder: Path, with_index: b
     save_head(model.saved, folder / FOLDERS["heads"])
     part = folder / FOLDERS["parts"]
     part.mkdir()
-    size = write_whole(_answering_rows(snapshot), model.bank.dim, part, record.reading)
+    write_base(_answering_rows(snapshot), model.bank.dim, part, record.reading)
     if with_index and record.index is not None:
         kept = snapshot.objects.whole("index", record.index.digest)
         (folder / FOLDERS["index"]).mkdir()
@@ -304,7 +304,7 @@ def _write_objects(snapshot: Snapshot, model: Model, folder: Path, with_index: b
         "commit": record.first_commit,
         "encoder": digest_folder(folder / FOLDERS["checkpoints"]),
         "head": digest_folder(folder / FOLDERS["heads"]),
-        "parts": (Part(digest=digest_folder(part), bytes=size),),
+        "parts": (digest_folder(part),),
         "fusion": model.fusion,
     }
     return record.model_copy(update=facts)
