@@ -216,7 +216,8 @@ class Folds:
             anchors=self._anchors(model, number) if own_anchors else model.anchors,
             state=state,
         )
-        asked = torch.isin(owners, stats.class_ids) & torch.tensor([one.fold == number for one in mine])
+        in_fold = torch.tensor([one.fold == number for one in mine], dtype=torch.bool)
+        asked = torch.isin(owners, stats.class_ids) & in_fold
         torn = torch.tensor([image_id in apart for image_id in ids], dtype=torch.bool)
         lost = int((asked & torn).sum())
         asked &= ~torn

@@ -289,7 +289,7 @@ def _offsets(scorer: Scorer, draw: Draw, count: int, shots: int) -> dict[int, fl
     from vlltr_index.heads.units import number_names, number_observations
     from vlltr_index.recognition.added import FoldScores
 
-    decision = _DECISIONS[-1]
+    decision = DECISIONS[-1]
     if not decision.folds:
         return {}
     parts = replace(scorer.saved.parts, held_out=None, told=None)
@@ -333,7 +333,8 @@ def _without(scorer: Scorer, draw: Draw, out: Tensor, labels: Tensor, observatio
     return replace(stats, counts=stats.counts - counts, sums=stats.sums - sums)
 
 
-_DECISIONS: list[Any] = []
+DECISIONS: list[Any] = []
+"""The last result of stage 2, see `keep_decisions`."""
 
 
 def keep_decisions() -> None:
@@ -343,8 +344,8 @@ def keep_decisions() -> None:
     fitted = pipeline.fit_stage_two
 
     def kept(*arguments: Any, **more: Any) -> Any:
-        _DECISIONS[:] = [fitted(*arguments, **more)]
-        return _DECISIONS[0]
+        DECISIONS[:] = [fitted(*arguments, **more)]
+        return DECISIONS[0]
 
     pipeline.fit_stage_two = kept
 
