@@ -37,8 +37,6 @@ class StageTwoData:
         unseen_classes: Bool [C], classes that stage 1 did not see.
         visual_init: Rows [C, D] and biases [C] of stage 1's visual classifier, NaN biases for classes it did not see.
         logit_scale: The multiplier of the cosine.
-        whole_texts: Returns `class_features` of all sentences of each class, selected or not, for a kernel or none,
-            float32 [C, T]; None: the bank has all.
         anchors_without: Selects anchors without the images bool [N], and returns their bank and the id of each one's
             sentence; None: `bank` is used.
         sentence_ids: The sentence of each anchor in the bank's order, if that is known.
@@ -54,7 +52,6 @@ class StageTwoData:
     unseen_classes: Tensor
     visual_init: tuple[Tensor, Tensor] | None
     logit_scale: float
-    whole_texts: Callable[[TextKernel | None], Tensor] | None = None
     anchors_without: Callable[[Tensor], tuple[AnchorBank, list[str]]] | None = None
     sentence_ids: Sequence[str] = ()
 
@@ -119,13 +116,6 @@ class StageTwoData:
     def prototypes(self) -> Tensor:
         """Texts of the classes by their anchors, float32 [C, T], see `class_features`; zeros for one without."""
         return self.anchored(self.kernel)
-
-    def whole_prototypes(self, kernel: TextKernel | None) -> Tensor:
-        """Compute `class_features` of all sentences of each class, selected or not, float32 [C, T]."""
-        if self.whole_texts is None:
-            return self.anchored(kernel)
-        found = self.whole_texts(kernel if kernel is None else kernel.to("cpu")).to(self.features.device)
-        return torch.where((self.places >= 0)[:, None].to(found.device), found, 0.0)
 
     def selected_without(self, out: Tensor) -> Self:
         """Return the data with anchors that were selected without the images `out`, bool [N]."""

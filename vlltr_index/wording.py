@@ -56,12 +56,6 @@ def share_within(share: float, ends: tuple[float, float] | None) -> str:
     return said if ends is None else f"{said} (95 %: {100 * ends[0]:.0f} to {100 * ends[1]:.0f})"
 
 
-def points_within(share: float, ends: tuple[float, float] | None) -> str:
-    """Give a difference of shares in points, likewise: `0.4 points (95 %: 0.1 to 1.6)`."""
-    said = f"{100 * share:.1f} points"
-    return said if ends is None else f"{said} (95 %: {100 * ends[0]:.1f} to {100 * ends[1]:.1f})"
-
-
 def preview(names: Iterable[str], most: int = 3) -> str:
     """List the first few of `names`, and say how many more there are."""
     quoted = [repr(name) for name in names]

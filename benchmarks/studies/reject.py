@@ -141,13 +141,11 @@ def generated(runs: Sequence[dict[str, Any]]) -> str:
     ]
     for group in groups:
         found = [run["groups"][group] for run in runs]
-        # Heads of before went by the likelihood.
-        gone_by = SCORE if SCORE in found[0]["scores"] else LIKELIHOOD
         for name in found[0]["scores"]:
             area = np.mean([f["scores"][name]["auroc"] for f in found])
             cells = [f"{area:.3f}", spread([f["scores"][name]["fpr95"] for f in found])]
             cells += [
-                spread([f["accepted"][side] for f in found]) if name == gone_by else "-" for side in (0, 1)
+                spread([f["accepted"][side] for f in found]) if name == SCORE else "-" for side in (0, 1)
             ]
             lines.append(f"| {GROUPS[group]} | {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

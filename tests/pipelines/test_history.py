@@ -46,7 +46,10 @@ def test_before_the_first_commit_there_is_none(history: LocalHistory) -> None:
 def test_commits_come_back_in_order(history: LocalHistory) -> None:
     """All fields survive the file, and ten comes after nine."""
     fields = {"tables": {"classes": 3}, "fusion": FusionConfig(alpha=0.7), "info": {"next": {"anchors": 5}}}
-    commits = [commit(n, text_fp="t", index={"digest": "d"}, **fields) for n in range(1, 12)]
+    commits = [
+        commit(n, text_fp="t", index={"digest": "d", "kind": "flat", "text_fp": "t"}, **fields)
+        for n in range(1, 12)
+    ]
     for one in commits:
         history.append(one)
     assert list(history.list()) == commits

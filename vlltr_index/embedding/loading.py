@@ -24,7 +24,6 @@ from vlltr_index.errors import (
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.bursts import folder_of
 from vlltr_index.heads.moments import class_sums, observation_weights
-from vlltr_index.heads.text_prior import TextKernel
 from vlltr_index.heads.units import join_copies, number_observations, units_of
 from vlltr_index.schemas.config import AugmentConfig, EncoderConfig
 from vlltr_index.schemas.fingerprint import digest_json
@@ -36,7 +35,7 @@ from vlltr_index.schemas.tables import (
     sentence_vectors_name,
 )
 from vlltr_index.store.tables import one_of, quote
-from vlltr_index.tensors import class_positions, unit_rows
+from vlltr_index.tensors import unit_rows
 
 if TYPE_CHECKING:
     from vlltr_index.encoders.encoder import Encoder
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
     from vlltr_index.store.snapshot import Snapshot, Source
     from vlltr_index.store.workspace import Workspace
 
-_SENTENCES_AT_ONCE = 10_000
 _EVIDENCE = ("group", "taken", "uri", "thumbnail", "content_hash")
 _NO_THUMBNAIL = bytes(THUMBNAIL**2)
 _FEW = 1000  # images that are looked up by a condition instead of a scan
@@ -304,37 +302,6 @@ def stats_rows(
         "sum": pa.FixedSizeListArray.from_arrays(pa.array(sums.flatten().numpy()), features.shape[1]),
     }
     return pa.table(columns).cast(class_stats_schema(features.shape[1]))
-
-
-def sentence_means(snapshot: Snapshot, class_ids: Tensor) -> Tensor:
-    """Compute the mean of all normalised sentences of each class, float32 [C, D]; zeros for a class without any."""
-    return sentence_features(snapshot, class_ids, None)
-
-
-def sentence_features(snapshot: Snapshot, class_ids: Tensor, kernel: TextKernel | None) -> Tensor:
-    """Compute `class_features` of all sentences of each class, float32 [C, T]; zeros for a class without any.
-
-    Args:
-        snapshot: Has the sentences.
-        class_ids: Int64 [C].
-        kernel: Of the features; None: vectors alone.
-    """
-    rows = snapshot.table("sentences", ["text_hash", "class_id", *(["text"] if kernel else [])])
-    at = class_positions(class_ids, numbers(rows, "class_id"))
-    width = snapshot.commit.info.dim + (0 if kernel is None else len(kernel.landmarks))
-    sums = torch.zeros(len(class_ids), width)
-    told = (at >= 0).nonzero()[:, 0]
-    for part in told.split(_SENTENCES_AT_ONCE) if len(told) else ():
-        some = rows.take(pa.array(part.numpy()))
-        hashes = some["text_hash"].to_pylist()
-        vectors = text_vectors_of(snapshot, hashes)
-        found = unit_rows(vectors)
-        if kernel is not None:
-            readings = readings_of(snapshot, hashes) if kernel.knows_readings(vectors.shape[1]) else None
-            found = torch.cat([found, kernel.alike(vectors, number_words(some["text"]), readings)], 1)
-        sums.index_add_(0, at[part], found)
-    counts = torch.bincount(at[at >= 0], minlength=len(class_ids))
-    return sums / counts.clamp(min=1)[:, None]
 
 
 def with_words(snapshot: Snapshot, bank: AnchorBank, sentence_ids: Sequence[str]) -> AnchorBank:

@@ -125,11 +125,6 @@ def _firsts(count: int, pairs: Sequence[tuple[int, int]]) -> list[int]:
     return roots
 
 
-def is_group(unit: str) -> bool:
-    """Tell whether a unit has its name by a group."""
-    return unit.startswith("group ")
-
-
 def shared_units(units: Sequence[str]) -> list[str | None]:
     """Return the unit of each image that has others in it, of a group the group's name; None for an image by itself."""
     size = Counter(units)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,6 @@ from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.bursts import folder_of
 from vlltr_index.heads.checkpoint import SavedHead
 from vlltr_index.heads.moments import class_sums
-from vlltr_index.heads.text_prior import TextKernel, class_features
 from vlltr_index.heads.units import join_copies, units_of
 from vlltr_index.recognition.scorer import Scorer
 from vlltr_index.recognition.state import Anchors, ClassStats
@@ -226,17 +225,7 @@ class Sentences:
         """The words of each, int16 [N_t, K], see `number_words`."""
         return number_words(self.texts)
 
-    def features(self, classes: int, kernel: TextKernel | None) -> Tensor:
-        """Return `class_features` of all sentences of each of C classes, float32 [C, T]; zeros without any."""
-        if not self.ids:
-            return torch.zeros(classes, self.vectors.shape[1])
-        bank = self._bank(torch.arange(len(self.ids)))
-        found = class_features(bank, kernel)
-        whole = found.new_zeros(classes, found.shape[1])
-        whole[bank.class_ids] = found
-        return whole
-
-    def _bank(self, at: Tensor, losses: Tensor | None = None) -> AnchorBank:
+    def _bank(self, at: Tensor, losses: Tensor) -> AnchorBank:
         """Return the bank of the sentences at the positions int64 [A]."""
         owner = self.owner[at]
         return AnchorBank.build(self.vectors[at], owner, owner.unique(), losses, self.words[at])
@@ -331,7 +320,6 @@ def fit_in_memory(
         unseen_classes=torch.zeros(classes, dtype=torch.bool),
         visual_init=None,
         logit_scale=sentences.logit_scale,
-        whole_texts=partial(sentences.features, classes),
         anchors_without=lambda out: (sentences.anchors(images, out, select)[0], []),
     )
     decision = fit_stage_two(data, recipe.lgr)

@@ -261,7 +261,6 @@ def stage_two_data(read: HeadData) -> tuple[StageTwoData, Tensor]:
         keys=read.contents,
         visual_init=init,
         logit_scale=commit.logit_scale,
-        whole_texts=partial(loading.sentence_features, snapshot, class_ids),
         unseen=unseen,
         unseen_classes=unseen_classes,
         anchors_without=again,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 
 from vlltr_index.data.text import sentence_id, text_hash
 from vlltr_index.errors import MissingStepError, WorkspaceError
@@ -107,8 +107,8 @@ class PartManifest(Manifest):
 
     format: Literal[1] = 1
     rows: dict[str, int]
-    whole: tuple[str, ...] = ()
-    gone: dict[str, list[int | str]] = Field(default_factory=dict)
+    whole: tuple[str, ...]
+    gone: dict[str, list[int | str]]
 
 
 @dataclass(frozen=True, eq=False)

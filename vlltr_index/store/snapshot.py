@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError
 from vlltr_index.errors import UsageError, WorkspaceError
 from vlltr_index.schemas.config import FORMAT, AugmentConfig, EncoderConfig, FusionConfig, SelectConfig
 from vlltr_index.schemas.fingerprint import digest_json
+from vlltr_index.schemas.manifests import other_format
 from vlltr_index.schemas.model import Count, Fingerprint, Index, ModelRecord, Part, Record
 from vlltr_index.schemas.tables import (
     CLASS_STATS,
@@ -197,14 +198,29 @@ class Commit(State):
         return tuned.start if tuned is not None and tuned.checkpoint == self.checkpoint else self.checkpoint
 
 
-class _Filed(Commit):
-    """Commit as stored in its file, with a digest of the file's other content (None in old files)."""
-
-    digest: str | None = None
-
-
 # State of a workspace before its first commit. It is never written, so its values are not validated.
 NOTHING = Commit.model_construct(id=0, parent=None, command="", created_at="", program_version="", tables={})
+
+
+def another_format(place: str, written: object, version: object) -> WorkspaceError:
+    """Return the error to raise for a workspace in another format.
+
+    Args:
+        place: Which of its files says so.
+        written: The format; None: the file names none.
+        version: The version of this program that wrote it; None: it is not known.
+    """
+    what = other_format(place, written, FORMAT, version)
+    return WorkspaceError(f"{what}, and `vlltr export --tables DIR` of that version saves the tables")
+
+
+def newest_version(storage: Storage) -> object:
+    """Return the version of this program that wrote the newest commit, in whatever format; None if it is not known."""
+    try:
+        newest = int(storage.read(NEWEST))
+        return json.loads(storage.read(f"{_FOLDER}/{newest}.json")).get("program_version")
+    except (OSError, ValueError, AttributeError, WorkspaceError):
+        return None
 
 
 class History:
@@ -347,23 +363,28 @@ class History:
         return commit
 
     def _parsed(self, commit_id: int) -> Commit | str | None:
-        """Read a commit; return a text that says what is wrong with its file, or None if there is no file."""
+        """Read a commit; return a text that says what is wrong with its file, or None if there is no file.
+
+        Raises:
+            WorkspaceError: It is in another format.
+        """
+        file = self._name(commit_id)
         try:
-            data = self._storage.read(self._name(commit_id))
-            filed = _Filed.model_validate_json(data)
-            said = json.loads(data)
+            said = json.loads(self._storage.read(file))
+            if not isinstance(said, dict) or said.pop("digest", None) != digest_json(said):
+                return "it is not the file that was written"
         except FileNotFoundError:
             return None
+        except (OSError, ValueError, RecursionError) as error:
+            return str(error)
+        if said.get("format") != FORMAT:
+            raise another_format(self._storage.at(file), said.get("format"), said.get("program_version"))
+        try:
+            commit = Commit.model_validate_json(json.dumps(said))
         except ValidationError as error:
             first = error.errors()[0]
             return f"{'.'.join(map(str, first['loc'])) or '(top)'}: {first['msg']}"
-        except (OSError, ValueError) as error:
-            return str(error)
-        if said.pop("digest", None) not in (None, digest_json(said)):
-            return "it is not the file that was written"
-        if filed.id != commit_id:
-            return f"it says it is commit {filed.id}"
-        return Commit.model_validate({name: getattr(filed, name) for name in Commit.model_fields})
+        return commit if commit.id == commit_id else f"it says it is commit {commit.id}"
 
     def _damaged(self, commit_id: int, why: str) -> WorkspaceError:
         return WorkspaceError(
