@@ -375,8 +375,10 @@ class History:
                 return "it is not the file that was written"
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, RecursionError) as error:
+        except OSError as error:
             return str(error)
+        except (ValueError, RecursionError) as error:
+            return f"Invalid JSON: {error}"
         if said.get("format") != FORMAT:
             raise another_format(self._storage.at(file), said.get("format"), said.get("program_version"))
         try:
