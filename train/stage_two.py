@@ -72,6 +72,7 @@ class FoldModel:
     """What was fitted without some images, for `recognition.folds`.
 
     Attributes:
+        out: Bool [N], the images.
         shared: The PLDA's shared parameters.
         shifts: Float64 [C_b, Z], see `PLDA`, of the base classes; None: nothing.
         head: The head, with rows for the base classes.
@@ -79,6 +80,7 @@ class FoldModel:
         sentence_ids: The sentence of each anchor.
     """
 
+    out: Tensor
     shared: SharedGaussian
     shifts: Tensor | None
     head: LGRHead
@@ -316,6 +318,7 @@ def _to_keep(folds: Sequence[Fold], rows: Tensor, decision: _Decision) -> list[F
         model = fold.models[configuration.shrinkage]
         _keep_rows(fold.head.cpu(), rows)
         kept = FoldModel(
+            out=fold.out,
             shared=model.shared.to("cpu"),
             shifts=None if model.shifts is None else model.shifts[rows].cpu(),
             head=fold.head.eval(),

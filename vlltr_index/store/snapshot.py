@@ -15,7 +15,6 @@ from pydantic import Field, ValidationError
 from vlltr_index.errors import UsageError, WorkspaceError
 from vlltr_index.schemas.config import FORMAT, AugmentConfig, EncoderConfig, FusionConfig, SelectConfig
 from vlltr_index.schemas.fingerprint import digest_json
-from vlltr_index.schemas.manifests import other_format
 from vlltr_index.schemas.model import Count, Fingerprint, Index, ModelRecord, Part, Record
 from vlltr_index.schemas.tables import (
     CLASS_STATS,
@@ -26,6 +25,7 @@ from vlltr_index.schemas.tables import (
     sentence_vectors_name,
 )
 from vlltr_index.store.class_table import ClassTable
+from vlltr_index.store.formats import HISTORY, NEWEST, another_format
 from vlltr_index.store.storage import Storage
 
 if TYPE_CHECKING:
@@ -37,10 +37,6 @@ if TYPE_CHECKING:
     from vlltr_index.store.tables import Store
 
 _log = logging.getLogger(__name__)
-
-_FOLDER = "history"
-NEWEST = f"{_FOLDER}/newest"
-"""The file that holds the number of the newest commit."""
 
 _ANEW = "make a new workspace: vlltr init DIR"
 
@@ -202,27 +198,6 @@ class Commit(State):
 NOTHING = Commit.model_construct(id=0, parent=None, command="", created_at="", program_version="", tables={})
 
 
-def another_format(place: str, written: object, version: object) -> WorkspaceError:
-    """Return the error to raise for a workspace in another format.
-
-    Args:
-        place: Which of its files says so.
-        written: The format; None: the file names none.
-        version: The version of this program that wrote it; None: it is not known.
-    """
-    what = other_format(place, written, FORMAT, version)
-    return WorkspaceError(f"{what}, and `vlltr export --tables DIR` of that version saves the tables")
-
-
-def newest_version(storage: Storage) -> object:
-    """Return the version of this program that wrote the newest commit, in whatever format; None if it is not known."""
-    try:
-        newest = int(storage.read(NEWEST))
-        return json.loads(storage.read(f"{_FOLDER}/{newest}.json")).get("program_version")
-    except (OSError, ValueError, AttributeError, WorkspaceError):
-        return None
-
-
 class History:
     """Commits below `history/`, oldest first.
 
@@ -234,7 +209,7 @@ class History:
         self._storage = storage
 
     def _name(self, commit_id: int) -> str:
-        return f"{_FOLDER}/{commit_id}.json"
+        return f"{HISTORY}/{commit_id}.json"
 
     def begin(self) -> None:
         """Write `history/newest` for a workspace without commits."""
@@ -255,7 +230,7 @@ class History:
 
     def _there(self) -> Sequence[int]:
         """Return the numbers of the commits whose files exist, ascending."""
-        stems = [n.removesuffix(".json") for n in self._storage.names(_FOLDER) if n.endswith(".json")]
+        stems = [n.removesuffix(".json") for n in self._storage.names(HISTORY) if n.endswith(".json")]
         return sorted(int(stem) for stem in stems if stem.isascii() and stem.isdigit())
 
     def ids(self) -> Sequence[int]:
@@ -273,7 +248,7 @@ class History:
 
     def _missing(self, noted: int | None, there: Sequence[int]) -> WorkspaceError | None:
         """Return the error to raise if the history is incomplete, else None."""
-        folder = self._storage.at(_FOLDER)
+        folder = self._storage.at(HISTORY)
         if noted is None and not there:
             return WorkspaceError(
                 f"{folder} is missing, or what was in it is", f"Bring it back from a backup, or {_ANEW}"

@@ -24,8 +24,9 @@ from vlltr_index.errors import (
 )
 from vlltr_index.schemas.config import CONFIG_NAME, FORMAT, Recipe, WorkspaceConfig, parse_toml, validate
 from vlltr_index.store.durability import is_whole, recover
+from vlltr_index.store.formats import NEWEST, another_format, newest_version
 from vlltr_index.store.objects import Kind, Objects
-from vlltr_index.store.snapshot import NEWEST, History, another_format, newest_version
+from vlltr_index.store.snapshot import History
 from vlltr_index.store.storage import Storage, storage_at
 
 if TYPE_CHECKING:
