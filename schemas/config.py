@@ -21,7 +21,7 @@ PACKAGES = "packages"
 CONFIG_NAME = "vlltr.toml"
 """The file that makes a folder a workspace."""
 
-FORMAT = 4
+FORMAT = 5
 """The workspace format; a workspace of another one is refused."""
 
 _Model = TypeVar("_Model", bound=BaseModel)

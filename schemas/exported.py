@@ -47,12 +47,12 @@ class ExportedConfig(Manifest):
     created_at: str
     recipe: str
     protocol: str
-    settings: dict[str, Any] = Field(default_factory=dict)
+    settings: dict[str, Any]
     encoder: str
     dim: int = Field(ge=1, le=_WIDEST)
-    preprocess: dict[str, Any] = Field(default_factory=dict)
-    tokenizer: dict[str, Any] = Field(default_factory=dict)
-    rejects: bool = False
+    preprocess: dict[str, Any]
+    tokenizer: dict[str, Any]
+    rejects: bool
     classes: int = Field(ge=1, le=_MOST_CLASSES)
     anchors: int = Field(ge=0, le=50_000_000)
     sentences: int = Field(ge=0, le=500_000_000)

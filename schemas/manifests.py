@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import AliasPath, BaseModel, ConfigDict, Field, ValidationError
 
 from vlltr_index.schemas.records import IndexKind
+from vlltr_index.version import VERSION
 
 
 class Manifest(BaseModel):
@@ -26,12 +27,19 @@ class Manifest(BaseModel):
         """Parse the content of the file `name`.
 
         Raises:
-            ValueError: It is no JSON, or a value is missing or of another kind; the message names the first one.
+            ValueError: It is no JSON, of another format, or a value is missing or of another kind; the message names
+                the first one.
         """
         try:
-            return cls.model_validate_json(data)
+            found = cls.model_validate_json(data)
         except ValidationError as error:
+            wrong = [one["input"] for one in error.errors() if one["loc"] == ("format",)]
+            if wrong:
+                raise ValueError(_other_format(cls, data, name, wrong[0])) from None
             raise _described(error, name) from None
+        if "format" in cls.model_fields and "format" not in found.model_fields_set:
+            raise ValueError(_other_format(cls, data, name, None))
+        return found
 
     @classmethod
     def of(cls, values: Any, name: str) -> Self:
@@ -45,6 +53,30 @@ class Manifest(BaseModel):
         """Write the file."""
         text = json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True)
         path.write_text(text + "\n", encoding="utf-8")
+
+
+def other_format(place: str, written: object, reads: int, version: object = None) -> str:
+    """Say that something is in another format than this program reads, and which version can read it.
+
+    Args:
+        place: What it is.
+        written: Its format; None: it names none.
+        reads: The format that this program reads.
+        version: The version of this program that wrote it; None: it is not known.
+    """
+    format_of = "no format" if written is None else f"format {written!r}"
+    writer = f"vlltr-index {version}" if isinstance(version, str) else "version"
+    return (
+        f"{place} has {format_of}, but this vlltr-index {VERSION} reads format {reads}: "
+        f"the {writer} that wrote it can read it"
+    )
+
+
+def _other_format(kind: type[Manifest], data: bytes, name: str, written: object) -> str:
+    """Say it of the file `name`, whose content is valid JSON and may name the version that wrote it."""
+    return other_format(
+        name, written, kind.model_fields["format"].default, json.loads(data).get("program_version")
+    )
 
 
 def _described(error: ValidationError, name: str) -> ValueError:
@@ -65,7 +97,7 @@ class HeadSummary(Manifest):
     Attributes:
         text_fp: Fingerprint of the text tower whose vectors it was trained on.
         image_fp: Fingerprint of the visual tower.
-        texts: Whether the texts count, and why, in a sentence; empty where nothing was decided.
+        texts: What texts are used for, in a sentence; empty for the protocols `paper` and `release`.
     """
 
     text_fp: str
@@ -88,7 +120,7 @@ class EncoderManifest(Manifest):
 
     format: Literal[1] = 1
     name: str
-    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16"]
     config: SavedEncoder
 
 

@@ -25,8 +25,8 @@ class Index(Record):
     """Index over the anchors: its digest, kind, and the text tower whose vectors it holds."""
 
     digest: str = Field(min_length=1)
-    kind: IndexKind | None = None
-    text_fp: str | None = None
+    kind: IndexKind
+    text_fp: str | None
 
 
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -63,8 +63,8 @@ class ModelRecord(Record):
     index: Index | None
     text_fp: Fingerprint | None
     image_fp: Fingerprint | None
-    reading: int = Field(default=0, ge=0, le=2**14)
+    reading: int = Field(ge=0, le=2**14)
     selection_id: str | None
     fusion: FusionConfig
     merged: dict[Count, Count]
-    offsets: dict[Count, Annotated[float, Field(ge=-1e6, le=0.0)]] = Field(default_factory=dict)
+    offsets: dict[Count, Annotated[float, Field(ge=-1e6, le=0.0)]]

@@ -1,3 +1,3 @@
 """Version of the program, as it is named in commits, exports, and requests to the hub and to Wikipedia."""
 
-VERSION = "0.1.0"
+VERSION = "0.2.0"

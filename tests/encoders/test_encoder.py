@@ -253,7 +253,7 @@ def test_damaged_folders_are_refused(tmp_path: Path, name: str) -> None:
             Encoder.open(tmp_path)
         assert str(tmp_path) in str(caught.value)
     for content, why in (
-        ('{"format": 2}', r"format in encoder\.json: Input should be 1"),
+        ('{"format": 2}', r"encoder\.json has format 2, but this vlltr-index .* reads format 1: "),
         ("[]", "Input should be an object"),
         ("[" * 100_000, "Invalid JSON"),
     ):

@@ -130,7 +130,7 @@ def test_a_damaged_commit(trained: Workspace, pictures: Path, capsys: pytest.Cap
     for args in (("status",), ("history",), ("predict", picture), ("select",), ("train", "lgr")):
         code, _, err = run(capsys, "-w", trained.path, *args)
         assert code == 1
-        assert f"Error: {path} is damaged: index.digest: Input should be a valid string" in err
+        assert f"Error: {path} is damaged: it is not the file that was written" in err
     assert {name: trained.store.version(name) for name in trained.store.names()} == before
 
 

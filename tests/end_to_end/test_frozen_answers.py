@@ -17,9 +17,15 @@ PARTS = ("image", "text", "explained", "added")
 def test_answers_are_those_that_are_stored(name: str) -> None:
     """Probabilities, contributions, explanations, added classes, choices, the out-of-fold table and notes."""
     found, expected = frozen.answers(name), frozen.stored()[name]
-    differ = [what for what in expected if not _alike(found[what], expected[what], LOG_ODDS if what in PARTS else TOLERANCE)]
+    differ = [
+        what
+        for what in expected
+        if not _alike(found[what], expected[what], LOG_ODDS if what in PARTS else TOLERANCE)
+    ]
     assert found.keys() == expected.keys()
-    assert not differ, f"{name}: {', '.join(differ)} differ; to store them again: python -m tests.support.frozen"
+    assert not differ, (
+        f"{name}: {', '.join(differ)} differ; to store them again: python -m tests.support.frozen"
+    )
 
 
 def _alike(found: Any, expected: Any, tolerance: float) -> bool:

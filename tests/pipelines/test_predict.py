@@ -186,11 +186,6 @@ def test_answers_in_a_file(recognizer: Recognizer, shots: Path, tmp_path: Path, 
     part.write_text(head + first + first[:20], encoding="utf-8")  # killed while it wrote the second
     with pytest.raises(UsageError, match="rows of another run"):
         predict_to_file(answers, paths, out, PredictOptions(top=3))
-    if ending != "jsonl":  # as before lines were rows
-        older = {name: value for name, value in json.loads(head).items() if name != "lines"}
-        part.write_text(json.dumps(older, sort_keys=True) + "\n" + first, encoding="utf-8")
-        with pytest.raises(UsageError, match="rows of another run"):
-            predict_to_file(answers, paths, out, PredictOptions(top=2))
     part.write_text(head + "[1]\n" + first, encoding="utf-8")
     with pytest.raises(UsageError, match="no answer of this program"):
         predict_to_file(answers, paths, out, PredictOptions(top=2))

@@ -300,18 +300,21 @@ def test_too_many_classes_or_images_are_refused(
 
 
 def test_a_baseline_of_another_format_names_the_command(all_made: Workspace, tmp_path: Path) -> None:
-    """One that an earlier version wrote, whole as it is."""
+    """Its files are those that were written."""
     workspace = Workspace.open(shutil.copytree(all_made.path, tmp_path / "w"))
     made = workspace.history.last().info.baselines
     folder = workspace.objects.path("heads", made["crt"])
 
-    def earlier(path: Path) -> None:
+    def other(path: Path) -> None:
         shutil.copytree(folder, path, dirs_exist_ok=True)
         (path / "baseline.json").write_text('{"format": 1, "rows": []}', encoding="utf-8")
 
     with workspace.transaction("test") as tx:
-        tx.note(baselines={**made, "crt": workspace.objects.put("heads", earlier)})
-    with pytest.raises(WorkspaceError, match=r"cannot be read: format in baseline\.json") as caught:
+        tx.note(baselines={**made, "crt": workspace.objects.put("heads", other)})
+    with pytest.raises(
+        WorkspaceError,
+        match=r"cannot be read: baseline\.json has format 1, but this vlltr-index .* reads format 2: ",
+    ) as caught:
         scored(workspace)
     assert caught.value.hint == "Make it again: vlltr train baseline crt"
 

@@ -93,7 +93,8 @@ def head(workspace: Workspace, tx: Transaction) -> None:
 
 def index(workspace: Workspace, tx: Transaction) -> None:
     """An index over these anchors."""
-    tx.set(index={"digest": files(workspace, "index", "index.json", "{}"), "text_fp": "t"})
+    digest = files(workspace, "index", "index.json", "{}")
+    tx.set(index={"digest": digest, "kind": "flat", "text_fp": "t"})
 
 
 Step = Callable[[Workspace, Transaction], None]

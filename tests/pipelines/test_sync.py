@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -310,36 +309,6 @@ def test_rows_of_a_parquet_file(workspace: Workspace, tmp_path: Path) -> None:
     rows = workspace.snapshot().table("images", ["data", "class_id", "group"]).to_pylist()
     found = {r["data"]: (r["class_id"], r["group"]) for r in rows}
     assert found == {png(4): (1, None), png(3): (0, None), png(1): (0, "a")}
-
-
-def test_rows_from_before_sources_were_noted_stay(workspace: Workspace, tmp_path: Path) -> None:
-    """That is said once; what the source still has is its own from then on."""
-    data = tmp_path / "data"
-    for number in range(4):
-        put(data / "owl" / f"{number}.png", number)
-    texts = tmp_path / "t.json"
-    texts.write_text(json.dumps({"owl": ["It hoots.", "It is awake at night."]}))
-    ingest_images(workspace, data, "train")
-    ingest_text(workspace, texts)
-    with workspace.transaction("as it was") as tx:
-        tx.delete("origins", "true")
-    (data / "owl/0.png").unlink()
-    texts.write_text(json.dumps({"owl": ["It hoots."]}))
-    told = (
-        "of this place came before it was noted what each source gave, and stay, though the source does not"
-    )
-    runs: list[tuple[str, Callable[[], IngestReport]]] = [
-        ("1 image", lambda: ingest_images(workspace, data, "train", sync=True)),
-        ("1 sentence", lambda: ingest_text(workspace, texts, sync=True)),
-    ]
-    for what, again in runs:
-        report = again()
-        assert report.gone == 0
-        assert any(note.startswith(f"{what} {told}") for note in report.notes)
-        assert not any(told in note for note in again().notes)
-    (data / "owl/1.png").unlink()
-    assert ingest_images(workspace, data, "train", sync=True).gone == 1
-    assert set(images(workspace)) == {"owl/0.png", "owl/2.png", "owl/3.png"}
 
 
 def test_a_class_of_which_nothing_is_left_is_retired(workspace: Workspace, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from tests.support.exports import (
 from vlltr_index.errors import PretrainedError
 from vlltr_index.recognition.exported import checks, reading
 from vlltr_index.recognition.exported.reading import SUMS, read_model
+from vlltr_index.version import VERSION
 
 Spoil = Callable[[Path], object]
 
@@ -522,3 +523,18 @@ def test_a_pipe_is_no_file(folder: Path, name: str) -> None:
     os.mkfifo(folder / name)
     with pytest.raises(PretrainedError, match=f"has no file {name}"):
         read_model(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "encoder/encoder.json", "head/head.json", "parts/part.json"])
+def test_another_format_is_refused(folder: Path, name: str) -> None:
+    """By the sentence that a workspace is refused by; `config.json` names the version that wrote the folder."""
+    edit_json(folder, name, lambda facts: facts.update(format=0))
+    reads = {"head/head.json": 3}.get(name, 1)
+    writer = f"vlltr-index {VERSION}" if name == "config.json" else "version"
+    with pytest.raises(PretrainedError) as caught:
+        read_model(folder)
+    file = Path(name).name
+    assert str(caught.value) == (
+        f"{folder / name} cannot be used: {file} has format 0, but this vlltr-index {VERSION} reads format {reads}: "
+        f"the {writer} that wrote it can read it\n{checks.AGAIN}"
+    )

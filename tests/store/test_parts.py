@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 import subprocess
@@ -16,6 +15,7 @@ import torch
 
 from tests.support.changes import World
 from tests.support.commands import run
+from tests.support.commits import amend, name_table
 from vlltr_index.classes import add_class, add_images, merge_classes, remove_classes, rename_class
 from vlltr_index.errors import InputError, MissingStepError, VlltrError, WorkspaceError
 from vlltr_index.pipelines.build_index import index_anchors
@@ -146,9 +146,7 @@ def test_a_commit_without_parts_answers_from_the_tables(workspace: Workspace, wo
     """Unchecked, and doctor says so; going back to it writes them."""
     before = Recognizer.open(workspace).predict([world.pictures[0]])
     last = workspace.history.last()
-    path = workspace.path / "history" / f"{last.id}.json"
-    said = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps({**said, "parts": [], "digest": None}), encoding="utf-8")
+    amend(workspace, parts=[])
     again = Workspace.open(workspace.path)
     assert Recognizer.open(again).predict([world.pictures[0]]) == before
     (note,) = (check for check in check_workspace(workspace.path) if check.name == "parts")
@@ -198,11 +196,7 @@ def swap_row(workspace: Workspace, table: str, key: str, column: str, value: obj
     rows = store.read(table, version=commit.tables[table])
     row = {**rows.slice(0, 1).to_pylist()[0], column: value}
     store.upsert(table, pa.Table.from_pylist([row], schema=rows.schema), key)
-    version = store.version(table)
-    path = workspace.path / "history" / f"{commit.id}.json"
-    said = json.loads(path.read_text(encoding="utf-8"))
-    said["tables"][table], said["digest"] = version, None
-    path.write_text(json.dumps(said), encoding="utf-8")
+    name_table(workspace, table)
 
 
 def test_doctor_compares_parts_with_tables(workspace: Workspace) -> None:
@@ -272,11 +266,7 @@ def test_an_export_of_damaged_sentences_is_refused(workspace: Workspace, tmp_pat
     for column, value in (("licence", "CC0"), ("text", "another")):
         with workspace.store._table("sentences") as table:
             table.update(where=f"sentence_id = '{key}'", values={column: value})
-        version, last = workspace.store.version("sentences"), workspace.history.last()
-        path = workspace.path / "history" / f"{last.id}.json"
-        said = json.loads(path.read_text(encoding="utf-8"))
-        said["tables"]["sentences"], said["digest"] = version, None
-        path.write_text(json.dumps(said), encoding="utf-8")
+        name_table(workspace, "sentences")
         with pytest.raises(WorkspaceError, match=f"table 'sentences' .*is damaged: the row '{key}'"):
             Recognizer.open(workspace.path).export(tmp_path / "export")
     assert not (tmp_path / "export").exists()

@@ -116,7 +116,9 @@ def test_making_and_opening(address: str) -> None:
         f"{address}/none is not a workspace: it has no vlltr.toml\nMake one: vlltr init {address}/none"
     )
     made.storage.write("vlltr.toml", f"format = {FORMAT + 1}\n".encode())
-    with pytest.raises(WorkspaceError, match=f"{address}/vlltr.toml has format {FORMAT + 1}"):
+    with pytest.raises(
+        WorkspaceError, match=f"{address}/vlltr.toml has format {FORMAT + 1}, but this vlltr-index"
+    ):
         Workspace.open(address)
     made.storage.write("other/notes.txt", b"mine")
     with pytest.raises(WorkspaceError) as error:

@@ -43,7 +43,12 @@ def test_a_transaction_makes_one_commit(workspace: Workspace) -> None:
     with workspace.transaction("train lgr") as tx:
         tx.upsert("classes", class_rows([0, 1]))
         tx.upsert("sentences", sentence_rows(range(3)))
-        tx.set(text_fp="t", head="d" * 64, fusion=FusionConfig(alpha=0.7), index={"digest": "e"})
+        tx.set(
+            text_fp="t",
+            head="d" * 64,
+            fusion=FusionConfig(alpha=0.7),
+            index={"digest": "e", "kind": "flat", "text_fp": "t"},
+        )
         tx.note(logit_scale=2.5)
     commit = tx.result_commit
     assert (commit.id, commit.parent, commit.command) == (1, None, "train lgr")
@@ -94,7 +99,7 @@ def test_nothing_new_is_no_commit(workspace: Workspace) -> None:
             tx.replace("anchors", anchor_rows(range(3)))
             tx.replace("sentence_scores", score_rows([]))
             tx.delete("classes", "class_id = 99")
-            tx.set(text_fp="t", fusion=FusionConfig(), index={"digest": "e", "kind": "flat"})
+            tx.set(text_fp="t", fusion=FusionConfig(), index={"digest": "e", "kind": "flat", "text_fp": "t"})
             tx.note(logit_scale=1.0, baselines={"crt": "c"})
         return tx.result_commit
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from vlltr_index.cli.main import vlltr
+from vlltr_index.schemas.fingerprint import digest_json
 from vlltr_index.schemas.tables import KEYS
 from vlltr_index.store.snapshot import Commit
 from vlltr_index.store.tables import Store
@@ -19,6 +21,20 @@ def commit(number: int, command: str = "embed", **fields: Any) -> Commit:
     """Commit `number` of a straight line."""
     facts = {"created_at": "2026-01-01T00:00:00+00:00", "program_version": "0", "tables": {}, **fields}
     return Commit.model_validate({"id": number, "parent": number - 1 or None, "command": command, **facts})
+
+
+def amend(workspace: Workspace, number: int | None = None, **fields: object) -> None:
+    """Rewrite some fields of a commit's file, by default the newest one's, with the digest that belongs to them."""
+    path = workspace.path / "history" / f"{number or max(workspace.history.ids())}.json"
+    said = {**json.loads(path.read_text(encoding="utf-8")), **fields}
+    del said["digest"]
+    path.write_text(json.dumps({**said, "digest": digest_json(said)}), encoding="utf-8")
+
+
+def name_table(workspace: Workspace, table: str, number: int | None = None, **fields: object) -> None:
+    """Have a commit, by default the newest, name what is in a table now."""
+    tables = workspace.history.read(number or max(workspace.history.ids())).tables
+    amend(workspace, number, tables={**tables, table: workspace.store.version(table)}, **fields)
 
 
 def state(workspace: Workspace, at: int | None = None) -> dict[str, object]:

@@ -67,7 +67,12 @@ def _answers(name: str) -> dict[str, Any]:
         "explained": _explained(scorer, test, scores.probabilities),
         "added": additions,
         "configuration": [int(parts.text_level), parts.shared.text_r2],
-        "weights": [parts.weights.generative, parts.weights.text, parts.weights.image, parts.weights.combined],
+        "weights": [
+            parts.weights.generative,
+            parts.weights.text,
+            parts.weights.image,
+            parts.weights.combined,
+        ],
         "rejection": [parts.ood_threshold, parts.ratio_weight, parts.unknown_accepted],
         "held out": _rows(parts.held_out.probabilities),
         "fold": [] if decision.fold_of is None else decision.fold_of.tolist(),
@@ -118,7 +123,9 @@ def _stage_one() -> tuple[Scorer, StageTwoResult, torch.Tensor, dict[str, Any]]:
     recipe = load_recipe("ours", (), None)
     known = data.rows
     visual = tensors["weights"][known].float(), tensors["biases"][known]
-    head = new_head(bank, recipe.lgr, visual, data.logit_scale)  # untrained, since training differs by machine
+    head = new_head(
+        bank, recipe.lgr, visual, data.logit_scale
+    )  # untrained, since training differs by machine
     decision = weigh(data, head.eval())
     every = torch.arange(classes)
     counts, sums = class_sums(unit_rows(data.features[0]), labels, classes, data.weights)

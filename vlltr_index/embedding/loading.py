@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from vlltr_index.store.snapshot import Snapshot, Source
     from vlltr_index.store.workspace import Workspace
 
-_SENTENCES_AT_ONCE = 10_000
 _EVIDENCE = ("group", "taken", "uri", "thumbnail", "content_hash")
 _NO_THUMBNAIL = bytes(THUMBNAIL**2)
 _FEW = 1000  # images that are looked up by a condition instead of a scan

@@ -256,7 +256,7 @@ def _write_pair(folder: Path, place: Path) -> None:
     weights |= {f"visual.{name}": value for name, value in _image_state(_image_tower(image), names).items()}
     weights["logit_scale"] = torch.tensor(_LOGIT_SCALE).log()
     save_file({name: value.contiguous() for name, value in weights.items()}, folder / "model.safetensors")
-    EncoderManifest(name=PHOTO, config=_description(facts)).save(folder / "encoder.json")
+    EncoderManifest(name=PHOTO, precision="fp32", config=_description(facts)).save(folder / "encoder.json")
     shutil.copyfile(text / "tokenizer.json", folder / "tokenizer.json")
     (folder / "tokenizer_config.json").write_text(json.dumps(_TOKENIZER, indent=1), encoding="utf-8")
     _write_for_open_clip(folder, place, facts)

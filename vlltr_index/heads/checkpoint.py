@@ -158,14 +158,14 @@ class PartFacts(BaseModel):
     text_level: int = Field(ge=0, le=2)
     text_r2: float = Field(ge=0.0, lt=1.0)
     ood_threshold: float | None
-    ratio_weight: RatioWeight = 0.0
-    unknown_accepted: float | None = Field(default=None, ge=0.0, le=1.0)
-    unknown_range: Interval | None = None
-    correlation: float = Field(default=1.0, ge=0.0, le=1.0)
-    unit_correlation: float = Field(default=1.0, ge=0.0, le=1.0)
-    text_trust: float = Field(default=1.0, ge=0.0, le=1.0)
-    outside: tuple[float, float] | None = None  # `scale` and `text_scale` of `Outside`
-    texts: str = ""
+    ratio_weight: RatioWeight
+    unknown_accepted: Share | None
+    unknown_range: Interval | None
+    correlation: Share
+    unit_correlation: Share
+    text_trust: Share
+    outside: tuple[float, float] | None  # `scale` and `text_scale` of `Outside`
+    texts: str
 
 
 class HeadManifest(Manifest):

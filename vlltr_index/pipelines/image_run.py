@@ -118,12 +118,6 @@ class Notes:
         if self.counts[kind] <= EXAMPLES:
             self.lines.append(line)
 
-    def old(self, count: int, what: str) -> None:
-        """Say that there are rows of which it is not known that this source gave them, if there are."""
-        if count:
-            told = f"{plural(count, what)} of this place came before it was noted what each source gave"
-            self.lines.append(f"{told}, and stay, though the source does not have them now")
-
     def skip(self, item: Skipped) -> None:
         self.add("skipped", f"left out: {item.where}: {item.why}")
 
@@ -481,8 +475,6 @@ class ImageRun:
         gone = {i: one for i, one in left.items() if not self._is_unusable(one.uri)}
         self.origins |= {i: self.source.before[i] for i in left.keys() - gone.keys() - self.origins.keys()}
         self.notes.lines += agreed.check(self.source, len(gone), len(there), "images")
-        if not self.source.before:
-            self.notes.old(sum(map(self._is_of_before, self.stored)), "image")
         gone = {i: one for i, one in gone.items() if i not in self.source.elsewhere}
         self.counts["gone"] = len(gone)
         self._note_lost_corrections(gone)
@@ -501,12 +493,6 @@ class ImageRun:
         """Say whether the source lists an image, or a folder above it, that cannot be used now."""
         parts = uri.split("/")
         return any("/".join(parts[:count]) in self.unusable for count in range(1, len(parts) + 1))
-
-    def _is_of_before(self, i: str) -> bool:
-        """Say whether an image's file is gone from this source, and no source gave it."""
-        uri = self.stored[i].uri
-        mine = uri.startswith((f"{self.source.address}/", f"{self.source.address}#"))
-        return mine and i not in self.origins and i not in self.source.elsewhere and ingestion.is_gone(uri)
 
     def write_origins(self) -> None:
         """Write what the source gave, without `sync` beside what it gave before, and how its images are grouped."""

@@ -225,7 +225,7 @@ class Sentences:
         """The words of each, int16 [N_t, K], see `number_words`."""
         return number_words(self.texts)
 
-    def _bank(self, at: Tensor, losses: Tensor | None = None) -> AnchorBank:
+    def _bank(self, at: Tensor, losses: Tensor) -> AnchorBank:
         """Return the bank of the sentences at the positions int64 [A]."""
         owner = self.owner[at]
         return AnchorBank.build(self.vectors[at], owner, owner.unique(), losses, self.words[at])

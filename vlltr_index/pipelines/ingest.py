@@ -515,10 +515,6 @@ def _lose(
     """
     left = [row for row in there if row["sentence_id"] in source.before]
     lost = [row for row in left if row["sentence_id"] not in source.elsewhere]
-    if not source.before:
-        called = source.address.rpartition("/")[2]
-        old = [row for row in there if row["source"] == called and row["sentence_id"] not in source.elsewhere]
-        notes.old(len(old), "sentence")
     came = Counter(new["text_hash"].to_pylist())
     moved = (came & Counter(row["text_hash"] for row in lost)).total()
     silent = [row for row in left if row["class_id"] not in told and row["text_hash"] not in came]

@@ -181,7 +181,7 @@ def predict_to_file(
         # Before any image is read, so that no row gets a newer identity than the image it was predicted from.
         files = image_identities(paths)
         groups = {} if group is None else groups_of(paths, group, progress)
-        begun = _begun(part, _asked(model, paths, options, group, situated, as_rows))
+        begun = _begun(part, _asked(model, paths, options, group, situated))
         rows = dict[str, _Row]()
         try:
             answering, seen = estimate_prior(
@@ -219,7 +219,6 @@ def _asked(
     options: PredictOptions,
     group: str | None,
     situated: Situated | None,
-    as_rows: bool,
 ) -> bytes:
     """Return the first line of `OUT.part`: what was asked for, and what the others hold."""
     facts = {
@@ -229,8 +228,6 @@ def _asked(
         "images": list(paths),
         **asdict(options),
     }
-    if as_rows:
-        facts["lines"] = "rows"
     if group is not None:
         facts["group"] = group
     if situated is not None:

@@ -55,7 +55,7 @@ class StatusReport:
         image_vectors: Usable images that have one.
         anchors: Selected sentences.
         head: Digest of the head.
-        texts: Whether texts count in it, and why, in words; null where nothing was decided.
+        texts: What it uses texts for, in words; null for a head of the protocols paper and release.
         index: Digest of the index.
         measured: At which commit the model was measured last, and what changed since, in words; if it never was, why.
             Null before the head has been trained.
@@ -306,12 +306,11 @@ def _trained(workspace: Workspace, digest: str) -> tuple[str, int, int | None] |
 
 
 def _texts(workspace: Workspace, commit: Commit) -> str | None:
-    """Read from a commit's head what was decided of the texts."""
+    """Read from a commit's head what it uses texts for."""
     name = "head.json"
     with suppress(OSError, ValueError, WorkspaceError):  # what is gone or damaged is told of elsewhere
         told = HeadSummary.parse(workspace.objects.file("heads", commit.head or "", name), name).texts
-        ours = commit.fusion is not None and commit.fusion.rule == "ours"
-        return told or ("not noted when this head was trained: vlltr train lgr says it" if ours else None)
+        return told or None
     return None
 
 

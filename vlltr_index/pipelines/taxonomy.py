@@ -35,7 +35,7 @@ class TaxonomyReport:
         changed: How many of them are new, or have another parent or rank.
         classes: Classes of the workspace.
         placed: How many of them have a parent.
-        unknown: How many names of the file are no class and have nothing below them; they may be later classes.
+        unknown: How many names of the file are no class and have nothing below them; they may be added as classes.
         notes: Examples of such names, and of classes without a parent.
     """
 
@@ -52,7 +52,7 @@ def ingest_classes(workspace: Workspace, path: Path) -> TaxonomyReport:
     """Bring in the parents of classes; a name that has a parent already gets the file's.
 
     Names are compared without regard to case and blanks. A name or alias of a class stands for that class; other
-    names may be those of later classes. No class is made. Aliases in the file are added to the classes.
+    names may be those of classes to add. No class is made. Aliases in the file are added to the classes.
 
     Args:
         workspace: The workspace to write to.

@@ -68,7 +68,7 @@ class BaselineManifest(Manifest):
     image_fp: str | None
     settings: dict[str, int | float | str]
     note: str
-    made_of: str = ""
+    made_of: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +82,7 @@ class BaselineRow:
     image_fp: str | None  # of the encoder; None where it has not been looked up
     class_ids: Tensor  # int64 [C], ascending
     note: str = ""  # a remark for readers of the table
-    made_of: str = ""  # digest of what it was fitted on, see `made_of`; empty where that was not noted
+    made_of: str = ""  # digest of what it was fitted on, see `made_of`; empty for the image-only baseline
 
     @property
     def settings(self) -> dict[str, float | str]:

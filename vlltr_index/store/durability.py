@@ -85,7 +85,7 @@ def give_up(lance: Path, name: str) -> None:
 
 
 def kept(lance: Path) -> dict[str, int]:
-    """Read the durable version of each table of vectors; tables from before there was a list are not in it."""
+    """Read the durable version of each table of vectors; one whose making was killed is not in it."""
     try:
         return {str(name): int(version) for name, version in json.loads((lance / _LIST).read_bytes()).items()}
     except (FileNotFoundError, ValueError, TypeError, AttributeError):

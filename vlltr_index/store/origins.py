@@ -154,13 +154,11 @@ def gave(
 ) -> bool:
     """Say whether a workspace has something of a source."""
     name = _name(kind, str(place.resolve()), split)
-    return snapshot.store.exists("origins") and snapshot.count("origins", f"source = {quote(name)}") > 0
+    return snapshot.count("origins", f"source = {quote(name)}") > 0
 
 
 def places(snapshot: Snapshot, kind: Literal["images", "sentences"]) -> list[str]:
     """Return the addresses or paths of the sources that gave a workspace something."""
-    if not snapshot.store.exists("origins"):
-        return []
     rows = snapshot.table("origins", ["source"], f"source LIKE '{kind} %'")
     return sorted(name.removeprefix(f"{kind} ") for name in pc.unique(rows["source"]).to_pylist())
 

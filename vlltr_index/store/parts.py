@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 
 from vlltr_index.data.text import sentence_id, text_hash
 from vlltr_index.errors import MissingStepError, WorkspaceError
@@ -86,7 +86,9 @@ _ANCHOR = ["anchor_key", "class_id", "sentence_id"]
 _SENTENCE = ["sentence_id", "text_hash", *_TEXT]
 _FEW = 2000  # up to so many keys a SQL condition is quicker than a scan
 _ROWS = 65_536  # rows of a batch in a file
-_SHARE = 32  # a delta may have this fraction (1/32) of the base's size: each commit keeps its own until `prune`
+_SHARE = (
+    32  # a delta may have this fraction (1/32) of the base's size: each commit keeps its own until `prune`
+)
 _KEPT = 8  # parts that are cached
 _DOCTOR = "See what is damaged: vlltr doctor"
 _SELECT = f"{_DOCTOR}; or select again: vlltr select"
@@ -107,7 +109,7 @@ class PartManifest(Manifest):
 
     format: Literal[1] = 1
     rows: dict[str, int]
-    gone: dict[str, list[int | str]] = Field(default_factory=dict)
+    gone: dict[str, list[int | str]]
 
 
 @dataclass(frozen=True, eq=False)

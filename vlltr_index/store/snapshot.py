@@ -25,6 +25,7 @@ from vlltr_index.schemas.tables import (
     sentence_vectors_name,
 )
 from vlltr_index.store.class_table import ClassTable
+from vlltr_index.store.formats import HISTORY, NEWEST, another_format
 from vlltr_index.store.storage import Storage
 
 if TYPE_CHECKING:
@@ -36,10 +37,6 @@ if TYPE_CHECKING:
     from vlltr_index.store.tables import Store
 
 _log = logging.getLogger(__name__)
-
-_FOLDER = "history"
-NEWEST = f"{_FOLDER}/newest"
-"""The file that holds the number of the newest commit."""
 
 _ANEW = "make a new workspace: vlltr init DIR"
 
@@ -197,12 +194,6 @@ class Commit(State):
         return tuned.start if tuned is not None and tuned.checkpoint == self.checkpoint else self.checkpoint
 
 
-class _Filed(Commit):
-    """Commit as stored in its file, with a digest of the file's other content (None in old files)."""
-
-    digest: str | None = None
-
-
 # State of a workspace before its first commit. It is never written, so its values are not validated.
 NOTHING = Commit.model_construct(id=0, parent=None, command="", created_at="", program_version="", tables={})
 
@@ -218,7 +209,7 @@ class History:
         self._storage = storage
 
     def _name(self, commit_id: int) -> str:
-        return f"{_FOLDER}/{commit_id}.json"
+        return f"{HISTORY}/{commit_id}.json"
 
     def begin(self) -> None:
         """Write `history/newest` for a workspace without commits."""
@@ -239,7 +230,7 @@ class History:
 
     def _there(self) -> Sequence[int]:
         """Return the numbers of the commits whose files exist, ascending."""
-        stems = [n.removesuffix(".json") for n in self._storage.names(_FOLDER) if n.endswith(".json")]
+        stems = [n.removesuffix(".json") for n in self._storage.names(HISTORY) if n.endswith(".json")]
         return sorted(int(stem) for stem in stems if stem.isascii() and stem.isdigit())
 
     def ids(self) -> Sequence[int]:
@@ -257,7 +248,7 @@ class History:
 
     def _missing(self, noted: int | None, there: Sequence[int]) -> WorkspaceError | None:
         """Return the error to raise if the history is incomplete, else None."""
-        folder = self._storage.at(_FOLDER)
+        folder = self._storage.at(HISTORY)
         if noted is None and not there:
             return WorkspaceError(
                 f"{folder} is missing, or what was in it is", f"Bring it back from a backup, or {_ANEW}"
@@ -347,23 +338,30 @@ class History:
         return commit
 
     def _parsed(self, commit_id: int) -> Commit | str | None:
-        """Read a commit; return a text that says what is wrong with its file, or None if there is no file."""
+        """Read a commit; return a text that says what is wrong with its file, or None if there is no file.
+
+        Raises:
+            WorkspaceError: It is in another format.
+        """
+        file = self._name(commit_id)
         try:
-            data = self._storage.read(self._name(commit_id))
-            filed = _Filed.model_validate_json(data)
-            said = json.loads(data)
+            said = json.loads(self._storage.read(file))
+            if not isinstance(said, dict) or said.pop("digest", None) != digest_json(said):
+                return "it is not the file that was written"
         except FileNotFoundError:
             return None
+        except OSError as error:
+            return str(error)
+        except (ValueError, RecursionError) as error:
+            return f"Invalid JSON: {error}"
+        if said.get("format") != FORMAT:
+            raise another_format(self._storage.at(file), said.get("format"), said.get("program_version"))
+        try:
+            commit = Commit.model_validate_json(json.dumps(said))
         except ValidationError as error:
             first = error.errors()[0]
             return f"{'.'.join(map(str, first['loc'])) or '(top)'}: {first['msg']}"
-        except (OSError, ValueError) as error:
-            return str(error)
-        if said.pop("digest", None) not in (None, digest_json(said)):
-            return "it is not the file that was written"
-        if filed.id != commit_id:
-            return f"it says it is commit {filed.id}"
-        return Commit.model_validate({name: getattr(filed, name) for name in Commit.model_fields})
+        return commit if commit.id == commit_id else f"it says it is commit {commit.id}"
 
     def _damaged(self, commit_id: int, why: str) -> WorkspaceError:
         return WorkspaceError(

@@ -84,7 +84,7 @@ def one_of(column: str, values: Iterable[str | int]) -> str:
 
 
 def _fitting(data: pa.Table, schema: pa.Schema, what: str) -> pa.Table:
-    """`conform`, and beside each row its checksum, where the table as it is there has them."""
+    """`conform`, and beside each row its checksum, where the table has them."""
     rows = conform(data, _plain(schema), what)
     if CHECKSUM not in schema.names:
         return rows
@@ -134,11 +134,11 @@ class Store:
                     if version is None or not self.exists(name):
                         raise MissingFileError(f"there is no table {name!r} in {self.uri}", GONE) from None
                     raise
-                found = _plain(table.schema)
+                found = list(table.schema.names)
                 columns = _columns(name)
-            if columns not in (None, found.names):
+            if columns not in (None, found):
                 raise WorkspaceError(
-                    f"table {name!r} in {self.uri} has the columns {found.names}, and this program expects {columns}",
+                    f"table {name!r} in {self.uri} has the columns {found}, and this program expects {columns}",
                     "Its files may have been taken for another's: bring them back from a backup, or make a new "
                     "workspace: vlltr init DIR",
                 )
@@ -405,9 +405,6 @@ class Store:
         key = name, self.version(name) if version is None else version
         if key in self._checked:
             return
-        with self._table(name, version=version) as table:
-            if CHECKSUM not in table.schema.names:
-                raise self._damaged(name, "its rows have no checksums, and those that were written had")
         rows = self._checked_rows(name, version=version)
         if total(batch[CHECKSUM] for batch in rows) != checksum:
             raise self._damaged(name, "rows are missing, or there are others than were written")
@@ -569,16 +566,17 @@ def fuse_rankings(key: str, one: pa.Table, other: pa.Table) -> pa.Table:
 
 
 def _columns(name: str) -> list[str] | None:
-    """Return the columns of a workspace's table, or None if it is none of these."""
-    if name in COMMITTED:
-        return list(COMMITTED[name].names)
+    """Return the columns of a workspace's table, with the checksum, or None if it is none of these."""
     kinds = {
         CLASS_STATS: class_stats,
         "sentence_vectors_": sentence_vectors,
         "sentence_readings_": sentence_vectors,
         "content_vectors_": image_vectors,
     }
-    return next((list(schema(1).names) for start, schema in kinds.items() if name.startswith(start)), None)
+    schema = COMMITTED.get(name) or next(
+        (kind(1) for start, kind in kinds.items() if name.startswith(start)), None
+    )
+    return None if schema is None else list(with_checksum(name, schema).names)
 
 
 def _plain(schema: pa.Schema) -> pa.Schema:

@@ -24,8 +24,9 @@ from vlltr_index.errors import (
 )
 from vlltr_index.schemas.config import CONFIG_NAME, FORMAT, Recipe, WorkspaceConfig, parse_toml, validate
 from vlltr_index.store.durability import is_whole, recover
+from vlltr_index.store.formats import NEWEST, another_format, newest_version
 from vlltr_index.store.objects import Kind, Objects
-from vlltr_index.store.snapshot import NEWEST, History
+from vlltr_index.store.snapshot import History
 from vlltr_index.store.storage import Storage, storage_at
 
 if TYPE_CHECKING:
@@ -164,11 +165,8 @@ class Workspace:
                 f"{storage.address} is not a workspace: it has no {CONFIG_NAME}", hint
             ) from None
         written = values.get("format")
-        if isinstance(written, int) and written != FORMAT:
-            raise WorkspaceError(
-                f"{file} has format {written}, this program works with format {FORMAT}",
-                "Make a new workspace: vlltr init DIR",
-            )
+        if written != FORMAT:
+            raise another_format(file, written, newest_version(storage))
         workspace = cls(storage, validate(WorkspaceConfig, values, file))
         workspace._recover()
         return workspace

@@ -89,7 +89,7 @@ class KeptManifest(Manifest):
     format: Literal[1] = 1
     facts: str
     learned: int
-    moved: Moved | None = None
+    moved: Moved | None
 
 
 @dataclass(frozen=True, eq=False)

@@ -197,7 +197,7 @@ class Results(Manifest):
     retrieval: str
     rule: str
     prior: str
-    measures: tuple[MeasuredRow, ...] = ()
+    measures: tuple[MeasuredRow, ...]
     rows: dict[str, Row]
     same: bool = False
 
