@@ -251,7 +251,7 @@ def _in_order(batches: Iterable[pa.RecordBatch], keys: Tensor, schema: pa.Schema
         there = batch.column(0).to_numpy()
         at = np.searchsorted(ordered, there).clip(max=len(ordered) - 1)
         wanted = ordered[at] == there
-        rows = batch.column(1).flatten().to_numpy().reshape(len(there), -1)
+        rows = batch.column(1).flatten().to_numpy().reshape(len(there), kind.list_size)
         into = places[at[wanted]]
         rows = rows if wanted.all() else rows[wanted]
         in_a_row = len(into) and (np.diff(into) == 1).all()  # written in a quarter of the time
