@@ -87,6 +87,9 @@ def _notes(scores: Sequence[ClassScore], silent: bool, width: int | None) -> lis
         notes = []
     else:
         notes = ["%: the sentence's share of what speaks for or against the class"]
+        hidden = [s.name for s in scores if s.sentences and not s.is_explained_by_text]
+        if hidden:
+            notes.append(f"{', '.join(hidden)}: {NO_DIFFERENCE}")
         if any(s.source == "prompt" for s in sentences):
             notes.append("[prompt]: a sentence made of the class's name alone")
     if any(score.neighbours for score in scores):

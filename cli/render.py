@@ -211,7 +211,9 @@ def _select(report: SelectReport) -> list[str]:
     if report.without_images:
         bare = plural(len(report.without_images), "class has", "classes have")
         names = preview(report.without_images)
-        lines.append(f"{bare} no training image, and sentences there go by text alone: {names}.")
+        lines.append(
+            f"{bare} no image to select by (or stage 1 kept them out), and sentences are ranked by text: {names}."
+        )
     if report.classes_without_sentences:
         silent = plural(report.classes_without_sentences, "class has", "classes have")
         lines.append(f"{silent} no sentence, and no anchor: they are told by their images alone.")

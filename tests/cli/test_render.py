@@ -125,6 +125,14 @@ def test_sentences_without_weight_are_said_to_decide_nothing() -> None:
     assert f"{' ' * 11}{LONG}  [wikipedia]" in explanation_lines("bird.jpg", little)
 
 
+def test_a_class_without_sentences_beside_one_with_some_is_named() -> None:
+    """Its text contribution is below a tenth, that of the other class is not."""
+    quiet = replace(score("owl"), image_part=-0.9, text_part=0.04)
+    lines = prediction_lines(replace(prediction(), classes=(score("kestrel"), quiet)))
+    assert f"; owl: {NO_DIFFERENCE}; " in lines[-1]
+    assert not any(f"owl: {NO_DIFFERENCE}" in line for line in prediction_lines(prediction()))
+
+
 def test_what_the_image_side_of_a_class_without_pictures_is() -> None:
     """It is said once, below the answer and below an explanation."""
     told = "no training picture: great bustard; the image side is that of a class nothing is known of"

@@ -255,6 +255,8 @@ def change(
             before=tx.commit.id,
         )
         report.notes.extend(_of_added(after, classes, effect))
+        if done.images_changed:
+            report.notes.extend(_of_linear_classifier(after, classes))
         if done.images is not None:
             report.notes.extend(_copies_of_others(tx, done.images))
             report.notes.extend(_misclassified(tx, after, usable(done.images)))
@@ -389,6 +391,18 @@ def _states(tx: Transaction, model: Model, class_ids: set[int]) -> list[AddedCla
             text="none" if model.saved.texts_are_mute else kinds.get(i, "none"),
         )
         for i in shown
+    ]
+
+
+def _of_linear_classifier(model: Model, classes: Sequence[AddedClass]) -> list[str]:
+    """Say which classes the linear classifier knows as they were when it was trained, if it counts."""
+    parts = model.saved.parts
+    kept = [repr(one.name) for one in classes if one.visual == "trained"]
+    if not kept or (parts is not None and not parts.weights.image):
+        return []
+    return [
+        f"The linear classifier knows {', '.join(kept)} by what it was trained on; all else takes the change into"
+        " account. To train it again: vlltr refit"
     ]
 
 

@@ -23,7 +23,6 @@ from vlltr_index.classes.editing import (
     NewClass,
     checked_classes,
     delete_images,
-    with_trained_note,
     write_classes,
 )
 from vlltr_index.classes.effect import Effect
@@ -109,7 +108,7 @@ def changed(
 ) -> ChangeReport:
     """Make a change in one commit, also where no head is trained yet."""
     if workspace.history.last().head is not None:
-        return with_trained_note(change(workspace, command, edit, options))
+        return change(workspace, command, edit, options)
     with workspace.transaction(command, dry_run=options.dry_run) as tx:
         notes = edit(tx).notes
     return ChangeReport(

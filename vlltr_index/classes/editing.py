@@ -500,7 +500,7 @@ def add_images(
         notes += [f"Left out: {what}" for what in skipped]
         return Edit({class_id} if new else set(), [class_id], images=rows, images_changed=True, notes=notes)
 
-    return with_trained_note(change(workspace, f"images add {name!r}", write, options))
+    return change(workspace, f"images add {name!r}", write, options)
 
 
 def remove_images(workspace: Workspace, ids: Sequence[str], options: ChangeOptions = USUAL) -> ChangeReport:
@@ -529,7 +529,7 @@ def remove_images(workspace: Workspace, ids: Sequence[str], options: ChangeOptio
         return Edit(owners, images_changed=True, notes=[f"{plural(len(gone), 'image')} removed."])
 
     command = f"images remove {' '.join(ids[:3])}" + (" ..." if len(ids) > 3 else "")
-    return with_trained_note(change(workspace, command, write, options))
+    return change(workspace, command, write, options)
 
 
 def delete_images(tx: Transaction, image_ids: Sequence[str]) -> set[int]:
@@ -539,17 +539,6 @@ def delete_images(tx: Transaction, image_ids: Sequence[str]) -> set[int]:
     tx.delete("images", where)
     tx.delete_any("reviewed", "image_id", image_ids)
     return set(rows.filter(pc.equal(rows["split"], "train"))["class_id"].drop_null().to_pylist())
-
-
-def with_trained_note(report: ChangeReport) -> ChangeReport:
-    """Add to a report which classes' rows in the linear classifier are trained ones, and stay as they are."""
-    kept = [one.name for one in report.classes if one.visual == "trained"]
-    if kept and report.changed:
-        report.notes.append(
-            f"The linear classifier knows {', '.join(map(repr, kept))} by what it was trained on; all else takes the"
-            " change into account. To train it again: vlltr refit"
-        )
-    return report
 
 
 def _chosen_ids(given: Sequence[str], there: Sequence[str], what: str, where: str) -> list[str]:

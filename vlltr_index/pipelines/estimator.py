@@ -190,7 +190,7 @@ class VLLTRClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
             said = {number: sentences_in(texts) for number, texts in told.items()}
             return Sentences.of_texts(said, names, encoder, recipe)
         labels = self.classes_.tolist()
-        vectors = {number: self._vectors(labels[number], rows) for number, rows in told.items()}
+        vectors = {number: self._vectors(labels[number], rows) for number, rows in told.items() if len(rows)}
         return Sentences.of_vectors(vectors, self.n_features_in_, _SCALE)
 
     def _vectors(self, label: Any, rows: Any) -> Tensor:
