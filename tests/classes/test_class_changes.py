@@ -190,7 +190,14 @@ def test_what_images_say_comes_and_goes_with_them(small: Workspace, world: World
     assert show_class(small, "okapi").images == 2
     report = add_images(small, world.classes[0].name, [Path(world.pictures[2])])
     assert report.classes[0].visual == "trained"
-    assert any(note.endswith("To train it again: vlltr refit") for note in report.notes)
+    assert not any("The linear classifier" in note for note in report.notes)  # it has no weight here
+
+
+def test_what_a_linear_classifier_with_weight_knows_is_noted(trained: Workspace, world: World) -> None:
+    """Images that a class gets do not reach it."""
+    name = Model.open(trained.snapshot()).names[0]
+    notes = add_images(trained, name, [Path(world.pictures[2])]).notes
+    assert any(note.startswith(f"The linear classifier knows {name!r}") for note in notes)
 
 
 def test_what_is_refused_is_told_and_changes_nothing(small: Workspace, world: World) -> None:
