@@ -27,6 +27,7 @@ from vlltr_index.recognition.model import Model
 from vlltr_index.recognition.state import ModelState
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.options import PredictOptions
+from vlltr_index.store import parts
 from vlltr_index.store.objects import Kind, Objects
 from vlltr_index.store.parts import TableReader
 from vlltr_index.store.snapshot import Snapshot
@@ -81,8 +82,11 @@ def size(workspace: Workspace, digest: str) -> int:
 
 
 @pytest.mark.slow
-def test_every_change_writes_what_it_changed(workspace: Workspace, world: World) -> None:
+def test_every_change_writes_what_it_changed(
+    workspace: Workspace, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After each kind of change parts and tables have the same rows, and most changes write little."""
+    monkeypatch.setattr(parts, "_SHARE", 4)  # the base is small here
     check_same(workspace)
     base = workspace.history.last().parts[0]
     text, picture = next(iter(world.texts.items())), Path(world.pictures[0])
