@@ -36,10 +36,11 @@ def deal_groups(labels: Tensor, groups: Sequence[str], keys: Sequence[str], fold
         keys: A key of each image's content.
         folds: Number of folds.
     """
-    place_of = {owner: place for place, owner in enumerate(class_order(labels, keys))}
+    hashes = [_hash(key) for key in keys]
+    place_of = {owner: place for place, owner in enumerate(_by_hashes(labels, hashes))}
     first: dict[str, tuple[str, int]] = {}
-    for group, key, owner in zip(groups, keys, labels.tolist(), strict=True):
-        found = (_hash(key), place_of[owner])
+    for group, smallest, owner in zip(groups, hashes, labels.tolist(), strict=True):
+        found = (smallest, place_of[owner])
         first[group] = min(found, first.get(group, found))
     of_class: dict[int, list[tuple[str, str]]] = defaultdict(list)
     for group, (smallest, owner) in first.items():
@@ -71,11 +72,15 @@ def group_order(groups: Sequence[str], keys: Sequence[str]) -> Tensor:
 
 def class_order(labels: Tensor, keys: Sequence[str]) -> list[int]:
     """Return the classes that have an image, in a pseudo-random order that follows from the images' contents."""
-    hashes: dict[int, list[str]] = defaultdict(list)
-    for owner, key in zip(labels.tolist(), keys, strict=True):
-        hashes[owner].append(_hash(key))
-    # All hashes of a class are compared, since two classes may share the smallest one.
-    return sorted(hashes, key=lambda owner: sorted(hashes[owner]))
+    return _by_hashes(labels, [_hash(key) for key in keys])
+
+
+def _by_hashes(labels: Tensor, hashes: Sequence[str]) -> list[int]:
+    """Order classes by all their images' hashes, since two classes may share the smallest one."""
+    of_class: dict[int, list[str]] = defaultdict(list)
+    for owner, own in zip(labels.tolist(), hashes, strict=True):
+        of_class[owner].append(own)
+    return sorted(of_class, key=lambda owner: sorted(of_class[owner]))
 
 
 def answerable(labels: Tensor, fold: Tensor) -> Tensor:

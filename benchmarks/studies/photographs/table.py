@@ -30,7 +30,10 @@ def parts() -> dict[str, str]:
 def generated(units: Mapping[str, Unit]) -> str:
     """Return all tables as Markdown."""
     first = next(iter(units.values()))
-    commits = ", ".join(f"{side} `{commit}`" for side, commit in first["commits"].items())
+    commits = ", ".join(
+        f"{side} {' and '.join(f'`{commit}`' for commit in sorted({one['commits'][side] for one in units.values()}))}"
+        for side in first["commits"]
+    )
     lines = [
         f"Commits: {commits}; torch {first['versions']['torch']}, one thread. Means over draws. *Ahead*: the method"
         " less the row, with a 95% interval by bootstrap over classes, because draws share images. ECE in points.",
