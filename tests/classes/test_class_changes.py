@@ -169,6 +169,7 @@ def test_sentences_come_and_go(small: Workspace, names: list[str], tmp_path: Pat
     assert add_classes(small, [NewClass("okapi", text=tmp_path / "long.txt")]).notes == [told, attracts]
 
 
+@pytest.mark.slow
 def test_what_images_say_comes_and_goes_with_them(small: Workspace, world: World, tmp_path: Path) -> None:
     """A class known by text is known by its first image too, and no longer once its last has gone; an image that
     changed is another; a trained row stays."""

@@ -265,6 +265,7 @@ def test_all_ten_changes_in_one_story(world: World, tmp_path: Path) -> None:
 
 
 @each_picture_alone()
+@pytest.mark.slow
 def test_removing_what_was_added_leaves_the_state_before(world: World, tmp_path: Path) -> None:
     """Images, sentences and classes that came and went leave the same statistics, bit for bit, anchors and answers."""
     workspace = Workspace.open(shutil.copytree(world.folder, tmp_path / "changed"))

@@ -86,6 +86,7 @@ def test_an_engine_computes_the_vectors_of_a_new_class(trained: Workspace, pictu
     torch.testing.assert_close(own, encoder.encode_pixels(pixels).detach() / 2, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_images_are_counted_and_recognised(
     trained: Workspace, heldout: dict[str, list[str]], pictures: Path
 ) -> None:
@@ -116,6 +117,7 @@ def test_misclassified_new_images_are_reported(trained: Workspace, pictures: Pat
     assert not any("misclassified" in note for note in alone.notes)
 
 
+@pytest.mark.slow
 def test_duplicates_of_another_class_are_reported(trained: Workspace, pictures: Path, tmp_path: Path) -> None:
     """By their bytes, under whatever names; a class's own copies are none."""
     first = add_classes(trained, [NewClass("a sign", images=(pictures / "unseen",))])
@@ -299,6 +301,7 @@ def test_refusals_leave_the_workspace_as_it_was(trained: Workspace, pictures: Pa
     assert show_class(trained, "okapi").aliases == ["Okapi", "forest giraffe"]
 
 
+@pytest.mark.slow
 def test_a_folder_of_class_folders_is_not_one_class(
     trained: Workspace, pictures: Path, tmp_path: Path
 ) -> None:

@@ -55,6 +55,7 @@ def okapi(pictures: Path, tmp_path: Path) -> Path:
     return tmp_path / "okapi"
 
 
+@pytest.mark.slow
 def test_by_the_rule_that_was_last_said(trained: Workspace, okapi: Path) -> None:
     """A folder below the class's own, or what the names say; observations are counted so."""
     count_units_by(trained, 1.0)
@@ -89,6 +90,7 @@ def test_as_many_as_the_head_counts_them(trained: Workspace, okapi: Path) -> Non
     assert observations(trained, "okapi") == 4
 
 
+@pytest.mark.slow
 def test_folders_of_one_name_are_not_one(trained: Workspace, okapi: Path, tmp_path: Path) -> None:
     """Neither is a name with a slash a folder, nor are folders of one name in two folders that were given."""
     note(trained, birds="folder")

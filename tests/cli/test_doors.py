@@ -167,6 +167,7 @@ def spoilt(small: Workspace) -> Workspace:
     return small
 
 
+@pytest.mark.slow
 def test_no_command_lets_names_act(
     spoilt: Workspace, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

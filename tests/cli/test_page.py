@@ -96,6 +96,7 @@ def test_a_class_is_added_used_and_taken_back(desk: PageService, pictures: Path)
     assert desk.offer() == (None, "")
 
 
+@pytest.mark.slow
 def test_only_what_was_done_here_and_last_can_be_undone(desk: PageService) -> None:
     """Two additions are undone one after the other; one from elsewhere stands in the way."""
     for name in ("okapi", "dodo"):

@@ -20,8 +20,8 @@ from vlltr_index.store.workspace import Workspace
 
 pytestmark = pytest.mark.chromium
 
-PICTURES = 200
-WRONG = 20  # of their labels
+PICTURES = 60
+WRONG = 6  # of their labels
 
 
 class Desk(Page):
@@ -105,7 +105,7 @@ def classes(workspace: Workspace) -> dict[str, str]:
 
 
 def mislabelled(workspace: Workspace) -> tuple[dict[str, str], list[Entry]]:
-    """The classes as they should be, and entries of 200 pictures, of which 20 have another class."""
+    """The classes as they should be, and entries of 60 pictures, of which 6 have another class."""
     listing = Listing(workspace)
     right = classes(workspace)
     *own, other, third = listing.largest[:22]
@@ -144,7 +144,7 @@ def review(desk: Desk, right: dict[str, str], most: int) -> None:
             desk.decide(str(names.index(right[picture]) + 1))
 
 
-def test_two_hundred_pictures_by_keys_alone(chromium: Browser, folder: Path) -> None:
+def test_sixty_pictures_by_keys_alone(chromium: Browser, folder: Path) -> None:
     """The page is killed in the middle and started again: nothing is asked twice or lost, and there is one commit."""
     workspace = Workspace.open(folder)
     right, entries = mislabelled(workspace)
@@ -169,7 +169,7 @@ def test_two_hundred_pictures_by_keys_alone(chromium: Browser, folder: Path) -> 
         report = desk.text("#vl-review-report")
         assert f"{WRONG} pictures relabelled, {PICTURES - WRONG} labels confirmed." in report
         assert f"vlltr rollback {commits[-1]}" in report
-        desk.wait(lambda: "200" not in desk.text("#vl-bar"))
+        desk.wait(lambda: str(PICTURES) not in desk.text("#vl-bar"))
         desk.shots("saved")
         desk.check()
     assert workspace.history.ids() == [*commits, commits[-1] + 1]

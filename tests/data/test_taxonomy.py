@@ -195,6 +195,7 @@ def test_circles_are_found_wherever_they_lie() -> None:
     assert misplaced(tree, ["d", "a"]) == (["b", "c"], "'b' would lie below itself: b < c < b")
 
 
+@pytest.mark.slow
 def test_classes_change_below_their_parents(
     trained: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -217,6 +218,7 @@ def test_classes_change_below_their_parents(
     assert f"  {names[5]}\n" in out
 
 
+@pytest.mark.slow
 def test_what_lies_below_a_merged_class(trained: Workspace, tmp_path: Path) -> None:
     """It goes below the other one; where that lies below the class itself, a step up; a taken name is told."""
     names = trained.snapshot().class_table().names

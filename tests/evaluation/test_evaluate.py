@@ -25,6 +25,7 @@ from vlltr_index.schemas.records import BASELINES
 from vlltr_index.store.workspace import Workspace
 
 
+@pytest.mark.slow
 def test_the_text_row_is_the_text_branch_alone(trained: Workspace, heldout: dict[str, list[str]]) -> None:
     """Also beside classes that came later, and under the rule `paper` with its weight."""
     for name in sorted(heldout)[:3]:
@@ -67,6 +68,7 @@ def test_images_of_a_class_without_anchors_are_refused(
         evaluate(trained)
 
 
+@pytest.mark.slow
 def test_the_method_is_compared_with_any_row(trained: Workspace) -> None:
     """By default with the adjusted image-only row; `--against` takes another, and names what there is."""
     assert evaluate(trained).against is None
@@ -104,6 +106,7 @@ def test_images_alone_name_no_class_that_is_known_by_text_alone(
     assert found.report.notes["image branch"] == "cannot name 2 classes known by text alone"
 
 
+@pytest.mark.slow
 def test_a_rule_that_was_made_before_a_class_came_is_not_compared(
     trained: Workspace, pictures: Path, tmp_path: Path
 ) -> None:
@@ -142,6 +145,7 @@ def test_each_prior_is_measured_beside_the_other(trained: Workspace) -> None:
         assert [one.prior for one in other.measures] == ["balanced"]
 
 
+@pytest.mark.slow
 def test_simple_rules_know_the_prior_as_the_method_does(trained: Workspace) -> None:
     """By each measure the method is beside the rule that is best by it; one that is named knows the prior, too."""
     for name in ("ncm", "discriminant", "zero-shot", "knn"):

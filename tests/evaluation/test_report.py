@@ -196,6 +196,7 @@ def test_few_pictures_have_no_calibration_error(trained: Workspace, pictures: Pa
     assert "ECE, in points" not in text
 
 
+@pytest.mark.slow
 def test_a_head_without_a_log(trained: Workspace) -> None:
     """A damaged one, an imported one, one whose files are gone."""
     commit = trained.history.last()

@@ -148,6 +148,7 @@ def test_what_is_not_done_is_said(
     assert plan_fit(maker, find_sources(shots, told)).remarks[1:] == ()
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_would_change(
     workspace: Workspace, shots: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -186,6 +186,7 @@ def stopped_prune(path: Path, moment: int) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_as_much_is_reclaimed_after_a_kill(bare: Path, tmp_path: Path) -> None:
     """At any moment, of a prune or of a command before: what stays in the end is what one without kills leaves."""
     plain = Workspace.open(shutil.copytree(bare, tmp_path / "plain"))

@@ -125,6 +125,7 @@ def test_the_order_is_that_in_which_looking_pays(spoilt: Workspace) -> None:
     assert review(spoilt, top=2).counts == found.counts
 
 
+@pytest.mark.slow
 def test_copies_in_another_split(tmp_path: Path, drawn: dict[str, list[bytes]]) -> None:
     """A test picture that is among the training pictures makes the figure too good."""
     written(tmp_path / "train", drawn)
@@ -137,6 +138,7 @@ def test_copies_in_another_split(tmp_path: Path, drawn: dict[str, list[bytes]]) 
     assert {entry.split, entry.beside[0].split} == {"train", "test"}
 
 
+@pytest.mark.slow
 def test_answers_are_made_once(spoilt: Workspace) -> None:
     """Answers are kept until a label or the head changes; damaged ones are made again."""
     made = 0
@@ -171,6 +173,7 @@ def rotated(data: bytes, degrees: float) -> bytes:
     return encoded(Image.open(io.BytesIO(data)).convert("L").rotate(degrees))
 
 
+@pytest.mark.slow
 def test_images_added_after_training_are_judged(
     spoilt: Workspace, drawn: dict[str, list[bytes]], tmp_path: Path
 ) -> None:
@@ -205,6 +208,7 @@ def _filled(path: Path, classes: dict[str, str]) -> None:
         writer.writerows(rows)
 
 
+@pytest.mark.slow
 def test_a_table_goes_round(spoilt: Workspace, tmp_path: Path) -> None:
     """What was corrected or confirmed in the table is not listed again, and the next list says how answers moved."""
     before = review(spoilt)
@@ -250,6 +254,7 @@ def _split(path: Path, parts: int) -> list[Path]:
     return made
 
 
+@pytest.mark.slow
 def test_a_split_table_goes_round(spoilt: Workspace, tmp_path: Path) -> None:
     """Parts that are taken back one by one, in any order, have the effect of the whole table."""
     whole = Workspace.open(shutil.copytree(spoilt.path, tmp_path / "whole"))
@@ -412,6 +417,7 @@ def test_a_folder_without_labels(trained: Workspace, camera: tuple[Path, list[st
         review_folder(trained, [str(folder / "labelled.png")])
 
 
+@pytest.mark.slow
 def test_a_split_table_takes_pictures_in(
     trained: Workspace, camera: tuple[Path, list[str]], tmp_path: Path
 ) -> None:
@@ -474,6 +480,7 @@ def test_rows_of_a_parquet_file(trained: Workspace, tmp_path: Path) -> None:
     assert (tmp_path / "sheet.html").read_text().count("data:image/") == 4
 
 
+@pytest.mark.slow
 def test_a_stage_1_that_saw_the_labels_is_told(trained: Workspace) -> None:
     """It counts the pictures that it was trained on, not those that were held out of it."""
     found = review(trained, top=1)
@@ -487,6 +494,7 @@ def test_a_stage_1_that_saw_the_labels_is_told(trained: Workspace) -> None:
     assert found.notes[0].startswith(f"{kept.facts.learned:,} pictures were not held out of stage 1")
 
 
+@pytest.mark.slow
 def test_what_belongs_together_is_held_out_together(tmp_path: Path, drawn: dict[str, list[bytes]]) -> None:
     """A wrong label is not vouched for by a copy or a near duplicate that has it too, nor by one in the right class."""
     folder = tmp_path / "pictures"
@@ -516,6 +524,7 @@ def test_a_single_class_teaches_nothing(small: Workspace, tmp_path: Path) -> Non
         review_folder(small, [str(tmp_path / "one.png")])
 
 
+@pytest.mark.slow
 def test_a_name_that_a_spreadsheet_would_compute(tmp_path: Path, drawn: dict[str, list[bytes]]) -> None:
     """It is written so that it is text, and read back as it is."""
     folder = tmp_path / "pictures"
@@ -543,6 +552,7 @@ def test_what_is_suggested() -> None:
         assert replace(entry, reason=reason, beside=twin).suggested is None
 
 
+@pytest.mark.slow
 def test_groups_stay_apart(tmp_path: Path, drawn: dict[str, list[bytes]]) -> None:
     """Near duplicates of two groups do not join these: else a chain of them leaves nothing to hold out."""
     for owner, pictures in enumerate(drawn.values()):

@@ -40,6 +40,7 @@ def plain(model: Model, features: torch.Tensor) -> list[float]:
     return found
 
 
+@pytest.mark.slow
 def test_how_well_an_image_fits_is_held_against_the_heads_level(
     trained: Workspace, heldout: dict[str, list[str]], pictures: Path
 ) -> None:

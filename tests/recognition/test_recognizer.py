@@ -97,6 +97,7 @@ def test_shares_add_up_to_the_text_score(recognizer: Recognizer, pictures: Path)
         assert [s.text for s in top.sentences] == [s.text for s in score.folded[0]]
 
 
+@pytest.mark.slow
 def test_text_scores_of_added_classes_follow_their_text_contributions(
     trained: Workspace, heldout: dict[str, list[str]], pictures: Path
 ) -> None:

@@ -161,6 +161,7 @@ def test_changes_in_a_row_have_the_rows_of_one_rewrite(changes: list[tuple[str, 
             check(workspace)
 
 
+@pytest.mark.slow
 def test_a_delta_grows_until_a_new_base_is_written(tmp_path: Path) -> None:
     """Small changes replace the delta and keep the base; older commits keep their own parts."""
     workspace = build(tmp_path / "workspace")

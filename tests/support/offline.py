@@ -37,18 +37,17 @@ def cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     exec(_CLOSED, {})
 
 
-def environment(home: Path, offline: bool) -> dict[str, str]:
-    """Environment of a program that has no network.
+def environment(home: Path) -> dict[str, str]:
+    """Environment of a program that has no network, which the hub's libraries find out by trying.
 
     Args:
         home: A folder for Hugging Face's cache, and for the module that closes the sockets.
-        offline: Whether the hub's libraries know that there is none (HF_HUB_OFFLINE); otherwise they try, and fail.
     """
     home.mkdir(exist_ok=True)
     (home / "sitecustomize.py").write_text(_CLOSED, encoding="utf-8")
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     own = {"HF_HOME": str(home / "hf"), "PYTHONPATH": str(home), "OMP_NUM_THREADS": "1"}
-    return kept | own | ({"HF_HUB_OFFLINE": "1"} if offline else {})
+    return kept | own
 
 
 def python(code: str, place: Path, environment: dict[str, str]) -> subprocess.Popen[str]:

@@ -140,6 +140,7 @@ def test_tf32_is_noted_and_warned_of(trained: Workspace, caplog: pytest.LogCaptu
     assert (after.image_fp, after.info.precision) == (before.image_fp, "tf32")
 
 
+@pytest.mark.slow
 def test_a_full_gpu_names_what_mends_it(
     trained: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
