@@ -7,16 +7,8 @@ from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from vlltr_index.errors import ConfigError, UsageError
-
-TOWER_ALONE = "timm"
-"""What `encoder.model` is for an image tower of timm without a text tower."""
-
-PHOTO = "vlltr-photo"
-"""The paired encoder for photographs, whose weights come from installed packages alone."""
-
-PACKAGES = "packages"
-"""What `encoder.pretrained` is for it."""
+from vlltr_index.errors import ConfigError
+from vlltr_index.schemas.encoders import Family, Prompts, family_of
 
 CONFIG_NAME = "vlltr.toml"
 """The file that makes a folder a workspace."""
@@ -57,28 +49,26 @@ class EncoderConfig(_Config):
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"  # tf32 is for GPUs; it changes vectors by 1e-3
 
     @property
-    def has_text_tower(self) -> bool:
-        """Whether it has a text tower; the models of timm have none."""
-        return self.model != TOWER_ALONE
+    def family(self) -> Family:
+        """Its family, which says what can be done with it."""
+        return family_of(self.model)
 
     @model_validator(mode="before")
     @classmethod
     def _weights_in_packages(cls, values: Any) -> Any:
-        """Name the weights of the encoder for photographs, which has no others."""
-        if (
-            isinstance(values, dict)
-            and values.get("model") == PHOTO
-            and values.get("pretrained") in (None, "none")
-        ):
-            return {**values, "pretrained": PACKAGES}
+        """Name the weights of a family that has no others."""
+        if isinstance(values, dict) and values.get("pretrained") in (None, "none"):
+            weights = family_of(values.get("model")).weights
+            return {**values, "pretrained": weights} if weights == "packages" else values
         return values
 
     @model_validator(mode="after")
-    def _named_tower(self) -> Self:
-        """Refuse an image tower of timm that is not named."""
-        if not self.has_text_tower and not self.pretrained:
+    def _named_place(self) -> Self:
+        """Refuse a model that is a folder or repository without its name."""
+        if self.family.is_place and not self.pretrained:
             raise ValueError(
-                "the model timm names no folder or repository: --encoder timm:FOLDER, or `pretrained` in vlltr.toml"
+                f"the model {self.model} names no folder or repository: "
+                f"--encoder {self.model}:{self.family.weights.upper()}, or `pretrained` in vlltr.toml"
             )
         return self
 
@@ -88,21 +78,6 @@ class EncoderConfig(_Config):
         if self.resize is not None and self.image_size is not None and self.resize < self.image_size:
             raise ValueError(f"resize is {self.resize}, less than the crop's {self.image_size} pixels")
         return self
-
-
-def require_text_tower(there: bool, what: str, hint: str) -> None:
-    """Check that an encoder has a text tower.
-
-    Args:
-        there: Whether it has one.
-        what: What needs it.
-        hint: What to do without one.
-
-    Raises:
-        UsageError: There is none.
-    """
-    if not there:
-        raise UsageError(f"{what}, and this encoder has no text tower", hint)
 
 
 class AugmentConfig(_Config):
@@ -285,7 +260,7 @@ class Recipe(_Config):
     name: str
     protocol: Literal["paper", "release", "ours"] = "ours"
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")  # for commands without --device
-    prompts: Literal["clip"] | tuple[str, ...] = "clip"  # templates for every class; "clip": CLIP's 80
+    prompts: Prompts = "clip"  # templates for every class; "clip": CLIP's 80
     encoder: EncoderConfig = EncoderConfig()
     cvlp: CVLPConfig = CVLPConfig()
     select: SelectConfig = SelectConfig()
@@ -296,19 +271,14 @@ class Recipe(_Config):
     baselines: BaselinesConfig = BaselinesConfig()
 
     @property
-    def templates(self) -> Literal["clip"] | tuple[str, ...]:
-        """Templates of every class's prompts: `prompts`, but without a text tower the name alone instead of CLIP's.
-
-        A text is then read by its words, of which CLIP's templates have the same for every class.
-        """
-        if self.prompts == "clip" and not self.encoder.has_text_tower:
-            return ("{}",)
-        return self.prompts
+    def templates(self) -> Prompts:
+        """Templates of every class's prompts, as this encoder needs them."""
+        return self.encoder.family.templates(self.prompts)
 
     @model_validator(mode="after")
-    def _text_branch_for_the_rule(self) -> Self:
-        """Refuse the rules of the protocols `paper` and `release` for an encoder without a text tower."""
-        if self.fusion.rule != "ours" and not self.encoder.has_text_tower:
+    def _rule_of_the_encoder(self) -> Self:
+        """Refuse a fusion rule that the encoder does not have."""
+        if self.fusion.rule not in self.encoder.family.rules:
             raise ValueError(
                 f"the rule {self.fusion.rule!r} adds the probabilities of a text branch, and this encoder has no text "
                 'tower: take a recipe with fusion.rule "ours"'

@@ -42,6 +42,22 @@ def checked_prior(prior: Prior) -> Prior:
     return found
 
 
+def checked_retrieval(retrieval: str, prior: Prior = "balanced") -> str:
+    """Return a retrieval.
+
+    Raises:
+        UsageError: It is none, or one by an index under a prior.
+    """
+    if retrieval not in RETRIEVALS:
+        raise UsageError(f"retrieval is 'auto', 'faiss' or 'exhaustive', got {retrieval!r}")
+    if retrieval == "faiss" and prior != "balanced":
+        raise UsageError(
+            "an index finds classes that are equally common: all are scored under another prior",
+            "Leave out: --retrieval faiss",
+        )
+    return retrieval
+
+
 def _number(value: object) -> float:
     """Return a value as a number, NaN for what is none."""
     try:
@@ -102,8 +118,7 @@ class PredictOptions:
         for name, least in (("top", 1), ("explain", 0), ("neighbours", 0)):
             if getattr(self, name) < least:
                 raise UsageError(f"{name} is {least} at least, got {getattr(self, name)}")
-        if self.retrieval not in RETRIEVALS:
-            raise UsageError(f"retrieval is 'auto', 'faiss' or 'exhaustive', got {self.retrieval!r}")
+        checked_retrieval(self.retrieval, self.prior)
         if not 0.0 <= self.min_probability <= 1.0:
             raise UsageError(
                 f"the least probability lies between 0 and 1, got {self.min_probability:g}",
@@ -113,11 +128,6 @@ class PredictOptions:
             raise UsageError(
                 f"the least accuracy lies between 0 and 1, got {self.min_accuracy:g}",
                 "For example: 0.95",
-            )
-        if self.retrieval == "faiss" and self.prior != "balanced":
-            raise UsageError(
-                "an index finds classes that are equally common: all are scored under another prior",
-                "Leave out the retrieval 'faiss'.",
             )
         if self.reject and self.some:
             what = "an answer among some classes (only, parent) with reject, which looks at all classes"

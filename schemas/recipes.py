@@ -8,7 +8,8 @@ from importlib.resources import files
 from pathlib import Path
 
 from vlltr_index.errors import ConfigError, UsageError
-from vlltr_index.schemas.config import TOWER_ALONE, Recipe, apply_overrides, parse_toml, validate, with_value
+from vlltr_index.schemas.config import Recipe, apply_overrides, parse_toml, validate, with_value
+from vlltr_index.schemas.encoders import family_of
 
 
 def _root() -> Path:
@@ -58,7 +59,7 @@ def load_recipe(
 def _is_path(model: str, weights: str) -> bool:
     """Say whether weights are a file or folder that is there, and not a tag whose name some other folder has."""
     path = Path(weights).expanduser()
-    named = model in ("local-dir", TOWER_ALONE) or os.sep in weights or bool(path.suffix)
+    named = family_of(model).weights == "folder" or os.sep in weights or bool(path.suffix)
     return bool(weights) and path.exists() and (named or any((path / name).is_file() for name in _CONFIGS))
 
 

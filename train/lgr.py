@@ -44,6 +44,11 @@ BRANCHES = ("visual", "text")
 _PROJECTIONS = ("query_proj", "key_proj", "query_norm", "key_norm")
 
 
+def trainable_branches(bank: AnchorBank) -> tuple[str, ...]:
+    """Return the branches of a head that can be trained over a bank: of a blank one there is nothing to attend to."""
+    return ("visual",) if bank.is_blank else BRANCHES
+
+
 @dataclass(frozen=True, eq=False)
 class StoredImages:
     """Training images as stored vectors, with the anchors of their classes.
@@ -234,7 +239,7 @@ def tune_visual(
     trained and merged at the end; with `head` the tower stays as it is, and images are augmented and mixed (mixup,
     cutmix) in each step. The text tower never changes, so stored sentence vectors stay valid; image vectors become
     invalid where the tower learns. Anchors are left out of steps as in `train_until`, but there are no distractors.
-    Where no text tower read the anchors, the visual classifier alone is trained.
+    Over blank anchors the visual classifier alone is trained.
 
     Args:
         encoder: The encoder that encodes the images; its visual tower may be trained in place.
@@ -261,7 +266,7 @@ def tune_visual(
         labels=images.labels,
         config=config,
         places=torch.arange(bank.num_classes),
-        branches=("visual",) if bank.without_text_tower else BRANCHES,
+        branches=trainable_branches(bank),
     )
     tower = encoder.model.visual
     learns = config.tune != "head"

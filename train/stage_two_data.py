@@ -82,8 +82,8 @@ class StageTwoData:
 
     @property
     def reads_text(self) -> bool:
-        """Whether a text tower has read the sentences; without one their vectors are zeros."""
-        return self.has_text and not self.bank.without_text_tower
+        """Whether any sentence has a vector other than zeros."""
+        return self.has_text and not self.bank.is_blank
 
     @property
     def rows(self) -> Tensor:
@@ -118,8 +118,11 @@ class StageTwoData:
         return self.anchored(self.kernel)
 
     def selected_without(self, out: Tensor) -> Self:
-        """Return the data with anchors that were selected without the images `out`, bool [N]."""
-        if not self.has_text or self.anchors_without is None:
+        """Return the data with anchors that were selected without the images `out`, bool [N].
+
+        Vectors of zeros are selected by the order of the sentences, whatever the images are.
+        """
+        if not self.reads_text or self.anchors_without is None:
             return self
         bank, sentence_ids = self.anchors_without(out)
         return replace(self, bank=bank.to(self.features.device), sentence_ids=sentence_ids)

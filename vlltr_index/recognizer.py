@@ -14,7 +14,7 @@ from vlltr_index.errors import UsageError, WorkspaceError
 from vlltr_index.recognition import answering
 from vlltr_index.recognition.model import Model, named
 from vlltr_index.recognition.state import ModelState
-from vlltr_index.schemas.options import USUAL, PredictOptions, Prior
+from vlltr_index.schemas.options import USUAL, PredictOptions, Prior, checked_retrieval
 from vlltr_index.schemas.records import ClassScore, Prediction
 
 if TYPE_CHECKING:
@@ -289,7 +289,7 @@ class Recognizer:
         Raises:
             InputError: The features are not [B, D] of the head's width.
         """
-        return self._model.score(features, retrieval)
+        return self._model.score(features, checked_retrieval(retrieval))
 
 
 def _under(model: Model, images: Sequence[ImageSource], crops: int, prior: Prior) -> Model:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from fastapi import HTTPException
 from PIL import Image
 
+from vlltr_index.anchors.retrieval import possible_retrieval
 from vlltr_index.data.capture import FORMATS
 from vlltr_index.data.decoding import cores
 from vlltr_index.embedding.pixels import IMAGE_BATCH, Reader
@@ -122,9 +123,8 @@ class Batching:
         """
         if options.some:
             await asyncio.to_thread(model.columns_among, options.only, options.parent)
-        if options.retrieval == "auto" and options.prior == "balanced":
-            return replace(options, retrieval=model.used("auto", pictures))
-        return options
+        wanted = possible_retrieval(options.retrieval, options.prior, options.some)
+        return replace(options, retrieval=model.used(wanted, pictures))
 
     def _read_next(self, job: _Job) -> None:
         """Let the next picture of a request be read, so that those of others come in between."""

@@ -168,4 +168,4 @@ def test_a_sentence_model_reads_beside_the_words(tmp_path: Path, capsys: pytest.
     assert "sentence-embedding model" in capsys.readouterr().out
     bank = Recognizer.open(space.path).current().anchors.bank
     assert bank.readings is not None
-    assert bank.without_text_tower
+    assert bank.is_blank

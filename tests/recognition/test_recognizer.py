@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from tests.support.parts import check_parts
 from tests.support.rounding import PROBABILITY
+from vlltr_index.anchors import retrieval
 from vlltr_index.classes import ChangeOptions, add_class
 from vlltr_index.embedding.loading import image_set
 from vlltr_index.errors import (
@@ -27,7 +28,6 @@ from vlltr_index.heads.checkpoint import save_head
 from vlltr_index.pipelines.build_index import index_anchors
 from vlltr_index.pipelines.history import rollback
 from vlltr_index.pipelines.ingest import ingest_images
-from vlltr_index.recognition import model
 from vlltr_index.recognition.answering import predict
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.config import FusionConfig
@@ -182,9 +182,9 @@ def test_retrieval_is_taken_where_it_is_quicker(
         return {prediction.retrieval for prediction in Recognizer.open(trained).predict(images)}
 
     assert taken(paths[:1]) == {"exhaustive"}
-    monkeypatch.setattr(model, "MANY_ANCHORS", 1)
+    monkeypatch.setattr(retrieval, "MANY_ANCHORS", 1)
     assert (taken(paths[:1]), taken(paths)) == ({"faiss"}, {"exhaustive"})
-    monkeypatch.setattr(model, "_DENSE", 1)
+    monkeypatch.setattr(retrieval, "_DENSE", 1)
     assert taken(paths) == {"faiss"}
 
 

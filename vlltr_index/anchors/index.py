@@ -23,12 +23,16 @@ from torch.nn import functional as F
 from vlltr_index.errors import InputError, MissingStepError, WorkspaceError, reason
 from vlltr_index.schemas.manifests import IndexManifest
 from vlltr_index.schemas.records import MANY_ANCHORS, IndexKind
-from vlltr_index.tensors import check_labels, check_matrix, full_precision
+from vlltr_index.tensors import check_labels, check_matrix, full_precision, unit_rows
 
 KINDS = get_args(IndexKind)
 """`torch` and `flat` are exact, `ivf` and `hnsw` approximate; `torch` does not need FAISS. `ivf` has the vectors in
 float16."""
 
+INDEX_FILES = ("index.json", "anchors.safetensors", "index.faiss")
+"""Files that `save_index` writes; the last one for FAISS kinds alone."""
+
+_EXACT = ("torch", "flat")
 _SCORES_AT_ONCE = 2**24
 # Anchors per cell that k-means is fitted on; with 256 it takes four times as long and recall is no better.
 _SAMPLE = 64
@@ -54,6 +58,11 @@ class AnchorIndex(ABC):
     def size(self) -> int:
         """Number of anchors that can be found."""
         return len(self.keys)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether a search looks at every anchor, which takes as long as scoring all classes."""
+        return self.kind in _EXACT
 
     @torch.no_grad()
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -167,6 +176,31 @@ class WithDelta(AnchorIndex):
             if depth >= most or bool((scores.isfinite().sum(1) >= k).all()):
                 return scores, keys.masked_fill(scores.isneginf(), -1)
             depth = min(most, 2 * depth)
+
+
+def current_index(base: AnchorIndex, vectors: Tensor, keys: Tensor) -> AnchorIndex:
+    """Return an index of the anchors that there are now.
+
+    Args:
+        base: The index as it was built.
+        vectors: Float [A, D], the anchors' vectors, unnormalised.
+        keys: Int64 [A], distinct.
+    """
+    added = ~torch.isin(keys, base.keys)
+    removed = base.keys[~torch.isin(base.keys, keys)]
+    if not bool(added.any()) and not len(removed):
+        return base
+    return WithDelta(base, unit_rows(vectors[added].float()), keys[added], removed)
+
+
+def exact_index(vectors: Tensor, keys: Tensor) -> AnchorIndex:
+    """Return an index that looks at every anchor.
+
+    Args:
+        vectors: Float [A, D], unnormalised.
+        keys: Int64 [A], distinct.
+    """
+    return TorchIndex(F.normalize(vectors, dim=1), keys)
 
 
 class FaissIndex(AnchorIndex):

@@ -19,15 +19,71 @@ from vlltr_index.errors import InputError
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.fusion import FusedScores
 from vlltr_index.heads.lgr import LGRHead
+from vlltr_index.schemas.options import Prior
+from vlltr_index.schemas.records import MANY_ANCHORS
 from vlltr_index.tensors import class_positions, unit_rows
 
 Fuse = Callable[[Tensor, Tensor], tuple[FusedScores, Tensor]]
 """Takes image rows int64 [b] and text logits [b, C]; gives fused scores, and how much an answer depends on each class's
 text logit, [b, C]."""
 
+_DENSE = 32  # anchors per class
 _FEW = (
     1 / 16
 )  # of the classes: an image with more candidates is scored on all, which takes one product for a batch
+
+
+def scores_every_class(retrieval: str) -> bool:
+    """Say whether a retrieval scores every class exactly."""
+    return retrieval == "exhaustive"
+
+
+def possible_retrieval(retrieval: str, prior: Prior, among_some: bool = False) -> str:
+    """Return a requested retrieval, or `exhaustive` where an index cannot be used.
+
+    An index finds the best of all classes, and takes them to be equally common.
+
+    Args:
+        retrieval: One of `RETRIEVALS`.
+        prior: The class prior of the answers.
+        among_some: Whether the answers are among some of the classes.
+    """
+    return "exhaustive" if among_some or prior != "balanced" else retrieval
+
+
+def choose_index(
+    retrieval: str,
+    images: int,
+    bank: AnchorBank,
+    device: torch.device,
+    open_index: Callable[[], AnchorIndex | None],
+) -> AnchorIndex | None:
+    """Return the index to retrieve classes with, or None to score every class.
+
+    `auto` uses the index where it is quicker: on a CPU, with many anchors and an index that does not search all of
+    them; for several images only with many anchors per class, since retrieval scores each class's prototype.
+
+    Args:
+        retrieval: One of `RETRIEVALS`.
+        images: How many images are scored at once.
+        bank: The anchors.
+        device: Where images are scored.
+        open_index: Opens the index of the anchors, if there is one; called only if it may be used.
+    """
+    if scores_every_class(retrieval):
+        return None
+    if retrieval != "auto":
+        return open_index()
+    anchors = len(bank.vectors)
+    is_quick = device.type != "cuda" and anchors >= MANY_ANCHORS
+    is_quick = is_quick and (images == 1 or anchors >= _DENSE * bank.num_classes)
+    index = open_index() if is_quick else None
+    return None if index is None or index.is_exact else index
+
+
+def retrieval_of(index: AnchorIndex | None) -> str:
+    """Return what answers call the retrieval by an index; None: every class is scored."""
+    return "exhaustive" if index is None else "faiss"
 
 
 class AnchorClasses:

@@ -68,15 +68,13 @@ class SelectReport:
 def select(workspace: Workspace, config: SelectConfig, progress: Progress | None = None) -> SelectReport:
     """Score every sentence against the images of all classes and keep the best of each class, in one commit.
 
-    A class without any sentence gets no anchor. Where the encoder has no text tower no score tells anything: the first
-    sentences of each class are taken, up to `select.max_anchors`.
+    A class without any sentence gets no anchor. Settings of the encoder's family replace those of `config`.
 
     Raises:
         MissingStepError: Sentences or images have not been embedded, or there are neither.
     """
     with workspace.transaction("select") as tx:
-        if not tx.commit.has_text_tower:
-            config = config.model_copy(update={"mode": "cutoff", "max_share": 1.0})
+        config = config.model_copy(update=dict(tx.commit.family.selection))
         now = score_images(tx, config, held_images(tx))
         rows = _Rows(tx, before=None, now=now, mode=config.mode, classes=tx.class_table().ids)
         if not len(rows.ids) and not now.ids:

@@ -114,7 +114,7 @@ def rivals(model: Model, class_ids: Sequence[int]) -> dict[int, Rivals]:
     """Find the classes nearest to each of `class_ids`: by images, or, of a class without images, by text.
 
     By images these are the classes under which the mean of its images is likeliest; by text those of the nearest mean
-    anchors. There is none for a class without an anchor, or whose anchors no text tower read.
+    anchors. There is none for a class without an anchor, or whose anchors are blank.
     """
     by_images = _rivals_by_images(model, class_ids)
     return _rivals_by_text(model.bank, class_ids) | by_images
@@ -138,7 +138,7 @@ def _rivals_by_images(model: Model, class_ids: Sequence[int]) -> dict[int, Rival
 def _rivals_by_text(bank: AnchorBank, class_ids: Sequence[int]) -> dict[int, Rivals]:
     """Find the rivals of classes by their mean anchors."""
     found = {class_id: Rivals("text", []) for class_id in class_ids}
-    if bank.without_text_tower:
+    if bank.is_blank:
         return found
     prototypes = F.normalize(bank.prototypes(), dim=1)
     ids = bank.class_ids.tolist()

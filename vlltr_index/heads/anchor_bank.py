@@ -144,8 +144,8 @@ class AnchorBank:
         return self.class_ids.shape[0]
 
     @cached_property
-    def without_text_tower(self) -> bool:
-        """Whether all vectors are zeros: those of an encoder without a text tower are."""
+    def is_blank(self) -> bool:
+        """Whether all vectors are zeros, so that no image is nearer to one class than to another."""
         with _kept():
             return not bool(self.vectors.any())
 
@@ -200,6 +200,11 @@ class AnchorBank:
     def whole(self) -> Block:
         """All classes as one block."""
         return self._block(0, self.num_classes, max(b - a for a, b in pairwise(self.bounds)))
+
+    @property
+    def gram_size(self) -> int:
+        """How many numbers the inner products of the anchors of each class are; none are needed of a blank bank."""
+        return 0 if self.is_blank else self.num_classes * self.whole.width**2
 
     @cached_property
     def opposed(self) -> bool:

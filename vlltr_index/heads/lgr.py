@@ -125,8 +125,13 @@ class LGRHead(nn.Module):
             image_features: Float [B, D], unnormalised as the encoder gives them.
             bank: The anchors of C classes.
             kept: Bool [A], the anchors that take part, at least one of each class; None: all.
+
+        Returns:
+            The logits; zeros, without gradient, for a blank bank.
         """
         features = self._features(image_features)
+        if bank.is_blank:
+            return features.new_zeros(len(features), bank.num_classes)
         with full_precision(features.device):
             query = self.query(features)
             image = unit_rows(features)
@@ -147,8 +152,11 @@ class LGRHead(nn.Module):
 
         Where attended anchors cancel, which they cannot unless `bank.opposed`, digits are lost.
         """
-        query = self.query(image_features)
-        image = unit_rows(self._features(image_features))
+        features = self._features(image_features)
+        if bank.is_blank:
+            return features.new_zeros(len(features), bank.num_classes)
+        query = self.query(features)
+        image = unit_rows(features)
         bias = self._bias(bank)
         cosines, _ = plain_cosine(query, image, bank, normalise_values=self.normalise_values, bias=bias)
         return self.logit_scale * cosines

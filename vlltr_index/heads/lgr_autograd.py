@@ -71,10 +71,8 @@ def attended_cosine(
     """
     with full_precision(query.device):
         learns = any(t is not None and t.requires_grad for t in (query, image, bias))
-        if query.device.type == "cuda":
-            at_once = bank.num_classes * bank.whole.width**2 <= GRAM_FLOATS
-        else:
-            at_once = len(bank.blocks) == 1 and not learns
+        on_gpu = query.device.type == "cuda"
+        at_once = bank.gram_size <= GRAM_FLOATS if on_gpu else len(bank.blocks) == 1 and not learns
         if at_once:
             whole, cancelled = plain_cosine(
                 query, image, bank, normalise_values=normalise_values, detach_norm=detach_norm, bias=bias

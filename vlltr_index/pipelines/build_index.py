@@ -46,7 +46,7 @@ def plan_for(workspace: Workspace) -> IndexPlan:
 
 def _nothing(bank: AnchorBank) -> str | None:
     """Say why there is nothing to search in a bank; None if there is."""
-    if not bank.without_text_tower:
+    if not bank.is_blank:
         return None
     return _BLANK if len(bank.vectors) else _NO_ANCHOR
 

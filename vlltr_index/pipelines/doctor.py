@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 State = Literal["ok", "note", "problem"]
 
 _NAME = "vlltr-index"
-_FAISS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12", "faiss-gpu-cuvs")
+FAISS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12", "faiss-gpu-cuvs")
+"""Packages of FAISS, of which one is installed."""
+
 _CU12_CARDS = (7, 0), (8, 9)  # lowest and highest compute capability, from the package's page
 
 
@@ -90,7 +92,7 @@ def _faiss() -> Iterator[Check]:
         from vlltr_index.anchors.index import gpu_count
     except Exception:  # a broken torch can raise anything; `_device` reports it
         return
-    builds = [d.name for d in metadata.distributions() if d.name in _FAISS]
+    builds = [d.name for d in metadata.distributions() if d.name in FAISS]
     again = f'pip uninstall -y {" ".join(builds)} && pip install "vlltr-index[{{}}]"'
     if len(builds) > 1:
         what = f"{' and '.join(sorted(builds))} are the same module, of which one overwrote the other"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from vlltr_index.anchors.retrieval import possible_retrieval, scores_every_class
 from vlltr_index.embedding.loading import ImageSet, image_set, image_units, usable_images
 from vlltr_index.embedding.vectors import embed_crops
 from vlltr_index.errors import MissingStepError, UsageError, WorkspaceError, reason
@@ -34,7 +35,7 @@ from vlltr_index.pipelines.baseline_scores import (
 from vlltr_index.recognition.folds import open_folds
 from vlltr_index.recognition.model import Model
 from vlltr_index.schemas.config import FusionConfig
-from vlltr_index.schemas.options import Measurable, Prior, named_prior
+from vlltr_index.schemas.options import Measurable, Prior, checked_retrieval, named_prior
 from vlltr_index.tensors import class_positions
 from vlltr_index.wording import plural
 
@@ -50,7 +51,6 @@ _log = logging.getLogger(__name__)
 
 _BATCH = 512
 _NEVER = -1e30  # a score that no other one is below
-_NO_INDEX = "under a prior all classes are scored, not those that an index finds"
 _PRIOR_NOTES = {
     "balanced": "",
     "training": "classes as common as in training",
@@ -149,7 +149,7 @@ def evaluate(workspace: Workspace, split: str | None = None, **how: Any) -> metr
 def keep(workspace: Workspace, result: metrics.EvaluationReport, rule: Rule | None = None) -> None:
     """Write figures as `evaluate` does; `rule` is the one that was asked for."""
     crops = f"crops-{result.crops}" if result.crops > 1 else None
-    retrieval = result.retrieval if result.retrieval != "exhaustive" else None
+    retrieval = None if scores_every_class(result.retrieval) else result.retrieval
     prior = f"prior-{result.prior}" if result.prior != "balanced" else None
     parts = ("reports/evaluate", result.split, str(result.commit), crops, rule, prior, retrieval)
     name = "-".join(filter(None, parts)) + ".json"
@@ -196,7 +196,7 @@ def evaluation(
     model = Model.open(snapshot)
     measured = _measured(model, snapshot, split)
     folds = measured.folds
-    _check_index(retrieval, prior)
+    retrieval = possible_retrieval(checked_retrieval(retrieval, prior), prior)
     _check_row(against, [*_own_rows(model)[1:], *baseline_labels(snapshot, of_folds=folds > 0)])
     class_ids = model.class_ids
     labels = _labels(snapshot, class_ids, measured.data, measured.split)
@@ -204,7 +204,7 @@ def evaluation(
     tree = model.tree() if model.taxonomy else None
     fusion = measured.answering[0].model.fusion
     counts = _trained_with(snapshot, model)
-    plainly = fusion.rule == "ours" and retrieval == "exhaustive" and _uneven(counts[model.trained])
+    plainly = fusion.rule == "ours" and scores_every_class(retrieval) and _uneven(counts[model.trained])
     other = _other_prior(prior) if plainly else None
     answers, summed = _own_answers(measured, class_ids, labels, retrieval, tree, other, progress)
     said = {METHOD: _rule_note(fusion, prior), "image branch": _image_note(model)}
@@ -243,15 +243,9 @@ def evaluation(
     return Evaluation(report, answers, measured, class_ids=class_ids, labels=labels, counts=counts)
 
 
-def _check_index(retrieval: str, prior: Prior) -> None:
-    """Refuse retrieval by the index where all classes are scored."""
-    if retrieval != "exhaustive" and prior != "balanced":
-        raise UsageError(_NO_INDEX, "Leave out: --retrieval faiss")
-
-
 def _own_rows(model: Model) -> tuple[str, ...]:
-    """Return the rows of the method and of its branches; without a text tower no text branch says anything."""
-    return OWN_ROWS[:-1] if model.bank.without_text_tower else OWN_ROWS
+    """Return the rows of the method and of its branches; over blank anchors the text branch says nothing."""
+    return OWN_ROWS[:-1] if model.bank.is_blank else OWN_ROWS
 
 
 def _check_row(against: str | None, rows: Sequence[str]) -> None:
@@ -400,10 +394,10 @@ def _lacking(snapshot: Snapshot, row: BaselineRow, asked: Tensor) -> str:
 
 
 def _texts_count(model: Model) -> bool:
-    """Say whether texts have a weight in the answers, and a text tower read them."""
+    """Say whether texts have a weight in the answers, and vectors."""
     parts = model.saved.parts
     count = parts is None or (parts.text_level > TextLevel.NONE and not parts.texts_are_mute)
-    return count and not model.bank.without_text_tower
+    return count and not model.bank.is_blank
 
 
 def _by_class(

@@ -20,7 +20,7 @@ from vlltr_index.pipelines.init import check_encoder, encoder_note, require_enco
 from vlltr_index.pipelines.plan import Runner, Step, StepMaker
 from vlltr_index.pipelines.report import write_report
 from vlltr_index.pipelines.train_all import plan_training
-from vlltr_index.pipelines.train_baseline import absent_baselines, train_baseline
+from vlltr_index.pipelines.train_baseline import absent_baselines, can_fit, train_baseline
 from vlltr_index.schemas.config import CONFIG_NAME
 from vlltr_index.schemas.options import Measurable
 from vlltr_index.schemas.recipes import load_recipe
@@ -376,8 +376,8 @@ def _measurement(maker: StepMaker, has_test: bool, has_texts: bool, prior: Measu
                 config=maker.workspace.recipe.baselines,
             )
             for name, what in _RULES.items()
-            if name != "zero-shot"
-            or (maker.workspace.recipe.encoder.has_text_tower and (has_texts or name in made))
+            if can_fit(name, maker.workspace.recipe.encoder.family)
+            and (name != "zero-shot" or has_texts or name in made)
         },
         report=maker.step(
             "Accuracy on pictures that it has not seen, and the report",

@@ -27,6 +27,7 @@ from vlltr_index.evaluation.report import nearest_pictures, render, thumbnail
 from vlltr_index.evaluation.verdict import verdict
 from vlltr_index.heads.checkpoint import Parts, load_head
 from vlltr_index.pipelines.baseline_scores import baseline_labels
+from vlltr_index.pipelines.doctor import FAISS
 from vlltr_index.pipelines.evaluate import Evaluation, evaluation, keep, usual_split
 from vlltr_index.pipelines.status import status
 from vlltr_index.schemas.fingerprint import short
@@ -58,7 +59,11 @@ _CLASSES = 3000
 _GROUP = 50  # classes under one heading
 _QUARANTINED = 100
 _NO_LOSS = {"steps", "best", "lr", "seconds", "images_per_s", "scale"}
-_LIBRARIES = "vlltr-index torch torchvision open_clip_torch timm lancedb pyarrow faiss-cpu faiss-gpu numpy"
+_LIBRARIES = (
+    *("vlltr-index", "torch", "torchvision", "open_clip_torch", "timm", "lancedb", "pyarrow"),
+    *FAISS,
+    "numpy",
+)
 
 
 @dataclass(frozen=True)
@@ -431,7 +436,7 @@ def _train_counts(snapshot: Snapshot) -> Counter[int]:
 
 def _versions() -> list[str]:
     there = []
-    for name in _LIBRARIES.split():
+    for name in _LIBRARIES:
         with suppress(metadata.PackageNotFoundError):
             there.append(f"{name} {metadata.version(name)}")
     return there

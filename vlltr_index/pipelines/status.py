@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlltr_index.errors import MissingStepError, WorkspaceError
-from vlltr_index.schemas.config import TOWER_ALONE
 from vlltr_index.schemas.fingerprint import short
 from vlltr_index.schemas.manifests import EncoderSummary, HeadSummary
 from vlltr_index.schemas.records import MANY_ANCHORS
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from vlltr_index.store.snapshot import Commit, Snapshot
     from vlltr_index.store.workspace import Workspace
 
-_PLACES = ("local-dir", "hf-hub", TOWER_ALONE)  # before the name of a folder or repository
 # Before the commit a split's name; after it crops, rule, prior and retrieval.
 _KEPT = re.compile(r"evaluate-.+?-(\d+)(?:-crops-\d+)?(?:-[a-z][a-z0-9-]*)?\.json")
 
@@ -255,7 +253,7 @@ def encoder_change(workspace: Workspace, checkpoint: str) -> str | None:
     """Describe how the encoder named in `vlltr.toml` differs from a checkpoint's, or return None if it does not."""
     asked = workspace.recipe.encoder
     trained = _trained(workspace, checkpoint)
-    named = asked.model in _PLACES or "/" in asked.model or ":" in asked.model
+    named = asked.family.is_place or "/" in asked.model or ":" in asked.model
     if trained is None or named:  # a folder, or a name on a hub
         return None
     model, size, resize = trained
@@ -356,7 +354,7 @@ def _index_steps(workspace: Workspace, snapshot: Snapshot) -> _Steps:
     anchors = snapshot.count("anchors")
     if index is not None and _gone(workspace.objects, "index", index.digest):
         yield f"the index's files are gone: {short(index.digest)}", command
-    elif anchors < MANY_ANCHORS or not snapshot.commit.has_text_tower:
+    elif anchors < MANY_ANCHORS or not snapshot.commit.family.has_cosines:
         return  # all classes are scored
     elif index is None:
         yield "there is no index over the anchors", command

@@ -37,7 +37,6 @@ from vlltr_index.evaluation.baselines import (
 )
 from vlltr_index.evaluation.rules import hold_back
 from vlltr_index.pipelines import training
-from vlltr_index.schemas.config import require_text_tower
 from vlltr_index.schemas.fingerprint import digest_json
 from vlltr_index.schemas.manifests import Manifest
 from vlltr_index.schemas.records import BASELINES
@@ -51,6 +50,7 @@ from vlltr_index.wording import have
 if TYPE_CHECKING:
     from vlltr_index.encoders.encoder import Encoder
     from vlltr_index.schemas.config import BaselineConfig, BaselinesConfig
+    from vlltr_index.schemas.encoders import Family
     from vlltr_index.schemas.records import Progress
     from vlltr_index.store.objects import Kind
     from vlltr_index.store.snapshot import Snapshot
@@ -176,10 +176,15 @@ def train_baseline_stage(
 
 
 def possible_baselines(workspace: Workspace) -> list[str]:
-    """Return those of `BASELINES` that are not absent; without a text tower none that is fitted on sentences."""
-    there = workspace.history.last().has_text_tower
+    """Return those of `BASELINES` that the workspace's encoder can be used for and that are not absent."""
+    family = workspace.history.last().family
     absent = absent_baselines(workspace.snapshot())
-    return [name for name in BASELINES if name not in absent and (there or BY_NAME[name].sentences is None)]
+    return [name for name in BASELINES if name not in absent and can_fit(name, family)]
+
+
+def can_fit(name: str, family: Family) -> bool:
+    """Say whether a baseline can be fitted on the vectors of a family of encoders."""
+    return family.has_cosines or BY_NAME[name].sentences is None
 
 
 def absent_baselines(snapshot: Snapshot) -> dict[str, str]:
@@ -343,9 +348,7 @@ class Making:
         """Fit a baseline without the images of some ids, and if `own_tower` not over the fc baseline's tower."""
         if kind.sentences is not None:
             what = f"the baseline {kind.name!r} compares vectors of texts and images"
-            require_text_tower(
-                self.snapshot.commit.has_text_tower, what, "Take another: ncm or discriminant."
-            )
+            self.snapshot.commit.family.require_texts(what, "Take another: ncm or discriminant.")
         sentences = None if kind.sentences is None else sentences_of(self.snapshot)
         tower = self.tower(kind, sentences, without, own_tower)
         data = self.data(tower, without)

@@ -10,7 +10,7 @@ from vlltr_index.embedding.loading import image_vectors_of, usable_images
 from vlltr_index.embedding.vectors import embed_images
 from vlltr_index.errors import ConfigError
 from vlltr_index.pipelines import training
-from vlltr_index.schemas.config import CVLPConfig, require_text_tower
+from vlltr_index.schemas.config import CVLPConfig
 from vlltr_index.store.holdout import HeldOut, choose_held_out_classes, without_names
 from vlltr_index.train.cvlp import train_cvlp
 from vlltr_index.train.data import TrainImages, TrainTexts
@@ -49,8 +49,7 @@ def train_cvlp_stage(
             it is.
     """
     recipe = workspace.recipe
-    require_text_tower(
-        recipe.encoder.has_text_tower,
+    recipe.encoder.family.require_texts(
         "stage 1 trains an image tower and a text tower together",
         "Leave it out: vlltr embed, then vlltr select, then vlltr train lgr",
     )

@@ -28,7 +28,7 @@ from vlltr_index.recognition.added import added_offsets
 from vlltr_index.recognition.folds import Dealt, Folds, FoldScalars, save_deal, save_fold
 from vlltr_index.recognition.model import Model
 from vlltr_index.recognition.state import ModelState
-from vlltr_index.schemas.config import LGRConfig, SelectConfig, require_text_tower
+from vlltr_index.schemas.config import LGRConfig, SelectConfig
 from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.store.holdout import HeldOut, read_held_out
 from vlltr_index.tensors import choose_device, class_positions, device_name, memory_mended_by
@@ -163,7 +163,7 @@ def head_data(snapshot: Snapshot, config: LGRConfig) -> HeadData:
     ours = snapshot.recipe.fusion.rule == "ours"
     if ours and not loading.usable_images(snapshot, "train", []).num_rows:
         hint = "Run: vlltr ingest images PATH --split train"
-        require_text_tower(snapshot.commit.has_text_tower, "there are no training images", hint)
+        snapshot.commit.family.require_texts("there are no training images", hint)
         return HeadData(state, None, torch.empty(0, 0, dim), [], [])
     stored = snapshot.commit.info.views
     if stored < config.views:
@@ -249,8 +249,7 @@ def stage_two_data(read: HeadData) -> tuple[StageTwoData, Tensor]:
     bank = loaded.with_words.select(there) if len(there) else loaded.bank
     again: Callable[[Tensor], tuple[AnchorBank, list[str]]] | None = None
     selected = commit.info.select
-    # Without a text tower images do not choose anchors.
-    if commit.has_text_tower and selected and selected.split == "train" and held == HeldOut():
+    if selected and selected.split == "train" and held == HeldOut():
         again = partial(_anchors_without, snapshot, selected, bank.class_ids, images.image_ids)
     data = StageTwoData(
         features=read.features,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from vlltr_index.anchors.retrieval import possible_retrieval
 from vlltr_index.data.decoding import ImageSource, image_label
 from vlltr_index.embedding.pixels import ReadAhead, Reader, image_features, in_batches, pool_crops
 from vlltr_index.errors import UsageError
@@ -79,7 +80,6 @@ def answer_read(
     """Predict images that have been read, those of a group together; errors as for `Recognizer.predict`."""
     if options.prior != "balanced":
         model = model.under(options.prior)
-        options = replace(options, prior="balanced", retrieval="exhaustive")  # the index knows no prior
     answering = _Answering(model, options)
     yield from answering.together(batches, groups) if groups else answering.each(batches)
 
@@ -161,8 +161,9 @@ class _Answering:
         yield from self._answers(fused, residual, features.split(1), self._known(features), used)
 
     def _used(self, images: int) -> str:
-        """Return how so many images at once are scored: by an index, which knows all classes, or all of them."""
-        return "exhaustive" if self._options.some else self._model.used(self._options.retrieval, images)
+        """Return the retrieval used for so many images at once."""
+        options = self._options
+        return self._model.used(possible_retrieval(options.retrieval, options.prior, options.some), images)
 
     def _score(self, features: Tensor, used: str) -> tuple[FusedScores, Tensor]:
         """Return the scores [B, C_a] among the classes that may be the answer, and the residual [B]."""

@@ -196,7 +196,7 @@ class Examination:
         column = class_positions(model.class_ids, torch.tensor([[class_id]]))
         if int(column) < 0:
             unit = "log-odds" if model.fusion.rule != "paper" else "probability"
-            cosine = None if model.bank.without_text_tower else 0.0
+            cosine = model.shown_cosine(0.0)
             return ClassScore(class_id, model.names[class_id], 0.0, 0.0, 0.0, cosine, unit=unit), {}
         score = model.class_scores(fused, column)[0][0]
         place = model.explainer.places.get(class_id)

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlltr_index.anchors.index import AnchorIndex, WithDelta
-from vlltr_index.anchors.retrieval import AnchorClasses, Retrieved, retrieve
+from vlltr_index.anchors.index import AnchorIndex, current_index
+from vlltr_index.anchors.retrieval import AnchorClasses, Retrieved, choose_index, retrieval_of, retrieve
 from vlltr_index.data.decoding import UNREADABLE, ImageSource, image_label
 from vlltr_index.embedding.pixels import ReadAhead, Reader, image_features, in_batches, pool_crops
 from vlltr_index.errors import (
@@ -32,13 +32,9 @@ from vlltr_index.recognition.ranks import NO_TREE, Ranks, classes_below, ranks_h
 from vlltr_index.recognition.scorer import Scorer
 from vlltr_index.recognition.state import ModelState
 from vlltr_index.schemas.options import Prior, checked_prior
-from vlltr_index.schemas.records import (
-    MANY_ANCHORS,
-    ClassScore,
-    Neighbour,
-)
+from vlltr_index.schemas.records import ClassScore, Neighbour
 from vlltr_index.store.class_table import ClassTable
-from vlltr_index.tensors import check_matrix, choose_device, class_positions, unit_rows
+from vlltr_index.tensors import check_matrix, choose_device, class_positions
 from vlltr_index.wording import plural, share_within
 
 if TYPE_CHECKING:
@@ -53,7 +49,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _BATCH = 64
 _CPU = torch.device("cpu")
-_DENSE = 32  # anchors a class
 _KEPT_RANKS = 8  # trees, each above the classes of one `only` or `parent`
 
 
@@ -130,30 +125,23 @@ class Model(Scorer):
         check_matrix("features", features, columns=self.saved.head.dim)
         residual = torch.zeros(len(features))
         features = features.to(self.device, non_blocking=True)
-        if self.used(retrieval, len(features)) == "exhaustive":
+        index = self._index_for(retrieval, len(features))
+        if index is None:
             found = self._placed.exhaustive(features)
         else:
-            found, residual = self._retrieve(features)
+            found, residual = self._retrieve(features, index)
         if self.device.type != "cpu":  # stacked, so that there is one transfer to wait for
             found = FusedScores(*torch.stack(found.tensors).cpu())
         _check_finite(features, found)
         return found, residual.cpu()
 
     def used(self, retrieval: str, images: int) -> str:
-        """Return `faiss` or `exhaustive`: the retrieval used for `images` at once where `retrieval` is requested.
+        """Return the retrieval used for `images` at once where `retrieval` is requested: `faiss` or `exhaustive`."""
+        return retrieval_of(self._index_for(retrieval, images))
 
-        `auto` uses the index where it is quicker: on a CPU, with many anchors and an index that does not search all of
-        them; for several images only with many anchors per class, since retrieval scores each class's prototype.
-        """
-        anchors = len(self.bank.vectors)
-        classes = self.bank.num_classes
-        quick = self.device.type != "cuda" and anchors >= MANY_ANCHORS
-        quick = quick and (images == 1 or anchors >= _DENSE * classes)
-        wanted = retrieval == "faiss" or (retrieval == "auto" and quick)
-        index = self._index if wanted else None  # loaded only if it is wanted
-        if index is None or (retrieval == "auto" and index.kind in ("torch", "flat")):
-            return "exhaustive"
-        return "faiss"
+    def _index_for(self, retrieval: str, images: int) -> AnchorIndex | None:
+        """Return the index used for `images` at once where `retrieval` is requested; None: every class is scored."""
+        return choose_index(retrieval, images, self.bank, self.device, lambda: self._index)
 
     @cached_property
     def _index(self) -> AnchorIndex | None:
@@ -161,12 +149,7 @@ class Model(Scorer):
         base = self.state.index
         if base is None or self.bank.num_classes < len(self.class_ids):
             return None
-        keys = self.anchors.keys
-        new = ~torch.isin(keys, base.keys)
-        gone = base.keys[~torch.isin(base.keys, keys)]
-        if not bool(new.any()) and not len(gone):
-            return base
-        return WithDelta(base, unit_rows(self.bank.vectors[new].float()), keys[new], gone)
+        return current_index(base, self.bank.vectors, self.anchors.keys)
 
     @property
     def _placed(self) -> Model:
@@ -191,24 +174,22 @@ class Model(Scorer):
         """Return how well each image fits the classes, float [B], on the CPU, see `fits`."""
         return self._placed.fits(features.to(self.device)).cpu()
 
-    def _retrieve(self, features: Tensor) -> tuple[FusedScores, Tensor]:
+    def _retrieve(self, features: Tensor, index: AnchorIndex) -> tuple[FusedScores, Tensor]:
         """Return fused scores [B, C] and the residual probability [B], scoring only retrieved classes exactly."""
         residuals = list[Tensor]()
 
         def parts() -> Iterator[FusedScores]:
             for part in features.split(self.images_at_once):
-                found = self._retrieved(part)
+                found = self._retrieved(part, index)
                 residuals.append(found.residual)
                 yield found.fused
 
         fused = FusedScores.joined(parts(), len(features))
         return fused, torch.cat(residuals)
 
-    def _retrieved(self, features: Tensor) -> Retrieved:
+    def _retrieved(self, features: Tensor, index: AnchorIndex) -> Retrieved:
         """Score some images by retrieval."""
         placed = self._placed
-        index = self._index
-        assert index is not None
         image = placed.visual_scores(features)
 
         def fuse(rows: Tensor, text: Tensor) -> tuple[FusedScores, Tensor]:
@@ -474,7 +455,7 @@ class Model(Scorer):
                         probability=probability,
                         image_part=image_part,
                         text_part=text_part,
-                        cosine=None if self.bank.without_text_tower else cosine,
+                        cosine=self.shown_cosine(cosine),
                         unit=unit,
                         prior_part=prior_part,
                         without_images=int(number) in text_only,
@@ -483,6 +464,10 @@ class Model(Scorer):
                 )
             found.append(scores)
         return found
+
+    def shown_cosine(self, cosine: float) -> float | None:
+        """Return a cosine as it is shown: None for blank anchors, which have none."""
+        return None if self.bank.is_blank else cosine
 
     def nearest(self, feature: Tensor, class_id: int, count: int) -> tuple[Neighbour, ...]:
         """Return the training images of a class that are nearest to an image, by the cosine of stored vectors.

@@ -291,8 +291,6 @@ class Scorer:
 
     def text_logits(self, features: Tensor) -> Tensor:
         """Return text logits [B, C]; a class without anchors gets the mean of the others."""
-        if self.bank.without_text_tower:
-            return self.whole(features.new_zeros(features.shape[0], self.bank.num_classes))
         return self.whole(self.saved.head.text_logits(features, self.bank))
 
     def whole(self, bank_logits: Tensor) -> Tensor:

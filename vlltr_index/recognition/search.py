@@ -16,7 +16,6 @@ from vlltr_index.embedding.loading import content_ids, open_encoder, recipe_enco
 from vlltr_index.embedding.pixels import CropPixels, image_features
 from vlltr_index.embedding.vectors import embed_images, embedded
 from vlltr_index.errors import InputError, MissingStepError, UsageError
-from vlltr_index.schemas.config import require_text_tower
 from vlltr_index.schemas.tables import content_id, image_vectors_name, sentence_vectors_name
 from vlltr_index.store.tables import fuse_rankings, one_of, quote
 
@@ -119,7 +118,7 @@ def search_images(
     """
     _check_text(text)
     snapshot = workspace.snapshot()
-    require_text_tower(snapshot.commit.has_text_tower, _NEEDS, _OTHER)
+    snapshot.commit.family.require_texts(_NEEDS, _OTHER)
     images = _images(snapshot, split)
     base_encoder = _starting_encoder(snapshot) if compare else None
     encoder = open_encoder(snapshot)
@@ -249,7 +248,7 @@ def search_sentences(
     if not is_image:
         _check_text(query)
     snapshot = workspace.snapshot()
-    require_text_tower(snapshot.commit.has_text_tower, _NEEDS, _OTHER)
+    snapshot.commit.family.require_texts(_NEEDS, _OTHER)
     table = snapshot.class_table()
     where = one_of("class_id", table.ids if class_name is None else (table.lookup(class_name),))
     rows = snapshot.table("sentences", ["sentence_id", "text_hash"], where)

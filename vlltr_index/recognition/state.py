@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlltr_index.anchors.index import FaissIndex, TorchIndex, load_index
+from vlltr_index.anchors.index import AnchorIndex, load_index
 from vlltr_index.data.words import number_words
 from vlltr_index.embedding.loading import content_ids, content_vectors, numbers, open_encoder
 from vlltr_index.embedding.vectors import embedded
@@ -302,7 +302,7 @@ class ModelState:
         return fusion
 
     @cached_property
-    def index(self) -> FaissIndex | TorchIndex | None:
+    def index(self) -> AnchorIndex | None:
         """The index over anchors, which may have changed since; None: there is none, and all classes are scored.
 
         Raises:

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError
 
 from vlltr_index.errors import UsageError, WorkspaceError
 from vlltr_index.schemas.config import FORMAT, AugmentConfig, EncoderConfig, FusionConfig, SelectConfig
+from vlltr_index.schemas.encoders import Family
 from vlltr_index.schemas.fingerprint import digest_json
 from vlltr_index.schemas.model import Count, Fingerprint, Index, ModelRecord, Parts, Record
 from vlltr_index.schemas.tables import (
@@ -172,9 +173,9 @@ class Commit(State):
         return self.index if self.index is not None and self.index.text_fp == self.text_fp else None
 
     @property
-    def has_text_tower(self) -> bool:
-        """Whether the stored vectors of sentences are a text tower's; an image tower alone makes zeros of them."""
-        return self.info.encoder is None or self.info.encoder.has_text_tower
+    def family(self) -> Family:
+        """The family of the encoder that made the stored vectors."""
+        return (self.info.encoder or EncoderConfig()).family
 
     @property
     def logit_scale(self) -> float:

@@ -265,7 +265,7 @@ def answers(scorer: Scorer, features: Tensor, classes: int) -> Iterator[tuple[st
     fused = scorer.exhaustive(features)
     yield IMAGE_PART, fused.visual_part.double().softmax(1)
     bank = scorer.anchors.bank
-    if bank.num_classes == classes and not bank.without_text_tower:
+    if bank.num_classes == classes and bool(bank.vectors.any()):
         cosines = cosine_logits(features, bank.prototypes(normalise_values=True))
         yield PROTOTYPES, (float(scorer.saved.head.logit_scale) * cosines.double()).softmax(1)
 

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from vlltr_index.anchors.index import INDEX_FILES
 from vlltr_index.data.files import rows_at_once
 from vlltr_index.encoders import openclip, text_tower
 from vlltr_index.encoders.openclip import GENERIC, SAVED_KEYS
@@ -41,9 +42,7 @@ OPTIONAL = (
     "encoder/words.json",
     "encoder/tokenizer.json",
     "encoder/tokenizer_config.json",
-    "index/index.json",
-    "index/anchors.safetensors",
-    "index/index.faiss",
+    *(f"index/{name}" for name in INDEX_FILES),
 )
 """Files that an exported model may lack."""
 MODEL_FILES = (

@@ -59,7 +59,7 @@ def check_exportable(model: Model) -> None:
             f"{encoder.name} resizes pictures by {pre['interpolation']!r} interpolation, for which there is no code",
             "Use an encoder with bicubic or bilinear interpolation, such as ViT-B-16.",
         )
-    size = 0 if model.bank.without_text_tower else model.bank.num_classes * model.bank.whole.width**2
+    size = model.bank.gram_size
     if size > GRAM_FLOATS:
         raise PretrainedError(
             f"{model.bank.num_classes:,} classes with up to {model.bank.whole.width} anchors would need a graph with "
@@ -93,10 +93,7 @@ class _Graph(nn.Module):
     def score(self, features: Tensor) -> tuple[Tensor, ...]:
         """Score features float32 [B, D] against every class."""
         model = self._model
-        if not model.bank.without_text_tower:
-            text = model.whole(self.head.whole_text_logits(features, model.bank))
-        else:
-            text = model.text_logits(features)
+        text = model.whole(self.head.whole_text_logits(features, model.bank))
         probabilities = model.fuse(model.visual_scores(features), text).probabilities
         if len(output_names(model)) == 1:
             return (probabilities,)

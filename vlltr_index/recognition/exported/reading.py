@@ -14,9 +14,8 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from vlltr_index.anchors.index import TorchIndex
+from vlltr_index.anchors.index import exact_index
 from vlltr_index.data.writing import digest_files
 from vlltr_index.errors import MissingPackageError, MissingStepError, PretrainedError, UsageError, VlltrError
 from vlltr_index.recognition.exported.checks import (
@@ -224,7 +223,7 @@ def _open(state: ModelState, trusted: bool) -> None:
         else:
             return
     anchors = state.anchors
-    state.index = TorchIndex(F.normalize(anchors.bank.vectors, dim=1), anchors.keys)
+    state.index = exact_index(anchors.bank.vectors, anchors.keys)
 
 
 def read_sums(folder: Path) -> dict[str, str]:
