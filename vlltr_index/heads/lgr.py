@@ -131,7 +131,7 @@ class LGRHead(nn.Module):
         """
         features = self._features(image_features)
         if bank.is_blank:
-            return features.new_zeros(len(features), bank.num_classes)
+            return features.new_zeros(features.shape[0], bank.num_classes)
         with full_precision(features.device):
             query = self.query(features)
             image = unit_rows(features)
@@ -154,7 +154,7 @@ class LGRHead(nn.Module):
         """
         features = self._features(image_features)
         if bank.is_blank:
-            return features.new_zeros(len(features), bank.num_classes)
+            return features.new_zeros(features.shape[0], bank.num_classes)
         query = self.query(features)
         image = unit_rows(features)
         bias = self._bias(bank)
