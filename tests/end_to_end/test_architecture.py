@@ -8,8 +8,11 @@ import sys
 import tomllib
 from graphlib import TopologicalSorter
 from pathlib import Path
+from typing import get_args
 
 import pytest
+
+from vlltr_index.schemas.records import IndexKind
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = {"vlltr_index": "vlltr_index"} | {
@@ -95,6 +98,42 @@ def test_heavy_libraries_have_one_room(library: str) -> None:
     users = {name for name in MODULES if any(i.split(".")[0] == library for i in imports(name))}
     assert users
     assert all(name.startswith(f"vlltr_index.{DOORS[library]}.") for name in users)
+
+
+def test_only_encoders_asks_which_family_there_is() -> None:
+    """Other packages read the properties of `Family` that they need, so that a new family changes none of them."""
+    for name, tree in TREES.items():
+        if room(name) in ("encoders", "schemas"):
+            continue
+        found = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        assert "has_text_tower" not in found, name
+        declared = {
+            alias.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and node.module == "vlltr_index.schemas.encoders"
+            for alias in node.names
+        }
+        assert declared <= {"Family", "Prompts"}, name
+
+
+def test_only_anchors_asks_which_index_there_is() -> None:
+    """Other packages pass the option on and get an index or none; `schemas.options` checks its value."""
+    words = {"faiss", "exhaustive", *get_args(IndexKind)}
+    for name, tree in TREES.items():
+        if room(name) == "anchors" or name == "vlltr_index.schemas.options":
+            continue
+        compared = {
+            one.value
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Compare)
+            for one in ast.walk(node)
+            if isinstance(one, ast.Constant) and isinstance(one.value, str)
+        }
+        assert not compared & words, name
+        used = {
+            alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names
+        }
+        assert not used & {"FaissIndex", "TorchIndex", "WithDelta"}, name
 
 
 def test_numeric_core_is_pure() -> None:

@@ -362,3 +362,22 @@ def test_a_bank_refuses_anchors_that_are_not_finite() -> None:
     with pytest.raises(InputError) as error:
         AnchorBank.build(torch.tensor([[1.0, math.nan], [0.0, 1.0]]), torch.tensor([6, 2]), [2, 6])
     assert str(error.value) == "class 6 has an anchor that is not finite\nvlltr embed"
+
+
+def test_text_logits_over_a_blank_bank_are_zeros() -> None:
+    """For all ways to compute them, and without any class."""
+    head = LGRHead(16, 3)
+    features = torch.randn(5, 16)
+    for sizes in ((4, 1, 2), ()):
+        bank = AnchorBank(
+            vectors=torch.zeros(sum(sizes), 16),
+            offsets=torch.tensor([0, *sizes]).cumsum(0),
+            class_ids=torch.arange(len(sizes)),
+            rows=torch.arange(sum(sizes)),
+            losses=torch.zeros(sum(sizes)),
+        )
+        assert bank.is_blank
+        assert bank.gram_size == 0
+        zeros = torch.zeros(5, len(sizes))
+        assert torch.equal(head.text_logits(features, bank), zeros)
+        assert torch.equal(head.whole_text_logits(features, bank), zeros)

@@ -220,6 +220,17 @@ def test_a_rule_that_adds_probabilities_needs_a_text_tower(name: str, overrides:
         load_recipe(name, overrides, "timm:folder")
 
 
+@pytest.mark.parametrize(
+    ("model", "place"), [("timm", "FOLDER"), ("local-dir", "FOLDER"), ("hf-hub", "REPOSITORY")]
+)
+def test_a_family_of_places_needs_the_name_of_one(model: str, place: str) -> None:
+    """The message says how to give it."""
+    with pytest.raises(
+        ConfigError, match=f"{model} names no folder or repository: --encoder {model}:{place}"
+    ):
+        load_recipe(encoder=model)
+
+
 def test_an_encoder_that_is_no_section(tmp_path: Path) -> None:
     """A recipe that gives the encoder's name alone does not fit, but where another one takes its place."""
     path = tmp_path / "mine.toml"
