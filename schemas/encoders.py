@@ -50,13 +50,8 @@ class Family:
             raise UsageError(f"{what}, and this encoder has no text tower", hint)
 
     @property
-    def has_stage_one(self) -> bool:
-        """Whether stage 1 can train it, which trains an image tower and a text tower together."""
-        return self.has_text_tower
-
-    @property
     def has_cosines(self) -> bool:
-        """Whether texts can be compared with images by the cosine of their vectors."""
+        """Whether texts can be compared with images by the cosine of their vectors, which is what stage 1 trains."""
         return self.has_text_tower
 
     @property

@@ -158,7 +158,7 @@ def train_all(
                 "Recipe %s is the workspace's own now: %s", recipe.name, workspace.storage.at("vlltr.toml")
             )
         maker = StepMaker(workspace, workspace.address, device, progress)
-        if stage_one and not recipe.encoder.family.has_stage_one:
+        if stage_one and not recipe.encoder.family.has_cosines:
             _log.info("Stage 1 is left out: the encoder has no text tower")
             stage_one = False
         steps = plan_training(maker, resume=resume, stage_one=stage_one)
