@@ -13,7 +13,6 @@ from torch import Tensor
 from vlltr_index.errors import UsageError, WorkspaceError
 from vlltr_index.recognition import answering
 from vlltr_index.recognition.model import Model, named
-from vlltr_index.recognition.state import ModelState
 from vlltr_index.schemas.options import USUAL, PredictOptions, Prior, checked_retrieval
 from vlltr_index.schemas.records import ClassScore, Prediction
 
@@ -186,7 +185,7 @@ class Recognizer:
         """Load the newest commit, or skip it if it cannot answer."""
         newest = workspace.history.ids()[-1]
         try:
-            self._model = Model.of(ModelState(workspace.snapshot(newest), before=self._model.state))
+            self._model = Model.open(workspace.snapshot(newest), before=self._model)
         except WorkspaceError as error:
             self._passed_over = newest
             _log.warning("answering as of commit %d: commit %d cannot yet: %s", self.commit, newest, error)

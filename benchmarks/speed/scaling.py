@@ -138,7 +138,7 @@ def train(folder: Path, classes: int) -> Facts:
     from benchmarks.speed.retrieval.common import parts
     from vlltr_index.embedding.loading import stats_rows
     from vlltr_index.heads.checkpoint import SavedHead, save_head
-    from vlltr_index.recognition.state import ModelState
+    from vlltr_index.recognition.anchors import read_anchors
     from vlltr_index.store.workspace import Workspace
     from vlltr_index.train.lgr import StoredImages, new_head, train_until
 
@@ -146,7 +146,7 @@ def train(folder: Path, classes: int) -> Facts:
     workspace = Workspace.open(folder)
     snapshot = workspace.snapshot()
     with timed(facts, "load the anchors"):
-        bank = ModelState(snapshot).anchors.bank
+        bank = read_anchors(snapshot).bank
     labels = torch.arange(classes)
     centre = centres(np.random.default_rng(0), classes, bank.dim)
     features = torch.cat([part for _, part in vectors(centre, labels.numpy(), 1, 1.2)])

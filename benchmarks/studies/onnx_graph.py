@@ -39,7 +39,6 @@ from vlltr_index.recognition.exported.onnx_folder import (
     pixels_of,
 )
 from vlltr_index.recognition.model import Model
-from vlltr_index.recognition.state import ModelState
 from vlltr_index.store.workspace import Workspace
 from vlltr_index.wording import plural
 
@@ -55,7 +54,7 @@ Answer = Callable[[NDArray[np.uint8]], NDArray[Any]]
 def run(workspace: Path) -> None:
     """Export, compare, measure, and keep the result."""
     opened = Workspace.open(workspace)
-    model = Model.of(ModelState(opened.snapshot(), device="cpu"))
+    model = Model.open(opened.snapshot(), device="cpu")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "graph"
         export_onnx(opened, folder, float16=True)

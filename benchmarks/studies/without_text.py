@@ -41,7 +41,7 @@ WHOLE = f"linear + {GENERATIVE}"
 @torch.inference_mode()
 def without_branch(scorer: Model, features: Tensor) -> Tensor:
     """Probabilities [N, C] of features [N, D] without the text branch; texts still give prior means."""
-    return torch.cat([scorer.visual_scores(part).scores.softmax(1) for part in features.split(512)])
+    return torch.cat([scorer.rule.visual_scores(part).scores.softmax(1) for part in features.split(512)])
 
 
 def rows_without_text(data: StageTwoData, scorer: Model, features: Tensor) -> tuple[dict[str, Tensor], Parts]:

@@ -128,7 +128,7 @@ def _write(tx: Any, classes: range) -> None:
 
 def read(folder: Path) -> dict[str, Any]:
     """Seconds of the digests and of the anchors, from the parts and from the tables."""
-    from vlltr_index.recognition.state import ModelState
+    from vlltr_index.recognition.anchors import read_anchors
     from vlltr_index.store.parts import TableReader
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.workspace import Workspace
@@ -137,11 +137,11 @@ def read(folder: Path) -> dict[str, Any]:
     snapshot = workspace.snapshot()
     workspace.store.names()
     found = {"digests": _seconds(lambda: workspace.parts.read(snapshot.commit.parts))}
-    found["anchors_of_parts"] = _seconds(lambda: ModelState(snapshot).anchors)
+    found["anchors_of_parts"] = _seconds(lambda: read_anchors(snapshot))
     tables = Snapshot(
         workspace.store, snapshot.commit, workspace.objects, recipe=workspace.recipe, reader=TableReader()
     )
-    found["anchors_of_tables"] = _seconds(lambda: ModelState(tables).anchors)
+    found["anchors_of_tables"] = _seconds(lambda: read_anchors(tables))
     return found
 
 

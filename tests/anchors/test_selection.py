@@ -25,7 +25,7 @@ from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.ingest import ingest_images, ingest_text
 from vlltr_index.pipelines.status import status
 from vlltr_index.pipelines.train_lgr import train_lgr_stage
-from vlltr_index.recognition.state import ModelState
+from vlltr_index.recognition.anchors import read_anchors
 from vlltr_index.schemas.config import EncoderConfig, Recipe, SelectConfig, WorkspaceConfig
 from vlltr_index.store.holdout import held_images
 from vlltr_index.store.snapshot import Snapshot
@@ -131,7 +131,7 @@ def test_without_any_image_texts_are_selected_by_each_other(tmp_path: Path) -> N
     assert (report.images, len(report.without_images), report.classes) == (0, 3, 3)
     assert sizes(workspace) == {"arrow": 6, "circle": 4, "star": 1}
     assert set(losses(workspace).values()) == {None}
-    assert ModelState(workspace.snapshot()).anchors.bank.num_classes == 3
+    assert read_anchors(workspace.snapshot()).bank.num_classes == 3
     assert not [what for what in status(workspace).stale if "selection" in what]
     more = {**TEXTS, "star": ["A star.", "A star with five points.", "A bright star."]}
     other = fresh(tmp_path / "two", more)
@@ -173,13 +173,13 @@ def test_anchors_without_some_images_are_as_if_these_had_never_been_there(traine
         tx.set(checkpoint=None)
     select(trained, config)
     snapshot = trained.snapshot()
-    before = ModelState(snapshot).anchors.bank
+    before = read_anchors(snapshot).bank
     gone = score_images(snapshot, config).ids[::3]
     found, sentences = anchors_without(snapshot, config, before.class_ids, images=frozenset(gone))
     with trained.transaction("fewer images") as tx:
         tx.delete("images", one_of("image_id", gone))
     select(trained, config)
-    after = ModelState(trained.snapshot()).anchors
+    after = read_anchors(trained.snapshot())
     wanted = after.bank
     assert sentences == after.sentence_ids
     assert torch.equal(found.offsets, wanted.offsets)
@@ -237,7 +237,7 @@ def test_classes_without_sentences_have_no_anchor(tmp_path: Path, pictures: Path
     assert (report.sentences, report.anchors, report.classes_without_sentences) == (0, 0, 1)
     commit = mute.history.last()
     assert commit.selection_id == report.selection_id
-    assert ModelState(mute.snapshot()).anchors.bank.num_classes == 0
+    assert read_anchors(mute.snapshot()).bank.num_classes == 0
 
 
 def test_nothing_to_select_by_makes_no_commit(tmp_path: Path) -> None:

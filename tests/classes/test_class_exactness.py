@@ -166,7 +166,7 @@ class Story:
         for name in ("class_ids", "counts", "sums"):
             assert torch.equal(getattr(mine.stats, name), getattr(read.stats, name)), name
         assert torch.equal(mine.anchors.keys, read.anchors.keys)
-        texts = mine.state.texts, read.state.texts
+        texts = mine.texts, read.texts
         assert [texts[0][i] for i in mine.anchors.sentence_ids] == [
             texts[1][i] for i in mine.anchors.sentence_ids
         ]

@@ -26,7 +26,7 @@ from vlltr_index.errors import FingerprintMismatch
 from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.ingest import ingest_images, ingest_text
 from vlltr_index.pipelines.init import init
-from vlltr_index.recognition.state import ModelState
+from vlltr_index.recognition.anchors import read_anchors
 from vlltr_index.schemas.config import AugmentConfig, WorkspaceConfig
 from vlltr_index.schemas.fingerprint import digest_bytes
 from vlltr_index.schemas.recipes import override
@@ -48,7 +48,7 @@ def test_stored_vectors_are_what_the_encoder_gives(trained: Workspace) -> None:
             with torch.no_grad():
                 single = encoder.encode_pixels(encoder.preprocess(open_image(source))[None])[0]
             assert torch.allclose(single, stored.features[position], atol=1e-4, rtol=1e-4)
-    loaded = ModelState(snapshot).anchors
+    loaded = read_anchors(snapshot)
     rows = snapshot.table("sentences", columns=["sentence_id", "text"]).to_pylist()
     text = {r["sentence_id"]: r["text"] for r in rows}
     for position in range(0, len(loaded.sentence_ids), 41):

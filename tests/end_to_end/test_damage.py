@@ -21,7 +21,7 @@ from vlltr_index.pipelines.build_index import index_anchors
 from vlltr_index.pipelines.report import gather_report
 from vlltr_index.pipelines.status import status
 from vlltr_index.pipelines.train_lgr import train_lgr_stage
-from vlltr_index.recognition.state import ModelState
+from vlltr_index.recognition.opening import open_index
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.tables import CLASSES
 from vlltr_index.store.tables import Store
@@ -146,7 +146,7 @@ def test_flipped_bytes_in_an_index_are_noticed(trained: Workspace, name: str) ->
     data = (folder / name).read_bytes()
     (folder / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     with pytest.raises(WorkspaceError) as error:
-        _ = ModelState(trained.snapshot()).index
+        _ = open_index(trained.snapshot())
     assert error.value.message == f"{folder} is damaged: its files are not those that were written"
     assert "make it again: vlltr index. " in str(error.value.hint)
 

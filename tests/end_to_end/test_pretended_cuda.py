@@ -259,7 +259,7 @@ def test_a_prediction_waits_twice(
 
     def answers(**how: Any) -> tuple[Model, list[Prediction]]:
         found = Model.open(trained.snapshot())
-        found = found.with_rule(found.fusion.model_copy(update={"rule": rule}))
+        found = replace(found, fusion=found.fusion.model_copy(update={"rule": rule}))
         predict(found, paths[:1])  # what is kept is made
         return found, predict(found, paths, PredictOptions(**how))
 

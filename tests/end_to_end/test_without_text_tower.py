@@ -71,11 +71,11 @@ def test_texts_count_by_their_words(
     name = min(heldout)
     inside(space, "classes", "add", name, "--sentence", heldout[name][0])
     later = recognizer.current()
-    assert later.plda is not None
+    assert later.known.plda is not None
     features = later.features(sorted((pictures / "unseen").glob("*.png")))[0]
     column = later.column(name)
     by_text = later.log_likelihoods(features)[:, column]
-    assert not torch.allclose(by_text, later.plda.without_text.log_likelihoods(features)[:, column])
+    assert not torch.allclose(by_text, later.known.plda.without_text.log_likelihoods(features)[:, column])
     inside(space, "images", "add", name, pictures / "unseen" / "0.png")
     inside(space, "images", "add", name, pictures / "unseen" / "1.png")
 

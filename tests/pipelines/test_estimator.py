@@ -101,10 +101,10 @@ def test_answers_are_those_of_a_workspace(glyphs: Path, tmp_path: Path) -> None:
     ours.fit(pictures, labels)
     model = Recognizer.open(made.workspace).current()
     assert [names[i] for i in model.class_ids.tolist()] == ours.classes_.tolist()
-    assert ours.scorer_.anchors.sentence_ids == model.anchors.sentence_ids
-    assert torch.equal(ours.scorer_.stats.counts, model.stats.counts)
+    assert ours.model_.anchors.sentence_ids == model.anchors.sentence_ids
+    assert torch.equal(ours.model_.stats.counts, model.stats.counts)
     for name, values in model.saved.head.state_dict().items():
-        torch.testing.assert_close(ours.scorer_.saved.head.state_dict()[name], values, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(ours.model_.saved.head.state_dict()[name], values, atol=1e-4, rtol=1e-4)
     assert np.abs(ours.predict_proba(pictures) - model.probabilities(pictures)).max() < 1e-4
 
 
@@ -113,8 +113,8 @@ def test_groups_are_one_observation_and_held_out_together() -> None:
     rows, labels, groups = bursts()
     alone = VLLTRClassifier().fit(rows, labels)
     together = VLLTRClassifier().fit(rows, labels, groups=groups)
-    assert alone.scorer_.stats.counts.tolist() == [24] * 3
-    assert together.scorer_.stats.counts.tolist() == [6] * 3
+    assert alone.model_.stats.counts.tolist() == [24] * 3
+    assert together.model_.stats.counts.tolist() == [6] * 3
     folds = GroupKFold(3)
     by_hand = []
     for train, test in folds.split(rows, labels, groups):
@@ -157,8 +157,8 @@ def test_texts_as_vectors() -> None:
     unseen = centres[test] + 0.9 * draw.normal(size=(len(test), 16))
     plain = VLLTRClassifier().fit(rows, labels)
     told = VLLTRClassifier(texts=texts | {"of no class": []}).fit(rows, labels)
-    assert plain.scorer_.bank.num_classes == 0
-    assert told.scorer_.bank.num_classes == classes
+    assert plain.model_.bank.num_classes == 0
+    assert told.model_.bank.num_classes == classes
     assert told.score(unseen, test) > plain.score(unseen, test) + 0.05
 
 
@@ -286,7 +286,7 @@ def test_sentences_of_features(glyphs: Path) -> None:
     line = VLLTRClassifier(texts=glyphs / "texts.json", encoder=ENCODER)
     by_features = clone(line).fit(features, labels)
     by_pictures = clone(line).fit(paths, labels)
-    assert by_features.scorer_.anchors.sentence_ids
+    assert by_features.model_.anchors.sentence_ids
     assert np.abs(by_features.predict_proba(paths) - by_features.predict_proba(features)).max() < 1e-6
     assert by_features.score(paths, labels) == by_pictures.score(paths, labels)
     with pytest.raises(InputError, match="X has 3 features, the encoder vlltr-tiny makes"):

@@ -122,7 +122,7 @@ def test_a_baseline_above_its_limits_is_absent(fitted: Workspace, monkeypatch: p
 def test_a_fold_knows_nothing_of_its_images(fitted: Workspace) -> None:
     """Its statistics are those of all other images, its neighbours too."""
     model = Model.open(fitted.snapshot())
-    folds = open_folds(model.state.snapshot)
+    folds = open_folds(model.snapshot)
     assert folds is not None
     held = 0
     for fold in folds.opened(model):

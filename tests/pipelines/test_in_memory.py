@@ -19,7 +19,7 @@ from vlltr_index.heads.dealing import deal_groups
 from vlltr_index.heads.fusion import PartWeights
 from vlltr_index.pipelines.estimator import recipe_encoder
 from vlltr_index.pipelines.in_memory import Images, Sentences, fit_in_memory, picture_features
-from vlltr_index.recognition.scorer import Scorer
+from vlltr_index.recognition.model import Model
 from vlltr_index.schemas.config import Recipe
 from vlltr_index.schemas.recipes import load_recipe
 
@@ -89,7 +89,7 @@ def fitted(
     rows: Tensor | None = None,
     place: Tensor | None = None,
     order: tuple[int, ...] = (),
-) -> tuple[Scorer, list[str], Tensor]:
+) -> tuple[Model, list[str], Tensor]:
     """The model of permuted images, classes and sentences; the notes; its answers in the usual order of classes.
 
     Args:
@@ -108,17 +108,17 @@ def fitted(
     return scorer, notes, scorer.exhaustive(drawn.queries).probabilities[:, place]
 
 
-def parts_of(scorer: Scorer) -> Parts:
+def parts_of(scorer: Model) -> Parts:
     """What was chosen."""
     assert scorer.saved.parts is not None
     return scorer.saved.parts
 
 
-def likelihoods(scorer: Scorer, queries: Tensor, place: Tensor | None = None) -> Tensor:
+def likelihoods(scorer: Model, queries: Tensor, place: Tensor | None = None) -> Tensor:
     """beta g in float64, in the usual order of classes."""
-    assert scorer.plda is not None
+    assert scorer.known.plda is not None
     unit = torch.nn.functional.normalize(queries.double(), dim=1)
-    found = parts_of(scorer).weights.generative * scorer.plda.log_likelihoods(unit)
+    found = parts_of(scorer).weights.generative * scorer.known.plda.log_likelihoods(unit)
     return found if place is None else found[:, place]
 
 
@@ -174,7 +174,7 @@ def taken(drawn: Drawn, counts: list[int], groups: list[str | None] | None = Non
 
 def fitted_on(
     drawn: Drawn, images: Images, classes: int, kind: str = "vectors"
-) -> tuple[Scorer, list[str], Tensor]:
+) -> tuple[Model, list[str], Tensor]:
     """The model, the notes, and the answers for the queries."""
     sentences = sentences_of(drawn, torch.arange(CLASSES), kind, [0, 1, 2, 3, 4])
     known = sentences.owner < classes

@@ -54,7 +54,10 @@ def test_runs_that_cannot_keep_their_state(
     trained: Workspace, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     """They are refused before anything is read or trained."""
-    for late in ("vlltr_index.pipelines.training.training_set", "vlltr_index.pipelines.train_lgr.ModelState"):
+    for late in (
+        "vlltr_index.pipelines.training.training_set",
+        "vlltr_index.pipelines.train_lgr.read_anchors",
+    ):
         monkeypatch.setattr(late, None)
     folder = trained.path / "runs"
     shutil.rmtree(folder, ignore_errors=True)

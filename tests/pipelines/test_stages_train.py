@@ -16,7 +16,7 @@ from vlltr_index.pipelines.ingest import ingest_images
 from vlltr_index.pipelines.status import status
 from vlltr_index.pipelines.train_all import train_all
 from vlltr_index.pipelines.train_lgr import train_lgr_stage
-from vlltr_index.recognition.state import ModelState
+from vlltr_index.recognition.anchors import read_anchors
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.config import WorkspaceConfig
 from vlltr_index.schemas.recipes import override
@@ -46,14 +46,14 @@ def test_tuning_the_visual_tower(few: Workspace, drawn: Path) -> None:
     """The commit names a new encoder and image fingerprint; texts, anchors and index stay; embed has to follow."""
     config = override(few.recipe, ("lgr.tune=visual", "lgr.epochs=1")).lgr
     before = few.history.last()
-    keys = ModelState(few.snapshot()).anchors.keys
+    keys = read_anchors(few.snapshot()).keys
     report = train_lgr_stage(few, config)
     after = few.history.last()
     assert (after.head, after.id) == (report.digest, before.id + 1)
     assert after.checkpoint != before.checkpoint
     assert after.image_fp != before.image_fp
     assert (after.text_fp, after.index) == (before.text_fp, before.index)
-    assert torch.equal(ModelState(few.snapshot()).anchors.keys, keys)
+    assert torch.equal(read_anchors(few.snapshot()).keys, keys)
     assert status(few).next == "vlltr embed"
     with pytest.raises(MissingStepError, match="are not in content_vectors_"):
         evaluate(few)

@@ -28,16 +28,16 @@ from vlltr_index.store.workspace import Workspace
 def answers(trained_once: Path, request: pytest.FixtureRequest) -> Model:
     """Of the trained workspace under each rule; under ours the text counts, whatever it was worth in so short a run."""
     found = Recognizer.open(Workspace.open(trained_once)).current()
-    ruled = found.with_rule(FusionConfig(rule=request.param))
+    ruled = replace(found, fusion=FusionConfig(rule=request.param))
     parts = ruled.saved.parts
     assert parts is not None
     heard = replace(parts, weights=replace(parts.weights, text=0.5))
-    return replace(ruled, saved=replace(ruled.saved, parts=heard))
+    return ruled.with_known(saved=replace(ruled.saved, parts=heard))
 
 
 def like(model: Model, other: Model) -> Model:
     """The other commit's model with the rule and the weights of `model`."""
-    return replace(other, fusion=model.fusion, saved=model.saved)
+    return replace(other.with_known(saved=model.saved), fusion=model.fusion)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def later(look: Examination, trained: Workspace, heldout: dict[str, list[str]]) 
 def struck_out(found: Examination, name: str) -> set[str]:
     """All sentences of a class, anchors or not."""
     class_id = found.model.classes.lookup(name)
-    rows = found.model.state.snapshot.table("sentences", ["sentence_id"], f"class_id = {class_id}")
+    rows = found.model.snapshot.table("sentences", ["sentence_id"], f"class_id = {class_id}")
     return set(rows["sentence_id"].to_pylist())
 
 

@@ -25,7 +25,7 @@ def correlated(model: Model, correlation: float) -> Model:
     assert parts is not None
     weights = replace(parts.weights, image=0.07, generative=0.03, text=0.05)
     saved = replace(model.saved, parts=replace(parts, weights=weights, correlation=correlation))
-    return replace(model, saved=saved)
+    return model.with_known(saved=saved)
 
 
 def test_copies_are_surer_the_less_alike_images_are(recognizer: Recognizer, pictures: Path) -> None:

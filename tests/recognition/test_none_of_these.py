@@ -16,7 +16,7 @@ from vlltr_index.classes import remove_classes
 from vlltr_index.errors import MissingStepError
 from vlltr_index.heads.checkpoint import save_head
 from vlltr_index.recognition.model import Model
-from vlltr_index.recognition.scorer import OTHER_RULE
+from vlltr_index.recognition.parameters import OTHER_RULE
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.options import PredictOptions
 from vlltr_index.store.workspace import Workspace
@@ -24,7 +24,7 @@ from vlltr_index.store.workspace import Workspace
 
 def plain(model: Model, features: torch.Tensor) -> list[float]:
     """OOD scores: the best log-likelihood, and its weighted ratio to the density of a class that is not known."""
-    parts, plda = model.saved.parts, model.plda
+    parts, plda = model.saved.parts, model.known.plda
     assert parts is not None
     assert plda is not None
     found = []

@@ -118,7 +118,7 @@ def test_labels_are_in_the_order_of_the_columns(graphed: Graphed) -> None:
     own = {s.text for s in recognizer.explain(graphed.pictures[0], first["name"]).sentences}
     assert {anchor["text"] for anchor in first["anchors"]} == own
     assert labels["reject"]["threshold"] == model.least_likely
-    assert labels["digests"]["head"] == model.state.record.head
+    assert labels["digests"]["head"] == model.source.record.head
     assert {path.name for path in graphed.folder.iterdir()} == FILES | {"model_fp16.onnx"}
     assert (graphed.folder / "model_fp16.onnx").stat().st_size < (
         graphed.folder / "model.onnx"
@@ -203,11 +203,11 @@ def test_texts_count_by_every_rule(graphed: Graphed, tmp_path: Path, rule: str) 
         assert parts is not None
         weights = replace(parts.weights, text=0.3)
         saved = replace(model.saved, parts=replace(parts, weights=weights))
-        other = replace(model, saved=saved).under("training")
+        other = model.with_known(saved=saved).under("training")
     elif rule == "no text":
-        other = replace(model, anchors=model.anchors.exchanged(model.bank.class_ids, None, [], []))
+        other = model.with_known(anchors=model.anchors.exchanged(model.bank.class_ids, None, [], []))
     else:
-        other = model.with_rule(model.fusion.model_copy(update={"rule": rule}))
+        other = replace(model, fusion=model.fusion.model_copy(update={"rule": rule}))
     graph.write_graph(other, tmp_path / "model.onnx")
     features, _ = other.features(graphed.pictures)
     expected = other.score(features, "exhaustive")[0].probabilities.numpy()

@@ -28,7 +28,7 @@ def test_the_model_under_a_prior_is_the_model_with_one_part_more(
     features = recognizer.features(images)[0]
     under = model.under("training")
     assert under is model.under("training")
-    side = under.visual_scores(features)
+    side = under.rule.visual_scores(features)
     plain = under.fuse(side, under.text_logits(features))
     assert under.log_prior is not None
     expected = with_prior(plain._replace(prior_part=None), under.log_prior)
@@ -76,11 +76,11 @@ def test_what_is_no_prior_is_refused(recognizer: Recognizer, pictures: Path) -> 
         with pytest.raises(UsageError):
             PredictOptions(prior=wrong)  # type: ignore[arg-type]
     model = recognizer.current()
-    other = model.with_rule(model.fusion.model_copy(update={"rule": "logits"}))
+    other = replace(model, fusion=model.fusion.model_copy(update={"rule": "logits"}))
     with pytest.raises(UsageError):
         other.under("training")
     with pytest.raises(MissingStepError):
-        replace(other, saved=replace(model.saved, parts=None)).under("training")
+        other.with_known(saved=replace(model.saved, parts=None)).under("training")
 
 
 def test_the_images_tell_how_common_classes_are(recognizer: Recognizer, pictures: Path) -> None:

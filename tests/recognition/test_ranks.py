@@ -58,7 +58,7 @@ def surely(workspace: Workspace, images: int = 400) -> Recognizer:
     chances[of_half] = torch.where(same, 0.4 / (same.sum(1, True) - 1), 0.2 / (~same).sum(1, True))[of_half]
     chances[every, labels] = torch.where(of_half, 0.4, 0.8)
     parts = replace(saved.parts, held_out=HeldOutAnswers(labels, chances.half()))
-    return Recognizer(None, replace(answers, saved=replace(saved, parts=parts)), follow=False)
+    return Recognizer(None, answers.with_known(saved=replace(saved, parts=parts)), follow=False)
 
 
 def known(pictures: Path) -> list[Path]:
@@ -155,7 +155,7 @@ def test_a_head_that_cannot_say(tree: Workspace, trained_once: Path, pictures: P
     answers = recognizer.current()
     saved = answers.saved
     assert saved.parts is not None
-    without_images = replace(answers, saved=replace(saved, parts=replace(saved.parts, held_out=None)))
+    without_images = answers.with_known(saved=replace(saved, parts=replace(saved.parts, held_out=None)))
     few = "this head cannot say which rank held: fewer than 20 groups of images were held out"
     with pytest.raises(MissingStepError, match=few):
         predict(without_images, images, PredictOptions(min_accuracy=0.9))

@@ -64,13 +64,15 @@ def test_shares_add_up_to_the_text_score(recognizer: Recognizer, pictures: Path)
     features, _ = recognizer.features([image])
     bank = current.bank
     assert current.saved.parts is not None
-    assert current.plda is not None
+    assert current.known.plda is not None
     weights = current.saved.parts.weights
-    assert current.plda.without_text is not current.plda
+    assert current.known.plda.without_text is not current.known.plda
     with torch.no_grad():
         logits = current.saved.head.text_logits(features, bank)[0]
         unit = F.normalize(features.double(), dim=1)
-        shifts = (current.plda.log_likelihoods(unit) - current.plda.without_text.log_likelihoods(unit))[0]
+        shifts = (
+            current.known.plda.log_likelihoods(unit) - current.known.plda.without_text.log_likelihoods(unit)
+        )[0]
     first, second = predict(current, [image], PredictOptions(top=2, explain=99))[0].classes
     assert first.text_part == pytest.approx(first.text_score - second.text_score, abs=2e-3)
     for position in (0, 7, 31):
@@ -109,7 +111,7 @@ def test_text_scores_of_added_classes_follow_their_text_contributions(
     plain = Recognizer.open(trained).current()
     assert plain.saved.parts is not None
     weights = replace(plain.saved.parts.weights, text=0.1)
-    plain = replace(plain, saved=replace(plain.saved, parts=replace(plain.saved.parts, weights=weights)))
+    plain = plain.with_known(saved=replace(plain.saved, parts=replace(plain.saved.parts, weights=weights)))
     for found in (plain, plain.under("training")):
         feature = found.feature(images[0])
         fused = found.exhaustive(feature[None])
@@ -198,7 +200,7 @@ def test_images_scored_apart_have_the_same_scores(
     features = recognizer.features(sorted(pictures.glob("known-*.png")))[0]
     expected, left = recognizer.score(features, way)
     monkeypatch.setattr(
-        "vlltr_index.recognition.scorer._SCORES_AT_ONCE", 2 * len(recognizer.current().class_ids)
+        "vlltr_index.recognition.model._SCORES_AT_ONCE", 2 * len(recognizer.current().class_ids)
     )
     found, residual = recognizer.score(features, way)
     torch.testing.assert_close(found.tensors, expected.tensors, rtol=1e-3, atol=1e-3)
@@ -216,7 +218,7 @@ def test_anchors_that_take_much_memory_are_kept_in_float16(
     recognizer = Recognizer.open(trained)
     features = recognizer.features(images)[0]
     expected, _ = recognizer.score(features, way)
-    monkeypatch.setattr("vlltr_index.recognition.state._HALVED", 1)
+    monkeypatch.setattr("vlltr_index.recognition.anchors._HALVED", 1)
     halved = Recognizer.open(trained)
     assert halved.current().bank.vectors.dtype == torch.float16
     for some in (features, features[:1]):

@@ -45,13 +45,13 @@ def model(recognizer: Recognizer) -> Model:
     shifts = torch.randn(len(found.saved.class_ids), dim, generator=g).double()
     weights = replace(parts.weights, generative=0.03, text=0.05)
     parts = replace(parts, shared=shared, shifts=shifts, weights=weights)
-    return replace(found, saved=replace(found.saved, parts=parts))
+    return found.with_known(saved=replace(found.saved, parts=parts))
 
 
 def test_a_head_keeps_its_kernel(model: Model, pictures: Path, tmp_path: Path) -> None:
     """What is saved and read again answers alike."""
     save_head(model.saved, tmp_path)
-    again = replace(model, saved=load_head(tmp_path))
+    again = model.with_known(saved=load_head(tmp_path))
     features = model.features([pictures / "known-0.png", pictures / "known-1.png"])[0]
     expected = model.exhaustive(features).probabilities
     torch.testing.assert_close(again.exhaustive(features).probabilities, expected, rtol=1e-4, atol=1e-5)
@@ -69,17 +69,17 @@ def test_a_head_keeps_what_texts_told(model: Model, pictures: Path, tmp_path: Pa
     kept[3:5] = 7.0
     told = ToldMeans(anchors.bank.class_ids[1:], digests[1:], kept[1:].half())
     save_head(replace(model.saved, parts=replace(parts, told=told)), tmp_path)
-    again = replace(model, saved=load_head(tmp_path))
-    assert again.plda is not None
-    assert bool((again.plda.predicted[4] == 7.0).all()), "the kept one is taken"
-    torch.testing.assert_close(again.plda.predicted[:4], means[:4], rtol=1e-2, atol=1e-2)
+    again = model.with_known(saved=load_head(tmp_path))
+    assert again.known.plda is not None
+    assert bool((again.known.plda.predicted[4] == 7.0).all()), "the kept one is taken"
+    torch.testing.assert_close(again.known.plda.predicted[:4], means[:4], rtol=1e-2, atol=1e-2)
     kept[4] = means[4]
     told = ToldMeans(anchors.bank.class_ids[1:], digests[1:], kept[1:])
-    again = replace(model, saved=replace(model.saved, parts=replace(parts, told=told)))
+    again = model.with_known(saved=replace(model.saved, parts=replace(parts, told=told)))
     features = model.features([pictures / "known-0.png", pictures / "known-1.png"])[0]
-    for one in (again, replace(again, anchors=replace(anchors, keys=anchors.keys + 1))):
-        assert one.plda is not None
-        torch.testing.assert_close(one.plda.predicted, means, rtol=1e-4, atol=1e-5)
+    for one in (again, again.with_known(anchors=replace(anchors, keys=anchors.keys + 1))):
+        assert one.known.plda is not None
+        torch.testing.assert_close(one.known.plda.predicted, means, rtol=1e-4, atol=1e-5)
         found = one.exhaustive(features).probabilities
         torch.testing.assert_close(found, model.exhaustive(features).probabilities, rtol=1e-4, atol=1e-5)
 
@@ -109,11 +109,11 @@ def test_prior_means_are_those_of_all_sentences(model: Model) -> None:
 def test_sentences_explain_it_exactly(model: Model, pictures: Path) -> None:
     """The shares of a class's anchors add up to what its text adds by both parts that read it."""
     features = model.features([pictures / "known-0.png"])[0]
-    assert model.plda is not None
+    assert model.known.plda is not None
     assert model.saved.parts is not None
     combined = model.saved.parts.weights.combined  # all are base classes
     unit = F.normalize(features.double(), dim=1)
-    shifts = (model.plda.log_likelihoods(unit) - model.plda.without_text.log_likelihoods(unit))[0]
+    shifts = (model.known.plda.log_likelihoods(unit) - model.known.plda.without_text.log_likelihoods(unit))[0]
     with torch.no_grad():
         logits = model.saved.head.text_logits(features, model.bank)[0]
     for position in (0, 7, 31):
@@ -131,9 +131,9 @@ def test_a_struck_sentence_is_gone_from_the_prior(model: Model, pictures: Path) 
     looked = Examination.of(model, pictures / "known-0.png")
     left = looked._left([struck]).model
     assert struck not in left.anchors.sentence_ids
-    assert left.plda is not None
-    assert model.plda is not None
-    moved = (left.plda.predicted - model.plda.predicted).abs().amax(1)
+    assert left.known.plda is not None
+    assert model.known.plda is not None
+    moved = (left.known.plda.predicted - model.known.plda.predicted).abs().amax(1)
     column = int((model.class_ids == best.class_id).nonzero()[0])
     assert float(moved[column]) > 1e-3
     moved[column] = 0.0

@@ -22,9 +22,10 @@ from vlltr_index.pipelines.build_index import index_anchors
 from vlltr_index.pipelines.doctor import check_workspace
 from vlltr_index.pipelines.history import prune, rollback
 from vlltr_index.pipelines.taxonomy import ingest_classes
+from vlltr_index.recognition.anchors import read_anchors
 from vlltr_index.recognition.answering import predict
 from vlltr_index.recognition.model import Model
-from vlltr_index.recognition.state import ModelState
+from vlltr_index.recognition.parameters import read_class_stats
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.options import PredictOptions
 from vlltr_index.store import parts
@@ -56,21 +57,21 @@ def check_same(workspace: Workspace) -> None:
     again = Workspace.open(workspace.path)
     snapshot = again.snapshot()
     assert snapshot.commit.parts
-    mine, theirs = ModelState(snapshot).anchors, ModelState(tables_alone(workspace)).anchors
+    mine, theirs = read_anchors(snapshot), read_anchors(tables_alone(workspace))
     assert (mine.sentence_ids, mine.selection_id) == (theirs.sentence_ids, theirs.selection_id)
     for name in ("vectors", "offsets", "class_ids", "losses"):
         assert torch.equal(getattr(mine.bank, name), getattr(theirs.bank, name)), name
     assert torch.equal(mine.keys, theirs.keys)
     for a, b in zip(
-        vars(ModelState(snapshot).class_stats).values(),
-        vars(ModelState(tables_alone(workspace)).class_stats).values(),
+        vars(read_class_stats(snapshot)).values(),
+        vars(read_class_stats(tables_alone(workspace))).values(),
         strict=True,
     ):
         assert torch.equal(a, b)
     assert vars(snapshot.class_table())["names"] == tables_alone(workspace).class_table().names
     answers, plain = Model.open(snapshot), Model.open(tables_alone(workspace))
     assert answers.taxonomy == plain.taxonomy
-    assert answers.state.texts == plain.state.texts
+    assert answers.texts == plain.texts
     (commit,) = (check for check in check_workspace(workspace.path) if check.name == "commit")
     assert commit.state == "ok"
     assert "say what it answers" in commit.value
@@ -237,7 +238,7 @@ def test_scores_that_are_not_finite_are_errors(workspace: Workspace, world: Worl
     bad[0] = 1.0
     with pytest.raises(InputError, match="the features of 1 of 2 images are not all finite numbers"):
         answers.score(bad, "exhaustive")
-    assert answers.plda is not None
+    assert answers.known.plda is not None
     answers.saved.head.log_logit_scale.data.fill_(torch.inf)
     with pytest.raises(WorkspaceError, match="the scores of 1 of 1 images are not all finite") as error:
         predict(answers, [world.pictures[0]])
@@ -315,7 +316,7 @@ def test_a_running_process_loads_only_what_is_new(
     index_anchors(Workspace.open(workspace.path), "torch")
     third = recognizer.current()
     assert (third.commit > second.commit, third.anchors is second.anchors) == (True, True)
-    assert third.state.index is not None
+    assert third.lazy_index.value is not None
 
 
 @pytest.mark.slow

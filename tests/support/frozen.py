@@ -22,10 +22,11 @@ from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.checkpoint import SavedHead
 from vlltr_index.heads.moments import class_sums
 from vlltr_index.pipelines import in_memory
-from vlltr_index.recognition.explaining import Explainer
-from vlltr_index.recognition.scorer import Scorer
-from vlltr_index.recognition.state import Anchors, ClassStats
+from vlltr_index.recognition.anchors import Anchors
+from vlltr_index.recognition.model import Model
+from vlltr_index.recognition.parameters import ClassParameters, ClassStats
 from vlltr_index.schemas.recipes import load_recipe
+from vlltr_index.store.class_table import ClassTable
 from vlltr_index.tensors import unit_rows
 from vlltr_index.train.lgr import new_head
 from vlltr_index.train.stage_two import StageTwoResult, weigh
@@ -80,7 +81,7 @@ def _answers(name: str) -> dict[str, Any]:
     }
 
 
-def _of_draw(name: str) -> tuple[Scorer, StageTwoResult, torch.Tensor, dict[str, Any]]:
+def _of_draw(name: str) -> tuple[Model, StageTwoResult, torch.Tensor, dict[str, Any]]:
     draw = worker.Draw.load(FOLDER / f"{name}.npz")
     draw = replace(draw, **{field: getattr(draw, field).astype(np.float32) for field in _VECTORS})
     recipe = load_recipe("ours", (), draw.encoder)
@@ -98,7 +99,7 @@ def _of_draw(name: str) -> tuple[Scorer, StageTwoResult, torch.Tensor, dict[str,
     return scorer, worker.DECISIONS[-1], torch.from_numpy(draw.test), additions
 
 
-def _stage_one() -> tuple[Scorer, StageTwoResult, torch.Tensor, dict[str, Any]]:
+def _stage_one() -> tuple[Model, StageTwoResult, torch.Tensor, dict[str, Any]]:
     with np.load(FOLDER / f"{STAGE_ONE}.npz", allow_pickle=False) as file:
         read = {key: file[key] for key in file.files}
     tensors = {key: torch.from_numpy(value) for key, value in read.items() if value.dtype.kind not in "U"}
@@ -121,8 +122,8 @@ def _stage_one() -> tuple[Scorer, StageTwoResult, torch.Tensor, dict[str, Any]]:
         logit_scale=float(read["logit_scale"]),
     )
     recipe = load_recipe("ours", (), None)
-    known = data.rows
-    visual = tensors["weights"][known].float(), tensors["biases"][known]
+    rows = data.rows
+    visual = tensors["weights"][rows].float(), tensors["biases"][rows]
     head = new_head(
         bank, recipe.lgr, visual, data.logit_scale
     )  # untrained, since training differs by machine
@@ -130,19 +131,19 @@ def _stage_one() -> tuple[Scorer, StageTwoResult, torch.Tensor, dict[str, Any]]:
     every = torch.arange(classes)
     counts, sums = class_sums(unit_rows(data.features[0]), labels, classes, data.weights)
     assert decision.rows is not None
-    scorer = Scorer(
+    known = ClassParameters(
         anchors=Anchors(bank, torch.arange(len(bank.vectors)), lambda _: None, ""),
         saved=SavedHead(decision.head, every[decision.rows], "", "", decision.parts),
         stats=ClassStats(every, counts, sums),
-        fusion=recipe.fusion,
         merged={},
     )
+    scorer = Model(known, recipe.fusion, ClassTable({}, {}))
     return scorer, decision, tensors["test"].float(), {}
 
 
-def _explained(scorer: Scorer, test: torch.Tensor, chances: torch.Tensor) -> list[dict[str, Any]]:
+def _explained(scorer: Model, test: torch.Tensor, chances: torch.Tensor) -> list[dict[str, Any]]:
     """Explain the best class of the first images by its sentences."""
-    explainer = Explainer(scorer, dict, {})
+    explainer = scorer.explainer
     found = []
     for image, best in zip(test[:_EXPLAINED], chances.argmax(1).tolist(), strict=False):
         place = explainer.places.get(int(scorer.class_ids[best]))

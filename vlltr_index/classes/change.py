@@ -23,7 +23,6 @@ from vlltr_index.embedding import loading
 from vlltr_index.embedding.vectors import Engine, embed_images, embed_readings, embed_sentences, unread
 from vlltr_index.errors import InputError, MissingStepError, UsageError
 from vlltr_index.recognition.model import Model
-from vlltr_index.recognition.state import ModelState
 from vlltr_index.schemas.records import ImageRecord, Skipped
 from vlltr_index.schemas.tables import (
     FROM_NAME,
@@ -124,10 +123,12 @@ def _rivals_by_images(model: Model, class_ids: Sequence[int]) -> dict[int, Rival
     """Find the rivals of classes with images among the other classes with images."""
     stats = model.stats
     shown = torch.isin(stats.class_ids, torch.tensor(class_ids)).nonzero()[:, 0]
-    if model.plda is None or not len(shown):
+    if model.saved.parts is None or not len(shown):
         return {}
     means = (stats.sums[shown] / stats.counts[shown, None]).float()
-    likelihoods = model.plda.log_likelihoods(means)[:, class_positions(model.class_ids, stats.class_ids)]
+    likelihoods = model.known.plda.log_likelihoods(means)[
+        :, class_positions(model.class_ids, stats.class_ids)
+    ]
     likelihoods[torch.arange(len(shown)), shown] = -torch.inf
     count = min(_RIVALS, len(stats.class_ids) - 1)
     nearest = stats.class_ids[likelihoods.topk(count).indices]
@@ -219,10 +220,8 @@ def change(
     if options.recognizer is not None and not options.recognizer.is_of(workspace):
         raise UsageError("the recognizer is not of this workspace", "Open it: Recognizer.open(workspace)")
     with workspace.transaction(command, options.timeout, dry_run=options.dry_run) as tx:
-        before = _state(workspace.snapshot(tx.commit.id or None), options.recognizer)
-        _ = before.head  # without a trained one nothing is changed
-        after = None
-        state = None
+        before = _model_before(workspace.snapshot(tx.commit.id or None), options.recognizer)
+        after = before
         select = tx.commit.info.select or workspace.recipe.select
         held = held_images(tx)
         images = score_images(tx, select, held)
@@ -236,15 +235,12 @@ def change(
                 _embed_rest(before, tx, options)
                 update(tx, select, images, touched=set(done.touched), held=held)
             if done.images_changed:
-                _update_stats(tx, done.touched, before.head.unit_correlation)
-            merged = before.record.merged if done.merged is None else done.merged
-            tx.note(merged=merged)
-            state = ModelState(tx, before=before)
-            after = replace(Model.of(state), merged=merged)
+                _update_stats(tx, done.touched, before.saved.unit_correlation)
+            tx.note(merged=before.known.merged if done.merged is None else done.merged)
+            after = Model.open(tx, before=before)
             effect, offsets = measure(before, after, done.touched)
-            after = replace(after, offsets=offsets)
             tx.note(offsets=offsets)
-        after = after or Model.of(before)
+            after = replace(after, offsets=offsets)
         classes = _states(tx, after, done.touched.union(done.shown))
         report = ChangeReport(
             command=command,
@@ -266,17 +262,17 @@ def change(
         return report if options.dry_run else replace(report, changed=False)
     if options.recognizer is not None:
         made = workspace.snapshot(tx.result_commit.id)
-        kept = ModelState(made, before=before) if state is None else state.committed(made)
-        options.recognizer.adopt(Model.of(kept))
+        model = Model.open(made, before=before) if after is before else after.committed(made)
+        options.recognizer.adopt(model)
     return report
 
 
-def _state(snapshot: Snapshot, recognizer: Recognizer | None) -> ModelState:
-    """Return a commit's state, the recognizer's own if it has it."""
+def _model_before(snapshot: Snapshot, recognizer: Recognizer | None) -> Model:
+    """Return the model of a commit, the recognizer's own if it has it."""
     there = None if recognizer is None else recognizer.current()
     if there is not None and there.commit == snapshot.commit.id:
-        return there.state
-    return ModelState(snapshot, before=None if there is None else there.state)
+        return there
+    return Model.open(snapshot, before=there)
 
 
 def _update_stats(tx: Transaction, touched: set[int], correlation: float) -> None:
@@ -321,20 +317,20 @@ def _tidy(tx: Transaction) -> None:
             tx.store.optimize(name)
 
 
-def _embed(state: ModelState, tx: Transaction, done: Edit, options: ChangeOptions) -> None:
+def _embed(model: Model, tx: Transaction, done: Edit, options: ChangeOptions) -> None:
     """Embed the new sentences, and the new training images in as many views as the others have."""
     if done.sentences is not None and done.sentences.num_rows:
         hashes = done.sentences["text_hash"].to_pylist()
         texts = done.sentences["text"].to_pylist()
-        embed_sentences(tx, state.encoder, hashes, texts, progress=options.progress, engine=options.engine)
-        done.notes += unread(state.encoder, texts)
+        embed_sentences(tx, model.encoder, hashes, texts, progress=options.progress, engine=options.engine)
+        done.notes += unread(model.encoder, texts)
         reader = loading.open_reader(tx)
         if reader is not None:
             embed_readings(tx, reader, hashes, texts, progress=options.progress)
     good = usable(done.images)["image_id"].to_pylist() if done.images is not None else []
     if good:
         config = tx.recipe.lgr.augment
-        encoder = state.encoder
+        encoder = model.encoder
         embed_images(
             tx,
             encoder,
@@ -348,11 +344,11 @@ def _embed(state: ModelState, tx: Transaction, done: Edit, options: ChangeOption
         )
 
 
-def _embed_rest(state: ModelState, tx: Transaction, options: ChangeOptions) -> None:
+def _embed_rest(model: Model, tx: Transaction, options: ChangeOptions) -> None:
     """Embed all sentences and training images that have no vector yet."""
     sentences = tx.table("sentences")
     images = tx.table("images", ["image_id", "problem"], "split = 'train' AND class_id IS NOT NULL")
-    _embed(state, tx, Edit(sentences=sentences, images=images), options)
+    _embed(model, tx, Edit(sentences=sentences, images=images), options)
 
 
 def usable(images: pa.Table) -> pa.Table:
@@ -377,7 +373,7 @@ def _states(tx: Transaction, model: Model, class_ids: set[int]) -> list[AddedCla
     good = f"split = 'train' AND problem IS NULL AND {where}"
     images = Counter(tx.table("images", ["class_id"], good)["class_id"].to_pylist())
     anchors = dict(zip(bank.class_ids.tolist(), bank.offsets.diff().tolist(), strict=True))
-    visual = model.visual_sides()
+    visual = model.known.visual_sides()
     return [
         AddedClass(
             name=names[i],
@@ -409,7 +405,7 @@ def _of_linear_classifier(model: Model, classes: Sequence[AddedClass]) -> list[s
 def _of_added(model: Model, classes: Sequence[AddedClass], effect: Effect) -> list[str]:
     """Say what some classes that are added ones take from the others, and how certain that is."""
     notes = list[str]()
-    bare = set(model.class_ids[model.kinds.text_only].tolist())
+    bare = set(model.class_ids[model.known.text_only].tolist())
     if bare.intersection(one.class_id for one in classes):
         notes.append(_MUTE if model.saved.texts_are_mute else _ATTRACTS)
     notes += [
@@ -419,7 +415,7 @@ def _of_added(model: Model, classes: Sequence[AddedClass], effect: Effect) -> li
     added = set(model.class_ids[~model.trained].tolist())
     if effect.certainty and added.intersection(one.class_id for one in classes):
         notes.append(effect.certainty)
-    untrained = Counter(model.visual_sides().values())["images"]
+    untrained = Counter(model.known.visual_sides().values())["images"]
     if untrained >= _SEVERAL and any(one.visual == "images" for one in classes):
         notes.append(
             f"The head was not trained on {plural(untrained, 'class', 'classes')} that have images. To train on"

@@ -23,7 +23,6 @@ from vlltr_index.wording import plural
 if TYPE_CHECKING:
     from vlltr_index.heads.anchor_bank import AnchorBank
     from vlltr_index.recognition.added import FoldScores
-    from vlltr_index.recognition.state import ModelState
 
 
 @dataclass(frozen=True)
@@ -71,34 +70,33 @@ _kept: WeakKeyDictionary[AnchorBank, tuple[int, FoldScores | None]] = WeakKeyDic
 """Scores of a model that is in use, by its anchors and commit: of a further change they are those before it."""
 
 
-def measure(before: ModelState, after: Model, touched: set[int]) -> tuple[Effect, dict[int, float]]:
+def measure(before: Model, after: Model, touched: set[int]) -> tuple[Effect, dict[int, float]]:
     """Measure accuracy before and after a change on classes that are in both models and not in `touched`.
 
     Args:
-        before: The state before.
+        before: The model before.
         after: The model after, without offsets of added classes.
         touched: Ids of the classes that changed.
 
     Returns:
         The effect, and the offsets of the added classes.
     """
-    model = Model.of(before)
     now = fold_scores(after)
     if now is None:
         return Effect(unmeasured=True), {}
     offsets = now.offsets()
     _kept[after.bank] = after.commit + 1, now
-    only_added = after.saved is before.head and not touched & set(model.class_ids.tolist())
-    were = now if only_added and _within(model, now) else _before(before, model)
+    only_added = after.saved is before.saved and not touched & set(before.class_ids.tolist())
+    were = now if only_added and _within(before, now) else _scores_of(before)
     if were is None:
         return Effect(unmeasured=True), offsets
-    others = torch.tensor(sorted(set(model.class_ids.tolist()) - touched), dtype=torch.int64)
+    others = torch.tensor(sorted(set(before.class_ids.tolist()) - touched), dtype=torch.int64)
     place = {image_id: row for row, image_id in enumerate(were.image_ids)}
     old = torch.tensor([place.get(image_id, -1) for image_id in now.image_ids])
     rows = (old >= 0) & torch.isin(now.labels, others) & torch.isin(now.labels, after.class_ids)
     if not bool(rows.any()):
         return Effect(unmeasured=True), offsets
-    was = were.answers(model.class_ids, model.offsets)[old[rows]]
+    was = were.answers(before.class_ids, before.offsets)[old[rows]]
     found = now.answers(after.class_ids, offsets)[rows]
     labels = now.labels[rows]
     shares = balanced_shares(labels, now.groups[rows])
@@ -117,9 +115,9 @@ def _within(model: Model, scores: FoldScores) -> bool:
     return set(model.class_ids.tolist()) <= set(scores.class_ids.tolist())
 
 
-def _before(before: ModelState, model: Model) -> FoldScores | None:
+def _scores_of(model: Model) -> FoldScores | None:
     """Return the scores before a change, which an earlier change in this process may have left."""
-    kept = _kept.get(before.anchors.bank)
+    kept = _kept.get(model.bank)
     return kept[1] if kept is not None and kept[0] == model.commit else fold_scores(model)
 
 

@@ -43,7 +43,7 @@ class ToldMeans:
 
     Attributes:
         class_ids: Int64 [K], ascending.
-        digests: Int64 [K], by which a class's anchors are known to be the same, see `recognition.state.Anchors`.
+        digests: Int64 [K], by which a class's anchors are known to be the same, see `recognition.anchors.Anchors`.
         means: Float32 [K, D], see `plda.prior_means`.
     """
 
@@ -136,6 +136,16 @@ class SavedHead:
     def unit_correlation(self) -> float:
         """By which images of a unit are counted, see `Parts`; 1 for a head without parts."""
         return 1.0 if self.parts is None else self.parts.unit_correlation
+
+    @property
+    def ood_threshold(self) -> float | None:
+        """The threshold of rejection, see `Parts`; None where nothing can be rejected."""
+        return None if self.parts is None else self.parts.ood_threshold
+
+    @property
+    def texts(self) -> str:
+        """What texts are used for, in a sentence; empty for a head without parts."""
+        return "" if self.parts is None else self.parts.texts
 
 
 PROJECTIONS = ("query_proj.weight", "key_proj.weight")

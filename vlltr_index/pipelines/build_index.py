@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vlltr_index.anchors.index import build_index, plan, save_index
 from vlltr_index.anchors.planning import IndexPlan, plan_index
-from vlltr_index.recognition.state import ModelState
+from vlltr_index.recognition.anchors import read_anchors
 from vlltr_index.tensors import unit_rows
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def plan_for(workspace: Workspace) -> IndexPlan:
     Raises:
         MissingStepError: If no anchors have been selected.
     """
-    bank = ModelState(workspace.snapshot()).anchors.bank
+    bank = read_anchors(workspace.snapshot()).bank
     size, dim = bank.vectors.shape
     reason = _nothing(bank)
     if reason is None:
@@ -60,7 +60,7 @@ def index_anchors(workspace: Workspace, kind: str = "auto", progress: Progress |
         MissingStepError: If no anchors have been selected.
     """
     with workspace.transaction("index") as tx:
-        loaded = ModelState(workspace.snapshot(tx.commit.id or None)).anchors
+        loaded = read_anchors(workspace.snapshot(tx.commit.id or None))
         size, dim = loaded.bank.vectors.shape
         if nothing := _nothing(loaded.bank):
             tx.set(index=None)

@@ -156,5 +156,5 @@ def _standing(snapshot: Snapshot, class_id: int) -> tuple[str, Rivals, bool]:
     except MissingStepError:  # no head yet
         return "none", Rivals("text", []), False
     near = rivals(model, [class_id])[class_id]
-    visual = model.visual_sides().get(class_id, "none")
+    visual = model.known.visual_sides().get(class_id, "none")
     return visual, near, model.saved.texts_are_mute

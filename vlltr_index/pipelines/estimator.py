@@ -66,7 +66,7 @@ class VLLTRClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         classes_: The classes [C] in the order of the columns of `predict_proba`.
         n_features_in_: Width D of the features, given or made of pictures.
         notes_: What was decided in fitting, in sentences.
-        scorer_: What scores features.
+        model_: The model; it scores features, and has no workspace.
     """
 
     def __init__(
@@ -132,9 +132,8 @@ class VLLTRClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
                 images = Images.of_pictures(pictures, labels, together, encoder, recipe)
                 self.n_features_in_ = encoder.dim
             sentences = self._sentences(encoder, recipe)
-            scorer, self.notes_ = fit_in_memory(images, sentences, len(self.classes_), recipe)
-        common = self.prior == "training"
-        self.scorer_ = scorer.under_prior(scorer.training_frequencies) if common else scorer
+            model, self.notes_ = fit_in_memory(images, sentences, len(self.classes_), recipe)
+        self.model_ = model.under("training") if self.prior == "training" else model
         self._encoder = encoder
         self._image_fp = None if encoder is None else encoder.image_fp
         return self
@@ -155,7 +154,7 @@ class VLLTRClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
             features = torch.tensor(validate_data(self, X, dtype=np.float32, reset=False))
         else:
             features = picture_features(self._opened_encoder(), pictures)
-        found: NDArray[np.float64] = self.scorer_.exhaustive(features).probabilities.double().numpy()
+        found: NDArray[np.float64] = self.model_.exhaustive(features).probabilities.double().numpy()
         found /= found.sum(axis=1, keepdims=True)
         return found
 

@@ -328,7 +328,8 @@ def _seen_as(
     """Return the images as crops show them, answered by another rule and under a prior where they are asked for."""
     answering = measured.answering
     if rule is not None:
-        ruled = (one.model.with_rule(one.model.fusion.model_copy(update={"rule": rule})) for one in answering)
+        fusion = answering[0].model.fusion.model_copy(update={"rule": rule})
+        ruled = (replace(one.model, fusion=fusion) for one in answering)
         answering = tuple(
             replace(one, model=model, plain=model) for one, model in zip(answering, ruled, strict=True)
         )
@@ -364,9 +365,9 @@ def _baselines(
 
 def _frequencies(model: Model) -> ClassFrequencies:
     """Return how common classes are in training, by the counts that the method has them by; equally if it has none."""
-    known = model.saved.parts is not None and model.fusion.rule == "ours"
-    alike = torch.zeros(len(model.class_ids), dtype=torch.float64)
-    return ClassFrequencies(model.class_ids, model.training_frequencies if known else alike)
+    if model.rule.name == "ours":
+        return ClassFrequencies(model.class_ids, model.rule.training_frequencies())
+    return ClassFrequencies(model.class_ids, torch.zeros(len(model.class_ids), dtype=torch.float64))
 
 
 def _row_answers(scored: ScoredRow, class_ids: Tensor, labels: Tensor, common: bool) -> dict[str, RowAnswers]:
@@ -452,7 +453,7 @@ def _rule_note(fusion: FusionConfig, prior: Prior) -> str:
 
 def _image_note(model: Model) -> str:
     """Say what images alone cannot name; an empty string if there is nothing to say."""
-    alone = len(model.kinds.text_only) if model.fusion.rule == "ours" else 0
+    alone = len(model.rule.text_only)
     return f"cannot name {plural(alone, 'class', 'classes')} known by text alone" if alone else ""
 
 
@@ -534,9 +535,9 @@ def _by_image(fused: FusedScores, model: Model) -> Tensor:
     """Return the probabilities by images alone, [B, C], which cannot name a class that is known by text alone."""
     if model.fusion.rule != "ours":  # by the other rules such a class has no score of the image branch
         return fused.by_image
-    return fused.visual_part.index_fill(
-        1, model.kinds.text_only.to(fused.visual_part.device), _NEVER
-    ).softmax(1)
+    return fused.visual_part.index_fill(1, model.rule.text_only.to(fused.visual_part.device), _NEVER).softmax(
+        1
+    )
 
 
 def _other_prior(prior: Prior) -> Measurable | None:

@@ -29,11 +29,13 @@ from vlltr_index.heads.bursts import folder_of
 from vlltr_index.heads.checkpoint import SavedHead
 from vlltr_index.heads.moments import class_sums
 from vlltr_index.heads.units import join_copies, units_of
-from vlltr_index.recognition.scorer import Scorer
-from vlltr_index.recognition.state import Anchors, ClassStats
+from vlltr_index.recognition.anchors import Anchors
+from vlltr_index.recognition.model import Model
+from vlltr_index.recognition.parameters import ClassParameters, ClassStats
 from vlltr_index.schemas.fingerprint import digest_bytes
 from vlltr_index.schemas.records import ImageRecord, SentenceRecord
 from vlltr_index.schemas.tables import content_id
+from vlltr_index.store.class_table import ClassTable
 from vlltr_index.store.ingestion import probe_all
 from vlltr_index.tensors import unit_rows
 from vlltr_index.train.augment import ViewAugment
@@ -284,7 +286,7 @@ def sentences_in(said: Any) -> list[str]:
 
 def fit_in_memory(
     images: Images, sentences: Sentences, classes: int, recipe: Recipe
-) -> tuple[Scorer, list[str]]:
+) -> tuple[Model, list[str]]:
     """Select anchors and fit all parts, as `vlltr select` and `vlltr train lgr` do without a stage 1.
 
     Args:
@@ -294,7 +296,7 @@ def fit_in_memory(
         recipe: The settings.
 
     Returns:
-        What scores features, and what was decided, in sentences for the user.
+        The model, and what was decided, in sentences for the user.
 
     Raises:
         UsageError: The recipe is of another protocol than `ours`, or trains the tower in stage 2.
@@ -326,19 +328,19 @@ def fit_in_memory(
     assert decision.rows is not None
     every = torch.arange(classes)
     counts, sums = class_sums(unit_rows(images.features[0]), images.labels, classes, data.weights)
-    scorer = Scorer(
-        anchors=Anchors(
-            bank=bank,
-            keys=torch.arange(len(chosen)),
-            read={
-                "sentence_id": pa.array([sentences.ids[n] for n in chosen], pa.string()),
-                "text": pa.array([sentences.texts[n] for n in chosen], pa.string()),
-            }.__getitem__,
-            selection_id="",
-        ),
-        saved=SavedHead(decision.head, every[decision.rows], text_fp="", image_fp="", parts=decision.parts),
-        stats=ClassStats(every, counts, sums),
-        fusion=recipe.fusion,
-        merged={},
+    anchors = Anchors(
+        bank=bank,
+        keys=torch.arange(len(chosen)),
+        read={
+            "sentence_id": pa.array([sentences.ids[n] for n in chosen], pa.string()),
+            "text": pa.array([sentences.texts[n] for n in chosen], pa.string()),
+        }.__getitem__,
+        selection_id="",
     )
-    return scorer, decision.notes
+    saved = SavedHead(decision.head, every[decision.rows], text_fp="", image_fp="", parts=decision.parts)
+    model = Model(
+        known=ClassParameters(anchors, saved, ClassStats(every, counts, sums), merged={}),
+        fusion=recipe.fusion,
+        classes=ClassTable({number: str(number) for number in range(classes)}, {}),
+    )
+    return model, decision.notes

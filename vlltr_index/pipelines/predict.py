@@ -224,7 +224,7 @@ def _asked(
     facts = {
         "program": VERSION,
         "commit": model.commit,
-        "model": digest_json(model.state.record.model_dump(mode="json")),
+        "model": digest_json(model.source.record.model_dump(mode="json")),
         "images": list(paths),
         **asdict(options),
     }

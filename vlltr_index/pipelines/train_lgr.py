@@ -25,9 +25,10 @@ from vlltr_index.heads.plda import prior_means
 from vlltr_index.pipelines import training
 from vlltr_index.pipelines.status import reading_change
 from vlltr_index.recognition.added import added_offsets
+from vlltr_index.recognition.anchors import Anchors, read_anchors
 from vlltr_index.recognition.folds import Dealt, Folds, FoldScalars, save_deal, save_fold
 from vlltr_index.recognition.model import Model
-from vlltr_index.recognition.state import ModelState
+from vlltr_index.recognition.parameters import ClassParameters, read_class_stats
 from vlltr_index.schemas.config import LGRConfig, SelectConfig
 from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.store.holdout import HeldOut, read_held_out
@@ -87,14 +88,16 @@ class HeadData:
     """What a head is trained on.
 
     Attributes:
-        state: The commit's anchors.
+        snapshot: The commit or transaction.
+        anchors: Its anchors.
         images: The training images with their plain vectors; None where there is none.
         features: Float [V, N, D], their views, the plain one first.
         units: The group of each image.
         contents: The hash of each image's content.
     """
 
-    state: ModelState
+    snapshot: Snapshot
+    anchors: Anchors
     images: loading.ImageSet | None
     features: Tensor
     units: list[str]
@@ -129,7 +132,7 @@ def _train_head(
             if run.data.images is not None:
                 _keep_stats(tx, run.data.images, run.data.units, saved)
             tx.note(merged={})
-            digest = _keep_head(tx, run.data.state, saved, config, decision.log)
+            digest = _keep_head(tx, run.data.anchors, saved, config, decision.log)
             _keep_folds(tx, run.data, saved, decision)
             return digest
 
@@ -158,13 +161,13 @@ def head_data(snapshot: Snapshot, config: LGRConfig) -> HeadData:
         UsageError: If there are no images, and the encoder has no text tower.
         MissingStepError: If there are no anchors, or fewer views are stored than the head is to be trained on.
     """
-    state = ModelState(snapshot)
-    dim = state.anchors.bank.dim
+    anchors = read_anchors(snapshot)
+    dim = anchors.bank.dim
     ours = snapshot.recipe.fusion.rule == "ours"
     if ours and not loading.usable_images(snapshot, "train", []).num_rows:
         hint = "Run: vlltr ingest images PATH --split train"
         snapshot.commit.family.require_texts("there are no training images", hint)
-        return HeadData(state, None, torch.empty(0, 0, dim), [], [])
+        return HeadData(snapshot, anchors, None, torch.empty(0, 0, dim), [], [])
     stored = snapshot.commit.info.views
     if stored < config.views:
         raise MissingStepError(
@@ -179,7 +182,7 @@ def head_data(snapshot: Snapshot, config: LGRConfig) -> HeadData:
         features[view] = loading.image_set(snapshot, "train", view, augment).features
     units = loading.image_units(snapshot, first.image_ids, first.class_ids, first.features)
     contents = contents_of(snapshot, first.image_ids)
-    return HeadData(state, replace(first, features=features[0]), features, units, contents)
+    return HeadData(snapshot, anchors, replace(first, features=features[0]), features, units, contents)
 
 
 def contents_of(snapshot: Snapshot, image_ids: Sequence[str]) -> list[str]:
@@ -193,11 +196,11 @@ def _fit_head(
     run: training.TrainingRun[HeadData], config: LGRConfig, progress: Progress | None
 ) -> tuple[StageTwoResult, Tensor]:
     """Train a head by the workspace's rule; return the result, and the ids of its rows' classes."""
-    state = run.data.state
+    bank = run.data.anchors.bank
     images = run.data.images
     logit_scale = run.snapshot.commit.logit_scale
     if images is None:
-        nothing = without_images(state.anchors.bank, config, logit_scale)
+        nothing = without_images(bank, config, logit_scale)
         return nothing, torch.empty(0, dtype=torch.int64)
     _log.info("%s on %s, fp32", run.command, device_name(choose_device()))
     if run.snapshot.recipe.fusion.rule == "ours":
@@ -206,7 +209,7 @@ def _fit_head(
         assert decision.rows is not None
         return decision, class_ids[decision.rows]
     class_ids, labels = torch.unique(images.class_ids, return_inverse=True)
-    bank = _trained_bank(state, class_ids)
+    bank = _trained_bank(run.snapshot, bank, class_ids)
     init = _visual_init(run.snapshot, run.snapshot.commit.checkpoint, class_ids)
     stored = StoredImages(run.data.features, labels, bank, torch.arange(bank.num_classes))
     start = new_head(bank, config, init, logit_scale)
@@ -226,12 +229,11 @@ def _check_reading(snapshot: Snapshot) -> None:
 
 def stage_two_data(read: HeadData) -> tuple[StageTwoData, Tensor]:
     """Return the training data of stage 2, and the ids int64 [C] of the classes that its images are of."""
-    state = read.state
     images = read.images
     assert images is not None
-    snapshot = state.snapshot
+    snapshot = read.snapshot
     commit = snapshot.commit
-    loaded = state.anchors
+    loaded = read.anchors
     class_ids, labels = torch.unique(images.class_ids, return_inverse=True)
     held = HeldOut()
     init = None
@@ -318,12 +320,12 @@ def _tune_visual(
     def prepare(snapshot: Snapshot) -> tuple[_TunedData, str]:
         whole = training.training_set(snapshot, with_texts=False)
         own_part(config.batch_size)
-        state = ModelState(snapshot)
+        anchors = read_anchors(snapshot)
         start = _start(snapshot, config)
         data, held = _parted(snapshot, whole, start)
         settings = config.model_dump(exclude={"micro_batch"})  # it does not change the gradients
-        facts = [start, state.anchors.selection_id, settings, whole.image_ids, whole.labels.tolist()]
-        bank = _trained_bank(state, data.class_ids)
+        facts = [start, anchors.selection_id, settings, whole.image_ids, whole.labels.tolist()]
+        bank = _trained_bank(snapshot, anchors.bank, data.class_ids)
         return _TunedData(start, data, held, bank), f"lgr-{short(digest_json(facts))}"
 
     with training.training_run(workspace, "train lgr", resume, prepare, facts=head_facts) as run:
@@ -373,10 +375,10 @@ def _keep_tuned(
     units = loading.image_units(tx, images.image_ids, images.class_ids, images.features)
     parts = None
     decision = None
-    state = ModelState(tx)
+    anchors = read_anchors(tx)
     if tx.recipe.fusion.rule == "ours":
         contents = contents_of(tx, images.image_ids)
-        read = HeadData(state, images, images.features[None], units, contents)
+        read = HeadData(tx, anchors, images, images.features[None], units, contents)
         whole, class_ids = stage_two_data(read)
         unseen, apart = _unseen(held, images.image_ids, class_ids)
         whole = replace(whole, unseen=unseen, unseen_classes=apart, visual_init=None)
@@ -384,7 +386,7 @@ def _keep_tuned(
         parts, notes = decision.parts, decision.notes
     saved = SavedHead(head, data.class_ids, text_fp=encoder.text_fp, image_fp=encoder.image_fp, parts=parts)
     _keep_stats(tx, images, units, saved)
-    digest = _keep_head(tx, state, saved, config, stage.log)
+    digest = _keep_head(tx, anchors, saved, config, stage.log)
     tx.note(folds=None, offsets={})
     if decision is not None:
         _keep_folds(tx, read, saved, decision)
@@ -411,15 +413,14 @@ def _keep_stats(tx: Transaction, images: loading.ImageSet, units: list[str], sav
     tx.replace("class_stats", rows)
 
 
-def _keep_head(tx: Transaction, state: ModelState, saved: SavedHead, config: LGRConfig, log: Log) -> str:
+def _keep_head(tx: Transaction, anchors: Anchors, saved: SavedHead, config: LGRConfig, log: Log) -> str:
     """Commit the head with the settings it was trained by, those of its selection too, and the log of its losses.
 
-    What the texts told of the classes is kept with it, by the anchors of `state`.
+    The prior means that the texts gave are stored with it, by `anchors`.
     """
     settings = config.model_dump(mode="json")
     recipe = tx.recipe
     if saved.parts is not None and saved.parts.shared.kernel is not None:
-        anchors = state.anchors
         means = prior_means(anchors.with_words, saved.parts.shared)
         told = ToldMeans(anchors.bank.class_ids, anchors.digests, means)
         saved = replace(saved, parts=replace(saved.parts, told=told))
@@ -453,16 +454,11 @@ def _keep_folds(tx: Transaction, data: HeadData, saved: SavedHead, decision: Sta
 
     digest = tx.objects.put("heads", write)
     tx.note(folds=digest)
-    state = ModelState(tx)
     model = Model(
-        anchors=data.state.anchors,
-        saved=saved,
-        stats=state.class_stats,
+        known=ClassParameters(data.anchors, saved, read_class_stats(tx), merged={}),
         fusion=tx.recipe.fusion,
-        merged={},
-        state=state,
-        classes=state.classes,
-        taxonomy=state.taxonomy,
+        classes=tx.class_table(),
+        source=tx,
     )
     tx.note(offsets=added_offsets(model, Folds(tx.objects.path("heads", digest))))
 
@@ -484,18 +480,15 @@ def _starting_encoder(snapshot: Snapshot, start: str | None) -> Encoder:
     return loading.saved_encoder(snapshot.objects.path("checkpoints", start))
 
 
-def _trained_bank(state: ModelState, class_ids: Tensor) -> AnchorBank:
+def _trained_bank(snapshot: Snapshot, bank: AnchorBank, class_ids: Tensor) -> AnchorBank:
     """Return the anchors of the training classes int64 [C], in their order.
 
     Raises:
         MissingStepError: If one of them has no anchor: it came after the selection.
     """
-    bank = state.anchors.bank
     positions = class_positions(bank.class_ids, class_ids)
     bare = class_ids[positions < 0].tolist()
-    training.check_told(
-        state.snapshot, bare, "anchor sentence", "Select again: vlltr embed, then vlltr select"
-    )
+    training.check_told(snapshot, bare, "anchor sentence", "Select again: vlltr embed, then vlltr select")
     return bank.select(positions)
 
 
@@ -545,13 +538,13 @@ def refit(workspace: Workspace, config: LGRConfig, progress: Progress | None = N
     trained = workspace.snapshot()
     after = Model.open(trained)
     names = trained.class_table().names
-    known = set(before.row_owners.tolist())
-    effect, _ = measure(before.state, after, set(before.class_ids.tolist()) - known)
-    text_only = len(after.class_ids) - len(after.visual_sides())
+    known = set(before.known.row_owners.tolist())
+    effect, _ = measure(before, after, set(before.class_ids.tolist()) - known)
+    text_only = len(after.class_ids) - len(after.known.visual_sides())
     return RefitReport(
         digest=report.digest,
         classes=report.classes,
-        new_classes=[names[i] for i in after.row_owners.tolist() if i not in known],
+        new_classes=[names[i] for i in after.known.row_owners.tolist() if i not in known],
         text_only=text_only,
         images=report.images,
         notes=report.notes,

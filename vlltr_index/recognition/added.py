@@ -85,7 +85,7 @@ def fold_scores(model: Model, folds: Folds | None = None) -> FoldScores | None:
     """
     if model.saved.parts is None:
         return None
-    folds = folds or open_folds(model.state.snapshot)
+    folds = folds or open_folds(model.snapshot)
     if folds is None:
         return None
     most = max(_FEWEST, min(_MOST, _SCORES // max(1, len(model.class_ids))))
@@ -123,14 +123,13 @@ def fold_scores(model: Model, folds: Folds | None = None) -> FoldScores | None:
 @torch.inference_mode()
 def log_scores(judge: Model, features: Tensor) -> Tensor:
     """Return z of features, float64 [N, C], for a model without offsets."""
-    assert judge.saved.parts is not None
-    attends = bool(judge.saved.parts.weights.text)
+    rule = judge.rule
     found = []
     for some in features.split(_BATCH):
-        image = judge.visual_scores(some)
+        image = rule.visual_scores(some)
         scores = image.scores
-        if attends:
-            scores = judge.fuse(image, judge.text_logits(some)).log_scores
+        if rule.attends:
+            scores = rule.fuse(image, judge.text_logits(some)).log_scores
         found.append(scores.double())
     return torch.cat(found)
 

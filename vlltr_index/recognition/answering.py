@@ -169,7 +169,7 @@ class _Answering:
         """Return the scores [B, C_a] among the classes that may be the answer, and the residual [B]."""
         fused, residual = self._model.score(features, used)
         if self._options.some:
-            fused = fused.among(self._columns, self._model.fusion.rule)
+            fused = fused.among(self._columns, self._model.rule.name)
         return fused, residual
 
     def together(self, batches: Iterable[PixelBatch], group_of: Mapping[str, str]) -> Iterator[Prediction]:
@@ -216,7 +216,7 @@ class _Answering:
                 residuals.append(residual)
                 return fused
 
-            fused = together(score, features, units, model.fusion.rule, model.correlation)
+            fused = together(score, features, units, model.rule.name, model.rule.correlation)
             known = self._known(features, units)
             residual = unit_means(torch.cat(residuals), units)
             answers = self._answers(fused, residual, read, known, used)

@@ -21,7 +21,8 @@ from torch import Tensor
 from vlltr_index.anchors.selection import anchors_without
 from vlltr_index.embedding.loading import numbers, with_readings
 from vlltr_index.errors import InputError, MissingStepError, UsageError
-from vlltr_index.recognition.state import TEXT_COLUMNS, Texts, texts_of
+from vlltr_index.recognition.anchors import TEXT_COLUMNS, Texts, texts_of
+from vlltr_index.recognition.lazy import Lazy
 from vlltr_index.schemas.records import ClassScore, SentenceShare
 from vlltr_index.store.snapshot import Snapshot
 from vlltr_index.tensors import class_positions
@@ -169,7 +170,7 @@ class Examination:
     def _class(self, class_id: int, left: _Left, sentences: bool = False) -> ExaminedClass:
         before, told = self._score(self.model, self._whole, class_id, sentences)
         now, kept = self._score(left.model, left.fused, class_id, sentences)
-        struck = {one: left.model.state.texts[one] for one, owner in left.struck.items() if owner == class_id}
+        struck = {one: left.model.texts[one] for one, owner in left.struck.items() if owner == class_id}
         return ExaminedClass(
             class_id=class_id,
             name=now.name,
@@ -195,9 +196,9 @@ class Examination:
         """Return a model's score of a class, zero if nothing is known of it, and its sentences by id and share."""
         column = class_positions(model.class_ids, torch.tensor([[class_id]]))
         if int(column) < 0:
-            unit = "log-odds" if model.fusion.rule != "paper" else "probability"
             cosine = model.shown_cosine(0.0)
-            return ClassScore(class_id, model.names[class_id], 0.0, 0.0, 0.0, cosine, unit=unit), {}
+            name = model.names[class_id]
+            return ClassScore(class_id, name, 0.0, 0.0, 0.0, cosine, unit=model.rule.unit), {}
         score = model.class_scores(fused, column)[0][0]
         place = model.explainer.places.get(class_id)
         if place is None:
@@ -250,11 +251,10 @@ def _model_without(model: Model, struck: frozenset[str]) -> tuple[Model, dict[st
     kept = _WITHOUT.get(model)
     if kept is not None and kept[0] == struck:
         return kept[1:]
-    state = model.state
-    if not isinstance(state.source, Snapshot):
+    snapshot = model.source
+    if not isinstance(snapshot, Snapshot):
         what = "in an exported folder no sentence can be struck out: others may come in for it"
         raise UsageError(what, "Ask the workspace that it came from.")
-    snapshot = state.source
     every = snapshot.table("sentences", ["class_id", *TEXT_COLUMNS])
     out = pc.is_in(every["sentence_id"], pa.array([one for one in struck if one.isascii()], pa.string()))
     gone = every.filter(out)
@@ -269,10 +269,11 @@ def _model_without(model: Model, struck: frozenset[str]) -> tuple[Model, dict[st
         bank, ids = anchors_without(snapshot, config, left, sentences=frozenset(owners))
         bank = with_readings(snapshot, bank, ids)
     texts = texts_of(every.filter(of_touched))
+    anchors = model.anchors.exchanged(touched, bank, ids, [texts[one][0] for one in ids])
     found = replace(
-        model,
-        anchors=model.anchors.exchanged(touched, bank, ids, [texts[one][0] for one in ids]),
-        state=state.apart(class_images=state.class_images, read_texts=lambda: {**state.texts, **texts}),
+        model.with_known(anchors=anchors),
+        lazy_index=Lazy(lambda: None),
+        lazy_texts=Lazy(lambda: {**model.texts, **texts}),
     )
     if model.log_prior is not None:
         columns = class_positions(model.class_ids, found.class_ids)

@@ -3,46 +3,44 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlltr_index.heads.explanation import ClassExplanation, explain_class, explain_prior, mean_explanation
-from vlltr_index.heads.text_prior import sentence_features
+from vlltr_index.heads.explanation import ClassExplanation, mean_explanation
 from vlltr_index.recognition.in_words import numbered, template_groups
 from vlltr_index.schemas.records import ClassScore, Neighbour, SentenceShare
-from vlltr_index.tensors import class_positions
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from vlltr_index.recognition.scorer import Scorer
-    from vlltr_index.recognition.state import Texts
-
-
-_CLASSES = 256
+    from vlltr_index.recognition.anchors import Anchors, Texts
+    from vlltr_index.recognition.lazy import Lazy
+    from vlltr_index.recognition.rules import FusionRule
 
 
 class Explainer:
     """Explains text scores by anchor sentences; everything is on the CPU.
 
     Args:
-        scorer: What scores the classes.
-        texts: Returns the anchors' texts by sentence id.
+        rule: The model's rule.
+        anchors: The model's anchors.
+        texts: The anchors' texts by sentence id.
         names: Names of classes by class id.
     """
 
-    def __init__(self, scorer: Scorer, texts: Callable[[], Texts], names: Mapping[int, str]) -> None:
-        self._scorer = scorer
-        self._anchors = scorer.anchors
+    def __init__(
+        self, rule: FusionRule, anchors: Anchors, texts: Lazy[Texts], names: Mapping[int, str]
+    ) -> None:
+        self._rule = rule
+        self._anchors = anchors
         self._texts = texts
         self._names = names
-        self._predicted = lru_cache(_CLASSES)(self._map)  # prior means by each sentence of a class
 
     @cached_property
     def places(self) -> dict[int, int]:
@@ -57,35 +55,7 @@ class Explainer:
                 text score is their mean.
             place: The class's position in the bank.
         """
-        return mean_explanation([self._explain(feature, place) for feature in features])
-
-    def _explain(self, feature: Tensor, place: int) -> ClassExplanation:
-        bank = self._anchors.bank
-        found = explain_class(self._scorer.saved.head, bank, place, feature)
-        column = self._columns[place]
-        weights = self._scorer.text_weights(column)
-        plda = self._scorer.plda
-        if weights is None or plda is None:
-            return found
-        by_prior = explain_prior(plda, column, self._predicted(place), feature)
-        return found.weighed(*weights, by_prior)
-
-    def _map(self, place: int) -> Tensor:
-        plda = self._scorer.plda
-        assert plda is not None
-        parts = self._scorer.saved.parts
-        assert parts is not None
-        kernel = parts.shared.kernel
-        at = torch.tensor([place])
-        bank = self._anchors.bank.select(at) if kernel is None else self._anchors.of_classes(at)
-        told = parts.shared.tell(sentence_features(bank, slice(None), kernel))
-        return plda.map_sentences(self._columns[place], told)
-
-    @cached_property
-    def _columns(self) -> list[int]:
-        """The scorer's column of each class in the bank."""
-        columns: list[int] = class_positions(self._scorer.class_ids, self._anchors.bank.class_ids).tolist()
-        return columns
+        return mean_explanation([self._rule.explain(feature, place) for feature in features])
 
     def shares(
         self, features: Tensor, class_id: int, groups: int | None
@@ -138,7 +108,7 @@ class Explainer:
         Unless `grouped` each is a group by itself, and the texts of all classes need not be compared.
         """
         first, last = self._anchors.bank.bounds[found.position : found.position + 2]
-        texts = self._texts()
+        texts = self._texts.value
         values = torch.stack([found.attention, found.shares, found.effects, found.percents], 1).tolist()
         ids = self._anchors.sentence_ids[first:last]
         groups = numbered(self._template_groups[first:last]) if grouped else range(last - first)
@@ -161,7 +131,7 @@ class Explainer:
     def _template_groups(self) -> list[Hashable]:
         """Group key of each anchor whose text is a template around its class's name, else None."""
         bank = self._anchors.bank
-        texts = self._texts()
+        texts = self._texts.value
         owners = bank.class_ids[bank.class_of_row].tolist()
         sentences = (texts[sentence_id][:2] for sentence_id in self._anchors.sentence_ids)
         return template_groups(

@@ -32,7 +32,9 @@ from vlltr_index.heads.dealing import FOLDS, deal_groups
 from vlltr_index.heads.fusion import PartWeights
 from vlltr_index.heads.moments import class_sums, observation_weights
 from vlltr_index.heads.units import number_names, number_observations
-from vlltr_index.recognition.state import TEXT_COLUMNS, Anchors, ClassStats, texts_of
+from vlltr_index.recognition.anchors import TEXT_COLUMNS, Anchors, Texts, texts_of
+from vlltr_index.recognition.lazy import Lazy
+from vlltr_index.recognition.parameters import ClassStats
 from vlltr_index.schemas.manifests import Manifest
 from vlltr_index.schemas.tables import content_id
 from vlltr_index.store.snapshot import sentence_numbers
@@ -189,7 +191,7 @@ class Folds:
         Raises:
             WorkspaceError: Its files are damaged.
         """
-        snapshot = model.state.snapshot
+        snapshot = model.snapshot
         rows = usable_images(snapshot, "train", ["content_hash"])
         apart = self._torn(snapshot, rows)
         places = self._places(model, rows)
@@ -204,17 +206,11 @@ class Folds:
         features = image_vectors_of(snapshot, ids)
         out = frozenset(ids)
         stats = _without(model, owners, features, [one.group for one in mine])
-        state = model.state.apart(
-            class_images=partial(_images_without, model, out),
-            read_texts=lambda: texts_of(snapshot.table("sentences", TEXT_COLUMNS)),
-        )
-        state.index = model.state.index
+        anchors = self._anchors(model, number) if own_anchors else model.anchors
         fitted = replace(
-            model,
-            saved=self._head(number),
-            stats=stats,
-            anchors=self._anchors(model, number) if own_anchors else model.anchors,
-            state=state,
+            model.with_known(saved=self._head(number), stats=stats, anchors=anchors),
+            lazy_texts=Lazy(partial(_all_texts, snapshot)),
+            class_images=partial(_images_without, model, out),
         )
         in_fold = torch.tensor([one.fold == number for one in mine], dtype=torch.bool)
         asked = torch.isin(owners, stats.class_ids) & in_fold
@@ -266,7 +262,8 @@ class Folds:
             stats = _stats_of(features[~out], owners[~out], rest, model.saved.unit_correlation)
             asked = (out & torch.isin(owners, stats.class_ids)).nonzero()[:, 0]
             if len(asked):
-                yield replace(model, saved=saved, stats=stats, anchors=anchors_of(self._model_of(own))), asked
+                anchors = anchors_of(self._model_of(own))
+                yield model.with_known(saved=saved, stats=stats, anchors=anchors), asked
 
     def _head(self, number: int) -> SavedHead:
         """Return what was fitted without a fold, with the scalars that the other folds choose."""
@@ -284,11 +281,15 @@ class Folds:
 
     def _places(self, model: Model, rows: pa.Table) -> list[_Place | None]:
         """Return the fold of each image: as it was dealt or, of an added class, as its content determines."""
-        if self._placed is not None and self._placed[0] == model.merged and self._placed[1].equals(rows):
+        if (
+            self._placed is not None
+            and self._placed[0] == model.known.merged
+            and self._placed[1].equals(rows)
+        ):
             return self._placed[2]
         found = self._dealt(model, rows)
         given = list(zip(rows["content_hash"].to_pylist(), rows["class_id"].to_pylist(), strict=True))
-        base = set(model.row_owners.tolist())
+        base = set(model.known.row_owners.tolist())
         pairs = list(zip(found, given, strict=True))
         moved = {one.group for one, (_, owner) in pairs if one is not None and owner not in base}
         found = [one._replace(same=False) if one is not None and one.group in moved else one for one in found]
@@ -301,7 +302,7 @@ class Folds:
         if places:
             for place, one in zip(places, self._added(model, rows.take(places)), strict=True):
                 found[place] = one
-        self._placed = model.merged, rows, found
+        self._placed = model.known.merged, rows, found
         return found
 
     def _dealt(self, model: Model, rows: pa.Table) -> list[_Place | None]:
@@ -313,12 +314,12 @@ class Folds:
                 known = unit_of.get((content, None), unit_of.get((content, owner)))
                 if known is not None:
                     group, before = known
-                    found[place] = _Place(fold, group, model.merged.get(before, before) == owner, False)
+                    found[place] = _Place(fold, group, model.known.merged.get(before, before) == owner, False)
         return found
 
     def _added(self, model: Model, rows: pa.Table) -> list[_Place | None]:
         """Return the fold of each image of an added class; None for one that is not embedded."""
-        snapshot = model.state.snapshot
+        snapshot = model.snapshot
         hashes = rows["content_hash"].to_pylist()
         contents = list(map(content_id, rows["image_id"].to_pylist(), hashes))
         there = embedded(snapshot, snapshot.commit.image_fp or "", contents)
@@ -336,8 +337,8 @@ class Folds:
     def came_since(self, model: Model) -> int:
         """Count the training images of base classes that were added after training, which are in no fold."""
         known = set(self._deal["content_hash"].to_pylist())
-        base = set(model.row_owners.tolist())
-        rows = usable_images(model.state.snapshot, "train", ["content_hash"])
+        base = set(model.known.row_owners.tolist())
+        rows = usable_images(model.snapshot, "train", ["content_hash"])
         given = zip(rows["content_hash"].to_pylist(), rows["class_id"].to_pylist(), strict=True)
         return sum(content not in known and owner in base for content, owner in given)
 
@@ -393,7 +394,7 @@ class Folds:
     def _anchors(self, model: Model, number: int) -> Anchors:
         """Return the anchors that were selected without the fold's images; of added classes the commit's."""
         own = model.anchors
-        snapshot = model.state.snapshot
+        snapshot = model.snapshot
         path = self._folder / str(self._model_of(number)) / "anchors.arrow"
         if not path.exists() or not len(own.keys):
             return own
@@ -435,7 +436,7 @@ class Folds:
         fresh = int(own.keys.max()) + 1 + torch.arange(len(rows))
         keys = torch.where(at >= 0, own.keys[at], fresh)  # so that the commit's index finds what both have
         owner = numbers(rows, "class_id")
-        reading = model.state.record.reading
+        reading = model.source.record.reading
         return Anchors.of(owner, keys, vectors, losses, read, own.selection_id, reading)
 
 
@@ -447,9 +448,14 @@ def _contents_by_class(rows: pa.Table) -> dict[int, set[str]]:
     return found
 
 
+def _all_texts(snapshot: Snapshot) -> Texts:
+    """Return the texts of all sentences: a fold's anchors may be others than the commit's."""
+    return texts_of(snapshot.table("sentences", TEXT_COLUMNS))
+
+
 def _images_without(model: Model, out: frozenset[str], class_id: int) -> tuple[pa.Table, Tensor]:
-    """Return a class's training images as `ModelState.class_images` does, but for some."""
-    rows, vectors = model.state.class_images(class_id)
+    """Return a class's training images as `Model.class_images` does, but for some."""
+    rows, vectors = model.class_images(class_id)
     kept = [image_id not in out for image_id in rows["image_id"].to_pylist()]
     return rows.filter(pa.array(kept, pa.bool_())), vectors[torch.tensor(kept, dtype=torch.bool)]
 

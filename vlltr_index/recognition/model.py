@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Iterable, Iterator, Sequence
-from copy import deepcopy
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import TYPE_CHECKING
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,101 +15,213 @@ from torch import Tensor
 from vlltr_index.anchors.index import AnchorIndex, current_index
 from vlltr_index.anchors.retrieval import AnchorClasses, Retrieved, choose_index, retrieval_of, retrieve
 from vlltr_index.data.decoding import UNREADABLE, ImageSource, image_label
+from vlltr_index.embedding.loading import open_encoder
 from vlltr_index.embedding.pixels import ReadAhead, Reader, image_features, in_batches, pool_crops
-from vlltr_index.errors import (
-    InputError,
-    MissingStepError,
-    PriorError,
-    UnknownClassError,
-    UsageError,
-    WorkspaceError,
-)
+from vlltr_index.errors import InputError, MissingStepError, UsageError, WorkspaceError
 from vlltr_index.heads.fusion import FusedScores, parts_of
-from vlltr_index.recognition.common import frequencies_among
+from vlltr_index.recognition.anchors import read_anchors, read_texts
 from vlltr_index.recognition.explaining import Explainer, nearest
+from vlltr_index.recognition.lazy import Lazy
+from vlltr_index.recognition.opening import (
+    ClassImages,
+    Memory,
+    class_images_of,
+    no_class_images,
+    no_encoder,
+    no_index,
+    open_index,
+    snapshot_of,
+    unchanged,
+)
+from vlltr_index.recognition.parameters import ClassParameters, read_class_stats, read_head
+from vlltr_index.recognition.priors import frequencies_among, frequencies_given
 from vlltr_index.recognition.ranks import NO_TREE, Ranks, classes_below, ranks_holding, tree_above
-from vlltr_index.recognition.scorer import Scorer
-from vlltr_index.recognition.state import ModelState
+from vlltr_index.recognition.rules import FusionRule, rule_for
 from vlltr_index.schemas.options import Prior, checked_prior
 from vlltr_index.schemas.records import ClassScore, Neighbour
 from vlltr_index.store.class_table import ClassTable
+from vlltr_index.store.taxonomy import taxonomy_of
 from vlltr_index.tensors import check_matrix, choose_device, class_positions
-from vlltr_index.wording import plural, share_within
+from vlltr_index.wording import share_within
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vlltr_index.embedding.pixels import NamedImage
     from vlltr_index.encoders.encoder import Encoder
+    from vlltr_index.heads.anchor_bank import AnchorBank
+    from vlltr_index.heads.checkpoint import SavedHead
     from vlltr_index.heads.tree import ClassTree
-    from vlltr_index.store.snapshot import Snapshot
+    from vlltr_index.recognition.anchors import Anchors, Texts
+    from vlltr_index.recognition.parameters import ClassStats
+    from vlltr_index.schemas.config import FusionConfig
+    from vlltr_index.store.snapshot import Snapshot, Source
     from vlltr_index.store.taxonomy import Taxonomy
 
 _log = logging.getLogger(__name__)
 _BATCH = 64
+_AT_ONCE = 512
+_SCORES_AT_ONCE = 2**21  # images times classes: dozens of tensors of 8 MiB
+_PASSES = 8
 _CPU = torch.device("cpu")
 _KEPT_RANKS = 8  # trees, each above the classes of one `only` or `parent`
 
 
 @dataclass(frozen=True, eq=False)
-class Model(Scorer):
-    """One immutable model: scores features, predicts images, explains; encoder, index and texts load on first use.
+class Model:
+    """One immutable model: scores features, predicts images, explains.
+
+    Its classes are those that have an anchor sentence or training images, ascending. Encoder, index, texts and the
+    images of classes are opened on first use.
 
     Attributes:
-        state: What it was made of.
+        known: What is known of the classes.
+        fusion: The rule; `ours` only for a head with its parameters.
         classes: Names and aliases.
         taxonomy: The tree above the classes; empty if there is none.
+        offsets: Offset of added classes by class id; a class that is not listed has 0.
+        log_prior: Float64 [C], the logarithm of each class's prior up to a constant; None: the prior is uniform.
+        source: What it was opened from.
         device: Device that images are scored on, usually the encoder's; scores are moved to the CPU.
+        lazy_encoder: The encoder in eval mode.
+        lazy_index: The index over anchors, which may have changed since; None: all classes are scored.
+        lazy_texts: Texts of the anchors by sentence id.
+        class_images: Returns the training images of a class.
     """
 
-    state: ModelState
+    known: ClassParameters
+    fusion: FusionConfig
     classes: ClassTable
-    taxonomy: Taxonomy
+    taxonomy: Taxonomy = field(default_factory=dict)
+    offsets: Mapping[int, float] = field(default_factory=dict)
+    log_prior: Tensor | None = None
+    source: Source = field(default_factory=Memory)
     device: torch.device = _CPU
+    lazy_encoder: Lazy[Encoder] = field(default_factory=partial(Lazy, no_encoder))
+    lazy_index: Lazy[AnchorIndex | None] = field(default_factory=partial(Lazy, no_index))
+    lazy_texts: Lazy[Texts] = field(default_factory=partial(Lazy, dict))
+    class_images: ClassImages = no_class_images
 
     @classmethod
-    def of(cls, state: ModelState) -> Model:
-        """Return the model of a state.
+    def open(
+        cls, source: Source, before: Model | None = None, device: str | torch.device | None = None
+    ) -> Model:
+        """Open the model of a commit, of a transaction that will become one, or of an exported folder.
+
+        Args:
+            source: See above.
+            before: The model of another commit of the same workspace; what has not changed since is taken from it.
+            device: Device of the encoder; None: that of `before`, or a GPU if there is one.
 
         Raises:
             MissingStepError: If anchors or head are not there yet.
             WorkspaceError: If the head's files are damaged.
             FingerprintMismatch: If the head was trained on another encoder's vectors.
         """
+        record = source.record
+        chosen = before.device if before is not None and device is None else choose_device(device)
+
+        def older(part: str) -> Model | None:
+            """Return the model before if it has the same part."""
+            return before if before is not None and unchanged(part, record, before.source.record) else None
+
+        anchors = model.known.anchors if (model := older("anchors")) else read_anchors(source)
+        saved = model.known.saved if (model := older("head")) else read_head(source)
+        stats = model.known.stats if (model := older("class_stats")) else read_class_stats(source)
+        classes = (
+            model.classes if (model := older("classes")) else ClassTable.from_arrow(source.rows("classes"))
+        )
+        fusion = record.fusion
+        if fusion.rule == "ours" and saved.parts is None:
+            fusion = fusion.model_copy(update={"rule": "paper"})
         return cls(
-            anchors=state.anchors,
-            saved=state.head,
-            stats=state.class_stats,
-            fusion=state.fusion,
-            merged=state.record.merged,
-            offsets=state.record.offsets,
-            state=state,
-            classes=state.classes,
-            taxonomy=state.taxonomy,
-            device=choose_device(state.device),
+            known=ClassParameters(anchors, saved, stats, record.merged),
+            fusion=fusion,
+            classes=classes,
+            taxonomy=model.taxonomy
+            if (model := older("taxonomy"))
+            else taxonomy_of(source.rows("taxonomy"), classes),
+            offsets=record.offsets,
+            source=source,
+            device=chosen,
+            lazy_encoder=model.lazy_encoder
+            if (model := older("encoder"))
+            else Lazy(partial(open_encoder, source, device=chosen)),
+            lazy_index=model.lazy_index if (model := older("index")) else Lazy(partial(open_index, source)),
+            lazy_texts=model.lazy_texts if (model := older("texts")) else Lazy(partial(read_texts, source)),
+            class_images=class_images_of(source),
         )
 
-    @classmethod
-    def open(cls, snapshot: Snapshot) -> Model:
-        """Return the model of a commit; errors as for `of`."""
-        return cls.of(ModelState(snapshot))
+    def committed(self, snapshot: Snapshot) -> Model:
+        """Return the model of the commit that a transaction became, which this is the model of.
+
+        What is opened on first use is read from the commit: the transaction's tables may be another writer's by now.
+        """
+        anchors = replace(self.known.anchors, selection_id=snapshot.commit.selection_id or "")
+        return replace(
+            self,
+            known=replace(self.known, anchors=anchors),
+            source=snapshot,
+            lazy_texts=Lazy(partial(read_texts, snapshot)),
+            class_images=class_images_of(snapshot),
+        )
 
     # What it is made of.
 
     @property
+    def saved(self) -> SavedHead:
+        """The trained head."""
+        return self.known.saved
+
+    @property
+    def anchors(self) -> Anchors:
+        """The anchors."""
+        return self.known.anchors
+
+    @property
+    def bank(self) -> AnchorBank:
+        """The anchors' vectors and classes."""
+        return self.known.anchors.bank
+
+    @property
+    def stats(self) -> ClassStats:
+        """Statistics of the classes' images."""
+        return self.known.stats
+
+    @property
+    def class_ids(self) -> Tensor:
+        """The class of each column, int64 [C], ascending."""
+        return self.known.class_ids
+
+    @property
+    def trained(self) -> Tensor:
+        """Mask of the classes that the head was trained on, bool [C]."""
+        return self.known.trained
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The commit or transaction; UsageError if the model is not of one."""
+        return snapshot_of(self.source)
+
+    @property
     def commit(self) -> int:
         """The number of the workspace's commit."""
-        return self.state.record.commit
+        return self.source.record.commit
 
     @property
     def first_commit(self) -> int:
         """The commit that first held this state, which differs from `commit` after a rollback."""
-        return self.state.record.first_commit
+        return self.source.record.first_commit
 
     @property
     def encoder(self) -> Encoder:
         """The encoder, loaded on first use."""
-        return self.state.encoder
+        return self.lazy_encoder.value
+
+    @property
+    def texts(self) -> Texts:
+        """Texts of the anchors by sentence id, read on first use."""
+        return self.lazy_texts.value
 
     @property
     def names(self) -> dict[int, str]:
@@ -127,13 +238,58 @@ class Model(Scorer):
         features = features.to(self.device, non_blocking=True)
         index = self._index_for(retrieval, len(features))
         if index is None:
-            found = self._placed.exhaustive(features)
+            found = self.exhaustive(features)
         else:
             found, residual = self._retrieve(features, index)
         if self.device.type != "cpu":  # stacked, so that there is one transfer to wait for
             found = FusedScores(*torch.stack(found.tensors).cpu())
         _check_finite(features, found)
         return found, residual.cpu()
+
+    @torch.inference_mode()
+    def exhaustive(self, features: Tensor) -> FusedScores:
+        """Score features [B, D], unnormalised, against every class, on their device."""
+        return FusedScores.joined(self._scores(features), len(features))
+
+    def _scores(self, features: Tensor) -> Iterator[FusedScores]:
+        """Score features, some at a time: of more at once by the anchors, which are read for each of these parts."""
+        at_once = self._images_at_once
+        for some in features.split(_PASSES * at_once):
+            texts = self.text_logits(some)
+            for part, text in zip(some.split(at_once), texts.split(at_once), strict=True):
+                yield self.rule.fuse(self.rule.visual_scores(part), text)
+
+    @property
+    def _images_at_once(self) -> int:
+        """How many images are scored at once, for memory."""
+        return max(1, min(_AT_ONCE, _SCORES_AT_ONCE // max(1, len(self.class_ids))))
+
+    def text_logits(self, features: Tensor) -> Tensor:
+        """Return text logits [B, C] of features [B, D]; a class without anchors gets the mean of the others."""
+        head, bank = self.known.on(features.device)
+        return self.whole(head.text_logits(features, bank))
+
+    def whole(self, bank_logits: Tensor) -> Tensor:
+        """Expand text logits of the anchors' classes [B, C_a] to all classes [B, C]."""
+        if self.bank.num_classes == len(self.class_ids):
+            return bank_logits
+        missing = bank_logits.mean(1, keepdim=True).nan_to_num()  # NaN if no class has an anchor
+        logits = missing.expand(-1, len(self.class_ids)).clone()
+        logits[:, self.known.bank_columns] = bank_logits
+        return logits
+
+    @cached_property
+    def rule(self) -> FusionRule:
+        """The rule by which images and texts give one answer.
+
+        Raises:
+            MissingStepError: It is `ours` and the head was trained for another protocol.
+        """
+        return rule_for(self.fusion, self.known, self.offsets, self.log_prior)
+
+    def with_known(self, **changes: Any) -> Model:
+        """Return the model with other anchors, another head, or other statistics: fields of `ClassParameters`."""
+        return replace(self, known=replace(self.known, **changes))
 
     def used(self, retrieval: str, images: int) -> str:
         """Return the retrieval used for `images` at once where `retrieval` is requested: `faiss` or `exhaustive`."""
@@ -146,40 +302,21 @@ class Model(Scorer):
     @cached_property
     def _index(self) -> AnchorIndex | None:
         """The index with later changes as an exact delta; None if there is none, or some class has no anchor."""
-        base = self.state.index
+        base = self.lazy_index.value
         if base is None or self.bank.num_classes < len(self.class_ids):
             return None
         return current_index(base, self.bank.vectors, self.anchors.keys)
 
-    @property
-    def _placed(self) -> Model:
-        """The model with anchors and head on `device`; class ids stay on the CPU."""
-        return self if self.device.type == "cpu" else self._on_device
-
-    @cached_property
-    def _on_device(self) -> Model:
-        bank = replace(self.bank.to(self.device), class_ids=self.bank.class_ids)
-        saved = replace(self.saved, head=deepcopy(self.saved.head).to(self.device))
-        placed = replace(self, anchors=replace(self.anchors, bank=bank), saved=saved)
-        placed.__dict__["plda"] = self.plda  # places itself
-        return placed
-
-    @property
-    def correlation(self) -> float:
-        """How alike the images of a unit are, see `pooling.together`; 1 under another rule than `ours`."""
-        parts = self.saved.parts
-        return 1.0 if parts is None or self.fusion.rule != "ours" else parts.correlation
-
     def known_scores(self, features: Tensor) -> Tensor:
-        """Return how well each image fits the classes, float [B], on the CPU, see `fits`."""
-        return self._placed.fits(features.to(self.device)).cpu()
+        """Return how well each image fits the classes, float [B], on the CPU, see `rejection.fit_parts`."""
+        return self.rule.known_scores(features.to(self.device)).cpu()
 
     def _retrieve(self, features: Tensor, index: AnchorIndex) -> tuple[FusedScores, Tensor]:
         """Return fused scores [B, C] and the residual probability [B], scoring only retrieved classes exactly."""
         residuals = list[Tensor]()
 
         def parts() -> Iterator[FusedScores]:
-            for part in features.split(self.images_at_once):
+            for part in features.split(self._images_at_once):
                 found = self._retrieved(part, index)
                 residuals.append(found.residual)
                 yield found.fused
@@ -189,22 +326,22 @@ class Model(Scorer):
 
     def _retrieved(self, features: Tensor, index: AnchorIndex) -> Retrieved:
         """Score some images by retrieval."""
-        placed = self._placed
-        image = placed.visual_scores(features)
+        rule = self.rule
+        image = rule.visual_scores(features)
 
         def fuse(rows: Tensor, text: Tensor) -> tuple[FusedScores, Tensor]:
-            return placed.resting(image if len(rows) == len(features) else image.rows(rows), text)
+            return rule.resting(image if len(rows) == len(features) else image.rows(rows), text)
 
-        head = placed.saved.head
+        head, bank = self.known.on(self.device)
         classes = self._anchor_classes
         return retrieve(
-            features, head, placed.bank, index, anchor_classes=classes, visual_scores=image.scores, fuse=fuse
+            features, head, bank, index, anchor_classes=classes, visual_scores=image.scores, fuse=fuse
         )
 
     @cached_property
     def _anchor_classes(self) -> AnchorClasses:
         """Positions of classes by anchor key, on `device`."""
-        bank = self._placed.bank
+        bank = self.known.on(self.device).bank
         return AnchorClasses(self.anchors.keys.to(self.device), bank.class_of_row, bank.num_classes)
 
     # From images to features.
@@ -246,13 +383,18 @@ class Model(Scorer):
         key = prior if isinstance(prior, str) else tuple(sorted(prior.items()))
         found = self._kept_priors.get(key)
         if found is None:
-            frequency = self._log_frequency(prior)
-            found = self.under_prior(frequency)
-            if self.device.type != "cpu":
-                found.__dict__["_on_device"] = self._on_device.under_prior(frequency)
+            found = self.under_prior(self._log_frequency(prior))
             self._kept_priors.clear()  # one is kept: a model may be large
             self._kept_priors[key] = found
         return found
+
+    def under_prior(self, log_frequency: Tensor) -> Model:
+        """Return the same model under a class prior; the answers on held-out images are those under it, too.
+
+        Args:
+            log_frequency: Float64 [C], up to a constant.
+        """
+        return replace(self, log_prior=log_frequency)
 
     @cached_property
     def _kept_priors(self) -> dict[Hashable, Model]:
@@ -276,8 +418,7 @@ class Model(Scorer):
         Raises:
             MissingStepError: If no image was held out when the head was trained; else as for `under`.
         """
-        names = [self.names[i] for i in self.class_ids.tolist()]
-        return dict(zip(names, frequencies_among(self._placed, features, groups).tolist(), strict=True))
+        return frequencies_among(self, features, groups)
 
     def _log_frequency(self, prior: Prior) -> Tensor:
         """Return the logarithm of how common each class is, float64 [C], up to a constant; errors as for `under`."""
@@ -286,31 +427,8 @@ class Model(Scorer):
                 "images that come one by one cannot be looked at twice, as the prior 'folder' has to",
                 "Give them as a list: predict(images, options)",
             )
-        if isinstance(prior, str):
-            return self.training_frequencies
-        weights = torch.zeros(len(self.class_ids), dtype=torch.float64)
-        named: dict[int, str] = {}
-        for name, weight in prior.items():
-            try:
-                class_id = self.classes.lookup(name)
-            except UnknownClassError as error:
-                raise PriorError(f"the prior: {error.message}", error.hint) from None
-            if class_id in named:
-                what = f"the prior has two weights for class {self.names[class_id]!r}"
-                raise PriorError(f"{what}: as {named[class_id]!r} and as {name!r}", "Write it one way.")
-            named[class_id] = name
-            column = int(class_positions(self.class_ids, torch.tensor(class_id)))
-            if column >= 0:  # a class of which nothing is known is no answer
-                weights[column] = weight
-        given = weights > 0.0
-        lacking = [self.names[i] for i in self.class_ids[~given & self.trained].tolist()]
-        if lacking:
-            what = f"the prior has no weight for {plural(len(lacking), 'class', 'classes')}"
-            what += f", such as {lacking[0]!r}"
-            raise PriorError(what, "Give each one, also those that cannot be the answer.")
-        known = weights.log()
-        known[~given] = known[given].mean()  # classes that came later
-        return known
+        training = self.rule.training_frequencies()
+        return training if isinstance(prior, str) else frequencies_given(self, prior)
 
     def columns_among(self, only: Sequence[str] | None, parent: str | None) -> Tensor:
         """Return the columns of the classes that may be the answer, int64, ascending."""
@@ -358,9 +476,11 @@ class Model(Scorer):
             tree = self.tree(columns)
             least = None
             if min_accuracy is not None:
-                _, answers = self.held_out("which rank held")
+                _, answers = self.rule.held_out("which rank held")
                 classes = self.class_ids[columns]
-                least = ranks_holding(tree, answers, classes, self.row_owners, min_accuracy=min_accuracy)
+                least = ranks_holding(
+                    tree, answers, classes, self.known.row_owners, min_accuracy=min_accuracy
+                )
             found = Ranks(tree, least)
             if len(self._kept_ranks) >= _KEPT_RANKS:
                 self._kept_ranks.clear()
@@ -370,7 +490,7 @@ class Model(Scorer):
     @cached_property
     def least_likely(self) -> float:
         """The score from which on an image is of a known class; what it lets in is logged, once a model."""
-        level, _ = self.held_out("'none of these'")
+        level, _ = self.rule.held_out("'none of these'")
         parts = self.saved.parts
         if parts is not None and parts.unknown_accepted is not None:
             _log.info(
@@ -403,7 +523,7 @@ class Model(Scorer):
     @cached_property
     def explainer(self) -> Explainer:
         """The sentences behind the text scores."""
-        return Explainer(self, lambda: self.state.texts, self.names)
+        return Explainer(self.rule, self.anchors, self.lazy_texts, self.names)
 
     def explain(self, image: ImageSource, name: str, crops: int = 1) -> ClassScore:
         """Explain an image's score of one class, as `Recognizer.explain`."""
@@ -435,14 +555,18 @@ class Model(Scorer):
             columns: Int64 [C_a], where `fused` was narrowed by `FusedScores.among`: the model's column of each.
         """
         classes = self.class_ids if columns is None else self.class_ids[columns]
-        rule = self.fusion.rule
+        rule = self.rule
         scale = float(self.saved.head.logit_scale.detach())
         with_text = torch.isin(classes, self.bank.class_ids)
         cosines = torch.where(with_text, fused.text_logits / scale, 0.0)
         chances = fused.probabilities.gather(1, positions)
-        values = classes[positions], chances, *parts_of(fused, positions, rule), cosines.gather(1, positions)
-        unit = "probability" if rule == "paper" else "log-odds"
-        text_only = set(self.class_ids[self.kinds.text_only].tolist()) if rule == "ours" else set[int]()
+        values = (
+            classes[positions],
+            chances,
+            *parts_of(fused, positions, rule.name),
+            cosines.gather(1, positions),
+        )
+        text_only = set(self.class_ids[rule.text_only].tolist())
         mute = self.saved.texts_are_mute
         found = []
         for row in torch.stack([v.double() for v in values], 2).tolist():
@@ -456,7 +580,7 @@ class Model(Scorer):
                         image_part=image_part,
                         text_part=text_part,
                         cosine=self.shown_cosine(cosine),
-                        unit=unit,
+                        unit=rule.unit,
                         prior_part=prior_part,
                         without_images=int(number) in text_only,
                         unknown=mute and int(number) in text_only,
@@ -483,7 +607,7 @@ class Model(Scorer):
             UsageError: If this is an exported folder, which has no training images.
             MissingStepError: If no image at all has been embedded.
         """
-        return nearest(feature, *self.state.class_images(class_id), count=count)
+        return nearest(feature, *self.class_images(class_id), count=count)
 
 
 def named(images: Iterable[ImageSource]) -> Iterator[NamedImage]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,9 +19,12 @@ from vlltr_index.heads.checkpoint import Parts, SavedHead
 from vlltr_index.heads.fusion import PartWeights
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.heads.plda import SharedGaussian
+from vlltr_index.recognition.anchors import Anchors
+from vlltr_index.recognition.lazy import Lazy
 from vlltr_index.recognition.model import Model
-from vlltr_index.recognition.state import Anchors, ClassStats
+from vlltr_index.recognition.parameters import ClassParameters, ClassStats
 from vlltr_index.schemas.config import FusionConfig
+from vlltr_index.store.class_table import ClassTable
 
 BATCH = 128
 SINGLES = 16
@@ -51,13 +55,15 @@ class State:
         means = F.normalize(visual.double(), dim=1)
         stats = ClassStats(ids, torch.full((classes,), IMAGES_EACH), IMAGES_EACH * means)
         anchors = Anchors(bank, rows, {}.__getitem__, "one")
-        self.model = Model(anchors, saved, stats, FusionConfig(), {}, *[None] * 3)  # type: ignore[arg-type] # it only scores
+        known = ClassParameters(anchors, saved, stats, merged={})
+        self.model = Model(known, FusionConfig(), ClassTable({}, {}))
         self.images = torch.from_numpy(inputs["images"])
         self.keys = rows
         self.facts: dict[str, Any] = {}
         self.indexed = False
         self.way = "faiss"
         self.change: Callable[[], object] | None = None
+        self.index: Any = None
         self._nearest: Tensor | None = None
 
     @property
@@ -67,7 +73,8 @@ class State:
 
     def use(self, index: Any, build_seconds: float) -> State:
         """Answer by way of this index."""
-        self.model.__dict__["_index"] = index
+        self.model = replace(self.model, lazy_index=Lazy.of(index))
+        self.index = index
         self.indexed = True
         self.facts = {"build_seconds": round(build_seconds, 2), "kind": index.kind}
         return self
@@ -121,8 +128,7 @@ class State:
             self._nearest = (
                 (queries @ self.model.bank.vectors.T / self.model.bank.norms).topk(RECALL_AT).indices
             )
-        index = self.model.__dict__["_index"]
-        found = index.search(queries, RECALL_AT)[1]
+        found = self.index.search(queries, RECALL_AT)[1]
         hit = (found[:, :, None] == self._nearest[:, None, :]).any(1)
         return {f"recall_at_{RECALL_AT}": float(hit.float().mean())}
 

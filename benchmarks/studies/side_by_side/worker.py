@@ -31,7 +31,7 @@ from vlltr_index.schemas.recipes import load_recipe
 from vlltr_index.tensors import cosine_logits, unit_rows
 
 if TYPE_CHECKING:
-    from vlltr_index.recognition.scorer import Scorer
+    from vlltr_index.recognition.model import Model
     from vlltr_index.schemas.config import Recipe
 
 OWN, PROMPT, NAME = "own", "prompt", "name"
@@ -234,7 +234,7 @@ def measure(draw: Draw, rows_only: bool = False) -> dict[str, Any]:
     return found
 
 
-def addition(scorer: Scorer, draw: Draw, count: int) -> dict[str, Any]:
+def addition(scorer: Model, draw: Draw, count: int) -> dict[str, Any]:
     """Return for each class the test images and those recognised, after `count` classes were added."""
     classes = draw.classes + count
     new = draw.added_test_labels < classes
@@ -253,13 +253,13 @@ IS_EARLIER = find_spec("vlltr_index.heads.gating") is not None
 """Whether the library is the version that the new method is compared with."""
 
 
-def probabilities(scorer: Scorer, features: Tensor) -> Tensor:
+def probabilities(scorer: Model, features: Tensor) -> Tensor:
     """Return the probabilities of all classes, float64 [Q, C], rows sum to 1."""
     found = scorer.exhaustive(features).probabilities.double()
     return found / found.sum(1, keepdim=True)
 
 
-def answers(scorer: Scorer, features: Tensor, classes: int) -> Iterator[tuple[str, Tensor]]:
+def answers(scorer: Model, features: Tensor, classes: int) -> Iterator[tuple[str, Tensor]]:
     """Yield the probabilities [Q, C] of the method, of its image contribution alone, and of its anchors' means."""
     yield METHOD, probabilities(scorer, features)
     fused = scorer.exhaustive(features)
@@ -270,21 +270,22 @@ def answers(scorer: Scorer, features: Tensor, classes: int) -> Iterator[tuple[st
         yield PROTOTYPES, (float(scorer.saved.head.logit_scale) * cosines.double()).softmax(1)
 
 
-def accepted(scorer: Scorer, features: Tensor) -> Tensor | None:
+def accepted(scorer: Model, features: Tensor) -> Tensor | None:
     """Return which images `--reject` takes for images of known classes, bool [Q]; None where it has no threshold."""
     parts = scorer.saved.parts
     if parts is None or parts.ood_threshold is None:
         return None
-    return scorer.fits(features) >= parts.ood_threshold
+    scores = scorer.fits(features) if IS_EARLIER else scorer.rule.known_scores(features)
+    return scores >= parts.ood_threshold
 
 
-def added(scorer: Scorer, draw: Draw, recipe: Recipe, count: int, shots: int) -> Scorer:
+def added(scorer: Model, draw: Draw, recipe: Recipe, count: int, shots: int) -> Model:
     """Return the model with the first `count` added classes, which have `shots` images each, or text alone."""
     found = _with_classes(scorer, draw, recipe, count, shots)
     return found if IS_EARLIER else replace(found, offsets=_offsets(found, draw, count, shots))
 
 
-def _offsets(scorer: Scorer, draw: Draw, count: int, shots: int) -> dict[int, float]:
+def _offsets(scorer: Model, draw: Draw, count: int, shots: int) -> dict[int, float]:
     """Compute the offsets of added classes by the models of the folds, as `vlltr classes add` does."""
     from vlltr_index.heads.units import number_names, number_observations
     from vlltr_index.recognition.added import FoldScores
@@ -303,9 +304,8 @@ def _offsets(scorer: Scorer, draw: Draw, count: int, shots: int) -> dict[int, fl
             parts, shared=fold.shared, shifts=fold.shifts, weights=weights, text_level=level.level
         )
         stats = _without(scorer, draw, fold.out, labels, observations)
-        judge = replace(
-            scorer, saved=replace(scorer.saved, head=fold.head, parts=apart), stats=stats, offsets={}
-        )
+        saved = replace(scorer.saved, head=fold.head, parts=apart)
+        judge = replace(scorer.with_known(saved=saved, stats=stats), offsets={})
         images = torch.from_numpy(draw.train)[out]
         scores.append(judge.exhaustive(images).log_scores.double())
         rows.append(out.nonzero()[:, 0])
@@ -322,7 +322,7 @@ def _offsets(scorer: Scorer, draw: Draw, count: int, shots: int) -> dict[int, fl
     return table.offsets()
 
 
-def _without(scorer: Scorer, draw: Draw, out: Tensor, labels: Tensor, observations: Tensor) -> Any:
+def _without(scorer: Model, draw: Draw, out: Tensor, labels: Tensor, observations: Tensor) -> Any:
     """Return the statistics of the classes without the training images bool [N]."""
     from vlltr_index.heads.moments import class_sums, observation_weights
 
@@ -350,13 +350,18 @@ def keep_decisions() -> None:
     pipeline.fit_stage_two = kept
 
 
-def _with_classes(scorer: Scorer, draw: Draw, recipe: Recipe, count: int, shots: int) -> Scorer:
+def _with_classes(scorer: Model, draw: Draw, recipe: Recipe, count: int, shots: int) -> Model:
     """Do what `vlltr classes add` does: select anchors by all images, and count and sum the new ones."""
     import pyarrow as pa
 
     from vlltr_index.heads.moments import class_sums, observation_weights
     from vlltr_index.heads.units import number_observations
-    from vlltr_index.recognition.state import Anchors, ClassStats
+
+    if IS_EARLIER:
+        from vlltr_index.recognition.state import Anchors, ClassStats
+    else:
+        from vlltr_index.recognition.anchors import Anchors
+        from vlltr_index.recognition.parameters import ClassStats
 
     images = draw.images(count, shots)
     sentences = draw.texts_of(count, shots)
@@ -380,7 +385,8 @@ def _with_classes(scorer: Scorer, draw: Draw, recipe: Recipe, count: int, shots:
             torch.cat([stats.counts, counts]),
             torch.cat([stats.sums, sums]),
         )
-    return replace(scorer, anchors=anchors, stats=stats)
+    changes = {"anchors": anchors, "stats": stats}
+    return replace(scorer, **changes) if IS_EARLIER else scorer.with_known(**changes)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -22,7 +22,6 @@ from vlltr_index.heads.bursts import folder_of
 from vlltr_index.heads.teaching import alike_groups, most_teaching
 from vlltr_index.heads.units import units_of
 from vlltr_index.pipelines.review.queue import Beside, Entry, Reason, Review
-from vlltr_index.recognition.scorer import OTHER_RULE
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.records import ImageRecord
 from vlltr_index.schemas.tables import image_vectors, image_vectors_name
@@ -86,9 +85,7 @@ def review_folder(
         if not (is_address(given) or has_magic(given) or os.path.exists(os.path.expanduser(given))):
             raise InputError(f"no such file or folder: {given}", "Name a folder of pictures without labels.")
     model = Recognizer.open(workspace).current()
-    plda = model.plda
-    if plda is None:
-        raise MissingStepError("only a head of the rule 'ours' knows what would teach it", OTHER_RULE)
+    plda = model.known.plda
     if len(model.class_ids) < 2:
         raise MissingStepError(
             "there is a single class to tell pictures by", "Add another: vlltr classes add NAME"

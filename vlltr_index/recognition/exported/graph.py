@@ -36,9 +36,7 @@ _PRODUCTS = ("Conv", "Gemm", "MatMul")
 
 def output_names(model: Model) -> list[str]:
     """Name a graph's outputs: `probabilities` [B, C] and, if the head has a level for it, `known_score` [B]."""
-    parts = model.saved.parts
-    level = None if parts is None else parts.ood_threshold
-    return ["probabilities"] if level is None else ["probabilities", "known_score"]
+    return ["probabilities"] if model.saved.ood_threshold is None else ["probabilities", "known_score"]
 
 
 def check_exportable(model: Model) -> None:
@@ -94,10 +92,10 @@ class _Graph(nn.Module):
         """Score features float32 [B, D] against every class."""
         model = self._model
         text = model.whole(self.head.whole_text_logits(features, model.bank))
-        probabilities = model.fuse(model.visual_scores(features), text).probabilities
+        probabilities = model.rule.fuse(model.rule.visual_scores(features), text).probabilities
         if len(output_names(model)) == 1:
             return (probabilities,)
-        return probabilities, model.fits(features)
+        return probabilities, model.rule.known_scores(features)
 
 
 def write_graph(model: Model, path: Path, *, half: bool = False) -> None:

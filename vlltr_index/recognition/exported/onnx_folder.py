@@ -16,6 +16,7 @@ from PIL import Image
 
 from vlltr_index.data.decoding import open_image
 from vlltr_index.errors import InputError, MissingPackageError, PretrainedError, UsageError
+from vlltr_index.recognition.anchors import TEXT_COLUMNS
 from vlltr_index.recognition.exported.card import licence_id, save_card
 from vlltr_index.recognition.exported.graph import (
     INPUT,
@@ -27,7 +28,6 @@ from vlltr_index.recognition.exported.graph import (
 from vlltr_index.recognition.exported.preprocess import resized_pixels
 from vlltr_index.recognition.exported.writing import ExportReport, absolute, exporting_to, folder_size
 from vlltr_index.recognition.model import Model
-from vlltr_index.recognition.state import TEXT_COLUMNS, ModelState
 from vlltr_index.schemas.exported import LIBRARY
 from vlltr_index.schemas.options import checked_prior, named_prior
 from vlltr_index.store.tables import one_of
@@ -130,7 +130,7 @@ def export_onnx(
         what = "the prior 'folder' depends on the pictures asked about, and a graph knows none of them"
         raise UsageError(what, "Use --prior training, or a file.")
     snapshot = workspace.snapshot(at)
-    model = Model.of(ModelState(snapshot, device="cpu")).under(prior)
+    model = Model.open(snapshot, device="cpu").under(prior)
     check_exportable(model)
     pictures = _chosen(snapshot)
     if float16 and not pictures:
@@ -277,7 +277,7 @@ def _preprocess(model: Model) -> dict[str, Any]:
 
 def _labels(model: Model, prior: Prior, files: dict[str, Comparison]) -> dict[str, Any]:
     """Return what `labels.json` says."""
-    record = model.state.record
+    record = model.source.record
     size = list(model.encoder.image_size)
     parts = model.saved.parts
     reject = None
@@ -313,8 +313,8 @@ def _labels(model: Model, prior: Prior, files: dict[str, Comparison]) -> dict[st
 
 def _classes(model: Model) -> list[dict[str, Any]]:
     """Return the classes in the order of the columns: the name, by what each is known, and its anchors' sentences."""
-    sides = model.visual_sides()
-    texts = model.state.texts
+    sides = model.known.visual_sides()
+    texts = model.texts
     anchors: dict[int, list[dict[str, str | None]]] = {}
     owners = model.bank.class_ids[model.bank.class_of_row].tolist() if model.bank.num_classes else []
     for class_id, sentence_id in zip(owners, model.anchors.sentence_ids, strict=True):

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -32,8 +33,9 @@ from vlltr_index.recognition.exported.checks import (
     read_sentences,
 )
 from vlltr_index.recognition.exported.place import bring_back
+from vlltr_index.recognition.lazy import Lazy
 from vlltr_index.recognition.model import Model
-from vlltr_index.recognition.state import ModelState
+from vlltr_index.recognition.opening import open_index
 from vlltr_index.schemas.exported import LIBRARY, ExportedConfig
 from vlltr_index.schemas.fingerprint import digest_file
 from vlltr_index.schemas.model import ModelRecord
@@ -178,9 +180,8 @@ def read_model(folder: Path, device: str | torch.device | None = None, trust_ind
         check_head(folder / FOLDERS["heads"], config)
         sentences = read_sentences(folder / SENTENCES, config.sentences)
         check_part(folder / FOLDERS["parts"], config, sentences)
-        state = ModelState(Exported(folder, config.model), device=device)
-        model = Model.of(state)
-        _open(state, trust_index and "index/index.json" in files)
+        model = Model.open(Exported(folder, config.model), device=device)
+        model = _loaded(model, trust_index and "index/index.json" in files)
     except (PretrainedError, MissingPackageError):
         raise
     except VlltrError as error:
@@ -209,21 +210,19 @@ def _check_record(folder: Path, record: ModelRecord, files: Mapping[str, str]) -
             damaged(path, f"what it names is not what lies in {start}")
 
 
-def _open(state: ModelState, trusted: bool) -> None:
-    """Load what a state opens on first use; without a trusted index, the anchors are searched exactly if one was
+def _loaded(model: Model, trusted: bool) -> Model:
+    """Load what a model opens on first use; without a trusted index, the anchors are searched exactly if one was
     built."""
-    _ = state.encoder
-    if state.record.index is None:
-        return
+    model = replace(model, lazy_encoder=Lazy.of(model.encoder))
+    if model.source.record.index is None:
+        return model
     if trusted:
         try:
-            _ = state.index
+            return replace(model, lazy_index=Lazy.of(open_index(model.source)))
         except MissingStepError as error:
             _log.warning("the anchors are searched exactly: %s", error.message)
-        else:
-            return
-    anchors = state.anchors
-    state.index = exact_index(anchors.bank.vectors, anchors.keys)
+    index = exact_index(model.bank.vectors, model.anchors.keys)
+    return replace(model, lazy_index=Lazy.of(index))
 
 
 def read_sums(folder: Path) -> dict[str, str]:

@@ -22,6 +22,7 @@ from vlltr_index.data.text import sentence_id, text_hash
 from vlltr_index.data.writing import digest_folder
 from vlltr_index.errors import MissingStepError, PretrainedError, WorkspaceError, reason
 from vlltr_index.heads.checkpoint import save_head
+from vlltr_index.recognition.anchors import TEXT_COLUMNS, Anchors, read_anchors, texts_of
 from vlltr_index.recognition.exported.card import licence_id, newest_results, save_card, write_card
 from vlltr_index.recognition.exported.checks import CARD, FOLDERS, OPTIONAL, SENTENCES
 from vlltr_index.recognition.exported.place import bring_back, new_folder, take_place
@@ -34,7 +35,6 @@ from vlltr_index.recognition.exported.reading import (
     verify,
 )
 from vlltr_index.recognition.model import Model
-from vlltr_index.recognition.state import TEXT_COLUMNS, Anchors, ModelState, texts_of
 from vlltr_index.schemas.exported import LIBRARY, ExportedConfig, anchors_schema, sentences_schema
 from vlltr_index.schemas.fingerprint import digest_file
 from vlltr_index.schemas.model import ModelRecord
@@ -112,15 +112,14 @@ def export_model(
         config = _config(snapshot, model, sentences.num_rows, record)
         config.save(new / "config.json")
         names = [model.names[i] for i in snapshot.class_table().ids]
-        parts = model.saved.parts
         write_card(
             new,
             config,
             names,
             sentences=sentences,
             results=newest_results(workspace, commit),
-            texts="" if parts is None else parts.texts,
-            attends=_attends(model),
+            texts=model.saved.texts,
+            attends=model.rule.attends,
         )
     without = sentences["licence"].null_count
     unsaid = f"Sentences that state no licence: {without:,}. See whether you may share them."
@@ -310,14 +309,6 @@ def _write_objects(snapshot: Snapshot, model: Model, folder: Path, with_index: b
     return record.model_copy(update=facts)
 
 
-def _attends(model: Model) -> bool:
-    """Say whether attention over sentences has a weight in some answer."""
-    parts = model.saved.parts
-    if parts is None or model.fusion.rule != "ours":
-        return True
-    return bool(parts.weights.text)
-
-
 def _answering_rows(snapshot: Snapshot) -> dict[str, pa.Table]:
     """Return the rows that answers rest on, in the order of their keys; what was removed is left out."""
     rows = {name: snapshot.rows(name).sort_by(key) for name, key in TABLES.items()}
@@ -340,7 +331,7 @@ def _config(snapshot: Snapshot, model: Model, sentences: int, record: ModelRecor
         dim=model.bank.dim,
         preprocess=encoder.config["preprocess_cfg"],
         tokenizer=encoder.tokenizer.identity(),
-        rejects=model.saved.parts is not None and model.saved.parts.ood_threshold is not None,
+        rejects=model.saved.ood_threshold is not None,
         classes=len(snapshot.class_table().ids),
         anchors=len(model.anchors.keys),
         sentences=sentences,
@@ -392,7 +383,7 @@ def export_tables(
         raise MissingStepError("there are no classes to export", "Run: vlltr ingest text PATH")
     number = snapshot.commit.id or None
     with exporting_to(workspace, target, force) as new:
-        anchors = ModelState(snapshot).anchors if snapshot.commit.selection_id else None
+        anchors = read_anchors(snapshot) if snapshot.commit.selection_id else None
         sentences = _sentence_rows(snapshot, anchors)
         tables = {"classes": _classes(snapshot), "sentences": sentences}
         if snapshot.count("taxonomy"):
