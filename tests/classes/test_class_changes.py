@@ -97,7 +97,7 @@ def test_merged_classes_add_their_rows(small: Workspace, names: list[str]) -> No
     """Texts and images go over, the name is an alias, and the visual classifier gives the sum of the rows' chances."""
     features = image_set(small.snapshot(), "val").features
     before = Model.open(small.snapshot())
-    rows = before.visual_logits(features).softmax(1)
+    rows = before.rule.linear_logits(features).softmax(1)
     report = merge_classes(small, names[3], names[7])
     assert "the name is an alias now" in report.notes[0]
     merge_classes(small, names[1], names[3])
@@ -107,7 +107,7 @@ def test_merged_classes_add_their_rows(small: Workspace, names: list[str]) -> No
     after = Model.open(small.snapshot())
     place = after.class_ids.tolist().index(1)
     expected = rows[:, [1, 3, 7]].sum(1)
-    assert torch.allclose(after.visual_logits(features).softmax(1)[:, place], expected, atol=1e-5)
+    assert torch.allclose(after.rule.linear_logits(features).softmax(1)[:, place], expected, atol=1e-5)
     images = image_set(small.snapshot(), "train")
     of = image_units(small.snapshot(), images.image_ids, images.class_ids, images.features)
     units = {unit for unit, owner in zip(of, images.class_ids.tolist(), strict=True) if owner == 1}

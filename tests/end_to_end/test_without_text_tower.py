@@ -71,7 +71,6 @@ def test_texts_count_by_their_words(
     name = min(heldout)
     inside(space, "classes", "add", name, "--sentence", heldout[name][0])
     later = recognizer.current()
-    assert later.known.plda is not None
     features = later.features(sorted((pictures / "unseen").glob("*.png")))[0]
     column = later.column(name)
     by_text = later.log_likelihoods(features)[:, column]

@@ -116,7 +116,6 @@ def parts_of(scorer: Model) -> Parts:
 
 def likelihoods(scorer: Model, queries: Tensor, place: Tensor | None = None) -> Tensor:
     """beta g in float64, in the usual order of classes."""
-    assert scorer.known.plda is not None
     unit = torch.nn.functional.normalize(queries.double(), dim=1)
     found = parts_of(scorer).weights.generative * scorer.known.plda.log_likelihoods(unit)
     return found if place is None else found[:, place]

@@ -13,6 +13,7 @@ from vlltr_index.errors import UsageError
 from vlltr_index.heads.checkpoint import load_head, save_head
 from vlltr_index.pipelines.build_index import index_anchors
 from vlltr_index.recognition.answering import predict, stream
+from vlltr_index.recognition.frequencies import frequencies_among
 from vlltr_index.recognition.model import Model, named
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.options import PredictOptions
@@ -104,8 +105,8 @@ def test_a_group_has_one_vote(recognizer: Recognizer, pictures: Path) -> None:
     best = model.exhaustive(moved).probabilities.argmax(1)
     moved = moved[(best == best[0]) | (torch.arange(len(moved)) == 1)]
     grouped = ["burst", None, *["burst"] * (len(moved) - 2)]
-    found = model.frequencies_among(moved, grouped)
-    alone = model.frequencies_among(features)
+    found = frequencies_among(model, moved, grouped)
+    alone = frequencies_among(model, features)
     assert len(moved) > 10
     for name in (model.names[int(model.class_ids[int(best[n])])] for n in (0, 1)):
         assert found[name] == pytest.approx(alone[name], rel=0.2)

@@ -28,8 +28,9 @@ def test_the_model_under_a_prior_is_the_model_with_one_part_more(
     features = recognizer.features(images)[0]
     under = model.under("training")
     assert under is model.under("training")
-    side = under.rule.visual_scores(features)
-    plain = under.fuse(side, under.text_logits(features))
+    with torch.inference_mode():
+        side = under.rule.visual_scores(features)
+        plain = under.rule.fuse(side, under.text_logits(features))
     assert under.log_prior is not None
     expected = with_prior(plain._replace(prior_part=None), under.log_prior)
     torch.testing.assert_close(under.exhaustive(features).probabilities, expected.probabilities)
@@ -87,13 +88,13 @@ def test_the_images_tell_how_common_classes_are(recognizer: Recognizer, pictures
     """Copies have one vote, and what no class fits has none; all classes have a weight, those that are there more."""
     model = recognizer.current()
     features = recognizer.features([pictures / "known-0.png", pictures / "known-1.png"])[0]
-    found = model.frequencies_among(features)
+    found = frequencies_among(model, features)
     assert set(found) == set(recognizer.classes_.tolist())
     assert sum(found.values()) == pytest.approx(1.0)
     copies = torch.cat([features, features[:1].expand(30, -1)])
-    assert model.frequencies_among(copies) == pytest.approx(found)
+    assert frequencies_among(model, copies) == pytest.approx(found)
     strange = 100.0 * torch.randn(40, features.shape[1], generator=torch.Generator().manual_seed(0))
-    assert model.frequencies_among(torch.cat([features, strange])) == pytest.approx(found)
+    assert frequencies_among(model, torch.cat([features, strange])) == pytest.approx(found)
     images = [pictures / "known-0.png", pictures / "known-1.png"]
     asked, given = (PredictOptions(prior=prior) for prior in ("folder", found))
     assert recognizer.predict(images, asked) == recognizer.predict(images, given)

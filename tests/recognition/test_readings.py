@@ -61,7 +61,6 @@ def test_readings_count_from_training_to_export(read: Workspace, pictures: Path,
     add_class(read, "first", ["the first of all letters, with a ring above."])
     later = recognizer.current()
     there = int((later.class_ids == later.anchors.bank.class_ids[-1]).nonzero()[0])
-    assert later.known.plda is not None
     means = prior_means(later.anchors.with_words, parts.shared)
     torch.testing.assert_close(later.known.plda.predicted[there], means[-1], rtol=1e-4, atol=1e-5)
 

@@ -56,8 +56,6 @@ def test_it_has_its_own_prior_where_base_classes_use_no_texts(added: Model, pict
     """Its log-likelihood is that of the model with texts; those of base classes are of the model without."""
     plain, by_text = (with_texts(added, level, 0.3) for level in (TextLevel.NONE, TextLevel.PRIOR))
     features, _ = added.features(sorted(pictures.glob("known-*.png")))
-    assert plain.known.plda is not None
-    assert by_text.known.plda is not None
     shared = parts_of(plain).shared
     prototype = F.normalize(added.bank.vectors.float(), dim=1)[
         added.bank.class_of_row == added.bank.num_classes - 1
@@ -66,11 +64,11 @@ def test_it_has_its_own_prior_where_base_classes_use_no_texts(added: Model, pict
     torch.testing.assert_close(plain.known.plda.prior[0][-1], expected, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(plain.known.plda.prior[1][-1], shared.spread)
     assert not bool(plain.known.plda.prior[0][:-1].any())
-    found, known = plain.log_likelihoods(features), by_text.log_likelihoods(features)
+    unit = F.normalize(features, dim=1)
+    found = plain.known.plda.log_likelihoods(unit)
+    known = by_text.known.plda.log_likelihoods(unit)
     torch.testing.assert_close(found[:, -1], known[:, -1])
-    torch.testing.assert_close(
-        found[:, :-1], by_text.known.plda.without_text.log_likelihoods(F.normalize(features, dim=1))[:, :-1]
-    )
+    torch.testing.assert_close(found[:, :-1], by_text.known.plda.without_text.log_likelihoods(unit)[:, :-1])
     assert not torch.allclose(found[:, :-1], known[:, :-1])
     assert not parts_of(plain).texts_are_mute
     assert not is_mute(plain, features)

@@ -33,6 +33,7 @@ from vlltr_index.pipelines.baseline_scores import (
     score_baselines,
 )
 from vlltr_index.recognition.folds import open_folds
+from vlltr_index.recognition.frequencies import frequencies_among
 from vlltr_index.recognition.model import Model
 from vlltr_index.schemas.config import FusionConfig
 from vlltr_index.schemas.options import Measurable, Prior, checked_retrieval, named_prior
@@ -340,7 +341,7 @@ def _seen_as(
         data = replace(data, features=features)
 
     def under_prior(one: Answering) -> Answering:
-        asked = one.plain.frequencies_among(data.features[one.places]) if prior == "folder" else prior
+        asked = frequencies_among(one.plain, data.features[one.places]) if prior == "folder" else prior
         return replace(one, model=one.plain.under(asked))
 
     return replace(measured, data=data, answering=tuple(map(under_prior, answering)))

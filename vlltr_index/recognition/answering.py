@@ -15,6 +15,7 @@ from vlltr_index.data.decoding import ImageSource, image_label
 from vlltr_index.embedding.pixels import ReadAhead, Reader, image_features, in_batches, pool_crops
 from vlltr_index.errors import UsageError
 from vlltr_index.heads.pooling import together, unit_means
+from vlltr_index.recognition.frequencies import frequencies_among
 from vlltr_index.recognition.model import Model, named
 from vlltr_index.schemas.options import USUAL, PredictOptions
 from vlltr_index.schemas.records import Prediction, Progress, RankScore, SentenceShare
@@ -91,7 +92,7 @@ def with_frequencies(
     groups: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> PredictOptions:
-    """Return the options with the frequencies among images, for the prior `folder`; see `Model.frequencies_among`."""
+    """Return the options with the frequencies among images, for the prior `folder`; see `priors.frequencies_among`."""
     return estimate_prior(model, images, options, groups, progress)[0]
 
 
@@ -113,7 +114,7 @@ def estimate_prior(
         if progress:
             progress("look", len(names), None)
     grouped = [(groups or {}).get(name) for name in names]
-    return replace(options, prior=model.frequencies_among(torch.cat(features), grouped)), names
+    return replace(options, prior=frequencies_among(model, torch.cat(features), grouped)), names
 
 
 @dataclass
@@ -263,7 +264,7 @@ class _Answering:
         if options.explain:  # once, where a sentence is to be named at all
             features = torch.cat(list(features)).cpu().split([len(rows) for rows in features])
         best = fused.probabilities.topk(min(options.top, len(self._columns))).indices
-        scores = model.class_scores(fused, best, self._columns)
+        scores = model.explainer.class_scores(fused, best, self._columns)
         rows = zip(features, fused.probabilities, residual.tolist(), scores, strict=True)
         for row, (seen, chances, left, classes) in enumerate(rows):
             if options.explain:

@@ -196,10 +196,10 @@ class Examination:
         """Return a model's score of a class, zero if nothing is known of it, and its sentences by id and share."""
         column = class_positions(model.class_ids, torch.tensor([[class_id]]))
         if int(column) < 0:
-            cosine = model.shown_cosine(0.0)
+            cosine = model.explainer.shown_cosine(0.0)
             name = model.names[class_id]
             return ClassScore(class_id, name, 0.0, 0.0, 0.0, cosine, unit=model.rule.unit), {}
-        score = model.class_scores(fused, column)[0][0]
+        score = model.explainer.class_scores(fused, column)[0][0]
         place = model.explainer.places.get(class_id)
         if place is None:
             return score, {}

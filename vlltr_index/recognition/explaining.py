@@ -13,32 +13,30 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlltr_index.heads.explanation import ClassExplanation, mean_explanation
+from vlltr_index.heads.fusion import FusedScores, parts_of
 from vlltr_index.recognition.in_words import numbered, template_groups
 from vlltr_index.schemas.records import ClassScore, Neighbour, SentenceShare
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from vlltr_index.recognition.anchors import Anchors, Texts
+    from vlltr_index.recognition.anchors import Texts
     from vlltr_index.recognition.lazy import Lazy
     from vlltr_index.recognition.rules import FusionRule
 
 
 class Explainer:
-    """Explains text scores by anchor sentences; everything is on the CPU.
+    """Returns scores as records, and explains text scores by anchor sentences; everything is on the CPU.
 
     Args:
         rule: The model's rule.
-        anchors: The model's anchors.
         texts: The anchors' texts by sentence id.
         names: Names of classes by class id.
     """
 
-    def __init__(
-        self, rule: FusionRule, anchors: Anchors, texts: Lazy[Texts], names: Mapping[int, str]
-    ) -> None:
+    def __init__(self, rule: FusionRule, texts: Lazy[Texts], names: Mapping[int, str]) -> None:
         self._rule = rule
-        self._anchors = anchors
+        self._anchors = rule.known.anchors
         self._texts = texts
         self._names = names
 
@@ -46,6 +44,56 @@ class Explainer:
     def places(self) -> dict[int, int]:
         """Positions in the anchor bank by class id; a class without an anchor has none."""
         return {class_id: place for place, class_id in enumerate(self._anchors.bank.class_ids.tolist())}
+
+    def class_scores(
+        self, fused: FusedScores, positions: Tensor, columns: Tensor | None = None
+    ) -> list[list[ClassScore]]:
+        """Return the scores of each image's classes, without sentences.
+
+        Args:
+            fused: Scores of B images.
+            positions: Int64 [B, K], which columns of `fused`.
+            columns: Int64 [C_a], where `fused` was narrowed by `FusedScores.among`: the model's column of each.
+        """
+        known = self._rule.known
+        classes = known.class_ids if columns is None else known.class_ids[columns]
+        scale = float(known.saved.head.logit_scale.detach())
+        with_text = torch.isin(classes, known.bank.class_ids)
+        cosines = torch.where(with_text, fused.text_logits / scale, 0.0)
+        chances = fused.probabilities.gather(1, positions)
+        contributions = parts_of(fused, positions, self._rule.name)
+        values = classes[positions], chances, *contributions, cosines.gather(1, positions)
+        return [
+            [self._class_score(int(number), *rest) for number, *rest in row]
+            for row in torch.stack([v.double() for v in values], 2).tolist()
+        ]
+
+    def _class_score(
+        self, class_id: int, probability: float, image: float, text: float, prior: float, cosine: float
+    ) -> ClassScore:
+        """Return one class's score of one image: its probability, the contributions to it, and the cosine."""
+        without_images = class_id in self._text_only
+        return ClassScore(
+            class_id=class_id,
+            name=self._names[class_id],
+            probability=probability,
+            image_part=image,
+            text_part=text,
+            cosine=self.shown_cosine(cosine),
+            unit=self._rule.unit,
+            prior_part=prior,
+            without_images=without_images,
+            unknown=without_images and self._rule.known.saved.texts_are_mute,
+        )
+
+    @cached_property
+    def _text_only(self) -> set[int]:
+        """Ids of the added classes without images, where the rule knows of them."""
+        return set(self._rule.known.class_ids[self._rule.text_only].tolist())
+
+    def shown_cosine(self, cosine: float) -> float | None:
+        """Return a cosine as it is shown: None for blank anchors, which have none."""
+        return None if self._anchors.bank.is_blank else cosine
 
     def explain(self, features: Tensor, place: int) -> ClassExplanation:
         """Explain one class's text score: under the rule `ours` by both parts that read text, else the text logit.

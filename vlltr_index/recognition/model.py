@@ -18,7 +18,7 @@ from vlltr_index.data.decoding import UNREADABLE, ImageSource, image_label
 from vlltr_index.embedding.loading import open_encoder
 from vlltr_index.embedding.pixels import ReadAhead, Reader, image_features, in_batches, pool_crops
 from vlltr_index.errors import InputError, MissingStepError, UsageError, WorkspaceError
-from vlltr_index.heads.fusion import FusedScores, parts_of
+from vlltr_index.heads.fusion import FusedScores
 from vlltr_index.recognition.anchors import read_anchors, read_texts
 from vlltr_index.recognition.explaining import Explainer, nearest
 from vlltr_index.recognition.lazy import Lazy
@@ -34,7 +34,7 @@ from vlltr_index.recognition.opening import (
     unchanged,
 )
 from vlltr_index.recognition.parameters import ClassParameters, read_class_stats, read_head
-from vlltr_index.recognition.priors import frequencies_among, frequencies_given
+from vlltr_index.recognition.priors import frequencies_given
 from vlltr_index.recognition.ranks import NO_TREE, Ranks, classes_below, ranks_holding, tree_above
 from vlltr_index.recognition.rules import FusionRule, rule_for
 from vlltr_index.schemas.options import Prior, checked_prior
@@ -400,26 +400,6 @@ class Model:
     def _kept_priors(self) -> dict[Hashable, Model]:
         return {}
 
-    @torch.inference_mode()
-    def frequencies_among(
-        self, features: Tensor, groups: Sequence[str | None] | None = None
-    ) -> dict[str, float]:
-        """Estimate how common each class is among images without labels, by name.
-
-        Images of a group, and near copies, that are of one class have one vote together, and an image that fits the
-        classes worse than 95 % of the held-out images has none. How strongly the result is drawn to equal frequencies
-        is chosen on the head's held-out images; if every choice loses there, all classes are equally common, with a
-        warning.
-
-        Args:
-            features: Float [N, D], unnormalised.
-            groups: The group of each image, None for one without; default: none has one.
-
-        Raises:
-            MissingStepError: If no image was held out when the head was trained; else as for `under`.
-        """
-        return frequencies_among(self, features, groups)
-
     def _log_frequency(self, prior: Prior) -> Tensor:
         """Return the logarithm of how common each class is, float64 [C], up to a constant; errors as for `under`."""
         if prior == "folder":
@@ -428,7 +408,7 @@ class Model:
                 "Give them as a list: predict(images, options)",
             )
         training = self.rule.training_frequencies()
-        return training if isinstance(prior, str) else frequencies_given(self, prior)
+        return training if isinstance(prior, str) else frequencies_given(self.known, self.classes, prior)
 
     def columns_among(self, only: Sequence[str] | None, parent: str | None) -> Tensor:
         """Return the columns of the classes that may be the answer, int64, ascending."""
@@ -522,8 +502,8 @@ class Model:
 
     @cached_property
     def explainer(self) -> Explainer:
-        """The sentences behind the text scores."""
-        return Explainer(self.rule, self.anchors, self.lazy_texts, self.names)
+        """Scores as records, and the sentences behind text scores."""
+        return Explainer(self.rule, self.lazy_texts, self.names)
 
     def explain(self, image: ImageSource, name: str, crops: int = 1) -> ClassScore:
         """Explain an image's score of one class, as `Recognizer.explain`."""
@@ -540,58 +520,9 @@ class Model:
         """
         fused, _ = self.score(feature[None], "exhaustive")
         columns = class_positions(self.class_ids, torch.tensor([class_ids]))
-        scores = self.class_scores(fused, columns)[0]
+        scores = self.explainer.class_scores(fused, columns)[0]
         seen = feature[None].cpu()
         return [self.explainer.with_sentences(one, seen, explain) for one in scores]
-
-    def class_scores(
-        self, fused: FusedScores, positions: Tensor, columns: Tensor | None = None
-    ) -> list[list[ClassScore]]:
-        """Return the scores of each image's classes, without sentences.
-
-        Args:
-            fused: Scores of B images.
-            positions: Int64 [B, K], which columns of `fused`.
-            columns: Int64 [C_a], where `fused` was narrowed by `FusedScores.among`: the model's column of each.
-        """
-        classes = self.class_ids if columns is None else self.class_ids[columns]
-        rule = self.rule
-        scale = float(self.saved.head.logit_scale.detach())
-        with_text = torch.isin(classes, self.bank.class_ids)
-        cosines = torch.where(with_text, fused.text_logits / scale, 0.0)
-        chances = fused.probabilities.gather(1, positions)
-        values = (
-            classes[positions],
-            chances,
-            *parts_of(fused, positions, rule.name),
-            cosines.gather(1, positions),
-        )
-        text_only = set(self.class_ids[rule.text_only].tolist())
-        mute = self.saved.texts_are_mute
-        found = []
-        for row in torch.stack([v.double() for v in values], 2).tolist():
-            scores = []
-            for number, probability, image_part, text_part, prior_part, cosine in row:
-                scores.append(
-                    ClassScore(
-                        class_id=int(number),
-                        name=self.names[int(number)],
-                        probability=probability,
-                        image_part=image_part,
-                        text_part=text_part,
-                        cosine=self.shown_cosine(cosine),
-                        unit=rule.unit,
-                        prior_part=prior_part,
-                        without_images=int(number) in text_only,
-                        unknown=mute and int(number) in text_only,
-                    )
-                )
-            found.append(scores)
-        return found
-
-    def shown_cosine(self, cosine: float) -> float | None:
-        """Return a cosine as it is shown: None for blank anchors, which have none."""
-        return None if self.bank.is_blank else cosine
 
     def nearest(self, feature: Tensor, class_id: int, count: int) -> tuple[Neighbour, ...]:
         """Return the training images of a class that are nearest to an image, by the cosine of stored vectors.

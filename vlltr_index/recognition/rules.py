@@ -115,7 +115,7 @@ class FusionRule(ABC):
             MissingStepError: If too few images were held out.
         """
 
-    def _visual_logits(self, features: Tensor) -> Tensor:
+    def linear_logits(self, features: Tensor) -> Tensor:
         """Return the linear classifier's logits [B, C], minus infinity for a class without a row."""
         rows = self.known.on(features.device).head.visual_logits(features)
         columns = self.known.row_columns
@@ -138,7 +138,7 @@ class ProtocolRule(FusionRule):
 
     def visual_scores(self, features: Tensor) -> VisualScores:
         """Return the linear classifier's logits, which no offset shifts."""
-        logits = self._visual_logits(features)
+        logits = self.linear_logits(features)
         nothing = torch.empty(0, dtype=torch.int64)
         return VisualScores(logits, logits, logits, None, nothing, logits.new_zeros(logits.shape[1]))
 
@@ -216,7 +216,7 @@ class OursRule(FusionRule):
         wordless = generative
         if plain is not known.plda:
             wordless = weights.generative * plain.log_likelihoods(unit)
-        linear = weights.image * self._visual_logits(features)[:, base] if weights.image else None
+        linear = weights.image * self.linear_logits(features)[:, base] if weights.image else None
         return visual_scores(generative, wordless, linear, base, offset, weights.combined)
 
     @cached_property
