@@ -14,6 +14,7 @@ from tests.support.commands import run
 from vlltr_index.errors import MissingStepError, PriorError, UsageError
 from vlltr_index.heads.fusion import with_prior
 from vlltr_index.heads.tree import HeldOutAnswers
+from vlltr_index.recognition.frequencies import frequencies_among
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.options import PredictOptions
 from vlltr_index.store.workspace import Workspace

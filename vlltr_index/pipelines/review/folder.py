@@ -102,8 +102,8 @@ def review_folder(
     features = content_vectors(workspace.snapshot(), contents, image_fp=model.encoder.image_fp)
     entries = list(_entries(model, plda, found.pictures, features))
     notes = []
-    parts = model.saved.parts
-    if parts is not None and parts.unknown_accepted is not None:
+    parts = model.known.parts
+    if parts.unknown_accepted is not None:
         share = share_within(parts.unknown_accepted, parts.unknown_range)
         notes.append(
             f"Of pictures of other classes like these {share} look like one that is there, by classes that training"
