@@ -24,7 +24,8 @@ from vlltr_index.cli.options import (
 from vlltr_index.cli.render import baseline_line, report_lines
 from vlltr_index.cli.terminal import table
 from vlltr_index.errors import PeerError, UsageError, VlltrError
-from vlltr_index.schemas.records import BASELINES, IndexKind
+from vlltr_index.schemas.baselines import BASELINES
+from vlltr_index.schemas.records import IndexKind
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -230,22 +231,25 @@ def everything(context: Context, /, processes: int, resume: bool, device: str | 
     context.show(reports, ["Trained, embedded, selected and indexed. Next: vlltr evaluate"])
 
 
-@train_command.command("baseline")
+_BASELINE_HELP = f"""A baseline with the same encoder and budget; `vlltr evaluate` shows each as a row.
+
+`fc` trains the visual tower with a linear layer under cross-entropy. The others are fitted on stored vectors; `rest`
+fits all that the encoder allows.
+
+{"; ".join(f"`{name}`: {facts.help}" for name, facts in BASELINES.items())}.
+
+The recipe's section `baselines` has the settings to choose from. Split val chooses, or held-back training images, never
+test. `logistic` chooses C on folds of the training images.
+"""
+
+
+@train_command.command("baseline", help=_BASELINE_HELP)
 @click.argument("name", type=click.Choice(["fc", *BASELINES, "rest"]))
 @_options
 @device_option
 @pass_context
 def baseline(context: Context, /, name: str, processes: int, resume: bool, **given: Any) -> None:
-    """A baseline with the same encoder and budget; `vlltr evaluate` shows each as a row.
-
-    `fc` trains the same visual tower with a linear layer under cross-entropy. The others are made from stored
-    vectors, `rest` makes all that the encoder can have. From fc's tower: `ncm` (nearest class mean; without fc of the
-    workspace's encoder), `crt` (classifier trained again on balanced classes), `tau-norm`, `lws` (a learned scale a
-    class). From the workspace's encoder: `discriminant` (linear, with a shrunk covariance), `logistic` (logistic
-    regression, up to 200 classes and 20,000 images), `zero-shot` (prompt ensemble), `knn` (votes of the nearest
-    sentences), `tip-adapter` (a cache of at most 16 images a class). What they choose from is in the recipe's section
-    `baselines`; split val chooses, never test. `logistic` chooses C on folds of the training images.
-    """
+    """Train a baseline and commit it."""
     from vlltr_index.pipelines.train_baseline import (
         absent_baselines,
         possible_baselines,

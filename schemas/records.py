@@ -12,20 +12,6 @@ Progress = Callable[[str, int, int | None], None]
 IndexKind = Literal["torch", "flat", "ivf", "hnsw"]
 """Kinds of an index over anchors; the first two are exact."""
 
-BASELINES = (
-    "ncm",
-    "crt",
-    "tau-norm",
-    "lws",
-    "discriminant",
-    "logistic",
-    "zero-shot",
-    "knn",
-    "tip-adapter",
-)
-"""The baselines on stored vectors, in the order of the table; each takes seconds to minutes."""
-
-
 FEW_UNITS = 30
 """Below so many units a share says too little: counts are given instead."""
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vlltr_index.heads.configuration import SHRINKAGES, Configuration, OutOfFold, TextLevel
-from vlltr_index.heads.dealing import FOLDS, answerable, class_order, deal_groups, group_folds, group_order
+from vlltr_index.heads.dealing import FOLDS, answerable, class_order, group_folds, held_out_folds
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.heads.plda import PLDA
 from vlltr_index.heads.rejection import fit_parts, fit_scores
@@ -18,9 +18,6 @@ from vlltr_index.heads.weighing import image_weights, share_range
 from vlltr_index.tensors import unit_rows
 from vlltr_index.train.stage_two_data import StageTwoData
 
-_MANY_IMAGES = 5000  # from so many on, one part is held out
-_ONE_PART = 10
-_MOST_HELD = 1000
 _FEWEST_UNKNOWN = 30  # images of left-out classes below which no false-accept rate is reported
 _MOST_LEFT_OUT = 100  # classes left out of a fold
 _AT_ONCE = 512
@@ -54,21 +51,15 @@ def held_out_parts(data: StageTwoData, one_part: bool) -> list[Tensor]:
     """Return the images that each fold holds out, bool [N]: whole groups, but never the last images of a class.
 
     After a stage 1 that is the part which it did not see; none if it saw all images, for its encoder is too confident
-    of these. Otherwise there are five folds, or a tenth of the images if `one_part` or from 5,000 images on.
+    of these. Otherwise see `held_out_folds`.
     """
     fold = torch.full_like(data.labels, -1)
     if bool(data.unseen.any()):
         fold[data.unseen] = 0
     elif data.visual_init is not None:
         return []
-    elif one_part or len(data.labels) >= _MANY_IMAGES:
-        place = group_order(data.units, data.keys)
-        sizes = torch.bincount(place)
-        most = min(max(len(place) // _ONE_PART, 1), _MOST_HELD)
-        small = sizes <= most
-        fold[(small & ((sizes * small).cumsum(0) <= most))[place]] = 0
     else:
-        fold = deal_groups(data.labels, data.units, data.keys, FOLDS)
+        fold = held_out_folds(data.labels, data.units, data.keys, one_part)
     asked = answerable(data.labels, fold) & data.rows[data.labels]
     return [asked & (fold == number) for number in fold[asked].unique().tolist()]
 

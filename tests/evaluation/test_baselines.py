@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from vlltr_index.evaluation.baselines import BY_NAME, FitData, Linear, Logistic, Texts
 from vlltr_index.heads.dealing import deal_groups, row_keys
+from vlltr_index.schemas.baselines import BASELINES
 from vlltr_index.schemas.config import BaselinesConfig
-from vlltr_index.schemas.records import BASELINES
 
 CONFIG = BaselinesConfig(epochs=1, lrs=(1e-2, 1e-3), taus=(0.0, 1.0), neighbours=(1, 2, 3))
 
@@ -41,7 +41,7 @@ def drawn(seen: int) -> FitData:
 
 def test_the_names_are_those_that_the_command_offers() -> None:
     """In the order of the table."""
-    assert tuple(BY_NAME) == BASELINES
+    assert tuple(BY_NAME) == tuple(BASELINES)
 
 
 @pytest.mark.parametrize("name", BASELINES)

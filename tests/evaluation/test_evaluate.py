@@ -19,9 +19,9 @@ from vlltr_index.pipelines.ingest import ingest_images
 from vlltr_index.pipelines.report import write_report
 from vlltr_index.pipelines.train_baseline import train_baseline, train_baseline_stage
 from vlltr_index.recognition.model import Model
+from vlltr_index.schemas.baselines import BASELINES
 from vlltr_index.schemas.config import FusionConfig
 from vlltr_index.schemas.recipes import override
-from vlltr_index.schemas.records import BASELINES
 from vlltr_index.store.workspace import Workspace
 
 

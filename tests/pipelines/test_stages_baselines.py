@@ -31,9 +31,9 @@ from vlltr_index.pipelines.train_baseline import (
     train_baseline,
     train_baseline_stage,
 )
+from vlltr_index.schemas.baselines import BASELINES
 from vlltr_index.schemas.config import EncoderConfig, Recipe
 from vlltr_index.schemas.recipes import override
-from vlltr_index.schemas.records import BASELINES
 from vlltr_index.store.snapshot import Snapshot
 from vlltr_index.store.tables import one_of
 from vlltr_index.store.workspace import Workspace

@@ -25,7 +25,7 @@ from vlltr_index.evaluation.rules import (
     tau_normalised,
     tip_logits,
 )
-from vlltr_index.heads.dealing import deal_groups, row_keys
+from vlltr_index.heads.dealing import answerable, held_out_folds, row_keys
 from vlltr_index.heads.units import count_units, number_names
 from vlltr_index.heads.weighing import fit_temperature, image_weights, nll
 from vlltr_index.tensors import cosine_logits, unit_rows
@@ -37,10 +37,6 @@ if TYPE_CHECKING:
 Tower = Literal["fc", "own"]
 """The image-only baseline's, or the workspace's own."""
 
-_FOLDS = 5
-_MANY = 5000  # images from which on one part is held out
-_ONE_PART = 10
-_MOST_SCORED = 1000
 _Setting = TypeVar("_Setting")
 _Fitted = TypeVar("_Fitted", bound="Baseline")
 
@@ -101,20 +97,15 @@ class FitData:
     units: Sequence[str] = ()
 
     def held_out(self) -> Iterator[tuple[FitData, Tensor]]:
-        """Yield data to fit on, with the positions, int64 [M], of training images held out of it.
-
-        There are five folds; from 5,000 images on a tenth is held out, and a thousand of it given. Units stay whole.
-        """
+        """Yield data to fit on, with the positions, int64 [M], of training images held out of it."""
         labels = self.labels.cpu()
-        many = len(labels) >= _MANY
-        folds = deal_groups(labels, self.units, row_keys(self.features), _ONE_PART if many else _FOLDS)
-        for fold in range(1 if many else _FOLDS):
-            out = folds == fold
-            out &= torch.bincount(labels[~out], minlength=self.num_classes)[labels] > 0
-            if bool(out.any()):
-                rest = (~out).to(self.features.device)
-                data = replace(self, features=self.features[rest], labels=self.labels[rest])
-                yield data, out.nonzero()[:_MOST_SCORED, 0]
+        fold = held_out_folds(labels, self.units, row_keys(self.features))
+        asked = answerable(labels, fold)
+        for number in fold[asked].unique().tolist():
+            out = asked & (fold == number)
+            rest = (~out).to(self.features.device)
+            data = replace(self, features=self.features[rest], labels=self.labels[rest])
+            yield data, out.nonzero()[:, 0]
 
     def choose(
         self, settings: Sequence[_Setting], fit: Callable[[_Setting, Tensor, Tensor], _Fitted]

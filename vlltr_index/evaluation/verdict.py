@@ -5,10 +5,10 @@ from __future__ import annotations
 from math import log
 
 from vlltr_index.evaluation.metrics import METHOD, ClassFigures, EvaluationReport, Interval, Measure
+from vlltr_index.schemas.baselines import BASELINES
 from vlltr_index.wording import plural, units_of_pictures
 
 _NAMED = 5
-_SIMPLE = ("ncm", "discriminant", "logistic", "zero-shot", "knn", "tip-adapter")
 _HALF = 0.5
 _WORTH_SAYING = 0.05  # share of answers that wrongly name classes without training pictures
 _SAME = 1e-9
@@ -198,7 +198,8 @@ def _beside_few(report: EvaluationReport, measure: Measure) -> str:
 
 def _named(rule: str, asked: bool) -> str:
     """Name what the method is compared with, which was `asked` for or is the best."""
-    return f"the best baseline, {rule}" if rule in _SIMPLE and not asked else rule
+    is_simple = rule in BASELINES and BASELINES[rule].is_simple
+    return f"the best baseline, {rule}" if is_simple and not asked else rule
 
 
 def _pictures(of: Interval, one: str = "", more: str = "") -> str:

@@ -17,11 +17,36 @@ from vlltr_index.schemas.fingerprint import digest_bytes
 
 FOLDS = 5
 """Number of folds of the cross-validation, and into which the groups of a single held-out part are split."""
+_MANY_IMAGES = 5000  # from so many on, one part is held out
+_ONE_PART = 10
+_MOST_HELD = 1000
 
 
 def row_keys(features: Tensor) -> list[str]:
     """Return a key of each row's content, for images that have no file: a digest of the bytes of float32 [N, D]."""
     return [digest_bytes(row.numpy().tobytes()) for row in features.float().cpu()]
+
+
+def held_out_folds(
+    labels: Tensor, groups: Sequence[str], keys: Sequence[str], one_part: bool = False
+) -> Tensor:
+    """Return the fold that each image is held out in, int64 [N], -1 for one that never is.
+
+    There are five folds. With `one_part`, and from 5,000 images on, there is one: a tenth of the images, at most 1,000,
+    in whole groups.
+
+    Args:
+        labels, groups, keys: As for `deal_groups`.
+        one_part: Whether one part is held out of fewer images, too.
+    """
+    if not one_part and len(labels) < _MANY_IMAGES:
+        return deal_groups(labels, groups, keys, FOLDS)
+    place = group_order(groups, keys)
+    sizes = torch.bincount(place)
+    most = min(max(len(place) // _ONE_PART, 1), _MOST_HELD)
+    small = sizes <= most
+    is_held = small & ((sizes * small).cumsum(0) <= most)
+    return torch.where(is_held[place], 0, -1)
 
 
 def deal_groups(labels: Tensor, groups: Sequence[str], keys: Sequence[str], folds: int) -> Tensor:

@@ -30,8 +30,8 @@ from vlltr_index.pipelines.train_baseline import (
     sentences_of,
     stored_texts,
 )
+from vlltr_index.schemas.baselines import BASELINES
 from vlltr_index.schemas.manifests import Manifest
-from vlltr_index.schemas.records import BASELINES
 from vlltr_index.tensors import choose_device, class_positions
 from vlltr_index.wording import plural
 

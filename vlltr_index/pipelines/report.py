@@ -30,10 +30,10 @@ from vlltr_index.pipelines.baseline_scores import baseline_labels
 from vlltr_index.pipelines.doctor import FAISS
 from vlltr_index.pipelines.evaluate import Evaluation, evaluation, keep, usual_split
 from vlltr_index.pipelines.status import status
+from vlltr_index.schemas.baselines import BASELINES
 from vlltr_index.schemas.fingerprint import short
 from vlltr_index.schemas.manifests import TrainingLog
 from vlltr_index.schemas.options import Prior, named_prior
-from vlltr_index.schemas.records import BASELINES
 from vlltr_index.store.tables import one_of
 
 if TYPE_CHECKING:

@@ -37,9 +37,9 @@ from vlltr_index.evaluation.baselines import (
 )
 from vlltr_index.evaluation.rules import hold_back
 from vlltr_index.pipelines import training
+from vlltr_index.schemas.baselines import BASELINES
 from vlltr_index.schemas.fingerprint import digest_json
 from vlltr_index.schemas.manifests import Manifest
-from vlltr_index.schemas.records import BASELINES
 from vlltr_index.schemas.tables import sentence_vectors_name
 from vlltr_index.tensors import choose_device, class_positions
 from vlltr_index.train.cvlp import train_image_only
