@@ -29,7 +29,7 @@ from vlltr_index.schemas.records import SentenceRecord, Skipped
 from vlltr_index.store import ingestion
 from vlltr_index.store.class_rows import rename
 from vlltr_index.store.origins import Origin, Source
-from vlltr_index.wording import plural, preview
+from vlltr_index.wording import option_words, plural, preview
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
@@ -134,8 +134,8 @@ def ingest_images(
     if hold_out is not None and (split != "train" or not 0.0 <= hold_out <= 0.9):
         raise UsageError("a share from 0 to 0.9 is held out of the training split", "Say so: --split train")
     given = read_class_names(label_names) if label_names is not None else None
-    command = _command(path, sync, split=split, store=store, hold_out=hold_out, group=group)
-    with workspace.transaction(command, dry_run=dry_run) as tx:
+    options = option_words(split=split, store=store, hold_out=hold_out, group=group, sync=sync)
+    with workspace.transaction(f"ingest images {path} {shlex.join(options)}".rstrip(), dry_run=dry_run) as tx:
         before = tx.class_table()
         names = given and ingestion.known_names(tx, given)
         source = Source(tx, "images", path, split)
@@ -213,16 +213,6 @@ def _check_grouping(grouping: Grouping, listing: Listing, path: Path | str) -> N
             f"--group {grouping} puts none of the {plural(images, 'picture')} of {path} into a group",
             "Say it another way, see vlltr ingest images --help, or leave it to --group auto.",
         )
-
-
-def _command(path: Path | str, sync: bool, **options: object) -> str:
-    """Return the command with the options that have a value."""
-    typed = [f"ingest images {path}"]
-    for name, value in options.items():
-        if value is not None:
-            text = f"{value:g}" if isinstance(value, float) else str(value)
-            typed.append(f"--{name.replace('_', '-')} {shlex.quote(text)}")
-    return " ".join([*typed, *(["--sync"] if sync else [])])
 
 
 def _prompt(run: ImageRun, address: str, before: ClassTable) -> tuple[int, str | None]:
