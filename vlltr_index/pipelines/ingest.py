@@ -18,12 +18,22 @@ import pyarrow as pa
 from vlltr_index.data.grouping import AUTO, Grouping
 from vlltr_index.data.image_readers import read_images
 from vlltr_index.data.names import ClassNames, read_class_names
-from vlltr_index.data.objects import is_address
 from vlltr_index.data.text import class_prompts, sentence_id, text_hash
 from vlltr_index.data.text_readers import is_release_corpus, names_beside, read_text
 from vlltr_index.errors import InputError, UsageError
+from vlltr_index.heads.bursts import AT_ONCE, bursts, folder_of
 from vlltr_index.pipelines.bare_classes import classes_without_text, tell_of_bare_classes, tell_of_names
-from vlltr_index.pipelines.image_run import EXAMPLES, ImageRun, Listing, Notes, counted
+from vlltr_index.pipelines.image_plan import EXAMPLES, Facts, Notes, Placed, Plan, counted, decide
+from vlltr_index.pipelines.image_run import (
+    Listing,
+    group_images,
+    list_images,
+    look,
+    match,
+    remarks,
+    stored_images,
+    write,
+)
 from vlltr_index.pipelines.removal import Agreed, remove_sentences, retire, without_images
 from vlltr_index.schemas.records import SentenceRecord, Skipped
 from vlltr_index.store import ingestion
@@ -139,41 +149,41 @@ def ingest_images(
         before = tx.class_table()
         names = given and ingestion.known_names(tx, given)
         source = Source(tx, "images", path, split)
-        last = Grouping.parse(tx.commit.info.groupings.get(source.address, "auto"))
-        grouping = last if group is None else Grouping.parse(group)
-        gone = sync and source.is_gone
-        read = partial(read_images, path, split, list_root, names, classes=tx.class_table())
+        grouping, regroups = _grouping(tx, source, group)
+
+        read = partial(read_images, path, split, list_root, names, classes=before)
         read = partial(read, group_column=grouping.column, follow_links=_follows(tx, source, follow_links))
-        items = () if gone else read(with_data=sync or grouping.how == "seconds")
-        listing = Listing.of(items, sync, grouping, class_folders=is_address(path) or Path(path).is_dir())
-        labels = listing.labels
-        if group is not None:
-            _check_grouping(grouping, listing, path)
-        removed = source.removed(source.respell(labels)) if sync else set[str]()
-        fresh = {name for name, where in labels.items() if create_classes or "train" in where} - removed
-        classes = ingestion.resolve_classes(tx, list(labels), lambda name: name in fresh, source.classes)
+        listing = Listing(path) if sync and source.is_gone else list_images(path, read)
+        groups = group_images(listing, grouping, (), is_asked=group is not None)
+        classes, renamed = _classes(tx, source, listing, sync=sync, create_all=create_classes)
         if given and names:
             ingestion.note_aliases(tx, given, names, classes)
-        run = ImageRun(
-            tx=tx,
-            source=source,
+        stored, probes = stored_images(tx)
+        seen = look(listing, classes, probes, progress)
+        if grouping.how == "seconds":
+            groups = group_images(listing, grouping, seen, is_asked=group is not None)
+
+        facts = Facts(
+            seen=seen,
+            groups=groups,
+            stored=stored,
             classes=classes,
+            names=tx.class_table().names,
             side=store,
-            asked=split,
+            has_bytes=listing.read is not None,
             share=hold_out,
-            total=sum(map(Counter.total, labels.values())),
-            progress=progress,
-            grouping=grouping,
-            grouped_before=last,
+            regroups=regroups,
         )
-        items_again = None if gone else partial(read, with_data=True)
-        run.notes.lines += _follow_case(tx, source, classes, fresh)
-        run.bring_in(listing, items_again, Agreed(agree, dry_run) if sync else None)
-        run.compare(names, labels)
-        retired = retire(tx, run.left) if sync else []
-        prompts, step = _prompt(run, workspace.address, before)
-        report = _image_report(run, str(path), len(before), prompts=prompts, retired=retired, dry_run=dry_run)
-        return replace(report, next_step=None if dry_run else step)
+        plan = decide(match(facts, source, sync=sync, is_train=split == "train"))
+        asked = Agreed(agree, dry_run).check(source, plan.missing, plan.given, "images") if sync else []
+
+        write(tx, plan, listing, store, progress)
+        source.write(plan.origins.values())
+        plan.notes.lines = [*renamed, *plan.notes.lines, *asked, *remarks(listing, groups, names)]
+        report = _image_report(tx, plan, source, before, workspace.address)
+        if dry_run:
+            report = replace(report, dry_run=True, next_step=None)
+        return replace(report, source=str(path), grouping=str(grouping))
 
 
 def _follows(tx: Transaction, source: Source, wanted: bool | None) -> bool:
@@ -184,6 +194,33 @@ def _follows(tx: Transaction, source: Source, wanted: bool | None) -> bool:
         return before
     tx.note(followed=sorted({*followed} ^ {source.address}))
     return wanted
+
+
+def _grouping(tx: Transaction, source: Source, asked: str | None) -> tuple[Grouping, bool]:
+    """Return how the images of a source are grouped: as is asked, which is noted, or as it was asked last.
+
+    Return also whether an image without a group now loses the one that it had.
+    """
+    groupings = tx.commit.info.groupings
+    last = Grouping.parse(groupings.get(source.address, "auto"))
+    grouping = last if asked is None else Grouping.parse(asked)
+    if grouping != last:
+        tx.note(groupings={**groupings, source.address: str(grouping)})
+    return grouping, grouping != AUTO or last != AUTO
+
+
+def _classes(
+    tx: Transaction, source: Source, listing: Listing, *, sync: bool, create_all: bool
+) -> tuple[dict[str, int | None], list[str]]:
+    """Return the class ids of a source's names, and notes on classes that are renamed as in the source.
+
+    New classes are made of names that have training images, or of all.
+    """
+    labels = listing.labels
+    removed = source.removed(source.respell(labels)) if sync else set[str]()
+    fresh = {name for name, where in labels.items() if create_all or "train" in where} - removed
+    classes = ingestion.resolve_classes(tx, labels, fresh, source.classes)
+    return classes, _follow_case(tx, source, classes, fresh)
 
 
 def _follow_case(
@@ -205,74 +242,75 @@ def _follow_case(
     return notes
 
 
-def _check_grouping(grouping: Grouping, listing: Listing, path: Path | str) -> None:
-    """Refuse a grouping that puts no training image of a source into a group."""
-    images = sum(splits["train"] for splits in listing.labels.values())
-    if grouping != AUTO and images and not listing.groups:
-        raise UsageError(
-            f"--group {grouping} puts none of the {plural(images, 'picture')} of {path} into a group",
-            "Say it another way, see vlltr ingest images --help, or leave it to --group auto.",
-        )
-
-
-def _prompt(run: ImageRun, address: str, before: ClassTable) -> tuple[int, str | None]:
-    """Give a source's classes without a sentence their prompts, and note what lacks text and names spelt in two ways;
-    return their number and the next command."""
-    tx = run.tx
-    mute, bare = classes_without_text(tx)
-    prompts = write_prompts(tx, mute.intersection(run.classes.values()))
-    if prompts:
-        mute.difference_update(run.classes.values())
-    tell_of_names(tx, before, bare, address, run.notes)
-    if len(before) < len(tx.class_table()) > len(bare):
-        tell_of_bare_classes(tx, bare, run.notes, prompted=prompts > 0)
-    return prompts, _next_step(len(mute), len(bare))
-
-
 def _image_report(
-    run: ImageRun, source: str, classes_before: int, *, prompts: int, retired: list[str], dry_run: bool
+    tx: Transaction, plan: Plan, source: Source, before: ClassTable, address: str
 ) -> IngestReport:
-    """Return the report of the ingestion, but for the next step."""
+    """Retire classes of which nothing is left, make prompts, and return the report."""
+    notes = plan.notes
+    retired = retire(tx, plan.left) if plan.facts.past is not None else []
+    classes = tx.class_table()
+    given = plan.facts.classes.values()
+    mute, bare = classes_without_text(tx)
+    prompts = write_prompts(tx, mute.intersection(given))
+    if prompts:
+        mute.difference_update(given)
+    tell_of_names(tx, before, bare, address, notes)
+    if len(before) < len(classes) > len(bare):
+        tell_of_bare_classes(tx, bare, notes, prompted=prompts > 0)
     if retired:
-        run.notes.lines.append(f"retired, as nothing is left of it: {preview(retired)}")
-    if emptied := without_images(run.tx, run.left):
-        run.notes.lines.append(f"no picture left of: {preview(emptied)}")
-    if run.unknown:
-        run.notes.add("unknown", f"no class of the name {counted(run.unknown)}")
-    classes = len(run.tx.class_table())
-    copies = _copies(run.tx, run.splits)
+        notes.lines.append(f"retired, as nothing is left of it: {preview(retired)}")
+    if emptied := without_images(tx, plan.left):
+        notes.lines.append(f"no picture left of: {preview(emptied)}")
+    if plan.unknown:
+        notes.add("unknown", f"no class of the name {counted(plan.unknown)}")
+    images = plan.images.values()
+    splits = Counter(one.record.split for one in images)
+    alone = [one for one in images if one.record.group is None]
+    groups = defaultdict[str | None, set[int | None]](set)
+    for one in images:
+        if one.record.group is not None:
+            groups[one.record.group].add(one.class_id)
+    copies = _copies(tx, splits)
     shared = [_several(copy, "split") for copy in copies if len(_several(copy, "split")) > 1]
     mixed = [copy for copy in copies if len(_several(copy, "class_id")) > 1]
-    _name_copies(run, copies)
+    _name_copies(copies, classes.names, source.address, notes)
+    counts = plan.counts
     return IngestReport(
         kind="images",
-        source=source,
-        added=run.counts["added"],
-        updated=run.counts["updated"],
-        unchanged=run.splits.total() - sum(run.counts[kind] for kind in ("added", "updated", "moved")),
-        classes_added=classes + len(retired) - classes_before,
-        classes=classes,
-        splits=dict(run.splits),
+        source=source.address,
+        added=counts["added"],
+        updated=counts["updated"],
+        unchanged=len(images) - sum(counts[kind] for kind in ("added", "updated", "moved")),
+        classes_added=len(classes) + len(retired) - len(before),
+        classes=len(classes),
+        splits=dict(splits),
         prompts=prompts,
-        quarantined=run.notes.counts["quarantined"],
-        skipped=run.notes.counts["skipped"],
-        unknown_class=run.unknown.total(),
+        quarantined=notes.counts["quarantined"],
+        skipped=notes.counts["skipped"],
+        unknown_class=plan.unknown.total(),
         duplicates_across_splits=len(shared),
         duplicates_in=sorted(set().union(*shared)),
         in_two_classes=len(mixed),
-        moved=None if run.past is None else run.counts["moved"],
-        gone=run.counts["gone"],
-        corrected=run.counts["corrected"],
-        overruled=run.counts["overruled"],
-        removed=run.counts["removed"],
-        grouping=str(run.grouping),
-        groups=len(run.groups),
-        mixed_groups=sum(len(classes) > 1 for classes in run.groups.values()),
-        grouped=run.grouped,
-        in_bursts=run.in_bursts,
-        dry_run=dry_run,
-        notes=run.notes.lines,
+        moved=None if plan.facts.past is None else counts["moved"],
+        gone=counts["gone"],
+        corrected=counts["corrected"],
+        overruled=counts["overruled"],
+        removed=counts["removed"],
+        groups=len(groups),
+        mixed_groups=sum(len(owners - {None}) > 1 for owners in groups.values()),
+        grouped=len(images) - len(alone),
+        in_bursts=_in_bursts(alone),
+        notes=notes.lines,
+        next_step=_next_step(len(mute), len(bare)),
     )
+
+
+def _in_bursts(images: Iterable[Placed]) -> int:
+    """Count images that were taken right before or after another one of their folder and class."""
+    timed = [one for one in images if one.found.taken is not None]
+    places = [(folder_of(one.uri), one.class_id) for one in timed]
+    alike = bursts([one.found.taken for one in timed], places, AT_ONCE)
+    return sum(of is not None for of in alike)
 
 
 def _copies(tx: Transaction, given: Iterable[str]) -> list[list[dict[str, Any]]]:
@@ -290,27 +328,28 @@ def _several(rows: list[dict[str, Any]], column: str) -> set[Any]:
     return {row[column] for row in rows} - {None}
 
 
-def _name_copies(run: ImageRun, copies: list[list[dict[str, Any]]]) -> None:
+def _name_copies(
+    copies: list[list[dict[str, Any]]], names: Mapping[int, str], address: str, notes: Notes
+) -> None:
     """Name pictures of one content that several splits or classes have; count those that one class has twice."""
-    names = run.tx.class_table().names
     apart = [copy for copy in copies if len({(row["split"], row["class_id"]) for row in copy}) > 1]
     for copy in sorted(apart, key=len):
         rows = sorted(copy, key=lambda row: row["uri"])
         places = [(row["split"], row["class_id"]) for row in rows]
         told = [
-            f"{rows[n]['uri'].removeprefix(f'{run.source.address}/')} ({rows[n]['split']}"
+            f"{rows[n]['uri'].removeprefix(f'{address}/')} ({rows[n]['split']}"
             + (f", {names[rows[n]['class_id']]!r})" if rows[n]["class_id"] is not None else ")")
             for n in sorted(
                 range(len(rows)), key=lambda n: places[n] in places[:n]
             )  # one of each place first
         ]
         more = f" and {len(told) - _NAMED:,} more" if len(told) > _NAMED else ""
-        run.notes.add("copies", f"one picture, byte for byte: {', '.join(told[:_NAMED])}{more}")
+        notes.add("copies", f"one picture, byte for byte: {', '.join(told[:_NAMED])}{more}")
     if len(apart) > EXAMPLES:
-        run.notes.lines.append(f"and {plural(len(apart) - EXAMPLES, 'picture')} more of that kind")
+        notes.lines.append(f"and {plural(len(apart) - EXAMPLES, 'picture')} more of that kind")
     same = len(copies) - len(apart)
     if same:
-        run.notes.lines.append(
+        notes.lines.append(
             f"several times in one class, byte for byte: {plural(same, 'picture')}, each counts once"
         )
 
@@ -328,7 +367,7 @@ def write_prompts(tx: Transaction, class_ids: Iterable[int]) -> int:
     names = tx.class_table().names
     known = set(tx.table("sentences", ["sentence_id"])["sentence_id"].to_pylist())
     asked = {i: class_prompts(names[i], tx.recipe.templates) for i in sorted(class_ids)}
-    return tx.upsert("sentences", ingestion.sentence_rows(asked, known.__contains__))
+    return tx.upsert("sentences", ingestion.sentence_rows(asked, known))
 
 
 def ingest_text(
@@ -372,11 +411,11 @@ def ingest_text(
         found, unusable = ({}, set()) if is_gone else _read_sentences(path, used, notes, progress)
         there = {row["sentence_id"]: row for row in tx.table("sentences", _TOLD).to_pylist()}
         struck = _take_struck(source, found, there) if sync else {}
-        classes = ingestion.resolve_classes(tx, list(found), lambda name: True, source.classes)
+        classes = ingestion.resolve_classes(tx, found, found, source.classes)
         if names and used:
             ingestion.note_aliases(tx, names, used, classes)
         owned = _by_class(found, classes)
-        rows = ingestion.sentence_rows(owned, there.__contains__)
+        rows = ingestion.sentence_rows(owned, there)
         tx.upsert("sentences", rows)
         if sync:
             given = {sentence_id(i, text_hash(one.text)) for i, records in owned.items() for one in records}
