@@ -19,8 +19,8 @@ def test_a_runner_tells_of_each_step() -> None:
     events: list[StepEvent] = []
     runner = Runner(events.append, 4)
     assert runner.run(Step("One", ("one",), lambda: 7)) == 7
-    runner.skip(Step("Two", ("two",), lambda: 8))
-    runner.leave_out(Step("Three", ("three",), lambda: 9))
+    runner.pass_over(Step("Two", ("two",), lambda: 8), "done before")
+    runner.pass_over(Step("Three", ("three",), lambda: 9), "left out")
 
     def fail() -> None:
         raise KeyError("no")

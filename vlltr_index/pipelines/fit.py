@@ -196,7 +196,7 @@ def fit(
         for name, baseline in plan.baselines.items():
             if name in absent:
                 _log.warning("the baseline %s is absent: %s", name, absent[name])
-                runner.leave_out(baseline)
+                runner.pass_over(baseline, "left out")
             else:
                 runner.run(baseline)
         report = runner.run(plan.report)

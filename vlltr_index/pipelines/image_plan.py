@@ -51,6 +51,11 @@ class Seen(NamedTuple):
         """What names it in its source."""
         return self.record.split, self.record.source
 
+    @property
+    def content(self) -> str | None:
+        """The hash of its content; None if it was not looked at, or cannot be read."""
+        return None if self.found is None else self.found.content_hash
+
 
 class Stored(NamedTuple):
     """What the workspace has of an image; `key` is its id with the suffix of the stored size."""
@@ -111,8 +116,9 @@ class Facts:
 
 
 class Placed(NamedTuple):
-    """An image to write: its record with split and group, what was found in it, and what is set in its row."""
+    """An image to write: its name, its record with split and group, what was found in it, and what its row has."""
 
+    name: Name
     record: ImageRecord
     found: Probe
     image_id: str
@@ -126,8 +132,7 @@ class Plan:
 
     Attributes:
         facts: What it is decided by.
-        images: Images to write, by their names in the source.
-        ids: Their ids.
+        images: Images to write, by the keys of their rows.
         delete: Keys of rows to delete: stored at another size, in another split, moved, or gone from the source.
         given: How many images the source gave before.
         missing: How many of these it does not have any more, also those that another source gave.
@@ -139,8 +144,7 @@ class Plan:
     """
 
     facts: Facts
-    images: dict[Name, Placed] = field(default_factory=dict)
-    ids: set[str] = field(default_factory=set)
+    images: dict[str, Placed] = field(default_factory=dict)
     delete: set[str] = field(default_factory=set)
     given: int = 0
     missing: int = 0
@@ -170,13 +174,13 @@ class Plan:
         names = [record.source]
         if label in facts.respelt and record.source.startswith(f"{label}/"):
             names.append(f"{facts.respelt[label]}{record.source.removeprefix(label)}")
-        places = [(split, name) for name in names for split in ("train", "test", record.split)]
-        ids = {ingestion.image_id(*place): place for place in places}
+        splits = ("train", "test", record.split)
+        ids = {ingestion.image_id(split, name): split for name in names for split in splits}
         was = next((i for i in ids if i in facts.before and i not in facts.stored), None)
         if was is None or not self._same_label(record.class_name, facts.before[was].label):
             return False
         origin = facts.before[was]
-        key = ingestion.image_id(ids[was][0], record.source)
+        key = ingestion.image_id(ids[was], record.source)
         self.origins[key] = origin._replace(row_key=key, label=record.class_name)
         if origin.class_id is not None:
             self.left.add(origin.class_id)
@@ -190,10 +194,9 @@ class Plan:
         """Decide on the id, the class and the group of an image that is used."""
         facts = self.facts
         image_id, uri, stored = self._identify(record, found)
-        if image_id in self.ids:
+        if image_id in self.images:
             self.notes.skip(Skipped(record.uri, "named before in this source"))
             return
-        self.ids.add(image_id)
         mine = image_id.partition("-")[0]
         other = self._in_other_split(record)
         was: str | None = mine
@@ -212,12 +215,12 @@ class Plan:
         self.origins[mine] = Origin(mine, record.class_name, class_id, dealt)
         if there is not None and (before is not None or was is None) and not facts.regroups:
             record = replace(record, group=record.group or there.group)
-        placed = Placed(record, found, image_id, uri, class_id)
+        placed = Placed(name, record, found, image_id, uri, class_id)
         if there is not None and before is not None:
             placed = self._judge(placed, before, there)
             if facts.past is not None and was != mine and was not in facts.elsewhere:
                 self.delete.add(there.key)
-        self.images[name] = placed
+        self.images[image_id] = placed
         if stored is not None:
             self.delete.add(stored)
         if other is not None and other.uri == record.uri:
@@ -327,13 +330,12 @@ def decide(facts: Facts) -> Plan:
             plan.take(item)
     if facts.seen:
         plan.check()
-    plan.delete -= plan.ids
     if facts.past is not None:
         plan.give_up(facts.past)
     else:  # what the source gave before stays known
         replaced = {key.partition("-")[0] for key in plan.delete}
         plan.origins = {i: one for i, one in facts.before.items() if i not in replaced} | plan.origins
-    plan.delete -= plan.ids
+    plan.delete -= plan.images.keys()
     return plan
 
 

@@ -22,7 +22,7 @@ from vlltr_index.pipelines.image_plan import Facts, Name, Notes, Placed, Plan, S
 from vlltr_index.schemas.records import ImageRecord, Skipped
 from vlltr_index.schemas.tables import IMAGES
 from vlltr_index.store import ingestion
-from vlltr_index.store.origins import Listed, Source, match_images
+from vlltr_index.store.origins import Source
 from vlltr_index.wording import have, plural, preview
 
 if TYPE_CHECKING:
@@ -192,19 +192,61 @@ def _match(facts: Facts, source: Source, also: Sequence[str]) -> dict[Name, str]
     that moved here.
     """
     stored = facts.stored
-    listed = dict[Name, Listed]()
-    for one in facts.images:
-        if one.found is not None:
-            record = one.record
-            image = Listed(record.source, record.uri, record.split, record.class_name, one.found.content_hash)
-            listed.setdefault(one.name, image)
     lost = {i for i in source.elsewhere & stored.keys() if ingestion.is_gone(stored[i].uri)}
-    there = (i for i in source.before.keys() | lost if i in stored)
+    there = [i for i in source.before.keys() | lost if i in stored]
     before = {i: stored[i].content for i in sorted(there, key=lambda i: stored[i].uri)}
-    found = match_images(before, list(listed.values()), also)
+    found = match_images(before, [one for one in facts.images if one.found is not None], also)
     taken = lost.intersection(found.values())
     source.take_over(taken | source.moved_here(taken))
-    return {(one.split, one.source): i for one, i in found.items()}
+    return found
+
+
+def match_images(
+    before: Mapping[str, str | None], images: Iterable[Seen], also: Sequence[str] = ()
+) -> dict[Name, str]:
+    """Say which of the images that a source gave before each one that it has now is.
+
+    It is that of the same content at the same path; else one of the same content, since it was moved; else the one at
+    the same path, since it was changed. Each is taken once.
+
+    Args:
+        before: Content hash by image id without the suffix of the side; of equal contents the first is taken first.
+        images: Those that the source has now; of the same name the first counts.
+        also: Splits that an image may have been put into instead of its own.
+
+    Returns:
+        By its name the id of each one that was there before.
+    """
+    left = dict(before)
+    found: dict[Name, str] = {}
+    listed = {one.name: one for one in reversed([*images])}
+    for name in listed:
+        same = [i for i in _at_its_path(listed[name], also) if i in left and left[i] == listed[name].content]
+        if same:
+            found[name] = same[0]
+            del left[same[0]]
+    of_content = defaultdict[str | None, list[str]](list)
+    for i, content in reversed(left.items()):
+        if content is not None:
+            of_content[content].append(i)
+    rest = sorted(listed.keys() - found.keys())
+    for name in rest:
+        if of_content[listed[name].content]:
+            found[name] = of_content[listed[name].content].pop()
+            del left[found[name]]
+    for name in rest:
+        there = [i for i in _at_its_path(listed[name], also) if i in left]
+        if there and name not in found:
+            found[name] = there[0]
+            del left[there[0]]
+    return found
+
+
+def _at_its_path(one: Seen, also: Sequence[str]) -> list[str]:
+    """Return the ids that an image may have by its path."""
+    splits = (one.record.split, *also)
+    paths = (one.record.source, one.record.uri)
+    return [ingestion.image_id(split, path) for split in splits for path in paths]
 
 
 def _held_out(facts: Facts, is_train: bool) -> AbstractSet[str]:
@@ -217,13 +259,12 @@ def _held_out(facts: Facts, is_train: bool) -> AbstractSet[str]:
         return {name for name in names if ingestion.image_id("test", name) in dealt}
     kept = {}
     past = {name: i for (_, name), i in (facts.past or {}).items()}
-    for record, found in facts.images:
-        content = None if found is None else found.content_hash
-        was = past.get(record.source) or facts.of_content.get(content, "")
+    for one in facts.images:
+        was = past.get(one.record.source) or facts.of_content.get(one.content, "")
         before = facts.before.get(was)
         if before is not None and before.dealt is not None:
             split = before.dealt if facts.share else facts.stored[was].split
-            kept[record.source] = split == "test"
+            kept[one.record.source] = split == "test"
     if facts.share is None and not any(kept.values()):
         return frozenset()
     from vlltr_index.pipelines.hold_out import draw
@@ -262,7 +303,7 @@ def write(tx: Transaction, plan: Plan, listing: Listing, side: int | None, progr
     Raises:
         InputError: If no image of the source is left that can be read.
     """
-    left = dict(plan.images)
+    left = {one.name: one for one in plan.images.values()}
     changed = 0
     for part in _parts(listing.with_bytes()):
         placed = [
@@ -276,11 +317,8 @@ def write(tx: Transaction, plan: Plan, listing: Listing, side: int | None, progr
             if progress:
                 progress("store images", len(plan.images) - len(left), len(plan.images))
         rows = [
-            {
-                **ingestion.image_row(one.record, one.found, one.class_id),
-                "image_id": one.image_id,
-                "uri": one.uri,
-            }
+            ingestion.image_row(one.record, one.found, one.class_id)
+            | {"image_id": one.image_id, "uri": one.uri}
             for one in placed
         ]
         changed += tx.upsert("images", pa.Table.from_pylist(rows, schema=IMAGES))

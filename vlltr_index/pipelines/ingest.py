@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 
@@ -271,8 +271,8 @@ def _image_report(
         if one.record.group is not None:
             groups[one.record.group].add(one.class_id)
     copies = _copies(tx, splits)
-    shared = [_several(copy, "split") for copy in copies if len(_several(copy, "split")) > 1]
-    mixed = [copy for copy in copies if len(_several(copy, "class_id")) > 1]
+    shared = [found for copy in copies if len(found := {one.split for one in copy}) > 1]
+    mixed = [copy for copy in copies if len({one.class_id for one in copy} - {None}) > 1]
     _name_copies(copies, classes.names, source.address, notes)
     counts = plan.counts
     return IngestReport(
@@ -313,35 +313,37 @@ def _in_bursts(images: Iterable[Placed]) -> int:
     return sum(of is not None for of in alike)
 
 
-def _copies(tx: Transaction, given: Iterable[str]) -> list[list[dict[str, Any]]]:
-    """Return the images of each content that several images have, one of them of the `given` splits."""
-    of_content = defaultdict[str, dict[tuple[str, str, int | None], dict[str, Any]]](dict)
-    for row in tx.table("images", ["content_hash", "split", "class_id", "uri"]).to_pylist():
-        if row["content_hash"] is not None:
-            of_content[row["content_hash"]][row["uri"], row["split"], row["class_id"]] = row
-    copies = (list(rows.values()) for rows in of_content.values())
-    return [copy for copy in copies if len(copy) > 1 and not _several(copy, "split").isdisjoint(given)]
+class _Copy(NamedTuple):
+    """One of several images of one content."""
+
+    uri: str
+    split: str
+    class_id: int | None
 
 
-def _several(rows: list[dict[str, Any]], column: str) -> set[Any]:
-    """Return the values of a column but None."""
-    return {row[column] for row in rows} - {None}
+def _copies(tx: Transaction, given: Container[str]) -> list[list[_Copy]]:
+    """Return the images of each content that several images have, one of them of the `given` splits, by their URIs."""
+    of_content = defaultdict[str, set[_Copy]](set)
+    for row in tx.table("images", ["content_hash", *_Copy._fields]).to_pylist():
+        content = row.pop("content_hash")
+        if content is not None:
+            of_content[content].add(_Copy(**row))
+    return [
+        sorted(copies, key=lambda one: (one.uri, one.split))
+        for copies in of_content.values()
+        if len(copies) > 1 and any(one.split in given for one in copies)
+    ]
 
 
-def _name_copies(
-    copies: list[list[dict[str, Any]]], names: Mapping[int, str], address: str, notes: Notes
-) -> None:
+def _name_copies(copies: list[list[_Copy]], names: Mapping[int, str], address: str, notes: Notes) -> None:
     """Name pictures of one content that several splits or classes have; count those that one class has twice."""
-    apart = [copy for copy in copies if len({(row["split"], row["class_id"]) for row in copy}) > 1]
+    apart = [copy for copy in copies if len({one[1:] for one in copy}) > 1]
     for copy in sorted(apart, key=len):
-        rows = sorted(copy, key=lambda row: row["uri"])
-        places = [(row["split"], row["class_id"]) for row in rows]
+        first = {one[1:]: one for one in reversed(copy)}  # of each split and class, named before the others
         told = [
-            f"{rows[n]['uri'].removeprefix(f'{address}/')} ({rows[n]['split']}"
-            + (f", {names[rows[n]['class_id']]!r})" if rows[n]["class_id"] is not None else ")")
-            for n in sorted(
-                range(len(rows)), key=lambda n: places[n] in places[:n]
-            )  # one of each place first
+            f"{one.uri.removeprefix(f'{address}/')} ({one.split}"
+            + (f", {names[one.class_id]!r})" if one.class_id is not None else ")")
+            for one in sorted(copy, key=lambda one: one is not first[one[1:]])
         ]
         more = f" and {len(told) - _NAMED:,} more" if len(told) > _NAMED else ""
         notes.add("copies", f"one picture, byte for byte: {', '.join(told[:_NAMED])}{more}")

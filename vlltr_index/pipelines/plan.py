@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vlltr_index.store.workspace import Workspace
 
 R = TypeVar("R")  # the report of a step
+State = Literal["begins", "ended", "done before", "left out"]
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class StepEvent:
     step: Step[Any]
     number: int
     total: int
-    state: Literal["begins", "ended", "done before", "left out"]
+    state: State
     report: Any = None
     seconds: float = 0.0
 
@@ -115,33 +116,14 @@ class Runner:
         self._number += 1
         return report
 
-    def skip(self, step: Step[Any]) -> None:
-        """Pass over the next step, which was done before."""
-        self._tell(step, "done before")
+    def pass_over(self, step: Step[Any], why: State) -> None:
+        """Pass over the next step: it was done before, or cannot be run on this data."""
+        self._tell(step, why)
         self._number += 1
 
-    def leave_out(self, step: Step[Any]) -> None:
-        """Pass over the next step, which cannot be run on this data."""
-        self._tell(step, "left out")
-        self._number += 1
-
-    def _tell(
-        self,
-        step: Step[Any],
-        state: Literal["begins", "ended", "done before", "left out"],
-        report: Any = None,
-        seconds: float = 0.0,
-    ) -> None:
+    def _tell(self, step: Step[Any], state: State, report: Any = None, seconds: float = 0.0) -> None:
         if self._on_step is not None:
-            event = StepEvent(
-                step=step,
-                number=self._number,
-                total=self._total,
-                state=state,
-                report=report,
-                seconds=seconds,
-            )
-            self._on_step(event)
+            self._on_step(StepEvent(step, self._number, self._total, state, report, seconds))
 
 
 @dataclass(frozen=True)
@@ -180,18 +162,14 @@ class StepMaker:
             options: Its options; None: not given.
         """
         given = {name: value for name, value in options.items() if value is not None}
+        words = [*command.name.split(), *map(str, arguments), *option_words(**given)]
         call = partial(
             command.call, self.workspace, *arguments, **given, **(untyped or {}), progress=self.progress
         )
-        processes = world()[1]
-        of_plan = {
-            "device": self.device if command.computes else None,
-            "processes": processes if command.is_shared and processes > 1 else None,
-        }
-        words = (*command.name.split(), *map(str, arguments), *option_words(**given, **of_plan))
-        return Step(
-            title,
-            ("-w", self.name, *words),
-            call if command.is_shared else partial(by_first, call),
-            shows,
-        )
+        if command.computes and self.device is not None:
+            words += ["--device", self.device]
+        if command.is_shared and world()[1] > 1:
+            words += ["--processes", str(world()[1])]
+        else:
+            call = partial(by_first, call)
+        return Step(title, ("-w", self.name, *words), call, shows)
