@@ -106,8 +106,9 @@ def predict_command(
     and the others are answered; the exit code is then 1.
     """
     from vlltr_index.data.decoding import UNREADABLE
+    from vlltr_index.pipelines.answer_table import check_target
     from vlltr_index.pipelines.asked import find_situations
-    from vlltr_index.pipelines.predict import OnRay, check_target, predict, predict_to_file
+    from vlltr_index.pipelines.predict import OnRay, predict, predict_to_file
     from vlltr_index.recognizer import Recognizer
     from vlltr_index.schemas.options import PredictOptions
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -294,4 +295,4 @@ class Recognizer:
 def _under(model: Model, images: Sequence[ImageSource], crops: int, prior: Prior) -> Model:
     """Return the model for classes as common as `prior` says."""
     options = PredictOptions(crops=crops, prior=prior)
-    return model.under(answering.with_frequencies(model, lambda: named(images), options).prior)
+    return model.under(answering.with_frequencies(model, partial(named, images), options).prior)

@@ -88,3 +88,17 @@ def cell(value: Any) -> Any:
     So does one with apostrophes before what would be one.
     """
     return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
+
+
+def option_words(**options: object) -> list[str]:
+    """Return the options of a command that have a value, as they are typed: `--hold-out 0.2 --sync`."""
+    words: list[str] = []
+    for name, value in options.items():
+        option = f"--{name.strip('_').replace('_', '-')}"
+        if name == "resume":  # on by default
+            words += [] if value else ["--restart"]
+        elif value is True:
+            words.append(option)
+        elif value is not None and value is not False:
+            words += [option, f"{value:g}" if isinstance(value, float) else str(value)]
+    return words

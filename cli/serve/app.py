@@ -248,30 +248,24 @@ class Changing:
             images = tuple((file_name(given), data) for given, data in form.files)
             aliases = tuple(form.texts.get("aliases", ()))
             wanted = NewClass(name, _sentences(form), images=images, aliases=aliases)
-            return _json(await self._writing.make(lambda space, how: add_classes(space, [wanted], how)))
+            return _json(await self._writing.make(add_classes, [wanted]))
 
     async def remove_class(self, name: _Name) -> Response:
         """Remove a class with its sentences and images, as by `vlltr classes remove`."""
-        return _json(await self._writing.make(lambda space, how: remove_classes(space, [name], how)))
+        return _json(await self._writing.make(remove_classes, [name]))
 
     async def add_sentences(self, request: Request) -> Response:
         """Give a class more sentences, as by `vlltr sentences add`."""
         async with self._forms.read(request, ("name", "sentences")) as form:
             name = _name(form)
             given = _sentences(form)
-            return _json(
-                await self._writing.make(lambda space, how: add_sentences(space, name, given, options=how))
-            )
+            return _json(await self._writing.make(add_sentences, name, given))
 
     async def remove_sentences(
         self, name: _Name, matching: Annotated[str, Query(description="Those that hold this text.")]
     ) -> Response:
         """Take sentences from a class, as by `vlltr sentences remove --matching`."""
-        return _json(
-            await self._writing.make(
-                lambda space, how: remove_sentences(space, name, matching=matching, options=how)
-            )
-        )
+        return _json(await self._writing.make(remove_sentences, name, matching=matching))
 
 
 def build_app(

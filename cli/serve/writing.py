@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from vlltr_index.cli.serve.following import Following
     from vlltr_index.store.workspace import Workspace
 
-Change = Callable[["Workspace", ChangeOptions], ChangeReport]
-"""Makes a change by one of the functions in `vlltr_index.classes`."""
-
 _MOST_WAITING = 8  # changes
 _PATIENCE = 5.0  # seconds to wait for another process that writes
 
@@ -45,8 +42,13 @@ class Writing:
         self._waiting = 0
         self._thread = ThreadPoolExecutor(1, "write")
 
-    async def make(self, change: Change) -> Changed:
+    async def make(self, change: Callable[..., ChangeReport], *given: object, **named: object) -> Changed:
         """Make a change, also if its client goes meanwhile; return its report.
+
+        Args:
+            change: A function of `vlltr_index.classes`; it gets the workspace, what is given, and options.
+            given: Its arguments by position.
+            named: Its arguments by name.
 
         Raises:
             HTTPException: 429 if too many changes wait, 503 if another process is writing.
@@ -55,7 +57,7 @@ class Writing:
         if self._waiting >= _MOST_WAITING:
             raise HTTPException(429, "Too many changes wait.", {"Retry-After": "5"})
         self._waiting += 1
-        made = asyncio.get_running_loop().run_in_executor(self._thread, self._make, change)
+        made = asyncio.get_running_loop().run_in_executor(self._thread, self._make, change, given, named)
         made.add_done_callback(self._done)
         return await asyncio.shield(made)
 
@@ -63,13 +65,17 @@ class Writing:
         self._waiting -= 1
         made.exception()
 
-    def _make(self, change: Change) -> Changed:
+    def _make(
+        self, change: Callable[..., ChangeReport], given: tuple[object, ...], named: dict[str, object]
+    ) -> Changed:
         history = self._workspace.history
         newest = history.ids()[-1]
         try:
             report = change(
                 self._workspace,
-                ChangeOptions(recognizer=self._following.recognizer, timeout=_PATIENCE),
+                *given,
+                options=ChangeOptions(recognizer=self._following.recognizer, timeout=_PATIENCE),
+                **named,
             )
         except LockedError:
             raise HTTPException(

@@ -410,7 +410,7 @@ def add_sentences(
         class_id = tx.class_table().lookup(name)
         where = f"class_id = {class_id}"
         there = set(tx.table("sentences", ["sentence_id"], where)["sentence_id"].to_pylist())
-        rows = sentence_rows({class_id: records}, known=there.__contains__)
+        rows = sentence_rows({class_id: records}, known=there)
         tx.upsert("sentences", rows)
         same = f"; {len(records) - rows.num_rows} there before" if rows.num_rows < len(records) else ""
         notes = [f"{plural(rows.num_rows, 'sentence')} added{same}."]

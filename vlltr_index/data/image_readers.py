@@ -118,12 +118,10 @@ def read_images(
         raise UsageError(f"which split do the images of {path} belong to?", "Say so: --split train")
     elif not isinstance(path, Path):
         names = [name for name in object_names(path) if not is_hidden(name)]
-        yield from _by_folder(
-            path.rstrip("/"), ((name, "") for name in names), split, class_name=class_name, tell=with_data
-        )
+        yield from _by_folder(path.rstrip("/"), ((name, "") for name in names), split, class_name=class_name)
     elif path.is_dir():
         files = files_below(path.resolve(), follow_links=follow_links)
-        yield from _by_folder(str(path.resolve()), files, split, class_name=class_name, tell=with_data)
+        yield from _by_folder(str(path.resolve()), files, split, class_name=class_name)
     else:
         raise InputError(
             f"{path}: unknown kind of image source {kind!r}",
@@ -132,14 +130,17 @@ def read_images(
         )
 
 
+def holds_images(path: Path | str) -> bool:
+    """Say whether a source is a Parquet file with the images in it."""
+    return Path(path).suffix.lower() == ".parquet" and os.path.isfile(path) and not names_pictures(Path(path))
+
+
 def _is_listing(path: Path, kind: str) -> bool:
     """Say whether a file names pictures and classes, and does not hold the pictures."""
     return kind in KINDS and (kind != ".parquet" or names_pictures(path))
 
 
-def _by_folder(
-    root: str, files: Iterable[tuple[str, str]], split: str, class_name: str | None, tell: bool
-) -> _Items:
+def _by_folder(root: str, files: Iterable[tuple[str, str]], split: str, class_name: str | None) -> _Items:
     """Make records of files, given by path below `root` and why they are unusable; the first folder is the class."""
     found = 0
     links = 0
@@ -181,7 +182,7 @@ def _by_folder(
         hint = "Check the path." if class_name else f"{_LAYOUT}. Of Parquet files give one."
         raise InputError(f"no image {where}: looked for {', '.join(ENDINGS)}", hint)
     deep = [name for name in folders if len(below[name]) > 1]
-    if tell and deep and not class_name:
+    if deep and not class_name:
         _log.warning(
             "folders below a class folder are no classes of their own; all below these is of one class each: %s",
             ", ".join(deep[:5]) + (", ..." if len(deep) > 5 else ""),

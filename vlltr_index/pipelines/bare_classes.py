@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pyarrow.compute as pc
 
 from vlltr_index.data.text import folded
-from vlltr_index.pipelines.image_run import Notes
+from vlltr_index.pipelines.image_plan import Notes
 from vlltr_index.wording import have, plural, preview
 
 if TYPE_CHECKING:

@@ -15,22 +15,27 @@ from typing import TYPE_CHECKING, Any, get_args
 from vlltr_index.data.grouping import Grouping
 from vlltr_index.errors import InputError, UsageError
 from vlltr_index.evaluation.metrics import CROSS_VALIDATION
-from vlltr_index.pipelines.ingest import ingest_images, ingest_text
 from vlltr_index.pipelines.init import check_encoder, encoder_note, require_encoder
-from vlltr_index.pipelines.plan import Runner, Step, StepMaker
-from vlltr_index.pipelines.report import write_report
+from vlltr_index.pipelines.plan import (
+    INGEST_IMAGES,
+    INGEST_TEXT,
+    REPORT,
+    TRAIN_BASELINE,
+    Runner,
+    Step,
+    StepMaker,
+)
 from vlltr_index.pipelines.train_all import plan_training
-from vlltr_index.pipelines.train_baseline import absent_baselines, can_fit, train_baseline
+from vlltr_index.pipelines.train_baseline import absent_baselines, can_fit
 from vlltr_index.schemas.config import CONFIG_NAME
 from vlltr_index.schemas.options import Measurable
 from vlltr_index.schemas.recipes import load_recipe
 from vlltr_index.store.origins import gave, places
 from vlltr_index.store.workspace import Workspace
 from vlltr_index.tensors import choose_device, computing_on
-from vlltr_index.wording import plural
+from vlltr_index.wording import option_words, plural
 
 if TYPE_CHECKING:
-    from vlltr_index.pipelines.ingest import IngestReport
     from vlltr_index.pipelines.plan import OnStep
     from vlltr_index.pipelines.report import ReportFile
     from vlltr_index.pipelines.train_baseline import BaselineRow
@@ -85,41 +90,25 @@ class Sources:
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """Steps that measure a model: baselines to compare with, by name, and the report."""
-
-    rules: dict[str, Step[BaselineRow]]
-    report: Step[ReportFile]
-
-
-@dataclass(frozen=True)
 class FitPlan:
-    """The steps of `fit` on a workspace, in order.
+    """The steps of `fit` on a workspace.
 
     Attributes:
-        texts: Brings in the sentences; None if there are none.
-        pictures: Bring in the pictures.
-        gone: Remove what came from a part of the folder that is no more.
-        train: Train on them.
-        measure: Measure the model; None for a dry run.
+        make: Bring in sentences and pictures, remove what came from a part of the folder that is no more, and train.
+        baselines: Make the baselines that the model is compared with, by name; none for a dry run.
+        report: Measures the model; None for a dry run.
         remarks: What is not done that one might expect.
     """
 
-    texts: Step[IngestReport] | None
-    pictures: tuple[Step[IngestReport], ...]
-    gone: tuple[Step[IngestReport], ...]
-    train: tuple[Step[Any], ...]
-    measure: Measurement | None
+    make: tuple[Step[Any], ...]
+    baselines: dict[str, Step[BaselineRow]]
+    report: Step[ReportFile] | None
     remarks: tuple[str, ...] = ()
 
     @property
     def steps(self) -> list[Step[Any]]:
         """All steps, in the order in which `fit` runs them."""
-        steps: list[Step[Any]] = [] if self.texts is None else [self.texts]
-        steps += [*self.pictures, *self.gone, *self.train]
-        if self.measure is not None:
-            steps += [*self.measure.rules.values(), self.measure.report]
-        return steps
+        return [*self.make, *self.baselines.values(), *([] if self.report is None else [self.report])]
 
 
 def fit(
@@ -177,8 +166,8 @@ def fit(
         Grouping.parse(group)
     sources = find_sources(Path(folder), None if text is None else Path(text))
     at = Path(to) if to is not None else _beside(Path(folder))
-    chosen = [("--encoder", encoder), ("--recipe", recipe), *(("--set", value) for value in overrides)]
-    options = [part for name, value in chosen if value for part in (name, value)]
+    options = option_words(encoder=encoder, recipe=recipe)
+    options += [word for value in overrides for word in ("--set", value)]
     named = bool(options) or not (at / CONFIG_NAME).exists()
     wanted = load_recipe(recipe, tuple(overrides), encoder) if named else Workspace.open(at).recipe
     if prior != "balanced":
@@ -196,7 +185,25 @@ def fit(
         plan = plan_fit(maker, sources, agree, prior=prior, group=group, dry_run=dry_run)
         if dry_run:
             held.enter_context(workspace.trial())
-        return _run(plan, workspace, Runner(on_step, len(plan.steps)))
+        for remark in plan.remarks:
+            _log.warning(remark)
+        runner = Runner(on_step, len(plan.steps))
+        for step in plan.make:
+            runner.run(step)
+        if plan.report is None:
+            return FitResult(workspace)
+        absent = absent_baselines(workspace.snapshot())
+        for name, baseline in plan.baselines.items():
+            if name in absent:
+                _log.warning("the baseline %s is absent: %s", name, absent[name])
+                runner.pass_over(baseline, "left out")
+            else:
+                runner.run(baseline)
+        report = runner.run(plan.report)
+    reasons = " ".join(f"{one.why}. {one.mend}" for one in report.missing)
+    return FitResult(
+        workspace, report, f"Nothing is measured: {reasons}" if report.evaluation is None else None
+    )
 
 
 def _check_prior(prior: str) -> None:
@@ -240,33 +247,6 @@ def _open_or_pretend(at: Path, recipe: Recipe, held: ExitStack) -> Workspace:
     return workspace
 
 
-def _run(plan: FitPlan, workspace: Workspace, runner: Runner) -> FitResult:
-    """Run a plan, and return what it made."""
-    for remark in plan.remarks:
-        _log.warning(remark)
-    if plan.texts is not None:
-        runner.run(plan.texts)
-    for ingest in plan.pictures:
-        runner.run(ingest)
-    for step in (*plan.gone, *plan.train):
-        runner.run(step)
-    if plan.measure is None:
-        return FitResult(workspace)
-    absent = absent_baselines(workspace.snapshot())
-    for name, rule in plan.measure.rules.items():
-        if name in absent:
-            _log.warning("the baseline %s is absent: %s", name, absent[name])
-            runner.leave_out(rule)
-        else:
-            runner.run(rule)
-    report = runner.run(plan.measure.report)
-    unmeasured = None
-    if report.evaluation is None:
-        reasons = (f"{one.why}. {one.mend}" for one in report.missing)
-        unmeasured = f"Nothing is measured: {' '.join(reasons)}"
-    return FitResult(workspace, report, unmeasured)
-
-
 def plan_fit(
     maker: StepMaker,
     sources: Sources,
@@ -277,16 +257,9 @@ def plan_fit(
     dry_run: bool = False,
 ) -> FitPlan:
     """Return the steps of `fit` on a workspace; `agree`, `group` and `dry_run` are those of `ingest_images`."""
-    sync = _Sync(maker, agree, dry_run)
-    asked = [("Pictures", "train", sources.train)]
-    if sources.test is not None:
-        asked = [
-            ("Pictures to learn from", "train", sources.train),
-            ("Pictures to measure on", "test", sources.test),
-        ]
     snapshot = maker.workspace.snapshot()
-    gone_texts = _gone_texts(sync, sources)
-    gone_tests = _gone_tests(sync, sources)
+    gone_texts = [path for path in _missing(sources.folder, _TEXTS) if gave(snapshot, "sentences", path)]
+    gone_tests = [path for path in _missing(sources.folder, _TESTS) if gave(snapshot, "images", path, "test")]
     held_out = 0 if gone_tests else snapshot.count("images", _TEST)
     has_test = sources.test is not None or held_out >= _ENOUGH
     remarks = []
@@ -298,95 +271,52 @@ def plan_fit(
     if held_out and not has_test:
         few = plural(held_out, "picture of split test is", "pictures of split test are")
         remarks.append(f"{few} too few to measure on, and left aside: vlltr evaluate --split test")
-    return FitPlan(
-        texts=None if sources.texts is None else sync.texts(sources.texts),
-        pictures=tuple(sync.pictures(title, path, split=split, group=group) for title, split, path in asked),
-        gone=(*gone_texts, *gone_tests),
-        train=() if dry_run else tuple(plan_training(maker, stage_one=False).values()),
-        measure=None if dry_run else _measurement(maker, has_test, bool(sources.texts), prior),
-        remarks=tuple(remarks),
+
+    how: dict[str, Any] = {"untyped": {"agree": agree}, "sync": True, "dry_run": dry_run}
+    learn = "Pictures" if sources.test is None else "Pictures to learn from"
+    make: list[Step[Any]] = []
+    if sources.texts is not None:
+        make.append(maker.step("Sentences about the classes", INGEST_TEXT, sources.texts, **how))
+    make.append(maker.step(learn, INGEST_IMAGES, sources.train, split="train", group=group, **how))
+    if sources.test is not None:
+        measure = "Pictures to measure on"
+        make.append(maker.step(measure, INGEST_IMAGES, sources.test, split="test", group=group, **how))
+    make += [maker.step("Sentences about the classes", INGEST_TEXT, path, **how) for path in gone_texts]
+    make += [
+        maker.step("Pictures that are no more", INGEST_IMAGES, path, split="test", **how)
+        for path in gone_tests
+    ]
+    if dry_run:
+        return FitPlan(tuple(make), {}, None, tuple(remarks))
+    make += plan_training(maker, stage_one=False).values()
+    report = maker.step(
+        "Accuracy on pictures that it has not seen, and the report",
+        REPORT,
+        split="test" if has_test else CROSS_VALIDATION,
+        prior=None if prior == "balanced" else prior,
     )
+    return FitPlan(tuple(make), _plan_baselines(maker, sources.texts is not None), report, tuple(remarks))
 
 
-@dataclass(frozen=True)
-class _Sync:
-    """The making of steps after which the workspace is what a source is.
-
-    Attributes:
-        maker: Makes the steps.
-        agree: As for `ingest_images`.
-        dry_run: As for `ingest_images`.
-    """
-
-    maker: StepMaker
-    agree: Callable[[str], None] | None
-    dry_run: bool
-
-    def texts(self, path: Path) -> Step[IngestReport]:
-        """Return the step for the sentences of a source."""
-        return self._step("Sentences about the classes", ("text", str(path)), ingest_text, path=path)
-
-    def pictures(self, title: str, path: Path, *, split: str, group: str | None = None) -> Step[IngestReport]:
-        """Return the step for the pictures of a folder."""
-        words = ("images", str(path), "--split", split, *(() if group is None else ("--group", group)))
-        return self._step(title, words, ingest_images, path=path, split=split, group=group)
-
-    def _step(
-        self, title: str, words: tuple[str, ...], work: Callable[..., IngestReport], **how: Any
-    ) -> Step[IngestReport]:
-        options = ("--sync", *(["--dry-run"] if self.dry_run else []))
-        return self.maker.step(
-            title,
-            ("ingest", *words, *options),
-            work,
-            sync=True,
-            agree=self.agree,
-            dry_run=self.dry_run,
-            **how,
-        )
+def _missing(folder: Path, names: Sequence[str]) -> list[Path]:
+    """Return where parts of a folder would be that it does not have."""
+    return [folder / name for name in names if not (folder / name).exists()]
 
 
-def _gone_texts(sync: _Sync, sources: Sources) -> list[Step[IngestReport]]:
-    """Return the steps that remove what came from texts in the folder that are no more."""
-    snapshot = sync.maker.workspace.snapshot()
-    texts = [sources.folder / name for name in _TEXTS]
-    return [sync.texts(path) for path in texts if not path.exists() and gave(snapshot, "sentences", path)]
-
-
-def _gone_tests(sync: _Sync, sources: Sources) -> list[Step[IngestReport]]:
-    """Return the steps that remove what came from folders of test pictures that are no more."""
-    snapshot = sync.maker.workspace.snapshot()
-    tests = [sources.folder / name for name in _TESTS]
-    gone = [path for path in tests if not path.exists() and gave(snapshot, "images", path, "test")]
-    return [sync.pictures("Pictures that are no more", path, split="test") for path in gone]
-
-
-def _measurement(maker: StepMaker, has_test: bool, has_texts: bool, prior: Measurable) -> Measurement:
-    """Return the steps that measure the model on split `test` or by cross-validation, and baselines."""
-    device = maker.on_device
+def _plan_baselines(maker: StepMaker, has_texts: bool) -> dict[str, Step[BaselineRow]]:
+    """Return the steps that make the baselines which the model is compared with, by name."""
+    recipe = maker.workspace.recipe
     made = maker.workspace.snapshot().commit.info.baselines
-    split = "test" if has_test else CROSS_VALIDATION
-    return Measurement(
-        rules={
-            name: maker.step(
-                f"A baseline on the same vectors: {what}",
-                ("train", "baseline", name, *device),
-                train_baseline,
-                name=name,
-                config=maker.workspace.recipe.baselines,
-            )
-            for name, what in _RULES.items()
-            if can_fit(name, maker.workspace.recipe.encoder.family)
-            and (name != "zero-shot" or has_texts or name in made)
-        },
-        report=maker.step(
-            "Accuracy on pictures that it has not seen, and the report",
-            ("report", "--split", split, *(("--prior", "training") if prior == "training" else ()), *device),
-            write_report,
-            split=split,
-            prior=prior,
-        ),
-    )
+    names = [name for name in _RULES if can_fit(name, recipe.encoder.family)]
+    if not has_texts and "zero-shot" in names and "zero-shot" not in made:
+        names.remove("zero-shot")
+    untyped = {"config": recipe.baselines}
+    return {
+        name: maker.step(
+            f"A baseline on the same vectors: {_RULES[name]}", TRAIN_BASELINE, name, untyped=untyped
+        )
+        for name in names
+    }
 
 
 def find_sources(folder: Path, texts: Path | None = None) -> Sources:

@@ -162,7 +162,7 @@ def _stage_two(
         encoder = release_weights.stage_two_encoder(checkpoint, base)
         before = len(tx.class_table())
         used = known_names(tx, names)
-        classes = resolve_classes(tx, list(used.names), lambda name: True, {})
+        classes = resolve_classes(tx, used.names, used.names, {})
         note_aliases(tx, names, used, classes)
         ids = torch.tensor([classes[name] for name in used.names], dtype=torch.int64)
         digest = _keep_encoder(workspace, checkpoint, encoder)

@@ -7,29 +7,39 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 
 from vlltr_index.data.grouping import AUTO, Grouping
 from vlltr_index.data.image_readers import read_images
 from vlltr_index.data.names import ClassNames, read_class_names
-from vlltr_index.data.objects import is_address
 from vlltr_index.data.text import class_prompts, sentence_id, text_hash
 from vlltr_index.data.text_readers import is_release_corpus, names_beside, read_text
 from vlltr_index.errors import InputError, UsageError
+from vlltr_index.heads.bursts import AT_ONCE, bursts, folder_of
 from vlltr_index.pipelines.bare_classes import classes_without_text, tell_of_bare_classes, tell_of_names
-from vlltr_index.pipelines.image_run import EXAMPLES, ImageRun, Listing, Notes, counted
+from vlltr_index.pipelines.image_plan import EXAMPLES, Facts, Notes, Placed, Plan, counted, decide
+from vlltr_index.pipelines.image_run import (
+    Listing,
+    group_images,
+    list_images,
+    look,
+    match,
+    remarks,
+    stored_images,
+    write,
+)
 from vlltr_index.pipelines.removal import Agreed, remove_sentences, retire, without_images
 from vlltr_index.schemas.records import SentenceRecord, Skipped
 from vlltr_index.store import ingestion
 from vlltr_index.store.class_rows import rename
 from vlltr_index.store.origins import Origin, Source
-from vlltr_index.wording import plural, preview
+from vlltr_index.wording import option_words, plural, preview
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
@@ -134,46 +144,46 @@ def ingest_images(
     if hold_out is not None and (split != "train" or not 0.0 <= hold_out <= 0.9):
         raise UsageError("a share from 0 to 0.9 is held out of the training split", "Say so: --split train")
     given = read_class_names(label_names) if label_names is not None else None
-    command = _command(path, sync, split=split, store=store, hold_out=hold_out, group=group)
-    with workspace.transaction(command, dry_run=dry_run) as tx:
+    options = option_words(split=split, store=store, hold_out=hold_out, group=group, sync=sync)
+    with workspace.transaction(f"ingest images {path} {shlex.join(options)}".rstrip(), dry_run=dry_run) as tx:
         before = tx.class_table()
         names = given and ingestion.known_names(tx, given)
         source = Source(tx, "images", path, split)
-        last = Grouping.parse(tx.commit.info.groupings.get(source.address, "auto"))
-        grouping = last if group is None else Grouping.parse(group)
-        gone = sync and source.is_gone
-        read = partial(read_images, path, split, list_root, names, classes=tx.class_table())
+        grouping, regroups = _grouping(tx, source, group)
+
+        read = partial(read_images, path, split, list_root, names, classes=before)
         read = partial(read, group_column=grouping.column, follow_links=_follows(tx, source, follow_links))
-        items = () if gone else read(with_data=sync or grouping.how == "seconds")
-        listing = Listing.of(items, sync, grouping, class_folders=is_address(path) or Path(path).is_dir())
-        labels = listing.labels
-        if group is not None:
-            _check_grouping(grouping, listing, path)
-        removed = source.removed(source.respell(labels)) if sync else set[str]()
-        fresh = {name for name, where in labels.items() if create_classes or "train" in where} - removed
-        classes = ingestion.resolve_classes(tx, list(labels), lambda name: name in fresh, source.classes)
+        listing = Listing(path) if sync and source.is_gone else list_images(path, read)
+        groups = group_images(listing, grouping, (), is_asked=group is not None)
+        classes, renamed = _classes(tx, source, listing, sync=sync, create_all=create_classes)
         if given and names:
             ingestion.note_aliases(tx, given, names, classes)
-        run = ImageRun(
-            tx=tx,
-            source=source,
+        stored, probes = stored_images(tx)
+        seen = look(listing, classes, probes, progress)
+        if grouping.how == "seconds":
+            groups = group_images(listing, grouping, seen, is_asked=group is not None)
+
+        facts = Facts(
+            seen=seen,
+            groups=groups,
+            stored=stored,
             classes=classes,
+            names=tx.class_table().names,
             side=store,
-            asked=split,
+            has_bytes=listing.read is not None,
             share=hold_out,
-            total=sum(map(Counter.total, labels.values())),
-            progress=progress,
-            grouping=grouping,
-            grouped_before=last,
+            regroups=regroups,
         )
-        items_again = None if gone else partial(read, with_data=True)
-        run.notes.lines += _follow_case(tx, source, classes, fresh)
-        run.bring_in(listing, items_again, Agreed(agree, dry_run) if sync else None)
-        run.compare(names, labels)
-        retired = retire(tx, run.left) if sync else []
-        prompts, step = _prompt(run, workspace.address, before)
-        report = _image_report(run, str(path), len(before), prompts=prompts, retired=retired, dry_run=dry_run)
-        return replace(report, next_step=None if dry_run else step)
+        plan = decide(match(facts, source, sync=sync, is_train=split == "train"))
+        asked = Agreed(agree, dry_run).check(source, plan.missing, plan.given, "images") if sync else []
+
+        write(tx, plan, listing, store, progress)
+        source.write(plan.origins.values())
+        plan.notes.lines = [*renamed, *plan.notes.lines, *asked, *remarks(listing, groups, names)]
+        report = _image_report(tx, plan, source, before, workspace.address)
+        if dry_run:
+            report = replace(report, dry_run=True, next_step=None)
+        return replace(report, source=str(path), grouping=str(grouping))
 
 
 def _follows(tx: Transaction, source: Source, wanted: bool | None) -> bool:
@@ -184,6 +194,33 @@ def _follows(tx: Transaction, source: Source, wanted: bool | None) -> bool:
         return before
     tx.note(followed=sorted({*followed} ^ {source.address}))
     return wanted
+
+
+def _grouping(tx: Transaction, source: Source, asked: str | None) -> tuple[Grouping, bool]:
+    """Return how the images of a source are grouped: as is asked, which is noted, or as it was asked last.
+
+    Return also whether an image without a group now loses the one that it had.
+    """
+    groupings = tx.commit.info.groupings
+    last = Grouping.parse(groupings.get(source.address, "auto"))
+    grouping = last if asked is None else Grouping.parse(asked)
+    if grouping != last:
+        tx.note(groupings={**groupings, source.address: str(grouping)})
+    return grouping, grouping != AUTO or last != AUTO
+
+
+def _classes(
+    tx: Transaction, source: Source, listing: Listing, *, sync: bool, create_all: bool
+) -> tuple[dict[str, int | None], list[str]]:
+    """Return the class ids of a source's names, and notes on classes that are renamed as in the source.
+
+    New classes are made of names that have training images, or of all.
+    """
+    labels = listing.labels
+    removed = source.removed(source.respell(labels)) if sync else set[str]()
+    fresh = {name for name, where in labels.items() if create_all or "train" in where} - removed
+    classes = ingestion.resolve_classes(tx, labels, fresh, source.classes)
+    return classes, _follow_case(tx, source, classes, fresh)
 
 
 def _follow_case(
@@ -205,122 +242,116 @@ def _follow_case(
     return notes
 
 
-def _check_grouping(grouping: Grouping, listing: Listing, path: Path | str) -> None:
-    """Refuse a grouping that puts no training image of a source into a group."""
-    images = sum(splits["train"] for splits in listing.labels.values())
-    if grouping != AUTO and images and not listing.groups:
-        raise UsageError(
-            f"--group {grouping} puts none of the {plural(images, 'picture')} of {path} into a group",
-            "Say it another way, see vlltr ingest images --help, or leave it to --group auto.",
-        )
-
-
-def _command(path: Path | str, sync: bool, **options: object) -> str:
-    """Return the command with the options that have a value."""
-    typed = [f"ingest images {path}"]
-    for name, value in options.items():
-        if value is not None:
-            text = f"{value:g}" if isinstance(value, float) else str(value)
-            typed.append(f"--{name.replace('_', '-')} {shlex.quote(text)}")
-    return " ".join([*typed, *(["--sync"] if sync else [])])
-
-
-def _prompt(run: ImageRun, address: str, before: ClassTable) -> tuple[int, str | None]:
-    """Give a source's classes without a sentence their prompts, and note what lacks text and names spelt in two ways;
-    return their number and the next command."""
-    tx = run.tx
-    mute, bare = classes_without_text(tx)
-    prompts = write_prompts(tx, mute.intersection(run.classes.values()))
-    if prompts:
-        mute.difference_update(run.classes.values())
-    tell_of_names(tx, before, bare, address, run.notes)
-    if len(before) < len(tx.class_table()) > len(bare):
-        tell_of_bare_classes(tx, bare, run.notes, prompted=prompts > 0)
-    return prompts, _next_step(len(mute), len(bare))
-
-
 def _image_report(
-    run: ImageRun, source: str, classes_before: int, *, prompts: int, retired: list[str], dry_run: bool
+    tx: Transaction, plan: Plan, source: Source, before: ClassTable, address: str
 ) -> IngestReport:
-    """Return the report of the ingestion, but for the next step."""
+    """Retire classes of which nothing is left, make prompts, and return the report."""
+    notes = plan.notes
+    retired = retire(tx, plan.left) if plan.facts.past is not None else []
+    classes = tx.class_table()
+    given = plan.facts.classes.values()
+    mute, bare = classes_without_text(tx)
+    prompts = write_prompts(tx, mute.intersection(given))
+    if prompts:
+        mute.difference_update(given)
+    tell_of_names(tx, before, bare, address, notes)
+    if len(before) < len(classes) > len(bare):
+        tell_of_bare_classes(tx, bare, notes, prompted=prompts > 0)
     if retired:
-        run.notes.lines.append(f"retired, as nothing is left of it: {preview(retired)}")
-    if emptied := without_images(run.tx, run.left):
-        run.notes.lines.append(f"no picture left of: {preview(emptied)}")
-    if run.unknown:
-        run.notes.add("unknown", f"no class of the name {counted(run.unknown)}")
-    classes = len(run.tx.class_table())
-    copies = _copies(run.tx, run.splits)
-    shared = [_several(copy, "split") for copy in copies if len(_several(copy, "split")) > 1]
-    mixed = [copy for copy in copies if len(_several(copy, "class_id")) > 1]
-    _name_copies(run, copies)
+        notes.lines.append(f"retired, as nothing is left of it: {preview(retired)}")
+    if emptied := without_images(tx, plan.left):
+        notes.lines.append(f"no picture left of: {preview(emptied)}")
+    if plan.unknown:
+        notes.add("unknown", f"no class of the name {counted(plan.unknown)}")
+    images = plan.images.values()
+    splits = Counter(one.record.split for one in images)
+    alone = [one for one in images if one.record.group is None]
+    groups = defaultdict[str | None, set[int | None]](set)
+    for one in images:
+        if one.record.group is not None:
+            groups[one.record.group].add(one.class_id)
+    copies = _copies(tx, splits)
+    shared = [found for copy in copies if len(found := {one.split for one in copy}) > 1]
+    mixed = [copy for copy in copies if len({one.class_id for one in copy} - {None}) > 1]
+    _name_copies(copies, classes.names, source.address, notes)
+    counts = plan.counts
     return IngestReport(
         kind="images",
-        source=source,
-        added=run.counts["added"],
-        updated=run.counts["updated"],
-        unchanged=run.splits.total() - sum(run.counts[kind] for kind in ("added", "updated", "moved")),
-        classes_added=classes + len(retired) - classes_before,
-        classes=classes,
-        splits=dict(run.splits),
+        source=source.address,
+        added=counts["added"],
+        updated=counts["updated"],
+        unchanged=len(images) - sum(counts[kind] for kind in ("added", "updated", "moved")),
+        classes_added=len(classes) + len(retired) - len(before),
+        classes=len(classes),
+        splits=dict(splits),
         prompts=prompts,
-        quarantined=run.notes.counts["quarantined"],
-        skipped=run.notes.counts["skipped"],
-        unknown_class=run.unknown.total(),
+        quarantined=notes.counts["quarantined"],
+        skipped=notes.counts["skipped"],
+        unknown_class=plan.unknown.total(),
         duplicates_across_splits=len(shared),
         duplicates_in=sorted(set().union(*shared)),
         in_two_classes=len(mixed),
-        moved=None if run.past is None else run.counts["moved"],
-        gone=run.counts["gone"],
-        corrected=run.counts["corrected"],
-        overruled=run.counts["overruled"],
-        removed=run.counts["removed"],
-        grouping=str(run.grouping),
-        groups=len(run.groups),
-        mixed_groups=sum(len(classes) > 1 for classes in run.groups.values()),
-        grouped=run.grouped,
-        in_bursts=run.in_bursts,
-        dry_run=dry_run,
-        notes=run.notes.lines,
+        moved=None if plan.facts.past is None else counts["moved"],
+        gone=counts["gone"],
+        corrected=counts["corrected"],
+        overruled=counts["overruled"],
+        removed=counts["removed"],
+        groups=len(groups),
+        mixed_groups=sum(len(owners - {None}) > 1 for owners in groups.values()),
+        grouped=len(images) - len(alone),
+        in_bursts=_in_bursts(alone),
+        notes=notes.lines,
+        next_step=_next_step(len(mute), len(bare)),
     )
 
 
-def _copies(tx: Transaction, given: Iterable[str]) -> list[list[dict[str, Any]]]:
-    """Return the images of each content that several images have, one of them of the `given` splits."""
-    of_content = defaultdict[str, dict[tuple[str, str, int | None], dict[str, Any]]](dict)
-    for row in tx.table("images", ["content_hash", "split", "class_id", "uri"]).to_pylist():
-        if row["content_hash"] is not None:
-            of_content[row["content_hash"]][row["uri"], row["split"], row["class_id"]] = row
-    copies = (list(rows.values()) for rows in of_content.values())
-    return [copy for copy in copies if len(copy) > 1 and not _several(copy, "split").isdisjoint(given)]
+def _in_bursts(images: Iterable[Placed]) -> int:
+    """Count images that were taken right before or after another one of their folder and class."""
+    timed = [one for one in images if one.found.taken is not None]
+    places = [(folder_of(one.uri), one.class_id) for one in timed]
+    alike = bursts([one.found.taken for one in timed], places, AT_ONCE)
+    return sum(of is not None for of in alike)
 
 
-def _several(rows: list[dict[str, Any]], column: str) -> set[Any]:
-    """Return the values of a column but None."""
-    return {row[column] for row in rows} - {None}
+class _Copy(NamedTuple):
+    """One of several images of one content."""
+
+    uri: str
+    split: str
+    class_id: int | None
 
 
-def _name_copies(run: ImageRun, copies: list[list[dict[str, Any]]]) -> None:
+def _copies(tx: Transaction, given: Container[str]) -> list[list[_Copy]]:
+    """Return the images of each content that several images have, one of them of the `given` splits, by their URIs."""
+    of_content = defaultdict[str, set[_Copy]](set)
+    for row in tx.table("images", ["content_hash", *_Copy._fields]).to_pylist():
+        content = row.pop("content_hash")
+        if content is not None:
+            of_content[content].add(_Copy(**row))
+    return [
+        sorted(copies, key=lambda one: (one.uri, one.split))
+        for copies in of_content.values()
+        if len(copies) > 1 and any(one.split in given for one in copies)
+    ]
+
+
+def _name_copies(copies: list[list[_Copy]], names: Mapping[int, str], address: str, notes: Notes) -> None:
     """Name pictures of one content that several splits or classes have; count those that one class has twice."""
-    names = run.tx.class_table().names
-    apart = [copy for copy in copies if len({(row["split"], row["class_id"]) for row in copy}) > 1]
+    apart = [copy for copy in copies if len({one[1:] for one in copy}) > 1]
     for copy in sorted(apart, key=len):
-        rows = sorted(copy, key=lambda row: row["uri"])
-        places = [(row["split"], row["class_id"]) for row in rows]
+        first = {one[1:]: one for one in reversed(copy)}  # of each split and class, named before the others
         told = [
-            f"{rows[n]['uri'].removeprefix(f'{run.source.address}/')} ({rows[n]['split']}"
-            + (f", {names[rows[n]['class_id']]!r})" if rows[n]["class_id"] is not None else ")")
-            for n in sorted(
-                range(len(rows)), key=lambda n: places[n] in places[:n]
-            )  # one of each place first
+            f"{one.uri.removeprefix(f'{address}/')} ({one.split}"
+            + (f", {names[one.class_id]!r})" if one.class_id is not None else ")")
+            for one in sorted(copy, key=lambda one: one is not first[one[1:]])
         ]
         more = f" and {len(told) - _NAMED:,} more" if len(told) > _NAMED else ""
-        run.notes.add("copies", f"one picture, byte for byte: {', '.join(told[:_NAMED])}{more}")
+        notes.add("copies", f"one picture, byte for byte: {', '.join(told[:_NAMED])}{more}")
     if len(apart) > EXAMPLES:
-        run.notes.lines.append(f"and {plural(len(apart) - EXAMPLES, 'picture')} more of that kind")
+        notes.lines.append(f"and {plural(len(apart) - EXAMPLES, 'picture')} more of that kind")
     same = len(copies) - len(apart)
     if same:
-        run.notes.lines.append(
+        notes.lines.append(
             f"several times in one class, byte for byte: {plural(same, 'picture')}, each counts once"
         )
 
@@ -338,7 +369,7 @@ def write_prompts(tx: Transaction, class_ids: Iterable[int]) -> int:
     names = tx.class_table().names
     known = set(tx.table("sentences", ["sentence_id"])["sentence_id"].to_pylist())
     asked = {i: class_prompts(names[i], tx.recipe.templates) for i in sorted(class_ids)}
-    return tx.upsert("sentences", ingestion.sentence_rows(asked, known.__contains__))
+    return tx.upsert("sentences", ingestion.sentence_rows(asked, known))
 
 
 def ingest_text(
@@ -382,11 +413,11 @@ def ingest_text(
         found, unusable = ({}, set()) if is_gone else _read_sentences(path, used, notes, progress)
         there = {row["sentence_id"]: row for row in tx.table("sentences", _TOLD).to_pylist()}
         struck = _take_struck(source, found, there) if sync else {}
-        classes = ingestion.resolve_classes(tx, list(found), lambda name: True, source.classes)
+        classes = ingestion.resolve_classes(tx, found, found, source.classes)
         if names and used:
             ingestion.note_aliases(tx, names, used, classes)
         owned = _by_class(found, classes)
-        rows = ingestion.sentence_rows(owned, there.__contains__)
+        rows = ingestion.sentence_rows(owned, there)
         tx.upsert("sentences", rows)
         if sync:
             given = {sentence_id(i, text_hash(one.text)) for i, records in owned.items() for one in records}

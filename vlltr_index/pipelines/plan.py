@@ -1,18 +1,61 @@
-"""Steps of a plan: library calls, each beside the command that does the same (`fit`, `quickstart`, `train all`)."""
+"""Plans of several commands (`fit`, `quickstart`, `train all`): what each prints, and what it calls, from one table."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+
+from vlltr_index.anchors.selection import select
+from vlltr_index.pipelines.build_index import index_anchors
+from vlltr_index.pipelines.embed import embed
+from vlltr_index.pipelines.evaluate import evaluate
+from vlltr_index.pipelines.ingest import ingest_images, ingest_text
+from vlltr_index.pipelines.report import write_report
+from vlltr_index.pipelines.train_baseline import train_baseline, train_baseline_stage
+from vlltr_index.pipelines.train_cvlp import train_cvlp_stage
+from vlltr_index.pipelines.train_lgr import train_lgr_stage
+from vlltr_index.train.distributed import by_first, world
+from vlltr_index.wording import option_words
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
     from vlltr_index.store.workspace import Workspace
 
 R = TypeVar("R")  # the report of a step
+State = Literal["begins", "ended", "done before", "left out"]
+
+
+@dataclass(frozen=True)
+class Command(Generic[R]):
+    """A command of `vlltr`, and the function that it calls.
+
+    Attributes:
+        name: Its words: `ingest images`.
+        call: Takes the workspace, the command's arguments by position, its options by name, and `progress`.
+        computes: Whether it takes `--device`.
+        is_shared: Whether all of several processes do it, and it takes `--processes`; else the first does.
+    """
+
+    name: str
+    call: Callable[..., R]
+    computes: bool = True
+    is_shared: bool = False
+
+
+INGEST_TEXT = Command("ingest text", ingest_text, computes=False)
+INGEST_IMAGES = Command("ingest images", ingest_images, computes=False)
+TRAIN_CVLP = Command("train cvlp", train_cvlp_stage, is_shared=True)
+TRAIN_LGR = Command("train lgr", train_lgr_stage, is_shared=True)
+TRAIN_FC = Command("train baseline fc", train_baseline_stage, is_shared=True)
+TRAIN_BASELINE = Command("train baseline", train_baseline)
+EMBED = Command("embed", embed)
+SELECT = Command("select", select)
+INDEX = Command("index", index_anchors, computes=False)
+EVALUATE = Command("evaluate", evaluate)
+REPORT = Command("report", write_report)
 
 
 @dataclass(frozen=True)
@@ -48,7 +91,7 @@ class StepEvent:
     step: Step[Any]
     number: int
     total: int
-    state: Literal["begins", "ended", "done before", "left out"]
+    state: State
     report: Any = None
     seconds: float = 0.0
 
@@ -73,33 +116,14 @@ class Runner:
         self._number += 1
         return report
 
-    def skip(self, step: Step[Any]) -> None:
-        """Pass over the next step, which was done before."""
-        self._tell(step, "done before")
+    def pass_over(self, step: Step[Any], why: State) -> None:
+        """Pass over the next step: it was done before, or cannot be run on this data."""
+        self._tell(step, why)
         self._number += 1
 
-    def leave_out(self, step: Step[Any]) -> None:
-        """Pass over the next step, which cannot be run on this data."""
-        self._tell(step, "left out")
-        self._number += 1
-
-    def _tell(
-        self,
-        step: Step[Any],
-        state: Literal["begins", "ended", "done before", "left out"],
-        report: Any = None,
-        seconds: float = 0.0,
-    ) -> None:
+    def _tell(self, step: Step[Any], state: State, report: Any = None, seconds: float = 0.0) -> None:
         if self._on_step is not None:
-            event = StepEvent(
-                step=step,
-                number=self._number,
-                total=self._total,
-                state=state,
-                report=report,
-                seconds=seconds,
-            )
-            self._on_step(event)
+            self._on_step(StepEvent(step, self._number, self._total, state, report, seconds))
 
 
 @dataclass(frozen=True)
@@ -118,18 +142,34 @@ class StepMaker:
     device: str | None
     progress: Progress | None
 
-    @property
-    def on_device(self) -> tuple[str, ...]:
-        """The option `--device` of commands that compute."""
-        return () if self.device is None else ("--device", self.device)
-
     def step(
-        self, title: str, words: tuple[str, ...], work: Callable[..., R], *args: Any, **how: Any
+        self,
+        title: str,
+        command: Command[R],
+        *arguments: object,
+        untyped: Mapping[str, object] | None = None,
+        shows: bool = False,
+        **options: object,
     ) -> Step[R]:
-        """Return the step that calls `work` on the workspace, with progress; `words` are those of its command."""
-        call = partial(work, self.workspace, *args, progress=self.progress, **how)
-        return Step(title, self.argv(*words), call)
+        """Return the step that runs a command.
 
-    def argv(self, *words: str) -> tuple[str, ...]:
-        """Return the words of a command on the workspace."""
-        return ("-w", self.name, *words)
+        Args:
+            title: What it does, in a few words.
+            command: The command.
+            arguments: Its arguments by position.
+            untyped: What its function takes and its line does not name: settings of the recipe, who answers a question.
+            shows: See `Step`.
+            options: Its options; None: not given.
+        """
+        given = {name: value for name, value in options.items() if value is not None}
+        words = [*command.name.split(), *map(str, arguments), *option_words(**given)]
+        call = partial(
+            command.call, self.workspace, *arguments, **given, **(untyped or {}), progress=self.progress
+        )
+        if command.computes and self.device is not None:
+            words += ["--device", self.device]
+        if command.is_shared and world()[1] > 1:
+            words += ["--processes", str(world()[1])]
+        else:
+            call = partial(by_first, call)
+        return Step(title, ("-w", self.name, *words), call, shows)

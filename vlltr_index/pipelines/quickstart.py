@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,15 +13,21 @@ from typing import TYPE_CHECKING, Any, Literal
 from vlltr_index.classes import ChangeOptions, NewClass, add_classes, read_manifest
 from vlltr_index.data.glyphs import GlyphFiles, glyph_files, write_part, write_sample
 from vlltr_index.data.writing import write_file
-from vlltr_index.pipelines.embed import embed
-from vlltr_index.pipelines.evaluate import evaluate
-from vlltr_index.pipelines.ingest import ingest_images, ingest_text
 from vlltr_index.pipelines.init import init
-from vlltr_index.pipelines.plan import Runner, Step, StepMaker
+from vlltr_index.pipelines.plan import (
+    EMBED,
+    EVALUATE,
+    INGEST_IMAGES,
+    INGEST_TEXT,
+    REPORT,
+    TRAIN_FC,
+    Command,
+    Runner,
+    Step,
+    StepMaker,
+)
 from vlltr_index.pipelines.predict import predict
-from vlltr_index.pipelines.report import write_report
 from vlltr_index.pipelines.train_all import plan_training
-from vlltr_index.pipelines.train_baseline import train_baseline_stage
 from vlltr_index.schemas.options import PredictOptions
 from vlltr_index.tensors import choose_device, computing_on
 
@@ -38,7 +43,6 @@ Size = Literal["fast", "short", "full"]
 _FOLDER = {"fast": "vlltr-quickstart-fast", "short": "vlltr-quickstart", "full": "vlltr-quickstart-full"}
 _RECIPE = {"fast": "glyphs_lt/fast", "short": "glyphs_lt/quick", "full": "glyphs_lt/ours"}
 _UNSEEN = "latin small letter k with caron"  # a held-out class that the method recognises well from text
-_EXPLAINED = 3  # sentences a class, as in the command
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ def quickstart(
         for number, step in enumerate(steps, 1):
             key = f"[{number}/{len(steps)}] {step.title}"
             if key in done and not step.shows:
-                runner.skip(step)
+                runner.pass_over(step, "done before")
                 continue
             began = time.monotonic()
             runner.run(step)
@@ -101,38 +105,20 @@ def plan_quickstart(maker: StepMaker, size: Size) -> list[Step[Any]]:
     data = glyph_files(fast=size == "fast")
     if size == "short":
         data = write_part(data, 3, Path(maker.name) / "data")
-    device = maker.on_device
-    steps: list[Step[Any]] = [
-        maker.step(
-            "Sentences about every class", ("ingest", "text", str(data.texts)), ingest_text, data.texts
-        )
-    ]
+    steps: list[Step[Any]] = [maker.step("Sentences about every class", INGEST_TEXT, data.texts)]
     alike = ", drawn by the fonts of train; a few fonts share a glyph to the byte"
     for split, note in (("train", ""), ("val", alike), ("test", ", drawn by other fonts")):
-        steps.append(_images(maker, f"Images: {split}{note}", data, split))
+        steps.append(maker.step(f"Images: {split}{note}", INGEST_IMAGES, data.images, split=split))
     steps += plan_training(maker).values()
     if size != "fast":
-        fc = ("train", "baseline", "fc", *device)
         config = maker.workspace.recipe.baseline
-        steps.append(maker.step("The image-only baseline", fc, train_baseline_stage, config))
-    steps.append(_accuracy(maker, "Accuracy by class size", "test"))
+        steps.append(maker.step("The image-only baseline", TRAIN_FC, untyped={"config": config}))
+    steps.append(maker.step("Accuracy by class size", EVALUATE, split="test", shows=True))
     steps += _samples(maker, data, size)
     if size == "full":
         steps += _development_classes(maker, data)
-    steps.append(maker.step("One file about all of it, for a browser", ("report", *device), write_report))
+    steps.append(maker.step("One file about all of it, for a browser", REPORT))
     return steps
-
-
-def _images(maker: StepMaker, title: str, data: GlyphFiles, split: str) -> Step[Any]:
-    """Return the step that brings in the images of a split."""
-    words = ("ingest", "images", str(data.images), "--split", split)
-    return maker.step(title, words, ingest_images, data.images, split=split)
-
-
-def _accuracy(maker: StepMaker, title: str, split: str) -> Step[Any]:
-    """Return the step that measures accuracy on a split."""
-    words = ("evaluate", "--split", split, *maker.on_device)
-    return replace(maker.step(title, words, evaluate, split=split), shows=True)
 
 
 def _samples(maker: StepMaker, data: GlyphFiles, size: Size) -> list[Step[Any]]:
@@ -145,16 +131,15 @@ def _samples(maker: StepMaker, data: GlyphFiles, size: Size) -> list[Step[Any]]:
     unseen_png = write_sample(data.images, "dev_test", _UNSEEN, _file(maker, "unseen.png"))
     unseen_txt = _file(maker, "unseen.txt")
     write_file(unseen_txt, ("\n".join(data.heldout_classes()[_UNSEEN]) + "\n").encode())
+    explained = f"A rare character, explained ({known})"
+    unseen = f"A character that no class stands for ({_UNSEEN})"
     after = "; after seconds of training the new class need not win yet" if size == "fast" else ""
+    again = f"The same picture again{after}"
     return [
-        replace(_answer(maker, f"A rare character, explained ({known})", known_png), shows=True),
-        _answer(maker, f"A character that no class stands for ({_UNSEEN})", unseen_png, explain=1),
-        Step(
-            "Add its class by its description alone",
-            maker.argv("classes", "add", _UNSEEN, "--text", str(unseen_txt), *maker.on_device),
-            _addition(maker, [NewClass(_UNSEEN, text=unseen_txt)]),
-        ),
-        replace(_answer(maker, f"The same picture again{after}", unseen_png), shows=True),
+        maker.step(explained, _PREDICT, known_png, top=2, shows=True),
+        maker.step(unseen, _PREDICT, unseen_png, top=2, explain=1),
+        maker.step("Add its class by its description alone", _ADD_CLASS, _UNSEEN, text=unseen_txt),
+        maker.step(again, _PREDICT, unseen_png, top=2, shows=True),
     ]
 
 
@@ -164,38 +149,39 @@ def _development_classes(maker: StepMaker, data: GlyphFiles) -> list[Step[Any]]:
     del held[_UNSEEN]
     manifest = _file(maker, "dev-classes.json")
     write_file(manifest, (json.dumps(held, ensure_ascii=False, indent=1) + "\n").encode())
-    device = maker.on_device
     return [
-        Step(
-            "Add the other development classes, from text alone",
-            maker.argv("classes", "add", "--from", str(manifest), *device),
-            _addition(maker, read_manifest(manifest)),
-        ),
-        _images(maker, "Their images", data, "dev_test"),
-        maker.step("Embed them", ("embed", *device), embed),
-        _accuracy(maker, "Accuracy on added classes", "dev_test"),
-        _accuracy(maker, "Accuracy on existing classes", "test"),
+        maker.step("Add the other development classes, from text alone", _ADD_CLASSES, from_=manifest),
+        maker.step("Their images", INGEST_IMAGES, data.images, split="dev_test"),
+        maker.step("Embed them", EMBED),
+        maker.step("Accuracy on added classes", EVALUATE, split="dev_test", shows=True),
+        maker.step("Accuracy on existing classes", EVALUATE, split="test", shows=True),
     ]
-
-
-def _answer(maker: StepMaker, title: str, image: Path, explain: int | None = None) -> Step[list[Prediction]]:
-    """Return the step that predicts one image, with `explain` sentences a class, or as many as the command shows."""
-    words = ("predict", str(image), "--top", "2", *(() if explain is None else ("--explain", str(explain))))
-    options = PredictOptions(top=2, explain=_EXPLAINED if explain is None else explain)
-    call = partial(_predictions, maker.workspace, str(image), options)
-    return Step(title, maker.argv(*words, *maker.on_device), call)
-
-
-def _predictions(workspace: Workspace, image: str, options: PredictOptions) -> list[Prediction]:
-    """Predict one image."""
-    return list(predict(workspace, [image], options))
-
-
-def _addition(maker: StepMaker, wanted: list[NewClass]) -> Callable[[], ChangeReport]:
-    """Return the call that adds classes."""
-    return partial(add_classes, maker.workspace, wanted, ChangeOptions(progress=maker.progress))
 
 
 def _file(maker: StepMaker, name: str) -> Path:
     """Return the place of a sample file."""
     return Path(maker.name) / "samples" / name
+
+
+def _predict_one(
+    workspace: Workspace, image: Path, *, top: int, explain: int = 3, progress: Progress | None = None
+) -> list[Prediction]:
+    """Predict one image, explained as by the command."""
+    return list(predict(workspace, [str(image)], PredictOptions(top=top, explain=explain)))
+
+
+def _add_class(
+    workspace: Workspace, name: str, *, text: Path, progress: Progress | None = None
+) -> ChangeReport:
+    """Add a class by a file of sentences."""
+    return add_classes(workspace, [NewClass(name, text=text)], ChangeOptions(progress=progress))
+
+
+def _add_listed(workspace: Workspace, *, from_: Path, progress: Progress | None = None) -> ChangeReport:
+    """Add the classes that a file lists."""
+    return add_classes(workspace, read_manifest(from_), ChangeOptions(progress=progress))
+
+
+_PREDICT = Command("predict", _predict_one)
+_ADD_CLASS = Command("classes add", _add_class)
+_ADD_CLASSES = Command("classes add", _add_listed)

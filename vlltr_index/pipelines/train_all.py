@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from vlltr_index.anchors.selection import select
 from vlltr_index.errors import UsageError
-from vlltr_index.pipelines.build_index import index_anchors
-from vlltr_index.pipelines.embed import embed
-from vlltr_index.pipelines.plan import Runner, StepMaker
-from vlltr_index.pipelines.train_cvlp import train_cvlp_stage
-from vlltr_index.pipelines.train_lgr import train_lgr_stage
+from vlltr_index.pipelines.plan import EMBED, INDEX, SELECT, TRAIN_CVLP, TRAIN_LGR, Runner, StepMaker
 from vlltr_index.tensors import computing_on
-from vlltr_index.train.distributed import by_first, meet, world
+from vlltr_index.train.distributed import meet, world
 
 if TYPE_CHECKING:
     from vlltr_index.pipelines.plan import OnStep, Step
@@ -23,8 +17,6 @@ if TYPE_CHECKING:
     from vlltr_index.store.workspace import Workspace
 
 _log = logging.getLogger(__name__)
-
-R = TypeVar("R")
 
 
 def _adopt(workspace: Workspace, recipe: Recipe) -> bool:
@@ -73,52 +65,29 @@ def plan_training(maker: StepMaker, *, resume: bool = True, stage_one: bool = Tr
         stage_one: Whether the encoder is trained; if not, the workspace's is taken as it is.
     """
     recipe = maker.workspace.recipe
-    processes = world()[1]
-    device = maker.on_device
-    options = (
-        *device,
-        *(() if resume else ("--restart",)),
-        *(() if processes == 1 else ("--processes", str(processes))),
-    )
     steps: dict[str, Step[Any]] = {}
     if stage_one:
         steps["train cvlp"] = maker.step(
             "The encoder, both towers together (CVLP)",
-            ("train", "cvlp", *options),
-            train_cvlp_stage,
-            recipe.cvlp,
+            TRAIN_CVLP,
+            untyped={"config": recipe.cvlp},
             resume=resume,
         )
-    embedded = maker.step(
-        "Vectors of pictures and sentences",
-        ("embed", *device),
-        _in_first,
-        embed,
-    )
+    embedded = maker.step("Vectors of pictures and sentences", EMBED)
     steps["embed"] = embedded
     steps["select"] = maker.step(
-        "The sentences that tell the classes apart (AnSS)",
-        ("select", *device),
-        _in_first,
-        select,
-        config=recipe.select,
+        "The sentences that tell the classes apart (AnSS)", SELECT, untyped={"config": recipe.select}
     )
     steps["train lgr"] = maker.step(
         "The head, and how much pictures and texts count",
-        ("train", "lgr", *options),
-        train_lgr_stage,
-        recipe.lgr,
+        TRAIN_LGR,
+        untyped={"config": recipe.lgr},
         resume=resume,
     )
     if recipe.lgr.tune != "head":  # the tuned tower has no image vectors yet
         steps["embed again"] = embedded
-    steps["index"] = maker.step("The index over the sentences", ("index",), _in_first, index_anchors)
+    steps["index"] = maker.step("The index over the sentences", INDEX)
     return steps
-
-
-def _in_first(workspace: Workspace, work: Callable[..., R], **how: Any) -> R:
-    """Do `work` on the workspace in the first of several processes, and return its report in all."""
-    return by_first(lambda: work(workspace, **how))
 
 
 def train_all(

@@ -156,7 +156,7 @@ def ingest_wikipedia(
                 known.add(key)
                 had[class_id].append(text)
         found = {i: _records(row, texts[i], had[i]) for i, row in rows.items() if not row.why}
-        table = sentence_rows(found, known.__contains__)
+        table = sentence_rows(found, known)
         tx.upsert("sentences", table)
         made = write_prompts(tx, tx.class_table().ids) if prompts else 0
     next_step = "vlltr embed" if table.num_rows or made else None

@@ -57,7 +57,7 @@ def rename(tx: Transaction, class_id: int, new: str) -> Renaming:
     if "name" in gone.values():
         records = [*records, SentenceRecord(new, new, "name")]
     stay = {row["sentence_id"] for row in rows} - gone.keys()
-    new_rows = sentence_rows({class_id: records}, known=stay.__contains__)
+    new_rows = sentence_rows({class_id: records}, known=stay)
     tx.delete_any("sentences", "sentence_id", gone.keys() - set(new_rows["sentence_id"].to_pylist()))
     tx.upsert("sentences", new_rows)
     return Renaming(new_rows, len(gone), kept=len(stay), in_tree=in_tree)

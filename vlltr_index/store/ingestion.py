@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
 from vlltr_index.data.capture import time_taken
-from vlltr_index.data.decoding import Probe, content_hash, cores, image_bytes, probe, reduced_bytes
+from vlltr_index.data.decoding import Probe, cores, image_bytes, probe, reduced_bytes
 from vlltr_index.data.names import ClassNames
 from vlltr_index.data.objects import is_address
 from vlltr_index.data.text import normalise_text, sentence_id, text_hash
@@ -69,26 +70,21 @@ def image_rows(images: Mapping[int, Sequence[ImageRecord]]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=IMAGES)
 
 
-def content_hashes(records: Sequence[ImageRecord]) -> list[str | None]:
-    """Hash the contents of images on all cores, as `probe` does; None for one that cannot be read."""
-    return _on_all_cores(content_hash, records)
-
-
 def times_taken(records: Sequence[ImageRecord]) -> list[float | None]:
     """Read when images were taken on all cores; None for one that does not say it, or cannot be read."""
+    return _on_all_cores(_time_taken, records)
 
-    def taken(record: ImageRecord) -> float | None:
-        try:
-            return time_taken(image_bytes(record))
-        except (InputError, MemoryError):
-            return None
 
-    return _on_all_cores(taken, records)
+def _time_taken(record: ImageRecord) -> float | None:
+    try:
+        return time_taken(image_bytes(record))
+    except (InputError, MemoryError):
+        return None
 
 
 def probe_all(records: Sequence[ImageRecord], known: Mapping[str, Probe] | None = None) -> list[Probe]:
     """Probe images on all cores; images whose content hash is in `known` are not decoded again."""
-    return _on_all_cores(lambda record: probe(record, known=known), records)
+    return _on_all_cores(partial(probe, known=known), records)
 
 
 def with_stored_bytes(
@@ -98,17 +94,17 @@ def with_stored_bytes(
 
     Images that cannot be read stay as they are; those that cannot be reduced get a problem.
     """
+    return _on_all_cores(partial(_reduced, side=side), list(zip(records, probes, strict=True)))
 
-    def reduce(pair: tuple[ImageRecord, Probe]) -> tuple[ImageRecord, Probe]:
-        record, found = pair
-        if found.width is None or found.height is None:
-            return pair
-        try:
-            return replace(record, data=reduced_bytes(record, (found.width, found.height), side)), found
-        except (InputError, OSError) as error:
-            return record, found._replace(problem=f"it cannot be reduced: {error}")
 
-    return _on_all_cores(reduce, list(zip(records, probes, strict=True)))
+def _reduced(pair: tuple[ImageRecord, Probe], side: int) -> tuple[ImageRecord, Probe]:
+    record, found = pair
+    if found.width is None or found.height is None:
+        return pair
+    try:
+        return replace(record, data=reduced_bytes(record, (found.width, found.height), side)), found
+    except (InputError, OSError) as error:
+        return record, found._replace(problem=f"it cannot be reduced: {error}")
 
 
 def _on_all_cores(work: Callable[[T], U], items: Sequence[T]) -> list[U]:
@@ -116,9 +112,7 @@ def _on_all_cores(work: Callable[[T], U], items: Sequence[T]) -> list[U]:
         return list(pool.map(work, items))
 
 
-def sentence_rows(
-    sentences: Mapping[int, Iterable[SentenceRecord]], known: Callable[[str], bool] | None = None
-) -> pa.Table:
+def sentence_rows(sentences: Mapping[int, Iterable[SentenceRecord]], known: Container[str] = ()) -> pa.Table:
     """Build rows of the table `sentences` for the sentences of each class; of duplicates the first is kept.
 
     Two sentences of a class are the same if they differ only in case, white space or invisible characters. Empty
@@ -130,7 +124,7 @@ def sentence_rows(
             text = normalise_text(record.text)
             hashed = text_hash(record.text)
             key = sentence_id(class_id, hashed)
-            if text and key not in rows and not (known and known(key)):
+            if text and key not in rows and key not in known:
                 rows[key] = {
                     "sentence_id": key,
                     "text_hash": hashed,
@@ -144,10 +138,10 @@ def sentence_rows(
 
 
 def resolve_classes(
-    tx: Transaction, names: Sequence[str], create: Callable[[str], bool], earlier: Mapping[str, int]
+    tx: Transaction, names: Collection[str], fresh: Container[str], earlier: Mapping[str, int]
 ) -> dict[str, int | None]:
-    """Return the class id of each of a source's names; unknown names get a new class if `create` allows it, else
-    None.
+    """Return the class id of each of a source's names; unknown ones that are `fresh` get a new class,
+    others None.
 
     A name that is not known as it is written may differ in case, unless the source uses the known spelling too; or it
     is that of a class that has been renamed since the source was read `earlier`.
@@ -163,7 +157,7 @@ def resolve_classes(
         if class_id is not None and name not in (table.names[class_id], *table.aliases.get(class_id, ())):
             class_id = None if table.names[class_id] in given else class_id
         found[name] = earlier.get(name) if class_id is None else class_id
-    new = [name for name, class_id in found.items() if class_id is None and create(name)]
+    new = [name for name, class_id in found.items() if class_id is None and name in fresh]
     if new:
         first = tx.next_id("classes", len(new))
         found |= {name: first + i for i, name in enumerate(new)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, KeysView, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, KeysView
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -15,7 +15,6 @@ import pyarrow.compute as pc
 from vlltr_index.data.objects import is_address
 from vlltr_index.data.text import folded, sentence_id
 from vlltr_index.schemas.tables import ORIGINS
-from vlltr_index.store.ingestion import image_id
 from vlltr_index.store.tables import quote
 
 if TYPE_CHECKING:
@@ -30,16 +29,6 @@ class Origin(NamedTuple):
     label: str | None
     class_id: int | None
     dealt: str | None = None
-
-
-class Listed(NamedTuple):
-    """An image that a source lists now, with the hash of its content (None: it cannot be read)."""
-
-    source: str
-    uri: str
-    split: str
-    label: str | None
-    content: str | None
 
 
 class Source:
@@ -171,48 +160,3 @@ def _name(kind: str, address: str, split: str | None) -> str:
 def _has_gone(name: str) -> bool:
     """Say whether the place of a source is gone; False for object storage, where it is not checked."""
     return "://" not in name and not Path(name[name.index(os.sep) :]).exists()
-
-
-def match_images(
-    before: Mapping[str, str | None], listed: Sequence[Listed], splits: Sequence[str] = ()
-) -> dict[Listed, str]:
-    """Say which of the images that a source gave before each one that it lists now is.
-
-    It is that of the same content at the same path; else one of the same content, since it was moved; else the one at
-    the same path, since it was changed. Each is taken once.
-
-    Args:
-        before: Content hash by image id without the suffix of the side; of equal contents the first is taken first.
-        listed: Different images.
-        splits: Splits that an image may have been put into instead of its own.
-
-    Returns:
-        The id of each one that was there before.
-    """
-    left = dict(before)
-    found: dict[Listed, str] = {}
-
-    def at_its_path(one: Listed) -> list[str]:
-        names = [image_id(split, name) for split in (one.split, *splits) for name in (one.source, one.uri)]
-        return [key for key in names if key in left]
-
-    def take(one: Listed, key: str) -> None:
-        found[one] = key
-        del left[key]
-
-    for one in listed:
-        same = [key for key in at_its_path(one) if left[key] == one.content]
-        if same:
-            take(one, same[0])
-    of_content = defaultdict[str, list[str]](list)
-    for key, content in reversed(left.items()):
-        if content is not None:
-            of_content[content].append(key)
-    rest = sorted(set(listed) - found.keys(), key=lambda one: (one.split, one.source))
-    for one in rest:
-        if one.content is not None and of_content[one.content]:
-            take(one, of_content[one.content].pop())
-    for one in rest:
-        if one not in found and (there := at_its_path(one)):
-            take(one, there[0])
-    return found
