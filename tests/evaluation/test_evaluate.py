@@ -17,10 +17,9 @@ from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.evaluate import evaluate, evaluation
 from vlltr_index.pipelines.ingest import ingest_images
 from vlltr_index.pipelines.report import write_report
-from vlltr_index.pipelines.train_baseline import train_baseline, train_baseline_stage
+from vlltr_index.pipelines.train_baseline import train_baseline
 from vlltr_index.recognition.model import Model
 from vlltr_index.schemas.config import FusionConfig
-from vlltr_index.schemas.recipes import override
 from vlltr_index.schemas.records import BASELINES
 from vlltr_index.store.workspace import Workspace
 
@@ -44,7 +43,7 @@ def test_an_earlier_commit_is_evaluated_on_its_own_images(
     trained: Workspace, pictures: Path, tmp_path: Path
 ) -> None:
     """Method and baseline see the images of that commit, not those that came later."""
-    train_baseline_stage(trained, override(trained.recipe, ("baseline.epochs=1",)).baseline)
+    train_baseline(trained, "ncm", trained.recipe.baselines)
     last = trained.history.last()
     before = evaluate(trained)
     folder = tmp_path / "more" / trained.snapshot().class_table().names[0]
