@@ -280,10 +280,8 @@ def test_a_client_is_warned_of_a_loss(trained: Workspace, monkeypatch: pytest.Mo
 
 def test_a_class_of_any_name_can_be_changed_and_removed(trained: Workspace) -> None:
     """Also one that would be shortened in a path, or that has characters that are dropped from it."""
-    paths = ["..", "a/../b", "%2e%2e?b#c"]
-    odd = ["\u202eoka\u200bpi\u00ad", " OKA\u0301PI\ufeff\t(adult)"]
     with served(trained, write=True) as server:
-        for name in (*paths, *odd):
+        for name in ("..", "a/%2e%2e/b?c#d", " \u202eOKA\u0301PI\u200b\u00ad\ufeff\t(adult)"):
             form = {"name": [name], "sentences": [TEXT]}
             assert server.change("POST", "/classes", form).status_code == 200, name
             assert server.change("POST", "/classes", form).status_code == 422, "it is there already"
