@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 from tests.support.changes import World
 from tests.support.commands import run
-from vlltr_index.cli.classes import _detail_lines
-from vlltr_index.pipelines.classlist import ClassDetail, ImageRow
+from vlltr_index.classes import add_class
+from vlltr_index.heads.checkpoint import SavedHead
+from vlltr_index.pipelines.ingest import ingest_images
 from vlltr_index.store.workspace import Workspace
 
 
@@ -86,18 +88,27 @@ def test_a_class_is_shown_for_people(
     assert sum("  loss " in line for line in out.splitlines()) == 8
 
 
-def test_what_a_class_without_training_pictures_is_known_by() -> None:
+def test_what_a_class_without_training_pictures_is_known_by(
+    small: Workspace, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Text alone, if that counts, whatever pictures are of other splits."""
-    detail = ClassDetail(3, "okapi", "added", [], images=0, sentences=2, anchors=[])
-    picture = ImageRow("a" * 64, "okapi/1.png", "test", None)
-    mute = "not recognised yet: texts do not predict class means, see vlltr status"
-    for one, said in (
-        (detail, "known by text alone"),
-        (replace(detail, pictures=[picture]), "known by text alone, and none of its pictures is to train on"),
-        (replace(detail, pictures=[picture], mute=True), f"{mute}, and none of its pictures is to train on"),
-    ):
-        assert _detail_lines(one, every=False)[0] == (
-            f"okapi (class 3, added, 0 training images, 2 sentences, {said})"
+
+    def shown() -> str:
+        code, out, _ = run(capsys, "-w", small.path, "classes", "show", "okapi")
+        assert code == 0
+        return out.splitlines()[0]
+
+    start = "okapi (class 10, added, 0 training images, 3 sentences, "
+    add_class(small, "okapi", ["Its legs are striped."])
+    assert shown() == f"{start}known by text alone)"
+    (tmp_path / "test" / "okapi").mkdir(parents=True)
+    shutil.copy(world.pictures[0], tmp_path / "test" / "okapi")
+    ingest_images(small, tmp_path / "test", "test")
+    assert shown() == f"{start}known by text alone, and none of its pictures is to train on)"
+    with patch.object(SavedHead, "texts_are_mute", True):
+        assert shown() == (
+            f"{start}not recognised yet: texts do not predict class means, see vlltr status, and none of its pictures"
+            " is to train on)"
         )
 
 

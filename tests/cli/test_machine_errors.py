@@ -19,7 +19,6 @@ import pytest
 from tests.support.commands import run
 from tests.support.pictures import put
 from vlltr_index.cli.main import main
-from vlltr_index.cli.train import _shared_out
 from vlltr_index.data.decoding import cores
 from vlltr_index.errors import ConfigError, reason, write_error
 from vlltr_index.schemas.config import parse_toml
@@ -126,14 +125,18 @@ def test_a_system_without_affinity(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     ("asked", "each"), [("4,2", "2"), ("4", "2"), ("1", "1"), (" 6, 3 ", "3"), ("many", None)]
 )
 def test_processes_share_the_threads_of_a_list(
-    monkeypatch: pytest.MonkeyPatch, asked: str, each: str | None
+    workspace: Workspace,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    asked: str,
+    each: str | None,
 ) -> None:
     """OpenMP takes a number for each depth of nesting; the first counts, and what is no number counts for nothing."""
     started = Mock()
     monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", started)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     monkeypatch.setenv("OMP_NUM_THREADS", asked)
-    assert _shared_out(2)
+    assert run(capsys, "-w", workspace.path, "train", "all", "--processes", "2")[0] == 0
     assert started.called
     assert os.environ["OMP_NUM_THREADS"] == (each or str(max(1, len(cores()) // 2)))
 

@@ -353,24 +353,19 @@ def test_uploads_of_a_killed_page_are_removed(
         server._sweep()
     assert [path.name for path in tmp_path.iterdir()] == ["vlltr-ui-runs"]
     command = [sys.executable, "-m", "vlltr_index.cli", "-w", str(trained.path), "ui", "--port", "0"]
-    for end in (signal.SIGHUP, signal.SIGTERM):
-        environment = os.environ | {"TMPDIR": str(tmp_path)}
-        # Whoever runs the tests may ignore SIGHUP, as nohup does.
-        with subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            env=environment,
-            preexec_fn=partial(signal.signal, end, signal.SIG_DFL),
-        ) as page:
-            try:
-                assert page.stdout is not None
-                assert page.stdout.readline()
-                assert len(list(tmp_path.iterdir())) == 1, "the one that no page holds any more is removed"
-                page.send_signal(end)
-                page.wait(60)
-            finally:
-                page.kill()
-        assert not list(tmp_path.glob("vlltr-ui-*")), end
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    # Whoever runs the tests may ignore SIGHUP, as nohup does. The page handles it by sending itself SIGTERM.
+    restore = partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, preexec_fn=restore) as page:
+        try:
+            assert page.stdout is not None
+            assert page.stdout.readline()
+            assert len(list(tmp_path.iterdir())) == 1, "the one that no page holds any more is removed"
+            page.send_signal(signal.SIGHUP)
+            page.wait(60)
+        finally:
+            page.kill()
+    assert not list(tmp_path.glob("vlltr-ui-*"))
 
 
 def test_sessions_are_apart(site: Site, pictures: Path) -> None:

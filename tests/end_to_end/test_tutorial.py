@@ -3,41 +3,71 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from tests.support.pages import Block, blocks, in_pattern
+from vlltr_index.cli.main import vlltr
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "tutorial.md"
 
 
+def paste(block: Block, patch: pytest.MonkeyPatch) -> tuple[str, str]:
+    """Run a block, and return what it wrote to stdout and to stderr.
+
+    `vlltr` and Python run in this process, which has loaded the libraries; other commands run in a shell.
+    """
+    out = StringIO()
+    if block.kind == "python":
+        with redirect_stdout(out):
+            exec(compile(block.text, PAGE.name, "exec"), {})
+        return out.getvalue(), ""
+    lines = block.text.splitlines()
+    if not all(line.startswith(("cd ", "vlltr ")) for line in lines):
+        command = ["bash", "-ec", f"{block.text}\npwd >&2"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        patch.chdir(done.stderr.splitlines()[-1])
+        return done.stdout, ""
+    err = ""
+    for line in lines:
+        name, *words = shlex.split(line)
+        if name == "cd":
+            patch.chdir(*words)
+            continue
+        result = CliRunner().invoke(vlltr, words)
+        assert result.exit_code == 0, f"line {block.line}: {line}: {result.output}"
+        out.write(result.stdout)
+        err += result.stderr
+    return out.getvalue(), err
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Block, str]]:
     """Each block that the page tells to paste, with what it wrote; text blocks with the output so far."""
-    folder = tmp_path_factory.mktemp("tutorial")
-    env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "100"}
     done: list[tuple[Block, str]] = []
     shown = ""
-    for block in blocks(PAGE):
-        if block.note.startswith("not run by the test"):
-            continue
-        if block.kind == "text":
-            done.append((block, shown))
-            continue
-        where = folder / "here"
-        place = where.read_text(encoding="utf-8").strip() if where.exists() else str(folder)
-        command = ["bash", "-ec", f"{block.text}\npwd > {where}"]
-        if block.kind == "python":
-            command = [sys.executable, "-c", block.text]
-        result = subprocess.run(command, cwd=place, env=env, capture_output=True, text=True, check=False)
-        assert result.returncode == 0, f"line {block.line}: {result.stdout}{result.stderr}"
-        shown += result.stdout + result.stderr
-        done.append((block, result.stdout))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("tutorial"))
+        patch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+        patch.setenv("COLUMNS", "100")
+        for block in blocks(PAGE):
+            if block.note.startswith("not run by the test"):
+                continue
+            if block.kind == "text":
+                done.append((block, shown))
+                continue
+            out, err = paste(block, patch)
+            shown += out + err
+            done.append((block, out))
     return done
 
 

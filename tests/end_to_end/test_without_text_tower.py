@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support import drawings
 from tests.support.commands import inside, refusal, run, vlltr
 from tests.support.image_towers import write_tower
 from tests.support.pictures import put
@@ -150,16 +151,14 @@ def test_what_needs_a_text_tower_says_so(
 @pytest.mark.slow
 def test_a_sentence_model_reads_beside_the_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`prior.text` is what it is beside a text tower."""
-    data = glyph_files(fast=True)
-    texts = [text for some in json.loads(data.texts.read_text(encoding="utf-8")).values() for text in some]
-    reader = write_sentence_model(tmp_path / "reader", texts)
+    reader = write_sentence_model(tmp_path / "reader", [text for some in drawings.texts() for text in some])
     space = init(
         tmp_path / "workspace",
         f"timm:{write_tower(tmp_path / 'tower')}",
         overrides=("lgr.views=1", f"prior.text={reader}"),
     )
-    inside(space, "ingest", "text", data.texts, "--no-prompts")
-    inside(space, "ingest", "images", data.images, "--split", "train")
+    inside(space, "ingest", "text", drawings.write_texts(tmp_path), "--no-prompts")
+    inside(space, "ingest", "images", drawings.write(tmp_path / "images"), "--split", "train")
     inside(space, "embed")
     inside(space, "select")
     capsys.readouterr()

@@ -17,11 +17,10 @@ from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.evaluate import evaluate, evaluation
 from vlltr_index.pipelines.ingest import ingest_images
 from vlltr_index.pipelines.report import write_report
-from vlltr_index.pipelines.train_baseline import train_baseline, train_baseline_stage
+from vlltr_index.pipelines.train_baseline import train_baseline
 from vlltr_index.recognition.model import Model
 from vlltr_index.schemas.baselines import BASELINES
 from vlltr_index.schemas.config import FusionConfig
-from vlltr_index.schemas.recipes import override
 from vlltr_index.store.workspace import Workspace
 
 
@@ -41,18 +40,18 @@ def test_the_text_row_is_the_text_branch_alone(trained: Workspace, heldout: dict
 
 @pytest.mark.slow
 def test_an_earlier_commit_is_evaluated_on_its_own_images(
-    trained: Workspace, pictures: Path, tmp_path: Path
+    small: Workspace, pictures: Path, tmp_path: Path
 ) -> None:
     """Method and baseline see the images of that commit, not those that came later."""
-    train_baseline_stage(trained, override(trained.recipe, ("baseline.epochs=1",)).baseline)
-    last = trained.history.last()
-    before = evaluate(trained)
-    folder = tmp_path / "more" / trained.snapshot().class_table().names[0]
+    train_baseline(small, "ncm", small.recipe.baselines)
+    last = small.history.last()
+    before = evaluate(small, "val")
+    folder = tmp_path / "more" / small.snapshot().class_table().names[0]
     shutil.copytree(pictures / "unseen", folder)
-    ingest_images(trained, tmp_path / "more", "test")
-    embed(trained)
-    assert evaluate(trained).images == before.images + 4
-    assert evaluate(trained, at=last.id) == before
+    ingest_images(small, tmp_path / "more", "val")
+    embed(small)
+    assert evaluate(small, "val").images == before.images + 4
+    assert evaluate(small, "val", at=last.id) == before
 
 
 def test_images_of_a_class_without_anchors_are_refused(
@@ -169,12 +168,12 @@ def test_simple_rules_know_the_prior_as_the_method_does(trained: Workspace) -> N
 
 
 @pytest.mark.slow
-def test_the_table_shows_every_baseline(trained: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_shows_every_baseline(small: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     """`train baseline rest` makes them all and says what was chosen; `evaluate` has a row for each, and its notes."""
     sets = ["--set", "baselines.epochs=1", "--set", "baselines.lrs=[1e-2]"]
 
     def call(*args: str, code: int = 0) -> str:
-        found, out, err = run(capsys, "-w", trained.path, *args)
+        found, out, err = run(capsys, "-w", small.path, *args)
         assert found == code
         return err if code else out
 
@@ -184,12 +183,11 @@ def test_the_table_shows_every_baseline(trained: Workspace, capsys: pytest.Captu
     assert "\ntau-norm: tau " in said
     assert "chosen_on val" in said
     assert said.endswith("Next: vlltr evaluate\n")
-    shown = call("evaluate", "--against", "crt")
+    shown = call("evaluate", "--split", "train", "--against", "crt")
     for name in ("image-only", *BASELINES):
         assert f"\n {name} " in shown
-    assert "each class" in shown
     assert "vl-ltr less crt, in points [95 % of the paired bootstrap]\n  overall  " in shown
-    report = json.loads(call("--json", "evaluate"))
+    report = json.loads(call("--json", "evaluate", "--split", "train"))
     assert report["against"] == "image-only + logit adjustment"
     assert set(report["rows"]) > set(BASELINES)
     refused = call("train", "baseline", "ncm", "--processes", "2", code=2)

@@ -84,6 +84,12 @@ def fitted(fitted_once: Workspace, tmp_path: Path) -> Workspace:
     return Workspace.open(shutil.copytree(fitted_once.path, tmp_path / "fitted"))
 
 
+@pytest.fixture
+def quick_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the baseline that takes longest."""
+    monkeypatch.setattr(Logistic, "limits", Limits(0, 0))
+
+
 def test_copies_are_not_recognised(fitted: Workspace) -> None:
     """Copies are held out together: what nothing tells apart is answered by chance, each picture once."""
     found = evaluation(fitted)
@@ -160,6 +166,7 @@ def test_training_again_makes_the_same_folds(fitted: Workspace, monkeypatch: pyt
     assert after.head == before.head
 
 
+@pytest.mark.usefixtures("quick_rules")
 def test_changes_of_classes_are_measured_on_it(fitted: Workspace, noise: Path) -> None:
     """A class that comes, one that is merged and images that go are seen in the figures, without a new fit."""
     added = add_class(fitted, "more", ["A class more."], noise / "class-0" / "0-0.png")
@@ -197,6 +204,7 @@ def test_a_relabelled_picture_counts_under_its_new_class(fitted: Workspace, tmp_
     assert effects[0].images > 0
 
 
+@pytest.mark.usefixtures("quick_rules")
 def test_pictures_whose_like_a_model_has_learned_are_left_out(
     fitted: Workspace, noise: Path, tmp_path: Path
 ) -> None:
@@ -231,6 +239,7 @@ def test_folds_that_are_damaged_are_made_again(fitted: Workspace) -> None:
     assert damaged.value.hint == "Make them again: vlltr train lgr"
 
 
+@pytest.mark.usefixtures("quick_rules")
 def test_pictures_are_known_by_what_they_show(fitted: Workspace, noise: Path, tmp_path: Path) -> None:
     """Files that swap names stay in the folds that they were in, so that none is asked of what it was trained on."""
     before = evaluate(fitted).rows[METHOD].top1["overall"]
@@ -268,6 +277,7 @@ def test_a_single_group_leaves_no_table(fitted: Workspace) -> None:
     assert not fitted.history.last().info.offsets
 
 
+@pytest.mark.usefixtures("quick_rules")
 def test_an_earlier_commit_is_measured_on_its_own_classes(fitted: Workspace) -> None:
     """By the baselines of its images, although a class of them is gone."""
     commit = fitted.history.last().id
@@ -277,6 +287,7 @@ def test_an_earlier_commit_is_measured_on_its_own_classes(fitted: Workspace) -> 
     assert evaluate(fitted, at=commit).rows == before.rows
 
 
+@pytest.mark.usefixtures("quick_rules")
 def test_an_added_class_is_tested_but_not_trained(fitted: Workspace, noise: Path) -> None:
     """The folds' heads have the classes of training; each fold's statistics have an added class's other images."""
     folder = noise.parent / "more"
@@ -298,6 +309,7 @@ def test_an_added_class_is_tested_but_not_trained(fitted: Workspace, noise: Path
     assert next(one for one in found.by_class if one.name == "more").images == 5
 
 
+@pytest.mark.usefixtures("quick_rules")
 def test_each_head_has_its_own_folds(fitted: Workspace, noise: Path) -> None:
     """A refit makes those of its head; a rollback brings back the earlier ones, with the same figures."""
     first = fitted.history.last()
@@ -321,6 +333,7 @@ def test_each_head_has_its_own_folds(fitted: Workspace, noise: Path) -> None:
     assert evaluate(fitted).rows == before.rows
 
 
+@pytest.mark.usefixtures("quick_rules")
 def test_the_report_shows_who_answered(fitted: Workspace) -> None:
     """It is of the folds' answers; pictures are explained by the model that had not seen them."""
     made = write_report(fitted)
@@ -329,6 +342,7 @@ def test_the_report_shows_who_answered(fitted: Workspace) -> None:
     assert f"report-{CROSS_VALIDATION}-" in made.path
 
 
+@pytest.mark.usefixtures("quick_rules")
 def test_an_image_only_tower_has_no_part_in_it(fitted: Workspace) -> None:
     """It was trained on all pictures, also if it came after the rows: these stay on the encoder's vectors."""
     before = evaluate(fitted).rows
@@ -336,6 +350,7 @@ def test_an_image_only_tower_has_no_part_in_it(fitted: Workspace) -> None:
     assert evaluate(fitted).rows == before
 
 
+@pytest.mark.usefixtures("quick_rules")
 def test_a_picture_that_an_image_only_tower_cannot_read(fitted: Workspace, noise: Path) -> None:
     """It is kept aside, and the same command goes on without it."""
     more = shutil.copytree(noise, fitted.path.parent / "more")
@@ -373,6 +388,7 @@ def test_what_cannot_be_measured(fitted: Workspace, tmp_path: Path) -> None:
         evaluate(Workspace.create(tmp_path / "empty", fitted.recipe), CROSS_VALIDATION)
 
 
+@pytest.mark.usefixtures("quick_rules")
 def test_after_a_stage_one_there_is_one_part(trained: Workspace) -> None:
     """It is what the stage held out, for the scalars in five; no image of it is known to the model that answers it."""
     found = evaluation(trained, CROSS_VALIDATION)
@@ -389,6 +405,7 @@ def test_after_a_stage_one_there_is_one_part(trained: Workspace) -> None:
     assert all(set(ids) <= fold.without for fold in opened)
 
 
+@pytest.mark.usefixtures("quick_rules")
 def test_training_the_head_holds_out_one_part(fitted: Workspace) -> None:
     """With `lgr.train` a tenth is held out; the fifth of it by which training stops is not in the table."""
     settings = fitted.recipe.lgr.model_copy(update={"train": True, "epochs": 1})

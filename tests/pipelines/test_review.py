@@ -21,7 +21,7 @@ from PIL import Image, ImageChops, ImageEnhance
 from tests.support.commands import run
 from tests.support.pictures import encoded, put
 from vlltr_index.anchors.selection import select
-from vlltr_index.classes import add_class, relabel_images, remove_classes
+from vlltr_index.classes import add_class, relabel_images, remove_classes, rename_class
 from vlltr_index.cli.render import report_lines
 from vlltr_index.data.glyphs import glyph_files
 from vlltr_index.errors import InputError, MissingStepError, UsageError
@@ -125,16 +125,13 @@ def test_the_order_is_that_in_which_looking_pays(spoilt: Workspace) -> None:
     assert review(spoilt, top=2).counts == found.counts
 
 
-@pytest.mark.slow
-def test_copies_in_another_split(tmp_path: Path, drawn: dict[str, list[bytes]]) -> None:
+def test_copies_in_another_split(spoilt: Workspace, spoilt_once: Workspace, tmp_path: Path) -> None:
     """A test picture that is among the training pictures makes the figure too good."""
-    written(tmp_path / "train", drawn)
-    put(tmp_path / "test" / "class 1" / "seen.png", (tmp_path / "train/class 1/2.png").read_bytes())
-    workspace = Workspace.create(tmp_path / "workspace", RECIPE)
-    ingest_images(workspace, tmp_path / "train", "train")
-    ingest_images(workspace, tmp_path / "test", "test")
-    with_head(workspace)
-    (entry,) = (one for one in review(workspace).entries if one.reason == "two splits")
+    seen = spoilt_once.path.parent / "pictures" / "class 1" / "2.png"
+    put(tmp_path / "test" / "class 1" / "seen.png", seen.read_bytes())
+    ingest_images(spoilt, tmp_path / "test", "test")
+    embed(spoilt)
+    (entry,) = (one for one in review(spoilt).entries if one.reason == "two splits")
     assert {entry.split, entry.beside[0].split} == {"train", "test"}
 
 
@@ -525,18 +522,14 @@ def test_a_single_class_teaches_nothing(small: Workspace, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_name_that_a_spreadsheet_would_compute(tmp_path: Path, drawn: dict[str, list[bytes]]) -> None:
+def test_a_name_that_a_spreadsheet_would_compute(spoilt: Workspace, tmp_path: Path) -> None:
     """It is written so that it is text, and read back as it is."""
-    folder = tmp_path / "pictures"
-    written(folder, drawn)
-    (folder / "class 0").rename(folder / "=1+1")
-    shutil.copy(folder / "=1+1" / "0.png", folder / "class 1" / "twice.png")
-    workspace = trained_on(tmp_path / "workspace", folder)
+    rename_class(spoilt, "class 4", "=1+1")
     table = tmp_path / "queue.csv"
-    write_list(table, review(workspace), workspace.snapshot())
+    write_list(table, review(spoilt), spoilt.snapshot())
     assert "'=1+1" in table.read_text(encoding="utf-8")
-    _filled(table, {"class 1/twice.png": "'=1+1"})
-    (moved,) = relabel_images(workspace, table).relabelled
+    _filled(table, {"class 0/twice.png": "'=1+1"})
+    (moved,) = relabel_images(spoilt, table).relabelled
     assert moved.now == "=1+1"
 
 

@@ -6,20 +6,24 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
+from tests.support.wikis import FakeWiki, serving
 from vlltr_index.data.glyphs import glyph_files, write_part, write_sample
 from vlltr_index.data.wikipedia import Wiki
 from vlltr_index.errors import VlltrError
 from vlltr_index.pipelines.evaluate import evaluate
+from vlltr_index.pipelines.ingest import ingest_text
 from vlltr_index.pipelines.predict import predict_to_file
 from vlltr_index.pipelines.report import write_report
-from vlltr_index.pipelines.wikipedia import _remember, _titles_file
+from vlltr_index.pipelines.wikipedia import ingest_wikipedia
 from vlltr_index.recognition.exported.place import new_folder
 from vlltr_index.recognition.sheet import Panel, Picture, write_sheet
 from vlltr_index.recognizer import Recognizer
+from vlltr_index.schemas.config import Recipe
 from vlltr_index.store.workspace import Workspace
 
 
@@ -42,10 +46,6 @@ def writes(workspace: Workspace, picture: Path) -> Iterator[tuple[Path, Callable
 
     with new_folder(workspace, path.parent / "model"):
         (note,) = path.glob("runs/export-*")
-    wiki = Wiki("https://wiki.invalid/w/api.php", path / "cache" / "wikipedia", refresh=True)
-    wiki._ask = lambda address: {}  # type: ignore[method-assign]  # no network
-    wiki._query({})
-    (page,) = wiki.folder.glob("*.json")
     glyphs = glyph_files(fast=True)
     name = min(glyphs.heldout_classes("dev"))
     yield path / "lock", nothing
@@ -62,8 +62,6 @@ def writes(workspace: Workspace, picture: Path) -> Iterator[tuple[Path, Callable
         path / "sheet.png",
         lambda: write_sheet(path / "sheet.png", "x", [Panel("", (Picture(b"", ("x",)),))]),
     )
-    yield page, lambda: wiki._query({})
-    yield _titles_file(wiki), lambda: _remember(wiki, "kestrel", "Common kestrel")
     for file in (glyphs.images.name, glyphs.texts.name):
         yield path / "data" / file, lambda: write_part(glyphs, 9, path / "data")
     sample = path / "samples" / "x.png"
@@ -71,10 +69,32 @@ def writes(workspace: Workspace, picture: Path) -> Iterator[tuple[Path, Callable
     yield note, export
 
 
-def test_no_write_follows_a_link(small: Workspace, pictures: Path, tmp_path: Path) -> None:
+def wiki_writes(folder: Path) -> Iterator[tuple[Path, Callable[[], object]]]:
+    """Files that are kept of a wiki's answers, and what writes each."""
+    workspace = Workspace.create(folder / "birds", Recipe(name="test"))
+    (folder / "birds.json").write_text('{"kestrel": ["It hovers."]}', encoding="utf-8")
+    ingest_text(workspace, folder / "birds.json")
+    with serving(FakeWiki()) as server:
+        wiki = Wiki(server.url, folder / "birds" / "cache" / "wikipedia", refresh=True)
+        wiki.pages(["Kite"])
+        (page,) = wiki.folder.glob("*.json")
+        yield page, lambda: wiki.pages(["Kite"])
+
+        def take() -> None:
+            ingest_wikipedia(workspace, wiki, titles={"kestrel": "Kite"})
+
+        take()
+        (titles,) = wiki.folder.glob("titles-*.json")
+        yield titles, take
+
+
+def test_no_write_follows_a_link(
+    small: Workspace, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What it points to stays, also where there was nothing; what writes there replaces the link, or says why not."""
+    monkeypatch.setattr("vlltr_index.data.wikipedia.sleep", lambda seconds: None)
     mine, missing = tmp_path / "mine", tmp_path / "missing"
-    for file, write in writes(small, pictures / "known-0.png"):
+    for file, write in chain(writes(small, pictures / "known-0.png"), wiki_writes(tmp_path)):
         for target in (mine, missing):
             mine.write_text("mine")
             file.parent.mkdir(parents=True, exist_ok=True)

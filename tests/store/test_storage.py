@@ -172,7 +172,7 @@ def test_commits_rollback_and_prune(address: str) -> None:
 def test_two_writers_lose_nothing(address: str) -> None:
     """Two processes that write at once both succeed: no row lost, no number twice, one commit each time."""
     Workspace.create(address, Recipe(name="test"))
-    rounds, size = (1 if "://" in address else 4), 5
+    rounds, size = (1 if "://" in address else 2), 5
     start = SPAWN.Barrier(2)
     writers = [SPAWN.Process(target=add_anchors, args=(address, start, rounds, size)) for _ in range(2)]
     for writer in writers:

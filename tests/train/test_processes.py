@@ -102,6 +102,18 @@ def test_an_error_is_shown_once(drawn: Path, tmp_path: Path) -> None:
     ]
 
 
+def check_resumed(workspace: Workspace, setting: str) -> None:
+    """One process goes on behind the first epoch, which has two steps."""
+
+    def look(step: str, done: int, total: int | None) -> None:
+        if step.startswith("train "):
+            assert done > 2
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_cvlp_stage(workspace, override(workspace.recipe, (setting,)).cvlp, look)
+
+
 def test_ctrl_c_ends_all_and_any_number_goes_on(drawn: Path, tmp_path: Path) -> None:
     """Both processes end with the command, nothing is committed, and one process goes on from the last epoch."""
     workspace = copy(drawn, tmp_path / "workspace")
@@ -117,11 +129,7 @@ def test_ctrl_c_ends_all_and_any_number_goes_on(drawn: Path, tmp_path: Path) -> 
     assert rest.strip().splitlines()[-1] == "Stopped. Run the same command again to go on."
     assert "Traceback" not in rest
     assert workspace.history.last() == before
-    config = override(workspace.recipe, ("cvlp.epochs=40",)).cvlp
-    seen: list[int] = []
-    report = train_cvlp_stage(workspace, config, lambda step, done, total: seen.append(done))
-    assert report.resumed
-    assert seen[0] > 2  # two steps an epoch, one epoch at least was kept
+    check_resumed(workspace, "cvlp.epochs=40")
 
 
 def test_one_that_was_killed_ends_all(drawn: Path, tmp_path: Path) -> None:
@@ -139,14 +147,7 @@ def test_one_that_was_killed_ends_all(drawn: Path, tmp_path: Path) -> None:
     assert process.wait(timeout=60) == 1
     assert "Error: training process 2 of 2 was ended by SIGKILL" in rest
     assert "Traceback" not in rest
-
-    def look(step: str, done: int, total: int | None) -> None:
-        if step.startswith("train "):
-            assert done > 2  # two steps an epoch, one epoch at least was kept
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train_cvlp_stage(workspace, override(workspace.recipe, ("cvlp.epochs=400",)).cvlp, look)
+    check_resumed(workspace, "cvlp.epochs=400")
 
 
 def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch, drawn: Path) -> None:
