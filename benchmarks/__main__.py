@@ -11,11 +11,10 @@ import importlib
 import logging
 from collections.abc import Sequence
 
-from benchmarks.study import Study, write_tables
+from benchmarks.study import Study, commands
 
 STUDIES = {
     "additions": "speed.additions",
-    "draws": "studies.draws",
     "duplicates": "studies.duplicates",
     "fresh_draws": "studies.fresh_draws",
     "groups": "studies.groups",
@@ -50,12 +49,11 @@ def parser_of(name: str) -> argparse.ArgumentParser:
         description=about,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(required=True)
-    for word, command in study.commands.items():
-        one = commands.add_parser(word)
+    words = parser.add_subparsers(required=True)
+    for word, command in commands(name, study).items():
+        one = words.add_parser(word)
         command.arguments(one)
         one.set_defaults(work=command.work)
-    commands.add_parser("table").set_defaults(work=lambda: write_tables(name, study))
     return parser
 
 

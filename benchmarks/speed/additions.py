@@ -25,8 +25,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from benchmarks.kept import keep, read, surroundings
-from benchmarks.study import Command, Study, no_arguments
+from benchmarks.kept import keep, surroundings
+from benchmarks.study import Command, Results, Study
 from vlltr_index.anchors.selection import select
 from vlltr_index.classes import ChangeOptions, NewClass, add_classes
 from vlltr_index.data.text import sentence_id, text_hash
@@ -266,14 +266,9 @@ def _write_images(tx: Any, encoder: Encoder, split: str, owners: Tensor, around:
     tx.store.append(name, vector_table(keys, around(owners)))
 
 
-def parts() -> dict[str, str]:
-    """Return the costs."""
-    kept = read("additions")
-    return {"results/additions.md": generated(kept["vlltr-tiny"])} if kept else {}
-
-
-def generated(result: dict[str, Any]) -> str:
+def generated(results: Results) -> str:
     """Return the costs as Markdown."""
+    result = results["vlltr-tiny"]
     machine = result["machine"]
     versions = result["versions"]
     repeats = len(result["cost"][0]["text"]["all"])
@@ -307,4 +302,4 @@ def generated(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-STUDY = Study({"run": Command(run, no_arguments)}, parts)
+STUDY = Study({"results/additions.md": generated}, commands={"run": Command(run)})

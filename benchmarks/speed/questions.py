@@ -18,7 +18,7 @@ from benchmarks.kept import commit, keep, read
 from benchmarks.speed.harness import Disagreement, machine, run_case
 from benchmarks.speed.peak import keep_rates
 from benchmarks.speed.table import beside_reference, page, plot
-from benchmarks.study import DOCS, Command, Study, no_arguments
+from benchmarks.study import DOCS, Command, Study
 
 QUESTIONS = (
     "anss",
@@ -104,12 +104,6 @@ def summary(module: Any, result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def parts() -> dict[str, str]:
-    """Return the machines and all questions."""
-    found = read("speed")
-    return {"benchmarks.md": page(found)} if found else {}
-
-
 def plots() -> None:
     """Draw one plot a question beside the page."""
     for question, cases in read("speed").items():
@@ -122,7 +116,7 @@ def _arguments(parser: ArgumentParser) -> None:
 
 
 STUDY = Study(
-    {"run": Command(run, _arguments), "peak": Command(keep_rates, no_arguments)},
-    parts,
-    plots,
+    {"benchmarks.md": page},
+    commands={"run": Command(run, _arguments), "peak": Command(keep_rates)},
+    write_files=plots,
 )

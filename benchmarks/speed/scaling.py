@@ -32,7 +32,7 @@ from benchmarks.kept import keep, read
 from benchmarks.speed.clock import Clock
 from benchmarks.speed.clusters import around, centres
 from benchmarks.speed.harness import machine
-from benchmarks.study import Command, Study, no_arguments
+from benchmarks.study import Command, Results, Study
 from vlltr_index.anchors.planning import features_of, number_bytes, plan_index
 
 FITTED = Path(__file__).parents[2] / "vlltr_index" / "anchors" / "curves.json"
@@ -333,20 +333,9 @@ def fit() -> None:
     FITTED.write_text(json.dumps({"machine": machine_, "kinds": kinds}, indent=1) + "\n", encoding="utf-8")
 
 
-def parts() -> dict[str, str]:
-    """Return the steps and the curves."""
-    kept = read("scaling")
-    return {"scaling.md": generated(kept["steps"], kept["before"], kept["curves"])} if kept else {}
-
-
-def generated(found: Facts, before: Facts, points: Facts) -> str:
-    """Return the steps, and the measured points of the curves beside what was fitted, as Markdown.
-
-    Args:
-        found: The steps.
-        before: Those of an older version.
-        points: Of the curves.
-    """
+def generated(results: Results) -> str:
+    """Return the steps, next to those of an older version, and the measured and the fitted points of the curves."""
+    found, before, points = (results[unit] for unit in ("steps", "before", "curves"))
     made = found["steps"]["make"]
     lines = [
         f"{made['classes']:,} classes, {made['anchors']:,} anchors of width {made['width']}, "
@@ -438,12 +427,12 @@ def _curve_arguments(parser: ArgumentParser) -> None:
 
 
 STUDY = Study(
-    {
+    {"scaling.md": generated},
+    commands={
         "run": Command(run, _run_arguments),
-        "curves": Command(curves, no_arguments),
-        "fit": Command(fit, no_arguments),
+        "curves": Command(curves),
+        "fit": Command(fit),
         "step": Command(step, _step_arguments),
         "curve": Command(one_curve, _curve_arguments),
     },
-    parts,
 )

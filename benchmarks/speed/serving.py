@@ -35,8 +35,8 @@ import psutil
 import pyarrow.parquet as pq
 from PIL import Image
 
-from benchmarks.kept import keep, read, surroundings
-from benchmarks.study import Command, Study
+from benchmarks.kept import keep, surroundings
+from benchmarks.study import Command, Results, Study
 from vlltr_index.data.glyphs import glyph_files
 
 _WRITE_TOKEN = "w" * 32
@@ -434,13 +434,12 @@ def _echoed(pictures: Path, clients: int, together: int, length: int) -> dict[st
     return {key: value for key, value in _summary(found, together).items() if key != "statuses"}
 
 
-def parts() -> dict[str, str]:
-    """Return the figures."""
-    kept = read("serve")
-    return {"results/serve.md": "\n".join(map(generated, kept.values()))} if kept else {}
+def generated(results: Results) -> str:
+    """Return the figures of all encoders as Markdown."""
+    return "\n".join(_of_encoder(found) for found in results.values())
 
 
-def generated(found: dict[str, Any]) -> str:
+def _of_encoder(found: dict[str, Any]) -> str:
     """Return the figures of one encoder as Markdown."""
     cores = found["machine"]["cores"]
     rate, cost = (sum(figures) / len(figures) for figures in zip(*found["bare"], strict=True))
@@ -506,11 +505,11 @@ def _clients_arguments(parser: ArgumentParser) -> None:
 
 
 STUDY = Study(
-    {
+    {"results/serve.md": generated},
+    commands={
         "run": Command(run, _run_arguments),
         "bare": Command(bare, _bare_arguments),
         "clients": Command(clients, _clients_arguments),
         "echo": Command(echo, lambda parser: parser.add_argument("--length", type=int, required=True)),
     },
-    parts,
 )

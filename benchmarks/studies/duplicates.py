@@ -21,22 +21,19 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.kept import keep, keep_draws, read, surroundings
-from benchmarks.studies.draws.sources import UNITS, Setting, draw
-from benchmarks.studies.heldout import features_of
-from benchmarks.studies.honest_figure.collections import KINDS, Picture, drawn_units
-from benchmarks.studies.paired import clustered_interval
-from benchmarks.studies.rejections import SHIPPED
-from benchmarks.studies.workspaces import DATA, NAMES, files_of
-from benchmarks.study import Command, Study, no_arguments
+from benchmarks.collections.sources import UNITS, draw
+from benchmarks.collections.units import KINDS, Picture, drawn_units
+from benchmarks.datasets.files import DATA, NAMES, training_pictures
+from benchmarks.intervals import clustered
+from benchmarks.kept import draws_of, keep, surroundings
+from benchmarks.studies.vectors import features_of
+from benchmarks.study import Command, Results, Setting, Study, table
 from vlltr_index.data.decoding import open_image, probe
-from vlltr_index.embedding.loading import recipe_encoder, thumbnail_tensor
-from vlltr_index.encoders.encoder import Encoder
+from vlltr_index.embedding.loading import thumbnail_tensor
 from vlltr_index.heads.duplicates_across import near_duplicates_across
 from vlltr_index.heads.near_duplicates import near_duplicates
 
@@ -57,23 +54,20 @@ _ALONE = 0.2  # share of the copies that are alone in their class
 _HARD = ("resized", "cropped", "mixed")
 
 
-def run() -> None:
-    """Measure the draws that are not measured yet."""
-    encoder = recipe_encoder(SHIPPED).eval()
-    for (source, size), numbers in DRAWS.items():
-        keep_draws("duplicates", f"{source}-{size}", numbers, partial(measured, encoder, source, size))
+def settings() -> list[Setting]:
+    """Return the collections."""
+    return [
+        Setting(f"{source}-{size}", numbers, partial(measured, source, size))
+        for (source, size), numbers in DRAWS.items()
+    ]
 
 
 def whole() -> None:
     """Count the pairs among all training pictures of each data set, and the pairs of classes that they are of."""
-    encoder = recipe_encoder(SHIPPED).eval()
     for data in DATA:
-        table = pq.read_table(
-            files_of(data).images, columns=["image", "label"], filters=[("split", "=", "train")]
-        )
-        files = table["image"].to_pylist()
-        labels = torch.from_numpy(np.unique(table["label"].to_pylist(), return_inverse=True)[1])
-        pairs = near_duplicates_across(features_of(encoder, files), _thumbnails(files), labels)
+        files, names = training_pictures(data)
+        labels = torch.from_numpy(np.unique(names, return_inverse=True)[1])
+        pairs = near_duplicates_across(features_of(files), _thumbnails(files), labels)
         found = {
             "pictures": len(files),
             "pairs": len(pairs),
@@ -83,7 +77,7 @@ def whole() -> None:
         keep("duplicates", data, {**surroundings(), **found})
 
 
-def measured(encoder: Encoder, source: str, size: str, number: int) -> dict[str, Any]:
+def measured(source: str, size: str, number: int) -> dict[str, Any]:
     """Return how many copies of each kind there are in a draw, and what each rule finds."""
     pictures = _pictures(source, size, number)
     copies = _copies(pictures, random.Random(f"{source}:{size}:{number}"))
@@ -93,7 +87,7 @@ def measured(encoder: Encoder, source: str, size: str, number: int) -> dict[str,
     units = torch.tensor([picture.unit for picture in every])
     owners = {picture.unit: picture.label for picture in pictures}
     right = torch.tensor([owners[picture.unit] for picture in every])
-    features = features_of(encoder, files)
+    features = features_of(files)
     thumbnails = _thumbnails(files)
     plain = near_duplicates(features, thumbnails).sort(1).values.unique(dim=0)
     found = {
@@ -123,7 +117,7 @@ def _pictures(source: str, size: str, number: int) -> list[Picture]:
     if source in UNITS:
         learned, fresh = drawn_units(KINDS[UNITS[source]], number, _NEW)
         return [*learned, *fresh]
-    kinds = draw(source, Setting.of(size), number).kinds
+    kinds = draw(source, size, number).kinds
     files = [(label, data) for label, kind in enumerate(kinds) for _, data in (*kind.train, *kind.test)]
     return [Picture(label, unit, data) for unit, (label, data) in enumerate(files)]
 
@@ -207,59 +201,43 @@ CHANGES: Mapping[str, Sequence[Callable[[Image.Image, random.Random], Image.Imag
 """What is done to a picture for each kind of copy."""
 
 
-def parts() -> dict[str, str]:
-    """Return the tables of all collections."""
-    kept = read("duplicates")
-    return {"results/duplicates.md": generated(kept)} if kept else {}
-
-
-def generated(kept: dict[str, Any]) -> str:
-    """The tables as Markdown, and what whole data sets have."""
+def generated(results: Results) -> str:
+    """Return the tables as Markdown, and what whole data sets have."""
     found: dict[str, list[dict[str, Any]]] = {}
     for source, size in DRAWS:
-        if f"{source}-{size}" in kept:
-            found.setdefault(source, []).extend(kept[f"{source}-{size}"]["draws"].values())
+        if unit := results.get(f"{source}-{size}"):
+            found.setdefault(source, []).extend(draws_of(unit))
     whole_sets = [
         f"- All {one['pictures']:,} training pictures of {NAMES[data]}, nothing planted: {one['pairs']:,} pairs, of"
         f" {one['classes']:,} pairs of classes; in {one['same_file']:,} the files are the same."
         for data in DATA
-        if (one := kept.get(data))
+        if (one := results.get(data))
     ]
     return "\n".join([*_by_kind(found), "", *_by_source(found), "", *whole_sets]) + "\n"
 
 
 def _by_kind(found: Mapping[str, list[dict[str, Any]]]) -> list[str]:
-    """What each rule finds of each kind of copies."""
+    """Return what each rule finds of each kind of copies."""
     draws = [(source, draw) for source, some in found.items() for draw in some]
     clusters = np.unique([source for source, _ in draws], return_inverse=True)[1]
-    lines = [
-        f"Copies that are found, per cent: means over {len(draws)} collections; for their 95 % intervals sources are"
-        " drawn, then collections of each.",
-        "",
-        f"| copies | {' | '.join(RULES)} |",
-        "| --- | --- | --- |",
-    ]
+    rows = []
     for kind in CHANGES:
         cells = [kind]
         for rule in RULES:
-            shares = np.array([_share(draw, rule, kind) for _, draw in draws])
-            low, high = clustered_interval(shares, clusters)
-            cells.append(f"{100 * shares.mean():.0f} [{100 * low:.0f}, {100 * high:.0f}]")
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+            one = clustered([_share(draw, rule, kind) for _, draw in draws], clusters)
+            cells.append(f"{100 * one.mean:.0f} [{100 * one.low:.0f}, {100 * one.high:.0f}]")
+        rows.append(cells)
+    return [
+        f"Copies that are found, per cent: means over {len(draws)} collections; for their 95 % intervals sources are"
+        " drawn, then collections of each.",
+        "",
+        *table(["copies", *RULES], rows),
+    ]
 
 
 def _by_source(found: Mapping[str, list[dict[str, Any]]]) -> list[str]:
-    """What each rule finds of the copies that are hardest to find, and the pairs that are not of one unit."""
-    lines = [
-        f"The same by source, {' / '.join(RULES)}. *Other pairs*: false ones, of different classes by right + those of"
-        " a copy and another unit of its right class.",
-        "",
-        f"| source | collections | pictures | {' | '.join(_HARD)} | "
-        + " | ".join(f"other pairs, {rule}" for rule in RULES)
-        + " |",
-        "| --- " * (3 + len(_HARD) + len(RULES)) + "|",
-    ]
+    """Return what each rule finds of the copies that are hardest to find, and the pairs that are not of one unit."""
+    rows = []
     for source, draws in found.items():
         cells = [source, str(len(draws)), f"{sum(draw['pictures'] for draw in draws):,}"]
         for kind in _HARD:
@@ -268,8 +246,14 @@ def _by_source(found: Mapping[str, list[dict[str, Any]]]) -> list[str]:
         for rule in RULES:
             counts = (sum(draw[rule][of] for draw in draws) for of in ("false", "one_class"))
             cells.append(" + ".join(f"{count:,}" for count in counts))
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        rows.append(cells)
+    others = [f"other pairs, {rule}" for rule in RULES]
+    return [
+        f"The same by source, {' / '.join(RULES)}. *Other pairs*: false ones, of different classes by right + those of"
+        " a copy and another unit of its right class.",
+        "",
+        *table(["source", "collections", "pictures", *_HARD, *others], rows),
+    ]
 
 
 def _share(draw: Mapping[str, Any], rule: str, kind: str) -> float:
@@ -277,4 +261,4 @@ def _share(draw: Mapping[str, Any], rule: str, kind: str) -> float:
     return float(draw[rule]["found"].get(kind, 0) / draw["copies"][kind])
 
 
-STUDY = Study({"run": Command(run, no_arguments), "whole": Command(whole, no_arguments)}, parts)
+STUDY = Study({"results/duplicates.md": generated}, settings, commands={"whole": Command(whole)})

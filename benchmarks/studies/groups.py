@@ -11,7 +11,6 @@ independent.
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -21,14 +20,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from benchmarks.kept import keep_draws, read
-from benchmarks.studies.heldout import features_of
-from benchmarks.studies.honest_figure.collections import CLASSES, KINDS, Picture, drawn_units
-from benchmarks.studies.paired import mean_interval
-from benchmarks.studies.rejections import SHIPPED, fitted
-from benchmarks.study import Command, Study
-from vlltr_index.embedding.loading import recipe_encoder
-from vlltr_index.encoders.encoder import Encoder
+from benchmarks.collections.units import CLASSES, KINDS, Picture, drawn_units
+from benchmarks.intervals import normal
+from benchmarks.kept import draws_of
+from benchmarks.studies.vectors import features_of, fitted
+from benchmarks.study import Results, Setting, Study, table
 from vlltr_index.evaluation.metrics import expected_calibration_error
 from vlltr_index.heads.plda import PLDA
 from vlltr_index.heads.pooling import log_means, unit_means, worths
@@ -39,24 +35,24 @@ COLLECTIONS = tuple(name for name in KINDS if name != "single")
 ALONE, VOTE, MEAN, PRODUCT, DENSITY, TOGETHER = (
     "each picture", "vote", "mean of answers", "product of answers", "density of the mean", "together"
 )  # fmt: skip
-ROWS = (ALONE, VOTE, MEAN, PRODUCT, DENSITY, TOGETHER)
+_TOP = (ALONE, VOTE, TOGETHER, DENSITY, PRODUCT)
+_LIKELY = (ALONE, MEAN, TOGETHER, DENSITY, PRODUCT)
+_SEEDS = range(20)
 _NEW = 16
 _NOTHING = 1e-7
 
 
-def run(draws: int) -> None:
-    """Measure the draws that are not measured yet."""
-    encoder = recipe_encoder(SHIPPED).eval()
-    for name in COLLECTIONS:
-        keep_draws("groups", name, range(draws), partial(measured, encoder, name))
+def settings() -> list[Setting]:
+    """Return the kinds of collections."""
+    return [Setting(name, _SEEDS, partial(measured, name)) for name in COLLECTIONS]
 
 
-def measured(encoder: Encoder, name: str, number: int) -> dict[str, Any]:
-    """Return what each row has right in one draw, in `ROWS`, and how alike the images of a unit were found to be."""
+def measured(name: str, number: int) -> dict[str, Any]:
+    """Return what each row has right in one draw, and how alike the images of a unit were found to be."""
     learned, fresh = drawn_units(KINDS[name], number, _NEW)
-    features, labels, units = _stacked(encoder, learned)
+    features, labels, units = _stacked(learned)
     model, parts = fitted(features, labels, CLASSES, units)
-    asked, answers, units = _stacked(encoder, fresh)
+    asked, answers, units = _stacked(fresh)
     units = units.unique(return_inverse=True)[1]
     worth = worths(units, parts.correlation)[:, None]
     sizes = torch.bincount(units)[:, None]
@@ -88,10 +84,10 @@ def _density_of_means(model: PLDA, means: Tensor, worth: Tensor) -> Tensor:
     return -0.5 * ((z - middle).square() / width + width.log()).sum(2)
 
 
-def _stacked(encoder: Encoder, pictures: Sequence[Picture]) -> tuple[Tensor, Tensor, Tensor]:
+def _stacked(pictures: Sequence[Picture]) -> tuple[Tensor, Tensor, Tensor]:
     """Return features [N, D], classes and units, int64 [N]."""
     labels, units, files = zip(*pictures, strict=True)
-    return features_of(encoder, files), torch.tensor(labels), torch.tensor(units)
+    return features_of(files), torch.tensor(labels), torch.tensor(units)
 
 
 def _measures(scores: Tensor, labels: Tensor) -> list[float]:
@@ -106,59 +102,39 @@ def _measures(scores: Tensor, labels: Tensor) -> list[float]:
     return [round(value, 4) for value in values]
 
 
-def parts() -> dict[str, str]:
-    """Return the table of all collections."""
-    kept = read("groups")
-    return {"results/groups.md": generated(kept)} if kept else {}
-
-
-def generated(kept: dict[str, Any]) -> str:
-    """The tables as Markdown: accuracies, and likelihoods, of which *gain* is the paired one of the answer used."""
+def generated(results: Results) -> str:
+    """Return the tables of accuracies and of likelihoods as Markdown."""
+    found = {name: draws_of(results[name]) for name in COLLECTIONS if name in results}
     lines = [
         "Top-1 in per cent, of new units, or of their pictures where each is answered by itself; means over draws, and"
         " the smallest and largest correlation that was fitted. *Together* names what the mean of answers names.",
         "",
-        "| collection | draws | pictures a unit | correlation | each picture | vote | together | density of the mean |"
-        " product of answers |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    found = {name: list(kept[name]["draws"].values()) for name in COLLECTIONS if name in kept}
-    for name, draws in found.items():
-        size = np.mean([draw["pictures"] / draw["units"] for draw in draws])
-        alike = sorted(draw["correlation"] for draw in draws)
-        top = [
-            100 * np.mean([draw[row][0] for draw in draws])
-            for row in (ALONE, VOTE, TOGETHER, DENSITY, PRODUCT)
-        ]
-        lines.append(
-            f"| {name} | {len(draws)} | {size:.1f} | {alike[0]:.2f} to {alike[-1]:.2f} | "
-            + " | ".join(f"{value:.1f}" for value in top)
-            + " |"
-        )
-    lines += [
+        *table(
+            ["collection", "draws", "pictures a unit", "correlation", *_TOP],
+            [_accuracies(name, draws) for name, draws in found.items()],
+        ),
         "",
         "NLL / ECE in points. *Gain*: NLL of *together* less that of the mean of answers on the same draws, with its"
         " 95 % interval; below 0 is better.",
         "",
-        "| collection | each picture | mean of answers | together | density of the mean | product of answers | gain |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        *table(
+            ["collection", *_LIKELY, "gain"], [_likelihoods(name, draws) for name, draws in found.items()]
+        ),
     ]
-    for name, draws in found.items():
-        shown = [
-            np.mean([draw[row] for draw in draws], axis=0)
-            for row in (ALONE, MEAN, TOGETHER, DENSITY, PRODUCT)
-        ]
-        gain = [draw[TOGETHER][2] - draw[MEAN][2] for draw in draws]
-        lines.append(
-            f"| {name} | "
-            + " | ".join(f"{loss:.2f} / {100 * error:.1f}" for _, error, loss in shown)
-            + f" | {mean_interval(gain)} |"
-        )
     return "\n".join(lines) + "\n"
 
 
-def _arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--draws", type=int, default=20)
+def _accuracies(name: str, draws: Sequence[dict[str, Any]]) -> list[str]:
+    size = np.mean([draw["pictures"] / draw["units"] for draw in draws])
+    alike = sorted(draw["correlation"] for draw in draws)
+    top = [f"{100 * np.mean([draw[row][0] for draw in draws]):.1f}" for row in _TOP]
+    return [name, str(len(draws)), f"{size:.1f}", f"{alike[0]:.2f} to {alike[-1]:.2f}", *top]
 
 
-STUDY = Study({"run": Command(run, _arguments)}, parts)
+def _likelihoods(name: str, draws: Sequence[dict[str, Any]]) -> list[str]:
+    means = [np.mean([draw[row] for draw in draws], axis=0) for row in _LIKELY]
+    gain = normal([draw[TOGETHER][2] - draw[MEAN][2] for draw in draws])
+    return [name, *(f"{loss:.2f} / {100 * error:.1f}" for _, error, loss in means), gain.shown(3, 1.0)]
+
+
+STUDY = Study({"results/groups.md": generated}, settings)

@@ -19,20 +19,16 @@ from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from benchmarks.kept import keep_draws, read
-from benchmarks.studies.draws.sources import Setting, draw
-from benchmarks.studies.heldout import features_of
-from benchmarks.studies.honest_figure.collections import KINDS, drawn_units
-from benchmarks.studies.paired import mean_interval
-from benchmarks.studies.rejections import SHIPPED, without_texts
-from benchmarks.studies.workspaces import ICONS, files_of
-from benchmarks.study import Command, Study, no_arguments
-from vlltr_index.embedding.loading import recipe_encoder
-from vlltr_index.encoders.encoder import Encoder
+from benchmarks.collections.sources import draw
+from benchmarks.collections.units import KINDS, drawn_units
+from benchmarks.datasets.files import GLYPHS, ICONS, training_pictures
+from benchmarks.intervals import normal
+from benchmarks.kept import draws_of
+from benchmarks.studies.vectors import features_of, without_texts
+from benchmarks.study import Results, Setting, Study, table
 from vlltr_index.heads.dealing import FOLDS, answerable, deal_groups
 from vlltr_index.heads.label_errors import label_errors
 from vlltr_index.heads.plda import PLDA
@@ -74,52 +70,50 @@ class HeldOut(NamedTuple):
     log_probabilities: Tensor
 
 
-def run() -> None:
-    """Measure the draws that are not measured yet."""
-    encoder = recipe_encoder(SHIPPED).eval()
-    for name, (collection, draws) in COLLECTIONS.items():
-        keep_draws("label_errors", name, range(draws), partial(measured, partial(collection, encoder)))
+def settings() -> list[Setting]:
+    """Return the collections."""
+    return [
+        Setting(name, range(draws), partial(measured, collection))
+        for name, (collection, draws) in COLLECTIONS.items()
+    ]
 
 
-def _quarter(data: str, encoder: Encoder, number: int) -> Labelled:
+def _quarter(data: str, number: int) -> Labelled:
     """Take every fourth class of a data set's training pictures."""
-    features, labels = _embedded(data, encoder)
+    features, labels = _embedded(data)
     own = labels % _QUARTERS == 1 + number % (_QUARTERS - 1)
     return _labelled(features[own], labels[own].unique(return_inverse=True)[1], [None] * int(own.sum()))
 
 
 @cache
-def _embedded(data: str, encoder: Encoder) -> tuple[Tensor, Tensor]:
+def _embedded(data: str) -> tuple[Tensor, Tensor]:
     """Return features of a data set's training pictures, and their classes by name."""
-    columns = ["image", "label"]
-    table = pq.read_table(files_of(data).images, columns=columns, filters=[("split", "=", "train")])
-    names = table["label"].to_pylist()
-    places = {name: place for place, name in enumerate(sorted(set(names)))}
-    return features_of(encoder, table["image"].to_pylist()), torch.tensor([places[name] for name in names])
+    files, names = training_pictures(data)
+    return features_of(files), torch.from_numpy(np.unique(names, return_inverse=True)[1])
 
 
-def _drawn(source: str, setting: str, encoder: Encoder, number: int) -> Labelled:
+def _drawn(source: str, setting: str, number: int) -> Labelled:
     """Take the training pictures of a draw; where file names tell units, those."""
-    found = draw(source, Setting.of(setting), number)
+    found = draw(source, setting, number)
     pictures = [(label, *picture) for label, kind in enumerate(found.kinds) for picture in kind.train]
     labels, files, images = zip(*pictures, strict=True)
     groups = [file.split("-")[0] if found.group else None for file in files]
-    return _labelled(features_of(encoder, images), torch.tensor(labels), groups)
+    return _labelled(features_of(images), torch.tensor(labels), groups)
 
 
-def _bursts(encoder: Encoder, number: int) -> Labelled:
+def _bursts(number: int) -> Labelled:
     """Take bursts on photographs, each known to be one unit."""
     learned, _ = drawn_units(KINDS["bursts on photographs"], number, 1)
     labels, units, images = zip(*learned, strict=True)
-    return _labelled(features_of(encoder, images), torch.tensor(labels), [str(unit) for unit in units])
+    return _labelled(features_of(images), torch.tensor(labels), [str(unit) for unit in units])
 
 
 def _labelled(features: Tensor, labels: Tensor, groups: Sequence[str | None]) -> Labelled:
     return Labelled(features, labels, units_of(features, labels, groups))
 
 
-COLLECTIONS: dict[str, tuple[Callable[[Encoder, int], Labelled], int]] = {
-    "Glyphs-LT": (partial(_quarter, "glyphs_lt"), 12),
+COLLECTIONS: dict[str, tuple[Callable[[int], Labelled], int]] = {
+    "Glyphs-LT": (partial(_quarter, GLYPHS), 12),
     "Icons-LT": (partial(_quarter, ICONS), 12),
     "heldout 40x8": (partial(_drawn, "heldout", "40x8"), 40),
     "products": (partial(_drawn, "products", "9xall"), 100),
@@ -248,15 +242,9 @@ def _told(chances: Tensor, wrong: Tensor) -> list[list[float]]:
     return [[round(value, 2) for value in row] for row in sums.tolist()]
 
 
-def parts() -> dict[str, str]:
-    """Return the tables of all collections."""
-    kept = read("label_errors")
-    return {"results/label_errors.md": generated(kept)} if kept else {}
-
-
-def generated(kept: dict[str, Any]) -> str:
-    """The tables as Markdown."""
-    found = {name: list(kept[name]["draws"].values()) for name in COLLECTIONS if name in kept}
+def generated(results: Results) -> str:
+    """Return the tables as Markdown."""
+    found = {name: draws_of(results[name]) for name in COLLECTIONS if name in results}
     tables = (_rankings(found), _counts(found), _controls(found), _calibration(found))
     return "\n\n".join("\n".join(lines) for lines in tables) + "\n"
 
@@ -265,15 +253,7 @@ _Draws = dict[str, list[dict[str, Any]]]
 
 
 def _rankings(found: _Draws) -> list[str]:
-    lines = [
-        "Average precision / R-precision of the wrong labels; at chance level their share, and more where units are"
-        " few. *Ours less it*: average"
-        " precision less that of the better one of cleanlab's two scores, by its mean over the draws, paired, with its"
-        " 95 % interval.",
-        "",
-        f"| collection | wrong labels | draws | ours | {SELF} | {MARGIN} | ours less it |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    rows = []
     for name, draws in found.items():
         for swap in SWAPS:
             values = {
@@ -283,18 +263,19 @@ def _rankings(found: _Draws) -> list[str]:
             best = max(METHODS, key=lambda method: values[method][:, 0].mean())
             cells = [f"{some[:, 0].mean():.3f} / {some[:, 1].mean():.3f}" for some in values.values()]
             gains = values[OURS][:, 0] - values[best][:, 0]
-            lines.append(f"| {name} | {swap} | {len(gains)} | {' | '.join(cells)} | {mean_interval(gains)} |")
-    return lines
+            rows.append([name, swap, str(len(gains)), *cells, normal(gains).shown(3, 1.0)])
+    return [
+        "Average precision / R-precision of the wrong labels; at chance level their share, and more where units are"
+        " few. *Ours less it*: average"
+        " precision less that of the better one of cleanlab's two scores, by its mean over the draws, paired, with its"
+        " 95 % interval.",
+        "",
+        *table(["collection", "wrong labels", "draws", "ours", SELF, MARGIN, "ours less it"], rows),
+    ]
 
 
 def _counts(found: _Draws) -> list[str]:
-    lines = [
-        "How many units are wrong, and how many are flagged: those at the head of our list, as many as its count"
-        f" says, and those of cleanlab's `{ISSUES}`; a mean over draws, then precision / recall over all draws.",
-        "",
-        "| collection | wrong labels | wrong | our count | precision / recall | cleanlab's | precision / recall |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    rows = []
     for name, draws in found.items():
         for swap in SWAPS:
             wrong = sum(draw[swap]["wrong"] for draw in draws)
@@ -302,39 +283,40 @@ def _counts(found: _Draws) -> list[str]:
             for method in (OURS, ISSUES):
                 flagged, hit = np.sum([draw[swap]["flagged"][method] for draw in draws], axis=0)
                 cells += [f"{flagged / len(draws):.1f}", f"{hit / max(flagged, 1):.2f} / {hit / wrong:.2f}"]
-            lines.append(f"| {name} | {swap} | {' | '.join(cells)} |")
-    return lines
+            rows.append([name, swap, *cells])
+    head = ["wrong", "our count", "precision / recall", "cleanlab's", "precision / recall"]
+    return [
+        "How many units are wrong, and how many are flagged: those at the head of our list, as many as its count"
+        f" says, and those of cleanlab's `{ISSUES}`; a mean over draws, then precision / recall over all draws.",
+        "",
+        *table(["collection", "wrong labels", *head], rows),
+    ]
 
 
 def _controls(found: _Draws) -> list[str]:
-    lines = [
+    rows = []
+    for name, draws in found.items():
+        clean = [draw[NONE] for draw in draws]
+        units = sum(one["units"] for one in clean)
+        shares = [sum(one["flagged"][method][0] for one in clean) / units for method in (OURS, ISSUES)]
+        there, *rare = np.sum([one["rare"] for one in clean], axis=0)
+        cells = [f"{100 * share:.1f}" for share in shares]
+        cells += [f"{100 * some / there:.1f}" if there else "-" for some in rare]
+        accuracy = np.mean([one["accuracy"] for one in clean])
+        rows.append([name, f"{units / len(clean):.0f}", f"{100 * accuracy:.0f}", *cells])
+    head = ["collection", "units", "balanced accuracy", "ours", "cleanlab", "rare: ours", "rare: cleanlab"]
+    return [
         "No label swapped: per cent of the units that are flagged, and of the pictures of classes of at most"
         f" {_FEW} pictures. Some of these labels may be wrong in truth.",
         "",
-        "| collection | units | balanced accuracy | ours | cleanlab | rare: ours | rare: cleanlab |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        *table(head, rows),
     ]
-    for name, draws in found.items():
-        rows = [draw[NONE] for draw in draws]
-        units = sum(row["units"] for row in rows)
-        shares = [sum(row["flagged"][method][0] for row in rows) / units for method in (OURS, ISSUES)]
-        there, *rare = np.sum([row["rare"] for row in rows], axis=0)
-        cells = [f"{100 * share:.1f}" for share in shares]
-        cells += [f"{100 * some / there:.1f}" if there else "-" for some in rare]
-        accuracy = np.mean([row["accuracy"] for row in rows])
-        lines.append(f"| {name} | {units / len(rows):.0f} | {100 * accuracy:.0f} | {' | '.join(cells)} |")
-    return lines
 
 
 def _calibration(found: _Draws) -> list[str]:
     ends = (*BOUNDS[1:], 1.0)
     names = [f"{100 * low:.0f} to {100 * high:.0f}" for low, high in zip(BOUNDS, ends, strict=True)]
-    lines = [
-        "Of units that were told to be wrong with so many per cent, the mean that was told, and how many were wrong.",
-        "",
-        f"| collection | wrong labels | {' | '.join(names)} |",
-        "| --- " * (2 + len(names)) + "|",
-    ]
+    rows = []
     for name, draws in found.items():
         for swap in SWAPS:
             sums = np.sum([draw[swap]["told"] for draw in draws], axis=0)
@@ -342,8 +324,12 @@ def _calibration(found: _Draws) -> list[str]:
                 f"{100 * told / units:.0f}: {100 * wrong / units:.0f}" if units else "-"
                 for units, told, wrong in sums
             ]
-            lines.append(f"| {name} | {swap} | {' | '.join(cells)} |")
-    return lines
+            rows.append([name, swap, *cells])
+    return [
+        "Of units that were told to be wrong with so many per cent, the mean that was told, and how many were wrong.",
+        "",
+        *table(["collection", "wrong labels", *names], rows),
+    ]
 
 
-STUDY = Study({"run": Command(run, no_arguments)}, parts)
+STUDY = Study({"results/label_errors.md": generated}, settings)

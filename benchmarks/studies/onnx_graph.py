@@ -26,8 +26,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.kept import keep, read, surroundings
-from benchmarks.study import Command, Study
+from benchmarks.kept import keep, surroundings
+from benchmarks.study import Command, Results, Study, table
 from vlltr_index.data.decoding import open_image
 from vlltr_index.data.glyphs import glyph_files
 from vlltr_index.recognition.exported.graph import INPUT, OPSET
@@ -144,14 +144,9 @@ def _rates(answers: dict[str, Answer], pixels: NDArray[np.uint8], batch: int) ->
     return {name: median(rates) for name, rates in found.items()}
 
 
-def parts() -> dict[str, str]:
-    """Return the figures."""
-    kept = read("onnx_graph")
-    return {"results/onnx_graph.md": _figures(kept["quickstart"])} if kept else {}
-
-
-def _figures(found: dict[str, Any]) -> str:
+def generated(results: Results) -> str:
     """Return the figures as Markdown."""
+    found = results["quickstart"]
     machine = found["machine"]
     torch_rates = {batch: rates["torch"] for batch, rates in found["pictures_a_second"].items()}
     lines = [
@@ -159,10 +154,16 @@ def _figures(found: dict[str, Any]) -> str:
         f"onnxruntime {found['onnxruntime']}, torch {found['versions']['torch']}, "
         f"{plural(machine['threads'], 'thread')}:",
         "",
-        "| | the class that the model names | else less probable by at most | largest difference of a probability "
-        "| MiB " + "".join(f"| pictures/s, {batch} at once " for batch in torch_rates) + "|",
-        "| --- | --- | --- | --- | --- " + "| --- " * len(torch_rates) + "|",
     ]
+    head = [
+        "",
+        "the class that the model names",
+        "else less probable by at most",
+        "largest difference of a probability",
+        "MiB",
+        *(f"pictures/s, {batch} at once" for batch in torch_rates),
+    ]
+    rows = []
     for name, said in _NAMES.items():
         one = found["compared"].get(name)
         cells = ["-"] * 4
@@ -172,12 +173,12 @@ def _figures(found: dict[str, Any]) -> str:
             cells = [same, f"{one['regret']:.4f}", f"{one['difference']:.6f}", size]
         for batch, rates in found["pictures_a_second"].items():
             cells.append(f"{rates[name]:,.0f} ({rates[name] / torch_rates[batch]:.2f} of torch)")
-        lines.append(f"| {said} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        rows.append([said, *cells])
+    return "\n".join([*lines, *table(head, rows)]) + "\n"
 
 
 def _run_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--workspace", type=Path, required=True)
 
 
-STUDY = Study({"run": Command(run, _run_arguments)}, parts)
+STUDY = Study({"results/onnx_graph.md": generated}, commands={"run": Command(run, _run_arguments)})

@@ -1,4 +1,4 @@
-"""Rows that answered the same test images: how they are kept, their means, spread, and what one gains over another."""
+"""Rows that answered the same test images: how they are kept, their means, and what one gains over another."""
 
 from __future__ import annotations
 
@@ -9,34 +9,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.intervals import clustered
 from benchmarks.kept import keep, read
+from benchmarks.study import Results
 
 __all__ = [
     "BINS",
     "METHOD",
-    "UNDER_TRAINING",
     "WITHOUT_BRANCH",
     "Bits",
     "Run",
     "Runs",
     "bits_of",
-    "clustered_interval",
     "compact",
     "difference",
     "keep_run",
     "mask",
     "mean",
-    "mean_interval",
     "pack",
     "read_runs",
     "share",
-    "shown_gap",
-    "spread",
     "unpack",
 ]
 
 METHOD = "vl-ltr"
-UNDER_TRAINING = "vl-ltr, --prior training"
 WITHOUT_BRANCH = "without text branch"  # texts still give prior means
 BINS = ("overall", "many", "medium", "few", "few5")
 TEST_IMAGES = (
@@ -126,8 +122,8 @@ def compact(result: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def read_runs(study: str) -> dict[str, Run]:
-    """Return a study's runs by unit, with their test images."""
+def read_runs(results: Results) -> dict[str, Run]:
+    """Return the runs in the results of a study by unit, with their test images."""
     images: dict[str, dict[str, Any]] = {}
     for name, kept in read(TEST_IMAGES).items():
         labels = np.asarray(kept["labels"])
@@ -135,7 +131,7 @@ def read_runs(study: str) -> dict[str, Run]:
         if "groups" in kept:
             images[name]["groups"] = np.asarray(kept["group_names"])[kept["groups"]]
     runs: dict[str, Run] = {}
-    for unit, run in read(study).items():
+    for unit, run in results.items():
         mine = images[run["dataset"][:16]]
         right = {name: unpack(text, len(mine["labels"])) for name, text in run["right"].items()}
         runs[unit] = {**run, **mine, "right": right}
@@ -160,12 +156,6 @@ def mean(run: Run, row: str, name: str) -> float:
     return float(run["right"][row][mask(run, name)].mean())
 
 
-def spread(values: Sequence[float], signed: bool = False) -> str:
-    """Return the mean in per cent, and the standard deviation over the seeds where there are several."""
-    shown = f"{100 * np.mean(values):{'+' if signed else ''}.1f}"
-    return shown + (f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
-
-
 def difference(
     runs: Runs, name: str, against: str, others: Runs | None = None, row: str = METHOD, by: str = "labels"
 ) -> str:
@@ -176,44 +166,4 @@ def difference(
     pairs = zip(runs, runs if others is None else others, strict=True)
     values = np.mean([a["right"][row] - b["right"][against] for a, b in pairs], axis=0)
     kept = mask(runs[0], name)
-    return shown_gap(values[kept], np.unique(runs[0][by], return_inverse=True)[1][kept])
-
-
-def shown_gap(values: Bits, classes: NDArray[Any]) -> str:
-    """Return the mean of paired differences [N] of images of classes int [N] in points, with its interval."""
-    low, high = clustered_interval(values, classes)
-    return f"{100 * values.mean():+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-
-
-def clustered_interval(
-    values: Bits, classes: NDArray[Any], draws: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of the mean of values [N].
-
-    Classes are drawn, then of each as many images as it has.
-
-    Args:
-        values: One an image.
-        classes: Integers [N], the class of each image.
-        draws: How often.
-        seed: Of the draws.
-    """
-    order = np.argsort(classes, kind="stable")
-    _, starts, sizes = np.unique(classes[order], return_index=True, return_counts=True)
-    ordered = values[order]
-    rng = np.random.default_rng(seed)
-    means = []
-    for _ in range(draws):
-        picked = rng.integers(len(sizes), size=len(sizes))
-        size = np.repeat(sizes[picked], sizes[picked])
-        start = np.repeat(starts[picked], sizes[picked])
-        means.append(ordered[start + (rng.random(len(size)) * size).astype(np.int64)].mean())
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
-
-
-def mean_interval(values: Sequence[float] | NDArray[np.float64]) -> str:
-    """Return the mean of values and its 95 % interval by their spread."""
-    half = 1.96 * np.std(values, ddof=1) / len(values) ** 0.5
-    middle = np.mean(values)
-    return f"{middle:+.3f} [{middle - half:+.3f}, {middle + half:+.3f}]"
+    return clustered(values[kept], np.unique(runs[0][by], return_inverse=True)[1][kept]).shown()

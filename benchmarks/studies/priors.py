@@ -3,18 +3,17 @@
     python -m benchmarks priors run
     python -m benchmarks priors table
 
-Long tails: 60 or 20 classes of `draws` with all their pictures, a quarter of which, drawn at random, is for testing, so
-that these come as the training pictures do. Vectors of the shipped encoder; the generative model is fitted by `train
+Long tails: 60 or 20 classes with all their pictures, a quarter of which, drawn at random, is for testing, so
+that these come as the training pictures do. Vectors of the shipped encoder; the PLDA is fitted by `train
 lgr`'s own function, without texts. Beside it stand the simple rules of `vlltr fit`, also under the prior: a factor of
 their scores and one of the logarithm of the frequencies are fitted on held-out training pictures.
 
-`--prior folder`: collections of `draws` whose test pictures are of 5, of 20 or of all classes, all equally common.
+`--prior folder`: collections whose test pictures are of 5, of 20 or of all classes, all equally common.
 """
 
 from __future__ import annotations
 
 import random
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -24,12 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.kept import keep_draws, read
-from benchmarks.studies.draws.sources import Kind, Setting, draw
-from benchmarks.studies.rejections import SHIPPED, features_of_kinds, fitted
-from benchmarks.study import Command, Study
-from vlltr_index.embedding.loading import recipe_encoder
-from vlltr_index.encoders.encoder import Encoder
+from benchmarks.collections.sources import Kind, draw
+from benchmarks.intervals import normal
+from benchmarks.kept import draws_of
+from benchmarks.studies.vectors import features_of_kinds, fitted
+from benchmarks.study import Results, Setting, Study, table
 from vlltr_index.evaluation.baselines import BY_NAME, FitData
 from vlltr_index.evaluation.metrics import expected_calibration_error, under
 from vlltr_index.heads.frequencies import BEST, choose_strength, estimate
@@ -42,26 +40,29 @@ COLLECTIONS = (("icons", "60xall"), ("icons", "20xall"), ("train", "60xall"))
 FOLDERS = (("heldout", "40x8"), ("train", "200x3"), ("icons", "40x8"), ("icons", "60xall"))
 PRESENT = ("5", "20", "all")
 _CONFIG = BaselinesConfig()
+_SEEDS = range(20)
 _TESTED = 0.25
 _RULES = ("ncm", "discriminant")
 ROWS = ("balanced", "training", *(name for rule in _RULES for name in (rule, under(rule, "training"))))
 
 
-def run(draws: int) -> None:
-    """Measure the draws that are not measured yet."""
-    encoder = recipe_encoder(SHIPPED).eval()
-    for source, size in COLLECTIONS:
-        keep_draws("priors", f"{source}-{size}", range(draws), partial(measured, encoder, source, size))
-    for source, size in FOLDERS:
-        unit = f"folder-{source}-{size}"
-        keep_draws("priors", unit, range(draws), partial(in_folders, encoder, source, size))
+def settings() -> list[Setting]:
+    """Return the long tails, and the collections of `--prior folder`."""
+    tails = [
+        Setting(f"{source}-{size}", _SEEDS, partial(measured, source, size)) for source, size in COLLECTIONS
+    ]
+    folders = [
+        Setting(f"folder-{source}-{size}", _SEEDS, partial(in_folders, source, size))
+        for source, size in FOLDERS
+    ]
+    return tails + folders
 
 
-def in_folders(encoder: Encoder, source: str, size: str, number: int) -> dict[str, Any]:
+def in_folders(source: str, size: str, number: int) -> dict[str, Any]:
     """Return accuracies with equal frequencies, and with those found among pictures of so many classes."""
-    kinds = draw(source, Setting.of(size), number).kinds
-    train, labels = features_of_kinds(encoder, kinds, test=False)
-    test, answers = features_of_kinds(encoder, kinds)
+    kinds = draw(source, size, number).kinds
+    train, labels = features_of_kinds(kinds, test=False)
+    test, answers = features_of_kinds(kinds)
     model, parts = fitted(train, labels, len(kinds))
     assert parts.held_out is not None
     strength = choose_strength(parts.held_out)
@@ -82,11 +83,11 @@ def in_folders(encoder: Encoder, source: str, size: str, number: int) -> dict[st
     return found
 
 
-def measured(encoder: Encoder, source: str, size: str, number: int) -> dict[str, Any]:
+def measured(source: str, size: str, number: int) -> dict[str, Any]:
     """Return what each row has right in one draw, in `ROWS`."""
-    kinds = [_divided(kind, number) for kind in draw(source, Setting.of(size), number).kinds]
-    train, labels = features_of_kinds(encoder, kinds, test=False)
-    test, answers = features_of_kinds(encoder, kinds)
+    kinds = [_divided(kind, number) for kind in draw(source, size, number).kinds]
+    train, labels = features_of_kinds(kinds, test=False)
+    test, answers = features_of_kinds(kinds)
     model, parts = fitted(train, labels, len(kinds))
     known = log_frequencies(model.counts)
     scores = parts.weights.generative * model.log_likelihoods(unit_rows(test).double())
@@ -145,64 +146,48 @@ def _measures(shares: Tensor, labels: Tensor) -> list[float]:
     return [round(value, 4) for value in values]
 
 
-def parts() -> dict[str, str]:
-    """Return the table of all collections."""
-    kept = read("priors")
-    return {"results/priors.md": generated(kept)} if kept else {}
-
-
-def generated(kept: dict[str, Any]) -> str:
-    """The table as Markdown."""
+def generated(results: Results) -> str:
+    """Return the tables as Markdown."""
+    tails: list[list[str]] = []
+    folders: list[list[str]] = []
+    for source, size in COLLECTIONS:
+        if unit := results.get(f"{source}-{size}"):
+            tails += _of_tail(f"{source} {size}", draws_of(unit))
+    for source, size in FOLDERS:
+        if unit := results.get(f"folder-{source}-{size}"):
+            folders += _of_folder(f"{source} {size}", draws_of(unit))
     lines = [
         "Top-1 in per cent, each picture counting alike and each class; ECE in points; means over draws. *Gain*: of"
         " `training` over `balanced` on the same draws, in points, with its 95 % interval.",
         "",
-        "| collection | draws | prior | a picture | a class | ECE | NLL |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for source, size in COLLECTIONS:
-        if f"{source}-{size}" not in kept:
-            continue
-        draws = list(kept[f"{source}-{size}"]["draws"].values())
-        for name in ROWS:
-            picture, alike, error, loss = np.mean([draw[name] for draw in draws], axis=0)
-            lines.append(
-                f"| {source} {size} | {len(draws)} | {name} | {100 * picture:.1f} | {100 * alike:.1f} |"
-                f" {100 * error:.1f} | {loss:.2f} |"
-            )
-        gains = [_gain([d["training"][m] - d["balanced"][m] for d in draws]) for m in (0, 1)]
-        lines.append(f"| {source} {size} | {len(draws)} | *gain* | {' | '.join(gains)} | | |")
-    return "\n".join([*lines, "", *_of_folders(kept)]) + "\n"
-
-
-def _of_folders(kept: dict[str, Any]) -> list[str]:
-    """The table of `--prior folder`."""
-    lines = [
+        *table(["collection", "draws", "prior", "a picture", "a class", "ECE", "NLL"], tails),
+        "",
         "Top-1 in per cent with equal frequencies, and with those that are found among the pictures asked about"
         " (`--prior folder`), which are of so many classes.",
         "",
-        "| collection | draws | classes there | balanced | folder | gain |",
-        "| --- | --- | --- | --- | --- | --- |",
+        *table(["collection", "draws", "classes there", "balanced", "folder", "gain"], folders),
     ]
-    for source, size in FOLDERS:
-        draws = list(kept.get(f"folder-{source}-{size}", {"draws": {}})["draws"].values())
-        for present in PRESENT if draws else ():
-            before, after = np.mean([draw[present] for draw in draws], axis=0)
-            gain = _gain([draw[present][1] - draw[present][0] for draw in draws])
-            lines.append(
-                f"| {source} {size} | {len(draws)} | {present} | {100 * before:.1f} | {100 * after:.1f} | {gain} |"
-            )
-    return lines
+    return "\n".join(lines) + "\n"
 
 
-def _gain(differences: Sequence[float]) -> str:
-    gains = 100 * np.array(differences)
-    half = 1.96 * np.std(gains, ddof=1) / len(gains) ** 0.5
-    return f"{np.mean(gains):+.1f} [{np.mean(gains) - half:+.1f}, {np.mean(gains) + half:+.1f}]"
+def _of_tail(name: str, draws: Sequence[dict[str, Any]]) -> list[list[str]]:
+    rows = []
+    for row in ROWS:
+        picture, alike, error, loss = np.mean([draw[row] for draw in draws], axis=0)
+        cells = [f"{100 * picture:.1f}", f"{100 * alike:.1f}", f"{100 * error:.1f}", f"{loss:.2f}"]
+        rows.append([name, str(len(draws)), row, *cells])
+    gains = [normal([d["training"][m] - d["balanced"][m] for d in draws]).shown() for m in (0, 1)]
+    return [*rows, [name, str(len(draws)), "*gain*", *gains, "", ""]]
 
 
-def _arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--draws", type=int, default=20)
+def _of_folder(name: str, draws: Sequence[dict[str, Any]]) -> list[list[str]]:
+    rows = []
+    for present in PRESENT:
+        before, after = np.mean([draw[present] for draw in draws], axis=0)
+        gain = normal([draw[present][1] - draw[present][0] for draw in draws])
+        cells = [f"{100 * before:.1f}", f"{100 * after:.1f}", gain.shown()]
+        rows.append([name, str(len(draws)), present, *cells])
+    return rows
 
 
-STUDY = Study({"run": Command(run, _arguments)}, parts)
+STUDY = Study({"results/priors.md": generated}, settings)

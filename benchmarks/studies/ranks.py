@@ -22,21 +22,12 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.kept import keep, read, surroundings
-from benchmarks.studies.paired import bits_of, spread
-from benchmarks.studies.workspaces import (
-    GLYPHS,
-    NAMES,
-    RECIPES,
-    StepSeconds,
-    about,
-    bits,
-    dataset,
-    files_of,
-    made,
-    seeded,
-)
-from benchmarks.study import Command, Study, add_folder
+from benchmarks.datasets.files import GLYPHS, NAMES, RECIPES, digest, files_of
+from benchmarks.intervals import spread
+from benchmarks.kept import keep, surroundings
+from benchmarks.studies.paired import bits_of
+from benchmarks.studies.workspaces import StepSeconds, about, bits, made, seeded
+from benchmarks.study import Command, Results, Study, add_folder, table
 from vlltr_index.data.glyphs import glyph_files
 from vlltr_index.embedding.loading import image_set
 from vlltr_index.pipelines.evaluate import training_counts
@@ -79,7 +70,7 @@ def run(name: str, workspace: Path) -> None:
     parts = Model.open(opened.snapshot()).saved.parts
     if parts is None or parts.held_out is None:
         train_lgr_stage(opened, opened.recipe.lgr)
-    facts = {"name": name, "data": data, "dataset": dataset(files_of(data)), **surroundings()}
+    facts = {"name": name, "data": data, "dataset": digest(files_of(data)), **surroundings()}
     keep("ranks", name, {**facts, **counted(measured(opened))})
 
 
@@ -170,29 +161,58 @@ def share(hits: Sums, among: Sums, run: Mapping[str, Any], name: str) -> float |
     return sum(weights[b] * hits[b] for b in APART) / there if there else None
 
 
-def table_by_rank(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+def generated(results: Results) -> str:
+    """Return a part for the runs of each data set, and for each of those that are special."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for one in results.values():
+        way = one["name"].removeprefix(f"{one['data']}-")
+        title = NAMES[one["data"]] + (f", {way}" if not way.isdigit() else "")
+        groups.setdefault(title, []).append(one)
+    return "\n".join(line for title, runs in groups.items() for line in _of_data(title, runs))
+
+
+def _of_data(title: str, runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    held, few = (sum(run["held_out"][name] for run in runs) for name in ("overall", "few"))
+    images = runs[0]["images"]
+    return [
+        f"**{title}**: {images['overall']:,} test images, {100 * images['few'] / images['overall']:.0f} % of"
+        " few-shot classes;"
+        f" {held // len(runs):,} images held out in training, {100 * few / held:.0f} % of such classes; data set"
+        f" `{runs[0]['dataset'][:16]}`, {plural(len(runs), 'seed')}. Top-1 by rank, per cent:",
+        "",
+        *table(["rank (names)", "answer", "images", *BINS], _by_rank(runs)),
+        "",
+        "With `--min-accuracy`: images answered at a rank, and after the colon how many of these answers are right,"
+        f" per cent. *{HELD}*: the test images weighed so that many, medium and few are as frequent as among those"
+        f" held out.",
+        "",
+        *table(["asked for", "rank", HELD, *BINS], _of_answers(runs)),
+        "",
+    ]
+
+
+def _by_rank(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Return the accuracy of what is said at each rank, on images whose class has a name of it."""
-    lines = [f"| rank (names) | answer | images | {' | '.join(BINS)} |", "| --- " * (len(BINS) + 3) + "|"]
+    rows = []
     for rank, names in runs[0]["ranks"]:
         for how in ("best class", "summed"):
-            images = runs[0]["there"][rank]["overall"]
             cells = []
             for name in BINS:
                 found = [share(r[how][rank], r["there"][rank], r, name) for r in runs]
                 known = [value for value in found if value is not None]
                 cells.append(spread(known) if known else "-")
-            lines.append(f"| {rank} ({names:,}) | {how} | {images:,} | {' | '.join(cells)} |")
-    return lines
+            images = runs[0]["there"][rank]["overall"]
+            rows.append([f"{rank} ({names:,})", how, f"{images:,}", *cells])
+    return rows
 
 
-def table_of_answers(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+def _of_answers(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Return for each accuracy asked for and each rank how many images are answered there, and are right."""
-    columns = (HELD, *BINS)
-    lines = [f"| asked for | rank | {' | '.join(columns)} |", "| --- " * (len(columns) + 2) + "|"]
+    rows = []
     for asked in runs[0]["answered"]:
         for rank in (*(rank for rank, _ in runs[0]["ranks"]), ALL_ANSWERS):
             cells = []
-            for name in columns:
+            for name in (HELD, *BINS):
                 given = []
                 right = []
                 for run in runs:
@@ -200,44 +220,10 @@ def table_of_answers(runs: Sequence[Mapping[str, Any]]) -> list[str]:
                     given.append(share(answered, run["images"], run, name) or 0.0)
                     right.append(share(run["right"][asked][rank], answered, run, name))
                 known = [value for value in right if value is not None]
-                told = f"{100 * np.mean(known):.1f}" if known else "-"
-                cells.append(f"{100 * np.mean(given):.1f}: {told}")
-            lines.append(f"| {100 * float(asked):g} % | {rank} | {' | '.join(cells)} |")
-    return lines
-
-
-def generated(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Return a part for each group of runs."""
-    parts: list[str] = []
-    for title, runs in groups.items():
-        held, few = (sum(run["held_out"][name] for run in runs) for name in ("overall", "few"))
-        images = runs[0]["images"]
-        parts += [
-            f"**{title}**: {images['overall']:,} test images, {100 * images['few'] / images['overall']:.0f} % of"
-            " few-shot classes;"
-            f" {held // len(runs):,} images held out in training, {100 * few / held:.0f} % of such classes; data set"
-            f" `{runs[0]['dataset'][:16]}`, {plural(len(runs), 'seed')}. Top-1 by rank, per cent:",
-            "",
-            *table_by_rank(runs),
-            "",
-            "With `--min-accuracy`: images answered at a rank, and after the colon how many of these answers are right,"
-            f" per cent. *{HELD}*: the test images weighed so that many, medium and few are as frequent as among those"
-            f" held out.",
-            "",
-            *table_of_answers(runs),
-            "",
-        ]
-    return "\n".join(parts)
-
-
-def parts() -> dict[str, str]:
-    """Return the tables, runs of a data set together."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for one in read("ranks").values():
-        way = one["name"].removeprefix(f"{one['data']}-")
-        title = NAMES[one["data"]] + (f", {way}" if not way.isdigit() else "")
-        groups.setdefault(title, []).append(one)
-    return {"results/ranks.md": generated(groups)} if groups else {}
+                shown = f"{100 * np.mean(known):.1f}" if known else "-"
+                cells.append(f"{100 * np.mean(given):.1f}: {shown}")
+            rows.append([f"{100 * float(asked):g} %", rank, *cells])
+    return rows
 
 
 def _arguments(parser: ArgumentParser) -> None:
@@ -245,4 +231,7 @@ def _arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--workspace", type=Path, required=True, help="it is written to: a copy")
 
 
-STUDY = Study({"run": Command(run, _arguments), "make": Command(make, add_folder)}, parts)
+STUDY = Study(
+    {"results/ranks.md": generated},
+    commands={"run": Command(run, _arguments), "make": Command(make, add_folder)},
+)

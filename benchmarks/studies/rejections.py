@@ -3,18 +3,16 @@
     python -m benchmarks rejections run
     python -m benchmarks rejections table
 
-The collections are those of `draws`, by the shipped encoder's vectors; the generative model is fitted by `train lgr`'s
-own function, without texts. Related are ten other classes of the same source, foreign the classes of another one: icons
-for glyphs. The score of `predict --reject` is the sum of two, each divided by its spread over held-out pictures: the
-best log-likelihood, and its ratio to the likelihood under a class of which nothing is known, N(centre, Sigma +
-Lambda_0). Both are compared alone, and so is the largest probability. The score was chosen on the draws 0 to 39, so
-that others are measured. *Strays*: one in a hundred of the training pictures is a foreign one, under the label of the
-picture that it replaces.
+Random collections, by the shipped encoder's vectors; the PLDA is fitted by `train lgr`'s own function, without texts.
+Related are ten other classes of the same source, foreign the classes of another one: icons for glyphs. The score of
+`predict --reject` is the sum of two, each divided by its spread over held-out pictures: the best log-likelihood, and
+its ratio to the likelihood under a class of which nothing is known, N(centre, Sigma + Lambda_0). Both are compared
+alone, and so is the largest probability. The score was chosen on the draws 0 to 39, so that others are measured.
+*Strays*: one in a hundred of the training pictures is a foreign one, under the label of the picture that it replaces.
 """
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -23,24 +21,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.kept import keep_draws, read
-from benchmarks.studies.draws.sources import Kind, Setting, draw
-from benchmarks.studies.heldout import features_of
-from benchmarks.study import Command, Study
-from vlltr_index.embedding.loading import recipe_encoder
-from vlltr_index.encoders.encoder import Encoder
-from vlltr_index.heads.anchor_bank import AnchorBank
+from benchmarks.collections.sources import draw
+from benchmarks.intervals import normal
+from benchmarks.kept import draws_of
+from benchmarks.studies.vectors import features_of_kinds, fitted
+from benchmarks.study import Results, Setting, Study, table
 from vlltr_index.heads.checkpoint import Parts
-from vlltr_index.heads.dealing import row_keys
-from vlltr_index.heads.moments import class_sums
 from vlltr_index.heads.plda import PLDA
 from vlltr_index.heads.rejection import fit_parts, fit_scores
-from vlltr_index.schemas.config import EncoderConfig, LGRConfig
 from vlltr_index.tensors import unit_rows
-from vlltr_index.train.stage_two import fit_stage_two
-from vlltr_index.train.stage_two_data import StageTwoData
 
-SHIPPED = EncoderConfig(model="vlltr-tiny", pretrained="glyphs")
 COLLECTIONS = (
     ("heldout", "10x5"),
     ("heldout", "40x8"),
@@ -51,34 +41,34 @@ COLLECTIONS = (
     ("icons", "99x3"),
     ("icons", "60xall"),
 )
-SCORE = "the sum"
-LIKELIHOOD = "best log-likelihood"
-RATIO = "ratio to an unknown class"
-LARGEST = "largest probability"
-_FIRST = 40  # the first draw
+SCORE, LIKELIHOOD, RATIO, LARGEST = SCORES = (
+    "the sum",
+    "best log-likelihood",
+    "ratio to an unknown class",
+    "largest probability",
+)
+_SEEDS = range(40, 48)
 UNKNOWN = ("related", "foreign")
 _FOREIGN = "20x5"
 _STRAYS = 0.01
 
 
-def run(draws: int) -> None:
-    """Measure the draws that are not measured yet."""
-    encoder = recipe_encoder(SHIPPED).eval()
-    for source, size in COLLECTIONS:
-        facts = {"source": source, "setting": size}
-        measure = partial(measured, encoder, source, size)
-        keep_draws("rejections", f"{source}-{size}", range(_FIRST, _FIRST + draws), measure, facts)
+def settings() -> list[Setting]:
+    """Return the collections."""
+    return [
+        Setting(f"{source}-{size}", _SEEDS, partial(measured, source, size)) for source, size in COLLECTIONS
+    ]
 
 
-def measured(encoder: Encoder, source: str, size: str, number: int) -> dict[str, Any]:
+def measured(source: str, size: str, number: int) -> dict[str, Any]:
     """Return how each score tells one draw's test pictures from unknown ones, and what `--reject` would let in."""
-    drawn = draw(source, Setting.of(size), number)
-    elsewhere = draw("heldout" if source == "icons" else "icons", Setting.of(_FOREIGN), number)
-    train, labels = features_of_kinds(encoder, drawn.kinds, test=False)
-    known, _ = features_of_kinds(encoder, drawn.kinds)
+    drawn = draw(source, size, number)
+    elsewhere = draw("heldout" if source == "icons" else "icons", _FOREIGN, number)
+    train, labels = features_of_kinds(drawn.kinds, test=False)
+    known, _ = features_of_kinds(drawn.kinds)
     unknown = {
-        "related": features_of_kinds(encoder, drawn.others)[0],
-        "foreign": features_of_kinds(encoder, elsewhere.kinds)[0],
+        "related": features_of_kinds(drawn.others)[0],
+        "foreign": features_of_kinds(elsewhere.kinds)[0],
     }
     model, parts = fitted(train, labels, len(drawn.kinds))
     level = parts.ood_threshold
@@ -96,7 +86,7 @@ def measured(encoder: Encoder, source: str, size: str, number: int) -> dict[str,
         for name, values in own.items():
             both = torch.cat([values, other[name]])
             found[what][name] = [round(auroc(both, truth), 4), round(fpr95(both, truth), 4)]
-    strange, _ = features_of_kinds(encoder, elsewhere.kinds, test=False)
+    strange, _ = features_of_kinds(elsewhere.kinds, test=False)
     model, parts = fitted(_with_strays(train, strange, number), labels, len(drawn.kinds))
     level = parts.ood_threshold
     assert level is not None
@@ -113,43 +103,6 @@ def _with_strays(train: Tensor, foreign: Tensor, number: int) -> Tensor:
         torch.randperm(len(foreign), generator=chance)[:some]
     ]
     return spoiled
-
-
-def features_of_kinds(encoder: Encoder, kinds: Sequence[Kind], test: bool = True) -> tuple[Tensor, Tensor]:
-    """Return features [N, D] of the pictures of classes, and their classes, int64 [N]."""
-    pictures = [[data for _, data in (kind.test if test else kind.train)] for kind in kinds]
-    labels = torch.arange(len(kinds)).repeat_interleave(torch.tensor([len(some) for some in pictures]))
-    return features_of(encoder, [one for some in pictures for one in some]), labels
-
-
-def fitted(features: Tensor, labels: Tensor, classes: int, units: Tensor | None = None) -> tuple[PLDA, Parts]:
-    """Fit the generative model of classes without text as `train lgr` does; by default each image is a unit."""
-    numbers = torch.arange(len(labels)) if units is None else units
-    data = without_texts(features, labels, classes, [str(unit) for unit in numbers.tolist()])
-    parts = fit_stage_two(data, LGRConfig()).parts
-    assert parts is not None
-    counts, sums = class_sums(unit_rows(features), labels, classes, data.weights)
-    return PLDA(parts.shared, counts, sums, data.prototypes), parts
-
-
-def without_texts(features: Tensor, labels: Tensor, classes: int, groups: Sequence[str]) -> StageTwoData:
-    """Return the training data of classes without text, of features [N, D]."""
-    none = torch.empty(0, dtype=torch.int64)
-    bank = AnchorBank(
-        torch.empty(0, features.shape[1]), torch.zeros(1, dtype=torch.int64), none, none, torch.empty(0)
-    )
-    return StageTwoData(
-        features=features[None],
-        labels=labels,
-        bank=bank,
-        places=torch.full((classes,), -1),
-        units=groups,
-        keys=row_keys(features),
-        unseen=torch.zeros(len(labels), dtype=torch.bool),
-        unseen_classes=torch.zeros(classes, dtype=torch.bool),
-        visual_init=None,
-        logit_scale=1.0,
-    )
 
 
 def scores(model: PLDA, parts: Parts, features: Tensor) -> dict[str, Tensor]:
@@ -212,66 +165,56 @@ def _share(accepted: Tensor) -> float:
     return round(float(accepted.double().mean()), 4)
 
 
-def parts() -> dict[str, str]:
-    """Return the table of all collections."""
-    kept = read("rejections")
-    return {"results/reject.md": generated(kept)} if kept else {}
-
-
-def generated(kept: dict[str, Any]) -> str:
-    """The table as Markdown."""
-    names = (SCORE, LIKELIHOOD, RATIO, LARGEST)
+def generated(results: Results) -> str:
+    """Return the tables as Markdown."""
     lines = [
         "AUROC / percentage of unknown images accepted where 95% of the known ones are, by score; then the percentages"
         " that `--reject` accepts, also with strays, and the false-accept rate that `train lgr` estimates from classes"
         " that it leaves out. Means over draws, each with its own classes.",
         "",
-        f"| collection | draws | unknown | {' | '.join(names)} | known | unknown | with strays | estimated |",
-        "| --- " * (7 + len(names)) + "|",
+        *table(
+            ["collection", "draws", "unknown", *SCORES, "known", "unknown", "with strays", "estimated"],
+            [
+                _line(f"{source} {size}", draws_of(results[f"{source}-{size}"]), what)
+                for source, size in COLLECTIONS
+                if f"{source}-{size}" in results
+                for what in UNKNOWN
+            ],
+        ),
+        "",
+        *_paired([draw for unit in results.values() for draw in draws_of(unit)]),
     ]
-    for source, size in COLLECTIONS:
-        if f"{source}-{size}" not in kept:
-            continue
-        draws = list(kept[f"{source}-{size}"]["draws"].values())
-        said = [draw["foreseen"] for draw in draws if draw["foreseen"] is not None]
-        for what in UNKNOWN:
-            cells = [f"{source} {size}", str(len(draws)), what]
-            for name in names:
-                area, let_in = np.mean([draw[what][name] for draw in draws], axis=0)
-                cells.append(f"{area:.3f} / {100 * let_in:.0f}")
-            cells += [
-                _percent([draw["known"] for draw in draws]),
-                _percent([draw[what]["accepted"] for draw in draws]),
-            ]
-            strays = [draw[what]["beside strays"] for draw in draws if "beside strays" in draw[what]]
-            cells.append(_percent(strays) if strays else "-")
-            cells.append(_percent(said) if what == "related" and said else "-")
-            lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", *_paired(kept)]
     return "\n".join(lines) + "\n"
 
 
+def _line(name: str, draws: Sequence[dict[str, Any]], what: str) -> list[str]:
+    cells = [name, str(len(draws)), what]
+    for score in SCORES:
+        area, accepted = np.mean([draw[what][score] for draw in draws], axis=0)
+        cells.append(f"{area:.3f} / {100 * accepted:.0f}")
+    strays = [draw[what]["beside strays"] for draw in draws if "beside strays" in draw[what]]
+    estimated = [draw["foreseen"] for draw in draws if draw["foreseen"] is not None and what == "related"]
+    return [
+        *cells,
+        _percent([draw["known"] for draw in draws]),
+        _percent([draw[what]["accepted"] for draw in draws]),
+        _percent(strays),
+        _percent(estimated),
+    ]
+
+
 def _percent(shares: Sequence[float]) -> str:
-    return f"{100 * np.mean(shares):.0f}"
+    return f"{100 * np.mean(shares):.0f}" if shares else "-"
 
 
-def _paired(kept: dict[str, Any]) -> list[str]:
+def _paired(draws: Sequence[dict[str, Any]]) -> list[str]:
     """Return by how much the AUROC of scores differs, with 95% intervals over draws."""
-    draws = [draw for unit in kept.values() for draw in unit["draws"].values()]
-    lines = [f"| AUROC of | less that of | unknown | {len(draws)} draws |", "| --- " * 4 + "|"]
+    rows = []
     for one, other in ((SCORE, LIKELIHOOD), (SCORE, RATIO), (RATIO, LIKELIHOOD)):
         for what in UNKNOWN:
             gains = [draw[what][one][0] - draw[what][other][0] for draw in draws]
-            half = 1.96 * np.std(gains, ddof=1) / len(gains) ** 0.5
-            mean = np.mean(gains)
-            lines.append(
-                f"| {one} | {other} | {what} | {mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}] |"
-            )
-    return lines
+            rows.append([one, other, what, normal(gains).shown(3, 1.0)])
+    return table(["AUROC of", "less that of", "unknown", f"{len(draws)} draws"], rows)
 
 
-def _arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--draws", type=int, default=8)
-
-
-STUDY = Study({"run": Command(run, _arguments)}, parts)
+STUDY = Study({"results/reject.md": generated}, settings)

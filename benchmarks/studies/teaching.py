@@ -16,8 +16,8 @@ other classes. A group is false unless more than half of it is of one of the lat
 
 from __future__ import annotations
 
+import math
 import random
-from argparse import ArgumentParser
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -26,22 +26,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.stats import sem, t
 from torch import Tensor
 
-from benchmarks.kept import keep_draws, read
-from benchmarks.studies.draws.sources import UNITS, Setting, draw
-from benchmarks.studies.heldout import features_of
-from benchmarks.studies.honest_figure.collections import KINDS, drawn_units
-from benchmarks.studies.rejections import SCORE, SHIPPED, features_of_kinds, fitted, scores
-from benchmarks.study import Command, Study
-from vlltr_index.embedding.loading import recipe_encoder
-from vlltr_index.encoders.encoder import Encoder
+from benchmarks.collections.sources import UNITS, draw
+from benchmarks.collections.units import KINDS, drawn_units
+from benchmarks.intervals import Interval, over_draws
+from benchmarks.kept import draws_of
+from benchmarks.studies.vectors import features_of, features_of_kinds, fitted
+from benchmarks.study import Results, Setting, Study, table
 from vlltr_index.heads.configuration import TEMPERED
 from vlltr_index.heads.moments import Moments
 from vlltr_index.heads.plda import PLDA
 from vlltr_index.heads.plda_fit import fit_model
+from vlltr_index.heads.rejection import fit_parts, fit_scores
 from vlltr_index.heads.teaching import alike_groups, most_teaching
 from vlltr_index.heads.weighing import balanced_accuracy
 from vlltr_index.tensors import unit_rows
@@ -64,6 +61,7 @@ _FIRST = 5  # units of a class that are labelled from the start
 _SITTINGS = 50
 _LEAST_SITTING = 5
 _RUNS = 3
+_SEEDS = range(20)
 _NEW = {"pages": 16}  # units of a class beside those that are learned from; a page has up to four drawings
 _USUAL_NEW = 40
 _TESTED = 6  # the same, of those that are asked
@@ -106,7 +104,7 @@ class Pool:
         return balanced_accuracy(model.log_likelihoods(self.asked), self.answers)
 
 
-def pool_of(encoder: Encoder, source: str, size: str, number: int) -> Pool:
+def pool_of(source: str, size: str, number: int) -> Pool:
     """Return draw `number` of a collection, with nothing labelled; `UNITS` are those of several pictures a unit."""
     if source in UNITS:
         learned, fresh = drawn_units(KINDS[UNITS[source]], number, _NEW.get(source, _USUAL_NEW))
@@ -114,15 +112,15 @@ def pool_of(encoder: Encoder, source: str, size: str, number: int) -> Pool:
         tested = {unit for units in new for unit in list(units)[:_TESTED]}
         pictures = [*learned, *(p for p in fresh if p.unit not in tested)]
         tests = [p for p in fresh if p.unit in tested]
-        train = features_of(encoder, [p.data for p in pictures])
+        train = features_of([p.data for p in pictures])
         labels = torch.tensor([p.label for p in pictures])
         units = [str(p.unit) for p in pictures]
-        asked = features_of(encoder, [p.data for p in tests])
+        asked = features_of([p.data for p in tests])
         answers = torch.tensor([p.label for p in tests])
     else:
-        drawn = draw(source, Setting.of(size), number)
-        train, labels = features_of_kinds(encoder, drawn.kinds, test=False)
-        asked, answers = features_of_kinds(encoder, drawn.kinds)
+        drawn = draw(source, size, number)
+        train, labels = features_of_kinds(drawn.kinds, test=False)
+        asked, answers = features_of_kinds(drawn.kinds)
         units = [str(n) for n in range(len(labels))]
     none = torch.empty(0, dtype=torch.int64)
     return Pool(unit_rows(train), labels, units, none, unit_rows(asked), answers, int(labels.max()) + 1)
@@ -244,9 +242,9 @@ def labels_needed(curve: Iterable[tuple[int, float]], target: float) -> float:
     return float(before)
 
 
-def measured(encoder: Encoder, source: str, size: str, number: int) -> dict[str, Any]:
+def measured(source: str, size: str, number: int) -> dict[str, Any]:
     """Return the labels that each order needs in one draw, the mean of the runs, and the accuracies on the way."""
-    whole = pool_of(encoder, source, size, number)
+    whole = pool_of(source, size, number)
     pools = list[Pool]()
     for run_number in range(_RUNS):
         first = first_labels(whole.labels, whole.units, random.Random(f"{number}:{run_number}"))
@@ -276,19 +274,19 @@ def measured(encoder: Encoder, source: str, size: str, number: int) -> dict[str,
     return found
 
 
-def measured_groups(encoder: Encoder, source: str, size: str, number: int) -> dict[str, Any]:
+def measured_groups(source: str, size: str, number: int) -> dict[str, Any]:
     """Return what the groups among rejected pictures of one draw are."""
-    drawn = draw(source, Setting.of(size), number)
-    train, labels = features_of_kinds(encoder, drawn.kinds, test=False)
+    drawn = draw(source, size, number)
+    train, labels = features_of_kinds(drawn.kinds, test=False)
     model, parts = fitted(train, labels, len(drawn.kinds))
-    known, answers = features_of_kinds(encoder, drawn.kinds)
-    learned, learned_of = features_of_kinds(encoder, drawn.others, test=False)
-    tested, tested_of = features_of_kinds(encoder, drawn.others)
+    known, answers = features_of_kinds(drawn.kinds)
+    learned, learned_of = features_of_kinds(drawn.others, test=False)
+    tested, tested_of = features_of_kinds(drawn.others)
     features = unit_rows(torch.cat([known, learned, tested]))
     of_class = torch.cat([answers, len(drawn.kinds) + torch.cat([learned_of, tested_of])])
     level = parts.ood_threshold
     assert level is not None
-    rejected = scores(model, parts, features)[SCORE] < level
+    rejected = fit_scores(fit_parts(model, features.double()), parts.ratio_weight) < level
     names = of_class[rejected]
     sizes = Counter(name for name in names.tolist() if name >= len(drawn.kinds))
     pure, classes = list[float](), list[int]()
@@ -306,83 +304,75 @@ def measured_groups(encoder: Encoder, source: str, size: str, number: int) -> di
     }
 
 
-def run(draws: int) -> None:
-    """Measure the draws that are not measured yet."""
-    encoder = recipe_encoder(SHIPPED).eval()
-    for kind, collections, measure in (
-        ("groups", GROUPS, measured_groups),
-        ("order", COLLECTIONS, measured),
-    ):
-        for source, size in collections:
-            keep_draws(
-                "teaching", f"{kind} {source} {size}", range(draws), partial(measure, encoder, source, size)
-            )
+def settings() -> list[Setting]:
+    """Return the collections in which groups are looked for, and those that are labelled."""
+    groups = [Setting(f"groups {' '.join(one)}", _SEEDS, partial(measured_groups, *one)) for one in GROUPS]
+    orders = [Setting(f"order {' '.join(one)}", _SEEDS, partial(measured, *one)) for one in COLLECTIONS]
+    return groups + orders
 
 
-def parts() -> dict[str, str]:
-    """Return the tables of all collections."""
-    kept = read("teaching")
-    return {"results/teaching.md": generated(kept)} if kept else {}
-
-
-def generated(kept: dict[str, Any]) -> str:
-    """The tables as Markdown."""
+def generated(results: Results) -> str:
+    """Return the tables as Markdown."""
+    orders = {title: results.get(f"order {' '.join(one)}") for one, title in COLLECTIONS.items()}
+    groups = {" ".join(one): results.get(f"groups {' '.join(one)}") for one in GROUPS}
     lines = [
         "Labels that random order by unit needs to reach what it reaches with half of the pool, and how many times as"
         " many these are as each order needs: geometric means over draws with 95 % intervals, and the lower end of the"
         " one-sided 95 % interval of *doubt and distance*. Top-1 in per cent with every class counted alike: at the"
         " start, the target, and with the whole pool.",
         "",
-        f"| collection | draws | units | top-1 | {RANDOM} | {' | '.join(ORDERS)} | at least |",
-        "| --- " * (6 + len(ORDERS)) + "|",
-    ]
-    for name, title in COLLECTIONS.items():
-        if (unit := f"order {' '.join(name)}") in kept:
-            draws = list(kept[unit]["draws"].values())
-            ratios = {order: np.log([one[RANDOM] / one[order] for one in draws]) for order in ORDERS}
-            accuracies = np.mean([one["accuracies"] for one in draws], axis=0)
-            cells = [
-                title,
-                str(len(draws)),
-                f"{np.mean([one['units'] for one in draws]):,.0f}",
-                ", ".join(f"{100 * value:.1f}" for value in accuracies),
-                f"{np.mean([one[RANDOM] for one in draws]):,.0f}",
-                *(_interval(values) for values in ratios.values()),
-                f"{np.exp(np.mean(ratios[OURS]) - t.ppf(0.95, len(draws) - 1) * sem(ratios[OURS])):.3f}",
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
-    lines += [
+        *table(
+            ["collection", "draws", "units", "top-1", RANDOM, *ORDERS, "at least"],
+            [_order(title, draws_of(unit)) for title, unit in orders.items() if unit],
+        ),
         "",
         "Groups among rejected pictures, means over draws. *To be found*: unknown classes of which at least three"
         " pictures were rejected. *Purity*: the mean share of a group that is of its most frequent class.",
         "",
-        "| collection | draws | rejected: known, unknown | to be found | found | groups | false | purity |",
-        "| --- " * 8 + "|",
+        *table(
+            [
+                "collection",
+                "draws",
+                "rejected: known, unknown",
+                "to be found",
+                "found",
+                "groups",
+                "false",
+                "purity",
+            ],
+            [_group(name, draws_of(unit)) for name, unit in groups.items() if unit],
+        ),
     ]
-    for name in GROUPS:
-        if (unit := f"groups {' '.join(name)}") in kept:
-            draws = list(kept[unit]["draws"].values())
-            known, unknown = np.mean([one["rejected"] for one in draws], axis=0)
-            means = [
-                f"{np.mean([one[key] for one in draws]):.1f}"
-                for key in ("findable", "found", "groups", "false")
-            ]
-            purity = np.mean([share for one in draws for share in one["purity"]])
-            cells = [" ".join(name), str(len(draws)), f"{known:.0f}, {unknown:.0f}", *means, f"{purity:.2f}"]
-            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _interval(logarithms: NDArray[np.float64]) -> str:
-    """Return the geometric mean of ratios and its 95 % interval."""
-    middle = np.mean(logarithms)
-    half = t.ppf(0.975, len(logarithms) - 1) * sem(logarithms)
-    low, mean, high = np.exp([middle - half, middle, middle + half])
+def _order(title: str, draws: Sequence[dict[str, Any]]) -> list[str]:
+    logarithms = {order: [math.log(one[RANDOM] / one[order]) for one in draws] for order in ORDERS}
+    accuracies = np.mean([one["accuracies"] for one in draws], axis=0)
+    return [
+        title,
+        str(len(draws)),
+        f"{np.mean([one['units'] for one in draws]):,.0f}",
+        ", ".join(f"{100 * value:.1f}" for value in accuracies),
+        f"{np.mean([one[RANDOM] for one in draws]):,.0f}",
+        *(_ratio(over_draws(values)) for values in logarithms.values()),
+        f"{math.exp(over_draws(logarithms[OURS], 0.9).low):.3f}",  # one-sided: 95%
+    ]
+
+
+def _ratio(logarithm: Interval) -> str:
+    """Return the geometric mean of ratios and its interval."""
+    mean, low, high = (math.exp(value) for value in (logarithm.mean, logarithm.low, logarithm.high))
     return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
 
 
-def _arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--draws", type=int, default=20)
+def _group(name: str, draws: Sequence[dict[str, Any]]) -> list[str]:
+    known, unknown = np.mean([one["rejected"] for one in draws], axis=0)
+    means = [
+        f"{np.mean([one[key] for one in draws]):.1f}" for key in ("findable", "found", "groups", "false")
+    ]
+    purity = np.mean([share for one in draws for share in one["purity"]])
+    return [name, str(len(draws)), f"{known:.0f}, {unknown:.0f}", *means, f"{purity:.2f}"]
 
 
-STUDY = Study({"run": Command(run, _arguments)}, parts)
+STUDY = Study({"results/teaching.md": generated}, settings)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import time
-from argparse import ArgumentParser
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
+from benchmarks.datasets.files import NAMES
 from vlltr_index.anchors.selection import select
-from vlltr_index.data.glyphs import GlyphFiles, glyph_files
 from vlltr_index.heads.checkpoint import Parts
 from vlltr_index.pipelines.build_index import index_anchors
 from vlltr_index.pipelines.embed import embed
@@ -27,43 +25,19 @@ from vlltr_index.schemas.recipes import load_recipe, override
 from vlltr_index.store.workspace import Workspace
 
 __all__ = [
-    "DATA",
-    "GLYPHS",
-    "ICONS",
-    "NAMES",
-    "RECIPES",
     "SPLITS",
     "StepSeconds",
     "about",
-    "add_data",
     "bits",
     "by_data",
-    "dataset",
     "decided",
-    "files_of",
     "in_top5",
     "made",
     "permuted",
     "seeded",
 ]
 
-RECIPES = Path(__file__).parents[2] / "recipes"
-GLYPHS, ICONS = DATA = ("glyphs_lt", "icons_lt")
-NAMES = {GLYPHS: "Glyphs-LT", ICONS: "Icons-LT"}
 SPLITS = ("train", "val", "test")
-
-
-def add_data(parser: ArgumentParser) -> None:
-    """Add `--data`, one of the data sets."""
-    parser.add_argument("--data", choices=DATA, default=GLYPHS)
-
-
-def files_of(data: str) -> GlyphFiles:
-    """Return the files of one of `DATA`. Icons-LT lies in the repository alone."""
-    if data == GLYPHS:
-        return glyph_files()
-    folder = RECIPES / data / "data"
-    return GlyphFiles(folder / f"{data}.parquet", folder / "texts.json", folder / "heldout.json", folder)
 
 
 def about(workspace: Workspace) -> str:
@@ -124,12 +98,6 @@ def permuted(texts: Path, target: Path) -> Path:
 def decided(parts: Parts) -> dict[str, Any]:
     """Return what `train lgr` decided."""
     return asdict(parts.weights) | {"text_r2": parts.shared.text_r2}
-
-
-def dataset(data: GlyphFiles) -> str:
-    """Return the SHA-256 of the data set: of its content, or of the list of its files' hashes."""
-    manifest = (data.folder / "manifest.json").read_bytes()
-    return str(json.loads(manifest).get("content_sha256") or hashlib.sha256(manifest).hexdigest())
 
 
 class StepSeconds:

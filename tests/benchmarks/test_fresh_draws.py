@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,12 @@ import pytest
 
 from benchmarks import kept
 from benchmarks.__main__ import main
+from benchmarks.collections.sources import UNITS, Kind, of_units
 from benchmarks.studies import fresh_draws
-from benchmarks.studies.draws.sources import UNITS, Kind, of_units
 from benchmarks.studies.fresh_draws.collections import FOLDERS, make, units
 from benchmarks.studies.fresh_draws.table import generated
 from benchmarks.studies.photographs import units as photograph_units
-from benchmarks.studies.side_by_side.driver import draw_file
+from benchmarks.studies.side_by_side.driver import SIDES, draw_file
 from benchmarks.studies.side_by_side.encoding import CLIP, Encoding
 from benchmarks.studies.side_by_side.worker import METHOD
 
@@ -34,14 +33,14 @@ def seeds(name: str, first: int = 0) -> tuple[int, ...]:
 def test_seeds_were_not_chosen() -> None:
     """They are digests of the setting's name and the number of the draw, beyond all that earlier studies drew."""
     for unit in units():
-        assert unit.seeds == seeds(unit.unit, FIRST.get(unit.unit, 0))
+        assert unit.seeds == seeds(unit.name, FIRST.get(unit.name, 0))
     for one in photograph_units():
         assert one.seeds == seeds(f"{one.setting} (photographs)", 20)
 
 
 def test_settings_are_those_of_the_method_and_of_every_kind() -> None:
     """Names are unique, and each source is one that `make` knows."""
-    names = [unit.unit for unit in units()]
+    names = [unit.name for unit in units()]
     assert len(set(names)) == len(names) == 17
     assert len({unit.kind for unit in units()}) == 6
     known = {*UNITS, *FOLDERS, "photographs", "train", "heldout", "icons", "families", "clip"}
@@ -70,11 +69,11 @@ def test_a_missing_folder_ends_a_run_before_it_starts(tmp_path: Path) -> None:
         str(tmp_path),
         "--folders",
         str(tmp_path),
-        "--units",
+        "--settings",
     ]
     with pytest.raises(SystemExit, match=r"missing: .*emoji \(emoji\)"):
         main([*command, "emoji 30xhalf"])
-    with pytest.raises(SystemExit, match="--units takes: characters 10x20; "):
+    with pytest.raises(SystemExit, match="--settings takes: characters 10x20; "):
         main([*command, "emoji"])
 
 
@@ -90,33 +89,34 @@ def test_other_classes_of_a_collection_of_units_change_nothing_else() -> None:
     assert len(many.others) == 2
 
 
-def line(balanced: float, nll: float, lost: int) -> dict[str, Any]:
-    """Return the line of a draw of ten test images of each of two classes, and one added class."""
+def result(balanced: float, nll: float, lost: int) -> dict[str, Any]:
+    """Return the result of a draw of ten test images of each of two classes, and one added class."""
     hits = round(10 * balanced)
     row = {"accuracy": balanced, "balanced": balanced, "nll": nll, "ece": 0.1}
     row["classes"] = [[10, hits, 10 * nll], [10, hits, 10 * nll]]
     added = {"1 x 1": {"classes": [[10, hits - lost], [10, hits - lost], [10, 4]]}}
-    result = {
+    return {
+        "digest": "d",
         "rows": {METHOD: row},
         "seconds": 1.0,
         "known_accepted": 0.95,
         "unknown_accepted": 0.5,
         "added": added,
     }
-    return {"digest": "d", "commit": "abc", "result": result}
 
 
 @pytest.fixture
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a folder with lines of both sides, equal, of every setting; results are kept there."""
+    """Return a folder with results of both sides, equal, of every setting; results are kept there."""
     monkeypatch.setattr(kept, "RESULTS", tmp_path)
-    with (tmp_path / "before.jsonl").open("w") as before, (tmp_path / "after.jsonl").open("w") as after:
+    for side in SIDES:
         for unit in units():
             if unit.source != "photographs":
-                for number, seed in enumerate(unit.seeds):
-                    one = {"unit": unit.unit, "seed": seed, **line(0.8 if number % 2 else 0.9, 0.5, 0)}
-                    before.write(json.dumps(one) + "\n")
-                    after.write(json.dumps(one) + "\n")
+                draws = {
+                    str(seed): result(0.8 if number % 2 else 0.9, 0.5, 0)
+                    for number, seed in enumerate(unit.seeds)
+                }
+                kept.keep(side, unit.name, {"commit": "abc", "draws": draws}, tmp_path)
     return tmp_path
 
 
@@ -142,16 +142,15 @@ def test_intervals_of_photographs_are_over_classes(results: Path) -> None:
     )
     made = encoding.draw([bird, fish], [coin])
     name = "photographs, long tail"
-    (unit,) = (unit for unit in units() if unit.unit == name)
+    (unit,) = (unit for unit in units() if unit.name == name)
     for seed in unit.seeds[:2]:
         draw_file(name, seed, results).parent.mkdir(exist_ok=True)
         made.save(draw_file(name, seed, results))
         for side, gain in (("before", 0), ("after", 2)):
-            one = {"unit": name, "seed": seed, **line(0.5, 0.5, 0)}
-            one["result"]["rows"][METHOD]["classes"][0][1] += gain
-            one["result"]["added"]["1 x 1"]["classes"][2][1] += gain
-            with (results / f"{side}.jsonl").open("a") as file:
-                file.write(json.dumps(one) + "\n")
+            one = result(0.5, 0.5, 0)
+            one["rows"][METHOD]["classes"][0][1] += gain
+            one["added"]["1 x 1"]["classes"][2][1] += gain
+            kept.keep_draw(side, name, seed, one, {"commit": "abc"}, results)
     fresh_draws.keep_results(results)
     page = generated(kept.read("fresh_draws"))
     assert "| photographs, long tail | 2 | 50.0 | 50.0 | +10.0 [+0.0, +20.0] |" in page

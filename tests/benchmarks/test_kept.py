@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from benchmarks import kept
-from benchmarks.study import placed
 
 
 def test_units_are_kept_beside_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,12 +20,11 @@ def test_units_are_kept_beside_each_other(tmp_path: Path, monkeypatch: pytest.Mo
     assert [path.name for path in tmp_path.iterdir()] == ["some.json"]
 
 
-def test_a_part_is_placed_between_its_own_marks() -> None:
-    """What stands around it and the parts of other studies stay."""
-    page = "".join(
-        f"{name}\n<!-- generated: python -m benchmarks {name} table -->\nold\n<!-- end of the generated part -->\n"
-        for name in ("one", "two")
-    )
-    found = placed(page, "two", "new")
-    assert found.replace("\n\nnew\n", "\nold\n") == page
-    assert placed(found, "two", "new") == found
+def test_draws_are_kept_one_by_one(tmp_path: Path) -> None:
+    """A draw is added to those that are there, facts are replaced, and others stay."""
+    kept.keep("after", "some", {"draws": {"1": {"x": 1}}, "commit": "old", "size": 3}, tmp_path)
+    kept.keep_draw("after", "some", 2, {"x": 2}, {"commit": "new"}, tmp_path)
+    kept.keep_draw("after", "other", 1, {"x": 3}, {}, tmp_path)
+    found = kept.read("after", tmp_path)
+    assert found["some"] == {"draws": {"1": {"x": 1}, "2": {"x": 2}}, "commit": "new", "size": 3}
+    assert kept.draws_of(found["other"]) == [{"x": 3}]

@@ -9,9 +9,9 @@ import torch
 
 from benchmarks.studies.long_tailed import measure
 from benchmarks.studies.long_tailed.table import ADJUSTED, IMAGE_ONLY, ORDER, generated
+from benchmarks.studies.long_tailed.without_text import WHOLE
 from benchmarks.studies.new_classes import at_equal_loss
 from benchmarks.studies.paired import METHOD, bits_of
-from benchmarks.studies.without_text import WHOLE
 from vlltr_index.store.workspace import Workspace
 
 BITS = "1101101011"

@@ -1,15 +1,14 @@
-"""Rows of the same test images: how they are kept, and intervals of their differences."""
+"""Rows of the same test images: how they are kept."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from benchmarks import kept
-from benchmarks.studies.paired import clustered_interval, keep_run, pack, read_runs, unpack
+from benchmarks.studies.paired import keep_run, pack, read_runs, unpack
 
 
 def result(**changed: Any) -> dict[str, Any]:
@@ -32,7 +31,7 @@ def test_a_run_comes_back_with_its_test_images(tmp_path: Path, monkeypatch: pyte
     del without["groups"]
     keep_run("some", "first", without)
     keep_run("some", "second", result(seed=4))
-    found = read_runs("some")
+    found = read_runs(kept.read("some"))
     assert [run["seed"] for run in found.values()] == [3, 4]
     for run in found.values():
         assert run["labels"].tolist() == [1, 0, 1]
@@ -42,7 +41,7 @@ def test_a_run_comes_back_with_its_test_images(tmp_path: Path, monkeypatch: pyte
         assert run["top5"]["vl-ltr"] == 1.0
     with pytest.raises(SystemExit, match="third is of other test images"):
         keep_run("some", "third", result(labels=[1, 1, 0]))
-    assert set(read_runs("some")) == {"first", "second"}
+    assert set(read_runs(kept.read("some"))) == {"first", "second"}
 
 
 def test_rows_of_an_earlier_result_stay_where_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,25 +49,10 @@ def test_rows_of_an_earlier_result_stay_where_asked(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(kept, "RESULTS", tmp_path)
     keep_run("some", "one", result(right={"image-only": "000", "vl-ltr": "000", "other": "000"}))
     keep_run("some", "one", result(), stay=("image-only", "vl-ltr"))
-    right = read_runs("some")["one"]["right"]
+    right = read_runs(kept.read("some"))["one"]["right"]
     assert {name: values.tolist() for name, values in right.items()} == {
         "image-only": [0, 0, 0],
         "vl-ltr": [1, 0, 1],
     }
     with pytest.raises(SystemExit, match="another data set"):
         keep_run("some", "one", result(dataset="e" * 64), stay=("image-only",))
-
-
-def test_the_interval_draws_classes_and_then_images() -> None:
-    """As a plain loop does, in distribution; wider than that of the images where classes differ."""
-    rng = np.random.default_rng(1)
-    classes = np.repeat(np.arange(40), rng.integers(1, 7, 40))
-    values = np.repeat(rng.normal(0, 1, 40), np.bincount(classes)) + rng.normal(0, 0.1, len(classes))
-    means = []
-    for _ in range(2000):
-        drawn = [values[classes == c] for c in rng.integers(0, 40, 40)]
-        means.append(np.concatenate([rng.choice(v, len(v)) for v in drawn]).mean())
-    low, high = clustered_interval(values, classes)
-    assert (low, high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=0.05)
-    alone = clustered_interval(values, np.arange(len(values)))
-    assert high - low > 1.4 * (alone[1] - alone[0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,10 @@ import pytest
 
 from benchmarks import kept
 from benchmarks.__main__ import main
+from benchmarks.collections.photographs import ADDED, BY_KIND, SETTINGS, Photograph, drawn
 from benchmarks.datasets.photos_lt.listing import CUTOUT, SCENE, facts
 from benchmarks.studies import photographs as study
 from benchmarks.studies.photographs import units
-from benchmarks.studies.photographs.collections import ADDED, BY_KIND, SETTINGS, Photograph, drawn
 from benchmarks.studies.photographs.imagenet import BELOW, NAMED, NEITHER, Knowledge
 from benchmarks.studies.photographs.summary import ENCODERS, unit_name
 from benchmarks.studies.photographs.table import generated
@@ -75,19 +74,20 @@ def test_each_class_is_in_a_group_of_imagenet() -> None:
     assert len(some) == 21
 
 
-def line(unit: str, seed: int, right: int, rows: dict[str, Any] | None = None) -> str:
-    """Return the line of a draw of two classes of ten test images, and one added class."""
+def result(right: int, rows: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return the result of a draw of two classes of ten test images, and one added class."""
     row = {"accuracy": right / 10, "balanced": right / 10, "nll": 0.5, "ece": 0.1, "seconds": 2.0}
     row["classes"] = [[10, right, 5.0]] * 2
     after = {"10 x 0": {"classes": [[10, right], [10, right - 1], [5, 3]]}}
-    result: dict[str, Any] = {
+    found: dict[str, Any] = {
+        "digest": "d",
         "rows": dict.fromkeys(rows or (METHOD,), row),
         "seconds": 1.5,
         "added": after,
     }
     if rows:
-        result["added by rule"] = dict.fromkeys(rows, after)
-    return json.dumps({"unit": unit, "seed": seed, "digest": "d", "commit": "abc", "result": result}) + "\n"
+        found["added by rule"] = dict.fromkeys(rows, after)
+    return found
 
 
 def test_rows_are_those_that_have_every_draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,11 +105,11 @@ def test_rows_are_those_that_have_every_draw(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "draws").mkdir()
     for seed in (1, 2):
         made.save(draw_file(true, seed, tmp_path))
-    (tmp_path / "after.jsonl").write_text(
-        "".join([line(true, 1, 9), line(true, 2, 8), line(random, 1, 5), line(random, 2, 5)])
-    )
-    rules = {"class means": None}
-    (tmp_path / "rules.jsonl").write_text(line(true, 1, 7, rules))
+    for unit, rights in ((true, (9, 8)), (random, (5, 5))):
+        for seed, right in enumerate(rights, 1):
+            kept.keep_draw("after", unit, seed, result(right), {"commit": "abc"}, tmp_path)
+    rules = result(7, {"class means": None})
+    kept.keep_draw("rules", true, 1, rules, {"commit": "abc"}, tmp_path)
     study.keep_results(tmp_path)
     page = generated(kept.read("photographs"))
     assert (
@@ -118,7 +118,7 @@ def test_rows_are_those_that_have_every_draw(tmp_path: Path, monkeypatch: pytest
     )
     assert "class means" not in page
     assert "| neither | 1 | 60.0 | 60.0 | no claim |" in page
-    (tmp_path / "rules.jsonl").write_text(line(true, 1, 7, rules) + line(true, 2, 7, rules))
+    kept.keep_draw("rules", true, 2, rules, {"commit": "abc"}, tmp_path)
     study.keep_results(tmp_path)
     page = generated(kept.read("photographs"))
     assert "| class means | 70.0 | 70.0 | 0.500 | 10.0 | 2.00 | +15.0 [+15.0, +15.0] |" in page
@@ -137,5 +137,7 @@ def test_a_wrong_setting_or_folder_ends_a_run(tmp_path: Path) -> None:
     command = ["photographs", "run", "--side", "rules", "--dir", str(tmp_path), "--photos"]
     with pytest.raises(SystemExit, match="missing: "):
         main([*command, str(tmp_path / "none")])
-    with pytest.raises(SystemExit, match="no setting 7 per class; --units takes: 3 per class; "):
-        main([*command, str(tmp_path), "--units", "7 per class"])
+    with pytest.raises(
+        SystemExit, match="no setting 7 per class; --settings takes: vlltr-photo, 3 per class, true; "
+    ):
+        main([*command, str(tmp_path), "--settings", "7 per class"])

@@ -58,7 +58,7 @@ def test_the_tables_count_answers_by_rank() -> None:
         "right": {"0.9": "1100"},
         "least": {"0.9": {"class": 0.7, "kind": 0.6}},
     }
-    text = ranks.generated({"Icons-LT": [ranks.counted(run)]})
+    text = ranks.generated({"icons_lt-0": ranks.counted(run)})
     assert "| class (9) | best class | 4 | 50.0 | 100.0 | 100.0 | 0.0 | 0.0 |" in text
     assert "| kind (3) | summed | 3 | 66.7 | 100.0 | 100.0 | 0.0 | - |" in text
     assert "| 90 % | class | 75.0: 100.0 | 25.0: 100.0 | 100.0: 100.0 | 0.0: - | 0.0: - | 0.0: - |" in text

@@ -1,8 +1,7 @@
-"""Two versions on the same draws: the draws, the measures, the intervals, and a run that resumes."""
+"""Two versions on the same draws: the draws, the measures, and the process of a version."""
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from pathlib import Path
@@ -12,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.studies.draws.sources import Kind
-from benchmarks.studies.side_by_side import driver, intervals
-from benchmarks.studies.side_by_side.driver import Job, Workers
+from benchmarks import kept
+from benchmarks.collections.sources import Kind
+from benchmarks.studies.side_by_side import driver
+from benchmarks.studies.side_by_side.driver import Worker
 from benchmarks.studies.side_by_side.encoding import CLIP, Encoding, noisy
 from benchmarks.studies.side_by_side.figures import addition
 from benchmarks.studies.side_by_side.worker import METHOD, NAME, OWN, PROMPT, Draw, measured
+from benchmarks.study import Setting, run_draws
 
 
 def kind(name: str, train: int, sentences: tuple[str, ...] | None = None) -> Kind:
@@ -110,86 +111,53 @@ def test_what_an_addition_costs_is_measured_on_existing_classes() -> None:
     assert found == {"lost": 0.125, "found": 0.5, "all": round((0.75 + 0.5 + 0.5) / 3, 6)}
 
 
-def test_an_interval_over_draws_is_students() -> None:
-    """t(0.975, 19) = 2.093; equal differences have no width, one draw has no interval."""
-    gap = intervals.of_draws([0.0, 1.0] * 10)
-    assert gap.high - gap.mean == pytest.approx(2.093 * 0.51299 / 20**0.5, abs=1e-4)
-    same = intervals.of_draws([0.0] * 20)
-    assert (same.low, same.mean, same.high) == (0.0, 0.0, 0.0)
-    assert math.isnan(intervals.of_draws([1.0]).low)
+def test_a_draw_is_made_once(draw: Draw, tmp_path: Path) -> None:
+    """Both sides measure the same file, and results have its digest; draws that one side lacks are left out."""
+    made: list[int] = []
 
+    def make() -> Draw:
+        made.append(1)
+        return draw
 
-def test_kinds_are_weighted_equally() -> None:
-    """The mean of a noisy and an exact kind; degrees of freedom are those of the noisy one."""
-    noisy_kind = intervals.of_draws([0.0, 1.0] * 10)
-    whole = intervals.of_kinds([noisy_kind, intervals.of_draws([0.2] * 5)])
-    assert whole.mean == pytest.approx(0.35)
-    assert whole.freedom == pytest.approx(19)
-    assert whole.high - whole.mean == pytest.approx((noisy_kind.high - noisy_kind.mean) / 2)
-    exact = intervals.of_kinds([intervals.of_draws([0.1] * 5)] * 2)
-    assert (exact.low, exact.high) == pytest.approx((0.1, 0.1))
+    def measure(seed: int) -> dict[str, Any]:
+        path = driver.draw_file("some, unit's", seed, tmp_path)
+        return driver.measured(path, make, lambda path: {"classes": Draw.load(path).classes})
 
-
-def test_an_interval_over_classes_ignores_the_number_of_draws() -> None:
-    """Draws of the same images say no more than one of them; a class that a draw lacks is in no mean of it."""
-    one = {"a": 0.1, "b": -0.1, "c": 0.3}
-    once = intervals.of_classes([one])
-    often = intervals.of_classes([one] * 20)
-    assert vars(often) == pytest.approx(vars(once))
-    assert once.mean == pytest.approx(0.1)
-    assert once.low < once.mean < once.high
-    assert intervals.of_classes([{"a": 0.2}, {"a": 0.0, "b": 0.6}]).mean == pytest.approx((0.2 + 0.3) / 2)
-    assert intervals.of_classes([{"a": 0.0, "b": 0.0}]).high == 0.0
-
-
-def test_a_run_resumes(draw: Draw, tmp_path: Path) -> None:
-    """A draw that is done is not done again, one that failed is; a line that was cut off counts as none."""
-    asked: list[int] = []
-
-    def ask(job: Job, path: Path) -> dict[str, Any]:
-        asked.append(job.seed)
-        assert Draw.load(path).classes == 3
-        if job.seed == 2 and asked.count(2) == 1:
-            return {"failed": "once"}
-        return {"rows": {METHOD: {"balanced": 1.0, "nll": 0.0}}}
-
-    jobs = [Job("some, unit's", seed, lambda: draw) for seed in (1, 2, 3)]
-    driver.measure(jobs, "before", {"commit": "abc"}, ask, tmp_path)
-    path = tmp_path / "before.jsonl"
-    path.write_text(path.read_text()[:-20])  # the last line is cut off
-    driver.measure(jobs, "before", {"commit": "abc"}, ask, tmp_path)
-    assert asked == [1, 2, 3, 2, 3]
-    assert len(driver.lines(path)) == 3
-    assert all(line["commit"] == "abc" for line in driver.lines(path).values())
-    driver.measure(jobs[:2], "after", {"commit": "def"}, ask, tmp_path)
-    assert list(driver.matched(tmp_path)["some, unit's"]) == [1, 2]
+    for side, seeds in (("before", (1, 2, 3)), ("after", (1, 2))):
+        run_draws(side, [Setting("some, unit's", seeds, measure)], None, {"commit": side}, tmp_path)
+    assert len(made) == 3
+    found = driver.matched(tmp_path)["some, unit's"]
+    assert list(found) == ["1", "2"]
+    assert found["1"]["before"] == found["1"]["after"]
+    assert found["1"]["after"]["classes"] == 3
 
 
 def test_sides_must_have_measured_the_same_draw(tmp_path: Path) -> None:
     """Else no difference is taken."""
     for side, digest in (("before", "a"), ("after", "b")):
-        line = {"unit": "u", "seed": 1, "digest": digest, "result": {}}
-        (tmp_path / f"{side}.jsonl").write_text(json.dumps(line) + "\n")
+        kept.keep_draw(side, "u", 1, {"digest": digest}, {}, tmp_path)
     with pytest.raises(SystemExit, match="different draws of u, seed 1"):
         driver.matched(tmp_path)
 
 
 @pytest.mark.slow
-def test_a_worker_measures_a_draw_twice_alike(draw: Draw, tmp_path: Path) -> None:
+def test_a_worker_measures_a_draw_twice_alike(tmp_path: Path) -> None:
     """All but the seconds is equal; existing classes, added ones and unknown images are measured; errors are kept."""
     path = tmp_path / "draw.npz"
     encoding = Encoding(CLIP, tmp_path)
     encoding.templates = ()  # so that attention has few sentences
     encoding.draw([kind(f"kind-0-{number}", 3) for number in range(2)], [kind("kind-0-2", 5)]).save(path)
     (tmp_path / "bad.npz").write_bytes(b"")
-    job = Job("unit", 1, lambda: draw)
-    with Workers(Path(sys.executable)) as workers:
-        found = [workers.ask(job, path) for _ in range(2)]
-        bad = workers.ask(job, tmp_path / "bad.npz")
+    with Worker(Path(sys.executable)) as worker:
+        found = [worker.ask(path) for _ in range(2)]
+        bad = worker.ask(tmp_path / "bad.npz")
+        rows_only = worker.ask(path, rows_only=True)
     assert "failed" in bad
     for one in found:
         assert one.pop("seconds") > 0.0
     assert found[0] == found[1]
+    assert rows_only["rows"] == found[0]["rows"]
+    assert "added" not in rows_only
     assert found[0]["rows"][METHOD]["balanced"] > 0.5
     assert set(found[0]["added"]) == {"1 x 0", "1 x 1", "1 x 5"}
     assert len(found[0]["added"]["1 x 1"]["classes"]) == 3

@@ -104,7 +104,8 @@ def fitted(
     labels = place[drawn.labels[rows]]
     images = Images.of_features(drawn.features[rows], labels, [None] * len(labels))
     sentences = sentences_of(drawn, place, kind, list(order) or [0, 1, 2, 3, 4])
-    scorer, notes = fit_in_memory(images, sentences, CLASSES, drawn.recipe)
+    scorer, decision = fit_in_memory(images, sentences, CLASSES, drawn.recipe)
+    notes = decision.notes
     return scorer, notes, scorer.exhaustive(drawn.queries).probabilities[:, place]
 
 
@@ -187,7 +188,8 @@ def fitted_on(
         hashes=[sentences.hashes[n] for n in rows],
         texts=[sentences.texts[n] for n in rows],
     )
-    scorer, notes = fit_in_memory(images, sentences, classes, drawn.recipe)
+    scorer, decision = fit_in_memory(images, sentences, classes, drawn.recipe)
+    notes = decision.notes
     found = scorer.exhaustive(drawn.queries).probabilities
     assert bool(found.isfinite().all())
     torch.testing.assert_close(found.sum(1), torch.ones(len(found)), rtol=0, atol=1e-5)
@@ -277,7 +279,8 @@ def test_texts_of_other_classes_are_not_used(drawn: Drawn, seed: int) -> None:
     """Vectors that say what classes look like, permuted, predict nothing: the answers are those without any text."""
     images = taken(drawn, list(COUNTS))
     right = sentences_of(drawn, torch.arange(CLASSES), "vectors", [0, 1, 2, 3, 4])
-    scorer, notes = fit_in_memory(images, permuted(right, seed), CLASSES, drawn.recipe)
+    scorer, decision = fit_in_memory(images, permuted(right, seed), CLASSES, drawn.recipe)
+    notes = decision.notes
     parts = parts_of(scorer)
     assert parts.text_level == TextLevel.NONE or parts.shared.text_r2 == 0.0
     assert parts.weights.text == 0.0

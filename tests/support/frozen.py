@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -21,7 +20,6 @@ from benchmarks.studies.side_by_side import worker
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.checkpoint import SavedHead
 from vlltr_index.heads.moments import class_sums
-from vlltr_index.pipelines import in_memory
 from vlltr_index.recognition.anchors import Anchors
 from vlltr_index.recognition.model import Model
 from vlltr_index.recognition.parameters import ClassParameters, ClassStats
@@ -85,18 +83,17 @@ def _of_draw(name: str) -> tuple[Model, StageTwoResult, torch.Tensor, dict[str, 
     draw = worker.Draw.load(FOLDER / f"{name}.npz")
     draw = replace(draw, **{field: getattr(draw, field).astype(np.float32) for field in _VECTORS})
     recipe = load_recipe("ours", (), draw.encoder)
-    with patch.object(in_memory, "fit_stage_two", in_memory.fit_stage_two):  # restored afterwards
-        worker.keep_decisions()
-        scorer, _ = in_memory.fit_in_memory(draw.images(), draw.texts_of(), draw.classes, recipe)
+    scorer, decision = worker.fit(draw, recipe)
+    assert decision is not None
     additions: dict[str, Any] = {}
     test = torch.from_numpy(np.concatenate([draw.test, draw.added_test]))
     for count, shots in _ADDED:
         if draw.can_add(count, shots):
-            found = worker.added(scorer, draw, recipe, count, shots)
+            found = worker.added(scorer, decision, draw, recipe, count, shots)
             chances = found.exhaustive(test).probabilities
             offsets = [found.offsets.get(draw.classes + n, 0.0) for n in range(count)]
             additions[f"{count} x {shots}"] = {"offsets": offsets, "probabilities": _rows(chances)}
-    return scorer, worker.DECISIONS[-1], torch.from_numpy(draw.test), additions
+    return scorer, decision, torch.from_numpy(draw.test), additions
 
 
 def _stage_one() -> tuple[Model, StageTwoResult, torch.Tensor, dict[str, Any]]:

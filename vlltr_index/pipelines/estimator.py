@@ -132,7 +132,8 @@ class VLLTRClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
                 images = Images.of_pictures(pictures, labels, together, encoder, recipe)
                 self.n_features_in_ = encoder.dim
             sentences = self._sentences(encoder, recipe)
-            model, self.notes_ = fit_in_memory(images, sentences, len(self.classes_), recipe)
+            model, decision = fit_in_memory(images, sentences, len(self.classes_), recipe)
+        self.notes_ = decision.notes
         self.model_ = model.under("training") if self.prior == "training" else model
         self._encoder = encoder
         self._image_fp = None if encoder is None else encoder.image_fp

@@ -39,7 +39,7 @@ from vlltr_index.store.class_table import ClassTable
 from vlltr_index.store.ingestion import probe_all
 from vlltr_index.tensors import unit_rows
 from vlltr_index.train.augment import ViewAugment
-from vlltr_index.train.stage_two import fit_stage_two
+from vlltr_index.train.stage_two import StageTwoResult, fit_stage_two
 from vlltr_index.train.stage_two_data import StageTwoData
 
 if TYPE_CHECKING:
@@ -286,7 +286,7 @@ def sentences_in(said: Any) -> list[str]:
 
 def fit_in_memory(
     images: Images, sentences: Sentences, classes: int, recipe: Recipe
-) -> tuple[Model, list[str]]:
+) -> tuple[Model, StageTwoResult]:
     """Select anchors and fit all parts, as `vlltr select` and `vlltr train lgr` do without a stage 1.
 
     Args:
@@ -296,7 +296,7 @@ def fit_in_memory(
         recipe: The settings.
 
     Returns:
-        The model, and what was decided, in sentences for the user.
+        The model, and the result of stage 2: what was decided, and the models of the folds.
 
     Raises:
         UsageError: The recipe is of another protocol than `ours`, or trains the tower in stage 2.
@@ -343,4 +343,4 @@ def fit_in_memory(
         fusion=recipe.fusion,
         classes=ClassTable({number: str(number) for number in range(classes)}, {}),
     )
-    return model, decision.notes
+    return model, decision

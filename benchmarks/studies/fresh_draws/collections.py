@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.studies.draws.sources import UNITS, Setting, draw, of_units
-from benchmarks.studies.photographs import collections as photographs
+from benchmarks.collections import photographs
+from benchmarks.collections.sources import UNITS, draw, of_units
 from benchmarks.studies.side_by_side.encoding import Encoding, noisy
 from benchmarks.studies.side_by_side.worker import Draw
 
@@ -25,18 +25,18 @@ class Unit:
 
     Attributes:
         kind: The kind of collection that it belongs to.
-        unit: Its name.
-        source: Of `draws`, one of `FOLDERS`, or `PHOTOGRAPHS`.
-        setting: As for `draws`, or one of the settings of photographs.
+        name: Its name.
+        source: As for `draw`, one of `FOLDERS`, or `PHOTOGRAPHS`.
+        size: As for `draw`, or one of the settings of photographs.
         noise: Whether noise is added to the vectors.
         encoder: Which makes the vectors.
         seeds: Of its draws.
     """
 
     kind: str
-    unit: str
+    name: str
     source: str
-    setting: str
+    size: str
     noise: bool
     encoder: str
     seeds: tuple[int, ...]
@@ -59,12 +59,12 @@ def make(unit: Unit, seed: int, encoding: Encoding, folders: Path, photos: Path)
         photos: Has Photos-LT.
     """
     if unit.source == PHOTOGRAPHS:
-        kinds, added = photographs.drawn(photographs.read_photographs(photos), unit.setting, seed)
+        kinds, added = photographs.drawn(photographs.read_photographs(photos), unit.size, seed)
         return encoding.draw(kinds, added, photographs.GROUP)
     if unit.source in UNITS:
         found = of_units(unit.source, seed, others=_ADDED - 1)
     else:
         source = str(folders / unit.source) if unit.source in FOLDERS else unit.source
-        found = draw(source, Setting.of(unit.setting), seed)
+        found = draw(source, unit.size, seed)
     made = encoding.draw(found.kinds, [found.new, *found.others][:_ADDED], found.group)
     return noisy(made, seed) if unit.noise else made

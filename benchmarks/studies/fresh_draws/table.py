@@ -6,36 +6,29 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from benchmarks.kept import read
-from benchmarks.studies.fresh_draws.collections import PHOTOGRAPHS
-from benchmarks.studies.fresh_draws.collections import units as settings
+from benchmarks.intervals import Interval, over_classes, over_draws, over_kinds
+from benchmarks.kept import draws_of
+from benchmarks.studies.fresh_draws.collections import PHOTOGRAPHS, units
 from benchmarks.studies.side_by_side.driver import AFTER, BEFORE, SIDES
-from benchmarks.studies.side_by_side.intervals import Gap, of_classes, of_draws, of_kinds
 from benchmarks.studies.side_by_side.worker import ADDITIONS, METHOD
+from benchmarks.study import Results, table
 
-__all__ = ["generated", "parts"]
+__all__ = ["generated"]
 
 KIND_LEAST, ALL_LEAST, NLL_MOST = -0.01, -0.005, 0.02
 LOST_MOST, BEHIND_MOST = 0.01, -0.01
 KEPT, KEPT_WITHIN = 0.95, 0.02
-Unit = Mapping[str, Any]
 Draw = Mapping[str, Any]
 
 
-def parts() -> dict[str, str]:
-    """Return all tables."""
-    found = read("fresh_draws")
-    return {"results/fresh_draws.md": generated(found)} if found else {}
-
-
-def generated(units: Mapping[str, Unit]) -> str:
+def generated(results: Results) -> str:
     """Return all tables as Markdown."""
-    done = {unit.unit: _done(units[unit.unit]) for unit in settings() if unit.unit in units}
+    done = {unit.name: _done(results[unit.name]) for unit in units() if unit.name in results}
     kinds: dict[str, list[str]] = {}
-    for unit in settings():
-        if done.get(unit.unit):
-            kinds.setdefault(unit.kind, []).append(unit.unit)
-    first = next(iter(units.values()))
+    for unit in units():
+        if done.get(unit.name):
+            kinds.setdefault(unit.kind, []).append(unit.name)
+    first = next(iter(results.values()))
     lines = [
         f"Before: commit `{first['commits'][BEFORE]}`; after: `{first['commits'][AFTER]}`; torch"
         f" {first['versions']['torch']}, one thread. Means over draws; intervals of the paired difference are 95%, by"
@@ -50,14 +43,14 @@ def generated(units: Mapping[str, Unit]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _done(unit: Unit) -> list[Draw]:
+def _done(unit: Mapping[str, Any]) -> list[Draw]:
     """Return the draws on which no side failed."""
-    return [draw for draw in unit["draws"].values() if not any("failed" in draw[side] for side in SIDES)]
+    return [draw for draw in draws_of(unit) if not any("failed" in draw[side] for side in SIDES)]
 
 
 def _missing(done: Mapping[str, Sequence[Draw]]) -> list[str]:
     """Name the settings that lack draws: those that are not measured, or on which a version failed."""
-    lacking = {unit.unit: len(unit.seeds) - len(done.get(unit.unit, ())) for unit in settings()}
+    lacking = {unit.name: len(unit.seeds) - len(done.get(unit.name, ())) for unit in units()}
     some = [f"{name} ({count})" for name, count in lacking.items() if count]
     return (
         [f"**Draws that are missing or failed, and are in no table:** {', '.join(some)}.", ""] if some else []
@@ -66,29 +59,27 @@ def _missing(done: Mapping[str, Sequence[Draw]]) -> list[str]:
 
 def _existing(kinds: Mapping[str, Sequence[str]], done: Mapping[str, Sequence[Draw]]) -> list[str]:
     """Return the table of existing classes, and whether the bounds hold."""
-    lines = [
-        "**Existing classes**",
-        "",
-        "| collection | draws | balanced accuracy, before | after | difference | NLL, before | after | difference"
-        " | ECE, before / after | processor seconds, before / after |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    gaps: dict[str, tuple[Gap, Gap]] = {}
+    rows: list[list[str]] = []
+    gaps: dict[str, tuple[Interval, Interval]] = {}
     for kind, names in kinds.items():
         for name in names:
-            lines.append(_existing_row(name, done[name], _gaps(kind, done[name])))
+            rows.append(_existing_row(name, done[name], _gaps(kind, done[name])))
         every = [draw for name in names for draw in done[name]]
         gaps[kind] = _gaps(kind, every)
         if len(names) > 1:
-            lines.append(_existing_row(f"**{kind}**", every, gaps[kind]))
-    over_all = [of_kinds(some) for some in zip(*gaps.values(), strict=True)]
-    lines.append(
-        f"| **all kinds, equally weighted** | | | | {over_all[0].shown()} | | | {over_all[1].shown(3, 1.0)} | | |"
-    )
+            rows.append(_existing_row(f"**{kind}**", every, gaps[kind]))
+    over_all = [over_kinds(some) for some in zip(*gaps.values(), strict=True)]
+    shown = over_all[0].shown(), over_all[1].shown(3, 1.0)
+    rows.append(["**all kinds, equally weighted**", "", "", "", shown[0], "", "", shown[1], "", ""])
+    accuracy = ["balanced accuracy, before", "after", "difference"]
+    others = ["ECE, before / after", "processor seconds, before / after"]
+    head = ["collection", "draws", *accuracy, "NLL, before", "after", "difference", *others]
     balanced = {kind: pair[0].low > KIND_LEAST for kind, pair in gaps.items()}
     nll = {kind: pair[1].high < NLL_MOST for kind, pair in gaps.items()}
     return [
-        *lines,
+        "**Existing classes**",
+        "",
+        *table(head, rows),
         "",
         _verdict("Balanced accuracy: lower end above -1.0 points for each kind", balanced),
         _verdict("Lower end above -0.5 points over the kinds", {"all kinds": over_all[0].low > ALL_LEAST}),
@@ -97,15 +88,15 @@ def _existing(kinds: Mapping[str, Sequence[str]], done: Mapping[str, Sequence[Dr
     ]
 
 
-def _gaps(kind: str, draws: Sequence[Draw]) -> tuple[Gap, Gap]:
+def _gaps(kind: str, draws: Sequence[Draw]) -> tuple[Interval, Interval]:
     """Return how much more balanced accuracy and NLL are after than before."""
     if kind == PHOTOGRAPHS:
         sides = [[draw[side]["classes"] for side in SIDES] for draw in draws]
         balanced, nll = ([_less(before, after, place) for before, after in sides] for place in (0, 1))
-        return of_classes(balanced), of_classes(nll)
+        return over_classes(balanced), over_classes(nll)
     return (
-        of_draws([_row(draw, AFTER)["balanced"] - _row(draw, BEFORE)["balanced"] for draw in draws]),
-        of_draws([_row(draw, AFTER)["nll"] - _row(draw, BEFORE)["nll"] for draw in draws]),
+        over_draws([_row(draw, AFTER)["balanced"] - _row(draw, BEFORE)["balanced"] for draw in draws]),
+        over_draws([_row(draw, AFTER)["nll"] - _row(draw, BEFORE)["nll"] for draw in draws]),
     )
 
 
@@ -119,11 +110,11 @@ def _row(draw: Draw, side: str) -> Mapping[str, float]:
     return found
 
 
-def _existing_row(name: str, draws: Sequence[Draw], gaps: tuple[Gap, Gap]) -> str:
+def _existing_row(name: str, draws: Sequence[Draw], gaps: tuple[Interval, Interval]) -> list[str]:
     def mean(side: str, measure: str, factor: float, digits: int) -> str:
         return f"{factor * fmean(_row(draw, side)[measure] for draw in draws):.{digits}f}"
 
-    cells = [
+    return [
         name,
         str(len(draws)),
         *(mean(side, "balanced", 100, 1) for side in SIDES),
@@ -133,21 +124,11 @@ def _existing_row(name: str, draws: Sequence[Draw], gaps: tuple[Gap, Gap]) -> st
         " / ".join(mean(side, "ece", 100, 1) for side in SIDES),
         " / ".join(f"{fmean(draw[side]['seconds'] for draw in draws):.1f}" for side in SIDES),
     ]
-    return f"| {' | '.join(cells)} |"
 
 
 def _added(kinds: Mapping[str, Sequence[str]], done: Mapping[str, Sequence[Draw]]) -> list[str]:
     """Return the table of added classes, and whether the bounds hold."""
-    lines = [
-        "**Added classes**",
-        "",
-        "Points of balanced accuracy that existing classes lose (worst draw), per cent of the added classes' images"
-        " that are found, and balanced accuracy over all classes.",
-        "",
-        "| collection | added | draws | lost, before | after | found, before | after | all classes, before | after"
-        " | difference |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    rows = []
     lost: dict[str, bool] = {}
     behind: dict[str, bool] = {}
     for count, shots in ADDITIONS:
@@ -158,12 +139,19 @@ def _added(kinds: Mapping[str, Sequence[str]], done: Mapping[str, Sequence[Draw]
                 if not draws:
                     continue
                 gap = _added_gap(kind, draws, how)
-                lines.append(_added_row(name, _words(count, shots), how, draws, gap))
+                rows.append(_added_row(name, _words(count, shots), how, draws, gap))
                 case = f"{name}, {_words(count, shots)}"
                 lost[case] = fmean(draw[AFTER]["added"][how]["lost"] for draw in draws) <= LOST_MOST
                 behind[case] = gap.mean > BEHIND_MOST
+    measures = [f"{what}, before" for what in ("lost", "found", "all classes")]
+    pairs = [cell for one in measures for cell in (one, "after")]
     return [
-        *lines,
+        "**Added classes**",
+        "",
+        "Points of balanced accuracy that existing classes lose (worst draw), per cent of the added classes' images"
+        " that are found, and balanced accuracy over all classes.",
+        "",
+        *table(["collection", "added", "draws", *pairs, "difference"], rows),
         "",
         _verdict("At most 1.0 points lost on average", lost),
         _verdict("Balanced accuracy over all classes less than 1.0 points behind", behind),
@@ -176,17 +164,19 @@ def _words(count: int, shots: int) -> str:
     return f"{count}, {what}"
 
 
-def _added_gap(kind: str, draws: Sequence[Draw], how: str) -> Gap:
+def _added_gap(kind: str, draws: Sequence[Draw], how: str) -> Interval:
     """Return how much more balanced accuracy over existing and added classes is after than before."""
     if kind == PHOTOGRAPHS:
         sides = [[draw[side]["added_classes"][how] for side in SIDES] for draw in draws]
-        return of_classes(
+        return over_classes(
             [{name: after[name] - value for name, value in before.items()} for before, after in sides]
         )
-    return of_draws([draw[AFTER]["added"][how]["all"] - draw[BEFORE]["added"][how]["all"] for draw in draws])
+    return over_draws(
+        [draw[AFTER]["added"][how]["all"] - draw[BEFORE]["added"][how]["all"] for draw in draws]
+    )
 
 
-def _added_row(name: str, words: str, how: str, draws: Sequence[Draw], gap: Gap) -> str:
+def _added_row(name: str, words: str, how: str, draws: Sequence[Draw], gap: Interval) -> list[str]:
     def values(side: str, what: str) -> list[float]:
         return [draw[side]["added"][how][what] for draw in draws]
 
@@ -195,22 +185,12 @@ def _added_row(name: str, words: str, how: str, draws: Sequence[Draw], gap: Gap)
         f"{100 * fmean(values(side, 'lost')):.2f} ({100 * max(values(side, 'lost')):.1f})" for side in SIDES
     ]
     cells += [f"{100 * fmean(values(side, what)):.1f}" for what in ("found", "all") for side in SIDES]
-    cells.append(gap.shown())
-    return f"| {' | '.join(cells)} |"
+    return [*cells, gap.shown()]
 
 
 def _rejection(kinds: Mapping[str, Sequence[str]], done: Mapping[str, Sequence[Draw]]) -> list[str]:
     """Return the table of `--reject`, and whether the bound holds."""
-    lines = [
-        "**`--reject`**",
-        "",
-        "Per cent of new images of known classes that are kept, and of unknown images that are accepted. A draw without"
-        " a threshold is in no mean.",
-        "",
-        "| collection | draws with a threshold, before / after | kept, before | after | unknown accepted, before"
-        " | after |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    rows = []
     kept: dict[str, bool] = {}
     by_kind: list[float] = []
     for names in kinds.values():
@@ -221,13 +201,24 @@ def _rejection(kinds: Mapping[str, Sequence[str]], done: Mapping[str, Sequence[D
             unknown = {side: _values(done[name], side, "unknown_accepted") for side in SIDES}
             cells = [name, " / ".join(str(len(known[side])) for side in SIDES)]
             cells += [_share(some[side]) for some in (known, unknown) for side in SIDES]
-            lines.append(f"| {' | '.join(cells)} |")
+            rows.append(cells)
             if known[AFTER]:
                 kept[name] = abs(fmean(known[AFTER]) - KEPT) <= KEPT_WITHIN
     if by_kind:
-        lines.append(f"| **all kinds, equally weighted** | | | {_share(by_kind)} | | |")
+        rows.append(["**all kinds, equally weighted**", "", "", _share(by_kind), "", ""])
         kept["all kinds"] = abs(fmean(by_kind) - KEPT) <= KEPT_WITHIN
-    return [*lines, "", _verdict("95 ± 2% of new images of known classes are kept", kept), ""]
+    shares = ["kept, before", "after", "unknown accepted, before", "after"]
+    return [
+        "**`--reject`**",
+        "",
+        "Per cent of new images of known classes that are kept, and of unknown images that are accepted. A draw without"
+        " a threshold is in no mean.",
+        "",
+        *table(["collection", "draws with a threshold, before / after", *shares], rows),
+        "",
+        _verdict("95 ± 2% of new images of known classes are kept", kept),
+        "",
+    ]
 
 
 def _values(draws: Sequence[Draw], side: str, name: str) -> list[float]:

@@ -20,17 +20,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.datasets.files import add_data, digest, files_of
 from benchmarks.kept import read, surroundings
-from benchmarks.studies.long_tailed.table import parts
+from benchmarks.studies.long_tailed.table import page, summary
+from benchmarks.studies.long_tailed.without_text import (
+    WHOLE,
+    held_out,
+    rows_without_text,
+    training_data,
+    without_branch,
+)
 from benchmarks.studies.paired import METHOD, WITHOUT_BRANCH, keep_run
-from benchmarks.studies.without_text import WHOLE, held_out, rows_without_text, training_data, without_branch
 from benchmarks.studies.workspaces import (
     StepSeconds,
-    add_data,
     bits,
-    dataset,
     decided,
-    files_of,
     in_top5,
     made,
     permuted,
@@ -68,7 +72,7 @@ def run(data: str, seed: int, folder: Path, texts: str = "true", baseline: bool 
         "texts": texts,
         "recipe": recipe.name,
         "epochs": recipe.baseline.epochs,
-        "dataset": dataset(files),
+        "dataset": digest(files),
         **surroundings(),
         "seconds": seconds.values,
         **measure(workspace, baseline),
@@ -140,4 +144,6 @@ def _arguments(parser: ArgumentParser) -> None:
     add_data(parser)
 
 
-STUDY = Study({"run": Command(run, _arguments)}, parts)
+STUDY = Study(
+    {"results/long_tailed.md": page, "results.md": summary}, commands={"run": Command(run, _arguments)}
+)

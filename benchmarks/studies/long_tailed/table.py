@@ -6,9 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks.studies.paired import BINS, METHOD, WITHOUT_BRANCH, Runs, difference, mean, read_runs, spread
-from benchmarks.studies.without_text import WHOLE
-from benchmarks.studies.workspaces import DATA, NAMES, by_data
+from benchmarks.datasets.files import DATA, NAMES
+from benchmarks.intervals import spread
+from benchmarks.studies.long_tailed.without_text import WHOLE
+from benchmarks.studies.paired import BINS, METHOD, WITHOUT_BRANCH, Runs, difference, mean, read_runs
+from benchmarks.studies.workspaces import by_data
+from benchmarks.study import Results, table
 
 __all__ = [
     "ADJUSTED",
@@ -17,7 +20,7 @@ __all__ = [
     "ORDER",
     "generated",
     "of_data",
-    "parts",
+    "page",
     "summary",
 ]
 
@@ -42,36 +45,36 @@ SUMMARY = (METHOD, WHOLE, ADJUSTED)
 BY_FAMILY = "few, families drawn"
 
 
-def of_data(data: str, texts: str = "true") -> Runs:
-    """Return the kept runs of one data set with the classes' own or permuted texts, by seed."""
-    return [run for unit, run in read_runs("long_tailed").items() if unit.startswith(f"{data}/{texts}/")]
+def page(results: Results) -> str:
+    """Return the tables of both data sets."""
+    parts = {
+        data: generated(runs, of_data(results, data, "permuted")) for data, runs in _by_data(results).items()
+    }
+    return by_data(parts)
 
 
-def parts() -> dict[str, str]:
-    """Return the tables of both data sets, and the summary."""
-    found = {data: of_data(data) for data in DATA}
-    found = {data: runs for data, runs in found.items() if runs}
-    if not found:
-        return {}
-    tables = {data: generated(runs, of_data(data, "permuted")) for data, runs in found.items()}
-    return {"results/long_tailed.md": by_data(tables), "results.md": summary(found)}
-
-
-def summary(found: dict[str, Runs]) -> str:
+def summary(results: Results) -> str:
     """Return one table of the main rows of each data set: few-shot classes, and all."""
     columns = ("overall", "few", "few5")
-    lines = [
-        f"| top-1, per cent | {' | '.join(columns)} | {METHOD} less it, few |",
-        "| --- |" + " --- |" * (len(columns) + 1),
-    ]
-    for data, runs in found.items():
+    rows = []
+    for data, runs in _by_data(results).items():
         for name in SUMMARY:
             having = _having(runs, name)
             if having:
                 cells = [spread([mean(run, name, b) for run in having]) for b in columns]
                 cells.append("" if name == METHOD else difference(having, "few", against=name))
-                lines.append(f"| {NAMES[data]}: {name} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+                rows.append([f"{NAMES[data]}: {name}", *cells])
+    return "\n".join(table(["top-1, per cent", *columns, f"{METHOD} less it, few"], rows)) + "\n"
+
+
+def of_data(results: Results, data: str, texts: str = "true") -> Runs:
+    """Return the runs of one data set with the classes' own or permuted texts, by seed."""
+    return [run for unit, run in read_runs(results).items() if unit.startswith(f"{data}/{texts}/")]
+
+
+def _by_data(results: Results) -> dict[str, Runs]:
+    found = {data: of_data(results, data) for data in DATA}
+    return {data: runs for data, runs in found.items() if runs}
 
 
 def generated(runs: Runs, swapped: Runs = ()) -> str:
@@ -94,41 +97,37 @@ def generated(runs: Runs, swapped: Runs = ()) -> str:
         "images within them"
         + (f"; last, over the {families} families of the test images." if families else "."),
         "",
-        f"| {METHOD} less | " + " | ".join(BINS) + (f" | {BY_FAMILY} |" if families else " |"),
-        "| --- |" + " --- |" * (len(BINS) + bool(families)),
+        *_gains(runs, bool(families)),
     ]
-    for name in _rows(runs)[1:]:
-        shown = f"**{name}**" if name == WHOLE else name
-        having = _having(runs, name)
-        cells = [difference(having, b, against=name) for b in BINS]
-        cells += [difference(having, "few", against=name, by="groups")] if families else []
-        lines.append(f"| {shown} | " + " | ".join(cells) + " |")
     if swapped:
         lines += [
             "",
             "The same with texts permuted between the classes, from stage 1 on:",
             "",
-            *_accuracies(swapped, PERMUTED),
+            *_accuracies(swapped, PERMUTED, [_own_less_permuted(runs, swapped)]),
         ]
-        kept = {run["seed"] for run in swapped}
-        paired = [run for run in runs if run["seed"] in kept]
-        cells = [difference(paired, b, against=METHOD, others=swapped) for b in BINS]
-        lines += [f"| **{METHOD}, own texts less permuted** | " + " | ".join(cells) + " | | |"]
     lines += ["", "What `train lgr` decided:", "", *_decisions([*runs, *swapped])]
-    lines += [
-        "",
-        "Seconds a step, on a machine with other work:",
-        "",
-    ]
-    names = list(dict.fromkeys(name for run in runs for name in run["seconds"]))
-    lines += ["| seed | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
-    lines += [
-        f"| {r['seed']} | "
-        + " | ".join(f"{r['seconds'][n]:.0f}" if n in r["seconds"] else "-" for n in names)
-        + " |"
-        for r in runs
-    ]
+    lines += ["", "Seconds a step, on a machine with other work:", "", *_seconds(runs)]
     return "\n".join(lines) + "\n"
+
+
+def _gains(runs: Runs, has_families: bool) -> list[str]:
+    """Return the table of what the method has more than each row; by families too where they are known."""
+    rows = []
+    for name in _rows(runs)[1:]:
+        having = _having(runs, name)
+        cells = [difference(having, b, against=name) for b in BINS]
+        cells += [difference(having, "few", against=name, by="groups")] if has_families else []
+        rows.append([f"**{name}**" if name == WHOLE else name, *cells])
+    return table([f"{METHOD} less", *BINS, *([BY_FAMILY] if has_families else [])], rows)
+
+
+def _own_less_permuted(runs: Runs, swapped: Runs) -> list[str]:
+    """Return the row of what the classes' own texts gain over permuted ones, of the same seeds."""
+    seeds = {run["seed"] for run in swapped}
+    paired = [run for run in runs if run["seed"] in seeds]
+    cells = [difference(paired, b, against=METHOD, others=swapped) for b in BINS]
+    return [f"**{METHOD}, own texts less permuted**", *cells, "", ""]
 
 
 def _rows(runs: Runs) -> list[str]:
@@ -146,22 +145,32 @@ def _having(runs: Runs, name: str) -> Runs:
     return [run for run in runs if name in run["right"]]
 
 
-def _accuracies(runs: Runs, shown: Sequence[str] = ORDER) -> list[str]:
-    lines = ["| | " + " | ".join(BINS) + " | top-5 | ECE |", "| --- |" + " --- |" * (len(BINS) + 2)]
+def _accuracies(runs: Runs, shown: Sequence[str] = ORDER, more: Sequence[Sequence[str]] = ()) -> list[str]:
+    """Return the table of accuracies of the rows `shown`, followed by `more` rows."""
+    rows = []
     for name in (name for name in _rows(runs) if name in shown):
         having = _having(runs, name)
         cells = [spread([mean(r, name, b) for r in having]) for b in BINS]
         cells.append(spread([r["top5"][name] for r in having]))
         errors = [r["calibration_error"][name] for r in having if name in r["calibration_error"]]
         cells.append(f"{100 * np.mean(errors):.1f}" if errors else "-")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return lines
+        rows.append([name, *cells])
+    return table(["", *BINS, "top-5", "ECE"], [*rows, *more])
 
 
 def _decisions(runs: Runs) -> list[str]:
     columns = ("image", "generative", "text", "text_r2")
-    lines = ["| texts | seed | " + " | ".join(columns) + " |", "| --- | --- |" + " --- |" * len(columns)]
-    for run in runs:
-        cells = " | ".join(f"{run['decided'][METHOD][name]:.3g}" for name in columns)
-        lines.append(f"| {run['texts']} | {run['seed']} | {cells} |")
-    return lines
+    rows = [
+        [run["texts"], str(run["seed"]), *(f"{run['decided'][METHOD][name]:.3g}" for name in columns)]
+        for run in runs
+    ]
+    return table(["texts", "seed", *columns], rows)
+
+
+def _seconds(runs: Runs) -> list[str]:
+    names = list(dict.fromkeys(name for run in runs for name in run["seconds"]))
+    rows = [
+        [str(r["seed"]), *(f"{r['seconds'][n]:.0f}" if n in r["seconds"] else "-" for n in names)]
+        for r in runs
+    ]
+    return table(["seed", *names], rows)

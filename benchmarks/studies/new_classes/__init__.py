@@ -34,24 +34,14 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from benchmarks.datasets.files import add_data, digest, files_of
 from benchmarks.kept import keep, read, surroundings
-from benchmarks.studies.heldout import Group, drawn, read_group
+from benchmarks.studies.new_classes.heldout import Group, drawn, read_group
 from benchmarks.studies.new_classes.random_words import waffle_noise, waffle_text
-from benchmarks.studies.new_classes.table import frozen_name, parts
+from benchmarks.studies.new_classes.table import frozen_name, page
 from benchmarks.studies.paired import pack, share
-from benchmarks.studies.rejections import SHIPPED
-from benchmarks.studies.workspaces import (
-    SPLITS,
-    StepSeconds,
-    about,
-    add_data,
-    bits,
-    dataset,
-    files_of,
-    in_top5,
-    made,
-    seeded,
-)
+from benchmarks.studies.vectors import SHIPPED
+from benchmarks.studies.workspaces import SPLITS, StepSeconds, about, bits, in_top5, made, seeded
 from benchmarks.study import Command, Study, add_folder
 from vlltr_index.classes import NewClass, add_classes
 from vlltr_index.data.glyphs import GlyphFiles
@@ -139,7 +129,7 @@ def _measure(workspace: Path, name: str, unit: str, facts: Mapping[str, Any]) ->
         result = {
             **facts,
             "recipe": base.recipe.name,
-            "dataset": dataset(data),
+            "dataset": digest(data),
             **surroundings(),
             "labels": new.labels.tolist(),
             "old_images": len(old.test_owners),
@@ -172,7 +162,7 @@ def oracle(data: str, folder: Path, seed: int, images: int, group: str) -> None:
         new = read_group(files, group, open_encoder(snapshot), Path(support))
     row = _row(scorer, snapshot.class_table().lookup, new, test.features, test.class_ids)
     _log.info("%s: %s", name, _percent(row))
-    facts = {"seed": seed, "group": group, "images": images, "dataset": dataset(files)}
+    facts = {"seed": seed, "group": group, "images": images, "dataset": digest(files)}
     facts |= {"recipe": recipe.name, "seconds": seconds.values, **surroundings()}
     kept = {**facts, "labels": new.labels.tolist(), "old_images": len(test.class_ids), "row": compact(row)}
     keep("new_classes", f"{data}/{name}", kept)
@@ -391,10 +381,10 @@ def _oracle_arguments(parser: ArgumentParser) -> None:
 
 
 STUDY = Study(
-    {
+    {"results/new_classes.md": page},
+    commands={
         "run": Command(run, _run_arguments),
         "frozen": Command(frozen, _frozen_arguments),
         "oracle": Command(oracle, _oracle_arguments),
     },
-    parts,
 )

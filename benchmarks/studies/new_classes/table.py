@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.kept import read
-from benchmarks.studies.paired import Bits, shown_gap, unpack
-from benchmarks.studies.workspaces import DATA, by_data
+from benchmarks.datasets.files import DATA
+from benchmarks.intervals import clustered
+from benchmarks.studies.paired import Bits, unpack
+from benchmarks.studies.workspaces import by_data
+from benchmarks.study import Results, table
 
-__all__ = ["generated", "parts"]
+__all__ = ["frozen_name", "page"]
 
 GROUPS = {"final": "for final figures", "dev": "for development"}
 ORDER = (
@@ -32,20 +34,19 @@ ORACLE = {1: "text + 1 image", 5: "text + 5 images"}  # what the rows of the ora
 Result = dict[str, Any]
 
 
-def parts() -> dict[str, str]:
+def page(results: Results) -> str:
     """Return the tables of the data sets that were measured."""
-    kept = read("new_classes")
     tables = {}
     for data in DATA:
-        found = [result for unit, result in kept.items() if unit.startswith(f"{data}/")]
+        found = [result for unit, result in results.items() if unit.startswith(f"{data}/")]
         runs = [result for result in found if "rows" in result]
         if runs:
-            tables[data] = generated(runs, [result for result in found if "row" in result])
-        frozen = [result for unit, result in kept.items() if unit.startswith(f"{frozen_name(data)}/")]
+            tables[data] = _generated(runs, [result for result in found if "row" in result])
+        frozen = [result for unit, result in results.items() if unit.startswith(f"{frozen_name(data)}/")]
         if frozen:
-            told = f"### The shipped encoder as it is, no stage 1\n\n{generated(frozen)}"
+            told = f"### The shipped encoder as it is, no stage 1\n\n{_generated(frozen)}"
             tables[data] = "\n".join([tables[data], told] if data in tables else [told])
-    return {"results/new_classes.md": by_data(tables)} if tables else {}
+    return by_data(tables)
 
 
 def frozen_name(data: str) -> str:
@@ -53,7 +54,7 @@ def frozen_name(data: str) -> str:
     return f"{data}-frozen"
 
 
-def generated(runs: Sequence[Result], oracles: Sequence[Result] = ()) -> str:
+def _generated(runs: Sequence[Result], oracles: Sequence[Result] = ()) -> str:
     """Return the figures of the final classes (until then, of those for development), and of the old ones."""
     group = next(group for group in GROUPS if any(run["group"] == group for run in runs))
     mine, theirs = ([one for one in some if one["group"] == group] for some in (runs, oracles))
@@ -69,15 +70,15 @@ def _table(runs: Sequence[Result], oracles: Sequence[Result], label: str) -> str
         f" {first['versions']['torch']}, {first['machine']['threads']} thread. Per cent among all classes, mean over"
         f" seeds and draws of the images (range of the draws); the old classes have {100 * before:.1f} before.",
         "",
-        "| known of each class | top-1 | top-5 | old classes beside them | change |",
-        "| --- | --- | --- | --- | --- |",
     ]
-    for row in ORDER:
-        mine = [_figures(run, r) for run in runs for r in _draws(run["rows"], row).values()]
-        lines += _line(row, mine, before)
+    named = {
+        row: [_figures(run, r) for run in runs for r in _draws(run["rows"], row).values()] for row in ORDER
+    }
     for one in oracles:
         name = f"oracle, seed {one['seed']}: trained with them, {ORACLE[one['images']]}"
-        lines += _line(name, [_figures(one, one["row"])], before)
+        named[name] = [_figures(one, one["row"])]
+    head = ["known of each class", "top-1", "top-5", "old classes beside them", "change"]
+    lines += table(head, [_line(name, values, before) for name, values in named.items() if values])
     return "\n".join([*lines, *_oracle_gaps(runs, oracles), *_gains(runs)]) + "\n"
 
 
@@ -95,14 +96,12 @@ def _figures(run: Result, row: Result) -> list[float]:
 
 
 def _line(name: str, values: Sequence[Sequence[float]], before: float) -> list[str]:
-    if not values:
-        return []
     right, top5, old = np.mean(values, axis=0)
     shown = f"{100 * right:.1f}"
     if len(values) > 1:
         ones = [v[0] for v in values]
         shown += f" ({100 * min(ones):.1f}-{100 * max(ones):.1f})"
-    return [f"| {name} | {shown} | {100 * top5:.1f} | {100 * old:.1f} | {100 * (old - before):+.1f} |"]
+    return [name, shown, f"{100 * top5:.1f}", f"{100 * old:.1f}", f"{100 * (old - before):+.1f}"]
 
 
 def _oracle_gaps(runs: Sequence[Result], oracles: Sequence[Result]) -> list[str]:
@@ -113,16 +112,16 @@ def _oracle_gaps(runs: Sequence[Result], oracles: Sequence[Result]) -> list[str]
         row = _draws(same[0]["rows"], ORACLE[one["images"]]) if same else {}
         mine = next((r for label, r in row.items() if label.endswith("draw 0")), None)
         if mine is not None:
-            gap = shown_gap(_right(same[0], mine) - _right(one, one["row"]), np.asarray(one["labels"]))
+            gap = clustered(_right(same[0], mine) - _right(one, one["row"]), np.asarray(one["labels"]))
             lines.append(
-                f"- {ORACLE[one['images']]} less the oracle, seed {one['seed']}, the same images: {gap}."
+                f"- {ORACLE[one['images']]} less the oracle, seed {one['seed']}, the same images: {gap.shown()}."
             )
     return ["", *lines] if lines else []
 
 
 def _gains(runs: Sequence[Result]) -> list[str]:
     """Return each row beside the method before, the old classes losing as many images as they did then."""
-    lines = []
+    rows = []
     labels = np.asarray(runs[0]["labels"])
     for name in ("text", "text + 1 image", "text + 5 images"):
         now = []
@@ -134,10 +133,10 @@ def _gains(runs: Sequence[Result]) -> list[str]:
                 then.append(_right(run, row))
                 lost.append((run["before"]["old_before"] - row["old"]) / run["old_images"])
         if now:
-            gap = shown_gap(np.mean(now, axis=0) - np.mean(then, axis=0), labels)
-            cells = [f"{100 * np.mean(lost):.1f}", *(f"{100 * np.mean(v):.1f}" for v in (then, now)), gap]
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    if not lines:
+            gap = clustered(np.mean(now, axis=0) - np.mean(then, axis=0), labels)
+            means = [f"{100 * np.mean(values):.1f}" for values in (lost, then, now)]
+            rows.append([name, *means, gap.shown()])
+    if not rows:
         return []
     commit = runs[0]["before"].get("commit", "710832f")
     return [
@@ -145,7 +144,5 @@ def _gains(runs: Sequence[Result]) -> list[str]:
         f"Beside the method before (commit {commit}), the old classes losing as much; top-1 of the new classes, and the"
         " paired gain with its 95 % interval:",
         "",
-        "| known of each class | old classes lose | before | now | gain |",
-        "| --- | --- | --- | --- | --- |",
-        *lines,
+        *table(["known of each class", "old classes lose", "before", "now", "gain"], rows),
     ]

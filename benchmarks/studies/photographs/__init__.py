@@ -22,15 +22,16 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
-from benchmarks.kept import keep, surroundings
-from benchmarks.studies.draws.sources import Draw as Collection
-from benchmarks.studies.draws.sources import Kind, with_texts
-from benchmarks.studies.photographs.collections import ADDED, GROUP, SETTINGS, drawn, read_photographs
+from benchmarks.collections.photographs import ADDED, GROUP, SETTINGS, drawn, read_photographs
+from benchmarks.collections.sources import Draw as Collection
+from benchmarks.collections.sources import Kind, with_texts
+from benchmarks.kept import keep, read, surroundings
 from benchmarks.studies.photographs.imagenet import COMMAND as IMAGENET
 from benchmarks.studies.photographs.rules import measure_rules
 from benchmarks.studies.photographs.summary import (
@@ -42,19 +43,11 @@ from benchmarks.studies.photographs.summary import (
     summary,
     unit_name,
 )
-from benchmarks.studies.photographs.table import parts
-from benchmarks.studies.side_by_side.driver import (
-    SIDES,
-    Job,
-    Workers,
-    add_side,
-    draw_file,
-    lines,
-    measure,
-)
+from benchmarks.studies.photographs.table import generated
+from benchmarks.studies.side_by_side.driver import SIDES, Worker, add_side, draw_file, measured
 from benchmarks.studies.side_by_side.encoding import Encoding
 from benchmarks.studies.side_by_side.worker import METHOD, Draw
-from benchmarks.study import Command, Study, add_folder
+from benchmarks.study import Command, Setting, Study, add_folder, chosen, run_draws
 
 _SETTINGS = Path(__file__).parent / "settings.json"
 
@@ -105,44 +98,48 @@ def run(
     side: str,
     python: Path,
     draws: int | None,
-    units: Sequence[str] | None,
+    settings: Sequence[str] | None,
     folder: Path,
     photos: Path,
     texts: Sequence[str],
 ) -> None:
     """Measure one side on the draws that it has not measured yet."""
+    encoding = cache(lambda name: Encoding(name, folder))
+
+    def measure(unit: Unit, seed: int) -> dict[str, Any]:
+        def made() -> Draw:
+            return make(unit, seed, encoding(unit.encoder), photos)
+
+        def ask(path: Path) -> Mapping[str, Any]:
+            if side == RULES:
+                return measure_rules(path, seed)
+            return worker.ask(path, rows_only=unit.setting != ADDED)
+
+        return measured(draw_file(unit.name, seed, folder), made, ask)
+
+    wanted = [
+        Setting(unit.name, unit.seeds, partial(measure, unit))
+        for unit in units()
+        if unit.texts in ([TRUE] if side == RULES else texts)
+    ]
+    wanted = chosen(wanted, settings)
     if not photos.is_dir():
         raise SystemExit(f"missing: {photos}; make it: recipes/photos_lt/README.md")
-    if unknown := set(units or ()) - set(SETTINGS):
-        raise SystemExit(f"no setting {', '.join(sorted(unknown))}; --units takes: {'; '.join(SETTINGS)}")
-    jobs = _jobs(units, draws, folder, photos, [TRUE] if side == RULES else texts)
-    with Workers(python) as workers:
-        ask = measure_rules if side == RULES else workers.ask
-        measure(jobs, side, workers.version, ask, folder)
-
-
-def _jobs(
-    names: Sequence[str] | None, draws: int | None, folder: Path, photos: Path, texts: Sequence[str]
-) -> Iterator[Job]:
-    chosen = [unit for unit in units() if unit.texts in texts and (names is None or unit.setting in names)]
-    for encoder in dict.fromkeys(unit.encoder for unit in chosen):
-        encoding = Encoding(encoder, folder)
-        for unit in chosen:
-            if unit.encoder == encoder:
-                for seed in unit.seeds[:draws]:
-                    make_one = partial(make, unit, seed, encoding, photos)
-                    yield Job(unit.name, seed, make_one, rows_only=unit.setting != ADDED)
+    with Worker(python) as worker:
+        run_draws(side, wanted, draws, worker.version, folder)
 
 
 def keep_results(folder: Path) -> None:
     """Keep the figures of each encoder and setting that the method has draws of."""
-    by_side = {side: lines(folder / f"{side}.jsonl") for side in (*SIDES, RULES)}
+    by_side = {side: read(side, folder) for side in (*SIDES, RULES)}
     for encoder in ENCODERS:
         for setting in SETTINGS:
             rows = gathered(by_side, encoder, setting)
             if rows:
                 unit = unit_name(encoder, setting, TRUE)
-                names = [Draw.load(draw_file(unit, seed, folder)).names.tolist() for seed in rows[METHOD]]
+                names = [
+                    Draw.load(draw_file(unit, int(seed), folder)).names.tolist() for seed in rows[METHOD]
+                ]
                 commits = {
                     side: next(iter(some.values()))["commit"] for side, some in by_side.items() if some
                 }
@@ -159,10 +156,10 @@ def _arguments(parser: ArgumentParser) -> None:
 
 
 STUDY = Study(
-    {
+    {"results/photographs.md": generated},
+    commands={
         "run": Command(run, _arguments),
         "keep": Command(keep_results, add_folder),
         "imagenet": IMAGENET,
     },
-    parts,
 )

@@ -1,4 +1,4 @@
-"""From the lines of draws to what is kept of a setting: each row's means, and the method's lead over it."""
+"""From the results of draws to what is kept of a setting: each row's means, and the method's lead over it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from benchmarks.intervals import over_classes
 from benchmarks.studies.photographs.rules import RULE_NAMES
 from benchmarks.studies.side_by_side.driver import AFTER, BEFORE
 from benchmarks.studies.side_by_side.figures import MEASURES, addition, by_class
-from benchmarks.studies.side_by_side.intervals import of_classes
 from benchmarks.studies.side_by_side.worker import IMAGE_PART, METHOD, PROTOTYPES
+from benchmarks.study import Results
 
 __all__ = [
     "ENCODERS",
@@ -31,7 +32,7 @@ RULES = "rules"
 """The side of the baselines."""
 TRUE = "true"
 TEXTS = {TRUE: "true", "none": "none", "permuted": "swapped", "random": "random"}
-"""Kinds of texts, by what `draws` calls them."""
+"""Kinds of texts, by what `with_texts` calls them."""
 PREVIOUS, PERMUTED, RANDOM = "method, previous version", "permuted texts", "random texts"
 ROWS = {
     METHOD: (AFTER, TRUE, METHOD),
@@ -41,11 +42,10 @@ ROWS = {
     PROTOTYPES: (AFTER, TRUE, PROTOTYPES),
     PERMUTED: (AFTER, "permuted", METHOD),
     RANDOM: (AFTER, "random", METHOD),
-    **{name: (RULES, TRUE, name) for name in RULE_NAMES.values()},
+    **{name: (RULES, TRUE, name) for name in RULE_NAMES},
 }
 """Rows of the tables: the side, the texts and the measured row that each comes from."""
-Lines = Mapping[tuple[str, int], Mapping[str, Any]]
-Rows = Mapping[str, Mapping[int, Mapping[str, Any]]]
+Rows = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """By row and seed: the measures (`row`), processor seconds or None, and added classes by how they were added."""
 
 
@@ -54,16 +54,17 @@ def unit_name(encoder: str, setting: str, texts: str) -> str:
     return f"{encoder}, {setting}, {texts}"
 
 
-def gathered(by_side: Mapping[str, Lines], encoder: str, setting: str) -> dict[str, Any]:
-    """Return the rows of one encoder and setting, each with the draws that the method has.
+def gathered(by_side: Mapping[str, Results], encoder: str, setting: str) -> dict[str, Any]:
+    """Return the rows of one encoder and setting, each with the draws that the method has, by seed.
 
     A row that lacks one of these draws, or failed on it, is left out; there is none at all without the method.
     """
-    rows: dict[str, dict[int, dict[str, Any]]] = {}
+    rows: dict[str, dict[str, dict[str, Any]]] = {}
     for row, (side, texts, measured) in ROWS.items():
-        for (unit, seed), line in by_side[side].items():
-            if unit == unit_name(encoder, setting, texts) and measured in line["result"].get("rows", {}):
-                rows.setdefault(row, {})[seed] = _one(line["result"], side, measured)
+        unit = by_side[side].get(unit_name(encoder, setting, texts), {"draws": {}})
+        for seed, result in unit["draws"].items():
+            if measured in result.get("rows", {}):
+                rows.setdefault(row, {})[seed] = _one(result, side, measured)
     seeds = sorted(rows.get(METHOD, {}))
     return {
         row: {seed: some[seed] for seed in seeds} for row, some in rows.items() if some.keys() >= set(seeds)
@@ -116,7 +117,7 @@ _ByClass = Sequence[Mapping[str, Sequence[float]]]
 
 def _lead(method: _ByClass, row: _ByClass, place: int) -> list[float]:
     """Return the mean difference of the method less a row, with its interval."""
-    gap = of_classes(
+    gap = over_classes(
         [
             {name: value[place] - theirs[name][place] for name, value in mine.items()}
             for mine, theirs in zip(method, row, strict=True)
@@ -125,7 +126,7 @@ def _lead(method: _ByClass, row: _ByClass, place: int) -> list[float]:
     return [round(value, 6) for value in (gap.mean, gap.low, gap.high)]
 
 
-def _added(draws: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+def _added(draws: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return by way of adding: what existing classes lose, at most too, the share found, and all classes' accuracy."""
     each: dict[str, list[dict[str, float]]] = {}
     for one in draws.values():
@@ -138,7 +139,7 @@ def _added(draws: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _found(draws: Mapping[int, Mapping[str, Any]], names: Sequence[Sequence[str]]) -> dict[str, Any]:
+def _found(draws: Mapping[str, Mapping[str, Any]], names: Sequence[Sequence[str]]) -> dict[str, Any]:
     """Return by way of adding the test images of each added class and those found, over the draws that added it."""
     found: dict[str, dict[str, list[int]]] = {}
     for one, some in zip(draws.values(), names, strict=True):

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from benchmarks.kept import read
-from benchmarks.studies.photographs.collections import ADDED, SETTINGS
+from benchmarks.collections.photographs import ADDED, SETTINGS
+from benchmarks.intervals import Interval, over_classes
 from benchmarks.studies.photographs.imagenet import GROUPS, NEITHER, Knowledge
 from benchmarks.studies.photographs.summary import ENCODERS, PERMUTED, PREVIOUS, RANDOM, ROWS
-from benchmarks.studies.side_by_side.intervals import Gap, of_classes
 from benchmarks.studies.side_by_side.worker import ADDITIONS, METHOD
+from benchmarks.study import Results, table
 
-__all__ = ["generated", "parts"]
+__all__ = ["generated"]
 
 LEAST_CLASSES = 5
 _TEXT_ALONE = "10 x 0"
@@ -21,17 +21,11 @@ _BY_TEXT = (METHOD, PREVIOUS, "prompts alone", PERMUTED, RANDOM)
 Unit = Mapping[str, Any]
 
 
-def parts() -> dict[str, str]:
-    """Return all tables."""
-    found = read("photographs")
-    return {"results/photographs.md": generated(found)} if found else {}
-
-
-def generated(units: Mapping[str, Unit]) -> str:
+def generated(results: Results) -> str:
     """Return all tables as Markdown."""
-    first = next(iter(units.values()))
+    first = next(iter(results.values()))
     commits = ", ".join(
-        f"{side} {' and '.join(f'`{commit}`' for commit in sorted({one['commits'][side] for one in units.values()}))}"
+        f"{side} {' and '.join(f'`{commit}`' for commit in sorted({one['commits'][side] for one in results.values()}))}"
         for side in first["commits"]
     )
     lines = [
@@ -41,36 +35,34 @@ def generated(units: Mapping[str, Unit]) -> str:
     ]
     for encoder in ENCODERS:
         for setting in SETTINGS:
-            unit = units.get(f"{encoder}, {setting}")
+            unit = results.get(f"{encoder}, {setting}")
             if unit is not None:
-                lines += _table(f"{encoder}, {setting}", unit)
-        added = units.get(f"{encoder}, {ADDED}")
+                lines += _of_setting(f"{encoder}, {setting}", unit)
+        added = results.get(f"{encoder}, {ADDED}")
         if added is not None:
             lines += [*_added(encoder, added), *_rejection(added), *_by_text(encoder, added)]
     return "\n".join(lines) + "\n"
 
 
-def _table(title: str, unit: Unit) -> list[str]:
-    lines = [
-        f"**{title}** ({unit['draws']} draws)",
-        "",
-        "| row | accuracy | balanced accuracy | NLL | ECE | processor seconds | ahead, balanced accuracy | NLL less |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+def _of_setting(title: str, unit: Unit) -> list[str]:
+    """Return the table of a setting."""
+    rows = []
     for name in _rows(unit):
         row = unit["rows"][name]
-        seconds = "-" if row["seconds"] is None else f"{row['seconds']:.2f}"
-        cells = [
-            name,
-            f"{100 * row['accuracy']:.1f}",
-            f"{100 * row['balanced']:.1f}",
-            f"{row['nll']:.3f}",
-            f"{100 * row['ece']:.1f}",
-            seconds,
-            *(["", ""] if name == METHOD else [_gap(row["ahead"]), _gap(row["NLL less"], 3, 1.0)]),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, ""]
+        rows.append(
+            [
+                name,
+                f"{100 * row['accuracy']:.1f}",
+                f"{100 * row['balanced']:.1f}",
+                f"{row['nll']:.3f}",
+                f"{100 * row['ece']:.1f}",
+                "-" if row["seconds"] is None else f"{row['seconds']:.2f}",
+                *(["", ""] if name == METHOD else [_gap(row["ahead"]), _gap(row["NLL less"], 3, 1.0)]),
+            ]
+        )
+    measures = ["accuracy", "balanced accuracy", "NLL", "ECE", "processor seconds"]
+    head = ["row", *measures, "ahead, balanced accuracy", "NLL less"]
+    return [f"**{title}** ({unit['draws']} draws)", "", *table(head, rows), ""]
 
 
 def _rows(unit: Unit) -> list[str]:
@@ -79,27 +71,26 @@ def _rows(unit: Unit) -> list[str]:
 
 
 def _gap(values: Sequence[float], digits: int = 1, factor: float = 100.0) -> str:
-    mean, low, high = values
-    return Gap(mean, low, high, error=0.0, freedom=0).shown(digits, factor)
+    return Interval(*values).shown(digits, factor)
 
 
 def _added(encoder: str, unit: Unit) -> list[str]:
     """Return the table of added classes."""
-    lines = [
-        f"**{encoder}, added classes**: points of balanced accuracy that existing classes lose (worst draw) / per cent"
-        " of the added classes' images that are found / balanced accuracy over all classes. With five images, a class"
-        " has up to five.",
-        "",
-        "| row | " + " | ".join(_words(*one) for one in ADDITIONS) + " |",
-        "| --- |" + " --- |" * len(ADDITIONS),
-    ]
+    rows = []
     for name in _rows(unit):
         cells = [
             _addition(unit["rows"][name]["added"].get(f"{count} x {shots}")) for count, shots in ADDITIONS
         ]
         if any(cell != "-" for cell in cells):
-            lines.append(f"| {name} | {' | '.join(cells)} |")
-    return [*lines, ""]
+            rows.append([name, *cells])
+    return [
+        f"**{encoder}, added classes**: points of balanced accuracy that existing classes lose (worst draw) / per cent"
+        " of the added classes' images that are found / balanced accuracy over all classes. With five images, a class"
+        " has up to five.",
+        "",
+        *table(["row", *(_words(*one) for one in ADDITIONS)], rows),
+        "",
+    ]
 
 
 def _words(count: int, shots: int) -> str:
@@ -134,24 +125,24 @@ def _by_text(encoder: str, unit: Unit) -> list[str]:
     groups["neither, and none of ImageNet's classes is a kind of it"] = [
         name for name in groups[NEITHER] if not knowledge.contains[name]
     ]
-    lines = [
-        f"**{encoder}, text-only classes**: per cent of their images that are found, mean over classes, where ten are"
-        " added; by whether ImageNet's 1,000 classes name the class. *More*: the method less random texts, with its"
-        f" interval over classes. With fewer than {LEAST_CLASSES} classes there is no claim.",
-        "",
-        f"| classes | number | {' | '.join(rows)} | more |",
-        "| --- | --- |" + " --- |" * (len(rows) + 1),
-    ]
+    lines: list[list[str]] = []
     for group, names in groups.items():
         shares = {row: _shares(unit["rows"][row]["found"][_TEXT_ALONE], names) for row in rows}
         count = len(shares[METHOD])
         cells = [f"{100 * fmean(one.values()):.1f}" if one else "-" for one in shares.values()]
         more = "no claim"
         if count >= LEAST_CLASSES and RANDOM in shares:
-            gap = of_classes([{name: one - shares[RANDOM][name] for name, one in shares[METHOD].items()}])
+            gap = over_classes([{name: one - shares[RANDOM][name] for name, one in shares[METHOD].items()}])
             more = gap.shown()
-        lines.append(f"| {group} | {count} | {' | '.join(cells)} | {more} |")
-    return [*lines, ""]
+        lines.append([group, str(count), *cells, more])
+    return [
+        f"**{encoder}, text-only classes**: per cent of their images that are found, mean over classes, where ten are"
+        " added; by whether ImageNet's 1,000 classes name the class. *More*: the method less random texts, with its"
+        f" interval over classes. With fewer than {LEAST_CLASSES} classes there is no claim.",
+        "",
+        *table(["classes", "number", *rows, "more"], lines),
+        "",
+    ]
 
 
 def _shares(found: Mapping[str, Sequence[int]], names: Sequence[str]) -> dict[str, float]:

@@ -1,39 +1,24 @@
-"""Draws as files, a worker process, and one line of JSON for each draw and side; an interrupted run resumes."""
+"""Two versions of the library on the same draws: draws as files, and a process of each version's Python."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import re
 import subprocess
 import sys
 from argparse import ArgumentParser
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from filelock import FileLock
-
-from benchmarks.kept import commit
+from benchmarks.kept import commit, read
 from benchmarks.studies.side_by_side import worker
 from benchmarks.studies.side_by_side.worker import Draw
-from benchmarks.study import add_folder
+from benchmarks.study import add_draws, add_folder
 
-__all__ = [
-    "AFTER",
-    "BEFORE",
-    "SIDES",
-    "Job",
-    "Workers",
-    "add_side",
-    "draw_file",
-    "lines",
-    "matched",
-    "measure",
-]
+__all__ = ["AFTER", "BEFORE", "SIDES", "Worker", "add_side", "draw_file", "matched", "measured"]
 
 BEFORE, AFTER = SIDES = ("before", "after")
 _OUTSIDE: Mapping[str, Any] = {
@@ -41,90 +26,16 @@ _OUTSIDE: Mapping[str, Any] = {
     "env": {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""},
 }
 """One thread, and no folder that holds another version of the library."""
-_log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Job:
-    """One draw to measure.
-
-    Attributes:
-        unit: Its setting.
-        seed: Of the draw.
-        make: Makes it.
-        rows_only: Whether added classes and unknown images are left out.
-    """
-
-    unit: str
-    seed: int
-    make: Callable[[], Draw]
-    rows_only: bool = False
-
-
-def measure(
-    jobs: Iterable[Job],
-    side: str,
-    version: Mapping[str, str],
-    ask: Callable[[Job, Path], dict[str, Any]],
-    folder: Path,
-) -> None:
-    """Measure the draws that a side has not measured yet, or failed on; a line is kept after each.
-
-    Args:
-        jobs: The draws.
-        side: Names the file of lines.
-        version: Facts of each line: which version was measured.
-        ask: Measures the draw in a file.
-        folder: For draws, vectors and lines.
-    """
-    path = folder / f"{side}.jsonl"
-    done = {key for key, line in lines(path).items() if "failed" not in line["result"]}
-    for job in jobs:
-        if (job.unit, job.seed) in done:
-            continue
-        drawn = draw_file(job.unit, job.seed, folder)
-        if not drawn.exists():
-            drawn.parent.mkdir(exist_ok=True)
-            job.make().save(drawn)
-        found = ask(job, drawn)
-        line = {"unit": job.unit, "seed": job.seed, "digest": _digest(drawn), **version, "result": found}
-        with FileLock(path.with_suffix(".lock")), path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        _log.info("%s, %s: %s", side, drawn.stem, found.get("failed") or _shown(found))
-
-
-def _shown(found: Mapping[str, Any]) -> str:
-    return "; ".join(
-        f"{name} {100 * row['balanced']:.1f}, NLL {row['nll']:.3f}" for name, row in found["rows"].items()
-    )
-
-
-def lines(path: Path) -> dict[tuple[str, int], dict[str, Any]]:
-    """Return the lines of a file by unit and seed, the newest of each; a line that was cut off is left out."""
-    found: dict[tuple[str, int], dict[str, Any]] = {}
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        found[line["unit"], line["seed"]] = line
-    return found
-
-
-def matched(folder: Path, sides: Sequence[str] = SIDES) -> dict[str, dict[int, dict[str, dict[str, Any]]]]:
-    """Return unit, seed and side to the line of each draw that all sides have measured.
-
-    Raises:
-        SystemExit: Sides measured different draws under one name.
-    """
-    by_side = {side: lines(folder / f"{side}.jsonl") for side in sides}
-    found: dict[str, dict[int, dict[str, dict[str, Any]]]] = {}
-    for unit, seed in sorted(set.intersection(*(set(some) for some in by_side.values()))):
-        row = {side: some[unit, seed] for side, some in by_side.items()}
-        if len({line["digest"] for line in row.values()}) > 1:
-            raise SystemExit(f"the sides measured different draws of {unit}, seed {seed}: empty {folder}")
-        found.setdefault(unit, {})[seed] = row
-    return found
+def measured(
+    path: Path, make: Callable[[], Draw], measure: Callable[[Path], Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Measure the draw in a file, which is made if it is missing; the result has the digest of the draw."""
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        make().save(path)
+    return {"digest": hashlib.sha256(path.read_bytes()).hexdigest()[:16], **measure(path)}
 
 
 def draw_file(unit: str, seed: int, folder: Path) -> Path:
@@ -133,12 +44,26 @@ def draw_file(unit: str, seed: int, folder: Path) -> Path:
     return folder / "draws" / f"{name}.npz"
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+def matched(folder: Path, sides: Sequence[str] = SIDES) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return unit, seed and side to the result of each draw that all sides have measured.
+
+    Raises:
+        SystemExit: Sides measured different draws under one name.
+    """
+    by_side = {side: read(side, folder) for side in sides}
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for unit in sorted(set.intersection(*(set(units) for units in by_side.values()))):
+        draws = {side: units[unit]["draws"] for side, units in by_side.items()}
+        for seed in sorted(set.intersection(*(set(some) for some in draws.values()))):
+            row = {side: some[seed] for side, some in draws.items()}
+            if len({result["digest"] for result in row.values()}) > 1:
+                raise SystemExit(f"the sides measured different draws of {unit}, seed {seed}: empty {folder}")
+            found.setdefault(unit, {})[seed] = row
+    return found
 
 
-class Workers:
-    """Processes of one Python that measure draws; they end with the `with` block.
+class Worker:
+    """A process of one Python that measures draws; it ends with the `with` block.
 
     Args:
         python: The Python that has the version of the library.
@@ -148,48 +73,42 @@ class Workers:
     """
 
     def __init__(self, python: Path) -> None:
-        self._python = python
-        self._processes: dict[bool, subprocess.Popen[str]] = {}
         program = "import torch, vlltr_index; print(vlltr_index.__file__); print(torch.__version__)"
         answer = subprocess.run(
             [python, "-P", "-c", program], check=True, stdout=subprocess.PIPE, text=True, **_OUTSIDE
         )
         package, torch_version = answer.stdout.splitlines()
         self.version = {"commit": commit(Path(package).parents[1]), "torch": torch_version}
+        words = [str(python), "-P", worker.__file__]
+        self._process = subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **_OUTSIDE
+        )
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for process in self._processes.values():
-            process.communicate()
+        self._process.communicate()
 
-    def ask(self, job: Job, path: Path) -> dict[str, Any]:
-        """Have a process measure a draw.
+    def ask(self, path: Path, rows_only: bool = False) -> dict[str, Any]:
+        """Have the process measure the draw in a file, unless `rows_only` also with added classes and unknown images.
 
         Raises:
             SystemExit: The process ended.
         """
-        if job.rows_only not in self._processes:
-            self._processes[job.rows_only] = self._start(job.rows_only)
-        process = self._processes[job.rows_only]
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(f"{path}\n")
-        process.stdin.flush()
-        answer = process.stdout.readline()
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps({"path": str(path), "rows_only": rows_only}) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
         if not answer:
-            raise SystemExit(f"the worker ended with exit status {process.wait()}")
+            raise SystemExit(f"the worker ended with exit status {self._process.wait()}")
         found: dict[str, Any] = json.loads(answer)
         return found
 
-    def _start(self, rows_only: bool) -> subprocess.Popen[str]:
-        words = [str(self._python), "-P", worker.__file__, *(["--rows-only"] if rows_only else [])]
-        return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **_OUTSIDE)
-
 
 def add_side(parser: ArgumentParser, sides: Sequence[str] = SIDES) -> None:
-    """Add `--side`, `--python`, `--draws`, `--units` and `--dir`."""
+    """Add `--side`, `--python`, `--dir`, `--draws` and `--settings`."""
     parser.add_argument("--side", choices=sides, required=True, help="what is measured")
     parser.add_argument(
         "--python",
@@ -197,6 +116,5 @@ def add_side(parser: ArgumentParser, sides: Sequence[str] = SIDES) -> None:
         default=Path(sys.executable),
         help="the Python that has this version of the library; default: this one",
     )
-    parser.add_argument("--draws", type=int, help="the first draws of each setting; default: all")
-    parser.add_argument("--units", nargs="+", metavar="NAME", help="these settings; default: all")
     add_folder(parser)
+    add_draws(parser)

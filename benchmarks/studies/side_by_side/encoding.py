@@ -14,8 +14,8 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from benchmarks.studies.draws.clip import SCALE, ClipGeometry
-from benchmarks.studies.draws.sources import Kind, Picture
+from benchmarks.collections.clip import SCALE, ClipGeometry
+from benchmarks.collections.sources import Kind, Picture
 from benchmarks.studies.side_by_side.worker import NAME, OWN, PROMPT, Draw
 from vlltr_index.data.decoding import probe
 from vlltr_index.data.text import class_prompts, normalise_text, sentence_id, text_hash

@@ -12,13 +12,10 @@ from benchmarks.studies.side_by_side.worker import METHOD
 __all__ = ["MEASURES", "addition", "by_class", "compact", "recall", "recalls"]
 
 MEASURES = ("accuracy", "balanced", "nll", "ece")
-Line = Mapping[str, Any]
-"""The result of one draw and side."""
 
 
-def compact(line: Line) -> dict[str, Any]:
+def compact(result: Mapping[str, Any]) -> dict[str, Any]:
     """Return the figures of one side of a draw: of each row its measures, and of each addition three shares."""
-    result = line["result"]
     if "failed" in result:
         return {"failed": result["failed"]}
     found: dict[str, Any] = {

@@ -1,9 +1,10 @@
 """Fit the method on draws and measure its answers, with whichever version of the library this Python has.
 
-    python -P worker.py [--rows-only] < PATHS
+    python -P worker.py
 
-Reads the path of a draw from each line and writes a line of JSON for it. This file imports nothing of `benchmarks`,
-so that the Python of an earlier commit can run it. What differs between versions is in the section "The versions".
+Reads lines of JSON, the arguments of `measure_file`, and writes a line of JSON for each. This file imports nothing of
+`benchmarks`, so that the Python of an earlier commit can run it. What differs between versions is in the section "The
+versions".
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,13 +27,15 @@ from torch import Tensor
 
 from vlltr_index.data.text import text_hash
 from vlltr_index.evaluation.metrics import expected_calibration_error
-from vlltr_index.pipelines.in_memory import Images, Sentences, fit_in_memory
+from vlltr_index.pipelines import in_memory
+from vlltr_index.pipelines.in_memory import Images, Sentences
 from vlltr_index.schemas.recipes import load_recipe
 from vlltr_index.tensors import cosine_logits, unit_rows
 
 if TYPE_CHECKING:
     from vlltr_index.recognition.model import Model
     from vlltr_index.schemas.config import Recipe
+    from vlltr_index.train.stage_two import StageTwoResult
 
 OWN, PROMPT, NAME = "own", "prompt", "name"
 """What a sentence is: written about its class, a prompt, or the bare name where the recipe has no prompts."""
@@ -211,7 +214,7 @@ def measure(draw: Draw, rows_only: bool = False) -> dict[str, Any]:
     """Fit the method on a draw and measure it, unless `rows_only` also with added classes and unknown images."""
     recipe = load_recipe("ours", (), draw.encoder or None)
     started = time.process_time()
-    scorer, _ = fit_in_memory(draw.images(), draw.texts_of(), draw.classes, recipe)
+    scorer, decision = fit(draw, recipe)
     seconds = time.process_time() - started
     test = torch.from_numpy(draw.test)
     labels = torch.from_numpy(draw.test_labels)
@@ -227,7 +230,7 @@ def measure(draw: Draw, rows_only: bool = False) -> dict[str, Any]:
         unknown = accepted(scorer, torch.from_numpy(draw.added_test))
         found["unknown_accepted"] = None if unknown is None else share(unknown)
     found["added"] = {
-        f"{count} x {shots}": addition(added(scorer, draw, recipe, count, shots), draw, count)
+        f"{count} x {shots}": addition(added(scorer, decision, draw, recipe, count, shots), draw, count)
         for count, shots in ADDITIONS
         if draw.can_add(count, shots)
     }
@@ -251,6 +254,15 @@ def addition(scorer: Model, draw: Draw, count: int) -> dict[str, Any]:
 
 IS_EARLIER = find_spec("vlltr_index.heads.gating") is not None
 """Whether the library is the version that the new method is compared with."""
+
+
+def fit(draw: Draw, recipe: Recipe) -> tuple[Model, StageTwoResult | None]:
+    """Fit the method; return the model, and what stage 2 decided, which has the models of the folds.
+
+    The earlier version has none of the latter.
+    """
+    model, decision = in_memory.fit_in_memory(draw.images(), draw.texts_of(), draw.classes, recipe)
+    return model, None if IS_EARLIER else decision
 
 
 def probabilities(scorer: Model, features: Tensor) -> Tensor:
@@ -279,20 +291,32 @@ def accepted(scorer: Model, features: Tensor) -> Tensor | None:
     return scores >= parts.ood_threshold
 
 
-def added(scorer: Model, draw: Draw, recipe: Recipe, count: int, shots: int) -> Model:
-    """Return the model with the first `count` added classes, which have `shots` images each, or text alone."""
+def added(
+    scorer: Model, decision: StageTwoResult | None, draw: Draw, recipe: Recipe, count: int, shots: int
+) -> Model:
+    """Return the model with the first `count` added classes, which have `shots` images each, or text alone.
+
+    Args:
+        scorer: The model.
+        decision: What stage 2 decided, see `fit`.
+        draw: What it was fitted on.
+        recipe: The settings.
+        count: Number of classes.
+        shots: Images of each.
+    """
     found = _with_classes(scorer, draw, recipe, count, shots)
-    return found if IS_EARLIER else replace(found, offsets=_offsets(found, draw, count, shots))
+    return found if decision is None else replace(found, offsets=_offsets(found, decision, draw))
 
 
-def _offsets(scorer: Model, draw: Draw, count: int, shots: int) -> dict[int, float]:
+def _offsets(scorer: Model, decision: StageTwoResult, draw: Draw) -> dict[int, float]:
     """Compute the offsets of added classes by the models of the folds, as `vlltr classes add` does."""
     from vlltr_index.heads.units import number_names, number_observations
     from vlltr_index.recognition.added import FoldScores
 
-    decision = DECISIONS[-1]
     if not decision.folds:
         return {}
+    assert scorer.saved.parts is not None
+    assert decision.fold_of is not None
     parts = replace(scorer.saved.parts, held_out=None, told=None)
     labels = torch.from_numpy(draw.labels)
     observations = number_observations(labels, draw.units.tolist())
@@ -331,23 +355,6 @@ def _without(scorer: Model, draw: Draw, out: Tensor, labels: Tensor, observation
     stats = scorer.stats
     counts, sums = class_sums(images, labels[out], len(stats.class_ids), weights[out])
     return replace(stats, counts=stats.counts - counts, sums=stats.sums - sums)
-
-
-DECISIONS: list[Any] = []
-"""The last result of stage 2, see `keep_decisions`."""
-
-
-def keep_decisions() -> None:
-    """Keep what stage 2 decides beside the model, which has the models of the folds."""
-    import vlltr_index.pipelines.in_memory as pipeline
-
-    fitted = pipeline.fit_stage_two
-
-    def kept(*arguments: Any, **more: Any) -> Any:
-        DECISIONS[:] = [fitted(*arguments, **more)]
-        return DECISIONS[0]
-
-    pipeline.fit_stage_two = kept
 
 
 def _with_classes(scorer: Model, draw: Draw, recipe: Recipe, count: int, shots: int) -> Model:
@@ -389,19 +396,21 @@ def _with_classes(scorer: Model, draw: Draw, recipe: Recipe, count: int, shots: 
     return replace(scorer, **changes) if IS_EARLIER else scorer.with_known(**changes)
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Measure the draws that are named on standard input."""
-    if not IS_EARLIER:
-        keep_decisions()
+def measure_file(path: str, rows_only: bool) -> dict[str, Any]:
+    """Measure the draw in a file; `failed` says why that was not possible."""
+    try:
+        return measure(Draw.load(Path(path)), rows_only)
+    except Exception as error:
+        traceback.print_exc()
+        return {"failed": f"{type(error).__name__}: {error}"}
+
+
+def main() -> None:
+    """Measure the draws that standard input names."""
     for line in sys.stdin:
-        try:
-            found = measure(Draw.load(Path(line.strip())), "--rows-only" in arguments)
-        except Exception as error:
-            traceback.print_exc()
-            found = {"failed": f"{type(error).__name__}: {error}"}
-        sys.stdout.write(json.dumps(found) + "\n")
+        sys.stdout.write(json.dumps(measure_file(**json.loads(line))) + "\n")
         sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

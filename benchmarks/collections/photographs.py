@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from benchmarks.collections.sources import Kind
 from benchmarks.datasets.photos_lt.listing import CUTOUT, MOST_TEST, SCENE, facts
-from benchmarks.studies.draws.sources import Kind
 from vlltr_index.data.decoding import probe
 from vlltr_index.embedding.loading import thumbnail_tensor
 from vlltr_index.heads.units import number_names, units_of

@@ -18,10 +18,8 @@ from torch import Tensor
 
 from vlltr_index.embedding.pixels import NamedImage
 from vlltr_index.embedding.vectors import ImageVectors
-from vlltr_index.encoders import openclip
-from vlltr_index.encoders.encoder import Encoder
 
-__all__ = ["ClipGeometry", "clip_encoder"]
+__all__ = ["SCALE", "ClipGeometry"]
 
 WIDTH = 512
 NORM = 10.0
@@ -91,16 +89,3 @@ def _of_picture(stem: str, view: int) -> Tensor:
     if view:
         own = own + 0.1 * NOISE * _direction(f"{stem}:{view}")
     return _vector("images", own, NOISE, stem)
-
-
-def clip_encoder(folder: Path) -> str:
-    """Save an encoder of that width and scale, for `vlltr init --encoder`; its towers are never asked."""
-    config = Encoder.scratch("vlltr-tiny", ["a"]).config
-    config["model_cfg"]["embed_dim"] = WIDTH
-    like = Encoder.scratch("vlltr-tiny", ["a"])
-    torch.manual_seed(0)
-    model = openclip.build_model(config["model_cfg"])
-    with torch.no_grad():
-        model.get_parameter("logit_scale").fill_(math.log(SCALE))
-    Encoder(model, like.tokenizer, config, name="vectors").save(folder)
-    return f"local-dir:{folder}"

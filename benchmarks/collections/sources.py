@@ -1,8 +1,7 @@
-"""Where random collections come from: glyphs, icons, or names for vectors of CLIP's geometry; and their texts."""
+"""Sources of random collections: glyphs, icons, folders, or names for vectors of CLIP's geometry; and their texts."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import random
@@ -12,13 +11,11 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
-from PIL import Image
 
-from benchmarks.studies.honest_figure.collections import CLASSES, KINDS, NAMED, drawn_units
-from benchmarks.studies.workspaces import ICONS as ICONS_LT
-from benchmarks.studies.workspaces import files_of
+from benchmarks.collections.units import CLASSES, KINDS, NAMED, drawn_units
+from benchmarks.datasets.files import ICONS as ICONS_LT
+from benchmarks.datasets.files import files_of
 from vlltr_index.data.glyphs import glyph_files
 
 __all__ = [
@@ -26,11 +23,10 @@ __all__ = [
     "UNITS",
     "Draw",
     "Kind",
-    "Setting",
+    "Picture",
     "draw",
     "of_units",
     "with_texts",
-    "write_picture",
 ]
 
 TEXTS = ("true", "swapped", "random", "none")
@@ -38,30 +34,27 @@ LEAST_TEST = 3  # test images a class at least
 NEW_IMAGES = 5  # of the class that is added
 SENTENCES = 12  # of a class whose vectors have CLIP's geometry
 OTHERS = 10  # classes beside those of a draw
-ALL_SHARE = 0.25  # of each class's training images, at least one
 GLYPHS = ("heldout", "train")
 ICONS = ("icons", "families")
 UNITS = {name.split()[0].rstrip(","): name for name in KINDS if "times" not in name}
-"""Collections of units by their names as a source: those of the study `honest_figure`."""
-UNITS_SETTING = "9xall"
+"""Kinds of collections of units by their names as a source."""
+UNITS_SIZE = "9xall"
 _NEW_UNITS = 16  # of each of their classes, for testing
 Picture = tuple[str, bytes]  # without bytes where the name says it all
 _WORD = re.compile(r"[\w-]+")
 
 
 @dataclass(frozen=True)
-class Setting:
-    """`CxK`: C classes of K images each; `Cxall`: of all images, `Cxhalf`: of half; `all`: every class, of a share."""
+class _Size:
+    """Size of a collection, see `draw`."""
 
-    classes: int | None
+    classes: int
     images: int | None
-    share: float = 1.0  # where no number is said
+    share: float = 1.0  # where `images` is None
 
     @classmethod
-    def of(cls, name: str) -> Setting:
-        """The setting that is called `name`."""
-        if name == "all":
-            return cls(None, None, ALL_SHARE)
+    def of(cls, name: str) -> _Size:
+        """Read a size."""
         classes, images = name.split("x")
         if images == "half":
             return cls(int(classes), None, 0.5)
@@ -98,31 +91,33 @@ class _Pool:
     test: list[Picture]
 
 
-def draw(source: str, setting: Setting, number: int, final: bool = False) -> Draw:
-    """Collection `number` of a source; its classes and pictures depend on nothing else.
+def draw(source: str, size: str, number: int) -> Draw:
+    """Draw collection `number` of a source; its classes and pictures depend on nothing else.
 
     Args:
         source: `heldout`, `train`, `icons`, `families`, `clip`, one of `UNITS`, or a folder of class folders.
-        setting: Its size; `UNITS_SETTING` for one of `UNITS`.
+        size: `CxK` for C classes of K training images each, `Cxall` for all images, `Cxhalf` for half of them;
+            `UNITS_SIZE` for one of `UNITS`.
         number: Of the draw.
-        final: Take the held-out classes that are for final figures.
+
+    Raises:
+        ValueError: The source has no such size, or no class that could be added.
     """
     if source in UNITS:
-        if setting != Setting.of(UNITS_SETTING):
-            raise ValueError(f"collections of {source} are of one size: --setting {UNITS_SETTING}")
+        if size != UNITS_SIZE:
+            raise ValueError(f"collections of {source} have one size: {UNITS_SIZE}")
         return of_units(source, number)
-    pools = _pools(source, number, final)
-    fits = [p for p in pools if len(p.train) >= _least(source, setting)]
-    chance = random.Random(f"{Path(source).name}:{setting.classes}:{number}")
+    wanted = _Size.of(size)
+    fits = [p for p in _pools(source, number) if len(p.train) >= _least(source, wanted)]
+    chance = random.Random(f"{Path(source).name}:{wanted.classes}:{number}")
     fits = chance.sample(fits, len(fits))
     new = next((p for p in fits if len(p.train) >= NEW_IMAGES), None)
     if new is None:
         raise ValueError(f"{source} has no class of {NEW_IMAGES} pictures that could be added")
     fits.remove(new)
-    count = len(fits) if setting.classes is None else setting.classes
-    kinds = tuple(_kind(p, setting, number) for p in fits[:count])
-    others = fits[count : count + OTHERS]
-    few = Setting(None, NEW_IMAGES)
+    kinds = tuple(_kind(p, wanted, number) for p in fits[: wanted.classes])
+    others = fits[wanted.classes : wanted.classes + OTHERS]
+    few = _Size(0, NEW_IMAGES)
     return Draw(kinds, _kind(new, few, number), tuple(_kind(p, few, number) for p in others))
 
 
@@ -146,31 +141,31 @@ def of_units(source: str, number: int, others: int = 0) -> Draw:
     return Draw(tuple(kinds), new, tuple(found[CLASSES:]), NAMED if kind.named else None)
 
 
-def _pools(source: str, number: int, final: bool) -> list[_Pool]:
+def _pools(source: str, number: int) -> list[_Pool]:
     if source == "clip":
         return _clip(number)
     if source in ICONS:
         return _icons(source)
-    return _glyphs(source, final) if source in GLYPHS else _folder(Path(source))
+    return _glyphs(source) if source in GLYPHS else _folder(Path(source))
 
 
-def _least(source: str, setting: Setting) -> int:
+def _least(source: str, size: _Size) -> int:
     """How many pictures a class has to have for training; in a pool, for testing too."""
     if source == "heldout":  # there are few: a class has what it has
         return 0
     if source in ("train", "families", "clip"):
-        return setting.images or 1
-    return LEAST_TEST + (1 if setting.images is None else max(setting.images, NEW_IMAGES))
+        return size.images or 1
+    return LEAST_TEST + (1 if size.images is None else max(size.images, NEW_IMAGES))
 
 
-def _kind(pool: _Pool, setting: Setting, number: int) -> Kind:
+def _kind(pool: _Pool, size: _Size, number: int) -> Kind:
     """A class with its pictures in an order of the draw's, so that more training pictures contain fewer."""
     order = random.Random(f"{number}:{pool.name}").sample(pool.train, len(pool.train))
-    taken = math.ceil(setting.share * len(order)) if setting.images is None else setting.images
+    taken = math.ceil(size.share * len(order)) if size.images is None else size.images
     if pool.test:
         return Kind(pool.name, pool.sentences, tuple(order[:taken]), tuple(pool.test))
-    if setting.images is None:
-        if setting.share == 1.0:
+    if size.images is None:
+        if size.share == 1.0:
             taken = min(taken, len(order) - max(LEAST_TEST, len(order) // 5))
         return Kind(pool.name, pool.sentences, tuple(order[:taken]), tuple(order[taken:]))
     taken = min(taken, len(order) - LEAST_TEST)
@@ -178,15 +173,15 @@ def _kind(pool: _Pool, setting: Setting, number: int) -> Kind:
 
 
 @cache
-def _glyphs(source: str, final: bool) -> list[_Pool]:
+def _glyphs(source: str) -> list[_Pool]:
+    """Read classes of Glyphs-LT: trained ones with test images in unseen fonts, or those held out for development."""
     files = glyph_files()
-    group = "final" if final else "dev"
-    texts = (
-        json.loads(files.texts.read_text(encoding="utf-8"))
-        if source == "train"
-        else files.heldout_classes(group)
-    )
-    splits = ("train", "test") if source == "train" else (f"{group}_support", f"{group}_test")
+    if source == "train":
+        texts = json.loads(files.texts.read_text(encoding="utf-8"))
+        splits = ("train", "test")
+    else:
+        texts = files.heldout_classes("dev")
+        splits = ("dev_support", "dev_test")
     pools = {n: _Pool(n, tuple(t), [], []) for n, t in sorted(texts.items())}
     rows = pq.read_table(files.images, columns=["image", "label", "split"], filters=[("split", "in", splits)])
     for at, row in enumerate(rows.to_pylist()):
@@ -256,19 +251,9 @@ def _scrambled(text: str, words: Sequence[str], chance: random.Random) -> str:
 def _clip(number: int) -> list[_Pool]:
     """Classes of one world, with as many training pictures as the glyph classes have, and six for testing."""
     pools = []
-    for at, like in enumerate(_glyphs("train", False)):
+    for at, like in enumerate(_glyphs("train")):
         name = f"kind-{number}-{at}"
         pictures = [(f"{name}.{n}.png", b"") for n in range(len(like.train) + 6)]
         said = tuple(f"{name} has mark {n}." for n in range(SENTENCES))
         pools.append(_Pool(name, said, pictures[6:], pictures[:6]))
     return pools
-
-
-def write_picture(picture: Picture, folder: Path) -> None:
-    """Write a picture; of one that has no bytes a small one that no other name has."""
-    name, data = picture
-    if data:
-        (folder / name).write_bytes(data)
-        return
-    pixels = np.frombuffer(hashlib.shake_256(name.encode()).digest(192), dtype=np.uint8).reshape(8, 8, 3)
-    Image.fromarray(pixels).save(folder / name)

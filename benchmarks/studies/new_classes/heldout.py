@@ -1,9 +1,8 @@
-"""The held-out classes of Glyphs-LT: what is known of each, and features of their images."""
+"""The held-out classes of a data set: what is known of each, and features of their images."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,13 +10,11 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from vlltr_index.data.decoding import open_image
+from benchmarks.studies.vectors import features_of
 from vlltr_index.data.glyphs import GlyphFiles
 from vlltr_index.encoders.encoder import Encoder
 
-__all__ = ["Group", "drawn", "features_of", "read_group"]
-
-_BATCH = 128
+__all__ = ["Group", "drawn", "read_group"]
 
 
 @dataclass(frozen=True)
@@ -44,24 +41,14 @@ def read_group(data: GlyphFiles, name: str, encoder: Encoder, folder: Path) -> G
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(row["image"])
             files[row["label"]].append(path)
-    support = {n: features_of(encoder, [path.read_bytes() for path in files[n]]) for n in names}
+    support = {n: features_of([path.read_bytes() for path in files[n]], encoder) for n in names}
     tests = [row for row in rows if row["split"] == f"{name}_test"]
     labels = torch.tensor([names.index(row["label"]) for row in tests])
-    return Group(names, texts, files, support, features_of(encoder, [row["image"] for row in tests]), labels)
-
-
-@torch.inference_mode()
-def features_of(encoder: Encoder, images: Sequence[bytes]) -> Tensor:
-    """Return features [N, D] of encoded images, unnormalised."""
-    pixels = [encoder.preprocess(open_image(image)) for image in images]
-    parts = [
-        encoder.encode_pixels(torch.stack(pixels[i : i + _BATCH])) for i in range(0, len(pixels), _BATCH)
-    ]
-    return torch.cat(parts).float()
+    return Group(names, texts, files, support, features_of([row["image"] for row in tests], encoder), labels)
 
 
 def drawn(name: str, there: int, shots: int, draw: int) -> list[int]:
-    """Which of a class's support images a draw takes."""
+    """Return which of a class's support images a draw takes."""
     order = list(range(there))
     random.Random(f"{draw}:{name}").shuffle(order)
     return order[:shots]

@@ -1,4 +1,4 @@
-"""The benchmark of random collections: paired draws, and folds that leave every class an image."""
+"""Random collections: draws that depend on their number alone, and folds that leave every class an image."""
 
 from __future__ import annotations
 
@@ -7,18 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.studies.draws import Plan, compact, measured
-from benchmarks.studies.draws.rules import folds
-from benchmarks.studies.draws.sources import TEXTS, Setting, draw, with_texts
-from benchmarks.studies.draws.table import bound
+from benchmarks.collections.sources import TEXTS, draw, with_texts
+from benchmarks.studies.photographs.rules import folds
 
 
 @pytest.mark.parametrize("source", ["heldout", "train", "clip"])
 def test_a_draw_depends_on_its_number_alone(source: str) -> None:
     """Twice the same; training and test pictures are apart; texts change no picture; the new class is another."""
-    drawn = draw(source, Setting.of("10x5"), 3)
-    assert drawn == draw(source, Setting.of("10x5"), 3)
-    assert [k.name for k in drawn.kinds] != [k.name for k in draw(source, Setting.of("10x5"), 4).kinds]
+    drawn = draw(source, "10x5", 3)
+    assert drawn == draw(source, "10x5", 3)
+    assert [k.name for k in drawn.kinds] != [k.name for k in draw(source, "10x5", 4).kinds]
     assert drawn.new.name not in {k.name for k in drawn.kinds}
     for kind in (*drawn.kinds, drawn.new):
         assert len(kind.train) == 5
@@ -42,7 +40,7 @@ def test_a_folder_is_drawn_by_its_name(tmp_path: Path) -> None:
             (place / name).mkdir(parents=True)
             for number in range(7):
                 (place / name / f"{number}.png").write_bytes(f"{name}{number}".encode())
-        drawn.append(draw(str(place), Setting.of("4xhalf"), 3))
+        drawn.append(draw(str(place), "4xhalf", 3))
     assert drawn[0] == drawn[1]
     for kind in drawn[0].kinds:
         assert (len(kind.train), len(kind.test)) == (4, 3)
@@ -63,43 +61,3 @@ def test_folds_leave_every_class_an_image() -> None:
     parted = folds(torch.tensor([0, 1]).repeat_interleave(18), 0, units)
     assert sorted(torch.cat(parted).tolist()) == list(range(36))
     assert all(len(rows) == 3 * len(units[rows].unique()) for rows in parted)
-
-
-def test_the_bound_is_students() -> None:
-    """t(0.95, 19) = 1.729: the mean plus that many standard errors."""
-    values = [0.0, 1.0] * 10
-    assert bound(values) == pytest.approx(0.5 + 1.729 * 0.51299 / 20**0.5, abs=1e-4)
-
-
-@pytest.mark.slow
-def test_a_draw_goes_through_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two classes of three images: method, parts and rules are measured, and one class is added and joined."""
-    monkeypatch.setattr("benchmarks.studies.draws.bench.ADDITIONS", {"1 image": 1})
-    plan = Plan("2x3", "heldout", "true", "vlltr-tiny:glyphs", "", True, False)
-    found = measured(plan, 0, tmp_path / "draw")
-    assert (found["classes"], found["images"], found["tests"]) == (2, [3, 3], 12)
-    assert list(found["sides"]) == ["vl-ltr", "without text branch", "text side", "vl-ltr, --prior training"]
-    assert list(found["rules"]) == [
-        "class means",
-        "shrunk discriminant",
-        "logistic regression",
-        "zero-shot",
-        "Tip-Adapter",
-    ]
-    assert found["trained"]["images"] == 6
-    kept = compact(found)
-    assert set(kept["accuracy"]) == {*found["sides"], *found["rules"]}
-    assert set(kept["calibration"]) == {"vl-ltr", "vl-ltr, --prior training", found["best simple"]}
-    assert all(len(found["additions"]["1 image"][how]) == 2 for how in ("added", "joint"))
-
-
-@pytest.mark.slow
-def test_a_draw_takes_vectors_from_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of CLIP's geometry, also for the class that is added: none has the width of a picture's pixels."""
-    monkeypatch.setattr("benchmarks.studies.draws.bench.ADDITIONS", {"1 image": 1, "text": 0})
-    plan = Plan("2x3", "clip", "true", "", "", True, False)
-    found = measured(plan, 0, tmp_path / "draw")
-    assert found["sides"]["vl-ltr"]["accuracy"] > 0.8
-    assert all(
-        len(found["additions"][way][how]) == 2 for way in ("1 image", "text") for how in ("added", "joint")
-    )

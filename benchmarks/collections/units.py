@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 from PIL import Image, ImageFilter
 
-from benchmarks.studies.workspaces import files_of
+from benchmarks.datasets.files import training_pictures
 
 CLASSES = 10
 NAMED = r"name:^(\d+)-"
@@ -282,11 +281,8 @@ def drawn_units(
 @cache
 def _drawings(source: str, least: int) -> dict[str, list[bytes]]:
     """Read the training pictures of the classes that have at least so many, by class."""
-    table = pq.read_table(
-        files_of(source).images, columns=["image", "label"], filters=[("split", "=", "train")]
-    )
     found: dict[str, list[bytes]] = {}
-    for label, image in zip(table["label"].to_pylist(), table["image"].to_pylist(), strict=True):
+    for image, label in zip(*training_pictures(source), strict=True):
         found.setdefault(label, []).append(image)
     return {label: images for label, images in found.items() if len(images) >= least}
 

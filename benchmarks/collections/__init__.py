@@ -1,0 +1,1 @@
+"""Collections that studies draw: classes with training and test pictures and sentences, by source, size and seed."""
