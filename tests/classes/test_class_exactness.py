@@ -228,7 +228,7 @@ def tie_aware_same(
 
 @pytest.mark.slow
 @settings(
-    max_examples=5, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    max_examples=3, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
 )
 @given(
     changes=st.lists(

@@ -15,14 +15,15 @@ from tests.cli.test_page_attacks import served as served_page
 from tests.cli.test_page_browser import Page
 from tests.support.browser import PATIENCE, Browser, page_address
 from tests.support.reviews import Listing, group, keep
+from tests.support.spoilt import spoilt_workspace
 from vlltr_index.classes import Decisions, decide
 from vlltr_index.pipelines.review.queue import Entry
 from vlltr_index.store.workspace import Workspace
 
 pytestmark = pytest.mark.chromium
 
-PICTURES = 60
-WRONG = 6  # of their labels
+PICTURES = 24
+WRONG = 4  # of their labels
 
 
 class Desk(Page):
@@ -114,7 +115,7 @@ def classes(workspace: Workspace) -> dict[str, str]:
 
 
 def mislabelled(workspace: Workspace) -> tuple[dict[str, str], list[Entry]]:
-    """The classes as they should be, and entries of 60 pictures, of which 6 have another class."""
+    """The classes as they should be, and entries of 24 pictures, of which 4 have another class."""
     listing = Listing(workspace)
     right = classes(workspace)
     *own, other, third = listing.largest[:22]
@@ -153,7 +154,7 @@ def review(desk: Desk, right: dict[str, str], most: int) -> None:
             desk.decide(str(names.index(right[picture]) + 1))
 
 
-def test_sixty_pictures_by_keys_alone(chromium: Browser, folder: Path) -> None:
+def test_many_pictures_by_keys_alone(chromium: Browser, folder: Path) -> None:
     """The page is killed in the middle and started again: nothing is asked twice or lost, and there is one commit."""
     workspace = Workspace.open(folder)
     right, entries = mislabelled(workspace)
@@ -167,7 +168,7 @@ def test_sixty_pictures_by_keys_alone(chromium: Browser, folder: Path) -> None:
         review(desk, right, PICTURES // 2)
         assert desk.text("#vl-decided") == str(PICTURES // 2)
     assert workspace.history.ids() == commits
-    with served(folder, chromium) as desk:
+    with served_here(folder, chromium) as desk:
         desk.enter()
         desk.wait(desk.turn)
         assert desk.text("#vl-left") == desk.text("#vl-decided") == str(PICTURES // 2)
@@ -294,11 +295,9 @@ def test_keys_and_fields(chromium: Browser, folder: Path, pictures: Path) -> Non
     assert [now.get(path) for path in unseen] == ["dodo", None, "dodo", "dodo"]
 
 
-def test_the_list_is_made_on_request(chromium: Browser, folder: Path) -> None:
+def test_the_list_is_made_on_request(chromium: Browser, tmp_path: Path) -> None:
     """With progress and a report; made again after a correction it says how answers moved."""
-    workspace = Workspace.open(folder)
-    mislabelled(workspace)
-    with served_here(folder, chromium) as desk:
+    with served_here(spoilt_workspace(tmp_path).path, chromium) as desk:
         desk.enter()
         assert "The first list takes a while." in desk.text("#vl-bar")
         desk.shots("first")

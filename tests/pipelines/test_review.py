@@ -20,7 +20,16 @@ from PIL import Image, ImageChops, ImageEnhance
 
 from tests.support.commands import run
 from tests.support.pictures import encoded, put
-from vlltr_index.anchors.selection import select
+from tests.support.spoilt import (
+    CLASSES,
+    PICTURES,
+    RECIPE,
+    characters,
+    spoilt_workspace,
+    trained_on,
+    with_head,
+    written,
+)
 from vlltr_index.classes import add_class, relabel_images, remove_classes, rename_class
 from vlltr_index.cli.render import report_lines
 from vlltr_index.data.glyphs import glyph_files
@@ -32,61 +41,20 @@ from vlltr_index.pipelines.review.folder import review_folder
 from vlltr_index.pipelines.review.held_out import held_out_labels
 from vlltr_index.pipelines.review.queue import Beside, Entry, Review, review
 from vlltr_index.pipelines.train_lgr import train_lgr_stage
-from vlltr_index.schemas.config import EncoderConfig, Recipe
 from vlltr_index.store.holdout import read_held_out
 from vlltr_index.store.workspace import Workspace
-
-CLASSES = 5
-PICTURES = 24
-RECIPE = Recipe(name="test", encoder=EncoderConfig(model="vlltr-tiny", pretrained="glyphs"))
 
 
 @pytest.fixture(scope="module")
 def drawn() -> dict[str, list[bytes]]:
     """Pictures of five characters."""
-    rows = pq.read_table(
-        glyph_files(fast=True).images, columns=["image", "label"], filters=[("split", "=", "train")]
-    ).to_pylist()
-    common = [name for name, _ in Counter(row["label"] for row in rows).most_common(CLASSES)]
-    return {name: [r["image"] for r in rows if r["label"] == name][:PICTURES] for name in common}
-
-
-def written(folder: Path, drawn: dict[str, list[bytes]]) -> list[str]:
-    """Write pictures as class folders with plain names, and return the names of the classes."""
-    names = [f"class {n}" for n in range(len(drawn))]
-    for name, pictures in zip(names, drawn.values(), strict=True):
-        for number, data in enumerate(pictures):
-            put(folder / name / f"{number}.png", data)
-    return names
-
-
-def with_head(made: Workspace) -> Workspace:
-    """Embed the images of a workspace, and train its head."""
-    embed(made)
-    select(made, made.recipe.select)
-    train_lgr_stage(made, made.recipe.lgr)
-    return made
-
-
-def trained_on(place: Path, folder: Path) -> Workspace:
-    """Make a workspace of class folders with a head."""
-    made = Workspace.create(place, RECIPE)
-    ingest_images(made, folder, "train")
-    return with_head(made)
+    return characters()
 
 
 @pytest.fixture(scope="module")
-def spoilt_once(tmp_path_factory: pytest.TempPathFactory, drawn: dict[str, list[bytes]]) -> Workspace:
-    """Pictures of which two lie in a wrong folder, one is in two folders, and one is in a folder twice, darkened."""
-    place = tmp_path_factory.mktemp("spoilt")
-    folder = place / "pictures"
-    written(folder, drawn)
-    shutil.move(folder / "class 0" / "3.png", folder / "class 1" / "wrong.png")
-    shutil.move(folder / "class 2" / "4.png", folder / "class 3" / "wrong.png")
-    shutil.copy(folder / "class 4" / "5.png", folder / "class 0" / "twice.png")
-    darker = ImageEnhance.Brightness(Image.open(folder / "class 4" / "7.png").convert("RGB")).enhance(0.9)
-    darker.save(folder / "class 4" / "darker.png")
-    return trained_on(place / "workspace", folder)
+def spoilt_once(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A workspace of pictures of which some lie in a wrong folder or are there twice."""
+    return spoilt_workspace(tmp_path_factory.mktemp("spoilt"))
 
 
 @pytest.fixture
