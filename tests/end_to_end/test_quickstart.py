@@ -14,6 +14,7 @@ from time import sleep
 
 import pytest
 
+from tests.support.commands import run
 from vlltr_index.store.workspace import Workspace
 
 pytestmark = pytest.mark.slow
@@ -102,14 +103,16 @@ def test_it_goes_on_and_shows_everything(first: tuple[Path, subprocess.Completed
 
 
 def test_again_only_shows(
-    first: tuple[Path, subprocess.CompletedProcess[str]], installed: dict[str, str]
+    first: tuple[Path, subprocess.CompletedProcess[str]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A second run trains nothing and commits nothing; --json gives one document on stdout."""
     folder, _ = first
     workspace = Workspace.open(folder / "vlltr-quickstart-fast")
     before = workspace.history.last()
-    command = [*COMMAND, "--json", "quickstart", "--fast"]
-    again = subprocess.run(command, cwd=folder, env=installed, capture_output=True, text=True, check=False)
-    assert again.returncode == 0, again.stderr
-    assert json.loads(again.stdout)["workspace"] == "vlltr-quickstart-fast"
+    monkeypatch.chdir(folder)
+    code, out, err = run(capsys, "--json", "quickstart", "--fast")
+    assert code == 0, err
+    assert json.loads(out)["workspace"] == "vlltr-quickstart-fast"
     assert workspace.history.last() == before

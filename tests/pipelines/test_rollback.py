@@ -156,16 +156,16 @@ def test_the_commands(grown: Workspace) -> None:
 
 
 @pytest.mark.slow
-def test_predictions_come_back_byte_for_byte(trained: Workspace, pictures: Path) -> None:
+def test_predictions_come_back_byte_for_byte(small: Workspace, pictures: Path) -> None:
     """`predict --json` after changes and a rollback is what it was before, with both ways of retrieval."""
     images = [str(p) for p in sorted(pictures.glob("known-*.png"))[:2]]
     commands = [["--json", "predict", *images, "--retrieval", kind] for kind in ("faiss", "exhaustive")]
-    before = [run(trained, *command) for command in commands]
-    target = max(trained.history.ids())
-    add_class(trained, "zigzag", sentences=("A zigzag of many strokes.", "It looks like a saw."))
-    remove_classes(trained, [trained.snapshot().class_table().names[0]])
-    train_lgr_stage(trained, trained.recipe.lgr.model_copy(update={"seed": 5}))
-    assert [run(trained, *command) for command in commands] != before
-    rollback(trained, target)
-    assert [run(trained, *command) for command in commands] == before
-    assert run(trained, *commands[0], "--at", str(target)) == before[0]
+    before = [run(small, *command) for command in commands]
+    target = max(small.history.ids())
+    add_class(small, "zigzag", sentences=("A zigzag of many strokes.", "It looks like a saw."))
+    remove_classes(small, [small.snapshot().class_table().names[0]])
+    train_lgr_stage(small, small.recipe.lgr.model_copy(update={"seed": 5}))
+    assert [run(small, *command) for command in commands] != before
+    rollback(small, target)
+    assert [run(small, *command) for command in commands] == before
+    assert run(small, *commands[0], "--at", str(target)) == before[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,21 +26,34 @@ from vlltr_index.store.workspace import Workspace
 from vlltr_index.train import stage_two_data
 
 
-@pytest.fixture
-def read(trained: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    """A trained workspace whose head reads texts by a small model, too."""
+@pytest.fixture(scope="module")
+def read_once(trained_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a trained workspace whose head reads texts by a small model, too, and that model."""
+    place = tmp_path_factory.mktemp("read")
+    trained = Workspace.open(shutil.copytree(trained_once, place / "workspace"))
     texts = trained.snapshot().table("sentences", ["text"])["text"].to_pylist()
-    folder = write_sentence_model(tmp_path / "reader", texts)
-    recipe = override(trained.recipe, (f"prior.text={folder}",))
+    reader = write_sentence_model(place / "reader", texts)
+    recipe = override(trained.recipe, (f"prior.text={reader}",))
     trained.write_config(WorkspaceConfig(recipe=recipe))
     with pytest.raises(MissingStepError, match="the sentences were read by none"):
         train_lgr_stage(trained, recipe.lgr)
-    monkeypatch.setattr(stage_two_data, "better_kernel", lambda moments, one, other: one[0])
     embed(trained)
     assert trained.snapshot().commit.head is None, "a head does not know what it was not trained with"
-    train_lgr_stage(trained, recipe.lgr)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage_two_data, "better_kernel", lambda moments, one, other: one[0])
+        train_lgr_stage(trained, recipe.lgr)
     index_anchors(trained)
-    return trained
+    return place
+
+
+@pytest.fixture
+def read(read_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace]:
+    """A copy of the workspace that a test may change; the model, whose place the workspace knows, is put back."""
+    monkeypatch.setattr(stage_two_data, "better_kernel", lambda moments, one, other: one[0])
+    kept = shutil.copytree(read_once / "reader", tmp_path / "kept")
+    yield Workspace.open(shutil.copytree(read_once / "workspace", tmp_path / "read"))
+    shutil.copytree(kept, read_once / "reader", dirs_exist_ok=True)
+    SentenceModel.open.cache_clear()
 
 
 @pytest.mark.slow

@@ -146,7 +146,7 @@ CHANGES = st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 99)), min_si
 
 
 @pytest.mark.slow
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(CHANGES)
 def test_changes_in_a_row_have_the_rows_of_one_rewrite(changes: list[tuple[str, int]]) -> None:
     """After each of any changes, rollbacks among them, the parts have the rows of the tables."""
