@@ -157,7 +157,11 @@ class Story:
         """What the recognizer holds after a change is what a reload gives, to the bit."""
         assert self.options.recognizer is not None
         mine, read = self.options.recognizer.current(), Model.open(self.workspace.snapshot())
-        assert (mine.commit, mine.first_commit, mine.merged) == (read.commit, read.first_commit, read.merged)
+        assert (mine.commit, mine.first_commit, mine.known.merged) == (
+            read.commit,
+            read.first_commit,
+            read.known.merged,
+        )
         assert (mine.names, mine.taxonomy) == (read.names, read.taxonomy)
         for name in ("sentence_ids", "selection_id"):
             assert getattr(mine.anchors, name) == getattr(read.anchors, name)

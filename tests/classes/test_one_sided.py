@@ -229,7 +229,7 @@ def test_without_an_image_the_texts_answer(
     with torch.inference_mode():
         expected = recognizer.current().saved.head.text_logits(features, recognizer.current().bank).softmax(1)
     np.testing.assert_allclose(recognizer.predict_proba(asked), expected.numpy(), atol=1e-5)
-    assert recognizer.current().visual_sides() == {}
+    assert recognizer.current().known.visual_sides() == {}
     best = recognizer.predict(asked[:1], PredictOptions(explain=2))[0].classes[0]
     assert (best.image_part, len(best.sentences)) == (0.0, 2)
     looked = Examination(recognizer.current(), features[0])
@@ -256,12 +256,12 @@ def test_images_come_to_a_workspace_of_texts(told: Workspace, asked: list[Path],
     for name in sorted(p.name for p in more.iterdir()):
         assert add_images(told, name, [more / name]).classes[0].visual == "images"
     shown = Recognizer.open(told)
-    assert set(shown.current().visual_sides().values()) == {"images"}
+    assert set(shown.current().known.visual_sides().values()) == {"images"}
     fused = shown.current().exhaustive(shown.features(asked)[0])
     np.testing.assert_allclose(fused.by_image.numpy(), 1 / 8, atol=1e-6)
     refit(told, told.recipe.lgr)
     after = Recognizer.open(told)
-    assert Counter(after.current().visual_sides().values()) == {"trained": 7}  # one has no image yet
+    assert Counter(after.current().known.visual_sides().values()) == {"trained": 7}  # one has no image yet
     owners = np.array([after.classes_.tolist().index(image.parent.name) for image in asked])
     now = after.predict_proba(asked)
     assert np.abs(now - before).max() > 1e-3

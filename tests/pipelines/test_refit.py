@@ -43,7 +43,7 @@ pytestmark = pytest.mark.slow
 def test_all_classes_with_images_are_trained(small: Workspace) -> None:
     """The class known by images becomes a trained one, the class known by text stays so, merged rows become one."""
     before = small.history.last()
-    assert Model.open(small.snapshot()).visual_sides()[10] == "images"
+    assert Model.open(small.snapshot()).known.visual_sides()[10] == "images"
     report = refit(small, small.recipe.lgr)
     after = small.history.last()
     assert (report.classes, report.new_classes, report.text_only) == (9, ["seen"], 1)
@@ -52,8 +52,8 @@ def test_all_classes_with_images_are_trained(small: Workspace) -> None:
     scorer = Model.open(small.snapshot())
     assert scorer.saved.class_ids.tolist() == [0, 1, 3, 5, 6, 7, 8, 9, 10]
     assert scorer.class_ids[~scorer.trained].tolist() == [11]
-    assert scorer.visual_sides() == dict.fromkeys([0, 1, 3, 5, 6, 7, 8, 9, 10], "trained")
-    assert not scorer.merged
+    assert scorer.known.visual_sides() == dict.fromkeys([0, 1, 3, 5, 6, 7, 8, 9, 10], "trained")
+    assert not scorer.known.merged
     assert report_lines(report)[1] == "New in it: seen. Known by text alone: 1 class."
 
 

@@ -98,7 +98,7 @@ def test_classes_without_anchors_are_named(few: Workspace, drawn: Path, tmp_path
     train_lgr_stage(few, few.recipe.lgr)
     scorer, names = Recognizer.open(few).current(), few.snapshot().class_table().names
     assert names[int(scorer.class_ids[-1])] == "okapi"
-    assert scorer.visual_sides()[int(scorer.class_ids[-1])] == "images"
+    assert scorer.known.visual_sides()[int(scorer.class_ids[-1])] == "images"
     few.write_config(WorkspaceConfig(recipe=override(few.recipe, ("fusion.rule=paper",))))
     with pytest.raises(MissingStepError) as caught:
         train_lgr_stage(few, few.recipe.lgr)
