@@ -138,11 +138,6 @@ class SavedHead:
         return 1.0 if self.parts is None else self.parts.unit_correlation
 
     @property
-    def ood_threshold(self) -> float | None:
-        """The threshold of rejection, see `Parts`; None where nothing can be rejected."""
-        return None if self.parts is None else self.parts.ood_threshold
-
-    @property
     def texts(self) -> str:
         """What texts are used for, in a sentence; empty for a head without parts."""
         return "" if self.parts is None else self.parts.texts

@@ -61,6 +61,11 @@ class FusionRule(ABC):
         return 1.0
 
     @property
+    def threshold(self) -> float | None:
+        """The threshold of rejection, see `rejection`; None where nothing can be rejected."""
+        return None
+
+    @property
     def text_only(self) -> Tensor:
         """Columns of the classes that have a score, and none by images, int64."""
         return torch.empty(0, dtype=torch.int64)
@@ -198,6 +203,11 @@ class OursRule(FusionRule):
     def correlation(self) -> float:
         """The intraclass correlation of the answers in a group."""
         return self.parts.correlation
+
+    @property
+    def threshold(self) -> float | None:
+        """The score that 95% of held-out groups reach; None where too few were held out."""
+        return self.parts.ood_threshold
 
     @property
     def text_only(self) -> Tensor:

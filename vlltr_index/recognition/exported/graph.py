@@ -36,7 +36,7 @@ _PRODUCTS = ("Conv", "Gemm", "MatMul")
 
 def output_names(model: Model) -> list[str]:
     """Name a graph's outputs: `probabilities` [B, C] and, if the head has a level for it, `known_score` [B]."""
-    return ["probabilities"] if model.saved.ood_threshold is None else ["probabilities", "known_score"]
+    return ["probabilities"] if model.rule.threshold is None else ["probabilities", "known_score"]
 
 
 def check_exportable(model: Model) -> None:

@@ -279,11 +279,11 @@ def _labels(model: Model, prior: Prior, files: dict[str, Comparison]) -> dict[st
     """Return what `labels.json` says."""
     record = model.source.record
     size = list(model.encoder.image_size)
-    parts = model.saved.parts
     reject = None
-    if parts is not None and parts.ood_threshold is not None:
+    if model.rule.threshold is not None:
+        parts = model.known.parts
         reject = {
-            "threshold": parts.ood_threshold,
+            "threshold": model.rule.threshold,
             "meaning": "a picture is of none of the classes if the output known_score is below the threshold",
             "accepted_of_unknown_classes": parts.unknown_accepted,
         }

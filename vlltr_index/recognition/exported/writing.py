@@ -331,7 +331,7 @@ def _config(snapshot: Snapshot, model: Model, sentences: int, record: ModelRecor
         dim=model.bank.dim,
         preprocess=encoder.config["preprocess_cfg"],
         tokenizer=encoder.tokenizer.identity(),
-        rejects=model.saved.ood_threshold is not None,
+        rejects=model.rule.threshold is not None,
         classes=len(snapshot.class_table().ids),
         anchors=len(model.anchors.keys),
         sentences=sentences,
