@@ -236,8 +236,9 @@ def change(
                 update(tx, select, images, touched=set(done.touched), held=held)
             if done.images_changed:
                 _update_stats(tx, done.touched, before.saved.unit_correlation)
-            tx.note(merged=before.known.merged if done.merged is None else done.merged)
-            after = Model.open(tx, before=before)
+            merged = before.known.merged if done.merged is None else done.merged
+            tx.note(merged=merged)
+            after = Model.open(tx, before=before).with_known(merged=merged)  # tx's record lacks what it notes
             effect, offsets = measure(before, after, done.touched)
             tx.note(offsets=offsets)
             after = replace(after, offsets=offsets)
