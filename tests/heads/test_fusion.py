@@ -15,7 +15,6 @@ from torch import Tensor
 from tests.support import twins
 from vlltr_index.heads.fusion import (
     FusedScores,
-    Kinds,
     PartWeights,
     Rule,
     VisualScores,
@@ -305,9 +304,3 @@ def test_scores_are_joined_in_their_order() -> None:
     for one in (FusedScores.joined(iter(parts), 7), FusedScores.joined(iter([whole]), 7)):
         for found, expected in zip(one.tensors, whole.tensors, strict=True):
             torch.testing.assert_close(found, expected)
-
-
-def test_columns_of_each_kind() -> None:
-    """Base classes, also without an image by now, and added ones with a text alone."""
-    kinds = Kinds.of(torch.tensor([True, False, False, True]), torch.tensor([True, True, False, False]))
-    assert [columns.tolist() for columns in kinds] == [[0, 3], [2]]

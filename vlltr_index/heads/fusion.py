@@ -52,24 +52,6 @@ class PartWeights:
     combined: Weight = 1.0
 
 
-class Kinds(NamedTuple):
-    """Columns of the classes of each kind, int64, on the CPU, so that no GPU is waited for.
-
-    Attributes:
-        trained: Of the base classes.
-        text_only: Of added classes without images.
-    """
-
-    trained: Tensor
-    text_only: Tensor
-
-    @classmethod
-    def of(cls, trained: Tensor, with_images: Tensor) -> Kinds:
-        """Make it from the masks of the base classes and of those that have images, bool [C]."""
-        masks = (trained, ~trained & ~with_images)
-        return cls(*(mask.cpu().nonzero()[:, 0] for mask in masks))
-
-
 class VisualScores(NamedTuple):
     """Scores of B images and C classes without attention.
 

@@ -23,6 +23,7 @@ from vlltr_index.embedding.loading import numbers, with_readings
 from vlltr_index.errors import InputError, MissingStepError, UsageError
 from vlltr_index.recognition.anchors import TEXT_COLUMNS, Texts, texts_of
 from vlltr_index.recognition.lazy import Lazy
+from vlltr_index.recognition.opening import no_index
 from vlltr_index.schemas.records import ClassScore, SentenceShare
 from vlltr_index.store.snapshot import Snapshot
 from vlltr_index.tensors import class_positions
@@ -269,11 +270,12 @@ def _model_without(model: Model, struck: frozenset[str]) -> tuple[Model, dict[st
         bank, ids = anchors_without(snapshot, config, left, sentences=frozenset(owners))
         bank = with_readings(snapshot, bank, ids)
     texts = texts_of(every.filter(of_touched))
+    before = model.lazy_texts  # not the model, which `_WITHOUT` would keep
     anchors = model.anchors.exchanged(touched, bank, ids, [texts[one][0] for one in ids])
     found = replace(
         model.with_known(anchors=anchors),
-        lazy_index=Lazy(lambda: None),
-        lazy_texts=Lazy(lambda: {**model.texts, **texts}),
+        lazy_index=Lazy(no_index),
+        lazy_texts=Lazy(lambda: {**before.value, **texts}),
     )
     if model.log_prior is not None:
         columns = class_positions(model.class_ids, found.class_ids)

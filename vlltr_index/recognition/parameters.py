@@ -81,7 +81,7 @@ class ClassParameters:
         there: Tensor = torch.unique(torch.cat([self.bank.class_ids, self.stats.class_ids]))
         return there
 
-    @property
+    @cached_property
     def row_owners(self) -> Tensor:
         """Class id of each visual row after merges, int64 [C_v]."""
         if not self.merged:
@@ -99,7 +99,7 @@ class ClassParameters:
         """Column of each class that has anchors, int64 [C_a]."""
         return class_positions(self.class_ids, self.bank.class_ids)
 
-    @property
+    @cached_property
     def trained(self) -> Tensor:
         """Mask of the classes that the head was trained on, bool [C]."""
         return torch.isin(self.class_ids, self.row_owners)
@@ -117,7 +117,7 @@ class ClassParameters:
             known = known | (self.counts > 0)
         return (~known).nonzero()[:, 0]
 
-    @property
+    @cached_property
     def counts(self) -> Tensor:
         """Number of observations of each class, [C]."""
         return self._by_column(self.stats.counts)
@@ -188,11 +188,13 @@ class ClassParameters:
         """Return the head and the anchors on a device; the last one is kept."""
         if device.type == "cpu":
             return Placed(self.saved.head, self.bank)
-        if device not in self._copies:
+        found = self._copies.get(device)
+        if found is None:
             bank = replace(self.bank.to(device), class_ids=self.bank.class_ids)
+            found = Placed(deepcopy(self.saved.head).to(device), bank)
             self._copies.clear()
-            self._copies[device] = Placed(deepcopy(self.saved.head).to(device), bank)
-        return self._copies[device]
+            self._copies[device] = found
+        return found
 
     @cached_property
     def _copies(self) -> dict[torch.device, Placed]:

@@ -259,17 +259,18 @@ class OursRule(FusionRule):
 
     def _sentence_means(self, place: int, column: int) -> Tensor:
         """Return the prior mean by each sentence of a class alone, [M, Z]."""
-        kept = self._kept_means
-        if place not in kept:
+        found = self._kept_means.get(place)
+        if found is None:
             shared = self.parts.shared
             at = torch.tensor([place])
             anchors = self.known.anchors
             bank = anchors.bank.select(at) if shared.kernel is None else anchors.of_classes(at)
             means = shared.tell(sentence_features(bank, slice(None), shared.kernel))
-            if len(kept) >= _EXPLAINED:
-                kept.clear()
-            kept[place] = self.known.plda.map_sentences(column, means)
-        return kept[place]
+            found = self.known.plda.map_sentences(column, means)
+            if len(self._kept_means) >= _EXPLAINED:
+                self._kept_means.clear()
+            self._kept_means[place] = found
+        return found
 
     @cached_property
     def _kept_means(self) -> dict[int, Tensor]:
