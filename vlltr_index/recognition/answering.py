@@ -92,7 +92,7 @@ def with_frequencies(
     groups: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> PredictOptions:
-    """Return the options with the frequencies among images, for the prior `folder`; see `frequencies.frequencies_among`."""
+    """Return the options with the frequencies among images, for the prior `folder`; see `frequencies_among`."""
     return estimate_prior(model, images, options, groups, progress)[0]
 
 

@@ -1,4 +1,4 @@
-"""One model, of a commit, an exported folder or fitted in memory: features to probabilities, images to explained answers."""
+"""One model, of a commit, an exported folder or memory: features to probabilities, images to explained answers."""
 
 from __future__ import annotations
 
@@ -125,8 +125,8 @@ class Model:
             """Return the model before if it has the same part."""
             return before if before is not None and unchanged(part, record, before.source.record) else None
 
-        saved = model.known.saved if (model := older("head")) else read_head(source)
         anchors = model.known.anchors if (model := older("anchors")) else read_anchors(source)
+        saved = model.known.saved if (model := older("head")) else read_head(source)
         stats = model.known.stats if (model := older("class_stats")) else read_class_stats(source)
         classes = (
             model.classes if (model := older("classes")) else ClassTable.from_arrow(source.rows("classes"))
