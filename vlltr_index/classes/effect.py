@@ -75,7 +75,7 @@ def measure(before: Model, after: Model, touched: set[int]) -> tuple[Effect, dic
 
     Args:
         before: The model before.
-        after: The model after, without offsets of added classes.
+        after: The model after; its offsets of added classes are not used.
         touched: Ids of the classes that changed.
 
     Returns:

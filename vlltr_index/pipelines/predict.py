@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import socket
 from collections import defaultdict
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -14,6 +13,8 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+from pydantic import TypeAdapter
+from pydantic_core import to_json
 
 from vlltr_index.data.frequencies import Situation
 from vlltr_index.data.unlabelled import Pictures, image_identities, unlabelled_images
@@ -24,14 +25,17 @@ from vlltr_index.recognition.answering import answer_read, estimate_prior, strea
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.fingerprint import digest_bytes, digest_json
 from vlltr_index.schemas.options import USUAL, PredictOptions
+from vlltr_index.schemas.records import Prediction
 from vlltr_index.version import VERSION
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from vlltr_index.recognition.model import Model
-    from vlltr_index.schemas.records import Prediction, Progress
+    from vlltr_index.schemas.records import Progress
     from vlltr_index.store.workspace import Workspace
+
+_PREDICTION = TypeAdapter(Prediction)
 
 
 @dataclass(frozen=True)
@@ -257,7 +261,7 @@ def _by_ray(
     arguments = ray.address, model.commit, options, model.encoder.image_size, on_cpu()
     with RayData(ray.actors) as data:
         for table in data.run(Pictures(list(named)), reader, _RayAnswering, arguments):
-            yield from map(pickle.loads, table["answer"].to_pylist())
+            yield from map(_PREDICTION.validate_json, table["answer"].to_pylist())
 
 
 class _RayAnswering:
@@ -293,4 +297,4 @@ class _RayAnswering:
         from vlltr_index.embedding.ray_engine import decoded
 
         answers = answer_read(self._model, [decoded(table, self._size)], self._options)
-        return pa.table({"place": table["place"], "answer": [pickle.dumps(one) for one in answers]})
+        return pa.table({"place": table["place"], "answer": [to_json(one) for one in answers]})

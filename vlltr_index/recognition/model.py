@@ -128,9 +128,10 @@ class Model:
         anchors = model.known.anchors if (model := older("anchors")) else read_anchors(source)
         saved = model.known.saved if (model := older("head")) else read_head(source)
         stats = model.known.stats if (model := older("class_stats")) else read_class_stats(source)
-        classes = (
-            model.classes if (model := older("classes")) else ClassTable.from_arrow(source.rows("classes"))
-        )
+        rows = source.rows
+        classes = model.classes if (model := older("classes")) else ClassTable.from_arrow(rows("classes"))
+        taxonomy = model.taxonomy if (model := older("taxonomy")) else taxonomy_of(rows("taxonomy"), classes)
+        opens_encoder = partial(open_encoder, source, device=chosen)
         fusion = record.fusion
         if fusion.rule == "ours" and saved.parts is None:
             fusion = fusion.model_copy(update={"rule": "paper"})
@@ -138,15 +139,11 @@ class Model:
             known=ClassParameters(anchors, saved, stats, record.merged),
             fusion=fusion,
             classes=classes,
-            taxonomy=model.taxonomy
-            if (model := older("taxonomy"))
-            else taxonomy_of(source.rows("taxonomy"), classes),
+            taxonomy=taxonomy,
             offsets=record.offsets,
             source=source,
             device=chosen,
-            lazy_encoder=model.lazy_encoder
-            if (model := older("encoder"))
-            else Lazy(partial(open_encoder, source, device=chosen)),
+            lazy_encoder=model.lazy_encoder if (model := older("encoder")) else Lazy(opens_encoder),
             lazy_index=model.lazy_index if (model := older("index")) else Lazy(partial(open_index, source)),
             lazy_texts=model.lazy_texts if (model := older("texts")) else Lazy(partial(read_texts, source)),
             class_images=class_images_of(source),

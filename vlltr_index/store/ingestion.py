@@ -36,12 +36,10 @@ def image_id(split: str, source: str, side: int | None = None) -> str:
     return hashed if side is None else f"{hashed}-{side}"
 
 
-def image_row(
-    record: ImageRecord, found: Probe, class_id: int | None, side: int | None = None
-) -> dict[str, Any]:
+def image_row(key: str, record: ImageRecord, found: Probe, class_id: int | None) -> dict[str, Any]:
     """Build a row of the table `images`, with the image's bytes if the record has them."""
     return {
-        "image_id": image_id(record.split, record.source, side),
+        "image_id": key,
         "content_hash": found.content_hash,
         "uri": record.uri,
         "data": record.data,
@@ -64,7 +62,9 @@ def image_rows(images: Mapping[int, Sequence[ImageRecord]]) -> pa.Table:
     owned = [(class_id, record) for class_id, records in images.items() for record in records]
     probes = probe_all([record for _, record in owned])
     rows = [
-        image_row(replace(record, source=f"{record.uri}#{(found.content_hash or '')[:16]}"), found, class_id)
+        image_row(
+            image_id(record.split, f"{record.uri}#{(found.content_hash or '')[:16]}"), record, found, class_id
+        )
         for (class_id, record), found in zip(owned, probes, strict=True)
     ]
     return pa.Table.from_pylist(rows, schema=IMAGES)
