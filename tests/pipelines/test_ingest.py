@@ -22,7 +22,6 @@ from vlltr_index.data.decoding import open_image
 from vlltr_index.errors import InputError
 from vlltr_index.pipelines.ingest import ingest_images, ingest_text
 from vlltr_index.schemas.config import EncoderConfig, Recipe
-from vlltr_index.schemas.fingerprint import digest_bytes
 from vlltr_index.store.ingestion import image_id
 from vlltr_index.store.workspace import Workspace
 
@@ -223,18 +222,6 @@ def test_parquet_rows_are_copied_in(workspace: Workspace, tmp_path: Path) -> Non
     assert {r["class_id"] for r in rows(workspace, "images") if r["image_id"] == image_id("train", "3")} == {
         0
     }
-
-
-def test_of_two_rows_of_one_name_the_used_one_gives_the_bytes(workspace: Workspace, tmp_path: Path) -> None:
-    """The first row is of an unknown class; the second has the same name, another picture and a known class."""
-    ingest_images(workspace, parquet(tmp_path / "train.parquet", [(1, "owl", "train")]))
-    names = {"label": ["tit", "owl"], "split": ["test", "test"], "source": ["one", "one"]}
-    pq.write_table(pa.table({"image": [png(2), png(3)], **names}), tmp_path / "test.parquet")
-    report = ingest_images(workspace, tmp_path / "test.parquet", "test")
-    assert (report.added, report.unknown_class) == (1, 1)
-    (found,) = (row for row in rows(workspace, "images") if row["split"] == "test")
-    assert found["data"] == png(3)
-    assert found["content_hash"] == digest_bytes(png(3))
 
 
 def test_only_train_makes_classes(workspace: Workspace, tmp_path: Path) -> None:

@@ -303,15 +303,14 @@ def write(tx: Transaction, plan: Plan, listing: Listing, side: int | None, progr
     Raises:
         InputError: If no image of the source is left that can be read.
     """
-    # By class, too: of two entries of one name, the first may be of an unknown class.
-    left = {(*one.name, one.record.class_name): one for one in plan.images.values()}
+    left = {one.name: one for one in plan.images.values()}
     changed = 0
     for part in _parts(listing.with_bytes()):
         placed = [
             one._replace(record=replace(one.record, data=item.data))
             for item in part
             if isinstance(item, ImageRecord)
-            and (one := left.pop((item.split, item.source, item.class_name), None)) is not None
+            and (one := left.pop((item.split, item.source), None)) is not None
         ]
         if side is not None:
             placed = _reduce(placed, side, plan.notes)

@@ -130,7 +130,7 @@ def _tempered(data: StageTwoData, scorer: Model, features: Tensor) -> dict[str, 
     """Logits [N, C] of the linear layer and the text branch, each at the temperature of the images held out."""
     held, labels, weights = held_out(data, scorer.trained)
     rows = {}
-    for name, logits in (("linear layer", scorer.visual_logits), ("text branch", scorer.text_logits)):
+    for name, logits in (("linear layer", scorer.rule.linear_logits), ("text branch", scorer.text_logits)):
         factor = fit_temperature(logits(held)[:, scorer.trained], labels, weights)
         rows[name] = factor * torch.cat([logits(part) for part in features.split(512)])
     return rows

@@ -62,7 +62,7 @@ def rows_without_text(data: StageTwoData, scorer: Model, features: Tensor) -> tu
 
     @torch.inference_mode()
     def said(some: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        return scorer.visual_logits(some).double(), {
+        return scorer.rule.linear_logits(some).double(), {
             GENERATIVE: model.log_likelihoods(unit_rows(some)).double(),
             MEANS: cosine_logits(some, means).double(),
             DISCRIMINANT: discriminant(model, unit_rows(some)),
