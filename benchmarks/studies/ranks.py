@@ -93,7 +93,7 @@ def measured(workspace: Workspace) -> dict[str, Any]:
     truth = {rank: nodes[labels] for rank, nodes in tree.at_rank.items()}
     found: dict[str, Any] = {"answered": {}, "right": {}, "least": {}}
     for asked in ASKED:
-        least = ranks_holding(tree, known, scorer.class_ids, scorer.row_owners, min_accuracy=asked)
+        least = ranks_holding(tree, known, scorer.class_ids, scorer.known.row_owners, min_accuracy=asked)
         nodes = tree.answers(sums, least)
         said = [levels.index(tree.ranks[node]) if node >= 0 else -1 for node in nodes.tolist()]
         found["answered"][f"{asked:g}"] = "".join("-" if n < 0 else str(n) for n in said)
@@ -102,7 +102,7 @@ def measured(workspace: Workspace) -> dict[str, Any]:
         )
         found["least"][f"{asked:g}"] = {rank: round(value, 3) for rank, value in least.items()}
     counts = training_counts(snapshot, scorer.class_ids)
-    held = counts[class_positions(scorer.class_ids, scorer.row_owners)][known.labels]
+    held = counts[class_positions(scorer.class_ids, scorer.known.row_owners)][known.labels]
     return {
         **found,
         "held_out": {
