@@ -23,6 +23,7 @@ from vlltr_index.recognition.exported.onnx_folder import export_onnx
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.options import PredictOptions
 from vlltr_index.store.workspace import Workspace
+from vlltr_index.tensors import unit_rows
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +75,10 @@ def test_texts_count_by_their_words(
     later = recognizer.current()
     features = later.features(sorted((pictures / "unseen").glob("*.png")))[0]
     column = later.column(name)
-    by_text = later.log_likelihoods(features)[:, column]
-    assert not torch.allclose(by_text, later.known.plda.without_text.log_likelihoods(features)[:, column])
+    plda = later.known.plda
+    unit = unit_rows(features)
+    by_text = plda.log_likelihoods(unit)[:, column]
+    assert not torch.allclose(by_text, plda.without_text.log_likelihoods(unit)[:, column])
     inside(space, "images", "add", name, pictures / "unseen" / "0.png")
     inside(space, "images", "add", name, pictures / "unseen" / "1.png")
 
