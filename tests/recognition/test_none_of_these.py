@@ -72,7 +72,7 @@ def test_what_it_lets_in_is_said_once(
     with trained.transaction("a head that was tried on classes left out") as tx:
         tx.set(head=trained.objects.put("heads", lambda path: save_head(measured, path)))
     recognizer = Recognizer.open(trained.path)
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", "vlltr_index"):
         for _ in range(2):
             recognizer.predict([pictures / "known-0.png"], PredictOptions(reject=True))
     assert caplog.text.count("lets in 25 % (95 %: 12 to 50) of images of other classes like these") == 1
