@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +11,7 @@ from vlltr_index.heads.dealing import (
     class_order,
     deal_groups,
     group_folds,
-    group_order,
+    held_out_folds,
     row_keys,
 )
 
@@ -122,22 +120,31 @@ def test_images_of_no_fold_are_not_asked_for() -> None:
 
 @quick
 @given(images=images, seed=st.integers(0, 3))
-def test_orders_of_groups_and_classes_follow_from_contents(images: list[tuple[int, int]], seed: int) -> None:
-    """Each group and each class has one place, the same in any order of the images."""
+def test_the_order_of_classes_follows_from_contents(images: list[tuple[int, int]], seed: int) -> None:
+    """It is the same in any order of the images, and for other numbers of the classes."""
     labels = torch.tensor([owner for owner, _ in images])
-    groups = [str(group) for _, group in images]
     keys = keys_of(len(images), seed)
-    place = group_order(groups, keys)
-    of_group = dict(zip(groups, place.tolist(), strict=True))
-    assert [of_group[group] for group in groups] == place.tolist()
-    assert sorted(of_group.values()) == list(range(len(set(groups))))
     owners = class_order(labels, keys)
     assert sorted(owners) == sorted(set(labels.tolist()))
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     moved = [keys[n] for n in order.tolist()]
-    assert torch.equal(group_order([groups[n] for n in order.tolist()], moved), place[order])
     assert class_order(labels[order], moved) == owners
     assert class_order(4 - labels, keys) == [4 - owner for owner in owners]
+
+
+def test_a_single_held_out_part_is_a_share_of_each_class() -> None:
+    """About a tenth, and less of more images; another image moves only groups of its own class."""
+    for images, least, most in ((6000, 500, 700), (12_000, 500, 700), (30_000, 650, 850)):
+        labels = torch.arange(images) % 20
+        groups = [str(n // 40) for n in range(images)]
+        keys = keys_of(images)
+        part = held_out_folds(labels, groups, keys)
+        assert least <= int((part == 0).sum()) <= most
+        assert set(part.tolist()) == {-1, 0}
+    assert set(labels[part == 0].tolist()) == set(range(20))
+    more = held_out_folds(torch.cat([labels, torch.tensor([3])]), [*groups, "another"], [*keys, "another"])
+    moved = labels[more[:-1] != part]
+    assert set(moved.tolist()) <= {3}
 
 
 @quick
@@ -160,15 +167,6 @@ def test_a_group_of_the_held_out_part_has_the_fold_of_its_own_hash(
 def test_groups_of_the_held_out_part_are_spread_over_the_folds() -> None:
     number = torch.bincount(group_folds([str(n) for n in range(500)], keys_of(500), 5), minlength=5)
     assert 70 <= int(number.min()) <= int(number.max()) <= 130
-
-
-def test_the_order_of_groups_is_not_that_of_their_names() -> None:
-    """Nor that in which they come: it is as random as a hash."""
-    first = Counter[int]()
-    for seed in range(100):
-        first[group_order(["a", "b", "c", "d"], keys_of(4, seed)).argmin().item()] += 1
-    assert len(first) == 4
-    assert max(first.values()) < 50
 
 
 def test_keys_of_rows_are_those_of_their_numbers() -> None:

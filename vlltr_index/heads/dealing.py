@@ -18,8 +18,8 @@ from vlltr_index.schemas.fingerprint import digest_bytes
 FOLDS = 5
 """Number of folds of the cross-validation, and into which the groups of a single held-out part are split."""
 _MANY_IMAGES = 5000  # from so many on, one part is held out
-_ONE_PART = 10
-_MOST_HELD = 1000
+_PARTS = 10  # of which the first is held out, ...
+_MOST_HELD = 1000  # ... unless it would hold more images than this: then twice as many parts
 
 
 def row_keys(features: Tensor) -> list[str]:
@@ -32,8 +32,8 @@ def held_out_folds(
 ) -> Tensor:
     """Return the fold that each image is held out in, int64 [N], -1 for one that never is.
 
-    There are five folds. With `one_part`, and from 5,000 images on, there is one: a tenth of the images, at most 1,000,
-    in whole groups.
+    There are five folds. With `one_part`, and from 5,000 images on, there is one: the first of ten, or of twenty from
+    10,000 images on, of forty from 20,000 on, and so on, so that it holds about 500 to 1,000 images.
 
     Args:
         labels, groups, keys: As for `deal_groups`.
@@ -41,12 +41,10 @@ def held_out_folds(
     """
     if not one_part and len(labels) < _MANY_IMAGES:
         return deal_groups(labels, groups, keys, FOLDS)
-    place = group_order(groups, keys)
-    sizes = torch.bincount(place)
-    most = min(max(len(place) // _ONE_PART, 1), _MOST_HELD)
-    small = sizes <= most
-    is_held = small & ((sizes * small).cumsum(0) <= most)
-    return torch.where(is_held[place], 0, -1)
+    parts = _PARTS
+    while len(labels) > parts * _MOST_HELD:
+        parts *= 2
+    return torch.where(deal_groups(labels, groups, keys, parts) == 0, 0, -1)
 
 
 def deal_groups(labels: Tensor, groups: Sequence[str], keys: Sequence[str], folds: int) -> Tensor:
@@ -86,13 +84,6 @@ def group_folds(groups: Sequence[str], keys: Sequence[str], folds: int) -> Tenso
     """
     hashes = _hashes(groups, keys)
     return torch.tensor([int(hashes[group][:8], 16) % folds for group in groups], dtype=torch.int64)
-
-
-def group_order(groups: Sequence[str], keys: Sequence[str]) -> Tensor:
-    """Number each image's group from 0, int64 [N], in a pseudo-random order that follows from the contents."""
-    hashes = _hashes(groups, keys)
-    number = {group: place for place, group in enumerate(sorted(hashes, key=lambda one: hashes[one]))}
-    return torch.tensor([number[group] for group in groups], dtype=torch.int64)
 
 
 def class_order(labels: Tensor, keys: Sequence[str]) -> list[int]:
