@@ -6,14 +6,14 @@ from vlltr_index.heads.checkpoint import Parts
 from vlltr_index.heads.configuration import FEWEST_GROUPS, Chosen, OutOfFold, TextLevel
 from vlltr_index.heads.rejection import ACCEPTED
 from vlltr_index.heads.weighing import balanced_shares, paired_mean, share_range
-from vlltr_index.train.stage_two_data import StageTwoData
+from vlltr_index.train.training_set import TrainingSet
 from vlltr_index.wording import plural, share_within
 
 _NO_SENTENCE = "There is no sentence: images alone decide."
 
 
 def what_was_decided(
-    data: StageTwoData, table: OutOfFold, chosen: Chosen, parts: Parts
+    data: TrainingSet, table: OutOfFold, chosen: Chosen, parts: Parts
 ) -> tuple[list[str], str]:
     """Return sentences on what was decided, and the one of them that says what texts are used for."""
     texts = _of_texts(data, chosen, parts)
@@ -43,7 +43,7 @@ def what_was_decided(
     return notes, texts
 
 
-def _of_accuracy(data: StageTwoData, table: OutOfFold, chosen: Chosen) -> list[str]:
+def _of_accuracy(data: TrainingSet, table: OutOfFold, chosen: Chosen) -> list[str]:
     """Report the accuracy on the table."""
     right = (chosen.log_probabilities.argmax(1) == table.labels).double()
     shares = balanced_shares(table.labels)
@@ -67,7 +67,7 @@ def _of_accuracy(data: StageTwoData, table: OutOfFold, chosen: Chosen) -> list[s
     return notes
 
 
-def _of_texts(data: StageTwoData, chosen: Chosen, parts: Parts) -> str:
+def _of_texts(data: TrainingSet, chosen: Chosen, parts: Parts) -> str:
     """Say what texts are used for."""
     if not data.has_text:
         return _NO_SENTENCE
@@ -84,7 +84,7 @@ def _of_texts(data: StageTwoData, chosen: Chosen, parts: Parts) -> str:
     return f"{of_prior}; attention over anchor sentences adds to the answer." if attends else f"{of_prior}."
 
 
-def _of_readings(data: StageTwoData, parts: Parts) -> list[str]:
+def _of_readings(data: TrainingSet, parts: Parts) -> list[str]:
     """Say whether the prior uses a sentence-embedding model that read the sentences."""
     if data.bank.readings is None:
         return []
@@ -94,7 +94,7 @@ def _of_readings(data: StageTwoData, parts: Parts) -> list[str]:
     return ["The prior does not use the sentence-embedding model: it predicts class means no better."]
 
 
-def _of_text_only(data: StageTwoData, parts: Parts) -> list[str]:
+def _of_text_only(data: TrainingSet, parts: Parts) -> list[str]:
     """Say whether a class can be recognised by its text alone."""
     if not data.has_text:
         return []

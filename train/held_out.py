@@ -16,7 +16,7 @@ from vlltr_index.heads.rejection import fit_parts, fit_scores
 from vlltr_index.heads.units import count_units
 from vlltr_index.heads.weighing import image_weights, share_range
 from vlltr_index.tensors import unit_rows
-from vlltr_index.train.stage_two_data import StageTwoData
+from vlltr_index.train.training_set import TrainingSet
 
 _FEWEST_UNKNOWN = 30  # images of left-out classes below which no false-accept rate is reported
 _MOST_LEFT_OUT = 100  # classes left out of a fold
@@ -35,7 +35,7 @@ class Fold:
         steps: Steps after which the held-out loss of the head's training had converged; 0 for an untrained head.
     """
 
-    data: StageTwoData
+    data: TrainingSet
     out: Tensor
     models: Mapping[float, PLDA]
     head: LGRHead
@@ -47,7 +47,7 @@ class Fold:
         return found.without_text if configuration.level == TextLevel.NONE else found
 
 
-def held_out_parts(data: StageTwoData, one_part: bool) -> list[Tensor]:
+def held_out_parts(data: TrainingSet, one_part: bool) -> list[Tensor]:
     """Return the images that each fold holds out, bool [N]: whole groups, but never the last images of a class.
 
     After a stage 1 that is the part which it did not see; none if it saw all images, for its encoder is too confident
@@ -64,7 +64,7 @@ def held_out_parts(data: StageTwoData, one_part: bool) -> list[Tensor]:
     return [asked & (fold == number) for number in fold[asked].unique().tolist()]
 
 
-def row_folds(data: StageTwoData, parts: list[Tensor]) -> Tensor:
+def row_folds(data: TrainingSet, parts: list[Tensor]) -> Tensor:
     """Return the fold of each image, int64 [N], -1 for one that no part holds out; a single part is split into five."""
     fold = torch.full_like(data.labels, -1)
     for number, out in enumerate(parts):
@@ -76,13 +76,13 @@ def row_folds(data: StageTwoData, parts: list[Tensor]) -> Tensor:
     return fold
 
 
-def fold_models(data: StageTwoData, out: Tensor) -> dict[float, PLDA]:
+def fold_models(data: TrainingSet, out: Tensor) -> dict[float, PLDA]:
     """Fit the PLDA for each shrinkage without the images `out`, bool [N]."""
     moments = data.moments(~out & ~data.unseen_classes[data.labels])
     return {shrinkage: data.model(moments, shrinkage) for shrinkage in SHRINKAGES}
 
 
-def out_of_fold(data: StageTwoData, folds: list[Fold], rows: Tensor, linear: bool) -> OutOfFold:
+def out_of_fold(data: TrainingSet, folds: list[Fold], rows: Tensor, linear: bool) -> OutOfFold:
     """Score the held-out images by the models of their folds.
 
     Args:
@@ -122,7 +122,7 @@ def out_of_fold(data: StageTwoData, folds: list[Fold], rows: Tensor, linear: boo
     )
 
 
-def text_logits(data: StageTwoData, fold: Fold, features: Tensor) -> Tensor:
+def text_logits(data: TrainingSet, fold: Fold, features: Tensor) -> Tensor:
     """Compute text logits [B, C]; a class without a sentence has the mean of the others."""
     logits = fold.head.text_logits(features, fold.data.bank)
     places = data.places.to(logits.device)
@@ -130,7 +130,7 @@ def text_logits(data: StageTwoData, fold: Fold, features: Tensor) -> Tensor:
     return torch.where(places >= 0, logits[:, positions], logits.mean(1, keepdim=True))
 
 
-def linear_logits(data: StageTwoData, head: LGRHead, features: Tensor) -> Tensor:
+def linear_logits(data: TrainingSet, head: LGRHead, features: Tensor) -> Tensor:
     """Compute the logits of the linear classifier [B, C]; zeros for classes without a row in the head."""
     logits = head.visual_logits(features)
     rows = data.rows.to(logits.device) if logits.shape[1] < data.classes else slice(None)
@@ -139,7 +139,7 @@ def linear_logits(data: StageTwoData, head: LGRHead, features: Tensor) -> Tensor
     return whole
 
 
-def fit_of_rows(data: StageTwoData, folds: list[Fold], rows: Tensor, configuration: Configuration) -> Tensor:
+def fit_of_rows(data: TrainingSet, folds: list[Fold], rows: Tensor, configuration: Configuration) -> Tensor:
     """Return `rejection.fit_parts` of the images of the table, float [M, 2], in the order of `out_of_fold`."""
     known = data.rows.nonzero()[:, 0]
     parts = []
@@ -151,7 +151,7 @@ def fit_of_rows(data: StageTwoData, folds: list[Fold], rows: Tensor, configurati
 
 
 def false_accept_rate(
-    data: StageTwoData, folds: list[Fold], configuration: Configuration, level: float, weight: float
+    data: TrainingSet, folds: list[Fold], configuration: Configuration, level: float, weight: float
 ) -> tuple[float | None, tuple[float, float] | None]:
     """Measure the share of images of classes left out that the threshold accepts, and its 95% interval over classes.
 
@@ -185,7 +185,7 @@ def false_accept_rate(
 
 
 def _without_classes(
-    data: StageTwoData, folds: list[Fold], configuration: Configuration
+    data: TrainingSet, folds: list[Fold], configuration: Configuration
 ) -> list[tuple[PLDA, Tensor]]:
     """Return models that some classes, bool [C], were left out of."""
     late = data.unseen_classes

@@ -32,7 +32,7 @@ from vlltr_index.train.held_out import (
     row_folds,
 )
 from vlltr_index.train.lgr import StoredImages, new_head, train_until
-from vlltr_index.train.stage_two_data import StageTwoData
+from vlltr_index.train.training_set import TrainingSet
 
 if TYPE_CHECKING:
     from vlltr_index.heads.anchor_bank import AnchorBank
@@ -89,7 +89,7 @@ class FoldModel:
 
 
 def fit_stage_two(
-    data: StageTwoData, config: LGRConfig, run_dir: Path | None = None, progress: Progress | None = None
+    data: TrainingSet, config: LGRConfig, run_dir: Path | None = None, progress: Progress | None = None
 ) -> StageTwoResult:
     """Fit the PLDA and, after a stage 1 or with `config.train`, train the head; choose by an out-of-fold table.
 
@@ -138,7 +138,7 @@ def fit_stage_two(
     )
 
 
-def weigh(data: StageTwoData, head: LGRHead) -> StageTwoResult:
+def weigh(data: TrainingSet, head: LGRHead) -> StageTwoResult:
     """Fit the PLDA for a trained head, and choose by the images that the head and the tower did not see."""
     data = data.placed()
     parts = held_out_parts(data, one_part=True) if bool(data.unseen.any()) else []
@@ -193,7 +193,7 @@ class _Decision:
 
 
 def _decide(
-    data: StageTwoData, folds: list[Fold], rows: Tensor, linear: bool, progress: Progress | None = None
+    data: TrainingSet, folds: list[Fold], rows: Tensor, linear: bool, progress: Progress | None = None
 ) -> _Decision:
     """Choose configuration, scalars and thresholds; fit the PLDA on all images; say what was decided."""
     moments = data.moments(torch.ones_like(data.unseen))
@@ -213,7 +213,7 @@ def _decide(
     return _Decision(replace(parts, texts=texts), notes, model, best, chosen.of_folds)
 
 
-def _parts(data: StageTwoData, model: PLDA, configuration: Configuration, weights: PartWeights) -> Parts:
+def _parts(data: TrainingSet, model: PLDA, configuration: Configuration, weights: PartWeights) -> Parts:
     """Return the parts that need no table."""
     whole = model.whole
     return Parts(
@@ -226,7 +226,7 @@ def _parts(data: StageTwoData, model: PLDA, configuration: Configuration, weight
 
 
 def _with_table(
-    data: StageTwoData, folds: list[Fold], rows: Tensor, table: OutOfFold, chosen: Chosen, parts: Parts
+    data: TrainingSet, folds: list[Fold], rows: Tensor, table: OutOfFold, chosen: Chosen, parts: Parts
 ) -> Parts:
     """Add what the table decides beside configuration and scalars."""
     fits = fit_of_rows(data, folds, rows, chosen.configuration)
@@ -246,7 +246,7 @@ def _with_table(
     )
 
 
-def _text_trust(data: StageTwoData, folds: list[Fold], configuration: Configuration, whole: PLDA) -> float:
+def _text_trust(data: TrainingSet, folds: list[Fold], configuration: Configuration, whole: PLDA) -> float:
     """Find how far texts of added classes are to be trusted: those that stage 1 saw look too good.
 
     The classes that it did not see have the statistics of `whole`, the PLDA of all images.
@@ -258,7 +258,7 @@ def _text_trust(data: StageTwoData, folds: list[Fold], configuration: Configurat
     return fit_trust(model.select(unseen.nonzero()[:, 0]))
 
 
-def _head(data: StageTwoData, config: LGRConfig, model: PLDA, rest: Tensor) -> LGRHead:
+def _head(data: TrainingSet, config: LGRConfig, model: PLDA, rest: Tensor) -> LGRHead:
     """Make an untrained head; classes without a row of stage 1 get that of the model's linear discriminant."""
     shared = model.shared
     length = data.features[0, rest].norm(dim=1).mean()
@@ -274,7 +274,7 @@ def _head(data: StageTwoData, config: LGRConfig, model: PLDA, rest: Tensor) -> L
 
 
 def _fold(
-    data: StageTwoData,
+    data: TrainingSet,
     config: LGRConfig,
     out: Tensor,
     stop: Tensor,
@@ -295,13 +295,13 @@ def _fold(
     return Fold(data, out, models, head.to(data.features.device), steps)
 
 
-def _learned(data: StageTwoData, branches: Sequence[str]) -> Tensor:
+def _learned(data: TrainingSet, branches: Sequence[str]) -> Tensor:
     """Return the images that a head learns from, bool [N]: of classes with a row and, for text alone, a sentence."""
     of = data.rows if "visual" in branches else data.rows & (data.places >= 0)
     return of[data.labels]
 
 
-def _stored(data: StageTwoData, chosen: Tensor) -> StoredImages:
+def _stored(data: TrainingSet, chosen: Tensor) -> StoredImages:
     """Return the images `chosen`, bool [N], for the training of a head."""
     return StoredImages(data.features[:, chosen], data.labels[chosen], data.bank, data.places)
 

@@ -37,7 +37,7 @@ from vlltr_index.heads.checkpoint import Parts, SavedHead, save_head
 from vlltr_index.heads.fusion import PartWeights
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.heads.moments import Moments
-from vlltr_index.heads.plda_fit import fit_model
+from vlltr_index.heads.plda_fit import fit_plda
 from vlltr_index.pipelines.build_index import index_anchors
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.recipes import load_recipe, override
@@ -195,7 +195,7 @@ def _workspace(folder: Path, classes: int, sentences: int = SENTENCES_EACH) -> W
     images = image_set(workspace.snapshot(), "train")
     each = torch.arange(len(images.class_ids))
     moments = Moments.of(unit_rows(images.features)[None], images.class_ids, each, classes)
-    shared = fit_model(moments, unit_rows(centres)).shared
+    shared = fit_plda(moments, unit_rows(centres)).shared
     parts = Parts(shared, PartWeights(image=1.0, generative=0.1, text=0.1))
     saved = SavedHead(head, torch.arange(classes), encoder.text_fp, encoder.image_fp, parts)
     with workspace.transaction("a head out of the air") as tx:

@@ -37,7 +37,7 @@ from benchmarks.study import Results, Setting, Study, table
 from vlltr_index.heads.configuration import TEMPERED
 from vlltr_index.heads.moments import Moments
 from vlltr_index.heads.plda import PLDA
-from vlltr_index.heads.plda_fit import fit_model
+from vlltr_index.heads.plda_fit import fit_plda
 from vlltr_index.heads.rejection import fit_parts, fit_scores
 from vlltr_index.heads.teaching import alike_groups, most_teaching
 from vlltr_index.heads.weighing import balanced_accuracy
@@ -97,7 +97,7 @@ class Pool:
         units = torch.tensor([numbers[self.units[n]] for n in labelled.tolist()])
         moments = Moments.of(self.features[None, labelled], self.labels[labelled], units, self.classes)
         none = torch.zeros(self.classes, self.features.shape[1])
-        return fit_model(moments, none)
+        return fit_plda(moments, none)
 
     def accuracy(self, model: PLDA) -> float:
         """Return the top-1 accuracy on the pictures for testing, each class counted alike."""

@@ -20,7 +20,7 @@ from vlltr_index.heads.plda import PLDA
 from vlltr_index.schemas.config import EncoderConfig, LGRConfig
 from vlltr_index.tensors import unit_rows
 from vlltr_index.train.stage_two import fit_stage_two
-from vlltr_index.train.stage_two_data import StageTwoData
+from vlltr_index.train.training_set import TrainingSet
 
 __all__ = ["SHIPPED", "features_of", "features_of_kinds", "fitted", "without_texts"]
 
@@ -59,13 +59,13 @@ def fitted(features: Tensor, labels: Tensor, classes: int, units: Tensor | None 
     return PLDA(parts.shared, counts, sums, data.prototypes), parts
 
 
-def without_texts(features: Tensor, labels: Tensor, classes: int, groups: Sequence[str]) -> StageTwoData:
+def without_texts(features: Tensor, labels: Tensor, classes: int, groups: Sequence[str]) -> TrainingSet:
     """Return the training data of classes without text, of features [N, D]."""
     none = torch.empty(0, dtype=torch.int64)
     bank = AnchorBank(
         torch.empty(0, features.shape[1]), torch.zeros(1, dtype=torch.int64), none, none, torch.empty(0)
     )
-    return StageTwoData(
+    return TrainingSet(
         features=features[None],
         labels=labels,
         bank=bank,

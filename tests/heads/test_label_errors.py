@@ -14,7 +14,7 @@ from vlltr_index.heads import label_errors as module
 from vlltr_index.heads.dealing import FOLDS, deal_groups, row_keys
 from vlltr_index.heads.label_errors import label_errors
 from vlltr_index.heads.moments import Moments
-from vlltr_index.heads.plda_fit import fit_model
+from vlltr_index.heads.plda_fit import fit_plda
 from vlltr_index.heads.weighing import fit_temperature, image_weights
 from vlltr_index.tensors import unit_rows
 
@@ -188,7 +188,7 @@ def held_out_answers(features: Tensor, labels: Tensor) -> Tensor:
     for number in range(FOLDS):
         rest = fold != number
         moments = Moments.of(images[None, rest], labels[rest], numbered[: int(rest.sum())], classes)
-        model = fit_model(moments, torch.zeros(classes, features.shape[1]), 1.0)
+        model = fit_plda(moments, torch.zeros(classes, features.shape[1]), 1.0)
         likelihoods[~rest] = model.log_likelihoods(images[~rest])
     weights = image_weights(labels, torch.bincount(labels), numbered)
     return (fit_temperature(likelihoods, labels, weights) * likelihoods).log_softmax(1)

@@ -14,7 +14,7 @@ from vlltr_index.errors import InputError
 from vlltr_index.heads.configuration import SHRINKAGES
 from vlltr_index.heads.moments import Moments, class_sums
 from vlltr_index.heads.plda import PLDA, SharedGaussian
-from vlltr_index.heads.plda_fit import fit_model, predict
+from vlltr_index.heads.plda_fit import fit_plda, predict
 from vlltr_index.heads.units import number_observations
 
 quick = settings(max_examples=40, deadline=None)
@@ -100,7 +100,7 @@ def test_the_fit_equals_its_twin(
         features, labels.tolist(), units.tolist(), texts, correlation, shrinkage=shrinkage
     )
     moments = Moments.of(features, labels, units, len(counts), correlation)
-    found = fit_model(moments, texts, shrinkage).shared.whole
+    found = fit_plda(moments, texts, shrinkage).shared.whole
     for name, value in expected.items():
         torch.testing.assert_close(whole(found)[name], value, rtol=1e-6, atol=1e-7, msg=name)
     assert min(found.spread.tolist()) >= 0.02
@@ -132,7 +132,7 @@ def test_fewer_images_than_dimensions_equal_the_whole_covariances(
         features, labels.tolist(), units.tolist(), texts, 1.0, shrinkage=shrinkage
     )
     moments = Moments.of(features, labels, units, len(counts))
-    fitted = fit_model(moments, texts, shrinkage)
+    fitted = fit_plda(moments, texts, shrinkage)
     added, own, more = drawn([2, 0, 1], [False, True, True], dim, seed=seed + 1)
     added_counts, added_sums = class_sums(added[0], own, 3)
     all_counts = torch.cat([moments.counts, added_counts])
@@ -240,7 +240,7 @@ def test_texts_predict_classes_that_have_no_image() -> None:
     features = (2.0 * texts @ turned)[labels] + 0.3 * torch.randn(200, 6, generator=g)
     seen = labels < 30
     moments = Moments.of(features[None, seen], labels[seen], torch.arange(150), 40)
-    shared = fit_model(moments, texts).shared
+    shared = fit_plda(moments, texts).shared
     assert shared.text_r2 > 0.9
     counts, sums = moments.counts, moments.sums
     model = PLDA(shared, counts, sums, predict(shared, texts))
@@ -258,7 +258,7 @@ def test_a_text_that_its_images_contradict_counts_for_nothing() -> None:
     texts, labels = 3.0 * torch.randn(40, 6, generator=g), torch.arange(40).repeat_interleave(3)
     features = texts[labels] + torch.randn(120, 6, generator=g)
     moments = Moments.of(features[None], labels, torch.arange(120), 40)
-    shared, counts, sums = fit_model(moments, texts).shared, moments.counts, moments.sums
+    shared, counts, sums = fit_plda(moments, texts).shared, moments.counts, moments.sums
     swapped, none = texts.clone(), texts.clone()
     swapped[:2], none[:2] = texts[[1, 0]], 0.0
     own, others, blank = (
@@ -276,7 +276,7 @@ def test_texts_of_few_classes_that_say_nothing_predict_nothing() -> None:
         labels = torch.arange(10).repeat_interleave(20)
         features = torch.randn(10, 64, generator=g)[labels] + torch.randn(200, 64, generator=g)
         moments = Moments.of(features[None], labels, torch.arange(200), 10)
-        shared = fit_model(moments, torch.randn(10, 64, generator=g)).shared
+        shared = fit_plda(moments, torch.randn(10, 64, generator=g)).shared
         found.append(shared.text_r2)
         assert bool((shared.text_map == 0).all()) is (shared.text_r2 == 0.0)
     assert sum(r2 == 0.0 for r2 in found) >= 6
@@ -294,7 +294,7 @@ def test_units_are_the_observations() -> None:
         assert torch.equal(moments.counts, once.counts) is same
         assert torch.allclose(moments.within, once.within) is same
         assert (
-            torch.allclose(fit_model(moments, texts).shared.spread, fit_model(once, texts).shared.spread)
+            torch.allclose(fit_plda(moments, texts).shared.spread, fit_plda(once, texts).shared.spread)
             is same
         )
 
@@ -312,7 +312,7 @@ def test_class_means_keep_their_distances_where_images_are_few(views: int) -> No
     features = torch.cat([images[None], images + others])
     moments = Moments.of(features, labels, torch.arange(180), 60)
     for shrinkage in SHRINKAGES:
-        shared = fit_model(moments, torch.zeros(60, 24), shrinkage).shared
+        shared = fit_plda(moments, torch.zeros(60, 24), shrinkage).shared
         back = torch.linalg.inv(shared.basis)
         between = (back.T @ shared.spread.diag() @ back).trace()
         assert float(between) == pytest.approx(float((2.0 * scale).square().sum()), rel=0.2)
@@ -327,7 +327,7 @@ def test_likelihoods_are_finite_where_nothing_can_be_estimated(counts: list[int]
     if same and len(set(counts)) == 1 and counts[0] == 1:
         features = features[:, :1].expand_as(features)
     moments = Moments.of(features.float(), labels, torch.arange(len(labels)), len(counts))
-    model = fit_model(moments, texts)
+    model = fit_plda(moments, texts)
     other = features[0].float() + torch.randn(1, 4, generator=torch.Generator().manual_seed(0))
     for images in (features[0].float(), other):
         assert float(model.log_likelihoods(images).abs().max()) < 1e3
@@ -340,4 +340,4 @@ def test_the_fit_refuses_values_that_are_not_finite() -> None:
     with pytest.raises(InputError, match="features must be finite"):
         Moments.of(features * torch.tensor([1.0, torch.nan, 1.0]), labels, units, 2)
     with pytest.raises(InputError, match="prototypes must be finite"):
-        fit_model(Moments.of(features, labels, units, 2), texts * torch.tensor([1.0, torch.nan, 1.0]))
+        fit_plda(Moments.of(features, labels, units, 2), texts * torch.tensor([1.0, torch.nan, 1.0]))

@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.heads.test_plda import any_shared
 from vlltr_index.heads.moments import Moments
 from vlltr_index.heads.plda import PLDA
-from vlltr_index.heads.plda_fit import fit_model
+from vlltr_index.heads.plda_fit import fit_plda
 from vlltr_index.heads.rejection import ACCEPTED, fit_parts, fit_scores, ratio_weight, threshold
 from vlltr_index.tensors import unit_rows
 
@@ -115,7 +115,7 @@ def test_new_images_of_known_classes_are_accepted(dim: int) -> None:
 
     def model(features: Tensor, labels: Tensor) -> PLDA:
         moments = Moments.of(features[None], labels, torch.arange(len(labels)), 20)
-        return fit_model(moments, torch.zeros(20, dim))
+        return fit_plda(moments, torch.zeros(20, dim))
 
     features, labels = images(10)
     new, _ = images(100)

@@ -19,7 +19,7 @@ from vlltr_index.heads.fusion import PartWeights
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.heads.moments import Moments, class_sums
 from vlltr_index.heads.plda import PLDA
-from vlltr_index.heads.plda_fit import fit_model, predict
+from vlltr_index.heads.plda_fit import fit_plda, predict
 from vlltr_index.heads.rejection import fit_parts
 from vlltr_index.tensors import unit_rows
 
@@ -42,7 +42,7 @@ def fitted(seed: int = 0, each: int = 3, shrinkage: float = 1.0) -> tuple[PLDA, 
     texts = unit_rows(centres + 0.2 * torch.randn(CLASSES, DIM, generator=g, dtype=torch.float64))
     texts[1] = 0.0
     moments = Moments.of(features[None], labels, torch.arange(len(labels)), CLASSES)
-    return fit_model(moments, texts, shrinkage), features, texts
+    return fit_plda(moments, texts, shrinkage), features, texts
 
 
 def with_added(model: PLDA, texts: Tensor, seed: int) -> tuple[PLDA, Tensor]:

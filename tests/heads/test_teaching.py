@@ -13,7 +13,7 @@ from torch import Tensor
 from vlltr_index.heads import teaching
 from vlltr_index.heads.moments import Moments
 from vlltr_index.heads.plda import SharedGaussian
-from vlltr_index.heads.plda_fit import fit_model
+from vlltr_index.heads.plda_fit import fit_plda
 from vlltr_index.heads.teaching import alike_groups, join_by_average, most_teaching, same_class_ratios
 
 quick = settings(max_examples=40, deadline=None)
@@ -166,7 +166,7 @@ def fitted(features: Tensor, labels: Tensor, classes: int) -> SharedGaussian:
     """The parameters of classes without text."""
     rows = torch.nn.functional.normalize(features)
     moments = Moments.of(rows[None], labels, torch.arange(len(rows)), classes)
-    return fit_model(moments, torch.zeros(classes, features.shape[1])).shared
+    return fit_plda(moments, torch.zeros(classes, features.shape[1])).shared
 
 
 def test_unknown_classes_are_found() -> None:

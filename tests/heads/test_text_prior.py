@@ -16,7 +16,7 @@ from vlltr_index.data.words import number_words
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.moments import Moments
 from vlltr_index.heads.plda import PLDA
-from vlltr_index.heads.plda_fit import better_kernel, fit_model, predict
+from vlltr_index.heads.plda_fit import better_kernel, fit_plda, predict
 from vlltr_index.heads.text_prior import (
     TextKernel,
     class_features,
@@ -175,7 +175,7 @@ def test_words_tell_what_no_encoder_read() -> None:
     kernel = TextKernel.of(bank.select(old.nonzero()[:, 0]))
     texts = class_features(bank, kernel)
     moments = moments_of(means[old], 5, 2)
-    model = fit_model(moments, texts[old], kernel=kernel)
+    model = fit_plda(moments, texts[old], kernel=kernel)
     assert model.shared.text_r2 > 0.5
     assert model.shared.kernel is kernel
     new = int((~old).sum())
@@ -183,7 +183,7 @@ def test_words_tell_what_no_encoder_read() -> None:
     later = PLDA(model.shared, *nothing, predict(model.shared, texts[~old]))
     assert (later.log_likelihoods(means[~old]).argmax(1) == torch.arange(new)).float().mean() > 0.7
     order = torch.randperm(int(old.sum()), generator=torch.Generator().manual_seed(0))
-    other = fit_model(moments, texts[old][order], kernel=kernel)
+    other = fit_plda(moments, texts[old][order], kernel=kernel)
     assert other.shared.kernel is None
     assert other.shared.text_r2 < 0.05
     assert other.shared.text_map.shape == (6, 6)
@@ -195,9 +195,9 @@ def test_a_class_is_told_of_as_if_it_were_left_out() -> None:
     bank = told(names, 6, 0)
     kernel = TextKernel.of(bank)
     texts = class_features(bank, kernel)
-    model = fit_model(moments_of(means, 5, 2), texts, kernel=kernel)
+    model = fit_plda(moments_of(means, 5, 2), texts, kernel=kernel)
     own = replace_images(moments_of(means, 5, 2), 7)
-    without = fit_model(own, texts, kernel=kernel)
+    without = fit_plda(own, texts, kernel=kernel)
 
     def told_of(fitted: PLDA) -> Tensor:
         fitted = fitted.whole
@@ -223,7 +223,7 @@ def test_likeness_in_many_dimensions_equals_the_whole_computation(monkeypatch: p
     for few in (True, False):
         if not few:
             monkeypatch.setattr("vlltr_index.heads.moments.row_span", lambda rows: None)
-        model = fit_model(moments_of(means[:35], 2, 2), texts[:35], kernel=kernel)
+        model = fit_plda(moments_of(means[:35], 2, 2), texts[:35], kernel=kernel)
         assert (model.shared.outside is not None) == few
         assert model.shared.kernel is kernel
         models.append(model)

@@ -55,7 +55,7 @@ def test_runs_that_cannot_keep_their_state(
 ) -> None:
     """They are refused before anything is read or trained."""
     for late in (
-        "vlltr_index.pipelines.training.training_set",
+        "vlltr_index.pipelines.training.stage_one_data",
         "vlltr_index.pipelines.train_lgr.read_anchors",
     ):
         monkeypatch.setattr(late, None)

@@ -23,7 +23,7 @@ from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.config import WorkspaceConfig
 from vlltr_index.schemas.recipes import override
 from vlltr_index.store.workspace import Workspace
-from vlltr_index.train import stage_two_data
+from vlltr_index.train import training_set
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def read_once(trained_once: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     embed(trained)
     assert trained.snapshot().commit.head is None, "a head does not know what it was not trained with"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage_two_data, "better_kernel", lambda moments, one, other: one[0])
+        patch.setattr(training_set, "better_kernel", lambda moments, one, other: one[0])
         train_lgr_stage(trained, recipe.lgr)
     index_anchors(trained)
     return place
@@ -49,7 +49,7 @@ def read_once(trained_once: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture
 def read(read_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace]:
     """A copy of the workspace that a test may change; the model, whose place the workspace knows, is put back."""
-    monkeypatch.setattr(stage_two_data, "better_kernel", lambda moments, one, other: one[0])
+    monkeypatch.setattr(training_set, "better_kernel", lambda moments, one, other: one[0])
     kept = shutil.copytree(read_once / "reader", tmp_path / "kept")
     yield Workspace.open(shutil.copytree(read_once / "workspace", tmp_path / "read"))
     shutil.copytree(kept, read_once / "reader", dirs_exist_ok=True)

@@ -28,7 +28,7 @@ from vlltr_index.store.class_table import ClassTable
 from vlltr_index.tensors import unit_rows
 from vlltr_index.train.lgr import new_head
 from vlltr_index.train.stage_two import StageTwoResult, weigh
-from vlltr_index.train.stage_two_data import StageTwoData
+from vlltr_index.train.training_set import TrainingSet
 
 FOLDER = Path(__file__).parent / "data" / "frozen"
 ANSWERS = FOLDER / "answers.json"
@@ -106,7 +106,7 @@ def _stage_one() -> tuple[Model, StageTwoResult, torch.Tensor, dict[str, Any]]:
     bank = AnchorBank.build(
         tensors["anchors"].float(), owners, torch.arange(classes), tensors["losses"], tensors["words"]
     )
-    data = StageTwoData(
+    data = TrainingSet(
         features=tensors["features"].float()[None],
         labels=labels,
         bank=bank,

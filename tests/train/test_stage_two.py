@@ -25,7 +25,7 @@ from vlltr_index.schemas.config import LGRConfig
 from vlltr_index.tensors import unit_rows
 from vlltr_index.train.held_out import held_out_parts, row_folds
 from vlltr_index.train.stage_two import StageTwoResult, fit_stage_two, weigh, without_images
-from vlltr_index.train.stage_two_data import StageTwoData
+from vlltr_index.train.training_set import TrainingSet
 from vlltr_index.wording import share_within
 
 WIDTH = 8
@@ -44,7 +44,7 @@ def drawn(
     groups: list[str | None] | None = None,
     apart: float = 0.5,
     seed: int = 0,
-) -> StageTwoData:
+) -> TrainingSet:
     """Two views of images about their class's mean, and three sentences a class about the same, or that of `order`."""
     g = torch.Generator().manual_seed(seed)
     centres = torch.randn(len(counts), WIDTH, generator=g)
@@ -68,9 +68,9 @@ def drawn(
 
 def data_of(
     features: Tensor, labels: Tensor, bank: AnchorBank, places: Tensor, units: list[str]
-) -> StageTwoData:
+) -> TrainingSet:
     """Training data without a stage 1."""
-    return StageTwoData(
+    return TrainingSet(
         features=features,
         labels=labels,
         bank=bank,
@@ -84,7 +84,7 @@ def data_of(
     )
 
 
-def answers(decision: StageTwoResult, data: StageTwoData) -> Tensor:
+def answers(decision: StageTwoResult, data: TrainingSet) -> Tensor:
     """Probabilities of the training images, put together as a workspace does."""
     plain, head, parts = data.features[0], decision.head, parts_of(decision)
     assert decision.rows is not None
@@ -120,7 +120,7 @@ def held_out(decision: StageTwoResult) -> int:
     return 0 if answers is None else len(answers.labels)
 
 
-def right(decision: StageTwoResult, data: StageTwoData) -> float:
+def right(decision: StageTwoResult, data: TrainingSet) -> float:
     """Share of the training images that are named."""
     return float((answers(decision, data).argmax(1) == data.labels).double().mean())
 
@@ -140,7 +140,7 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> Fits:
     return found
 
 
-def left_out(fits: Fits, data: StageTwoData) -> list[set[int]]:
+def left_out(fits: Fits, data: TrainingSet) -> list[set[int]]:
     """The positions of the images that each of those fits did without, for those that did without any but no class."""
     values = [round(float(x), 6) for x in unit_rows(data.features[0])[:, 0]]
     assert len(set(values)) == len(values)
@@ -286,7 +286,7 @@ def test_on_request_the_head_is_trained_and_images_that_stop_it_decide_nothing_e
     ],
     ids=["one class", "no sentence", "a class without a sentence", "few images"],
 )
-def test_classes_of_all_kinds_are_answered(data: StageTwoData) -> None:
+def test_classes_of_all_kinds_are_answered(data: TrainingSet) -> None:
     """The head has a row for each class, the weights are finite, and the training images are recognised."""
     decision = fit_stage_two(data, CONFIG)
     parts = parts_of(decision)
@@ -394,7 +394,7 @@ def test_text_only_classes_are_reported_by_what_texts_predict() -> None:
     assert said in attending.notes
 
 
-def of_noise(seed: int) -> StageTwoData:
+def of_noise(seed: int) -> TrainingSet:
     """Classes with sentences that say nothing."""
     data = drawn([8] * 10, apart=0.2)
     vectors = torch.randn(data.bank.vectors.shape, generator=torch.Generator().manual_seed(seed))
@@ -419,7 +419,7 @@ def test_a_decision_is_made_again() -> None:
     assert (found.notes, held_out(found)) == (whole.notes, held_out(whole))
 
 
-def after_stage_one(data: StageTwoData, unseen: list[int], classes: list[int]) -> StageTwoData:
+def after_stage_one(data: TrainingSet, unseen: list[int], classes: list[int]) -> TrainingSet:
     """The same with images and classes that stage 1 did not see, and its classifier: the class means."""
     counts, sums = class_sums(data.features[0], data.labels, data.classes)
     means = (sums / counts[:, None]).float()
@@ -563,7 +563,7 @@ def test_near_chance_is_reported() -> None:
     assert near not in fit_stage_two(drawn([12] * 4, [False] * 4), CONFIG).notes
 
 
-def wordy(order: list[int] | None = None, seed: int = 0) -> StageTwoData:
+def wordy(order: list[int] | None = None, seed: int = 0) -> TrainingSet:
     """Images of 16 classes around a part for each of the two words of the class's name, and sentences with the name, or
     that of the class in `order`, which no text tower read."""
     g = torch.Generator().manual_seed(seed)

@@ -20,7 +20,7 @@ _LEAST_SPREAD = 0.02
 _LEAST_LEFT = 0.05  # of the variance of class means, by their texts
 
 
-def fit_model(
+def fit_plda(
     moments: Moments, prototypes: Tensor, shrinkage: float = 1.0, kernel: TextKernel | None = None
 ) -> PLDA:
     """Fit the parameters that all classes share; return the model of the classes by these.
@@ -46,7 +46,7 @@ def fit_model(
     fit = told.fit
     between = _between_classes(told, moments, shrinkage)
     if fit.r2 and not between.text_r2:  # what they predict is sampling noise
-        return fit_model(moments, torch.zeros_like(prototypes), shrinkage)
+        return fit_plda(moments, torch.zeros_like(prototypes), shrinkage)
     basis = told.whitening(between.axes.T).T
     of_vectors = fit.of_vectors
     text_map = of_vectors.multiple * basis
@@ -78,7 +78,7 @@ def fit_model(
 
 
 def predict(shared: SharedGaussian, prototypes: Tensor) -> Tensor:
-    """Compute `PLDA.predicted`, float64 [C, Z], by prototypes float [C, T] as for `fit_model`."""
+    """Compute `PLDA.predicted`, float64 [C, Z], by prototypes float [C, T] as for `fit_plda`."""
     texts = prototypes[:, : len(shared.text_map)].double()
     return torch.where((texts != 0).any(1, keepdim=True), shared.tell(texts), 0.0)
 
@@ -136,7 +136,7 @@ class _Told:
 
 
 def _told_by(moments: Moments, prototypes: Tensor, shrinkage: float, kernel: TextKernel | None) -> _Told:
-    """Fit what texts tell of class means; the arguments are those of `fit_model`."""
+    """Fit what texts tell of class means; the arguments are those of `fit_plda`."""
     there = moments.counts > 0
     n = moments.counts[there].double()
     means = moments.sums[there] / n[:, None]

@@ -40,7 +40,7 @@ from vlltr_index.store.ingestion import probe_all
 from vlltr_index.tensors import unit_rows
 from vlltr_index.train.augment import ViewAugment
 from vlltr_index.train.stage_two import StageTwoResult, fit_stage_two
-from vlltr_index.train.stage_two_data import StageTwoData
+from vlltr_index.train.training_set import TrainingSet
 
 if TYPE_CHECKING:
     from vlltr_index.encoders.encoder import Encoder
@@ -311,7 +311,7 @@ def fit_in_memory(
     bank, chosen = sentences.anchors(images, torch.zeros_like(images.labels, dtype=torch.bool), select)
     places = torch.full((classes,), -1)
     places[bank.class_ids] = torch.arange(bank.num_classes)
-    data = StageTwoData(
+    data = TrainingSet(
         features=images.features,
         labels=images.labels,
         bank=bank,

@@ -154,8 +154,8 @@ def train_baseline_stage(
     """
     recipe = workspace.recipe
 
-    def prepare(snapshot: Snapshot) -> tuple[training.TrainingSet, str]:
-        data = training.training_set(snapshot, with_texts=False)
+    def prepare(snapshot: Snapshot) -> tuple[training.StageOneData, str]:
+        data = training.stage_one_data(snapshot, with_texts=False)
         own_part(config.batch_size)
         return data, training.run_key("baseline-fc", recipe, config, data)
 

@@ -57,8 +57,8 @@ def train_cvlp_stage(
         meet()
         by_first(lambda: _embed_first(workspace, progress))
 
-    def prepare(snapshot: Snapshot) -> tuple[tuple[training.TrainingSet, HeldOut], str]:
-        data, held = _parted(snapshot, training.training_set(snapshot), config)
+    def prepare(snapshot: Snapshot) -> tuple[tuple[training.StageOneData, HeldOut], str]:
+        data, held = _parted(snapshot, training.stage_one_data(snapshot), config)
         own_part(config.batch_size)
         return (data, held), training.run_key("cvlp", recipe, config, data)
 
@@ -108,15 +108,15 @@ def _embed_first(workspace: Workspace, progress: Progress | None) -> None:
         embed_images(tx, training.starting_encoder(workspace.recipe), "train", progress=progress)
 
 
-def _stored_images(snapshot: Snapshot, data: training.TrainingSet, encoder: Encoder) -> TrainImages:
+def _stored_images(snapshot: Snapshot, data: training.StageOneData, encoder: Encoder) -> TrainImages:
     """Return the training images as their plain vectors, which `_embed_first` has stored."""
     features = image_vectors_of(snapshot, data.image_ids, image_fp=encoder.image_fp)
     return TrainImages.from_features(features, data.labels)
 
 
 def _parted(
-    snapshot: Snapshot, data: training.TrainingSet, config: CVLPConfig
-) -> tuple[training.TrainingSet, HeldOut]:
+    snapshot: Snapshot, data: training.StageOneData, config: CVLPConfig
+) -> tuple[training.StageOneData, HeldOut]:
     """Split off what is held out of the training set."""
     names = snapshot.class_table().names
     ids = data.class_ids.tolist()
@@ -126,7 +126,7 @@ def _parted(
     return training.without(data, held, _texts(data, names, held.classes)), held
 
 
-def _texts(data: training.TrainingSet, names: Mapping[int, str], apart: frozenset[int]) -> list[list[str]]:
+def _texts(data: training.StageOneData, names: Mapping[int, str], apart: frozenset[int]) -> list[list[str]]:
     """Return the sentences of the classes that are not held out (`apart`), without those that name one that is.
 
     A class that would lose all of its sentences keeps them.

@@ -38,7 +38,7 @@ from vlltr_index.train.distributed import by_first, meet, own_part
 from vlltr_index.train.lgr import StoredImages, new_head, train_until, tune_visual
 from vlltr_index.train.loop import StageOne
 from vlltr_index.train.stage_two import StageTwoResult, fit_stage_two, weigh, without_images
-from vlltr_index.train.stage_two_data import StageTwoData
+from vlltr_index.train.training_set import TrainingSet
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -204,7 +204,7 @@ def _fit_head(
         return nothing, torch.empty(0, dtype=torch.int64)
     _log.info("%s on %s, fp32", run.command, device_name(choose_device()))
     if run.snapshot.recipe.fusion.rule == "ours":
-        data, class_ids = stage_two_data(run.data)
+        data, class_ids = training_set(run.data)
         decision = fit_stage_two(data, config, run.folder, progress)
         assert decision.rows is not None
         return decision, class_ids[decision.rows]
@@ -227,7 +227,7 @@ def _check_reading(snapshot: Snapshot) -> None:
         raise MissingStepError(change, "Run: vlltr embed")
 
 
-def stage_two_data(read: HeadData) -> tuple[StageTwoData, Tensor]:
+def training_set(read: HeadData) -> tuple[TrainingSet, Tensor]:
     """Return the training data of stage 2, and the ids int64 [C] of the classes that its images are of."""
     images = read.images
     assert images is not None
@@ -253,7 +253,7 @@ def stage_two_data(read: HeadData) -> tuple[StageTwoData, Tensor]:
     selected = commit.info.select
     if selected and selected.split == "train" and held == HeldOut():
         again = partial(_anchors_without, snapshot, selected, bank.class_ids, images.image_ids)
-    data = StageTwoData(
+    data = TrainingSet(
         features=read.features,
         labels=labels,
         bank=bank,
@@ -309,7 +309,7 @@ class _TunedData:
     """
 
     start: str | None
-    images: training.TrainingSet
+    images: training.StageOneData
     held: HeldOut
     bank: AnchorBank
 
@@ -318,7 +318,7 @@ def _tune_visual(
     workspace: Workspace, config: LGRConfig, progress: Progress | None, resume: bool
 ) -> training.TrainReport:
     def prepare(snapshot: Snapshot) -> tuple[_TunedData, str]:
-        whole = training.training_set(snapshot, with_texts=False)
+        whole = training.stage_one_data(snapshot, with_texts=False)
         own_part(config.batch_size)
         anchors = read_anchors(snapshot)
         start = _start(snapshot, config)
@@ -379,7 +379,7 @@ def _keep_tuned(
     if tx.recipe.fusion.rule == "ours":
         contents = contents_of(tx, images.image_ids)
         read = HeadData(tx, anchors, images, images.features[None], units, contents)
-        whole, class_ids = stage_two_data(read)
+        whole, class_ids = training_set(read)
         unseen, apart = _unseen(held, images.image_ids, class_ids)
         whole = replace(whole, unseen=unseen, unseen_classes=apart, visual_init=None)
         decision = weigh(whole, head)
@@ -394,8 +394,8 @@ def _keep_tuned(
 
 
 def _parted(
-    snapshot: Snapshot, data: training.TrainingSet, start: str | None
-) -> tuple[training.TrainingSet, HeldOut]:
+    snapshot: Snapshot, data: training.StageOneData, start: str | None
+) -> tuple[training.StageOneData, HeldOut]:
     """Split off the images that the parts are weighed on: those that stage 1 held out, or as many chosen now."""
     if snapshot.recipe.fusion.rule != "ours":
         return data, HeldOut()

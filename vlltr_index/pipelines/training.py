@@ -64,7 +64,7 @@ class TrainReport:
 
 
 @dataclass(frozen=True)
-class TrainingSet:
+class StageOneData:
     """Images and texts of the classes that have training images; labels are positions in `class_ids`."""
 
     class_ids: Tensor  # int64 [C], ascending
@@ -83,7 +83,7 @@ class TrainingSet:
         return owners
 
 
-def training_set(snapshot: Snapshot, with_texts: bool = True) -> TrainingSet:
+def stage_one_data(snapshot: Snapshot, with_texts: bool = True) -> StageOneData:
     """Read the training split from a snapshot.
 
     Raises:
@@ -99,7 +99,7 @@ def training_set(snapshot: Snapshot, with_texts: bool = True) -> TrainingSet:
     texts = class_texts(snapshot, class_ids.tolist()) if with_texts else {}
     bare = [i for i, told in texts.items() if not told]
     check_told(snapshot, bare, "sentence", "Bring text for them: vlltr ingest text PATH")
-    return TrainingSet(
+    return StageOneData(
         class_ids=class_ids,
         counts=counts,
         image_ids=ids,
@@ -111,7 +111,7 @@ def training_set(snapshot: Snapshot, with_texts: bool = True) -> TrainingSet:
     )
 
 
-def hold_out(data: TrainingSet, most: int, classes: frozenset[int] = frozenset()) -> HeldOut:
+def hold_out(data: StageOneData, most: int, classes: frozenset[int] = frozenset()) -> HeldOut:
     """Choose the images and classes to hold out: `classes` whole, and at most `most` images of the others."""
     owners = data.owners
     seen = [n for n, owner in enumerate(owners) if owner not in classes]
@@ -122,13 +122,13 @@ def hold_out(data: TrainingSet, most: int, classes: frozenset[int] = frozenset()
     return HeldOut.of((ids[n] for n in chosen), classes)
 
 
-def without(data: TrainingSet, held: HeldOut, texts: list[list[str]]) -> TrainingSet:
+def without(data: StageOneData, held: HeldOut, texts: list[list[str]]) -> StageOneData:
     """Return the training set without the images and classes held out; `texts` are the sentences of its classes."""
     pairs = zip(data.image_ids, data.owners, strict=True)
     kept = [n for n, (image, i) in enumerate(pairs) if not held.has(image) and i not in held.classes]
     owners = data.class_ids[data.labels[kept]]
     class_ids, labels, counts = torch.unique(owners, return_inverse=True, return_counts=True)
-    return TrainingSet(
+    return StageOneData(
         class_ids=class_ids,
         counts=counts,
         image_ids=_at(data.image_ids, kept),
@@ -313,7 +313,7 @@ def starting_encoder(recipe: Recipe, texts: list[list[str]] | None = None, seed:
     return Encoder.scratch(config.model, flat, seed=seed, **how)
 
 
-def run_key(what: str, recipe: Recipe, section: TrainingConfig, data: TrainingSet) -> str:
+def run_key(what: str, recipe: Recipe, section: TrainingConfig, data: StageOneData) -> str:
     """Return the name of a run's folder, from a digest of all that the run depends on."""
     facts = [
         what,
@@ -329,7 +329,7 @@ def run_key(what: str, recipe: Recipe, section: TrainingConfig, data: TrainingSe
 def keep_stage(
     workspace: Workspace,
     stage: StageOne,
-    data: TrainingSet,
+    data: StageOneData,
     kind: str,
     config: TrainingConfig,
     held: HeldOut | None = None,
@@ -385,7 +385,7 @@ def load_visual(folder: Path, class_ids: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 
 def stage_report(
-    run: TrainingRun[D], what: str, digest: str, data: TrainingSet, stage: StageOne, epochs: int
+    run: TrainingRun[D], what: str, digest: str, data: StageOneData, stage: StageOne, epochs: int
 ) -> TrainReport:
     """Build the report of a stage that was trained on images."""
     return TrainReport(

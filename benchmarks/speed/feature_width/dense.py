@@ -27,7 +27,7 @@ _RIDGES = tuple(10.0**n for n in range(-2, 5))
 def prepare(inputs: Arrays, values: dict[str, Any]) -> Any:
     """The same inputs; the fits are replaced by those below."""
     images.row_span = lambda rows: None
-    plda_fit.fit_model = fit_model
+    plda_fit.fit_plda = fit_plda
     return ours.prepare(inputs, values)
 
 
@@ -36,8 +36,8 @@ def run(state: Any) -> Arrays:
     return ours.run(state)
 
 
-def fit_model(moments: Moments, prototypes: Tensor, shrinkage: float) -> PLDA:
-    """Fit the model as `plda_fit.fit_model` does, with all matrices [D, D]."""
+def fit_plda(moments: Moments, prototypes: Tensor, shrinkage: float) -> PLDA:
+    """Fit the model as `plda_fit.fit_plda` does, with all matrices [D, D]."""
     n = moments.counts.double()
     weights = n / (n + 2.0)
     means = moments.sums / n[:, None]

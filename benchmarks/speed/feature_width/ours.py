@@ -1,4 +1,4 @@
-"""`vlltr_index.heads.plda_fit.fit_model`, as `vlltr train lgr` calls it."""
+"""`vlltr_index.heads.plda_fit.fit_plda`, as `vlltr train lgr` calls it."""
 
 from __future__ import annotations
 
@@ -28,6 +28,6 @@ def run(state: Any) -> Arrays:
         own = labels[rest]
         moments = Moments.of(features[None, rest], own, torch.arange(len(own)), len(texts))
         for shrinkage in SHRINKAGES:
-            model = plda_fit.fit_model(moments, texts, shrinkage)
+            model = plda_fit.fit_plda(moments, texts, shrinkage)
             found.append(model.log_likelihoods(features[~rest]))
     return {"log_likelihoods": torch.cat(found).numpy()}

@@ -51,7 +51,7 @@ from vlltr_index.pipelines.train_baseline import train_baseline_stage
 from vlltr_index.recognition.model import Model
 from vlltr_index.store.workspace import Workspace
 from vlltr_index.tensors import class_positions
-from vlltr_index.train.stage_two_data import StageTwoData
+from vlltr_index.train.training_set import TrainingSet
 
 TEXTS = ("true", "permuted")
 
@@ -126,7 +126,7 @@ def measure(workspace: Workspace, baseline: bool) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def _tempered(data: StageTwoData, scorer: Model, features: Tensor) -> dict[str, Tensor]:
+def _tempered(data: TrainingSet, scorer: Model, features: Tensor) -> dict[str, Tensor]:
     """Logits [N, C] of the linear layer and the text branch, each at the temperature of the images held out."""
     held, labels, weights = held_out(data, scorer.trained)
     rows = {}

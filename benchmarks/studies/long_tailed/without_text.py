@@ -22,7 +22,7 @@ from vlltr_index.store.snapshot import Snapshot
 from vlltr_index.store.workspace import Workspace
 from vlltr_index.tensors import cosine_logits, unit_rows
 from vlltr_index.train.stage_two import weigh
-from vlltr_index.train.stage_two_data import StageTwoData
+from vlltr_index.train.training_set import TrainingSet
 
 __all__ = [
     "WHOLE",
@@ -44,7 +44,7 @@ def without_branch(scorer: Model, features: Tensor) -> Tensor:
     return torch.cat([scorer.rule.visual_scores(part).scores.softmax(1) for part in features.split(512)])
 
 
-def rows_without_text(data: StageTwoData, scorer: Model, features: Tensor) -> tuple[dict[str, Tensor], Parts]:
+def rows_without_text(data: TrainingSet, scorer: Model, features: Tensor) -> tuple[dict[str, Tensor], Parts]:
     """Scores [N, C] of features [N, D] in the scorer's columns by each rule, and the parts of the row `WHOLE`.
 
     The linear layer is the head's. The generative model is fitted anew with prototypes of zero, and weighed beside it
@@ -98,7 +98,7 @@ def _weighted_visual(
     return visual_scores(likely, likely, weights.image * linear[:, base], base, offsets, weights.combined)
 
 
-def held_out(data: StageTwoData, trained: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def held_out(data: TrainingSet, trained: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Features [M, D] of the images that stage 1 did not see, positions among the classes that it saw, and weights."""
     labels = (trained.long().cumsum(0) - 1)[data.labels[data.unseen]]
     counts = count_units(data.labels, data.observations, data.classes)
@@ -126,7 +126,7 @@ def discriminant(model: PLDA, features: Tensor) -> Tensor:
     return (features.double() - shared.centre) @ shared.basis @ means.T - 0.5 * means.square().sum(1)
 
 
-def training_data(workspace: Workspace, snapshot: Snapshot) -> StageTwoData:
+def training_data(workspace: Workspace, snapshot: Snapshot) -> TrainingSet:
     """The stored vectors of the training images, in all views, with no sentence for any class."""
     commit = snapshot.commit
     recipe = workspace.recipe.lgr
@@ -138,7 +138,7 @@ def training_data(workspace: Workspace, snapshot: Snapshot) -> StageTwoData:
     none = torch.empty(0, dtype=torch.int64)
     dim = first.features.shape[1]
     empty = AnchorBank(torch.empty(0, dim), none.new_zeros(1), none, none, torch.empty(0))
-    return StageTwoData(
+    return TrainingSet(
         features=torch.stack([first.features, *rest]),
         labels=labels,
         bank=empty,

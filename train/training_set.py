@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vlltr_index.heads.moments import Moments, observation_weights, unit_correlation
 from vlltr_index.heads.plda import PLDA
-from vlltr_index.heads.plda_fit import better_kernel, fit_model, predict
+from vlltr_index.heads.plda_fit import better_kernel, fit_plda, predict
 from vlltr_index.heads.text_prior import TextKernel, class_features
 from vlltr_index.heads.units import number_observations
 from vlltr_index.tensors import unit_rows, work_device
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class StageTwoData:
+class TrainingSet:
     """Training data of stage 2.
 
     Attributes:
@@ -91,7 +91,7 @@ class StageTwoData:
         seen = ~self.unseen_classes
         return seen if self.visual_init is None else seen & self.visual_init[1].isfinite()
 
-    def placed(self) -> StageTwoData:
+    def placed(self) -> TrainingSet:
         """Return the data with its vectors on the device of `work_device`; labels and masks stay on the CPU."""
         device = work_device(self.features)
         return replace(self, features=self.features.to(device), bank=self.bank.to(device))
@@ -149,5 +149,5 @@ class StageTwoData:
 
     def model(self, moments: Moments, shrinkage: float) -> PLDA:
         """Fit the PLDA by moments of images and the classes' texts."""
-        fitted = fit_model(moments, self._to_fit(self.prototypes), shrinkage, self.kernel)
+        fitted = fit_plda(moments, self._to_fit(self.prototypes), shrinkage, self.kernel)
         return replace(fitted, predicted=predict(fitted.shared, self.prototypes.to(fitted.sums.device)))
