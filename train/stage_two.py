@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from vlltr_index.heads.checkpoint import Parts
 from vlltr_index.heads.configuration import TEMPERED, USUAL, Chosen, Configuration, OutOfFold, choose
+from vlltr_index.heads.cross_validation import cross_validate
 from vlltr_index.heads.dealing import FOLDS
 from vlltr_index.heads.fusion import PartWeights
 from vlltr_index.heads.lgr import LGRHead
@@ -22,16 +24,16 @@ from vlltr_index.heads.tree import HeldOutAnswers
 from vlltr_index.heads.weighing import fit_correlation
 from vlltr_index.schemas.config import LGRConfig
 from vlltr_index.train.decisions import what_was_decided
-from vlltr_index.train.held_out import (
+from vlltr_index.train.lgr import StoredImages, new_head, train_until
+from vlltr_index.train.out_of_fold import (
     Fold,
     false_accept_rate,
     fit_of_rows,
     fold_models,
-    held_out_parts,
+    images_held_out,
     out_of_fold,
     row_folds,
 )
-from vlltr_index.train.lgr import StoredImages, new_head, train_until
 from vlltr_index.train.training_set import TrainingSet
 
 if TYPE_CHECKING:
@@ -89,38 +91,44 @@ class FoldModel:
 
 
 def fit_stage_two(
-    data: TrainingSet, config: LGRConfig, run_dir: Path | None = None, progress: Progress | None = None
+    data: TrainingSet,
+    config: LGRConfig,
+    head: LGRHead | None = None,
+    run_dir: Path | None = None,
+    progress: Progress | None = None,
 ) -> StageTwoResult:
     """Fit the PLDA and, after a stage 1 or with `config.train`, train the head; choose by an out-of-fold table.
 
-    For each fold anchors are selected and everything is fitted without its images, see `held_out_parts`. At last
+    For each fold anchors are selected and everything is fitted without its images, see `images_held_out`. At last
     everything is fitted on all images, the head with the number of steps after which its held-out loss had converged.
     The images that decide this number are not in the table.
 
     Args:
         data: Images, anchors, and what stage 1 saw of them.
         config: The recipe's `lgr` section.
+        head: A head that was trained with the tower, without the images that `data` calls unseen; these are the table,
+            and no head is trained.
         run_dir: Folder for the state of the final head's training, where an interrupted run resumes; None saves none.
         progress: Called with what is done, the number done, and the total.
     """
     data = data.placed()
-    trains = config.train or data.visual_init is not None
-    parts = held_out_parts(data, one_part=trains)
+    trains = head is None and (config.train or data.visual_init is not None)
+    linear = trains or head is not None
+    saw_all = head is not None and not bool(data.unseen.any())
+    parts = [] if saw_all else images_held_out(data, one_part=linear)
     rows = row_folds(data, parts)
+    stop = rows == _STOPPING if trains else torch.zeros_like(data.unseen)
+    rows = torch.where(stop, -1, rows)
     branches = (["visual", "text"] if data.reads_text else ["visual"]) if trains else []
-    folds = []
-    for number, out in enumerate(parts):
-        stop = out & (rows == _STOPPING) if trains else torch.zeros_like(out)
-        folds.append(_fold(data, config, out, stop, branches, progress))
-        if progress:
-            progress("folds", number + 1, len(parts))
-    if trains:
-        rows = torch.where(rows == _STOPPING, -1, rows)
-    steps = round(sum(fold.steps for fold in folds) / len(folds)) if folds else 0
-    decision = _decide(data, folds, rows, linear=trains, progress=progress)
-    head = _head(data, config, decision.model, torch.ones_like(data.unseen))
+
+    fit = partial(_fold, data, config, head=head, stop=stop, branches=branches, progress=progress)
+    folds, terms = cross_validate(fit, data.features[0], parts, rows >= 0, progress)
+    table = out_of_fold(data, parts, rows, terms) if bool((rows >= 0).any()) else None
+    decision = _decide(data, folds, rows, table, progress=progress)
     log = list[dict[str, float]]()
-    if steps:
+    if head is None:
+        head = _head(data, config, decision.model, torch.ones_like(data.unseen))
+    if steps := round(sum(fold.steps for fold in folds) / len(folds)) if folds else 0:
         images = _stored(data, _learned(data, branches))
         head, log = train_until(
             head, images, config, steps, branches=branches, run_dir=run_dir, progress=progress
@@ -130,27 +138,6 @@ def fit_stage_two(
         head=head.eval(),
         parts=decision.parts,
         log=log,
-        notes=decision.notes,
-        rows=data.rows,
-        folds=_to_keep(folds, data.rows, decision),
-        fold_of=rows,
-        scalars=decision.scalars,
-    )
-
-
-def weigh(data: TrainingSet, head: LGRHead) -> StageTwoResult:
-    """Fit the PLDA for a trained head, and choose by the images that the head and the tower did not see."""
-    data = data.placed()
-    parts = held_out_parts(data, one_part=True) if bool(data.unseen.any()) else []
-    head = head.to(data.features.device)
-    folds = [Fold(data, out, fold_models(data, out), head, steps=0) for out in parts]
-    rows = row_folds(data, parts)
-    decision = _decide(data, folds, rows, linear=True)
-    head.cpu()
-    return StageTwoResult(
-        head,
-        decision.parts,
-        log=[],
         notes=decision.notes,
         rows=data.rows,
         folds=_to_keep(folds, data.rows, decision),
@@ -193,16 +180,19 @@ class _Decision:
 
 
 def _decide(
-    data: TrainingSet, folds: list[Fold], rows: Tensor, linear: bool, progress: Progress | None = None
+    data: TrainingSet,
+    folds: list[Fold],
+    rows: Tensor,
+    table: OutOfFold | None,
+    progress: Progress | None,
 ) -> _Decision:
     """Choose configuration, scalars and thresholds; fit the PLDA on all images; say what was decided."""
     moments = data.moments(torch.ones_like(data.unseen))
-    if not bool((rows >= 0).any()):
+    if table is None:
         model = data.model(moments, USUAL.shrinkage)
         weights = PartWeights(image=0.0, generative=TEMPERED, text=0.0)
         parts = replace(_parts(data, model, USUAL, weights), texts=_NO_TABLE)
         return _Decision(parts, [_NO_TABLE], model, USUAL)
-    table = out_of_fold(data, folds, rows, linear)
     chosen = choose(table, one_model=len(folds) == 1, progress=progress)
     model = data.model(moments, chosen.configuration.shrinkage)
     parts = _parts(data, model, chosen.configuration, chosen.weights)
@@ -277,22 +267,27 @@ def _fold(
     data: TrainingSet,
     config: LGRConfig,
     out: Tensor,
+    *,
+    head: LGRHead | None,
     stop: Tensor,
     branches: Sequence[str],
     progress: Progress | None,
 ) -> Fold:
-    """Select anchors and fit everything without the images `out`, bool [N]; training stops by the images `stop`."""
+    """Select anchors and fit everything without the images `out`, bool [N]; training stops by those of `stop`."""
     data = data.selected_without(out)
-    rest = ~out & ~data.unseen_classes[data.labels]
+    stop = out & stop
     models = fold_models(data, out)
-    head = _head(data, config, models[USUAL.shrinkage], rest)
+    linear = head is not None or bool(branches)
     steps = 0
-    if branches and bool(stop.any()):
-        images = _stored(data, rest & _learned(data, branches))
-        held_out = data.features[0, stop], data.labels[stop]
-        head, log = train_until(head, images, config, held_out, branches=branches, progress=progress)
-        steps = int(log[-1]["best"]) if log else 0
-    return Fold(data, out, models, head.to(data.features.device), steps)
+    if head is None:
+        rest = ~out & ~data.unseen_classes[data.labels]
+        head = _head(data, config, models[USUAL.shrinkage], rest)
+        if branches and bool(stop.any()):
+            images = _stored(data, rest & _learned(data, branches))
+            held_out = data.features[0, stop], data.labels[stop]
+            head, log = train_until(head, images, config, held_out, branches=branches, progress=progress)
+            steps = int(log[-1]["best"]) if log else 0
+    return Fold(data, out, models, head.to(data.features.device), linear, steps)
 
 
 def _learned(data: TrainingSet, branches: Sequence[str]) -> Tensor:

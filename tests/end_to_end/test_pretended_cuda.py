@@ -51,7 +51,7 @@ from vlltr_index.schemas.options import PredictOptions
 from vlltr_index.schemas.records import Prediction
 from vlltr_index.store.workspace import Workspace
 from vlltr_index.tensors import cosine_logits
-from vlltr_index.train.stage_two import fit_stage_two, weigh
+from vlltr_index.train.stage_two import fit_stage_two
 
 
 def test_the_pretended_gpu_is_like_one() -> None:
@@ -209,7 +209,8 @@ def test_stage_two_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     with pretended():
         monkeypatch.setenv("VLLTR_DEVICE", "cuda")
         found = fit_stage_two(data, CONFIG)
-        judged = weigh(replace(data, unseen=torch.arange(42) % 5 == 0), deepcopy(found.head)).parts
+        unseen = replace(data, unseen=torch.arange(42) % 5 == 0)
+        judged = fit_stage_two(unseen, CONFIG, head=deepcopy(found.head)).parts
     assert held_out(found) == held_out(plain)
     assert plain.parts is not None
     assert found.parts is not None

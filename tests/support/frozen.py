@@ -27,7 +27,7 @@ from vlltr_index.schemas.recipes import load_recipe
 from vlltr_index.store.class_table import ClassTable
 from vlltr_index.tensors import unit_rows
 from vlltr_index.train.lgr import new_head
-from vlltr_index.train.stage_two import StageTwoResult, weigh
+from vlltr_index.train.stage_two import StageTwoResult, fit_stage_two
 from vlltr_index.train.training_set import TrainingSet
 
 FOLDER = Path(__file__).parent / "data" / "frozen"
@@ -124,7 +124,7 @@ def _stage_one() -> tuple[Model, StageTwoResult, torch.Tensor, dict[str, Any]]:
     head = new_head(
         bank, recipe.lgr, visual, data.logit_scale
     )  # untrained, since training differs by machine
-    decision = weigh(data, head.eval())
+    decision = fit_stage_two(data, recipe.lgr, head=head.eval())
     every = torch.arange(classes)
     counts, sums = class_sums(unit_rows(data.features[0]), labels, classes, data.weights)
     assert decision.rows is not None

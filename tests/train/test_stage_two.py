@@ -23,8 +23,8 @@ from vlltr_index.heads.rejection import fit_parts, fit_scores
 from vlltr_index.heads.units import units_of
 from vlltr_index.schemas.config import LGRConfig
 from vlltr_index.tensors import unit_rows
-from vlltr_index.train.held_out import held_out_parts, row_folds
-from vlltr_index.train.stage_two import StageTwoResult, fit_stage_two, weigh, without_images
+from vlltr_index.train.out_of_fold import images_held_out, row_folds
+from vlltr_index.train.stage_two import StageTwoResult, fit_stage_two, without_images
 from vlltr_index.train.training_set import TrainingSet
 from vlltr_index.wording import share_within
 
@@ -262,7 +262,7 @@ def test_an_untrained_head_attends_with_identity_projections() -> None:
 def test_on_request_the_head_is_trained_and_images_that_stop_it_decide_nothing_else() -> None:
     """A tenth of the groups is held out: a fifth of it decides the number of steps, the rest is the table."""
     data = drawn([60] * 8, apart=0.7, seed=1)
-    parts = held_out_parts(data, one_part=True)
+    parts = images_held_out(data, one_part=True)
     rows = row_folds(data, parts)
     decision = fit_stage_two(data, TRAINED)
     assert len(parts) == len(decision.folds) == 1
@@ -443,7 +443,7 @@ def test_after_stage_one_the_images_that_it_did_not_see_decide(fits: Fits) -> No
     data = after_stage_one(data, unseen, [])
     decision = fit_stage_two(data, CONFIG.model_copy(update={"lr": 1e-3}))
     assert {frozenset(some) for some in left_out(fits, data)} == {frozenset(unseen[:-1])}
-    rows = row_folds(data, held_out_parts(data, one_part=True))
+    rows = row_folds(data, images_held_out(data, one_part=True))
     assert rows[unseen[:-1]].min() == 0
     assert held_out(decision) == int(((rows >= 0) & (rows < 4)).sum())
     assert 80 <= held_out(decision) <= 100
@@ -506,12 +506,12 @@ def test_a_head_that_is_trained_already_is_weighed_as_it_is() -> None:
     data = after_stage_one(drawn([40] * 5, apart=0.8), list(range(0, 200, 5)), [])
     head = fit_stage_two(data, CONFIG).head
     before = {name: value.clone() for name, value in head.state_dict().items()}
-    found = weigh(data, head)
+    found = fit_stage_two(data, CONFIG, head=head)
     assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())
     assert held_out(found) == 40
     assert " on 40 held-out images in 40 groups, 5 of 5 classes." in found.notes[0]
     assert parts_of(found).weights.image > 0.0
-    found = weigh(replace(data, unseen=torch.zeros_like(data.unseen)), head)
+    found = fit_stage_two(replace(data, unseen=torch.zeros_like(data.unseen)), CONFIG, head=head)
     assert found.notes == [NO_TABLE]
     assert parts_of(found).ood_threshold is None
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 import torch
@@ -25,7 +26,8 @@ from vlltr_index.evaluation.rules import (
     tau_normalised,
     tip_logits,
 )
-from vlltr_index.heads.dealing import answerable, held_out_folds, row_keys
+from vlltr_index.heads.cross_validation import cross_validate, held_out_parts
+from vlltr_index.heads.dealing import row_keys
 from vlltr_index.heads.units import count_units, number_names
 from vlltr_index.heads.weighing import fit_temperature, image_weights, nll
 from vlltr_index.tensors import cosine_logits, unit_rows
@@ -96,16 +98,20 @@ class FitData:
     texts: Texts | None
     units: Sequence[str] = ()
 
-    def held_out(self) -> Iterator[tuple[FitData, Tensor]]:
-        """Yield data to fit on, with the positions, int64 [M], of training images held out of it."""
-        labels = self.labels.cpu()
-        fold = held_out_folds(labels, self.units, row_keys(self.features))
-        asked = answerable(labels, fold)
-        for number in fold[asked].unique().tolist():
-            out = asked & (fold == number)
-            rest = (~out).to(self.features.device)
-            data = replace(self, features=self.features[rest], labels=self.labels[rest])
-            yield data, out.nonzero()[:, 0]
+    @cached_property
+    def parts(self) -> list[Tensor]:
+        """The training images that each fold of a cross-validation holds out, bool [N]."""
+        return held_out_parts(self.labels.cpu(), self.units, row_keys(self.features))
+
+    @property
+    def held_out(self) -> Tensor:
+        """Positions of the images of all parts, int64 [M], part by part."""
+        return torch.cat([out.nonzero()[:, 0] for out in self.parts])
+
+    def without(self, out: Tensor) -> FitData:
+        """Return the data without some training images, bool [N]."""
+        rest = (~out).to(self.features.device)
+        return replace(self, features=self.features[rest], labels=self.labels[rest])
 
     def choose(
         self, settings: Sequence[_Setting], fit: Callable[[_Setting, Tensor, Tensor], _Fitted]
@@ -164,18 +170,22 @@ class Baseline:
         """Return scores [N, C] for unnormalised features [N, D] of its tower."""
         raise NotImplementedError
 
+    def terms(self, features: Tensor) -> dict[Hashable, Tensor]:
+        """Return the scores, see `cross_validate`."""
+        return {"scores": self.scores(features)}
+
     def with_prior(self, data: FitData, config: BaselinesConfig) -> Self:
         """Fit the temperature of the scores, by which they count under a prior, on held-out training images."""
-        scores = []
-        places = []
-        for rest, held in data.held_out():
-            features = data.features[held.to(data.features.device)]
-            scores.append(self.fit(rest, config, None).scores(features).cpu())
-            places.append(held)
-        return self._weighed(torch.cat(scores), torch.cat(places), data) if places else self
+        if not data.parts:
+            return self
+        _, terms = cross_validate(
+            lambda out: self.fit(data.without(out), config, None), data.features, data.parts
+        )
+        return self._weighed(terms["scores"], data)
 
-    def _weighed(self, scores: Tensor, at: Tensor, data: FitData) -> Self:
-        """Fit the temperature on scores [M, C] of the held-out training images at some positions, int64 [M]."""
+    def _weighed(self, scores: Tensor, data: FitData) -> Self:
+        """Fit the temperature on scores [M, C] of the held-out training images, part by part."""
+        at = data.held_out
         labels = data.labels.cpu()
         units = number_names(data.units)
         counts = count_units(labels, units, data.num_classes)
@@ -365,34 +375,31 @@ class Logistic(Linear):
     def fit(cls, data: FitData, config: BaselinesConfig, progress: Progress | None) -> Logistic:
         """Choose C by the likelihood of held-out images, each unit counting as one, and fit it on all images."""
         strengths = sorted(set(config.logistic_c))
-        logits: dict[float, list[Tensor]] = {c: [] for c in strengths}
-        common = []
-        places = []
-        for rest, held in data.held_out():
-            rows = unit_rows(data.features[held.to(data.features.device)])
-            fits = logistic_regression(unit_rows(rest.features), rest.labels, data.num_classes, strengths)
-            for c, (weight, bias) in zip(strengths, fits, strict=True):
-                logits[c].append(linear_logits(rows, weight, bias).cpu())
-                if progress is not None:
-                    progress("choose C of logistic regression", sum(map(len, logits.values())), None)
-            common.append(_log_shares(rest).cpu().expand(len(held), -1))
-            places.append(held)
-        if not places:
-            return cls._fit_one(data, strengths[len(strengths) // 2], "nothing: defaults")
-        at = torch.cat(places)
-        units = number_names(data.units)[at]
-        labels = data.labels.cpu()[at]
+        if not data.parts:
+            middle = strengths[len(strengths) // 2]
+            return replace(cls.each(data, [middle])[middle], choice=Choice("nothing: defaults", None))
+        _, terms = cross_validate(
+            lambda out: _Logistics.fit(data.without(out), strengths),
+            data.features,
+            data.parts,
+            progress=progress,
+        )
+        units = number_names(data.units)[data.held_out]
+        labels = data.labels.cpu()[data.held_out]
         weights = 1.0 / torch.bincount(units)[units].double()
-        best = min(strengths, key=lambda c: nll(torch.cat(logits[c]), labels, weights))
-        fitted = cls._fit_one(data, best, "folds of the training images")
-        return fitted._weighed(torch.cat(logits[best]) - torch.cat(common), at, data)
+        best = min(strengths, key=lambda c: nll(terms[c] + terms["shares"], labels, weights))
+        fitted = replace(cls.each(data, [best])[best], choice=Choice("folds of the training images", None))
+        return fitted._weighed(terms[best], data)
 
     @classmethod
-    def _fit_one(cls, data: FitData, c: float, chosen_on: str) -> Logistic:
-        """Fit it with one C."""
-        rows = unit_rows(data.features)
-        ((weight, bias),) = logistic_regression(rows, data.labels, data.num_classes, [c])
-        return cls(weight=weight, bias=bias - _log_shares(data), c=c, choice=Choice(chosen_on, None))
+    def each(cls, data: FitData, strengths: Sequence[float]) -> dict[float, Logistic]:
+        """Fit it with each C."""
+        shares = _log_shares(data)
+        fits = logistic_regression(unit_rows(data.features), data.labels, data.num_classes, strengths)
+        return {
+            c: cls(weight=weight, bias=bias - shares, c=c)
+            for c, (weight, bias) in zip(strengths, fits, strict=True)
+        }
 
     def with_prior(self, data: FitData, config: BaselinesConfig) -> Self:
         """Return the baseline as it is: `fit` has fitted the temperature."""
@@ -401,6 +408,24 @@ class Logistic(Linear):
     def scores(self, features: Tensor) -> Tensor:
         """Return the logits [N, C] where all classes are equally common."""
         return linear_logits(unit_rows(features), self.weight, self.bias)
+
+
+@dataclass(frozen=True, eq=False)
+class _Logistics:
+    """Logistic regressions by C, and the logarithm of each class's share of the images, float64 [C]."""
+
+    fits: Mapping[float, Logistic]
+    shares: Tensor
+
+    @classmethod
+    def fit(cls, data: FitData, strengths: Sequence[float]) -> _Logistics:
+        """Fit one with each C."""
+        return cls(Logistic.each(data, strengths), _log_shares(data))
+
+    def terms(self, features: Tensor) -> dict[Hashable, Tensor]:
+        """Return the scores by C, and `shares`, which they are less."""
+        scores: dict[Hashable, Tensor] = {c: fitted.scores(features) for c, fitted in self.fits.items()}
+        return {**scores, "shares": self.shares.expand(len(features), -1)}
 
 
 def _log_shares(data: FitData) -> Tensor:

@@ -37,7 +37,7 @@ from vlltr_index.train.data import TrainImages
 from vlltr_index.train.distributed import by_first, meet, own_part
 from vlltr_index.train.lgr import StoredImages, new_head, train_until, tune_visual
 from vlltr_index.train.loop import StageOne
-from vlltr_index.train.stage_two import StageTwoResult, fit_stage_two, weigh, without_images
+from vlltr_index.train.stage_two import StageTwoResult, fit_stage_two, without_images
 from vlltr_index.train.training_set import TrainingSet
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ def _fit_head(
     _log.info("%s on %s, fp32", run.command, device_name(choose_device()))
     if run.snapshot.recipe.fusion.rule == "ours":
         data, class_ids = training_set(run.data)
-        decision = fit_stage_two(data, config, run.folder, progress)
+        decision = fit_stage_two(data, config, run_dir=run.folder, progress=progress)
         assert decision.rows is not None
         return decision, class_ids[decision.rows]
     class_ids, labels = torch.unique(images.class_ids, return_inverse=True)
@@ -382,7 +382,7 @@ def _keep_tuned(
         whole, class_ids = training_set(read)
         unseen, apart = _unseen(held, images.image_ids, class_ids)
         whole = replace(whole, unseen=unseen, unseen_classes=apart, visual_init=None)
-        decision = weigh(whole, head)
+        decision = fit_stage_two(whole, config, head=head, progress=progress)
         parts, notes = decision.parts, decision.notes
     saved = SavedHead(head, data.class_ids, text_fp=encoder.text_fp, image_fp=encoder.image_fp, parts=parts)
     _keep_stats(tx, images, units, saved)

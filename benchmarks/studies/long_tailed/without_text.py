@@ -17,11 +17,12 @@ from vlltr_index.heads.units import count_units
 from vlltr_index.heads.weighing import fit_factors, image_weights
 from vlltr_index.pipelines.train_lgr import contents_of
 from vlltr_index.recognition.model import Model
+from vlltr_index.schemas.config import LGRConfig
 from vlltr_index.store.holdout import read_held_out
 from vlltr_index.store.snapshot import Snapshot
 from vlltr_index.store.workspace import Workspace
 from vlltr_index.tensors import cosine_logits, unit_rows
-from vlltr_index.train.stage_two import weigh
+from vlltr_index.train.stage_two import fit_stage_two
 from vlltr_index.train.training_set import TrainingSet
 
 __all__ = [
@@ -55,7 +56,7 @@ def rows_without_text(data: TrainingSet, scorer: Model, features: Tensor) -> tup
     plain = data.features[0]
     trained = scorer.trained
     counts, sums = class_sums(unit_rows(plain), data.labels, data.classes, data.weights)
-    parts = weigh(data, _with_rows_for_all(scorer)).parts
+    parts = fit_stage_two(data, LGRConfig(), head=_with_rows_for_all(scorer)).parts
     assert parts is not None
     model = PLDA(parts.shared, counts, sums, data.prototypes)
     means = class_means(plain, data.labels, data.classes)

@@ -1,15 +1,17 @@
-"""The out-of-fold table: models that were fitted without a part of the images, and their scores of these images."""
+"""The out-of-fold table: scores of images by models that were fitted without them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import torch
 from torch import Tensor
 
 from vlltr_index.heads.configuration import SHRINKAGES, Configuration, OutOfFold, TextLevel
-from vlltr_index.heads.dealing import FOLDS, answerable, class_order, group_folds, held_out_folds
+from vlltr_index.heads.cross_validation import held_out_parts, parts_of
+from vlltr_index.heads.dealing import FOLDS, class_order, group_folds
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.heads.plda import PLDA
 from vlltr_index.heads.rejection import fit_parts, fit_scores
@@ -32,13 +34,15 @@ class Fold:
         out: Bool [N], the images.
         models: The PLDA by shrinkage; the PLDA has all C classes.
         head: The head, trained without these images or untrained.
-        steps: Steps after which the held-out loss of the head's training had converged; 0 for an untrained head.
+        linear: Whether its linear classifier takes part.
+        steps: Steps after which the held-out loss of the head's training had converged; 0 without any training.
     """
 
     data: TrainingSet
     out: Tensor
     models: Mapping[float, PLDA]
     head: LGRHead
+    linear: bool
     steps: int
 
     def model(self, configuration: Configuration) -> PLDA:
@@ -46,22 +50,53 @@ class Fold:
         found = self.models[configuration.shrinkage]
         return found.without_text if configuration.level == TextLevel.NONE else found
 
+    def terms(self, features: Tensor) -> dict[Hashable, Tensor]:
+        """Score images of features [B, D]: float [B, C_b] for the base classes, on the CPU.
 
-def held_out_parts(data: TrainingSet, one_part: bool) -> list[Tensor]:
+        Log-likelihoods have the name (shrinkage, whether the prior knows the texts), the others `text` and `linear`.
+        """
+        images = unit_rows(features.double())
+        found = dict[Hashable, Tensor]()
+        for shrinkage, model in self.models.items():
+            found[shrinkage, False] = model.without_text.log_likelihoods(images)
+            if self.data.has_text:
+                found[shrinkage, True] = model.log_likelihoods(images)
+        if self.data.reads_text:
+            found["text"] = self.text_logits(features)
+        if self.linear:
+            found["linear"] = self.linear_logits(features)
+        return {name: scores.cpu()[:, self.data.rows] for name, scores in found.items()}
+
+    def text_logits(self, features: Tensor) -> Tensor:
+        """Compute text logits [B, C]; a class without a sentence has the mean of the others."""
+        logits = self.head.text_logits(features, self.data.bank)
+        places = self.data.places.to(logits.device)
+        positions = torch.where(places >= 0, places, 0)
+        return torch.where(places >= 0, logits[:, positions], logits.mean(1, keepdim=True))
+
+    def linear_logits(self, features: Tensor) -> Tensor:
+        """Compute the logits of the linear classifier [B, C]; zeros for classes without a row in the head."""
+        logits = self.head.visual_logits(features)
+        rows = self.data.rows.to(logits.device) if logits.shape[1] < self.data.classes else slice(None)
+        whole = logits.new_zeros(len(features), self.data.classes)
+        whole[:, rows] = logits
+        return whole
+
+
+def images_held_out(data: TrainingSet, one_part: bool) -> list[Tensor]:
     """Return the images that each fold holds out, bool [N]: whole groups, but never the last images of a class.
 
     After a stage 1 that is the part which it did not see; none if it saw all images, for its encoder is too confident
-    of these. Otherwise see `held_out_folds`.
+    of these. Otherwise see `held_out_parts`.
     """
-    fold = torch.full_like(data.labels, -1)
     if bool(data.unseen.any()):
-        fold[data.unseen] = 0
+        found = parts_of(data.labels, torch.where(data.unseen, 0, -1))
     elif data.visual_init is not None:
         return []
     else:
-        fold = held_out_folds(data.labels, data.units, data.keys, one_part)
-    asked = answerable(data.labels, fold) & data.rows[data.labels]
-    return [asked & (fold == number) for number in fold[asked].unique().tolist()]
+        found = held_out_parts(data.labels, data.units, data.keys, one_part)
+    known = data.rows[data.labels]
+    return [out & known for out in found if bool((out & known).any())]
 
 
 def row_folds(data: TrainingSet, parts: list[Tensor]) -> Tensor:
@@ -70,9 +105,8 @@ def row_folds(data: TrainingSet, parts: list[Tensor]) -> Tensor:
     for number, out in enumerate(parts):
         fold[out] = number
     if len(parts) == 1:
-        names = [unit for unit, out in zip(data.units, parts[0].tolist(), strict=True) if out]
-        keys = [key for key, out in zip(data.keys, parts[0].tolist(), strict=True) if out]
-        fold[parts[0]] = group_folds(names, keys, FOLDS)
+        held = parts[0].tolist()
+        fold[parts[0]] = group_folds(list(compress(data.units, held)), list(compress(data.keys, held)), FOLDS)
     return fold
 
 
@@ -82,61 +116,32 @@ def fold_models(data: TrainingSet, out: Tensor) -> dict[float, PLDA]:
     return {shrinkage: data.model(moments, shrinkage) for shrinkage in SHRINKAGES}
 
 
-def out_of_fold(data: TrainingSet, folds: list[Fold], rows: Tensor, linear: bool) -> OutOfFold:
-    """Score the held-out images by the models of their folds.
+def out_of_fold(
+    data: TrainingSet, parts: Sequence[Tensor], rows: Tensor, terms: Mapping[Hashable, Tensor]
+) -> OutOfFold:
+    """Return the table.
 
     Args:
         data: All training data.
-        folds: The models.
+        parts: The images that each fold holds out, bool [N].
         rows: Int64 [N], the fold of each image in the table, -1 for one that is not in it.
-        linear: Whether the linear classifier takes part.
+        terms: Scores of these images as `cross_validate` returns them, see `Fold.terms`.
     """
     known = data.rows
-    places = torch.cat([(fold.out & (rows >= 0)).nonzero()[:, 0] for fold in folds])
+    places = torch.cat([(out & (rows >= 0)).nonzero()[:, 0] for out in parts])
     labels = (known.long().cumsum(0) - 1)[data.labels[places]]
     groups = data.observations[places]
     counts = count_units(data.labels, data.observations, data.classes)[known]
-
-    def scored(score: Callable[[Fold, Tensor], Tensor]) -> Tensor:
-        """Score each fold's images by `score`, which gets the fold and their features [B, D]: [M, C_known]."""
-        found = []
-        for fold in folds:
-            images = data.features[0, fold.out & (rows >= 0)]
-            with torch.inference_mode():
-                found += [score(fold, some).cpu()[:, known] for some in images.split(_AT_ONCE)]
-        return torch.cat(found)
-
-    def likelihoods(shrinkage: float, by_text: bool) -> Tensor:
-        at = Configuration(shrinkage, TextLevel.PRIOR if by_text else TextLevel.NONE)
-        return scored(lambda fold, some: fold.model(at).log_likelihoods(unit_rows(some.double())))
-
-    by_text = [False, True] if data.has_text else [False]
+    known_texts = [False, True] if data.has_text else [False]
     return OutOfFold(
         labels=labels,
         folds=rows[places],
         groups=groups,
         weights=image_weights(labels, counts, groups),
-        likelihoods={(k, told): likelihoods(k, told) for k in SHRINKAGES for told in by_text},
-        text=scored(lambda fold, some: text_logits(data, fold, some)) if data.reads_text else None,
-        linear=scored(lambda fold, some: linear_logits(data, fold.head, some)) if linear else None,
+        likelihoods={(k, told): terms[k, told] for k in SHRINKAGES for told in known_texts},
+        text=terms.get("text"),
+        linear=terms.get("linear"),
     )
-
-
-def text_logits(data: TrainingSet, fold: Fold, features: Tensor) -> Tensor:
-    """Compute text logits [B, C]; a class without a sentence has the mean of the others."""
-    logits = fold.head.text_logits(features, fold.data.bank)
-    places = data.places.to(logits.device)
-    positions = torch.where(places >= 0, places, 0)
-    return torch.where(places >= 0, logits[:, positions], logits.mean(1, keepdim=True))
-
-
-def linear_logits(data: TrainingSet, head: LGRHead, features: Tensor) -> Tensor:
-    """Compute the logits of the linear classifier [B, C]; zeros for classes without a row in the head."""
-    logits = head.visual_logits(features)
-    rows = data.rows.to(logits.device) if logits.shape[1] < data.classes else slice(None)
-    whole = logits.new_zeros(len(features), data.classes)
-    whole[:, rows] = logits
-    return whole
 
 
 def fit_of_rows(data: TrainingSet, folds: list[Fold], rows: Tensor, configuration: Configuration) -> Tensor:
