@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from vlltr_index.anchors.selection import SelectReport
-    from vlltr_index.classes.change import AddedClass, ChangeReport
     from vlltr_index.classes.effect import Effect
     from vlltr_index.classes.relabelling import RelabelReport
+    from vlltr_index.classes.report import ChangeReport, ClassState
     from vlltr_index.evaluation.metrics import EvaluationReport, Interval
     from vlltr_index.pipelines.build_index import IndexReport
     from vlltr_index.pipelines.embed import EmbedReport
@@ -350,7 +350,7 @@ def effect_lines(report: Effect) -> list[str]:
     return [f"{asked}: balanced accuracy {before:.1f}% before, {after:.1f}% after.{few}"]
 
 
-def _class(one: AddedClass, verb: str) -> str:
+def _class(one: ClassState, verb: str) -> str:
     text = "its name" if one.text == "name" else "text"
     alone = "not known yet" if one.text == "none" else f"known by {text} alone"
     how = {

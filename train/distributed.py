@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -29,6 +30,7 @@ _PATIENCE = timedelta(days=7)
 _waiting: dist.ProcessGroup | None = None
 _alone = False  # whether the first process is in the work of `by_first`, for which the others wait
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -73,46 +75,62 @@ def world() -> tuple[int, int]:
     return 0, 1
 
 
-def by_first(work: Callable[[], T]) -> T:
-    """Do `work` in the first process and return its result, which can be pickled, in all processes.
+def by_first(work: Callable[P, T]) -> Callable[P, T]:
+    """Return a function that does `work` in the first process alone; its result, which can be pickled, is that of all.
 
-    Within `work` the first process does the work of another call by itself.
-
-    Raises:
-        PeerError: In the other processes, if `work` raises an error in the first.
-    """
-    global _alone
-    rank, processes = world()
-    if processes == 1 or _alone:
-        return work()
-    said: list[Any] = [None]
-    if rank == 0:
-        _alone = True
-        try:
-            said = [(None, work())]
-        except Exception as error:
-            code = error.exit_code if isinstance(error, VlltrError) else 1
-            dist.broadcast_object_list([(code, None)], group=_waiting)
-            raise
-        finally:
-            _alone = False
-    dist.broadcast_object_list(said, group=_waiting)
-    code, result = said[0]
-    if code is not None:
-        raise PeerError(code)
-    value: T = result
-    return value
-
-
-def first_then_all(work: Callable[[], T]) -> T:
-    """Do `work` in the first process, then in each of the others, so that an error of all is raised by the first alone.
+    Within `work` the first process does the work of another such function by itself.
 
     Raises:
         PeerError: In the other processes, if `work` raises an error in the first.
     """
-    made: list[T] = []
-    by_first(lambda: made.append(work()))
-    return made[0] if made else work()
+
+    @wraps(work)
+    def done(*args: P.args, **kwargs: P.kwargs) -> T:
+        global _alone
+        rank, processes = world()
+        if processes == 1 or _alone:
+            return work(*args, **kwargs)
+        said: list[Any] = [None]
+        if rank == 0:
+            _alone = True
+            try:
+                said = [(None, work(*args, **kwargs))]
+            except Exception as error:
+                code = error.exit_code if isinstance(error, VlltrError) else 1
+                dist.broadcast_object_list([(code, None)], group=_waiting)
+                raise
+            finally:
+                _alone = False
+        dist.broadcast_object_list(said, group=_waiting)
+        code, result = said[0]
+        if code is not None:
+            raise PeerError(code)
+        value: T = result
+        return value
+
+    return done
+
+
+def first_then_all(work: Callable[P, T]) -> Callable[P, T]:
+    """Return a function that does `work` in the first process, then in each of the others: an error of all is raised by
+    the first alone.
+
+    Raises:
+        PeerError: In the other processes, if `work` raises an error in the first.
+    """
+
+    @wraps(work)
+    def done(*args: P.args, **kwargs: P.kwargs) -> T:
+        made: list[T] = []
+
+        @by_first
+        def first() -> None:
+            made.append(work(*args, **kwargs))
+
+        first()
+        return made[0] if made else work(*args, **kwargs)
+
+    return done
 
 
 def own_part(batch_size: int) -> slice:

@@ -187,7 +187,7 @@ class Run:
             self.log.append(entry)
             ended = [callback(entry) for callback in self.callbacks]
             if (epoch + 1) % every == 0 or epoch + 1 == config.epochs:
-                by_first(lambda: save_state(self.run_dir, self.module, self.optimizer, self.log))
+                by_first(save_state)(self.run_dir, self.module, self.optimizer, self.log)
             if any(ended):
                 break
         return self.log

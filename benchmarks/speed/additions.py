@@ -184,7 +184,9 @@ def _workspace(folder: Path, classes: int, sentences: int = SENTENCES_EACH) -> W
         _write_images(tx, encoder, "train", torch.arange(classes).repeat_interleave(IMAGES_EACH), around)
         owners = torch.randint(classes, (VAL_IMAGES,), generator=generator)
         _write_images(tx, encoder, "val", owners, around)
-        checkpoint = workspace.objects.put("checkpoints", encoder.save)
+        with workspace.objects.put("checkpoints") as made:
+            encoder.save(made.folder)
+        checkpoint = made.digest
         tx.set(checkpoint=checkpoint, text_fp=encoder.text_fp, image_fp=encoder.image_fp)
         tx.note(logit_scale=encoder.logit_scale, dim=dim, views=1)
     select(workspace, recipe.select)
@@ -199,7 +201,9 @@ def _workspace(folder: Path, classes: int, sentences: int = SENTENCES_EACH) -> W
     parts = Parts(shared, PartWeights(image=1.0, generative=0.1, text=0.1))
     saved = SavedHead(head, torch.arange(classes), encoder.text_fp, encoder.image_fp, parts)
     with workspace.transaction("a head out of the air") as tx:
-        tx.set(head=workspace.objects.put("heads", lambda path: save_head(saved, path)))
+        with workspace.objects.put("heads") as made:
+            save_head(saved, made.folder)
+        tx.set(head=made.digest)
         rows = stats_rows(
             images.features, images.class_ids, [str(n) for n in range(len(each))], encoder.image_fp, 1.0
         )

@@ -169,7 +169,9 @@ def train(folder: Path, classes: int) -> Facts:
     names = snapshot.commit.text_fp or "", snapshot.commit.image_fp or ""
     saved = SavedHead(head, labels, *names, parts(bank.dim))
     with workspace.transaction("train lgr") as tx:
-        digest = workspace.objects.put("heads", lambda path: save_head(saved, path))
+        with workspace.objects.put("heads") as made:
+            save_head(saved, made.folder)
+        digest = made.digest
         tx.replace(
             "class_stats", stats_rows(features, labels, [str(n) for n in range(classes)], saved.image_fp, 1.0)
         )

@@ -92,7 +92,9 @@ def build(folder: Path) -> None:
     ingest_classes(workspace, folder / "tree.csv")
     encoder = Encoder.load("vlltr-tiny", "glyphs")
     with workspace.transaction("an encoder") as tx:
-        tx.set(checkpoint=workspace.objects.put("checkpoints", encoder.save))
+        with workspace.objects.put("checkpoints") as made:
+            encoder.save(made.folder)
+        tx.set(checkpoint=made.digest)
     embed(workspace)
     select(workspace, recipe.select)
     train_lgr_stage(workspace, recipe.lgr)

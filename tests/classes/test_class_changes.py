@@ -11,9 +11,9 @@ import torch
 
 from tests.support.changes import World, anchors, state
 from vlltr_index.classes import (
-    AddedClass,
     ChangeOptions,
     ChangeReport,
+    ClassState,
     NewClass,
     add_class,
     add_classes,
@@ -284,7 +284,7 @@ def test_harm_is_warned_of() -> None:
         ("own", "Sentences that tell a class apart, or more images of it,"),
         ("none", "More images of a class"),
     ):
-        added = AddedClass("okapi", 3, sentences=2, anchors=2, images=1, rivals=[], text=text)
+        added = ClassState("okapi", 3, sentences=2, anchors=2, images=1, rivals=[], text=text)
         assert report_lines(replace(harm, added=True, classes=[added]))[-1] == (
             f"{dropped} {helps} may help. To take it back: vlltr rollback 7"
         )

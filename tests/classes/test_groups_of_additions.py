@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.objects import put
 from tests.support.pictures import timed
 from vlltr_index.classes import NewClass, add_class, add_classes, add_images
 from vlltr_index.data.decoding import open_image
@@ -42,7 +43,7 @@ def count_units_by(workspace: Workspace, correlation: float) -> None:
     assert saved.parts is not None
     saved = replace(saved, parts=replace(saved.parts, unit_correlation=correlation))
     with workspace.transaction("another head") as tx:
-        tx.set(head=workspace.objects.put("heads", lambda folder: save_head(saved, folder)))
+        tx.set(head=put(workspace, "heads", lambda folder: save_head(saved, folder)))
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 from safetensors import SafetensorError
 
 from tests.support.commands import run
+from tests.support.objects import put
 from tests.support.tablerows import class_rows
 from vlltr_index.encoders.openclip import make_tokenizer
 from vlltr_index.errors import EncoderError, WorkspaceError
@@ -116,7 +117,7 @@ def test_an_object_that_does_not_fit(workspace: Workspace) -> None:
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     with pytest.raises(WorkspaceError, match=r"heads cannot be written: .*No space left"):
-        workspace.objects.put("heads", lambda folder: full(folder / "head.safetensors"))
+        put(workspace, "heads", lambda folder: full(folder / "head.safetensors"))
     assert not list((workspace.path / "heads").iterdir())
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.commits import killed, run, state
 from tests.support.killed import around
+from tests.support.objects import put
 from tests.support.tablerows import class_rows, image_rows, sentence_rows, vector_rows
 from vlltr_index.cli.render import report_lines
 from vlltr_index.errors import UsageError, WorkspaceError
@@ -25,7 +26,7 @@ from vlltr_index.store.workspace import Workspace
 
 def head(workspace: Workspace, text: str) -> str:
     """A head of one file."""
-    return workspace.objects.put("heads", lambda folder: (folder / "head.json").write_text(text))
+    return put(workspace, "heads", lambda folder: (folder / "head.json").write_text(text))
 
 
 @pytest.fixture

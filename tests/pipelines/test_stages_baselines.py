@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from tests.support import drawings
 from tests.support.commands import run
+from tests.support.objects import put
 from vlltr_index.embedding.loading import image_set, usable_images
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import FingerprintMismatch, MissingStepError, UsageError, WorkspaceError
@@ -137,7 +138,7 @@ def test_the_same_again_commits_nothing_and_an_earlier_tower_is_said(
         (target / "other").touch()
 
     with workspace.transaction("test") as tx:
-        tx.note(baseline_fc=workspace.objects.put("checkpoints", copy))
+        tx.note(baseline_fc=put(workspace, "checkpoints", copy))
     rows = scored(workspace)
     assert rows["ncm"][0].note == "made with an earlier tower: vlltr train baseline ncm"
     assert rows["discriminant"][0].note == ""
@@ -310,7 +311,7 @@ def test_a_baseline_of_another_format_names_the_command(all_made: Workspace, tmp
         (path / "baseline.json").write_text('{"format": 1, "rows": []}', encoding="utf-8")
 
     with workspace.transaction("test") as tx:
-        tx.note(baselines={**made, "crt": workspace.objects.put("heads", other)})
+        tx.note(baselines={**made, "crt": put(workspace, "heads", other)})
     with pytest.raises(
         WorkspaceError,
         match=r"cannot be read: baseline\.json has format 1, but this vlltr-index .* reads format 2: ",

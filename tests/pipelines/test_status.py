@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from tests.support.commands import forbid
+from tests.support.objects import put
 from tests.support.tablerows import (
     anchor_rows,
     class_rows,
@@ -60,7 +61,7 @@ def ingest(workspace: Workspace, tx: Transaction) -> None:
 
 def files(workspace: Workspace, kind: str, name: str, text: str) -> str:
     """An object with one file."""
-    return workspace.objects.put(kind, lambda folder: (folder / name).write_text(text))  # type: ignore[arg-type]  # any
+    return put(workspace, kind, lambda folder: (folder / name).write_text(text))  # type: ignore[arg-type]  # any
 
 
 def train(workspace: Workspace, tx: Transaction) -> None:

@@ -12,6 +12,7 @@ import torch
 from tests.support.commands import run
 from tests.support.drawings import png
 from tests.support.exports import changed
+from tests.support.objects import put
 from vlltr_index.classes import remove_classes
 from vlltr_index.errors import MissingStepError
 from vlltr_index.heads.checkpoint import save_head
@@ -70,7 +71,7 @@ def test_what_it_lets_in_is_said_once(
     assert saved.parts is not None
     measured = replace(saved, parts=replace(saved.parts, unknown_accepted=0.25, unknown_range=(0.125, 0.5)))
     with trained.transaction("a head that was tried on classes left out") as tx:
-        tx.set(head=trained.objects.put("heads", lambda path: save_head(measured, path)))
+        tx.set(head=put(trained, "heads", lambda path: save_head(measured, path)))
     recognizer = Recognizer.open(trained.path)
     with caplog.at_level("INFO", "vlltr_index"):
         for _ in range(2):
@@ -94,7 +95,7 @@ def test_a_head_without_a_level_says_which_command_gives_one(
     assert saved.parts is not None
     without = replace(saved, parts=replace(saved.parts, ood_threshold=None) if parts else None)
     with trained.transaction("a head without a level") as tx:
-        tx.set(head=trained.objects.put("heads", lambda path: save_head(without, path)))
+        tx.set(head=put(trained, "heads", lambda path: save_head(without, path)))
     image = pictures / "known-0.png"
     code, out, err = run(capsys, "-q", "-w", trained.path, "predict", image, "--reject")
     assert (code, out, err) == (1, "", f"Error: this head cannot say 'none of these': {why}\n")

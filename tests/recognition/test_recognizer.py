@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tests.support.objects import put
 from tests.support.parts import check_parts
 from tests.support.rounding import PROBABILITY
 from vlltr_index.anchors import retrieval
@@ -241,7 +242,7 @@ def test_a_head_of_another_encoder_is_refused(trained: Workspace) -> None:
     """A head whose fingerprint is not the vectors' is refused, not used."""
     other = replace(Recognizer.open(trained).current().saved, image_fp="0" * 16)
     with trained.transaction("test") as tx:
-        tx.set(head=trained.objects.put("heads", lambda folder: save_head(other, folder)))
+        tx.set(head=put(trained, "heads", lambda folder: save_head(other, folder)))
     with pytest.raises(
         FingerprintMismatch, match=r"the head was trained on vectors of the towers .*'0{16}'"
     ) as caught:
@@ -277,7 +278,7 @@ def test_another_encoder_is_loaded(trained: Workspace, pictures: Path) -> None:
     recognizer.predict([pictures / "known-0.png"])
     other = replace(recognizer.current().saved, image_fp="0" * 16)
     with trained.transaction("train lgr") as tx:
-        tx.set(image_fp="0" * 16, head=trained.objects.put("heads", lambda folder: save_head(other, folder)))
+        tx.set(image_fp="0" * 16, head=put(trained, "heads", lambda folder: save_head(other, folder)))
     with pytest.raises(FingerprintMismatch, match="the vectors of the images were made by encoder 0000"):
         recognizer.predict([pictures / "known-0.png"])
 

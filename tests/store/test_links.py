@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.objects import put
 from tests.support.wikis import FakeWiki, serving
 from vlltr_index.data.glyphs import glyph_files, write_part, write_sample
 from vlltr_index.data.wikipedia import Wiki
@@ -119,7 +120,7 @@ def test_folders_may_be_links(small: Workspace, tmp_path: Path) -> None:
     (tmp_path / "linked").symlink_to(small.path)
     workspace = Workspace.open(tmp_path / "linked")
     with workspace.transaction("something") as tx:
-        tx.set(head=workspace.objects.put("heads", lambda folder: (folder / "head.json").write_text("x")))
+        tx.set(head=put(workspace, "heads", lambda folder: (folder / "head.json").write_text("x")))
     assert (tmp_path / "history" / f"{tx.result_commit.id}.json").is_file()
     assert (tmp_path / "heads" / str(tx.result_commit.head)[:16] / "head.json").read_text() == "x"
 

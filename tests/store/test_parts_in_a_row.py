@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support import objects
 from vlltr_index.data.text import sentence_id, text_hash
 from vlltr_index.pipelines.history import rollback
 from vlltr_index.schemas.recipes import load_recipe
@@ -28,7 +29,7 @@ FIRST = 12
 def build(folder: Path) -> Workspace:
     """Write a workspace of twelve classes that holds rows, and no encoder or head that could answer."""
     workspace = Workspace.create(folder, load_recipe("glyphs_lt/ours"))
-    head = workspace.objects.put("heads", lambda place: (place / "head").write_text("none"))
+    head = objects.put(workspace, "heads", lambda place: (place / "head").write_text("none"))
     with workspace.transaction("first") as tx:
         tx.store.create("sentence_vectors_t", sentence_vectors(DIM), "text_hash")
         tx.set(text_fp="t", image_fp="i", selection_id="s", head=head)

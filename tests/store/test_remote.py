@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.buckets import Bucket
 from tests.support.commands import run
+from tests.support.objects import put
 from tests.support.tablerows import class_rows
 from vlltr_index.data.glyphs import glyph_files, write_sample
 from vlltr_index.errors import MissingStepError, WorkspaceError
@@ -94,9 +95,7 @@ def test_objects_are_brought_here_and_checked(
     address = bucket.address()
     workspace = Workspace.create(address, Recipe(name="test"))
     with workspace.transaction("train") as tx:
-        digest = workspace.objects.put(
-            "heads", lambda folder: (folder / "a.bin").write_bytes(b"x" * 40_000_000)
-        )
+        digest = put(workspace, "heads", lambda folder: (folder / "a.bin").write_bytes(b"x" * 40_000_000))
         tx.set(head=digest)
     monkeypatch.setenv("VLLTR_CACHE_DIR", str(tmp_path / "elsewhere"))
     there = Workspace.open(address)

@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.commands import run
 from tests.support.commits import commit
+from tests.support.objects import put
 from tests.support.tablerows import class_rows
 from tests.support.writers import STEPS, add_anchors, write_in_steps
 from vlltr_index.cli.render import report_lines
@@ -141,7 +142,7 @@ def test_commits_rollback_and_prune(address: str) -> None:
                 (folder / "sub").mkdir()
                 (folder / "sub" / "a b.bin").write_bytes(bytes([content]) * 100)
 
-            digests.append(workspace.objects.put("heads", build))
+            digests.append(put(workspace, "heads", build))
             tx.set(head=digests[-1])
     with pytest.raises(KeyError), workspace.transaction("broken") as tx:  # noqa: PT012 - as it happens
         tx.upsert("classes", class_rows([7]))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.objects import put
 from vlltr_index.errors import ConfigError, MissingStepError, UsageError, WorkspaceError
 from vlltr_index.schemas.config import FORMAT, AugmentConfig, CVLPConfig, Recipe
 from vlltr_index.store.workspace import Workspace
@@ -91,7 +92,7 @@ def test_objects_are_named_by_their_content(workspace: Workspace) -> None:
             (folder / "deep").mkdir()
             (folder / "deep" / name).write_text(data)
 
-        return workspace.objects.put("heads", write)
+        return put(workspace, "heads", write)
 
     first = build("a", "1")
     assert build("a", "1") == first

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from tests.support.objects import put
 from tests.support.tablerows import class_rows, vector_rows
 from vlltr_index.pipelines.history import prune
 from vlltr_index.schemas.config import Recipe
@@ -27,7 +28,7 @@ def main(folder: Path) -> None:
             tx.upsert("classes", class_rows([number]))
             tx.store.create(name, sentence_vectors(3), "text_hash")
             tx.store.append(name, vector_rows([f"h{number}"], [[1.0, 2.0, float(number)]]))
-            tx.set(text_fp="t", head=workspace.objects.put("heads", build))
+            tx.set(text_fp="t", head=put(workspace, "heads", build))
         (done / str(number)).mkdir()
     prune(workspace, 1)
     (done / "3").mkdir()

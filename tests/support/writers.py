@@ -8,6 +8,7 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
+from tests.support.objects import put
 from tests.support.tablerows import anchor_rows, class_rows, sentence_rows
 from vlltr_index.store.snapshot import Commit, History
 from vlltr_index.store.storage import write_lock
@@ -54,7 +55,7 @@ def write_in_steps(path: Path, pipe: Connection) -> None:
             stop("object half written")
             (folder / "head.json").write_text("{}")
 
-        tx.set(head=workspace.objects.put("heads", build))
+        tx.set(head=put(workspace, "heads", build))
 
 
 def _stop_in_append(stop: Any) -> None:

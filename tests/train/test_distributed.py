@@ -81,10 +81,7 @@ def arithmetic() -> None:
     torch.testing.assert_close(own.grad / 2, 3 * rows[own_part(4)].pow(2))
     with pytest.raises(ConfigError, match=r"5 cannot be shared out evenly among 2 processes\n.*batch_size=4"):
         own_part(5)
-    assert by_first(lambda: by_first(world)) == (
-        0,
-        2,
-    )  # where the second call met the others, both would wait
+    assert by_first(by_first(world))() == (0, 2)  # where the second call met the others, both would wait
     with pytest.raises(ConfigError, match="several processes on CPUs cannot share the statistics"):
         share_batch_norm(nn.Sequential(nn.BatchNorm2d(3)), torch.device("cpu"))
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from vlltr_index.classes.change import AddedClass as AddedClass
 from vlltr_index.classes.change import ChangeOptions as ChangeOptions
-from vlltr_index.classes.change import ChangeReport as ChangeReport
 from vlltr_index.classes.deciding import Decisions as Decisions
 from vlltr_index.classes.deciding import decide as decide
 from vlltr_index.classes.editing import NewClass as NewClass
@@ -20,3 +18,5 @@ from vlltr_index.classes.editing import remove_sentences as remove_sentences
 from vlltr_index.classes.editing import rename_class as rename_class
 from vlltr_index.classes.relabelling import RelabelReport as RelabelReport
 from vlltr_index.classes.relabelling import relabel_images as relabel_images
+from vlltr_index.classes.report import ChangeReport as ChangeReport
+from vlltr_index.classes.report import ClassState as ClassState

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
-from torch.nn import functional as F
 
-from vlltr_index.anchors.selection import score_images, update
+from vlltr_index.anchors.selection import ScoreImages, score_images, update
 from vlltr_index.classes.effect import Effect, measure
 from vlltr_index.classes.groups import rule_of, with_groups
+from vlltr_index.classes.report import ChangeReport, notes_on, states
 from vlltr_index.data.image_readers import read_images
 from vlltr_index.embedding import loading
 from vlltr_index.embedding.vectors import Engine, embed_images, embed_readings, embed_sentences, unread
@@ -25,20 +24,17 @@ from vlltr_index.errors import InputError, MissingStepError, UsageError
 from vlltr_index.recognition.model import Model
 from vlltr_index.schemas.records import ImageRecord, Skipped
 from vlltr_index.schemas.tables import (
-    FROM_NAME,
     image_vectors_name,
     sentence_readings_name,
     sentence_vectors_name,
 )
 from vlltr_index.store.holdout import held_images
-from vlltr_index.store.ingestion import image_rows
+from vlltr_index.store.ingestion import image_rows, usable
 from vlltr_index.store.tables import one_of
-from vlltr_index.tensors import class_positions
 from vlltr_index.train.augment import ViewAugment
-from vlltr_index.wording import plural, preview
+from vlltr_index.wording import preview
 
 if TYPE_CHECKING:
-    from vlltr_index.heads.anchor_bank import AnchorBank
     from vlltr_index.recognizer import Recognizer
     from vlltr_index.schemas.records import Progress
     from vlltr_index.store.snapshot import Snapshot
@@ -46,108 +42,8 @@ if TYPE_CHECKING:
     from vlltr_index.store.workspace import Workspace
 
 _NARROW = ("classes", "sentences", "sentence_scores", "anchors", "class_stats", "images")
-_MUTE = "Text-only classes cannot be recognised: the texts do not predict class means. Add images: vlltr images add"
-_ATTRACTS = "A text-only class may attract unknown images, too."
-_SEVERAL = 3  # added classes from which a refit is recommended
 _TIDY = 32  # commits between two compactions of the tables
 _SMALL = 200_000  # rows of a table worth compacting; in larger ones small fragments hardly slow a scan
-_RIVALS = 3
-
-
-@dataclass(frozen=True)
-class AddedClass:
-    """State of a class after a change."""
-
-    name: str
-    class_id: int
-    sentences: int
-    anchors: int
-    images: int  # usable ones of split train
-    rivals: list[str]  # the nearest classes, nearest first
-    rivals_by: Literal["images", "text"] = "text"  # what they are near by
-    visual: str = "none"  # use of its images: "trained" on them | "images" added later | "none"
-    text: str = "none"  # sentences that count: "own" | "name": they are made from its name | "none"
-
-
-@dataclass(frozen=True)
-class ChangeReport:
-    """Report of a change: the classes it touched, and the accuracy of the others."""
-
-    command: str
-    dry_run: bool
-    notes: list[str]  # sentences that say what was done
-    classes: list[AddedClass]  # state of the classes after the change
-    effect: Effect
-    changed: bool = True  # whether there is a new commit
-    added: bool = False  # whether the classes are new
-    before: int | None = None  # number of the commit that was changed
-
-    @property
-    def warning(self) -> str | None:
-        """What is said if the accuracy of the other classes fell, and what helps against it."""
-        said = self.effect.warning
-        if said and self.added:
-            told = any(one.text != "none" for one in self.classes)
-            helps = (
-                "Sentences that tell a class apart, or more images of it,"
-                if told
-                else "More images of a class"
-            )
-            return f"{said} {helps} may help."
-        return said
-
-
-class Rivals(NamedTuple):
-    """The classes nearest to one.
-
-    Attributes:
-        by: What they are near by, `images` or `text`.
-        class_ids: Their ids, nearest first.
-    """
-
-    by: Literal["images", "text"]
-    class_ids: list[int]
-
-
-def rivals(model: Model, class_ids: Sequence[int]) -> dict[int, Rivals]:
-    """Find the classes nearest to each of `class_ids`: by images, or, of a class without images, by text.
-
-    By images these are the classes under which the mean of its images is likeliest; by text those of the nearest mean
-    anchors. There is none for a class without an anchor, or whose anchors are blank.
-    """
-    by_images = _rivals_by_images(model, class_ids)
-    return _rivals_by_text(model.bank, class_ids) | by_images
-
-
-def _rivals_by_images(model: Model, class_ids: Sequence[int]) -> dict[int, Rivals]:
-    """Find the rivals of classes with images among the other classes with images."""
-    stats = model.stats
-    shown = torch.isin(stats.class_ids, torch.tensor(class_ids)).nonzero()[:, 0]
-    if model.saved.parts is None or not len(shown):
-        return {}
-    means = (stats.sums[shown] / stats.counts[shown, None]).float()
-    likelihoods = model.known.plda.log_likelihoods(means)[
-        :, class_positions(model.class_ids, stats.class_ids)
-    ]
-    likelihoods[torch.arange(len(shown)), shown] = -torch.inf
-    count = min(_RIVALS, len(stats.class_ids) - 1)
-    nearest = stats.class_ids[likelihoods.topk(count).indices]
-    owners = stats.class_ids[shown].tolist()
-    return {i: Rivals("images", near) for i, near in zip(owners, nearest.tolist(), strict=True)}
-
-
-def _rivals_by_text(bank: AnchorBank, class_ids: Sequence[int]) -> dict[int, Rivals]:
-    """Find the rivals of classes by their mean anchors."""
-    found = {class_id: Rivals("text", []) for class_id in class_ids}
-    if bank.is_blank:
-        return found
-    prototypes = F.normalize(bank.prototypes(), dim=1)
-    ids = bank.class_ids.tolist()
-    for class_id in found.keys() & set(ids):
-        cosines = prototypes @ prototypes[ids.index(class_id)]
-        near = cosines.topk(min(_RIVALS + 1, len(ids))).indices.tolist()
-        found[class_id] = Rivals("text", [ids[i] for i in near if ids[i] != class_id][:_RIVALS])
-    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,21 +92,93 @@ class Edit:
     notes: list[str] = field(default_factory=list)
 
 
-def change(
-    workspace: Workspace,
-    command: str,
-    edit: Callable[[Transaction], Edit],
-    options: ChangeOptions = USUAL,
-) -> ChangeReport:
-    """Make a change in one commit: embed what is new, and update scores, anchors and class statistics.
+@dataclass(eq=False)
+class Change:
+    """A change that is open, see `open_change`.
+
+    Attributes:
+        tx: Its transaction.
+        before: The model before it; None: no head is trained yet.
+        options: How it is made.
+        held: Ids of the images that stage 1 held out.
+        scored: The images that sentences are scored against before it; None without a model.
+    """
+
+    tx: Transaction
+    before: Model | None
+    options: ChangeOptions
+    held: frozenset[str]
+    scored: ScoreImages | None
+    _after: Model | None = None
+    _report: ChangeReport | None = None
+
+    def finish(self, done: Edit) -> None:
+        """Embed what is new, update scores, anchors and statistics by the rows that were written, and report."""
+        tx = self.tx
+        report = ChangeReport(
+            command=tx.command,
+            dry_run=self.options.dry_run,
+            notes=done.notes,
+            classes=[],
+            effect=Effect(),
+            before=tx.commit.id,
+        )
+        if self.before is not None and self.scored is not None:
+            after, effect = self.before, Effect()
+            if done.touched:
+                self._update(self.before, self.scored, done)
+                after, effect = _measured(tx, self.before, done)
+            self._after = after
+            classes = states(tx, after, done.touched.union(done.shown))
+            found = notes_on(tx, after, classes, effect, done.images, done.images_changed)
+            report = replace(report, notes=[*done.notes, *found], classes=classes, effect=effect)
+            if not self.options.dry_run:
+                _tidy(tx)
+        self._report = report
+
+    @property
+    def report(self) -> ChangeReport:
+        """The report, once the commit was made."""
+        assert self._report is not None, "the change was not finished"
+        unchanged = self.tx.result_commit == self.tx.commit and not self.options.dry_run
+        return replace(self._report, changed=not unchanged)
+
+    def _update(self, before: Model, scored: ScoreImages, done: Edit) -> None:
+        """Embed what is new, and update scores, anchors and statistics."""
+        tx = self.tx
+        select = tx.commit.info.select or tx.recipe.select
+        _embed(before, tx, done, self.options)
+        try:
+            update(tx, select, scored, touched=set(done.touched), held=self.held)
+        except MissingStepError:  # images or texts came in that nothing embedded yet
+            _embed_rest(before, tx, self.options)
+            update(tx, select, scored, touched=set(done.touched), held=self.held)
+        if done.images_changed:
+            _update_stats(tx, done.touched, before.saved.unit_correlation)
+
+    def adopt(self, workspace: Workspace) -> None:
+        """Give the recognizer the model of the commit."""
+        recognizer = self.options.recognizer
+        if recognizer is None or self._after is None or self.tx.result_commit == self.tx.commit:
+            return
+        made = workspace.snapshot(self.tx.result_commit.id)
+        same = self._after is self.before
+        recognizer.adopt(Model.open(made, before=self.before) if same else self._after.committed(made))
+
+
+@contextmanager
+def open_change(
+    workspace: Workspace, command: str, options: ChangeOptions = USUAL, needs_head: bool = True
+) -> Iterator[Change]:
+    """Open a change; it is one commit at the end of the block, after `Change.finish`.
 
     The index is not rebuilt: new anchors are searched beside it, exactly, and removed ones are filtered out.
 
     Args:
         workspace: With a trained head.
         command: The command's text for the commit.
-        edit: Writes the rows of `classes`, `sentences` and `images`.
         options: See there.
+        needs_head: Whether a workspace without a head is refused; otherwise rows alone are changed there.
 
     Raises:
         MissingStepError: If the workspace has no trained head yet.
@@ -220,52 +188,24 @@ def change(
     if options.recognizer is not None and not options.recognizer.is_of(workspace):
         raise UsageError("the recognizer is not of this workspace", "Open it: Recognizer.open(workspace)")
     with workspace.transaction(command, options.timeout, dry_run=options.dry_run) as tx:
-        before = _model_before(workspace.snapshot(tx.commit.id or None), options.recognizer)
-        after = before
-        select = tx.commit.info.select or workspace.recipe.select
+        before, scored = None, None
         held = held_images(tx)
-        images = score_images(tx, select, held)
-        done = edit(tx)
-        effect = Effect()
-        if done.touched:
-            _embed(before, tx, done, options)
-            try:
-                update(tx, select, images, touched=set(done.touched), held=held)
-            except MissingStepError:  # images or texts came in that nothing embedded yet
-                _embed_rest(before, tx, options)
-                update(tx, select, images, touched=set(done.touched), held=held)
-            if done.images_changed:
-                _update_stats(tx, done.touched, before.saved.unit_correlation)
-            merged = before.known.merged if done.merged is None else done.merged
-            tx.note(merged=merged)
-            after = Model.open(tx, before=before).with_known(merged=merged)  # tx's record lacks what it notes
-            effect, offsets = measure(before, after, done.touched)
-            tx.note(offsets=offsets)
-            after = replace(after, offsets=offsets)
-        classes = _states(tx, after, done.touched.union(done.shown))
-        report = ChangeReport(
-            command=command,
-            dry_run=options.dry_run,
-            notes=done.notes,
-            classes=classes,
-            effect=effect,
-            before=tx.commit.id,
-        )
-        report.notes.extend(_of_added(after, classes, effect))
-        if done.images_changed:
-            report.notes.extend(_of_linear_classifier(after, classes))
-        if done.images is not None:
-            report.notes.extend(_copies_of_others(tx, done.images))
-            report.notes.extend(_misclassified(tx, after, usable(done.images)))
-        if not options.dry_run:
-            _tidy(tx)
-    if tx.result_commit == tx.commit:
-        return report if options.dry_run else replace(report, changed=False)
-    if options.recognizer is not None:
-        made = workspace.snapshot(tx.result_commit.id)
-        model = Model.open(made, before=before) if after is before else after.committed(made)
-        options.recognizer.adopt(model)
-    return report
+        if needs_head or tx.commit.head is not None:
+            before = _model_before(workspace.snapshot(tx.commit.id or None), options.recognizer)
+            scored = score_images(tx, tx.commit.info.select or tx.recipe.select, held)
+        change = Change(tx, before, options, held, scored)
+        yield change
+    change.adopt(workspace)
+
+
+def _measured(tx: Transaction, before: Model, done: Edit) -> tuple[Model, Effect]:
+    """Return the model after a change, with the offsets that it gives added classes, and the effect."""
+    merged = before.known.merged if done.merged is None else done.merged
+    tx.note(merged=merged)
+    after = Model.open(tx, before=before).with_known(merged=merged)  # tx's record lacks what it notes
+    effect, offsets = measure(before, after, done.touched)
+    tx.note(offsets=offsets)
+    return replace(after, offsets=offsets), effect
 
 
 def _model_before(snapshot: Snapshot, recognizer: Recognizer | None) -> Model:
@@ -350,124 +290,6 @@ def _embed_rest(model: Model, tx: Transaction, options: ChangeOptions) -> None:
     sentences = tx.table("sentences")
     images = tx.table("images", ["image_id", "problem"], "split = 'train' AND class_id IS NOT NULL")
     _embed(model, tx, Edit(sentences=sentences, images=images), options)
-
-
-def usable(images: pa.Table) -> pa.Table:
-    """Return the rows of `images` that can be read."""
-    return images.filter(pc.is_null(images["problem"]))
-
-
-def _states(tx: Transaction, model: Model, class_ids: set[int]) -> list[AddedClass]:
-    """Return the current state of those of the classes that still exist."""
-    table = tx.class_table()
-    bank = model.bank
-    shown = sorted(class_ids.intersection(table.ids))
-    if not shown:
-        return []
-    names = table.names
-    near = rivals(model, shown)
-    where = one_of("class_id", shown)
-    rows = tx.table("sentences", ["class_id", "source"], where)
-    sentences = Counter(rows["class_id"].to_pylist())
-    own = rows.filter(pc.invert(pc.is_in(rows["source"], pa.array(FROM_NAME))))
-    kinds = dict.fromkeys(sentences, "name") | dict.fromkeys(own["class_id"].to_pylist(), "own")
-    good = f"split = 'train' AND problem IS NULL AND {where}"
-    images = Counter(tx.table("images", ["class_id"], good)["class_id"].to_pylist())
-    anchors = dict(zip(bank.class_ids.tolist(), bank.offsets.diff().tolist(), strict=True))
-    visual = model.known.visual_sides()
-    return [
-        AddedClass(
-            name=names[i],
-            class_id=i,
-            sentences=sentences[i],
-            anchors=anchors.get(i, 0),
-            images=images[i],
-            rivals=[names[r] for r in near[i].class_ids],
-            rivals_by=near[i].by,
-            visual=visual.get(i, "none"),
-            text="none" if model.saved.texts_are_mute else kinds.get(i, "none"),
-        )
-        for i in shown
-    ]
-
-
-def _of_linear_classifier(model: Model, classes: Sequence[AddedClass]) -> list[str]:
-    """Say which classes the linear classifier knows as they were when it was trained, if it counts."""
-    parts = model.saved.parts
-    kept = [repr(one.name) for one in classes if one.visual == "trained"]
-    if not kept or (parts is not None and not parts.weights.image):
-        return []
-    return [
-        f"The linear classifier knows {', '.join(kept)} by what it was trained on; all else takes the change into"
-        " account. To train it again: vlltr refit"
-    ]
-
-
-def _of_added(model: Model, classes: Sequence[AddedClass], effect: Effect) -> list[str]:
-    """Say what some classes that are added ones take from the others, and how certain that is."""
-    notes = list[str]()
-    bare = set(model.class_ids[model.known.text_only].tolist())
-    if bare.intersection(one.class_id for one in classes):
-        notes.append(_MUTE if model.saved.texts_are_mute else _ATTRACTS)
-    notes += [
-        f"{name!r} takes {plural(number, 'held-out image')} from existing classes, most from {owner!r}."
-        for name, number, owner in effect.takes[:_RIVALS]
-    ]
-    added = set(model.class_ids[~model.trained].tolist())
-    if effect.certainty and added.intersection(one.class_id for one in classes):
-        notes.append(effect.certainty)
-    untrained = Counter(model.known.visual_sides().values())["images"]
-    if untrained >= _SEVERAL and any(one.visual == "images" for one in classes):
-        notes.append(
-            f"The head was not trained on {plural(untrained, 'class', 'classes')} that have images. To train on"
-            " them: vlltr refit"
-        )
-    return notes
-
-
-def _copies_of_others(tx: Transaction, images: pa.Table) -> list[str]:
-    """Say how many of some new images are exact duplicates of images in another class."""
-    came = set(zip(images["content_hash"].to_pylist(), images["class_id"].to_pylist(), strict=True))
-    contents = one_of("content_hash", [content for content, _ in came if content is not None])
-    there = tx.table("images", ["content_hash", "class_id"], f"{contents} AND class_id IS NOT NULL")
-    owners = defaultdict[str, set[int]](set)
-    for content, class_id in zip(
-        there["content_hash"].to_pylist(), there["class_id"].to_pylist(), strict=True
-    ):
-        owners[content].add(class_id)
-    found = sorted(one for content, class_id in came for one in owners[content] - {class_id})
-    if not found:
-        return []
-    names = tx.class_table().names
-    others = Counter(names[one] for one in found)
-    return [
-        f"Exact duplicates of images in another class: {_listed(others)}. Their labels contradict each other."
-    ]
-
-
-def _listed(classes: Counter[str]) -> str:
-    """List the most frequent classes with their counts."""
-    listed = ", ".join(f"{name!r} {count}" for name, count in classes.most_common(_RIVALS))
-    return f"{listed} and others" if len(classes) > _RIVALS else listed
-
-
-def _misclassified(tx: Transaction, model: Model, images: pa.Table) -> list[str]:
-    """Say how many of some new images are misclassified, although the model was updated with them."""
-    if not images.num_rows:
-        return []
-    features = loading.image_vectors_of(tx, images["image_id"].to_pylist())
-    best = model.score(features, "exhaustive")[0].probabilities.argmax(1)
-    pairs = zip(model.class_ids[best].tolist(), images["class_id"].to_pylist(), strict=True)
-    names = tx.class_table().names
-    others = Counter(names[found] for found, owner in pairs if found != owner)
-    if not others:
-        return []
-    advice = "" if 2 * others.total() > images.num_rows else " They may be of these classes."
-    wrong = (
-        f"{others.total()} of {plural(images.num_rows, 'new image')} {'is' if others.total() == 1 else 'are'}"
-    )
-    updated = "still misclassified, although the model was updated with them"
-    return [f"{wrong} {updated}: {_listed(others)}.{advice}"]
 
 
 def new_image_rows(

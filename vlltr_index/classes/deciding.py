@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,11 +13,9 @@ import pyarrow as pa
 from vlltr_index.classes.change import (
     USUAL,
     ChangeOptions,
-    ChangeReport,
     Edit,
-    change,
     new_image_rows,
-    usable,
+    open_change,
 )
 from vlltr_index.classes.editing import (
     NewClass,
@@ -25,10 +23,10 @@ from vlltr_index.classes.editing import (
     delete_images,
     write_classes,
 )
-from vlltr_index.classes.effect import Effect
+from vlltr_index.classes.report import ChangeReport
 from vlltr_index.schemas.records import ImageRecord
 from vlltr_index.schemas.tables import IMAGES, REVIEWED
-from vlltr_index.store.ingestion import probe_all
+from vlltr_index.store.ingestion import probe_all, usable
 from vlltr_index.store.tables import one_of
 from vlltr_index.wording import plural
 
@@ -85,7 +83,9 @@ def decide(
     Raises:
         InputError: A name is empty, or two new ones differ by case alone.
     """
-    return changed(workspace, command, lambda tx: edit_of(tx, decisions), options)
+    with open_change(workspace, command, options, needs_head=False) as change:
+        change.finish(edit_of(change.tx, decisions))
+    return change.report
 
 
 def edit_of(tx: Transaction, decisions: Decisions) -> Edit:
@@ -101,24 +101,6 @@ def edit_of(tx: Transaction, decisions: Decisions) -> Edit:
     said = ", ".join(plural(count, one, several) for count, one, several in counts if count)
     done.notes = [f"{said or 'Nothing was changed'}.", *(f"Left out: {what}" for what in found.skipped)]
     return done
-
-
-def changed(
-    workspace: Workspace, command: str, edit: Callable[[Transaction], Edit], options: ChangeOptions
-) -> ChangeReport:
-    """Make a change in one commit, also where no head is trained yet."""
-    if workspace.history.last().head is not None:
-        return change(workspace, command, edit, options)
-    with workspace.transaction(command, dry_run=options.dry_run) as tx:
-        notes = edit(tx).notes
-    return ChangeReport(
-        command=command,
-        dry_run=options.dry_run,
-        notes=notes,
-        classes=[],
-        effect=Effect(),
-        changed=options.dry_run or tx.result_commit != tx.commit,
-    )
 
 
 def write_decisions(tx: Transaction, decisions: Decisions) -> tuple[Decided, Edit]:

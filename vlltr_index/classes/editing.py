@@ -21,12 +21,11 @@ from pydantic import BaseModel, Field
 from vlltr_index.classes.change import (
     USUAL,
     ChangeOptions,
-    ChangeReport,
     Edit,
-    change,
     new_image_rows,
-    usable,
+    open_change,
 )
+from vlltr_index.classes.report import ChangeReport
 from vlltr_index.data.files import read_json, require
 from vlltr_index.data.image_readers import read_images
 from vlltr_index.data.labelled import export_in
@@ -36,7 +35,7 @@ from vlltr_index.errors import InputError, UsageError
 from vlltr_index.schemas.records import ImageRecord, SentenceRecord
 from vlltr_index.schemas.tables import CLASSES, FROM_NAME
 from vlltr_index.store.class_rows import change_class, rename
-from vlltr_index.store.ingestion import sentence_rows
+from vlltr_index.store.ingestion import sentence_rows, usable
 from vlltr_index.store.tables import one_of
 from vlltr_index.store.taxonomy import merge_nodes
 from vlltr_index.wording import plural, preview
@@ -139,10 +138,13 @@ def add_classes(
         MissingStepError: If the workspace has no trained head yet.
     """
     command = f"classes add {preview(one.name for one in wanted)}"
-    return replace(change(workspace, command, lambda tx: _write(tx, wanted), options), added=True)
+    with open_change(workspace, command, options) as change:
+        change.finish(_write(change.tx, wanted))
+    return replace(change.report, added=True)
 
 
 def _write(tx: Transaction, wanted: Sequence[NewClass]) -> Edit:
+    """Write new classes with their sentences and images."""
     new = dict(enumerate(checked_classes(tx, wanted), tx.next_id("classes", len(wanted))))
     skipped: list[str] = []
     paths = {
@@ -261,7 +263,8 @@ def remove_classes(
         InputError: If no class, or no image to score sentences against, would be left.
     """
 
-    def write(tx: Transaction) -> Edit:
+    with open_change(workspace, f"classes remove {preview(names)}", options) as change:
+        tx = change.tx
         table = tx.class_table()
         notes = []
         ids = list(dict.fromkeys(table.lookup(name) for name in names))
@@ -272,9 +275,8 @@ def remove_classes(
             change_class(tx, i, retired_at=_now())
             content = f"{plural(gone[0], 'sentence')} and {plural(gone[1], 'image')}"
             notes.append(f"Removed {table.names[i]!r} (class {i}) with {content}.")
-        return Edit(set(ids), images_changed=True, notes=notes)
-
-    return change(workspace, f"classes remove {preview(names)}", write, options)
+        change.finish(Edit(set(ids), images_changed=True, notes=notes))
+    return change.report
 
 
 def _now() -> str:
@@ -290,8 +292,8 @@ def rename_class(workspace: Workspace, old: str, new: str, options: ChangeOption
     """
     name = clean_name(new, "the new name")
 
-    def write(tx: Transaction) -> Edit:
-        table = tx.class_table()
+    with open_change(workspace, f"classes rename {old!r} {name!r}", options) as change:
+        table = change.tx.class_table()
         class_id = table.lookup(old)
         before = table.names[class_id]
         taken = table.find(name)
@@ -300,23 +302,26 @@ def rename_class(workspace: Workspace, old: str, new: str, options: ChangeOption
                 f"there is a class {name!r} already (class {taken})",
                 f"To make them one: vlltr classes merge {table.names[taken]!r} {before!r}",
             )
-        if before == name:
-            return Edit(shown=[class_id])
-        done = rename(tx, class_id, name)
-        notes = [f"Renamed {before!r} to {name!r} (class {class_id})."]
-        if done.replaced:
-            others = plural(done.kept, "other sentence stays as it is", "other sentences stay as they are")
-            notes.append(
-                f"{plural(done.replaced, 'sentence')} made from the old name gave way to {done.made.num_rows:,}"
-                f" made from the new one; {others}."
-            )
-        else:
-            notes.append(f"No sentence was made from the old name; all {done.kept} stay as they are.")
-        if done.in_tree:
-            notes.append(f"The tree of classes has a {name!r} already: the class is that now.")
-        return Edit({class_id} if done.replaced else set(), [class_id], done.made, notes=notes)
+        same = before == name
+        change.finish(Edit(shown=[class_id]) if same else _renamed(change.tx, class_id, before, name))
+    return change.report
 
-    return change(workspace, f"classes rename {old!r} {name!r}", write, options)
+
+def _renamed(tx: Transaction, class_id: int, before: str, name: str) -> Edit:
+    """Give a class another name, and prompts with it."""
+    done = rename(tx, class_id, name)
+    notes = [f"Renamed {before!r} to {name!r} (class {class_id})."]
+    if done.replaced:
+        others = plural(done.kept, "other sentence stays as it is", "other sentences stay as they are")
+        notes.append(
+            f"{plural(done.replaced, 'sentence')} made from the old name gave way to {done.made.num_rows:,}"
+            f" made from the new one; {others}."
+        )
+    else:
+        notes.append(f"No sentence was made from the old name; all {done.kept} stay as they are.")
+    if done.in_tree:
+        notes.append(f"The tree of classes has a {name!r} already: the class is that now.")
+    return Edit({class_id} if done.replaced else set(), [class_id], done.made, notes=notes)
 
 
 def merge_classes(
@@ -331,7 +336,8 @@ def merge_classes(
         InputError: If both are the same class.
     """
 
-    def write(tx: Transaction) -> Edit:
+    with open_change(workspace, f"classes merge {into!r} {other!r}", options) as change:
+        tx = change.tx
         table = tx.class_table()
         kept = table.lookup(into)
         gone = table.lookup(other)
@@ -356,9 +362,8 @@ def merge_classes(
             f" {plural(moved, 'sentence')} and {plural(images, 'image')} went over, prompts did not;"
             " the name is an alias now."
         )
-        return Edit({kept, gone}, images_changed=True, merged=merged, notes=[note])
-
-    return change(workspace, f"classes merge {into!r} {other!r}", write, options)
+        change.finish(Edit({kept, gone}, images_changed=True, merged=merged, notes=[note]))
+    return change.report
 
 
 def _move_rows(tx: Transaction, table: str, gone: int, kept: int) -> int:
@@ -406,7 +411,8 @@ def add_sentences(
     if not records:
         raise InputError("no sentence was given", "Give --sentence or --text FILE.")
 
-    def write(tx: Transaction) -> Edit:
+    with open_change(workspace, f"sentences add {name!r}", options) as change:
+        tx = change.tx
         class_id = tx.class_table().lookup(name)
         where = f"class_id = {class_id}"
         there = set(tx.table("sentences", ["sentence_id"], where)["sentence_id"].to_pylist())
@@ -415,9 +421,8 @@ def add_sentences(
         same = f"; {len(records) - rows.num_rows} there before" if rows.num_rows < len(records) else ""
         notes = [f"{plural(rows.num_rows, 'sentence')} added{same}."]
         notes += [f"Left out: {item.where}: {item.why}" for item in skipped]
-        return Edit({class_id} if rows.num_rows else set(), [class_id], rows, notes=notes)
-
-    return change(workspace, f"sentences add {name!r}", write, options)
+        change.finish(Edit({class_id} if rows.num_rows else set(), [class_id], rows, notes=notes))
+    return change.report
 
 
 def remove_sentences(
@@ -445,7 +450,8 @@ def remove_sentences(
     if not ids and not wanted:
         raise UsageError("which sentences?", "Give their ids, or --matching TEXT.")
 
-    def write(tx: Transaction) -> Edit:
+    with open_change(workspace, f"sentences remove {name!r}", options) as change:
+        tx = change.tx
         class_id = tx.class_table().lookup(name)
         look = f"See them: vlltr classes show {tx.class_table().names[class_id]!r} --all"
         rows = tx.table("sentences", ["sentence_id", "text"], f"class_id = {class_id}")
@@ -464,9 +470,8 @@ def remove_sentences(
         tx.delete("sentences", one_of("sentence_id", gone))
         shown = [f"  {there[i]}" for i in gone[:_EXAMPLES]]
         more = [f"  and {len(gone) - _EXAMPLES} more"] if len(gone) > _EXAMPLES else []
-        return Edit({class_id}, notes=[f"{plural(len(gone), 'sentence')} removed:", *shown, *more])
-
-    return change(workspace, f"sentences remove {name!r}", write, options)
+        change.finish(Edit({class_id}, notes=[f"{plural(len(gone), 'sentence')} removed:", *shown, *more]))
+    return change.report
 
 
 def add_images(
@@ -485,7 +490,8 @@ def add_images(
         InputError: If none of the images can be read, or one is another class's already.
     """
 
-    def write(tx: Transaction) -> Edit:
+    with open_change(workspace, f"images add {name!r}", options) as change:
+        tx = change.tx
         class_id = tx.class_table().lookup(name)
         skipped: list[str] = []
         rows = new_image_rows(tx, {class_id: paths}, {class_id: tx.class_table().names[class_id]}, skipped)
@@ -498,9 +504,10 @@ def add_images(
         new = good.num_rows - there
         notes = [plural(new, "image") + " added" + (f"; {there} there before." if there else ".")]
         notes += [f"Left out: {what}" for what in skipped]
-        return Edit({class_id} if new else set(), [class_id], images=rows, images_changed=True, notes=notes)
-
-    return change(workspace, f"images add {name!r}", write, options)
+        change.finish(
+            Edit({class_id} if new else set(), [class_id], images=rows, images_changed=True, notes=notes)
+        )
+    return change.report
 
 
 def remove_images(workspace: Workspace, ids: Sequence[str], options: ChangeOptions = USUAL) -> ChangeReport:
@@ -520,16 +527,16 @@ def remove_images(workspace: Workspace, ids: Sequence[str], options: ChangeOptio
     if not ids:
         raise UsageError("which images?", "Give their ids; `vlltr classes show NAME` lists them.")
 
-    def write(tx: Transaction) -> Edit:
+    command = f"images remove {' '.join(ids[:3])}" + (" ..." if len(ids) > 3 else "")
+    with open_change(workspace, command, options) as change:
+        tx = change.tx
         there = tx.table("images", ["image_id"])["image_id"].to_pylist()
         gone = _chosen_ids(
             ids, there, "image with the id", "See ids, before the paths: vlltr classes show NAME"
         )
         owners = delete_images(tx, gone)
-        return Edit(owners, images_changed=True, notes=[f"{plural(len(gone), 'image')} removed."])
-
-    command = f"images remove {' '.join(ids[:3])}" + (" ..." if len(ids) > 3 else "")
-    return change(workspace, command, write, options)
+        change.finish(Edit(owners, images_changed=True, notes=[f"{plural(len(gone), 'image')} removed."]))
+    return change.report
 
 
 def delete_images(tx: Transaction, image_ids: Sequence[str]) -> set[int]:

@@ -10,8 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from vlltr_index.classes.change import USUAL, ChangeOptions, ChangeReport, Edit
-from vlltr_index.classes.deciding import Decisions, changed, write_decisions
+from vlltr_index.classes.change import USUAL, ChangeOptions, Edit, open_change
+from vlltr_index.classes.deciding import Decisions, write_decisions
+from vlltr_index.classes.report import ChangeReport
 from vlltr_index.data.decoding import content_hash
 from vlltr_index.data.files import require
 from vlltr_index.data.image_readers import NAME_ROOT, ListedFolder
@@ -101,9 +102,10 @@ def relabel_images(
         )
     names = None if label_names is None else read_class_names(label_names)
     run = _Relabelling(listing, list_root or listing.parent, names, create_classes=create_classes, add=add)
-    report = changed(workspace, f"images relabel {path}", run.edit, options)
+    with open_change(workspace, f"images relabel {path}", options, needs_head=False) as change:
+        change.finish(run.edit(change.tx))
     return RelabelReport(
-        **vars(report),
+        **vars(change.report),
         source=str(path),
         relabelled=run.relabelled,
         same=run.same,

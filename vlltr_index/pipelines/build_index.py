@@ -73,8 +73,9 @@ def index_anchors(workspace: Workspace, kind: str = "auto", progress: Progress |
         if progress:
             progress("build index", 0, size)
         index = build_index(unit_rows(loaded.bank.vectors.float()), loaded.keys, kind=chosen)
-        digest = workspace.objects.put("index", lambda folder: save_index(index, folder))
+        with workspace.objects.put("index") as made:
+            save_index(index, made.folder)
         if progress:
             progress("build index", size, size)
-        tx.set(index={"digest": digest, "kind": chosen, "text_fp": tx.commit.text_fp})
-    return IndexReport(kind=chosen, reason=reason, anchors=size, dim=dim, digest=digest)
+        tx.set(index={"digest": made.digest, "kind": chosen, "text_fp": tx.commit.text_fp})
+    return IndexReport(kind=chosen, reason=reason, anchors=size, dim=dim, digest=made.digest)

@@ -11,7 +11,7 @@ from vlltr_index.store.tables import one_of
 from vlltr_index.store.taxonomy import load_taxonomy
 
 if TYPE_CHECKING:
-    from vlltr_index.classes.change import Rivals
+    from vlltr_index.classes.report import Rivals
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.workspace import Workspace
 
@@ -148,7 +148,7 @@ def _sentences(snapshot: Snapshot, class_id: int) -> tuple[list[AnchorRow], list
 
 def _standing(snapshot: Snapshot, class_id: int) -> tuple[str, Rivals, bool]:
     """What the class's images do, its nearest rivals, and whether texts have no weight."""
-    from vlltr_index.classes.change import Rivals, rivals
+    from vlltr_index.classes.report import Rivals, rivals
     from vlltr_index.recognition.model import Model
 
     try:

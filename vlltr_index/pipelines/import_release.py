@@ -137,13 +137,11 @@ def _keep_encoder(
         "epoch": checkpoint.epoch,
         "config": checkpoint.args,
     }
-
-    def write(folder: Path) -> None:
-        encoder.save(folder)
+    with workspace.objects.put("checkpoints") as made:
+        encoder.save(made.folder)
         text = json.dumps(facts, indent=2, sort_keys=True)
-        (folder / "train.json").write_text(text + "\n", encoding="utf-8")
-
-    return workspace.objects.put("checkpoints", write)
+        (made.folder / "train.json").write_text(text + "\n", encoding="utf-8")
+    return made.digest
 
 
 def _stage_two(
@@ -170,12 +168,13 @@ def _stage_two(
         saved = SavedHead(
             release_weights.release_head(checkpoint, order), ids[order], encoder.text_fp, encoder.image_fp
         )
-        head_digest = workspace.objects.put("heads", lambda folder: save_head(saved, folder))
+        with workspace.objects.put("heads") as made:
+            save_head(saved, made.folder)
         alpha = release_weights.fusion_alpha(checkpoint)
         own = workspace.recipe.fusion
         rule = "paper" if own.rule == "ours" else own.rule
         fusion = FusionConfig(rule=rule, alpha=own.alpha if alpha is None else alpha)
-        tx.set(checkpoint=digest, head=head_digest, fusion=fusion, image_fp=encoder.image_fp)
+        tx.set(checkpoint=digest, head=made.digest, fusion=fusion, image_fp=encoder.image_fp)
         tx.note(folds=None, offsets={})
         if tx.commit.text_fp != encoder.text_fp:  # otherwise anchors and index stay valid
             tx.set(text_fp=None, image_fp=None, selection_id=None, index=None)
@@ -190,7 +189,7 @@ def _stage_two(
         digest,
         classes=len(names),
         classes_added=added,
-        head=head_digest,
+        head=made.digest,
         alpha=fusion.alpha,
         anchors=sum(map(len, vectors)),
         notes=notes,

@@ -163,7 +163,7 @@ class StepMaker:
         """
         given = {name: value for name, value in options.items() if value is not None}
         words = [*command.name.split(), *map(str, arguments), *option_words(**given)]
-        call = partial(
+        call: Callable[[], R] = partial(
             command.call, self.workspace, *arguments, **given, **(untyped or {}), progress=self.progress
         )
         if command.computes and self.device is not None:
@@ -171,5 +171,5 @@ class StepMaker:
         if command.is_shared and world()[1] > 1:
             words += ["--processes", str(world()[1])]
         else:
-            call = partial(by_first, call)
+            call = by_first(call)
         return Step(title, ("-w", self.name, *words), call, shows)

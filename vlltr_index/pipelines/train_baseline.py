@@ -44,7 +44,7 @@ from vlltr_index.schemas.tables import sentence_vectors_name
 from vlltr_index.tensors import choose_device, class_positions
 from vlltr_index.train.cvlp import train_image_only
 from vlltr_index.train.data import TrainImages
-from vlltr_index.train.distributed import own_part
+from vlltr_index.train.distributed import by_first, first_then_all, own_part
 from vlltr_index.wording import have
 
 if TYPE_CHECKING:
@@ -54,8 +54,8 @@ if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
     from vlltr_index.store.objects import Kind
     from vlltr_index.store.snapshot import Snapshot
-    from vlltr_index.store.transaction import Transaction
     from vlltr_index.store.workspace import Workspace
+    from vlltr_index.train.loop import StageOne
 
 
 class BaselineManifest(Manifest):
@@ -153,26 +153,33 @@ def train_baseline_stage(
         ConfigError: If the batch cannot be shared out among the processes.
     """
     recipe = workspace.recipe
-
-    def prepare(snapshot: Snapshot) -> tuple[training.StageOneData, str]:
-        data = training.stage_one_data(snapshot, with_texts=False)
-        own_part(config.batch_size)
-        return data, training.run_key("baseline-fc", recipe, config, data)
-
+    snapshot = training.newest_snapshot(workspace)
+    data = _image_only_data(snapshot, config)
+    key = training.run_key("baseline-fc", recipe, config, data)
     command = "train baseline fc"
-    with training.training_run(workspace, command, resume, prepare, facts=training.image_facts) as run:
+    with training.training_run(workspace, command, snapshot, key, training.image_facts, resume) as run:
         encoder = training.starting_encoder(recipe, [["a"]], config.seed)
-        data = run.data
         images = TrainImages(data.sources, data.labels, encoder, config.augment, workers=config.workers)
         stage = train_image_only(encoder, images, config, run_dir=run.folder, progress=progress)
-
-        def keep(tx: Transaction) -> str:
-            digest = training.keep_stage(workspace, stage, data, kind="baseline-fc", config=config)
-            tx.note(baseline_fc=digest)
-            return digest
-
-        digest = run.commit(keep)
+        digest = _keep_image_only(run, stage, data, config)
     return training.stage_report(run, "baseline fc", digest, data, stage=stage, epochs=config.epochs)
+
+
+@first_then_all
+def _image_only_data(snapshot: Snapshot, config: BaselineConfig) -> training.StageOneData:
+    own_part(config.batch_size)
+    return training.stage_one_data(snapshot, with_texts=False)
+
+
+@by_first
+def _keep_image_only(
+    run: training.TrainingRun, stage: StageOne, data: training.StageOneData, config: BaselineConfig
+) -> str:
+    """Commit the image-only baseline, and return its digest."""
+    with run.transaction() as tx:
+        digest = training.keep_stage(run.workspace, stage, data, kind="baseline-fc", config=config)
+        tx.note(baseline_fc=digest)
+    return digest
 
 
 def possible_baselines(workspace: Workspace) -> list[str]:
@@ -214,27 +221,23 @@ def train_baseline(
     """
     if name not in BY_NAME:
         raise UsageError(f"no baseline {name!r}", f"There are: fc, {', '.join(BASELINES)}.")
+    snapshot = training.newest_snapshot(workspace)
+    absent = absent_baselines(snapshot)
+    if name in absent:
+        raise WorkspaceError(
+            f"the baseline {name!r} cannot be fitted: {absent[name]}",
+            "Run: vlltr train baseline discriminant",
+        )
+    command = f"train baseline {name}"
     with training.training_run(
-        workspace,
-        f"train baseline {name}",
-        False,
-        lambda _: (None, f"baseline-{name}"),
-        facts=training.vector_facts,
+        workspace, command, snapshot, f"baseline-{name}", training.vector_facts, resume=False
     ) as run:
-        absent = absent_baselines(run.snapshot)
-        if name in absent:
-            raise WorkspaceError(
-                f"the baseline {name!r} cannot be fitted: {absent[name]}",
-                "Run: vlltr train baseline discriminant",
-            )
-        row = Making(workspace, run.snapshot, config, progress).row(BY_NAME[name])
-        row = replace(row, made_of=made_of(run.snapshot, BY_NAME[name]))
-
-        def keep(tx: Transaction) -> None:
-            digest = tx.objects.put("heads", lambda path: _save(row, path))
-            tx.note(baselines={**tx.commit.info.baselines, name: digest})
-
-        run.commit(keep)
+        row = Making(workspace, snapshot, config, progress).row(BY_NAME[name])
+        row = replace(row, made_of=made_of(snapshot, BY_NAME[name]))
+        with run.transaction() as tx:
+            with tx.objects.put("heads") as made:
+                _save(row, made.folder)
+            tx.note(baselines={**tx.commit.info.baselines, name: made.digest})
     return row
 
 

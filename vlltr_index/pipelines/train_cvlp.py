@@ -14,14 +14,14 @@ from vlltr_index.schemas.config import CVLPConfig
 from vlltr_index.store.holdout import HeldOut, choose_held_out_classes, without_names
 from vlltr_index.train.cvlp import train_cvlp
 from vlltr_index.train.data import TrainImages, TrainTexts
-from vlltr_index.train.distributed import by_first, meet, own_part
+from vlltr_index.train.distributed import by_first, first_then_all, meet, own_part
 
 if TYPE_CHECKING:
     from vlltr_index.encoders.encoder import Encoder
     from vlltr_index.schemas.records import Progress
     from vlltr_index.store.snapshot import Snapshot
-    from vlltr_index.store.transaction import Transaction
     from vlltr_index.store.workspace import Workspace
+    from vlltr_index.train.loop import StageOne
 
 
 def train_cvlp_stage(
@@ -55,34 +55,38 @@ def train_cvlp_stage(
     )
     if config.tune == "text":
         meet()
-        by_first(lambda: _embed_first(workspace, progress))
-
-    def prepare(snapshot: Snapshot) -> tuple[tuple[training.StageOneData, HeldOut], str]:
-        data, held = _parted(snapshot, training.stage_one_data(snapshot), config)
-        own_part(config.batch_size)
-        return (data, held), training.run_key("cvlp", recipe, config, data)
-
-    with training.training_run(workspace, "train cvlp", resume, prepare, facts=_facts) as run:
-        data, held = run.data
+        _embed_first(workspace, progress)
+    snapshot = training.newest_snapshot(workspace)
+    data, held = _parted(snapshot, config)
+    key = training.run_key("cvlp", recipe, config, data)
+    with training.training_run(workspace, "train cvlp", snapshot, key, _facts, resume) as run:
         encoder = training.starting_encoder(recipe, data.texts, config.seed)
         if config.tune == "text":
-            images = _stored_images(run.snapshot, data, encoder)
+            images = _stored_images(snapshot, data, encoder)
         else:
             images = TrainImages(data.sources, data.labels, encoder, config.augment, workers=config.workers)
         texts = TrainTexts(data.texts, encoder)
         stage = train_cvlp(encoder, images, texts, config, run_dir=run.folder, progress=progress)
-
-        def keep(tx: Transaction) -> str:
-            digest = training.keep_stage(workspace, stage, data, kind="cvlp", config=config, held=held)
-            tx.set(checkpoint=digest, text_fp=None, image_fp=None)
-            # These depend on the previous encoder's vectors.
-            tx.set(head=None, index=None, selection_id=None, fusion=None)
-            tx.note(cvlp=config.model_dump(mode="json"), encoder=None)
-            return digest
-
-        digest = run.commit(keep)
+        digest = _keep(run, stage, data, held, config)
     report = training.stage_report(run, "cvlp", digest, data, stage=stage, epochs=config.epochs)
     return replace(report, held_images=len(held.images), held_classes=len(held.classes))
+
+
+@by_first
+def _keep(
+    run: training.TrainingRun,
+    stage: StageOne,
+    data: training.StageOneData,
+    held: HeldOut,
+    config: CVLPConfig,
+) -> str:
+    """Commit the encoder, and return its digest; what depends on vectors of the previous one goes."""
+    with run.transaction() as tx:
+        digest = training.keep_stage(run.workspace, stage, data, kind="cvlp", config=config, held=held)
+        tx.set(checkpoint=digest, text_fp=None, image_fp=None)
+        tx.set(head=None, index=None, selection_id=None, fusion=None)
+        tx.note(cvlp=config.model_dump(mode="json"), encoder=None)
+    return digest
 
 
 def _facts(snapshot: Snapshot) -> dict[str, object]:
@@ -92,6 +96,7 @@ def _facts(snapshot: Snapshot) -> dict[str, object]:
     return {**images, "the sentences of the training classes": training.class_texts(snapshot, owners)}
 
 
+@by_first
 def _embed_first(workspace: Workspace, progress: Progress | None) -> None:
     """Store the plain vectors of the training images by the tower that stage 1 starts from, where they are missing.
 
@@ -114,10 +119,11 @@ def _stored_images(snapshot: Snapshot, data: training.StageOneData, encoder: Enc
     return TrainImages.from_features(features, data.labels)
 
 
-def _parted(
-    snapshot: Snapshot, data: training.StageOneData, config: CVLPConfig
-) -> tuple[training.StageOneData, HeldOut]:
-    """Split off what is held out of the training set."""
+@first_then_all
+def _parted(snapshot: Snapshot, config: CVLPConfig) -> tuple[training.StageOneData, HeldOut]:
+    """Read the training set without what is held out of it, and what that is."""
+    data = training.stage_one_data(snapshot)
+    own_part(config.batch_size)
     names = snapshot.class_table().names
     ids = data.class_ids.tolist()
     counts = {names[i]: n for i, n in zip(ids, data.counts.tolist(), strict=True)}

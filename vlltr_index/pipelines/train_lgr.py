@@ -34,15 +34,13 @@ from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.store.holdout import HeldOut, read_held_out
 from vlltr_index.tensors import choose_device, class_positions, device_name, memory_mended_by
 from vlltr_index.train.data import TrainImages
-from vlltr_index.train.distributed import by_first, meet, own_part
+from vlltr_index.train.distributed import by_first, first_then_all, meet, own_part
 from vlltr_index.train.lgr import StoredImages, new_head, train_until, tune_visual
 from vlltr_index.train.loop import StageOne
 from vlltr_index.train.stage_two import StageTwoResult, fit_stage_two, without_images
 from vlltr_index.train.training_set import TrainingSet
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from vlltr_index.encoders.encoder import Encoder
     from vlltr_index.heads.anchor_bank import AnchorBank
     from vlltr_index.heads.lgr import LGRHead
@@ -80,7 +78,7 @@ def train_lgr_stage(
     if config.live:
         return _tune_visual(workspace, config, progress, resume)
     meet()
-    return by_first(lambda: _train_head(workspace, config, progress=progress, resume=resume, command=command))
+    return _train_head(workspace, config, progress=progress, resume=resume, command=command)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,40 +102,27 @@ class HeadData:
     contents: list[str]
 
 
+@by_first
 def _train_head(
     workspace: Workspace, config: LGRConfig, progress: Progress | None, resume: bool, command: str
 ) -> training.TrainReport:
-    def prepare(snapshot: Snapshot) -> tuple[HeadData, str]:
-        _check_reading(snapshot)
-        data = head_data(snapshot, config)
-        facts = [
-            head_facts(snapshot),
-            config.model_dump(mode="json"),
-            snapshot.recipe.lgr.augment.model_dump(mode="json"),
-            snapshot.commit.logit_scale,
-            snapshot.recipe.fusion.rule,
-            *(snapshot.commit.info.model_dump(mode="json")[name] for name in ("select", "reading")),
-            snapshot.commit.tables.get("sentences"),
-            [hashlib.sha256(view.contiguous().numpy().data).hexdigest() for view in data.features],
-        ]
-        return data, f"lgr-{short(digest_json(facts))}"
-
-    with training.training_run(workspace, command, resume, prepare, facts=head_facts) as run:
+    """Train the head on stored vectors, and commit it."""
+    snapshot = training.newest_snapshot(workspace)
+    _check_reading(snapshot)
+    data = head_data(snapshot, config)
+    key = _head_key(snapshot, config, data)
+    with training.training_run(workspace, command, snapshot, key, head_facts, resume) as run:
         with memory_mended_by(command, _LESS_MEMORY):
-            decision, class_ids = _fit_head(run, config, progress)
-
-        def keep(tx: Transaction) -> str:
+            decision, class_ids = _fit_head(run, data, config, progress)
+        with run.transaction() as tx:
             fps = tx.commit.text_fp or "", tx.commit.image_fp or ""
             saved = SavedHead(decision.head, class_ids, *fps, decision.parts)
-            if run.data.images is not None:
-                _keep_stats(tx, run.data.images, run.data.units, saved)
+            if data.images is not None:
+                _keep_stats(tx, data.images, data.units, saved)
             tx.note(merged={})
-            digest = _keep_head(tx, run.data.anchors, saved, config, decision.log)
-            _keep_folds(tx, run.data, saved, decision)
-            return digest
-
-        digest = run.commit(keep)
-    images = run.data.images
+            digest = _keep_head(tx, data.anchors, saved, config, decision.log)
+            _keep_folds(tx, data, saved, decision)
+    images = data.images
     last = decision.log[-1] if decision.log else {}
     return training.TrainReport(
         what="lgr",
@@ -148,10 +133,23 @@ def _train_head(
         resumed=run.resumed,
         last=last,
         notes=tuple(decision.notes),
-        units=None
-        if images is None
-        else len(set(zip(images.class_ids.tolist(), run.data.units, strict=True))),
+        units=None if images is None else len(set(zip(images.class_ids.tolist(), data.units, strict=True))),
     )
+
+
+def _head_key(snapshot: Snapshot, config: LGRConfig, data: HeadData) -> str:
+    """Return the name of a run's folder, from all that the run depends on."""
+    facts = [
+        head_facts(snapshot),
+        config.model_dump(mode="json"),
+        snapshot.recipe.lgr.augment.model_dump(mode="json"),
+        snapshot.commit.logit_scale,
+        snapshot.recipe.fusion.rule,
+        *(snapshot.commit.info.model_dump(mode="json")[name] for name in ("select", "reading")),
+        snapshot.commit.tables.get("sentences"),
+        [hashlib.sha256(view.contiguous().numpy().data).hexdigest() for view in data.features],
+    ]
+    return f"lgr-{short(digest_json(facts))}"
 
 
 def head_data(snapshot: Snapshot, config: LGRConfig) -> HeadData:
@@ -193,25 +191,25 @@ def contents_of(snapshot: Snapshot, image_ids: Sequence[str]) -> list[str]:
 
 
 def _fit_head(
-    run: training.TrainingRun[HeadData], config: LGRConfig, progress: Progress | None
+    run: training.TrainingRun, read: HeadData, config: LGRConfig, progress: Progress | None
 ) -> tuple[StageTwoResult, Tensor]:
     """Train a head by the workspace's rule; return the result, and the ids of its rows' classes."""
-    bank = run.data.anchors.bank
-    images = run.data.images
+    bank = read.anchors.bank
+    images = read.images
     logit_scale = run.snapshot.commit.logit_scale
     if images is None:
         nothing = without_images(bank, config, logit_scale)
         return nothing, torch.empty(0, dtype=torch.int64)
     _log.info("%s on %s, fp32", run.command, device_name(choose_device()))
     if run.snapshot.recipe.fusion.rule == "ours":
-        data, class_ids = training_set(run.data)
+        data, class_ids = training_set(read)
         decision = fit_stage_two(data, config, run_dir=run.folder, progress=progress)
         assert decision.rows is not None
         return decision, class_ids[decision.rows]
     class_ids, labels = torch.unique(images.class_ids, return_inverse=True)
     bank = _trained_bank(run.snapshot, bank, class_ids)
     init = _visual_init(run.snapshot, run.snapshot.commit.checkpoint, class_ids)
-    stored = StoredImages(run.data.features, labels, bank, torch.arange(bank.num_classes))
+    stored = StoredImages(read.features, labels, bank, torch.arange(bank.num_classes))
     start = new_head(bank, config, init, logit_scale)
     head, log = train_until(start, stored, config, None, run_dir=run.folder, progress=progress)
     return StageTwoResult(head, None, log), class_ids
@@ -317,80 +315,97 @@ class _TunedData:
 def _tune_visual(
     workspace: Workspace, config: LGRConfig, progress: Progress | None, resume: bool
 ) -> training.TrainReport:
-    def prepare(snapshot: Snapshot) -> tuple[_TunedData, str]:
-        whole = training.stage_one_data(snapshot, with_texts=False)
-        own_part(config.batch_size)
-        anchors = read_anchors(snapshot)
-        start = _start(snapshot, config)
-        data, held = _parted(snapshot, whole, start)
-        settings = config.model_dump(exclude={"micro_batch"})  # it does not change the gradients
-        facts = [start, anchors.selection_id, settings, whole.image_ids, whole.labels.tolist()]
-        bank = _trained_bank(snapshot, anchors.bank, data.class_ids)
-        return _TunedData(start, data, held, bank), f"lgr-{short(digest_json(facts))}"
-
-    with training.training_run(workspace, "train lgr", resume, prepare, facts=head_facts) as run:
-        start = run.data.start
-        data = run.data.images
-        encoder = _starting_encoder(run.snapshot, start)
+    """Train the head with images that pass the tower, and commit both."""
+    snapshot = training.newest_snapshot(workspace)
+    read, key = _tuned_data(snapshot, config)
+    data = read.images
+    with training.training_run(workspace, "train lgr", snapshot, key, head_facts, resume) as run:
+        encoder = _starting_encoder(snapshot, read.start)
         workers = workspace.recipe.cvlp.workers
         head, log = tune_visual(
             encoder,
             TrainImages(data.sources, data.labels, encoder, config.augment, workers=workers),
-            run.data.bank,
+            read.bank,
             config,
-            visual_init=_visual_init(run.snapshot, start, data.class_ids),
+            visual_init=_visual_init(snapshot, read.start, data.class_ids),
             run_dir=run.folder,
             progress=progress,
         )
         stage = StageOne(encoder, head.visual_head if isinstance(head.visual_head, nn.Linear) else None, log)
-
-        def keep(tx: Transaction) -> tuple[str, list[str]]:
-            return _keep_tuned(run, tx, stage, head=head, config=config, progress=progress)
-
-        digest, notes = run.commit(keep)
+        digest, notes = _keep_tuned(run, read, stage, head=head, config=config, progress=progress)
     report = training.stage_report(run, "lgr", digest, data, stage=stage, epochs=config.epochs)
     return replace(report, notes=tuple(notes))
 
 
+@first_then_all
+def _tuned_data(snapshot: Snapshot, config: LGRConfig) -> tuple[_TunedData, str]:
+    """Read what a head is trained on where images pass the tower, and return it with the name of the run's folder."""
+    whole = training.stage_one_data(snapshot, with_texts=False)
+    own_part(config.batch_size)
+    anchors = read_anchors(snapshot)
+    start = _start(snapshot, config)
+    data, held = _parted(snapshot, whole, start)
+    settings = config.model_dump(exclude={"micro_batch"})  # it does not change the gradients
+    facts = [start, anchors.selection_id, settings, whole.image_ids, whole.labels.tolist()]
+    bank = _trained_bank(snapshot, anchors.bank, data.class_ids)
+    return _TunedData(start, data, held, bank), f"lgr-{short(digest_json(facts))}"
+
+
+@by_first
 def _keep_tuned(
-    run: training.TrainingRun[_TunedData],
-    tx: Transaction,
+    run: training.TrainingRun,
+    data: _TunedData,
     stage: StageOne,
     head: LGRHead,
     config: LGRConfig,
     progress: Progress | None,
 ) -> tuple[str, list[str]]:
-    """Store a head and the tower tuned with it; return the head's digest, and notes on what was decided."""
+    """Commit a head and the tower tuned with it; return the head's digest, and notes on what was decided."""
     encoder = stage.encoder
-    data = run.data.images
-    held = run.data.held
-    notes = list[str]()
-    if config.tune != "head":
-        checkpoint = training.keep_stage(run.workspace, stage, data, kind="lgr", config=config, held=held)
-        tx.set(checkpoint=checkpoint, image_fp=encoder.image_fp)
-        tx.note(tuned={"checkpoint": checkpoint, "start": _start(tx, config)})
-    embed_images(tx, encoder, "train", progress=progress)
-    # The fingerprint is given because tx.commit still names the vectors of the previous encoder.
-    images = loading.image_set(tx, "train", image_fp=encoder.image_fp)
-    units = loading.image_units(tx, images.image_ids, images.class_ids, images.features)
-    parts = None
-    decision = None
-    anchors = read_anchors(tx)
-    if tx.recipe.fusion.rule == "ours":
-        contents = contents_of(tx, images.image_ids)
-        read = HeadData(tx, anchors, images, images.features[None], units, contents)
-        whole, class_ids = training_set(read)
-        unseen, apart = _unseen(held, images.image_ids, class_ids)
-        whole = replace(whole, unseen=unseen, unseen_classes=apart, visual_init=None)
-        decision = fit_stage_two(whole, config, head=head, progress=progress)
-        parts, notes = decision.parts, decision.notes
-    saved = SavedHead(head, data.class_ids, text_fp=encoder.text_fp, image_fp=encoder.image_fp, parts=parts)
-    _keep_stats(tx, images, units, saved)
-    digest = _keep_head(tx, anchors, saved, config, stage.log)
-    tx.note(folds=None, offsets={})
-    if decision is not None:
+    with run.transaction() as tx:
+        if config.tune != "head":
+            checkpoint = training.keep_stage(
+                run.workspace, stage, data.images, kind="lgr", config=config, held=data.held
+            )
+            tx.set(checkpoint=checkpoint, image_fp=encoder.image_fp)
+            tx.note(tuned={"checkpoint": checkpoint, "start": _start(tx, config)})
+        embed_images(tx, encoder, "train", progress=progress)
+        read = _read_tuned(tx, encoder.image_fp)
+        decision = _weighed(tx, read, data.held, head, config, progress)
+        saved = SavedHead(
+            head, data.images.class_ids, encoder.text_fp, encoder.image_fp, parts=decision.parts
+        )
+        assert read.images is not None
+        _keep_stats(tx, read.images, read.units, saved)
+        digest = _keep_head(tx, read.anchors, saved, config, stage.log)
         _keep_folds(tx, read, saved, decision)
-    return digest, notes
+    return digest, decision.notes
+
+
+def _read_tuned(tx: Transaction, image_fp: str) -> HeadData:
+    """Read the vectors of a tuned tower, whose fingerprint is given as `tx.commit` still names the previous one's."""
+    images = loading.image_set(tx, "train", image_fp=image_fp)
+    units = loading.image_units(tx, images.image_ids, images.class_ids, images.features)
+    contents = contents_of(tx, images.image_ids)
+    return HeadData(tx, read_anchors(tx), images, images.features[None], units, contents)
+
+
+def _weighed(
+    tx: Transaction,
+    read: HeadData,
+    held: HeldOut,
+    head: LGRHead,
+    config: LGRConfig,
+    progress: Progress | None,
+) -> StageTwoResult:
+    """Choose by the images that a head and its tower did not see; for another rule than `ours` there is no choice."""
+    if tx.recipe.fusion.rule != "ours":
+        return StageTwoResult(head, None, [])
+    assert read.images is not None
+    whole, class_ids = training_set(read)
+    unseen, apart = _unseen(held, read.images.image_ids, class_ids)
+    whole = replace(whole, unseen=unseen, unseen_classes=apart, visual_init=None)
+    return fit_stage_two(whole, config, head=head, progress=progress)
 
 
 def _parted(
@@ -425,10 +440,11 @@ def _keep_head(tx: Transaction, anchors: Anchors, saved: SavedHead, config: LGRC
         told = ToldMeans(anchors.bank.class_ids, anchors.digests, means)
         saved = replace(saved, parts=replace(saved.parts, told=told))
     record = {**settings, "select": tx.commit.info.model_dump(mode="json")["select"]}
-    digest = tx.objects.put("heads", lambda path: save_head(saved, path, log, record))
-    tx.set(head=digest, fusion=recipe.fusion)
+    with tx.objects.put("heads") as made:
+        save_head(saved, made.folder, log, record)
+    tx.set(head=made.digest, fusion=recipe.fusion)
     tx.note(lgr=settings, recipe=recipe.name, protocol=recipe.protocol)
-    return digest
+    return made.digest
 
 
 def _keep_folds(tx: Transaction, data: HeadData, saved: SavedHead, decision: StageTwoResult) -> None:
@@ -442,25 +458,23 @@ def _keep_folds(tx: Transaction, data: HeadData, saved: SavedHead, decision: Sta
     fold_of = decision.fold_of
     scalars = [decision.scalars.get(number, usual) for number in range(int(fold_of.max()) + 1)]
 
-    def write(place: Path) -> None:
+    with tx.objects.put("heads") as made:
         for number, fold in enumerate(decision.folds):
             apart = replace(parts, shared=fold.shared, shifts=fold.shifts)
-            folder = place / str(number)
+            folder = made.folder / str(number)
             folder.mkdir()
             save_fold(folder, replace(saved, head=fold.head, parts=apart), fold.bank, fold.sentence_ids)
         of_folds = [FoldScalars(level=int(one.level), weights=weights) for one, weights in scalars]
         rows = Dealt(data.contents, images.class_ids, fold_of, data.units)
-        save_deal(place, rows, of_folds, models=len(decision.folds))
-
-    digest = tx.objects.put("heads", write)
-    tx.note(folds=digest)
+        save_deal(made.folder, rows, of_folds, models=len(decision.folds))
+    tx.note(folds=made.digest)
     model = Model(
         known=ClassParameters(data.anchors, saved, read_class_stats(tx), merged={}),
         fusion=tx.recipe.fusion,
         classes=tx.class_table(),
         source=tx,
     )
-    tx.note(offsets=added_offsets(model, Folds(tx.objects.path("heads", digest))))
+    tx.note(offsets=added_offsets(model, Folds(tx.objects.path("heads", made.digest))))
 
 
 def _start(snapshot: Snapshot, config: LGRConfig) -> str | None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 _LOCK = "lock"
 
 T = TypeVar("T")
-D = TypeVar("D")  # what a run trains on
 
 Facts = Callable[["Snapshot"], Mapping[str, object]]
 """Reads what a run depends on, by a name for people; compared when the run commits."""
@@ -178,14 +177,13 @@ def vector_facts(snapshot: Snapshot) -> dict[str, object]:
 
 
 @dataclass(frozen=True)
-class TrainingRun(Generic[D]):
+class TrainingRun:
     """One training run with its folder.
 
     Attributes:
         workspace: The workspace that it trains on.
         command: The command's text for the commit.
         snapshot: The snapshot that the run reads.
-        data: What it trains on.
         folder: The folder that keeps its state until the commit.
         resume: Whether the state of an interrupted run is kept.
         resumed: Whether there was one.
@@ -195,30 +193,25 @@ class TrainingRun(Generic[D]):
     workspace: Workspace
     command: str
     snapshot: Snapshot
-    data: D
     folder: Path
     resume: bool
     resumed: bool
     facts: Facts
 
-    def commit(self, write: Callable[[Transaction], T]) -> T:
-        """Call `write` in the first process, in one transaction; every process gets its result.
+    @contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """Open the transaction that commits what was trained; only the first process may, see `by_first`.
 
         Raises:
             WorkspaceError: If the training data has changed since; nothing is committed then, and the run's folder
                 stays.
         """
-
-        def first() -> T:
-            with self.workspace.transaction(self.command) as tx:
-                if tx.commit.id != self.snapshot.commit.id:
-                    self._refuse_changes(self.facts(tx))
-                result = write(tx)
-            # after the commit, so that a killed run can resume
-            shutil.rmtree(self.folder, ignore_errors=True)
-            return result
-
-        return by_first(first)
+        with self.workspace.transaction(self.command) as tx:
+            if tx.commit.id != self.snapshot.commit.id:
+                self._refuse_changes(self.facts(tx))
+            yield tx
+        # after the commit, so that a killed run can resume
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _refuse_changes(self, now: Mapping[str, object]) -> None:
         changes = [name for name, value in self.facts(self.snapshot).items() if now[name] != value]
@@ -236,49 +229,44 @@ class TrainingRun(Generic[D]):
         )
 
 
+def newest_snapshot(workspace: Workspace) -> Snapshot:
+    """Open the newest commit, the same one in all processes of a training run.
+
+    Raises:
+        WorkspaceError: If the workspace cannot be written.
+    """
+    meet()
+    first_then_all(run_folder)(workspace)
+    return workspace.snapshot(_newest(workspace) or None)
+
+
+@by_first
+def _newest(workspace: Workspace) -> int:
+    return workspace.history.last().id
+
+
 @contextmanager
 def training_run(
-    workspace: Workspace,
-    command: str,
-    resume: bool,
-    prepare: Callable[[Snapshot], tuple[D, str]],
-    facts: Facts,
-) -> Iterator[TrainingRun[D]]:
-    """Prepare a run and lock it against a second process; the workspace itself stays open to writers.
+    workspace: Workspace, command: str, snapshot: Snapshot, key: str, facts: Facts, resume: bool
+) -> Iterator[TrainingRun]:
+    """Lock a run against a second process; the workspace itself stays open to writers.
 
     Args:
         workspace: What it trains on.
         command: The command's name, for the commit and for the message to processes that wait for the lock.
-        resume: Whether the state of an interrupted run is kept.
-        prepare: Reads what the run trains on, and returns it with the name of the run's folder, which depends on all
-            that the run depends on. Its errors are those of the first process.
+        snapshot: What the run reads, see `newest_snapshot`.
+        key: The name of the run's folder, which depends on all that the run depends on.
         facts: Reads what must not change until the run commits.
+        resume: Whether the state of an interrupted run is kept.
 
     Raises:
         LockedError: If another process trains the same run.
         WorkspaceError: If the workspace cannot be written.
     """
-    meet()
-    first_then_all(lambda: run_folder(workspace))
-    snapshot = workspace.snapshot(by_first(lambda: workspace.history.last().id) or None)
-
-    def read() -> tuple[D, Path]:
-        data, key = prepare(snapshot)
-        return data, run_folder(workspace, key)
-
-    data, folder = first_then_all(read)
+    folder = first_then_all(run_folder)(workspace, key)
     with ExitStack() as held:
-        resumed = by_first(lambda: held.enter_context(_held_folder(folder, command, resume)))
-        yield TrainingRun(
-            workspace=workspace,
-            command=command,
-            snapshot=snapshot,
-            data=data,
-            folder=folder,
-            resume=resume,
-            resumed=resumed,
-            facts=facts,
-        )
+        resumed = by_first(held.enter_context)(_held_folder(folder, command, resume))
+        yield TrainingRun(workspace, command, snapshot, folder, resume, resumed, facts)
 
 
 @contextmanager
@@ -337,19 +325,17 @@ def keep_stage(
     """Store a stage's encoder, visual classifier, training record and held-out ids; return the checkpoint's digest."""
     facts = {"config": config.model_dump(mode="json"), "kind": kind}
     record = {**facts, "log": stage.log, "classes": len(data.class_ids), "images": len(data.labels)}
-
-    def build(folder: Path) -> None:
-        stage.encoder.save(folder)
+    with workspace.objects.put("checkpoints") as made:
+        stage.encoder.save(made.folder)
         if stage.visual is not None:
             tensors = {name: value.float().cpu() for name, value in stage.visual.state_dict().items()}
             tensors |= {"class_ids": data.class_ids, "counts": data.counts}
-            save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "visual.safetensors")
+            save_file({k: v.contiguous() for k, v in tensors.items()}, made.folder / "visual.safetensors")
         text = json.dumps(record, indent=2, sort_keys=True) + "\n"
-        (folder / "train.json").write_text(text, encoding="utf-8")
+        (made.folder / "train.json").write_text(text, encoding="utf-8")
         if held is not None:
-            write_held_out(held, folder)
-
-    return workspace.objects.put("checkpoints", build)
+            write_held_out(held, made.folder)
+    return made.digest
 
 
 def load_visual(folder: Path, class_ids: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -385,7 +371,7 @@ def load_visual(folder: Path, class_ids: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 
 def stage_report(
-    run: TrainingRun[D], what: str, digest: str, data: StageOneData, stage: StageOne, epochs: int
+    run: TrainingRun, what: str, digest: str, data: StageOneData, stage: StageOne, epochs: int
 ) -> TrainReport:
     """Build the report of a stage that was trained on images."""
     return TrainReport(

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from vlltr_index.data.capture import time_taken
 from vlltr_index.data.decoding import Probe, cores, image_bytes, probe, reduced_bytes
@@ -220,3 +221,8 @@ def is_gone(uri: str) -> bool:
     except OSError as error:
         return isinstance(error, FileNotFoundError | NotADirectoryError)
     return False
+
+
+def usable(images: pa.Table) -> pa.Table:
+    """Return the rows of `images` that can be read."""
+    return images.filter(pc.is_null(images["problem"]))

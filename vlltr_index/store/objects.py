@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -49,6 +50,19 @@ class Kept(Protocol):
         """Return the folder of an object whose files are those that were written."""
 
 
+@dataclass
+class NewObject:
+    """Files that are being written.
+
+    Attributes:
+        folder: The folder that they go into; it is empty.
+        digest: What `Objects.path` takes: SHA-256 over names and bytes; once they are kept.
+    """
+
+    folder: Path
+    digest: str = ""
+
+
 class Objects:
     """The objects of one workspace, each a folder that is kept under the digest of its names and bytes.
 
@@ -60,15 +74,12 @@ class Objects:
         self._storage = storage
         self._root = storage.root
 
-    def put(self, kind: Kind, build: Callable[[Path], object]) -> str:
-        """Keep files that never change, named by their content; call it inside a transaction.
+    @contextmanager
+    def put(self, kind: Kind) -> Iterator[NewObject]:
+        """Keep files that never change, named by their content; the block writes them. Use it inside a transaction.
 
         Args:
             kind: Which folder they go to.
-            build: Writes the files into the empty folder it is given.
-
-        Returns:
-            The digest that `path` takes: SHA-256 over names and bytes.
 
         Raises:
             WorkspaceError: If they cannot be written.
@@ -76,15 +87,15 @@ class Objects:
         parent = self._root / kind
         try:
             with scratch_folder(parent) as unfinished:
-                build(unfinished)
-                digest = digest_folder(unfinished)
-                final = parent / digest[:16]
-                damaged = final.exists() and digest_folder(final) != digest
+                made = NewObject(unfinished)
+                yield made
+                made.digest = digest_folder(unfinished)
+                final = parent / made.digest[:16]
+                damaged = final.exists() and digest_folder(final) != made.digest
                 settle(unfinished, final, replace=damaged)
         except (OSError, SafetensorError) as error:
             raise write_error(parent, error) from error
         self._storage.upload(f"{kind}/{final.name}")
-        return digest
 
     def path(self, kind: Kind, digest: str) -> Path:
         """Return the local folder of an object; one in object storage is brought here first, and checked.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -39,6 +39,7 @@ from vlltr_index.store.transaction import Transaction
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vlltr_index.store.objects import Objects
     from vlltr_index.store.snapshot import Snapshot, State
 
 TABLES = {
@@ -288,6 +289,13 @@ def write_base(tables: Mapping[str, pa.Table], dim: int, folder: Path, reading: 
     _write_part(changes, folder)
 
 
+def _put(objects: Objects, changes: dict[str, Change]) -> str:
+    """Keep a part, and return its digest."""
+    with objects.put("parts") as made:
+        _write_part(changes, made.folder)
+    return made.digest
+
+
 def _write_part(changes: dict[str, Change], folder: Path) -> None:
     for name, change in changes.items():
         place = folder / f"{name}.arrow"
@@ -300,7 +308,7 @@ def _write_part(changes: dict[str, Change], folder: Path) -> None:
     facts.save(folder / "part.json")
 
 
-def next_parts(tx: Transaction, reader: PartReader, put: Callable[[Callable[[Path], object]], str]) -> Parts:
+def next_parts(tx: Transaction, reader: PartReader) -> Parts:
     """Write the part of the commit that `tx` is about to make, and return its parts; none if it cannot answer.
 
     Rows that the command wrote come from the tables and are checked; all others come from the parts of the commit
@@ -310,7 +318,6 @@ def next_parts(tx: Transaction, reader: PartReader, put: Callable[[Callable[[Pat
     Args:
         tx: The transaction, after the command's last write.
         reader: Reads existing parts.
-        put: Stores an object that a function writes into an empty folder, and returns its digest.
 
     Raises:
         WorkspaceError: If rows do not refer to each other, are not finite, or were changed from outside.
@@ -339,9 +346,9 @@ def next_parts(tx: Transaction, reader: PartReader, put: Callable[[Callable[[Pat
         return old
     delta = _merged(*reader.read(old), changes, after) if old else None
     if delta is not None:
-        return old[0], put(partial(_write_part, delta))
+        return old[0], _put(tx.objects, delta)
     base = {name: _added(rows, name) for name, rows in after.items()}
-    return (put(partial(_write_part, base)),)
+    return (_put(tx.objects, base),)
 
 
 def _merged(

@@ -287,7 +287,7 @@ class Workspace:
                     put_back(self.store, last)
                 else:
                     if tx.changed or tx.goes_back:
-                        tx.set(parts=next_parts(tx, self.parts, partial(self.objects.put, "parts")))
+                        tx.set(parts=next_parts(tx, self.parts))
                     tx.finish()
             except BaseException:
                 try:

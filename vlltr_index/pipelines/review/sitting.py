@@ -14,8 +14,8 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vlltr_index.classes import ChangeOptions, ChangeReport, Decisions
-from vlltr_index.classes.change import Edit
-from vlltr_index.classes.deciding import changed, edit_of
+from vlltr_index.classes.change import open_change
+from vlltr_index.classes.deciding import edit_of
 from vlltr_index.data.text import folded
 from vlltr_index.data.writing import sync
 from vlltr_index.embedding.loading import run_folder
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from vlltr_index.pipelines.review.queue import Beside, Entry
     from vlltr_index.recognizer import Recognizer
     from vlltr_index.store.snapshot import Snapshot
-    from vlltr_index.store.transaction import Transaction
     from vlltr_index.store.workspace import Workspace
 
 _FILE = "sitting.jsonl"
@@ -185,16 +184,15 @@ class Sitting:
                 self._path.unlink(missing_ok=True)
                 return None
 
-            def edit(tx: Transaction) -> Edit:
-                decisions, lost = _together(tx, made)
-                done = edit_of(tx, decisions)
-                done.notes += lost
-                return done
-
             command = f"review: {plural(len(made), 'decision')}"
-            report = changed(self.workspace, command, edit, ChangeOptions(recognizer=recognizer))
+            options = ChangeOptions(recognizer=recognizer)
+            with open_change(self.workspace, command, options, needs_head=False) as change:
+                decisions, lost = _together(change.tx, made)
+                done = edit_of(change.tx, decisions)
+                done.notes += lost
+                change.finish(done)
             self._path.unlink()
-        return report
+        return change.report
 
     @property
     def _path(self) -> Path:
