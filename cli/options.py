@@ -62,7 +62,7 @@ prior_option = click.option(
     "--prior",
     default="balanced",
     metavar="PRIOR|FILE",
-    help="How common the classes are: balanced (all equally), training (as there), folder (as the images themselves"
+    help="How common the classes are: balanced (all equally), training (as there), estimated (as the images themselves"
     " tell, in a pass before), or a file with the columns class and weight, and for predict also place, month or both.",
 )
 engine_option = click.option(

@@ -12,8 +12,8 @@ from typing import Literal
 from vlltr_index.errors import UsageError
 
 RETRIEVALS = ("auto", "faiss", "exhaustive")
-PRIORS = ("balanced", "training", "folder")
-Prior = Literal["balanced", "training", "folder"] | Mapping[str, float]
+PRIORS = ("balanced", "training", "estimated")
+Prior = Literal["balanced", "training", "estimated"] | Mapping[str, float]
 """How common the classes are: all equally; as in training; as among the images asked about, which are looked at once
 more for it; or a weight above 0 for each class by name."""
 
@@ -30,7 +30,7 @@ def checked_prior(prior: Prior) -> Prior:
     if not isinstance(prior, Mapping):
         if prior not in PRIORS:
             raise UsageError(
-                f"the prior is 'balanced', 'training', 'folder' or a weight for each class, got {prior!r}"
+                f"the prior is 'balanced', 'training', 'estimated' or a weight for each class, got {prior!r}"
             )
         return prior
     found = {str(name): _number(weight) for name, weight in prior.items()}

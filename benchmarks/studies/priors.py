@@ -8,7 +8,7 @@ that these come as the training pictures do. Vectors of the shipped encoder; the
 lgr`'s own function, without texts. Beside it stand the simple rules of `vlltr fit`, also under the prior: a factor of
 their scores and one of the logarithm of the frequencies are fitted on held-out training pictures.
 
-`--prior folder`: collections whose test pictures are of 5, of 20 or of all classes, all equally common.
+`--prior estimated`: collections whose test pictures are of 5, of 20 or of all classes, all equally common.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ ROWS = ("balanced", "training", *(name for rule in _RULES for name in (rule, und
 
 
 def settings() -> list[Setting]:
-    """Return the long tails, and the collections of `--prior folder`."""
+    """Return the long tails, and the collections of `--prior estimated`."""
     tails = [
         Setting(f"{source}-{size}", _SEEDS, partial(measured, source, size)) for source, size in COLLECTIONS
     ]
@@ -163,9 +163,9 @@ def generated(results: Results) -> str:
         *table(["collection", "draws", "prior", "a picture", "a class", "ECE", "NLL"], tails),
         "",
         "Top-1 in per cent with equal frequencies, and with those that are found among the pictures asked about"
-        " (`--prior folder`), which are of so many classes.",
+        " (`--prior estimated`), which are of so many classes.",
         "",
-        *table(["collection", "draws", "classes there", "balanced", "folder", "gain"], folders),
+        *table(["collection", "draws", "classes there", "balanced", "estimated", "gain"], folders),
     ]
     return "\n".join(lines) + "\n"
 

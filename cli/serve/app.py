@@ -204,9 +204,9 @@ class Reading:
             raise HTTPException(422, _told(error.errors(), "options")) from None
         except ValueError as error:
             raise HTTPException(422, f"options: {error}") from None
-        if options.prior == "folder":
+        if options.prior == "estimated":
             raise UsageError(
-                "the prior 'folder' needs many pictures at once, and a request has few",
+                "the prior 'estimated' needs many pictures at once, and a request has few",
                 "Give 'training', or a weight for each class.",
             )
         top = min(options.top, len(self._following.model.class_ids))

@@ -63,9 +63,9 @@ def ui_command(
             "the page needs Gradio, which is not installed", 'Install it: pip install "vlltr-index[ui]"'
         )
     workspace = context.open()
-    if prior == "folder":
+    if prior == "estimated":
         raise click.UsageError(
-            "--prior folder: the page is asked one picture at a time; give training or a file"
+            "--prior estimated: the page is asked one picture at a time; give training or a file"
         )
     known = read_prior(prior)
 

@@ -42,7 +42,7 @@ class PageService:
     Args:
         workspace: With a trained head.
         read_only: Refuse everything that would write.
-        prior: How common the classes are, but for `folder`.
+        prior: How common the classes are, but for `estimated`.
 
     Raises:
         MissingStepError: If a step before has not been run; the hint names it.

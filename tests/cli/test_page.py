@@ -56,7 +56,7 @@ def test_the_page_knows_how_common_classes_are(trained: Workspace, pictures: Pat
         assert any(one.prior_part for one in shown)
         assert "how common it is" in piece("best", shown, "")
     with pytest.raises(UsageError):
-        PageService(trained, prior="folder")
+        PageService(trained, prior="estimated")
 
 
 @pytest.mark.slow
@@ -363,7 +363,7 @@ def test_the_command(
         "Warning: who has the link can change this workspace, and nothing is encrypted on the way.\n"
         "With --read-only nothing can be added, decided or undone.\n"
     )
-    code, _, err = run(capsys, *ui, "--prior", "folder")
+    code, _, err = run(capsys, *ui, "--prior", "estimated")
     assert code == 2
     assert "the page is asked one picture at a time" in err
     _, _, err = run(capsys, *ui, "--host", "0.0.0.0", "--read-only", "shots", "more")

@@ -172,7 +172,7 @@ def test_large_pictures_are_read_too(site: Served, tmp_path: Path) -> None:
         ('{"only": []}', "an answer among some classes (only, parent) that names no class"),
         ('{"only": "kestrel"}', "options.only: "),
         ('{"parent": "bird"}', "no class has a parent"),
-        ('{"prior": "folder"}', "the prior 'folder' needs many pictures at once"),
+        ('{"prior": "estimated"}', "the prior 'estimated' needs many pictures at once"),
         ('{"prior": {"nobody": 1}}', "the prior: no class 'nobody'"),
         ('{"prior": "/etc/passwd"}', "options.prior"),
         ('{"top": 1, "top": 3}', "options: 'top' occurs twice"),

@@ -286,8 +286,8 @@ def test_a_prediction_waits_twice(
     [
         (PredictOptions(retrieval="faiss"), False, "faiss"),
         (PredictOptions(prior="training"), False, "exhaustive"),
-        (PredictOptions(prior="folder"), False, "exhaustive"),
-        (PredictOptions(prior="folder", reject=True, explain=2), True, "exhaustive"),
+        (PredictOptions(prior="estimated"), False, "exhaustive"),
+        (PredictOptions(prior="estimated", reject=True, explain=2), True, "exhaustive"),
     ],
 )
 def test_an_index_a_prior_and_groups_are_asked_on_the_gpu(

@@ -207,8 +207,8 @@ def test_under_the_prior_of_training_common_classes_are_named_more_often() -> No
     common = VLLTRClassifier(overrides=WORDLESS, prior="training").fit(X, labels)
     column = list(common.classes_).index("common")
     assert common.predict_proba(X)[:, column].mean() > alike.predict_proba(X)[:, column].mean() + 0.1
-    with pytest.raises(UsageError, match="the prior is 'balanced' or 'training', got 'folder'"):
-        VLLTRClassifier(prior="folder").fit(X, labels)
+    with pytest.raises(UsageError, match="the prior is 'balanced' or 'training', got 'estimated'"):
+        VLLTRClassifier(prior="estimated").fit(X, labels)
 
 
 def test_missing_groups_are_none() -> None:

@@ -235,13 +235,13 @@ def test_a_recipe_that_knows_no_prior(shots: Path, capsys: pytest.CaptureFixture
     assert not shots.with_name("shots-model").exists()
 
 
-@pytest.mark.parametrize("prior", ["folder", "often.csv", "even"])
+@pytest.mark.parametrize("prior", ["estimated", "often.csv", "even"])
 def test_a_prior_that_is_not_known_yet(shots: Path, prior: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Refused before a workspace is made, with the command that takes it."""
     code, out, err = run(capsys, "fit", shots, "--encoder", "vlltr-tiny:glyphs", "--prior", prior)
     assert (code, out) == (2, "")
     assert f"fit measures by the prior 'balanced' or 'training', got {prior!r}" in err
-    assert "vlltr predict --prior folder, or --prior FILE" in err
+    assert "vlltr predict --prior estimated, or --prior FILE" in err
     assert not shots.with_name("shots-model").exists()
 
 

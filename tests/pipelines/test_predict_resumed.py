@@ -261,7 +261,7 @@ def test_a_prior_that_is_estimated_from_the_images(
 ) -> None:
     """Every row depends on all images that can be read: if one changes, or can be read later, no row is kept."""
     (shots / "broken.png").write_bytes(b"no image")
-    options = replace(TOP, prior="folder")
+    options = replace(TOP, prior="estimated")
     out = tmp_path / "answers.csv"
     ticks = []
 

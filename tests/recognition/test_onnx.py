@@ -285,7 +285,7 @@ def test_what_cannot_be_exported_is_refused_by_name(
     monkeypatch.setattr(onnx_folder, "write_graph", lambda *given: pytest.fail("traced"))
     target = tmp_path / "graph"
     wrong: list[tuple[list[object], int, str]] = [
-        (["--onnx", "--prior", "folder"], 2, "the prior 'folder' depends on the pictures asked about"),
+        (["--onnx", "--prior", "estimated"], 2, "the prior 'estimated' depends on the pictures asked about"),
         (["--onnx", "--tables"], 2, "--onnx and --tables do not go together"),
         (["--onnx", "--push", "user/name"], 2, "--onnx and --push do not go together"),
         (["--float16"], 2, "--float16 is for --onnx"),
@@ -293,7 +293,7 @@ def test_what_cannot_be_exported_is_refused_by_name(
     ]
     for words, code, why in wrong:
         assert why in refusal(workspace, capsys, "export", target, *words, code=code)
-    with pytest.raises(UsageError, match="'balanced', 'training', 'folder' or a weight"):
+    with pytest.raises(UsageError, match="'balanced', 'training', 'estimated' or a weight"):
         export_onnx(workspace, target, prior="frequent")  # type: ignore[arg-type]
     model = Recognizer.open(workspace).current()
     encoder = model.encoder

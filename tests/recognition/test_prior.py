@@ -73,7 +73,7 @@ def test_what_is_no_prior_is_refused(recognizer: Recognizer, pictures: Path) -> 
     with pytest.raises(PriorError, match=both):
         recognizer.predict([image], PredictOptions(prior=twice))
     with pytest.raises(UsageError, match="one by one"):
-        list(recognizer.stream([image], PredictOptions(prior="folder")))
+        list(recognizer.stream([image], PredictOptions(prior="estimated")))
     for wrong in ("frequent", None, {names[0]: 0.0}, {names[0]: float("nan")}, {names[0]: "many"}):
         with pytest.raises(UsageError):
             PredictOptions(prior=wrong)  # type: ignore[arg-type]
@@ -97,7 +97,7 @@ def test_the_images_tell_how_common_classes_are(recognizer: Recognizer, pictures
     strange = 100.0 * torch.randn(40, features.shape[1], generator=torch.Generator().manual_seed(0))
     assert frequencies_among(model, torch.cat([features, strange])) == pytest.approx(found)
     images = [pictures / "known-0.png", pictures / "known-1.png"]
-    asked, given = (PredictOptions(prior=prior) for prior in ("folder", found))
+    asked, given = (PredictOptions(prior=prior) for prior in ("estimated", found))
     assert recognizer.predict(images, asked) == recognizer.predict(images, given)
 
 
@@ -124,7 +124,7 @@ def test_the_commands(
     code, out, _ = run(capsys, "-w", trained.path, "--json", "predict", image, "--prior", told)
     assert code == 0
     assert json.loads(out)[0]["classes"][0]["prior_part"] == pytest.approx(0.0, abs=1e-5)
-    for prior, there in (("balanced", False), ("training", True), ("folder", True)):
+    for prior, there in (("balanced", False), ("training", True), ("estimated", True)):
         table = tmp_path / f"{prior}.csv"
         assert run(capsys, "-w", trained.path, "predict", image, "--prior", prior, "--out", table)[0] == 0
         with table.open(encoding="utf-8", newline="") as file:
@@ -135,8 +135,8 @@ def test_the_commands(
     assert len(list((trained.path / "reports").glob("evaluate-test-*-prior-training.json"))) == 1
     code, _, said = run(capsys, "-w", trained.path, "evaluate", "--prior", "training", "--retrieval", "faiss")
     assert (code, "--retrieval faiss" in said) == (2, True)
-    code, out, _ = run(capsys, "-w", trained.path, "--json", "evaluate", "--prior", "folder")
-    assert (code, json.loads(out)["prior"]) == (0, "folder")
+    code, out, _ = run(capsys, "-w", trained.path, "--json", "evaluate", "--prior", "estimated")
+    assert (code, json.loads(out)["prior"]) == (0, "estimated")
     code, out, _ = run(capsys, "-w", trained.path, "--json", "evaluate", "--prior", told)
     name = json.loads(out)["prior"]
     assert name.startswith("given-")

@@ -37,7 +37,7 @@ def test_columns_are_the_classes(exported: Recognizer, pictures: Path) -> None:
     assert exported.predict_names(images) == [p.classes[0].name for p in predicted]
 
 
-@pytest.mark.parametrize("prior", ["training", "folder"])
+@pytest.mark.parametrize("prior", ["training", "estimated"])
 def test_classes_as_common_as_a_prior_says(trained: Workspace, pictures: Path, prior: Prior) -> None:
     """As `predict` has them; weights by name in `test_prior`."""
     recognizer = Recognizer.open(trained)
@@ -47,7 +47,7 @@ def test_classes_as_common_as_a_prior_says(trained: Workspace, pictures: Path, p
     predicted = recognizer.predict(images, PredictOptions(top=1, prior=prior))
     assert found.max(1) == pytest.approx([one.classes[0].probability for one in predicted], abs=PROBABILITY)
     assert recognizer.predict_names(images, prior=prior) == [one.classes[0].name for one in predicted]
-    with pytest.raises(UsageError, match="the prior is 'balanced', 'training', 'folder' or"):
+    with pytest.raises(UsageError, match="the prior is 'balanced', 'training', 'estimated' or"):
         recognizer.predict_proba(images, prior="common")  # type: ignore[arg-type]  # none of them
 
 

@@ -55,7 +55,7 @@ _NEVER = -1e30  # a score that no other one is below
 _PRIOR_NOTES = {
     "balanced": "",
     "training": "classes as common as in training",
-    "folder": "classes as common as the images themselves tell",
+    "estimated": "classes as common as the images themselves tell",
 }
 
 
@@ -341,7 +341,7 @@ def _seen_as(
         data = replace(data, features=features)
 
     def under_prior(one: Answering) -> Answering:
-        asked = frequencies_among(one.plain, data.features[one.places]) if prior == "folder" else prior
+        asked = frequencies_among(one.plain, data.features[one.places]) if prior == "estimated" else prior
         return replace(one, model=one.plain.under(asked))
 
     return replace(measured, data=data, answering=tuple(map(under_prior, answering)))

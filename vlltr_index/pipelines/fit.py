@@ -211,7 +211,7 @@ def _check_prior(prior: str) -> None:
     if prior not in get_args(Measurable):
         raise UsageError(
             f"fit measures by the prior 'balanced' or 'training', got {prior!r}",
-            "By what the pictures asked about or a file tell, ask: vlltr predict --prior folder, or --prior FILE",
+            "By what the pictures asked about or a file tell, ask: vlltr predict --prior estimated, or --prior FILE",
         )
 
 

@@ -92,7 +92,7 @@ def with_frequencies(
     groups: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> PredictOptions:
-    """Return the options with the frequencies among images, for the prior `folder`; see `frequencies_among`."""
+    """Return the options with the frequencies among images, for the prior `estimated`; see `frequencies_among`."""
     return estimate_prior(model, images, options, groups, progress)[0]
 
 
@@ -104,7 +104,7 @@ def estimate_prior(
     progress: Progress | None = None,
 ) -> tuple[PredictOptions, list[str]]:
     """Return the options of `with_frequencies` and the names of the images that the prior was estimated from."""
-    if options.prior != "folder":
+    if options.prior != "estimated":
         return options, []
     features = [torch.empty(0, model.encoder.dim)]
     names = list[str]()

@@ -1,4 +1,4 @@
-"""How common a model's classes are among images without labels (`--prior folder`)."""
+"""How common a model's classes are among images without labels (`--prior estimated`)."""
 
 from __future__ import annotations
 

@@ -399,9 +399,9 @@ class Model:
 
     def _log_frequency(self, prior: Prior) -> Tensor:
         """Return the logarithm of how common each class is, float64 [C], up to a constant; errors as for `under`."""
-        if prior == "folder":
+        if prior == "estimated":
             raise UsageError(
-                "images that come one by one cannot be looked at twice, as the prior 'folder' has to",
+                "images that come one by one cannot be looked at twice, as the prior 'estimated' has to",
                 "Give them as a list: predict(images, options)",
             )
         training = self.rule.training_frequencies()

@@ -115,19 +115,19 @@ def export_onnx(
         force: Replace an earlier export; a folder with anything else is refused all the same.
         float16: Write the graph with an image tower in float16, too. On 5,000 pictures, or all if there are fewer, it
             names the likeliest class, or one whose probability is less than a point below.
-        prior: How common the classes are; `folder` depends on the pictures, and is refused.
+        prior: How common the classes are; `estimated` depends on the pictures, and is refused.
         progress: Called as pictures are compared.
 
     Raises:
         MissingPackageError: If a package of the extra `onnx` is missing.
-        UsageError: If the prior is none, or is `folder`; else as for `Model.under`.
+        UsageError: If the prior is none, or is `estimated`; else as for `Model.under`.
         PretrainedError: If the folder may not be written, the model has no graph with the same answers, the graph's
             answers differ, or `float16` has no picture to be tried on.
         MissingStepError: If anchors or head are not there yet.
     """
     _check_packages()
-    if checked_prior(prior) == "folder":
-        what = "the prior 'folder' depends on the pictures asked about, and a graph knows none of them"
+    if checked_prior(prior) == "estimated":
+        what = "the prior 'estimated' depends on the pictures asked about, and a graph knows none of them"
         raise UsageError(what, "Use --prior training, or a file.")
     snapshot = workspace.snapshot(at)
     model = Model.open(snapshot, device="cpu").under(prior)
