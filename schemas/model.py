@@ -31,7 +31,7 @@ class Index(Record):
 
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 """Name of an object: SHA-256 over the names and bytes of its files."""
-Parts = Annotated[tuple[Digest, ...], Field(max_length=2)]
+PartDigests = Annotated[tuple[Digest, ...], Field(max_length=2)]
 """Rows that answers are computed from: a base, and a delta if rows have changed since it was written; or none."""
 
 
@@ -59,7 +59,7 @@ class ModelRecord(Record):
     first_commit: Count
     encoder: str | EncoderConfig
     head: str | None
-    parts: Parts
+    parts: PartDigests
     index: Index | None
     text_fp: Fingerprint | None
     image_fp: Fingerprint | None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlltr_index.heads.checkpoint import Parts
+from vlltr_index.heads.checkpoint import RuleParameters
 from vlltr_index.heads.configuration import FEWEST_GROUPS, Chosen, OutOfFold, TextLevel
 from vlltr_index.heads.rejection import ACCEPTED
 from vlltr_index.heads.weighing import balanced_shares, paired_mean, share_range
@@ -13,7 +13,7 @@ _NO_SENTENCE = "There is no sentence: images alone decide."
 
 
 def what_was_decided(
-    data: TrainingSet, table: OutOfFold, chosen: Chosen, parts: Parts
+    data: TrainingSet, table: OutOfFold, chosen: Chosen, parts: RuleParameters
 ) -> tuple[list[str], str]:
     """Return sentences on what was decided, and the one of them that says what texts are used for."""
     texts = _of_texts(data, chosen, parts)
@@ -67,7 +67,7 @@ def _of_accuracy(data: TrainingSet, table: OutOfFold, chosen: Chosen) -> list[st
     return notes
 
 
-def _of_texts(data: TrainingSet, chosen: Chosen, parts: Parts) -> str:
+def _of_texts(data: TrainingSet, chosen: Chosen, parts: RuleParameters) -> str:
     """Say what texts are used for."""
     if not data.has_text:
         return _NO_SENTENCE
@@ -84,7 +84,7 @@ def _of_texts(data: TrainingSet, chosen: Chosen, parts: Parts) -> str:
     return f"{of_prior}; attention over anchor sentences adds to the answer." if attends else f"{of_prior}."
 
 
-def _of_readings(data: TrainingSet, parts: Parts) -> list[str]:
+def _of_readings(data: TrainingSet, parts: RuleParameters) -> list[str]:
     """Say whether the prior uses a sentence-embedding model that read the sentences."""
     if data.bank.readings is None:
         return []
@@ -94,7 +94,7 @@ def _of_readings(data: TrainingSet, parts: Parts) -> list[str]:
     return ["The prior does not use the sentence-embedding model: it predicts class means no better."]
 
 
-def _of_text_only(data: TrainingSet, parts: Parts) -> list[str]:
+def _of_text_only(data: TrainingSet, parts: RuleParameters) -> list[str]:
     """Say whether a class can be recognised by its text alone."""
     if not data.has_text:
         return []

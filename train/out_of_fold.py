@@ -26,7 +26,7 @@ _AT_ONCE = 512
 
 
 @dataclass(frozen=True, eq=False)
-class Fold:
+class FoldFit:
     """Models that were fitted without some images.
 
     Attributes:
@@ -125,7 +125,7 @@ def out_of_fold(
         data: All training data.
         parts: The images that each fold holds out, bool [N].
         rows: Int64 [N], the fold of each image in the table, -1 for one that is not in it.
-        terms: Scores of these images as `cross_validate` returns them, see `Fold.terms`.
+        terms: Scores of these images as `cross_validate` returns them, see `FoldFit.terms`.
     """
     known = data.rows
     places = torch.cat([(out & (rows >= 0)).nonzero()[:, 0] for out in parts])
@@ -144,7 +144,9 @@ def out_of_fold(
     )
 
 
-def fit_of_rows(data: TrainingSet, folds: list[Fold], rows: Tensor, configuration: Configuration) -> Tensor:
+def fit_of_rows(
+    data: TrainingSet, folds: list[FoldFit], rows: Tensor, configuration: Configuration
+) -> Tensor:
     """Return `rejection.fit_parts` of the images of the table, float [M, 2], in the order of `out_of_fold`."""
     known = data.rows.nonzero()[:, 0]
     parts = []
@@ -156,7 +158,7 @@ def fit_of_rows(data: TrainingSet, folds: list[Fold], rows: Tensor, configuratio
 
 
 def false_accept_rate(
-    data: TrainingSet, folds: list[Fold], configuration: Configuration, level: float, weight: float
+    data: TrainingSet, folds: list[FoldFit], configuration: Configuration, level: float, weight: float
 ) -> tuple[float | None, tuple[float, float] | None]:
     """Measure the share of images of classes left out that the threshold accepts, and its 95% interval over classes.
 
@@ -190,7 +192,7 @@ def false_accept_rate(
 
 
 def _without_classes(
-    data: TrainingSet, folds: list[Fold], configuration: Configuration
+    data: TrainingSet, folds: list[FoldFit], configuration: Configuration
 ) -> list[tuple[PLDA, Tensor]]:
     """Return models that some classes, bool [C], were left out of."""
     late = data.unseen_classes

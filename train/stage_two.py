@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from vlltr_index.heads.checkpoint import Parts
+from vlltr_index.heads.checkpoint import RuleParameters
 from vlltr_index.heads.configuration import TEMPERED, USUAL, Chosen, Configuration, OutOfFold, choose
 from vlltr_index.heads.cross_validation import cross_validate
 from vlltr_index.heads.dealing import FOLDS
@@ -26,7 +26,7 @@ from vlltr_index.schemas.config import LGRConfig
 from vlltr_index.train.decisions import what_was_decided
 from vlltr_index.train.lgr import StoredImages, new_head, train_until
 from vlltr_index.train.out_of_fold import (
-    Fold,
+    FoldFit,
     false_accept_rate,
     fit_of_rows,
     fold_models,
@@ -60,7 +60,7 @@ class StageTwoResult:
     """
 
     head: LGRHead
-    parts: Parts | None
+    parts: RuleParameters | None
     log: list[dict[str, float]]
     notes: list[str] = field(default_factory=list)
     rows: Tensor | None = None
@@ -157,7 +157,9 @@ def without_images(bank: AnchorBank, config: LGRConfig, logit_scale: float) -> S
     shared = SharedGaussian(centre=zeros, basis=eye, spread=ones, text_centre=zeros, text_map=none)
     weights = PartWeights(image=0.0, generative=0.0, text=1.0)
     note = "There is no training image: the classes are recognised by their texts alone."
-    return StageTwoResult(head=head.eval(), parts=Parts(shared, weights, texts=note), log=[], notes=[note])
+    return StageTwoResult(
+        head=head.eval(), parts=RuleParameters(shared, weights, texts=note), log=[], notes=[note]
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +174,7 @@ class _Decision:
         scalars: See `StageTwoResult`.
     """
 
-    parts: Parts
+    parts: RuleParameters
     notes: list[str]
     model: PLDA
     configuration: Configuration
@@ -181,7 +183,7 @@ class _Decision:
 
 def _decide(
     data: TrainingSet,
-    folds: list[Fold],
+    folds: list[FoldFit],
     rows: Tensor,
     table: OutOfFold | None,
     progress: Progress | None,
@@ -203,10 +205,12 @@ def _decide(
     return _Decision(replace(parts, texts=texts), notes, model, best, chosen.of_folds)
 
 
-def _parts(data: TrainingSet, model: PLDA, configuration: Configuration, weights: PartWeights) -> Parts:
+def _parts(
+    data: TrainingSet, model: PLDA, configuration: Configuration, weights: PartWeights
+) -> RuleParameters:
     """Return the parts that need no table."""
     whole = model.whole
-    return Parts(
+    return RuleParameters(
         whole.shared.to("cpu"),
         weights,
         text_level=configuration.level,
@@ -216,8 +220,13 @@ def _parts(data: TrainingSet, model: PLDA, configuration: Configuration, weights
 
 
 def _with_table(
-    data: TrainingSet, folds: list[Fold], rows: Tensor, table: OutOfFold, chosen: Chosen, parts: Parts
-) -> Parts:
+    data: TrainingSet,
+    folds: list[FoldFit],
+    rows: Tensor,
+    table: OutOfFold,
+    chosen: Chosen,
+    parts: RuleParameters,
+) -> RuleParameters:
     """Add what the table decides beside configuration and scalars."""
     fits = fit_of_rows(data, folds, rows, chosen.configuration)
     weight = ratio_weight(fits)
@@ -236,7 +245,7 @@ def _with_table(
     )
 
 
-def _text_trust(data: TrainingSet, folds: list[Fold], configuration: Configuration, whole: PLDA) -> float:
+def _text_trust(data: TrainingSet, folds: list[FoldFit], configuration: Configuration, whole: PLDA) -> float:
     """Find how far texts of added classes are to be trusted: those that stage 1 saw look too good.
 
     The classes that it did not see have the statistics of `whole`, the PLDA of all images.
@@ -272,7 +281,7 @@ def _fold(
     stop: Tensor,
     branches: Sequence[str],
     progress: Progress | None,
-) -> Fold:
+) -> FoldFit:
     """Select anchors and fit everything without the images `out`, bool [N]; training stops by those of `stop`."""
     data = data.selected_without(out)
     stop = out & stop
@@ -287,7 +296,7 @@ def _fold(
             held_out = data.features[0, stop], data.labels[stop]
             head, log = train_until(head, images, config, held_out, branches=branches, progress=progress)
             steps = int(log[-1]["best"]) if log else 0
-    return Fold(data, out, models, head.to(data.features.device), linear, steps)
+    return FoldFit(data, out, models, head.to(data.features.device), linear, steps)
 
 
 def _learned(data: TrainingSet, branches: Sequence[str]) -> Tensor:
@@ -301,7 +310,7 @@ def _stored(data: TrainingSet, chosen: Tensor) -> StoredImages:
     return StoredImages(data.features[:, chosen], data.labels[chosen], data.bank, data.places)
 
 
-def _to_keep(folds: Sequence[Fold], rows: Tensor, decision: _Decision) -> list[FoldModel]:
+def _to_keep(folds: Sequence[FoldFit], rows: Tensor, decision: _Decision) -> list[FoldModel]:
     """Return what is kept of the folds, on the CPU; that of a single part has the configuration of all rows."""
     found = []
     for number, fold in enumerate(folds):

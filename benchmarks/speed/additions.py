@@ -33,7 +33,7 @@ from vlltr_index.data.text import sentence_id, text_hash
 from vlltr_index.embedding.loading import image_set, stats_rows
 from vlltr_index.embedding.vectors import vector_table
 from vlltr_index.encoders.encoder import Encoder
-from vlltr_index.heads.checkpoint import Parts, SavedHead, save_head
+from vlltr_index.heads.checkpoint import RuleParameters, SavedHead, save_head
 from vlltr_index.heads.fusion import PartWeights
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.heads.moments import Moments
@@ -198,7 +198,7 @@ def _workspace(folder: Path, classes: int, sentences: int = SENTENCES_EACH) -> W
     each = torch.arange(len(images.class_ids))
     moments = Moments.of(unit_rows(images.features)[None], images.class_ids, each, classes)
     shared = fit_plda(moments, unit_rows(centres)).shared
-    parts = Parts(shared, PartWeights(image=1.0, generative=0.1, text=0.1))
+    parts = RuleParameters(shared, PartWeights(image=1.0, generative=0.1, text=0.1))
     saved = SavedHead(head, torch.arange(classes), encoder.text_fp, encoder.image_fp, parts)
     with workspace.transaction("a head out of the air") as tx:
         with workspace.objects.put("heads") as made:

@@ -26,7 +26,7 @@ from benchmarks.intervals import normal
 from benchmarks.kept import draws_of
 from benchmarks.studies.vectors import features_of_kinds, fitted
 from benchmarks.study import Results, Setting, Study, table
-from vlltr_index.heads.checkpoint import Parts
+from vlltr_index.heads.checkpoint import RuleParameters
 from vlltr_index.heads.plda import PLDA
 from vlltr_index.heads.rejection import fit_parts, fit_scores
 from vlltr_index.tensors import unit_rows
@@ -105,7 +105,7 @@ def _with_strays(train: Tensor, foreign: Tensor, number: int) -> Tensor:
     return spoiled
 
 
-def scores(model: PLDA, parts: Parts, features: Tensor) -> dict[str, Tensor]:
+def scores(model: PLDA, parts: RuleParameters, features: Tensor) -> dict[str, Tensor]:
     """Return each score of images [N, D], float64 [N]; larger means more likely known."""
     images = unit_rows(features).double()
     likelihoods = model.log_likelihoods(images)

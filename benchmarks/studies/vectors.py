@@ -13,7 +13,7 @@ from vlltr_index.data.decoding import open_image
 from vlltr_index.embedding.loading import recipe_encoder
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.heads.anchor_bank import AnchorBank
-from vlltr_index.heads.checkpoint import Parts
+from vlltr_index.heads.checkpoint import RuleParameters
 from vlltr_index.heads.dealing import row_keys
 from vlltr_index.heads.moments import class_sums
 from vlltr_index.heads.plda import PLDA
@@ -49,7 +49,9 @@ def features_of_kinds(kinds: Sequence[Kind], test: bool = True) -> tuple[Tensor,
     return features_of([one for some in pictures for one in some]), labels
 
 
-def fitted(features: Tensor, labels: Tensor, classes: int, units: Tensor | None = None) -> tuple[PLDA, Parts]:
+def fitted(
+    features: Tensor, labels: Tensor, classes: int, units: Tensor | None = None
+) -> tuple[PLDA, RuleParameters]:
     """Fit the generative model of classes without text as `train lgr` does; by default each image is a unit."""
     numbers = torch.arange(len(labels)) if units is None else units
     data = without_texts(features, labels, classes, [str(unit) for unit in numbers.tolist()])

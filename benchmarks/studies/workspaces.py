@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.datasets.files import NAMES
 from vlltr_index.anchors.selection import select
-from vlltr_index.heads.checkpoint import Parts
+from vlltr_index.heads.checkpoint import RuleParameters
 from vlltr_index.pipelines.build_index import index_anchors
 from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.ingest import ingest_images, ingest_text
@@ -95,7 +95,7 @@ def permuted(texts: Path, target: Path) -> Path:
     return target
 
 
-def decided(parts: Parts) -> dict[str, Any]:
+def decided(parts: RuleParameters) -> dict[str, Any]:
     """Return what `train lgr` decided."""
     return asdict(parts.weights) | {"text_r2": parts.shared.text_r2}
 

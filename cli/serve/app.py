@@ -22,7 +22,7 @@ from starlette.requests import ClientDisconnect
 
 from vlltr_index.classes import NewClass, add_classes, add_sentences, remove_classes, remove_sentences
 from vlltr_index.cli.serve.forms import MOST_TEXT, Form
-from vlltr_index.cli.serve.writing import Changed
+from vlltr_index.cli.serve.writer import Changed
 from vlltr_index.data.files import no_twins
 from vlltr_index.errors import (
     InputError,
@@ -37,10 +37,10 @@ from vlltr_index.schemas.records import ClassScore, Prediction
 from vlltr_index.version import VERSION
 
 if TYPE_CHECKING:
-    from vlltr_index.cli.serve.batching import Batching
-    from vlltr_index.cli.serve.following import Following
+    from vlltr_index.cli.serve.batcher import Batcher
+    from vlltr_index.cli.serve.follower import Follower
     from vlltr_index.cli.serve.forms import Forms
-    from vlltr_index.cli.serve.writing import Writing
+    from vlltr_index.cli.serve.writer import Writer
     from vlltr_index.recognition.model import Model
 
 _log = logging.getLogger(__name__)
@@ -159,18 +159,18 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
 }
 
 
-class Reading:
+class QueryRoutes:
     """What clients may ask.
 
     Args:
-        following: Has the model.
-        batching: Answers by it.
+        follower: Has the model.
+        batcher: Answers by it.
         forms: Reads what is sent.
     """
 
-    def __init__(self, following: Following, batching: Batching, forms: Forms) -> None:
-        self._following = following
-        self._batching = batching
+    def __init__(self, follower: Follower, batcher: Batcher, forms: Forms) -> None:
+        self._follower = follower
+        self._batcher = batcher
         self._forms = forms
         self._list: tuple[Model, bytes] | None = None
 
@@ -180,7 +180,7 @@ class Reading:
 
     async def health(self) -> Health:
         """Say that requests are answered; needs no token."""
-        return Health("ok", self._following.model.first_commit)
+        return Health("ok", self._follower.model.first_commit)
 
     async def predict(self, request: Request) -> Response:
         """Recognise pictures: an answer for each, in their order, as by `vlltr predict --json`.
@@ -192,7 +192,7 @@ class Reading:
                 raise HTTPException(422, "There is no picture: send files in the field 'images'.")
             told = form.one("options")
             options = await asyncio.to_thread(self._options, told, len(form.files))
-            answers = await _unless_gone(request, self._batching.predict(form.files, options))
+            answers = await _unless_gone(request, self._batcher.predict(form.files, options))
         return _json(answers)
 
     def _options(self, told: str | None, pictures: int) -> PredictOptions:
@@ -209,7 +209,7 @@ class Reading:
                 "the prior 'estimated' needs many pictures at once, and a request has few",
                 "Give 'training', or a weight for each class.",
             )
-        top = min(options.top, len(self._following.model.class_ids))
+        top = min(options.top, len(self._follower.model.class_ids))
         said = pictures * (top * (1 + options.explain) + options.neighbours)
         if said > _MOST_SAID:
             raise UsageError(
@@ -220,23 +220,23 @@ class Reading:
 
     async def classes(self) -> Response:
         """List the classes that can be the answer."""
-        model = self._following.model
+        model = self._follower.model
         if self._list is None or self._list[0] is not model:
             listed = await asyncio.get_running_loop().run_in_executor(None, _listed, model)
             self._list = model, to_json(listed)
         return Response(self._list[1], media_type="application/json")
 
 
-class Changing:
+class ChangeRoutes:
     """What clients with the writing token may change. Each request is one commit, as by the command.
 
     Args:
-        writing: Makes the changes.
+        writer: Makes the changes.
         forms: Reads what is sent.
     """
 
-    def __init__(self, writing: Writing, forms: Forms) -> None:
-        self._writing = writing
+    def __init__(self, writer: Writer, forms: Forms) -> None:
+        self._writer = writer
         self._forms = forms
 
     async def add_class(self, request: Request) -> Response:
@@ -248,30 +248,28 @@ class Changing:
             images = tuple((file_name(given), data) for given, data in form.files)
             aliases = tuple(form.texts.get("aliases", ()))
             wanted = NewClass(name, _sentences(form), images=images, aliases=aliases)
-            return _json(await self._writing.make(add_classes, [wanted]))
+            return _json(await self._writer.make(add_classes, [wanted]))
 
     async def remove_class(self, name: _Name) -> Response:
         """Remove a class with its sentences and images, as by `vlltr classes remove`."""
-        return _json(await self._writing.make(remove_classes, [name]))
+        return _json(await self._writer.make(remove_classes, [name]))
 
     async def add_sentences(self, request: Request) -> Response:
         """Give a class more sentences, as by `vlltr sentences add`."""
         async with self._forms.read(request, ("name", "sentences")) as form:
             name = _name(form)
             given = _sentences(form)
-            return _json(await self._writing.make(add_sentences, name, given))
+            return _json(await self._writer.make(add_sentences, name, given))
 
     async def remove_sentences(
         self, name: _Name, matching: Annotated[str, Query(description="Those that hold this text.")]
     ) -> Response:
         """Take sentences from a class, as by `vlltr sentences remove --matching`."""
-        return _json(await self._writing.make(remove_sentences, name, matching=matching))
+        return _json(await self._writer.make(remove_sentences, name, matching=matching))
 
 
-def build_app(
-    following: Following, batching: Batching, forms: Forms, writing: Writing | None = None
-) -> FastAPI:
-    """Make the application; without `writing` nothing can be changed."""
+def build_app(follower: Follower, batcher: Batcher, forms: Forms, writer: Writer | None = None) -> FastAPI:
+    """Make the application; without `writer` nothing can be changed."""
     app = FastAPI(
         title="vlltr",
         version=VERSION,
@@ -282,25 +280,25 @@ def build_app(
         docs_url=None,  # they ask other hosts for scripts
         redoc_url=None,
     )
-    reading = Reading(following, batching, forms)
+    queries = QueryRoutes(follower, batcher, forms)
     example = {"content": {"application/json": {"example": [to_jsonable_python(_PREDICTION)]}}}
-    app.add_api_route("/", reading.root, include_in_schema=False)
-    app.add_api_route("/health", reading.health, response_model=Health)
-    app.add_api_route("/classes", reading.classes, responses={200: {"model": ClassList}, 401: _REFUSALS[401]})
+    app.add_api_route("/", queries.root, include_in_schema=False)
+    app.add_api_route("/health", queries.health, response_model=Health)
+    app.add_api_route("/classes", queries.classes, responses={200: {"model": ClassList}, 401: _REFUSALS[401]})
     app.add_api_route(
         "/predict",
-        reading.predict,
+        queries.predict,
         methods=["POST"],
         responses={200: {"model": list[Prediction], **example}, **_REFUSALS},
         openapi_extra=_PREDICT_FORM,
     )
-    if writing is not None:
-        changing = Changing(writing, forms)
+    if writer is not None:
+        changes = ChangeRoutes(writer, forms)
         for method, path, change, form in (
-            ("POST", "/classes", changing.add_class, _CLASS_FORM),
-            ("DELETE", "/classes", changing.remove_class, None),
-            ("POST", "/sentences", changing.add_sentences, _SENTENCES_FORM),
-            ("DELETE", "/sentences", changing.remove_sentences, None),
+            ("POST", "/classes", changes.add_class, _CLASS_FORM),
+            ("DELETE", "/classes", changes.remove_class, None),
+            ("POST", "/sentences", changes.add_sentences, _SENTENCES_FORM),
+            ("DELETE", "/sentences", changes.remove_sentences, None),
         ):
             told = {200: {"model": Changed}, 404: {"model": Problem}, **_REFUSALS}
             checks = [Depends(_check_query)]

@@ -132,17 +132,17 @@ def serving(
         EncoderError: If the encoder cannot be loaded.
     """
     from vlltr_index.cli.serve.app import build_app
-    from vlltr_index.cli.serve.batching import Batching
-    from vlltr_index.cli.serve.following import Following
+    from vlltr_index.cli.serve.batcher import Batcher
+    from vlltr_index.cli.serve.follower import Follower
     from vlltr_index.cli.serve.forms import Forms
     from vlltr_index.cli.serve.guard import Guard
-    from vlltr_index.cli.serve.writing import Writing
+    from vlltr_index.cli.serve.writer import Writer
 
     with ExitStack() as ends:
-        following = ends.enter_context(closing(Following(recognizer)))
-        batching = ends.enter_context(closing(Batching(following)))
-        writing = None if workspace is None else ends.enter_context(closing(Writing(workspace, following)))
-        yield Guard(build_app(following, batching, Forms(), writing), names, token, write_token)
+        follower = ends.enter_context(closing(Follower(recognizer)))
+        batcher = ends.enter_context(closing(Batcher(follower)))
+        writer = None if workspace is None else ends.enter_context(closing(Writer(workspace, follower)))
+        yield Guard(build_app(follower, batcher, Forms(), writer), names, token, write_token)
 
 
 def serve(

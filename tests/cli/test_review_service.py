@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -248,15 +248,16 @@ def test_a_decision_while_another_tab_saves(
     page = desk(saved, left)
     page.decide(saved, "confirm")
     committed, go = threading.Event(), threading.Event()
-    commit = sitting_module.changed
+    commit = sitting_module.open_change
 
-    def slow(*given: Any) -> Any:
-        report = commit(*given)
+    @contextmanager
+    def slow(*given: Any, **how: Any) -> Iterator[Any]:
+        with commit(*given, **how) as change:
+            yield change
         committed.set()
         assert go.wait(10)
-        return report
 
-    monkeypatch.setattr(sitting_module, "changed", slow)
+    monkeypatch.setattr(sitting_module, "open_change", slow)
     saving = threading.Thread(target=page.save)
     saving.start()
     assert committed.wait(60)

@@ -307,7 +307,7 @@ def test_another_process_that_writes_is_not_waited_for(
     trained: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The change is refused for now, and predictions go on."""
-    monkeypatch.setattr("vlltr_index.cli.serve.writing._PATIENCE", 0.1)
+    monkeypatch.setattr("vlltr_index.cli.serve.writer._PATIENCE", 0.1)
     with served(trained, write=True) as server:
         with trained.transaction("embed"):
             busy = server.change("POST", "/classes", {"name": ["okapi"], "sentences": [TEXT]})

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vlltr_index.heads.checkpoint import Parts, SavedHead, load_head, save_head
+from vlltr_index.heads.checkpoint import RuleParameters, SavedHead, load_head, save_head
 from vlltr_index.heads.configuration import SHRINKAGES, TextLevel
 from vlltr_index.heads.explanation import explain_prior
 from vlltr_index.heads.fusion import PartWeights
@@ -143,7 +143,7 @@ def head_of(fit: PLDA, identity: bool = True) -> SavedHead:
     if not identity:
         with torch.no_grad():
             head.query_proj.weight[0, 1] = 0.25
-    parts = Parts(
+    parts = RuleParameters(
         fit.shared,
         PartWeights(0.1, 0.2, 0.3),
         text_level=TextLevel.PRIOR,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vlltr_index.data.glyphs import glyph_files
 from vlltr_index.errors import InputError
-from vlltr_index.heads.checkpoint import Parts
+from vlltr_index.heads.checkpoint import RuleParameters
 from vlltr_index.heads.configuration import TEMPERED, TextLevel
 from vlltr_index.heads.dealing import deal_groups
 from vlltr_index.heads.fusion import PartWeights
@@ -109,7 +109,7 @@ def fitted(
     return scorer, notes, scorer.exhaustive(drawn.queries).probabilities[:, place]
 
 
-def parts_of(scorer: Model) -> Parts:
+def parts_of(scorer: Model) -> RuleParameters:
     """What was chosen."""
     assert scorer.saved.parts is not None
     return scorer.saved.parts

@@ -30,7 +30,7 @@ from vlltr_index.schemas.tables import (
     sentence_vectors_name,
 )
 from vlltr_index.store.holdout import digest_images
-from vlltr_index.store.snapshot import Reading
+from vlltr_index.store.snapshot import SentenceReader
 from vlltr_index.store.transaction import Transaction
 from vlltr_index.store.workspace import Workspace
 
@@ -174,7 +174,7 @@ def test_what_was_evaluated_is_asked_next(finished: Workspace) -> None:
 def test_sentences_that_another_model_read_are_read_again(finished: Workspace) -> None:
     """Where the recipe names another sentence-embedding model than the one that read them, or none."""
     with finished.transaction("embed") as tx:
-        tx.note(reading=Reading(model="some/model", fp="r", dim=2))
+        tx.note(reading=SentenceReader(model="some/model", fp="r", dim=2))
     report = status(finished)
     assert report.stale == ("prior.text is none, and the sentences were read by some/model",)
     assert report.next == "vlltr embed"

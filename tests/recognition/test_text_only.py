@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from vlltr_index.classes import add_class
-from vlltr_index.heads.checkpoint import Parts
+from vlltr_index.heads.checkpoint import RuleParameters
 from vlltr_index.heads.configuration import TextLevel
 from vlltr_index.recognition.model import Model
 from vlltr_index.recognizer import Recognizer
@@ -40,7 +40,7 @@ def added(trained: Workspace, heldout: dict[str, list[str]]) -> Model:
     return Recognizer.open(trained).current()
 
 
-def parts_of(model: Model) -> Parts:
+def parts_of(model: Model) -> RuleParameters:
     """The model's parts."""
     assert model.saved.parts is not None
     return model.saved.parts

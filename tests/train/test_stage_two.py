@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.support import drawings
 from vlltr_index.data.words import number_words
 from vlltr_index.heads.anchor_bank import AnchorBank
-from vlltr_index.heads.checkpoint import Parts
+from vlltr_index.heads.checkpoint import RuleParameters
 from vlltr_index.heads.configuration import TEMPERED, TextLevel
 from vlltr_index.heads.dealing import row_keys
 from vlltr_index.heads.fusion import PartWeights, fuse, visual_scores
@@ -108,7 +108,7 @@ def answers(decision: StageTwoResult, data: TrainingSet) -> Tensor:
     return fuse(side, text, parts.weights).probabilities
 
 
-def parts_of(decision: StageTwoResult) -> Parts:
+def parts_of(decision: StageTwoResult) -> RuleParameters:
     """What was decided."""
     assert decision.parts is not None
     return decision.parts

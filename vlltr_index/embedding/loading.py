@@ -40,7 +40,7 @@ from vlltr_index.tensors import unit_rows
 if TYPE_CHECKING:
     from vlltr_index.encoders.encoder import Encoder
     from vlltr_index.encoders.sentence_model import SentenceModel
-    from vlltr_index.store.snapshot import Snapshot, Source
+    from vlltr_index.store.snapshot import ModelSource, Snapshot
     from vlltr_index.store.workspace import Workspace
 
 _EVIDENCE = ("group", "taken", "uri", "thumbnail", "content_hash")
@@ -48,7 +48,9 @@ _NO_THUMBNAIL = bytes(THUMBNAIL**2)
 _FEW = 1000  # images that are looked up by a condition instead of a scan
 
 
-def open_encoder(source: Source, check: bool = True, device: str | torch.device | None = None) -> Encoder:
+def open_encoder(
+    source: ModelSource, check: bool = True, device: str | torch.device | None = None
+) -> Encoder:
     """Open the encoder that a model's record names: its checkpoint, or the recipe's weights where stage 1 has not run.
 
     Without `check`, weights that have changed since the commit are accepted. Default of `device`: a GPU if there is

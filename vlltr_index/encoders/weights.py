@@ -160,7 +160,7 @@ def revision(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
 
 
 @dataclass
-class Source:
+class LoadedWeights:
     """Weights and the configuration that they need; `folder` may hold a tokenizer's files."""
 
     name: str
@@ -295,7 +295,7 @@ def _how_to_get(model: str, tag: Config) -> str:
     )
 
 
-def read_source(model: str, pretrained: str | None) -> Source:
+def read_source(model: str, pretrained: str | None) -> LoadedWeights:
     """Read weights by tag, file, folder or hub repository, with their activation and preprocessing.
 
     Args:
@@ -339,17 +339,17 @@ def read_source(model: str, pretrained: str | None) -> Source:
             f"vlltr init DIR --encoder MODEL:/path/to/open_clip_model.safetensors. {_SHIPS}",
         ) from error
     config["preprocess_cfg"] = preprocessing(tag)
-    source = Source(model, config, read_weights(path), what)
+    source = LoadedWeights(model, config, read_weights(path), what)
     return _settle(source, bool(tag.get("quick_gelu")), "open_clip's list")
 
 
-def _tower(name: str) -> Source:
+def _tower(name: str) -> LoadedWeights:
     """Read an image tower of timm; it is called by its architecture, or by its repository and commit."""
     folder, config = image_tower.describe_tower(name)
     architecture = config["model_cfg"]["vision_cfg"]["timm_model_name"]
     called = architecture if image_tower.is_folder(name) else name
     state = image_tower.tower_weights(folder, config["model_cfg"]["vision_cfg"])
-    return Source(f"{TIMM.model}:{called}", config, state, str(folder))
+    return LoadedWeights(f"{TIMM.model}:{called}", config, state, str(folder))
 
 
 def _find_folder(model: str, pretrained: str | None) -> Path | None:
@@ -443,7 +443,7 @@ def _check_saved(config: Config, path: Path) -> None:
         _check_tower(config, hint)
 
 
-def _from_folder(folder: Path, name: str | None = None) -> Source:
+def _from_folder(folder: Path, name: str | None = None) -> LoadedWeights:
     """Read a folder that `Encoder.save` wrote, or one in open_clip's layout with a configuration and weights."""
     config, saved = _describe(folder)
     called = saved.name if saved is not None else name or folder.name
@@ -452,7 +452,7 @@ def _from_folder(folder: Path, name: str | None = None) -> Source:
         raise EncoderError(
             f"{folder} holds no weights", f"One of these is looked for: {', '.join(_WEIGHT_FILES)}."
         )
-    source = Source(
+    source = LoadedWeights(
         name=called,
         config=config,
         state=read_weights(found),
@@ -467,7 +467,7 @@ def _from_folder(folder: Path, name: str | None = None) -> Source:
     )
 
 
-def _from_hub(repository: str) -> Source:
+def _from_hub(repository: str) -> LoadedWeights:
     """Read a hub repository in open_clip's layout, at a revision or the newest; the source's name has the commit."""
     owner_name, _, wanted = repository.partition("@")
     if not in_cache(owner_name, [_CONFIG_FILE], wanted or None):
@@ -479,7 +479,7 @@ def _from_hub(repository: str) -> Source:
     return _from_folder(folder, f"hf-hub:{owner_name}@{folder.name}")
 
 
-def _from_file(model: str, config: Config, path: Path) -> Source:
+def _from_file(model: str, config: Config, path: Path) -> LoadedWeights:
     """Read a model's weights from a file; an open_clip configuration beside it is used if it is of the same model."""
     beside = path.parent / _CONFIG_FILE
     known = None
@@ -488,10 +488,10 @@ def _from_file(model: str, config: Config, path: Path) -> Source:
     if {**config["model_cfg"], "quick_gelu": None} == {**cfg, "quick_gelu": None}:
         known = bool(cfg.get("quick_gelu"))
         config["preprocess_cfg"] = preprocessing(facts.get("preprocess_cfg") or {})
-    return _settle(Source(model, config, read_weights(path), str(path)), known, str(beside))
+    return _settle(LoadedWeights(model, config, read_weights(path), str(path)), known, str(beside))
 
 
-def _settle(source: Source, known: bool | None, who: str) -> Source:
+def _settle(source: LoadedWeights, known: bool | None, who: str) -> LoadedWeights:
     """Set the activation that the weights were trained with, if it is known, and log a change.
 
     Args:

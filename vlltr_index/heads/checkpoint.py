@@ -66,7 +66,7 @@ Interval = Annotated[tuple[Share, Share], AfterValidator(_ascending)]
 
 
 @dataclass(frozen=True)
-class Parts:
+class RuleParameters:
     """Parameters of the rule `ours` beside the head, as `vlltr train lgr` chose them.
 
     Attributes:
@@ -125,16 +125,16 @@ class SavedHead:
     class_ids: Tensor
     text_fp: str
     image_fp: str
-    parts: Parts | None = None
+    parts: RuleParameters | None = None
 
     @property
     def texts_are_mute(self) -> bool:
-        """As for `Parts`; of another protocol they never are."""
+        """As for `RuleParameters`; of another protocol they never are."""
         return self.parts is not None and self.parts.texts_are_mute
 
     @property
     def unit_correlation(self) -> float:
-        """By which images of a unit are counted, see `Parts`; 1 for a head without parts."""
+        """By which images of a unit are counted, see `RuleParameters`; 1 for a head without parts."""
         return 1.0 if self.parts is None else self.parts.unit_correlation
 
     @property
@@ -154,8 +154,8 @@ def _is_identity(matrix: Tensor) -> bool:
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class PartFacts(BaseModel):
-    """Numbers of `Parts` in `head.json`."""
+class RuleFacts(BaseModel):
+    """Numbers of `RuleParameters` in `head.json`."""
 
     model_config = _STRICT
 
@@ -185,7 +185,7 @@ class HeadManifest(Manifest):
     loss_bias: bool
     text_fp: str
     image_fp: str
-    parts: PartFacts | None
+    parts: RuleFacts | None
 
 
 def save_head(
@@ -209,7 +209,7 @@ def save_head(
     part_facts = None
     if parts is not None:
         outside = parts.shared.outside
-        part_facts = PartFacts(
+        part_facts = RuleFacts(
             weights=parts.weights,
             text_level=int(parts.text_level),
             text_r2=parts.shared.text_r2,
@@ -286,7 +286,7 @@ def load_head(folder: Path) -> SavedHead:
     )
 
 
-def _parts(facts: PartFacts, tensors: dict[str, Tensor]) -> Parts:
+def _parts(facts: RuleFacts, tensors: dict[str, Tensor]) -> RuleParameters:
     """Make the parts of a head, and remove their tensors from `tensors`."""
     shared = {name: tensors.pop(f"generative.{name}").double() for name in SHARED}
     if not bool((shared["spread"] > 0.0).all()):
@@ -307,7 +307,7 @@ def _parts(facts: PartFacts, tensors: dict[str, Tensor]) -> Parts:
         scale, text_scale = facts.outside
         outside = Outside(tensors.pop(SPAN).double(), scale=scale, text_scale=text_scale)
     gaussian = SharedGaussian(**shared, text_r2=facts.text_r2, kernel=kernel, outside=outside)
-    return Parts(
+    return RuleParameters(
         gaussian,
         facts.weights,
         text_level=TextLevel(facts.text_level),

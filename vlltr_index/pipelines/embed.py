@@ -21,7 +21,7 @@ from vlltr_index.embedding.vectors import (
     unread,
 )
 from vlltr_index.pipelines.status import encoder_change
-from vlltr_index.store.snapshot import Reading
+from vlltr_index.store.snapshot import SentenceReader
 from vlltr_index.tensors import device_name
 from vlltr_index.train.augment import ViewAugment
 from vlltr_index.train.data import SMALL_SIDE
@@ -155,7 +155,7 @@ def _read(
         _log.info("reading the sentences with the sentence model %s", tx.recipe.prior.text)
         model = SentenceModel.open(tx.recipe.prior.text)
         read, before = embed_readings(tx, model, hashes, texts, progress=progress)
-        reading = Reading(model=model.name, fp=model.fingerprint, dim=model.dim)
+        reading = SentenceReader(model=model.name, fp=model.fingerprint, dim=model.dim)
     if reading != tx.commit.info.reading:  # the head knows the readings of another model
         tx.set(head=None, fusion=None)
     tx.note(reading=reading)

@@ -22,7 +22,7 @@ from vlltr_index.pipelines.image_plan import Facts, Name, Notes, Placed, Plan, S
 from vlltr_index.schemas.records import ImageRecord, Skipped
 from vlltr_index.schemas.tables import IMAGES
 from vlltr_index.store import ingestion
-from vlltr_index.store.origins import Source
+from vlltr_index.store.origins import IngestedSource
 from vlltr_index.wording import have, plural, preview
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def _parts(items: Iterable[ImageRecord | Skipped]) -> Iterator[list[ImageRecord 
     yield part
 
 
-def match(facts: Facts, source: Source, *, sync: bool, is_train: bool) -> Facts:
+def match(facts: Facts, source: IngestedSource, *, sync: bool, is_train: bool) -> Facts:
     """Find out what a source gave before, which of its images these are, which go to split `test`, and what is moved.
 
     Args:
@@ -185,7 +185,7 @@ def match(facts: Facts, source: Source, *, sync: bool, is_train: bool) -> Facts:
     return replace(facts, held=_held_out(facts, is_train), files=_files_of(facts))
 
 
-def _match(facts: Facts, source: Source, also: Sequence[str]) -> dict[Name, str]:
+def _match(facts: Facts, source: IngestedSource, also: Sequence[str]) -> dict[Name, str]:
     """Find out which of the source's images before each of its images is; it may be in splits `also`, too.
 
     Images that another source gave, and whose files are gone, are its own where it has them now; so are all of a source

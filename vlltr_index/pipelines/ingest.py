@@ -38,7 +38,7 @@ from vlltr_index.pipelines.removal import Agreed, remove_sentences, retire, with
 from vlltr_index.schemas.records import SentenceRecord, Skipped
 from vlltr_index.store import ingestion
 from vlltr_index.store.class_rows import rename
-from vlltr_index.store.origins import Origin, Source
+from vlltr_index.store.origins import IngestedSource, Origin
 from vlltr_index.wording import option_words, plural, preview
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def ingest_images(
     with workspace.transaction(f"ingest images {path} {shlex.join(options)}".rstrip(), dry_run=dry_run) as tx:
         before = tx.class_table()
         names = given and ingestion.known_names(tx, given)
-        source = Source(tx, "images", path, split)
+        source = IngestedSource(tx, "images", path, split)
         grouping, regroups = _grouping(tx, source, group)
 
         read = partial(read_images, path, split, list_root, names, classes=before)
@@ -186,7 +186,7 @@ def ingest_images(
         return replace(report, source=str(path), grouping=str(grouping))
 
 
-def _follows(tx: Transaction, source: Source, wanted: bool | None) -> bool:
+def _follows(tx: Transaction, source: IngestedSource, wanted: bool | None) -> bool:
     """Say whether the links of a source are followed: as is wanted, which is noted, or as was wanted last."""
     followed = tx.commit.info.followed
     before = source.address in followed
@@ -196,7 +196,7 @@ def _follows(tx: Transaction, source: Source, wanted: bool | None) -> bool:
     return wanted
 
 
-def _grouping(tx: Transaction, source: Source, asked: str | None) -> tuple[Grouping, bool]:
+def _grouping(tx: Transaction, source: IngestedSource, asked: str | None) -> tuple[Grouping, bool]:
     """Return how the images of a source are grouped: as is asked, which is noted, or as it was asked last.
 
     Return also whether an image without a group now loses the one that it had.
@@ -210,7 +210,7 @@ def _grouping(tx: Transaction, source: Source, asked: str | None) -> tuple[Group
 
 
 def _classes(
-    tx: Transaction, source: Source, listing: Listing, *, sync: bool, create_all: bool
+    tx: Transaction, source: IngestedSource, listing: Listing, *, sync: bool, create_all: bool
 ) -> tuple[dict[str, int | None], list[str]]:
     """Return the class ids of a source's names, and notes on classes that are renamed as in the source.
 
@@ -224,7 +224,7 @@ def _classes(
 
 
 def _follow_case(
-    tx: Transaction, source: Source, classes: Mapping[str, int | None], may_rename: Collection[str]
+    tx: Transaction, source: IngestedSource, classes: Mapping[str, int | None], may_rename: Collection[str]
 ) -> list[str]:
     """Rename the classes whose names a source writes in another case than before; return a note on each.
 
@@ -243,7 +243,7 @@ def _follow_case(
 
 
 def _image_report(
-    tx: Transaction, plan: Plan, source: Source, before: ClassTable, address: str
+    tx: Transaction, plan: Plan, source: IngestedSource, before: ClassTable, address: str
 ) -> IngestReport:
     """Retire classes of which nothing is left, make prompts, and return the report."""
     notes = plan.notes
@@ -408,7 +408,7 @@ def ingest_text(
     with workspace.transaction(f"ingest text {path}" + (" --sync" if sync else ""), dry_run=dry_run) as tx:
         used = names and ingestion.known_names(tx, names)
         before = tx.class_table()
-        source = Source(tx, "sentences", path)
+        source = IngestedSource(tx, "sentences", path)
         is_gone = sync and source.is_gone
         found, unusable = ({}, set()) if is_gone else _read_sentences(path, used, notes, progress)
         there = {row["sentence_id"]: row for row in tx.table("sentences", _TOLD).to_pylist()}
@@ -454,7 +454,7 @@ def ingest_text(
 
 
 def _take_struck(
-    source: Source, found: dict[str, list[SentenceRecord]], there: Collection[str]
+    source: IngestedSource, found: dict[str, list[SentenceRecord]], there: Collection[str]
 ) -> dict[str, Origin]:
     """Take sentences that were removed by hand, and whole classes, out of what a source gives now.
 
@@ -491,7 +491,7 @@ def _by_class(
 
 
 def _origins(
-    source: Source,
+    source: IngestedSource,
     owned: Mapping[int, list[SentenceRecord]],
     there: Mapping[str, dict[str, Any]],
     unusable: Collection[str],
@@ -522,7 +522,7 @@ class _Lost:
 
 def _lose(
     tx: Transaction,
-    source: Source,
+    source: IngestedSource,
     there: list[dict[str, Any]],
     *,
     new: pa.Table,

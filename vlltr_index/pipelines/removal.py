@@ -15,7 +15,7 @@ from vlltr_index.schemas.tables import CLASSES, FROM_NAME
 from vlltr_index.store.tables import one_of
 
 if TYPE_CHECKING:
-    from vlltr_index.store.origins import Source
+    from vlltr_index.store.origins import IngestedSource
     from vlltr_index.store.transaction import Transaction
 
 
@@ -26,7 +26,7 @@ class Agreed:
     agree: Callable[[str], None] | None
     dry_run: bool
 
-    def check(self, source: Source, gone: int, there: int, what: str) -> list[str]:
+    def check(self, source: IngestedSource, gone: int, there: int, what: str) -> list[str]:
         """Ask where more than a third of the rows that a source gave is gone; return the notes of a dry run instead.
 
         Raises:

@@ -25,7 +25,7 @@ from vlltr_index.evaluation.figures import SHOTS, confused_pairs, gains, shots, 
 from vlltr_index.evaluation.metrics import METHOD, reliability
 from vlltr_index.evaluation.report import nearest_pictures, render, thumbnail
 from vlltr_index.evaluation.verdict import verdict
-from vlltr_index.heads.checkpoint import Parts, load_head
+from vlltr_index.heads.checkpoint import RuleParameters, load_head
 from vlltr_index.pipelines.baseline_scores import baseline_labels
 from vlltr_index.pipelines.doctor import FAISS
 from vlltr_index.pipelines.evaluate import Evaluation, evaluation, keep, usual_split
@@ -399,7 +399,7 @@ def facts(snapshot: Snapshot, split: str, state: StatusReport) -> tuple[tuple[st
     )
 
 
-def _parts_of(snapshot: Snapshot) -> Parts | None:
+def _parts_of(snapshot: Snapshot) -> RuleParameters | None:
     """Return the weights of the head under the rule `ours`; None where there is no such head."""
     with suppress(MissingStepError, WorkspaceError):  # the measured part says so
         head = snapshot.commit.head
@@ -407,7 +407,7 @@ def _parts_of(snapshot: Snapshot) -> Parts | None:
     return None
 
 
-def _fusion(parts: Parts | None, fusion: FusionConfig) -> str:
+def _fusion(parts: RuleParameters | None, fusion: FusionConfig) -> str:
     """The rule, and what each part counts under it."""
     if fusion.rule != "ours":
         return f"rule {fusion.rule}" + (f", alpha {fusion.alpha:g}" if fusion.rule == "paper" else "")

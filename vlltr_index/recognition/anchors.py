@@ -20,7 +20,7 @@ from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.store.parts import BESIDE_VECTORS
 
 if TYPE_CHECKING:
-    from vlltr_index.store.snapshot import Source
+    from vlltr_index.store.snapshot import ModelSource
 
 TEXT_COLUMNS = ("sentence_id", "text", "source", "source_ref", "licence")
 
@@ -152,7 +152,7 @@ def _together(parts: list[Tensor | None], at: Tensor) -> Tensor | None:
     return torch.cat(there)[at] if there else None
 
 
-def read_texts(source: Source) -> Texts:
+def read_texts(source: ModelSource) -> Texts:
     """Read the texts of the anchors by sentence id."""
     return texts_of(source.rows("anchors", BESIDE_VECTORS["anchors"]))
 
@@ -163,7 +163,7 @@ def texts_of(rows: pa.Table) -> Texts:
     return dict(zip(ids, zip(*columns, strict=True), strict=True))
 
 
-def read_anchors(source: Source) -> Anchors:
+def read_anchors(source: ModelSource) -> Anchors:
     """Read the anchors with their stored vectors, ordered by class and rank.
 
     Raises:

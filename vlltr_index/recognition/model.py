@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from vlltr_index.recognition.anchors import Anchors, Texts
     from vlltr_index.recognition.parameters import ClassStats
     from vlltr_index.schemas.config import FusionConfig
-    from vlltr_index.store.snapshot import Snapshot, Source
+    from vlltr_index.store.snapshot import ModelSource, Snapshot
     from vlltr_index.store.taxonomy import Taxonomy
 
 _log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class Model:
     taxonomy: Taxonomy = field(default_factory=dict)
     offsets: Mapping[int, float] = field(default_factory=dict)
     log_prior: Tensor | None = None
-    source: Source = field(default_factory=Memory)
+    source: ModelSource = field(default_factory=Memory)
     device: torch.device = _CPU
     lazy_encoder: Lazy[Encoder] = field(default_factory=partial(Lazy, no_encoder))
     lazy_index: Lazy[AnchorIndex | None] = field(default_factory=partial(Lazy, no_index))
@@ -104,7 +104,7 @@ class Model:
 
     @classmethod
     def open(
-        cls, source: Source, before: Model | None = None, device: str | torch.device | None = None
+        cls, source: ModelSource, before: Model | None = None, device: str | torch.device | None = None
     ) -> Model:
         """Open the model of a commit, of a transaction that will become one, or of an exported folder.
 

@@ -22,7 +22,7 @@ from vlltr_index.store.snapshot import Snapshot
 if TYPE_CHECKING:
     from vlltr_index.encoders.encoder import Encoder
     from vlltr_index.store.objects import Kept
-    from vlltr_index.store.snapshot import Source
+    from vlltr_index.store.snapshot import ModelSource
 
 ClassImages = Callable[[int], tuple[pa.Table, Tensor]]
 """Returns ids and URIs of a class's embedded training images, by class id, and their unit vectors [N, D]."""
@@ -110,7 +110,7 @@ _FACTS: Mapping[str, Callable[[ModelRecord], object]] = {
 """What each part depends on; None: it is always read anew."""
 
 
-def open_index(source: Source) -> AnchorIndex | None:
+def open_index(source: ModelSource) -> AnchorIndex | None:
     """Read the index over anchors, which may have changed since; None if there is none.
 
     Raises:
@@ -120,7 +120,7 @@ def open_index(source: Source) -> AnchorIndex | None:
     return None if own is None else load_index(source.objects.whole("index", own.digest))
 
 
-def class_images_of(source: Source) -> ClassImages:
+def class_images_of(source: ModelSource) -> ClassImages:
     """Return what reads a class's training images, and keeps those of the last classes.
 
     What it returns raises:
@@ -130,7 +130,7 @@ def class_images_of(source: Source) -> ClassImages:
     return lru_cache(_CLASSES)(partial(_read_class_images, source))
 
 
-def _read_class_images(source: Source, class_id: int) -> tuple[pa.Table, Tensor]:
+def _read_class_images(source: ModelSource, class_id: int) -> tuple[pa.Table, Tensor]:
     snapshot = snapshot_of(source)
     where = f"split = 'train' AND class_id = {class_id} AND problem IS NULL"
     rows = snapshot.table("images", ["image_id", "uri"], where).sort_by("image_id")
@@ -140,7 +140,7 @@ def _read_class_images(source: Source, class_id: int) -> tuple[pa.Table, Tensor]
     return rows.filter(pa.array(there, pa.bool_())), F.normalize(vectors, dim=1)
 
 
-def snapshot_of(source: Source) -> Snapshot:
+def snapshot_of(source: ModelSource) -> Snapshot:
     """Return the commit or transaction.
 
     Raises:

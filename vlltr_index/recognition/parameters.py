@@ -22,10 +22,10 @@ from vlltr_index.tensors import class_positions
 
 if TYPE_CHECKING:
     from vlltr_index.heads.anchor_bank import AnchorBank
-    from vlltr_index.heads.checkpoint import Parts
+    from vlltr_index.heads.checkpoint import RuleParameters
     from vlltr_index.heads.lgr import LGRHead
     from vlltr_index.recognition.anchors import Anchors
-    from vlltr_index.store.snapshot import Source
+    from vlltr_index.store.snapshot import ModelSource
 
 OTHER_RULE = 'Put rule = "ours" under [recipe.fusion] in vlltr.toml, then run: vlltr train lgr'
 
@@ -136,7 +136,7 @@ class ClassParameters:
         return dict.fromkeys(later, "images") | dict.fromkeys(self.row_owners.tolist(), "trained")
 
     @property
-    def parts(self) -> Parts:
+    def parts(self) -> RuleParameters:
         """The head's parameters for the rule `ours`.
 
         Raises:
@@ -164,7 +164,7 @@ class ClassParameters:
             parts.shared, counts, self._by_column(self.stats.sums), predicted, trust, self._shifts(parts)
         )
 
-    def _prior_means(self, parts: Parts) -> Tensor:
+    def _prior_means(self, parts: RuleParameters) -> Tensor:
         """Return the prior means that texts give, [C_a, Z]: as the head has them, of classes with the same anchors."""
         if parts.shared.kernel is None:
             return prior_means(self.bank, parts.shared)
@@ -177,7 +177,7 @@ class ClassParameters:
             means[others] = prior_means(self.anchors.of_classes(others), parts.shared)
         return means
 
-    def _shifts(self, parts: Parts) -> Tensor | None:
+    def _shifts(self, parts: RuleParameters) -> Tensor | None:
         """Return `PLDA.shifts`, zero for classes that the model was not fitted on."""
         if parts.shifts is None or not len(parts.shifts):
             return None
@@ -201,7 +201,7 @@ class ClassParameters:
         return {}
 
 
-def read_head(source: Source) -> SavedHead:
+def read_head(source: ModelSource) -> SavedHead:
     """Read the trained head.
 
     Raises:
@@ -223,7 +223,7 @@ def read_head(source: Source) -> SavedHead:
     return saved
 
 
-def read_class_stats(source: Source) -> ClassStats:
+def read_class_stats(source: ModelSource) -> ClassStats:
     """Read counts and sums of the classes' images, of rows whose column `images` counts observations."""
     rows = source.rows("class_stats", BESIDE_VECTORS["class_stats"])
     rows = rows.filter(pc.equal(rows["image_fp"], source.record.image_fp or "")).sort_by("class_id")

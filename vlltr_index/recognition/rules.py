@@ -31,7 +31,7 @@ from vlltr_index.recognition.parameters import OTHER_RULE, ClassParameters
 from vlltr_index.tensors import class_positions, unit_rows
 
 if TYPE_CHECKING:
-    from vlltr_index.heads.checkpoint import Parts
+    from vlltr_index.heads.checkpoint import RuleParameters
     from vlltr_index.heads.tree import HeldOutAnswers
     from vlltr_index.schemas.config import FusionConfig
 
@@ -111,7 +111,7 @@ class FusionRule(ABC):
 
     @abstractmethod
     def held_out(self, what: str) -> tuple[float, HeldOutAnswers]:
-        """Return the threshold of rejection and the answers on the images held out in training; see `Parts`.
+        """Return the threshold of rejection and the answers on the images held out in training; see `RuleParameters`.
 
         Args:
             what: The question that they are to answer, for the error message.
@@ -189,7 +189,7 @@ class OursRule(FusionRule):
     """
 
     known: ClassParameters
-    parts: Parts
+    parts: RuleParameters
     offsets: Mapping[int, float]
     log_prior: Tensor | None
     name: Literal["ours"] = "ours"

@@ -31,7 +31,7 @@ class Origin(NamedTuple):
     dealt: str | None = None
 
 
-class Source:
+class IngestedSource:
     """A source of images or sentences in an open transaction, and what it gave before.
 
     Args:

@@ -22,7 +22,7 @@ from pydantic import ConfigDict
 from vlltr_index.data.text import sentence_id, text_hash
 from vlltr_index.errors import MissingStepError, WorkspaceError
 from vlltr_index.schemas.manifests import Manifest
-from vlltr_index.schemas.model import Parts
+from vlltr_index.schemas.model import PartDigests
 from vlltr_index.schemas.tables import (
     ANCHORS,
     CLASSES,
@@ -39,7 +39,6 @@ from vlltr_index.store.transaction import Transaction
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vlltr_index.store.objects import Objects
     from vlltr_index.store.snapshot import Snapshot, State
 
 TABLES = {
@@ -114,7 +113,7 @@ class PartManifest(Manifest):
 
 
 @dataclass(frozen=True, eq=False)
-class Change:
+class Update:
     """Rows of one table that are new or changed, and keys of rows that are removed.
 
     A base is read as a change, too: all rows, and no removed keys.
@@ -123,7 +122,7 @@ class Change:
     rows: pa.Table
     gone: pa.Array
 
-    def select(self, columns: Sequence[str] | None) -> Change:
+    def select(self, columns: Sequence[str] | None) -> Update:
         """Return the change of some columns, with the key among them; None: all."""
         return self if columns is None else replace(self, rows=self.rows.select(columns))
 
@@ -198,7 +197,7 @@ class PartReader(TableReader):
             newer = changed.select(_VECTORS[name]).to_batches() if changed.num_rows else []
         return self.stored_vectors(parts, name, keys, newer)
 
-    def stored_rows(self, parts: Parts, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+    def stored_rows(self, parts: PartDigests, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Return the rows of one of `TABLES` in a base and its delta: all columns, or some with the key.
 
         Raises:
@@ -209,7 +208,7 @@ class PartReader(TableReader):
         return delta[name].select(columns).applied(base[name].select(columns).rows, TABLES[name])
 
     def stored_vectors(
-        self, parts: Parts, name: str, keys: Tensor, newer: Iterable[pa.RecordBatch] = ()
+        self, parts: PartDigests, name: str, keys: Tensor, newer: Iterable[pa.RecordBatch] = ()
     ) -> Tensor:
         """Return the vectors of rows by their keys, see `vectors`, of a base and its delta, and newer rows.
 
@@ -233,7 +232,7 @@ class PartReader(TableReader):
         except (OSError, pa.ArrowException) as error:
             raise WorkspaceError(f"{path} cannot be read: {error}", _DOCTOR) from None
 
-    def read(self, parts: Parts) -> tuple[dict[str, Change], dict[str, Change]]:
+    def read(self, parts: PartDigests) -> tuple[dict[str, Update], dict[str, Update]]:
         """Return the tables of a base, and of its delta, or an empty one; errors as for `stored_rows`."""
         base, *deltas = (self._part(digest)[1] for digest in parts)
         none = {name: _added(change.rows.slice(0, 0), name) for name, change in base.items()}
@@ -261,7 +260,7 @@ def _in_order(batches: Iterable[pa.RecordBatch], keys: Tensor, schema: pa.Schema
     return torch.from_numpy(vectors)
 
 
-def _read_part(folder: Path) -> tuple[Path, dict[str, Change]]:
+def _read_part(folder: Path) -> tuple[Path, dict[str, Update]]:
     """Map the tables of a part; return its folder, too."""
     try:
         facts = PartManifest.load(folder / "part.json")
@@ -271,7 +270,7 @@ def _read_part(folder: Path) -> tuple[Path, dict[str, Change]]:
             if rows.num_rows != facts.rows[name]:
                 raise ValueError(f"{name}.arrow has {rows.num_rows} rows, part.json says {facts.rows[name]}")
             gone = pa.array(facts.gone.get(name, []), rows.schema.field(key).type)
-            found[name] = Change(rows, gone)
+            found[name] = Update(rows, gone)
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise WorkspaceError(f"{folder} cannot be read as a part: {error}", _DOCTOR) from None
     return folder, found
@@ -289,14 +288,7 @@ def write_base(tables: Mapping[str, pa.Table], dim: int, folder: Path, reading: 
     _write_part(changes, folder)
 
 
-def _put(objects: Objects, changes: dict[str, Change]) -> str:
-    """Keep a part, and return its digest."""
-    with objects.put("parts") as made:
-        _write_part(changes, made.folder)
-    return made.digest
-
-
-def _write_part(changes: dict[str, Change], folder: Path) -> None:
+def _write_part(changes: dict[str, Update], folder: Path) -> None:
     for name, change in changes.items():
         place = folder / f"{name}.arrow"
         with place.open("wb") as file, pa.ipc.new_file(file, change.rows.schema) as writer:
@@ -308,7 +300,7 @@ def _write_part(changes: dict[str, Change], folder: Path) -> None:
     facts.save(folder / "part.json")
 
 
-def next_parts(tx: Transaction, reader: PartReader) -> Parts:
+def next_parts(tx: Transaction, reader: PartReader) -> PartDigests:
     """Write the part of the commit that `tx` is about to make, and return its parts; none if it cannot answer.
 
     Rows that the command wrote come from the tables and are checked; all others come from the parts of the commit
@@ -345,15 +337,15 @@ def next_parts(tx: Transaction, reader: PartReader) -> Parts:
     if old and not any(change.rows.num_rows or len(change.gone) for change in changes.values()):
         return old
     delta = _merged(*reader.read(old), changes, after) if old else None
-    if delta is not None:
-        return old[0], _put(tx.objects, delta)
-    base = {name: _added(rows, name) for name, rows in after.items()}
-    return (_put(tx.objects, base),)
+    part = delta or {name: _added(rows, name) for name, rows in after.items()}
+    with tx.objects.put("parts") as made:
+        _write_part(part, made.folder)
+    return (old[0], made.digest) if delta else (made.digest,)
 
 
 def _merged(
-    base: dict[str, Change], delta: dict[str, Change], changes: dict[str, Change], after: dict[str, pa.Table]
-) -> dict[str, Change] | None:
+    base: dict[str, Update], delta: dict[str, Update], changes: dict[str, Update], after: dict[str, pa.Table]
+) -> dict[str, Update] | None:
     """Merge a delta with newer changes; return None if a new base has to be written.
 
     Args:
@@ -367,15 +359,15 @@ def _merged(
         rows = changes[name].applied(delta[name].rows, key)
         if not rows.schema.equals(base[name].rows.schema):  # vectors of another width
             return None
-        merged[name] = Change(rows, _lacking(base[name].rows, after[name], key))
+        merged[name] = Update(rows, _lacking(base[name].rows, after[name], key))
     return merged if _SHARE * _size(merged) <= _size(base) else None
 
 
-def _size(changes: dict[str, Change]) -> int:
+def _size(changes: dict[str, Update]) -> int:
     return sum(change.rows.nbytes + change.gone.nbytes for change in changes.values())
 
 
-def _change_of(tx: Transaction, name: str, before: pa.Table | None) -> Change:
+def _change_of(tx: Transaction, name: str, before: pa.Table | None) -> Update:
     """Return what a command changed in one of `TABLES`; all rows if there were no parts, or any may have changed."""
     if name in _COPIED:
         if before is None:
@@ -423,7 +415,7 @@ def _came_or_went(now: pa.Table, before: pa.Table, keys: set[int]) -> set[int]:
     return here ^ there
 
 
-def _change(rows: pa.Table, name: str, keys: set[Any] | None, before: pa.Table | None) -> Change:
+def _change(rows: pa.Table, name: str, keys: set[Any] | None, before: pa.Table | None) -> Update:
     """Build the change of the rows with these keys to `rows`; with None, `rows` replace all rows of `before`.
 
     Raises:
@@ -435,13 +427,13 @@ def _change(rows: pa.Table, name: str, keys: set[Any] | None, before: pa.Table |
         if pa.types.is_floating(values.type) and not _all(pc.is_finite(values.drop_null())):
             raise WorkspaceError(f"not all numbers for the table {name!r} are finite", _DOCTOR)
     if keys is not None:
-        return Change(rows, pa.array(sorted(keys.difference(rows[key.name].to_pylist())), key.type))
-    return _added(rows, name) if before is None else Change(rows, _lacking(before, rows, key.name))
+        return Update(rows, pa.array(sorted(keys.difference(rows[key.name].to_pylist())), key.type))
+    return _added(rows, name) if before is None else Update(rows, _lacking(before, rows, key.name))
 
 
-def _added(rows: pa.Table, name: str) -> Change:
+def _added(rows: pa.Table, name: str) -> Update:
     """Return the change that adds rows and removes none."""
-    return Change(rows, pa.array([], rows.schema.field(TABLES[name]).type))
+    return Update(rows, pa.array([], rows.schema.field(TABLES[name]).type))
 
 
 def _lacking(older: pa.Table, newer: pa.Table, key: str) -> pa.Array:

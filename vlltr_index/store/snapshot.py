@@ -16,7 +16,7 @@ from vlltr_index.errors import UsageError, WorkspaceError
 from vlltr_index.schemas.config import FORMAT, AugmentConfig, EncoderConfig, FusionConfig, SelectConfig
 from vlltr_index.schemas.encoders import Family
 from vlltr_index.schemas.fingerprint import digest_json
-from vlltr_index.schemas.model import Count, Fingerprint, Index, ModelRecord, Parts, Record
+from vlltr_index.schemas.model import Count, Fingerprint, Index, ModelRecord, PartDigests, Record
 from vlltr_index.schemas.tables import (
     CLASS_STATS,
     COMMITTED,
@@ -51,7 +51,7 @@ class Tuned(Record):
     start: str | None
 
 
-class Reading(Record):
+class SentenceReader(Record):
     """The sentence-embedding model that the sentences were read by: its name, fingerprint, and the vectors' width."""
 
     model: str
@@ -95,7 +95,7 @@ class Info(Record):
     augment: AugmentConfig | None = None
     cvlp: dict[str, Any] | None = None
     select: SelectConfig | None = None
-    reading: Reading | None = None
+    reading: SentenceReader | None = None
     lgr: dict[str, Any] | None = None
     recipe: str | None = None
     protocol: str | None = None
@@ -133,7 +133,7 @@ class State(Record):
     fusion: FusionConfig | None = None
     index: Index | None = None
     selection_id: str | None = None
-    parts: Parts = ()
+    parts: PartDigests = ()
     info: Info = Info()
 
 
@@ -576,7 +576,7 @@ class Reader(Protocol):
         """Return the vectors of some rows."""
 
 
-class Source(Protocol):
+class ModelSource(Protocol):
     """What a model is opened from: a snapshot, or an exported folder; nothing is written to it."""
 
     @property

@@ -15,7 +15,7 @@ from benchmarks.speed.clock import Clock
 from benchmarks.speed.harness import Arrays
 from vlltr_index.anchors.index import WithDelta
 from vlltr_index.heads.anchor_bank import AnchorBank
-from vlltr_index.heads.checkpoint import Parts, SavedHead
+from vlltr_index.heads.checkpoint import RuleParameters, SavedHead
 from vlltr_index.heads.fusion import PartWeights
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.heads.plda import SharedGaussian
@@ -133,12 +133,12 @@ class State:
         return {f"recall_at_{RECALL_AT}": float(hit.float().mean())}
 
 
-def parts(dim: int) -> Parts:
+def parts(dim: int) -> RuleParameters:
     """A generative model in which each direction varies alike, and weights of the size that training fits."""
     zeros = torch.zeros(dim, dtype=torch.float64)
     eye = torch.eye(dim, dtype=torch.float64)
     shared = SharedGaussian(zeros, dim**0.5 * eye, zeros + 1.0, zeros, 0.0 * eye)
-    return Parts(shared, PartWeights(image=0.5, generative=0.05, text=0.2))
+    return RuleParameters(shared, PartWeights(image=0.5, generative=0.05, text=0.2))
 
 
 def built(inputs: Arrays, values: dict[str, Any], kind: str) -> State:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from vlltr_index.embedding.loading import image_set, image_units
 from vlltr_index.evaluation.rules import class_means
 from vlltr_index.heads.anchor_bank import AnchorBank
-from vlltr_index.heads.checkpoint import Parts
+from vlltr_index.heads.checkpoint import RuleParameters
 from vlltr_index.heads.fusion import PartWeights, VisualScores, visual_scores
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.heads.moments import class_sums
@@ -45,7 +45,9 @@ def without_branch(scorer: Model, features: Tensor) -> Tensor:
     return torch.cat([scorer.rule.visual_scores(part).scores.softmax(1) for part in features.split(512)])
 
 
-def rows_without_text(data: TrainingSet, scorer: Model, features: Tensor) -> tuple[dict[str, Tensor], Parts]:
+def rows_without_text(
+    data: TrainingSet, scorer: Model, features: Tensor
+) -> tuple[dict[str, Tensor], RuleParameters]:
     """Scores [N, C] of features [N, D] in the scorer's columns by each rule, and the parts of the row `WHOLE`.
 
     The linear layer is the head's. The generative model is fitted anew with prototypes of zero, and weighed beside it

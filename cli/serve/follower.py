@@ -17,7 +17,7 @@ _EVERY = 1.0  # seconds between looks for a newer commit
 _log = logging.getLogger(__name__)
 
 
-class Following:
+class Follower:
     """The newest model of a recognizer, ready to answer; safe for several threads.
 
     Args:

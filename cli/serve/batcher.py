@@ -25,7 +25,7 @@ from vlltr_index.recognition.answering import answer_read
 from vlltr_index.schemas.options import PredictOptions
 
 if TYPE_CHECKING:
-    from vlltr_index.cli.serve.following import Following
+    from vlltr_index.cli.serve.follower import Follower
     from vlltr_index.embedding.pixels import ReadImage
     from vlltr_index.recognition.model import Model
     from vlltr_index.schemas.records import Prediction
@@ -65,7 +65,7 @@ class _Job:
 _Result = list["Prediction"] | Exception
 
 
-class Batching:
+class Batcher:
     """Answers requests with the newest model; its coroutines run in one event loop.
 
     A batch has at most 64 pictures; it is begun when it is full, when no request has come for some milliseconds, or
@@ -73,11 +73,11 @@ class Batching:
     refused for another's error.
 
     Args:
-        following: Has the model.
+        follower: Has the model.
     """
 
-    def __init__(self, following: Following) -> None:
-        self._following = following
+    def __init__(self, follower: Follower) -> None:
+        self._follower = follower
         self._waiting = 0
         self._reading = ThreadPoolExecutor(min(_THREADS, len(cores())), "read")
         self._reading_large = ThreadPoolExecutor(1, "read-large")
@@ -95,7 +95,7 @@ class Batching:
                 takes too long.
             VlltrError: As for `Recognizer.predict`.
         """
-        model = self._following.model
+        model = self._follower.model
         reader = Reader(model.encoder, options.crops)
         crops = len(pictures) * options.crops
         if crops > MOST_WAITING:

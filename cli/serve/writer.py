@@ -14,7 +14,7 @@ from vlltr_index.classes import ChangeOptions, ChangeReport
 from vlltr_index.errors import LockedError
 
 if TYPE_CHECKING:
-    from vlltr_index.cli.serve.following import Following
+    from vlltr_index.cli.serve.follower import Follower
     from vlltr_index.store.workspace import Workspace
 
 _MOST_WAITING = 8  # changes
@@ -28,17 +28,17 @@ class Changed(ChangeReport):
     commit: int | None = None
 
 
-class Writing:
+class Writer:
     """Changes a workspace; its coroutines run in one event loop.
 
     Args:
         workspace: With a trained head.
-        following: Of the same workspace; it answers by a change as soon as that is made.
+        follower: Of the same workspace; it answers by a change as soon as that is made.
     """
 
-    def __init__(self, workspace: Workspace, following: Following) -> None:
+    def __init__(self, workspace: Workspace, follower: Follower) -> None:
         self._workspace = workspace
-        self._following = following
+        self._follower = follower
         self._waiting = 0
         self._thread = ThreadPoolExecutor(1, "write")
 
@@ -74,14 +74,14 @@ class Writing:
             report = change(
                 self._workspace,
                 *given,
-                options=ChangeOptions(recognizer=self._following.recognizer, timeout=_PATIENCE),
+                options=ChangeOptions(recognizer=self._follower.recognizer, timeout=_PATIENCE),
                 **named,
             )
         except LockedError:
             raise HTTPException(
                 503, "Another process is writing to the workspace.", {"Retry-After": "5"}
             ) from None
-        self._following.look()
+        self._follower.look()
         # Other processes may have committed, too.
         made = [i for i in history.ids() if i > newest and history.read(i).command == report.command]
         told = [report.warning] if report.warning else []
