@@ -229,7 +229,10 @@ def add_sentences(context: Context, /, **how: Any) -> None:
 @dry_run_option
 @pass_context
 def remove_sentences(context: Context, /, **how: Any) -> None:
-    """Take sentences from CLASS, by id (`vlltr classes show CLASS --all`) or by what they say."""
+    """Remove sentences of CLASS by id or by what they say.
+
+    `vlltr classes show CLASS --all` lists the ids.
+    """
     from vlltr_index.classes import remove_sentences
 
     _change(context, remove_sentences, **how)

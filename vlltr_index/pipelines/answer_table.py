@@ -138,7 +138,10 @@ def check_target(out: Path) -> None:
             f"there is no folder {out.parent}", f"Make it: mkdir -p {shlex.quote(str(out.parent))}"
         )
     if os.path.exists(out):
-        raise UsageError(f"{out} is there already", "Choose another file, or remove it.")
+        raise UsageError(
+            f"{out} is there already, and a table appears once it is complete",
+            "Choose another file, or remove it.",
+        )
 
 
 @contextmanager
