@@ -93,10 +93,10 @@ def test_requests_together_are_answered_as_each_by_itself(
     """Of several clients, with one and several pictures and different options, in whatever batches they come; a model
     that would take another way to score one picture than several takes each request's own.
     """
-    from vlltr_index.cli.serve import batching
+    from vlltr_index.cli.serve import batcher
 
     batches = []
-    answer_read = batching.answer_read
+    answer_read = batcher.answer_read
 
     def used(model: Model, retrieval: str, images: int) -> str:
         return ("faiss" if images == 1 else "exhaustive") if retrieval == "auto" else retrieval
@@ -105,7 +105,7 @@ def test_requests_together_are_answered_as_each_by_itself(
         batches.append((len(read[0].names), options.retrieval))
         return answer_read(model, read, options)
 
-    monkeypatch.setattr(batching, "answer_read", counted)
+    monkeypatch.setattr(batcher, "answer_read", counted)
     monkeypatch.setattr(Model, "used", used)
     files = [*sorted(pictures.glob("known-*.png")), *sorted((pictures / "unseen").glob("*.png"))]
     recognizer = Recognizer.open(trained_once)
@@ -190,17 +190,17 @@ def test_one_error_is_one_request_s(
     trained_once: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Where a batch fails, its requests are answered by themselves; what is wrong is logged, and not told."""
-    from vlltr_index.cli.serve import batching
+    from vlltr_index.cli.serve import batcher
 
-    answer_read = batching.answer_read
+    answer_read = batcher.answer_read
 
     def failing(model: Any, read: Any, options: PredictOptions) -> Any:
         if "bad.png" in read[0].names:
             raise RuntimeError("a secret of /home/me")
         return answer_read(model, read, options)
 
-    monkeypatch.setattr(batching, "answer_read", failing)
-    monkeypatch.setattr(batching, "_WINDOW", 0.5)
+    monkeypatch.setattr(batcher, "answer_read", failing)
+    monkeypatch.setattr(batcher, "_WINDOW", 0.5)
     data = (pictures / "known-0.png").read_bytes()
     with served(Workspace.open(trained_once)) as server, ThreadPoolExecutor(4) as clients:
 
@@ -366,11 +366,11 @@ def test_a_commit_that_cannot_answer_is_passed_over(
     trained: Workspace, pictures: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The model before it answers, until there is another commit; it is tried once."""
-    from vlltr_index.cli.serve import following
+    from vlltr_index.cli.serve import follower
 
     first = trained.history.ids()[-1]
     tried = []
-    ready = following._ready
+    ready = follower._ready
 
     def failing(model: Model) -> Model:
         tried.append(model.commit)
@@ -378,8 +378,8 @@ def test_a_commit_that_cannot_answer_is_passed_over(
             raise WorkspaceError("the index is damaged")
         return ready(model)
 
-    monkeypatch.setattr(following, "_ready", failing)
-    monkeypatch.setattr(following, "_EVERY", 0.05)
+    monkeypatch.setattr(follower, "_ready", failing)
+    monkeypatch.setattr(follower, "_EVERY", 0.05)
     with served(trained) as server:
         add_class(trained, "okapi", [TEXT])
         time.sleep(1)

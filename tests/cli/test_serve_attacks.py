@@ -415,18 +415,18 @@ def test_a_full_queue_and_a_late_answer(
     trained_once: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """429 where too much waits, 503 where the answer is late: both say when to come again; then all is well."""
-    from vlltr_index.cli.serve import batching
+    from vlltr_index.cli.serve import batcher
 
     going = threading.Event()
-    answer_read = batching.answer_read
+    answer_read = batcher.answer_read
 
     def slow(*args: Any) -> Any:
         going.wait(30)
         return answer_read(*args)
 
-    monkeypatch.setattr(batching, "answer_read", slow)
-    monkeypatch.setattr(batching, "MOST_WAITING", 8)
-    monkeypatch.setattr(batching, "DEADLINE", 1.0)
+    monkeypatch.setattr(batcher, "answer_read", slow)
+    monkeypatch.setattr(batcher, "MOST_WAITING", 8)
+    monkeypatch.setattr(batcher, "DEADLINE", 1.0)
     picture = pictures / "known-0.png"
     with served(Workspace.open(trained_once)) as site, ThreadPoolExecutor(20) as clients:
         answers = list(clients.map(lambda _: site.predict(picture), range(20)))

@@ -142,7 +142,7 @@ def test_the_commands(
     assert name.startswith("given-")
     assert len(list((trained.path / "reports").glob(f"evaluate-test-*-prior-{name}.json"))) == 1
     code, _, said = run(capsys, "-w", trained.path, "predict", image, "--prior", "Training")
-    assert (code, "balanced, training, folder" in said) == (2, True)
+    assert (code, "balanced, training, estimated" in said) == (2, True)
     told.write_text("class,weight\nwren,0\n", encoding="utf-8")
     code, _, said = run(capsys, "-w", trained.path, "predict", image, "--prior", told)
     assert code == 1

@@ -200,9 +200,9 @@ def open_change(
 
 def _measured(tx: Transaction, before: Model, done: Edit) -> tuple[Model, Effect]:
     """Return the model after a change, with the offsets that it gives added classes, and the effect."""
-    merged = before.known.merged if done.merged is None else done.merged
-    tx.note(merged=merged)
-    after = Model.open(tx, before=before).with_known(merged=merged)  # tx's record lacks what it notes
+    if done.merged is not None:
+        tx.note(merged=done.merged)
+    after = Model.open(tx, before=before)
     effect, offsets = measure(before, after, done.touched)
     tx.note(offsets=offsets)
     return replace(after, offsets=offsets), effect

@@ -156,8 +156,10 @@ class Transaction(Snapshot):
 
     @property
     def record(self) -> ModelRecord:
-        """What the model of the commit before is made of, but with the rows of now, which no part holds yet."""
-        return super().record.model_copy(update={"parts": ()})
+        """What the model of the commit before is made of, but with the rows of now, which no part holds yet, and with
+        the merged classes and the offsets that were noted."""
+        now = {"parts": (), "merged": self.state.info.merged, "offsets": self.state.info.offsets}
+        return super().record.model_copy(update=now)
 
     @property
     def before(self) -> Snapshot:
