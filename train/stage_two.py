@@ -113,14 +113,12 @@ def fit_stage_two(
     """
     data = data.placed()
     trains = head is None and (config.train or data.visual_init is not None)
-    linear = trains or head is not None
     saw_all = head is not None and not bool(data.unseen.any())
-    parts = [] if saw_all else images_held_out(data, one_part=linear)
+    parts = [] if saw_all else images_held_out(data, one_part=trains or head is not None)
     rows = row_folds(data, parts)
     stop = rows == _STOPPING if trains else torch.zeros_like(data.unseen)
     rows = torch.where(stop, -1, rows)
     branches = (["visual", "text"] if data.reads_text else ["visual"]) if trains else []
-
     fit = partial(_fold, data, config, head=head, stop=stop, branches=branches, progress=progress)
     folds, terms = cross_validate(fit, data.features[0], parts, rows >= 0, progress)
     table = out_of_fold(data, parts, rows, terms) if bool((rows >= 0).any()) else None
@@ -286,7 +284,7 @@ def _fold(
     data = data.selected_without(out)
     stop = out & stop
     models = fold_models(data, out)
-    linear = head is not None or bool(branches)
+    linear = head is not None or bool(branches)  # an untrained one repeats the PLDA
     steps = 0
     if head is None:
         rest = ~out & ~data.unseen_classes[data.labels]

@@ -100,7 +100,7 @@ class Change:
         tx: Its transaction.
         before: The model before it; None: no head is trained yet.
         options: How it is made.
-        held: Ids of the images that stage 1 held out.
+        held: Ids of the images that stage 1 held out; empty without a model.
         scored: The images that sentences are scored against before it; None without a model.
     """
 
@@ -188,10 +188,10 @@ def open_change(
     if options.recognizer is not None and not options.recognizer.is_of(workspace):
         raise UsageError("the recognizer is not of this workspace", "Open it: Recognizer.open(workspace)")
     with workspace.transaction(command, options.timeout, dry_run=options.dry_run) as tx:
-        before, scored = None, None
-        held = held_images(tx)
+        before, scored, held = None, None, frozenset[str]()
         if needs_head or tx.commit.head is not None:
             before = _model_before(workspace.snapshot(tx.commit.id or None), options.recognizer)
+            held = held_images(tx)
             scored = score_images(tx, tx.commit.info.select or tx.recipe.select, held)
         change = Change(tx, before, options, held, scored)
         yield change

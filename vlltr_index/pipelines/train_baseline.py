@@ -234,11 +234,17 @@ def train_baseline(
     ) as run:
         row = Making(workspace, snapshot, config, progress).row(BY_NAME[name])
         row = replace(row, made_of=made_of(snapshot, BY_NAME[name]))
-        with run.transaction() as tx:
-            with tx.objects.put("heads") as made:
-                _save(row, made.folder)
-            tx.note(baselines={**tx.commit.info.baselines, name: made.digest})
+        _keep(run, row, name)
     return row
+
+
+@by_first
+def _keep(run: training.TrainingRun, row: BaselineRow, name: str) -> None:
+    """Commit a baseline under its name."""
+    with run.transaction() as tx:
+        with tx.objects.put("heads") as made:
+            _save(row, made.folder)
+        tx.note(baselines={**tx.commit.info.baselines, name: made.digest})
 
 
 def _save(row: BaselineRow, folder: Path) -> None:
