@@ -136,7 +136,7 @@ def _accuracy(report: EvaluationReport, asked: Measure, alone: bool) -> str:
     right = f"{mine.count}" if mine.few else f"{100 * row.measured(asked.prior).value:.1f} %"
     if report.folds:
         # The commit's own model has all pictures: it is rather better, the more so the fewer there are.
-        others = "a fifth" if report.folds > 1 else "a tenth"
+        others = "a fifth" if report.folds > 1 else "a part"
         said = (
             f"Of {_pictures(mine)}, each shown to a model that was trained without it and {others} of the others,"
             f" {right} were named rightly"

@@ -32,8 +32,8 @@ def held_out_folds(
 ) -> Tensor:
     """Return the fold that each image is held out in, int64 [N], -1 for one that never is.
 
-    There are five folds. With `one_part`, and from 5,000 images on, there is one: the first of ten, or of twenty from
-    10,000 images on, of forty from 20,000 on, and so on, so that it holds about 500 to 1,000 images.
+    There are five folds. With `one_part`, and from 5,000 images on, there is one: the first of ten. Above 10,000 images
+    it is the first of twenty, above 20,000 of forty, and so on, so that it has about 500 to 1,000 images.
 
     Args:
         labels, groups, keys: As for `deal_groups`.
