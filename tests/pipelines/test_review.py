@@ -266,6 +266,13 @@ def test_files(spoilt: Workspace, tmp_path: Path) -> None:
         check_targets([tmp_path / "queue.txt"])
     with pytest.raises(InputError, match="no such folder"):
         check_targets([tmp_path / "no" / "queue.csv"])
+    labelled = tmp_path / "labelled.csv"
+    labelled.write_text("class", encoding="utf-8")
+    with pytest.raises(
+        UsageError, match=r"labelled\.csv exists, and may contain your labels\nChoose another file"
+    ):
+        check_targets([labelled])
+    assert labelled.read_text(encoding="utf-8") == "class"
 
 
 def test_a_sheet_shows_what_cannot_be_seen_in_names(tmp_path: Path) -> None:
@@ -415,15 +422,15 @@ def test_the_commands_of_the_docs_take_pictures_in(
     text = (Path(__file__).parents[2] / page).read_text(encoding="utf-8")
     reviewing, relabelling = (
         shlex.split(re.findall(rf"^vlltr ({start}[^#\n]*)", text, re.MULTILINE)[-1])
-        for start in (f"review {place} --out queue.csv", r"images relabel queue\.csv --add")
+        for start in (f"review {place} --out camera.csv", r"images relabel queue\.csv --add")
     )
     code, told, _ = run(capsys, *reviewing)
     assert code == 0
     name = trained.snapshot().class_table().names[0]
-    _filled(Path("queue.csv"), {f"known/{number}.png": name for number in range(1, 30)})
+    _filled(Path("camera.csv"), {f"known/{number}.png": name for number in range(1, 30)})
     printed = re.findall(r"^Write classes into its column class, then run: vlltr (.*)$", told, re.MULTILINE)
     assert [shlex.split(one) for one in printed] == [
-        ["images", "relabel", "queue.csv", "--add", "--root", os.path.realpath(place)]
+        ["images", "relabel", "camera.csv", "--add", "--root", os.path.realpath(place)]
     ]
     for command in ([*shlex.split(printed[0]), "--dry-run"], relabelling):
         code, told, _ = run(capsys, *command)

@@ -41,7 +41,7 @@ def check_targets(paths: Sequence[Path]) -> None:
     """Refuse files that a list cannot be written to.
 
     Raises:
-        UsageError: One ends in neither .csv nor .html.
+        UsageError: One ends in neither .csv nor .html, or is a table that exists: a person may have labelled it.
         InputError: Its folder is not there.
     """
     for path in paths:
@@ -51,6 +51,10 @@ def check_targets(paths: Sequence[Path]) -> None:
             raise InputError(f"no such folder: {path.absolute().parent}", "Make it first.")
         if path.is_dir():
             raise InputError(f"{path} is a folder", "Name a file.")
+        if path.suffix.lower() == ".csv" and path.exists():
+            raise UsageError(
+                f"{path} exists, and may contain your labels", "Choose another file, or remove it."
+            )
 
 
 def write_list(path: Path, review: Review, snapshot: Snapshot) -> None:
