@@ -422,7 +422,7 @@ def test_the_commands_of_the_docs_take_pictures_in(
     text = (Path(__file__).parents[2] / page).read_text(encoding="utf-8")
     reviewing, relabelling = (
         shlex.split(re.findall(rf"^vlltr ({start}[^#\n]*)", text, re.MULTILINE)[-1])
-        for start in (f"review {place} --out camera.csv", r"images relabel queue\.csv --add")
+        for start in (f"review {place} --out camera.csv", r"images relabel camera\.csv --add")
     )
     code, told, _ = run(capsys, *reviewing)
     assert code == 0
