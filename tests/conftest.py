@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -32,6 +33,18 @@ if IN_WORKER:
 # A shell that starts pytest in the background has it ignore Ctrl-C, and with it every program that a test starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def own_device_and_log_level() -> Iterator[None]:
+    """Undo what commands that run in this process choose for it: the device (`--device`) and the level of the log."""
+    device, logger = os.environ.get("VLLTR_DEVICE"), logging.getLogger("vlltr_index")
+    level = logger.level
+    yield
+    logger.setLevel(level)
+    os.environ.pop("VLLTR_DEVICE", None)
+    if device is not None:
+        os.environ["VLLTR_DEVICE"] = device
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
